@@ -1,0 +1,59 @@
+"""The one place that turns a config node into an object."""
+from __future__ import annotations
+
+import functools
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+from omegaconf import OmegaConf
+
+#: Packages a `_target_` may name. A config is data that people mail to each other: it must not run anything else.
+WHITELIST = ("research_stack", "lightning", "torch", "transformers")
+
+
+def targets(node: Any, path: str = "") -> Iterator[tuple[str, str]]:
+    """Every (path, `_target_`) at and below a plain node."""
+    if isinstance(node, Mapping):
+        if "_target_" in node:
+            yield path, node["_target_"]
+        for key, value in node.items():
+            yield from targets(value, f"{path}.{key}" if path else str(key))
+    elif isinstance(node, list | tuple):
+        for index, value in enumerate(node):
+            yield from targets(value, f"{path}.{index}")
+
+
+def plain(node: Any) -> Any:
+    """The node as dicts, lists and scalars, interpolations resolved."""
+    return OmegaConf.to_container(node, resolve=True) if OmegaConf.is_config(node) else node
+
+
+def build(node: Any, path: str, /, **arguments: Any) -> Any:
+    """Instantiate the config node that stands at `path`, with further constructor arguments from code.
+
+    - node: a mapping with `_target_`; nested nodes are built first. Values arrive as plain Python, since a
+      checkpoint whose hyperparameters hold a DictConfig cannot be loaded with `weights_only=True`.
+    - path: where the node stands in the config; error messages of constructors get it put in front.
+    - arguments: objects the config cannot hold (the vocabulary, the model, ...). They win over the node's keys.
+
+    Raises ValueError when a target is outside the whitelist or a constructor refuses its arguments.
+    """
+    from hydra.errors import InstantiationException
+    from hydra.utils import instantiate
+
+    node = plain(node)
+    for where, target in targets(node, path):
+        if not isinstance(target, str) or target.split(".")[0] not in WHITELIST:
+            raise ValueError(f"{where}._target_={target!r} lies outside the allowed packages: {', '.join(WHITELIST)}")
+    try:
+        # A partial keeps `arguments` out of OmegaConf, which would turn dataclasses into configs of themselves.
+        factory = instantiate(node, _convert_="all", _partial_=True)
+        assert isinstance(factory, functools.partial)
+        return factory(**arguments)
+    except InstantiationException as error:
+        if isinstance(error.__cause__, ValueError | OSError):
+            inner = str(error).rpartition("full_key: ")[2].strip() if "full_key: " in str(error) else ""
+            raise type(error.__cause__)(f"{path}{'.' + inner if inner else ''}.{error.__cause__}") from error
+        raise
+    except ValueError as error:
+        raise ValueError(f"{path}.{error}") from error

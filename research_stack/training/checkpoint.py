@@ -1,0 +1,92 @@
+"""Checkpoints: written whole or not at all, and loaded without running code."""
+from __future__ import annotations
+
+import logging
+import os
+import tempfile
+from pathlib import Path
+from typing import Any
+
+import torch
+from lightning.pytorch import Callback, LightningModule, Trainer
+from lightning.pytorch.plugins.io import TorchCheckpointIO
+
+log = logging.getLogger(__name__)
+
+
+class AtomicCheckpointIO(TorchCheckpointIO):
+    """Writes to a temporary file beside the target, then renames; loads with `weights_only=True`."""
+
+    def save_checkpoint(self, checkpoint: dict[str, Any], path: str | Path, storage_options: Any = None) -> None:
+        """Raises OSError that names the path when the disk is full; the previous checkpoint then stays."""
+        path = Path(path)
+        path.parent.mkdir(parents=True, exist_ok=True)
+        descriptor, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
+        try:
+            with os.fdopen(descriptor, "wb") as file:
+                torch.save(checkpoint, file)
+                file.flush()
+                os.fsync(file.fileno())
+            os.replace(temporary, path)
+        except (OSError, RuntimeError) as error:  # torch's zip writer reports a full disk as RuntimeError
+            reason = error.strerror if isinstance(error, OSError) else "could not be written whole; is the disk full?"
+            raise OSError(f"checkpoint {path}: {reason}; the previous checkpoint is untouched") from error
+        finally:
+            Path(temporary).unlink(missing_ok=True)
+
+    def load_checkpoint(self, path: str | Path, map_location: Any = None, weights_only: bool | None = True) -> dict[str, Any]:
+        """The checkpoint on CPU. Raises ValueError when the file is damaged."""
+        return load_checkpoint(path)
+
+
+def load_checkpoint(path: str | Path) -> dict[str, Any]:
+    """A checkpoint's tensors and plain values, on CPU; nothing in the file can run code.
+
+    Raises ValueError that names the file when it is truncated or damaged, FileNotFoundError when there is none.
+    """
+    try:
+        return torch.load(path, map_location="cpu", weights_only=True)
+    except FileNotFoundError as error:
+        raise FileNotFoundError(f"{path}: there is no such checkpoint") from error
+    except Exception as error:  # torch raises many types on a damaged file
+        raise ValueError(f"{path}: the checkpoint is damaged or not a checkpoint ({str(error).splitlines()[0][:120]})") from error
+
+
+class Checkpoints(Callback):
+    """Keeps `last.ckpt` (every `every` steps and at the end) and `best.ckpt` (lowest `monitor`).
+
+    - every: steps between two writes of `last.ckpt`: what a kill -9 can cost.
+    - monitor: a logged validation metric, lower is better.
+    """
+
+    def __init__(self, folder: str | Path, every: int = 50, monitor: str = "val/loss") -> None:
+        self.folder, self.every, self.monitor = Path(folder), every, monitor
+        self.best: float | None = None
+        self._saved_at = -1
+
+    def state_dict(self) -> dict[str, Any]:
+        """The best value so far."""
+        return {"best": self.best}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Restore the best value so far."""
+        self.best = state_dict["best"]
+
+    def save_last(self, trainer: Trainer) -> None:
+        """Write `last.ckpt` on all ranks, unless this step's is there already."""
+        if self._saved_at != trainer.global_step:
+            trainer.save_checkpoint(self.folder / "last.ckpt")
+            self._saved_at = trainer.global_step
+
+    def on_train_batch_end(self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int) -> None:
+        """Write `last.ckpt` where it is due."""
+        if trainer.global_step % self.every == 0 or trainer.global_step == trainer.max_steps:
+            self.save_last(trainer)
+
+    def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Write `best.ckpt` when the monitored value improved."""
+        value = trainer.callback_metrics.get(self.monitor)
+        if trainer.sanity_checking or value is None or (self.best is not None and float(value) >= self.best):
+            return
+        self.best = float(value)
+        trainer.save_checkpoint(self.folder / "best.ckpt")

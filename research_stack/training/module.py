@@ -1,0 +1,140 @@
+"""The training step every family shares: one optimizer step per batch, exact under any cut of the batch.
+
+A family says how a batch becomes work (`prepare`) and what the summed loss of some rows is (`loss_sum`). The
+step divides by the denominator of the WHOLE batch, over all devices and pieces, so gradient accumulation and
+data parallelism give the same loss and gradient as one device with one piece. All randomness comes from streams
+named by the step, so a resumed run draws what the uninterrupted one would have drawn.
+"""
+from __future__ import annotations
+
+import contextlib
+import logging
+from abc import abstractmethod
+from collections.abc import Iterator
+from typing import Any
+
+import torch
+from lightning import LightningModule
+from torch import Tensor
+
+from research_stack.streams import Draws, seed_of
+from research_stack.training.optimization import Optimization
+
+log = logging.getLogger(__name__)
+
+Rows = dict[str, Tensor]  # tensors that share their first dimension, one row per sequence
+
+
+class NotFinite(ValueError):
+    """The loss or the gradient became NaN or infinite."""
+
+
+class TrainingModule(LightningModule):
+    """Base of all methods.
+
+    - optimization: optimizer, schedule, clipping, accumulation.
+    - seed: of all streams.
+    """
+
+    def __init__(self, optimization: Optimization, seed: int) -> None:
+        super().__init__()
+        self.automatic_optimization = False
+        self.optimization, self.seed = optimization, seed
+        self._scheduler_steps: int | None = None
+
+    # What a family implements -------------------------------------------------------------------------------------
+
+    @abstractmethod
+    def prepare(self, batch: Rows, draws: Draws) -> tuple[Rows, Tensor]:
+        """The rows to compute on, and this device's share of the denominator (a scalar; shares add up)."""
+
+    @abstractmethod
+    def loss_sum(self, rows: Rows) -> Tensor:
+        """The summed loss of these rows, a scalar with gradient."""
+
+    # The step ------------------------------------------------------------------------------------------------------
+
+    def configure_optimizers(self) -> dict[str, Any]:
+        """AdamW and its schedule over `trainer.max_steps`."""
+        optimizer = self.optimization.optimizer(self)
+        factor = self.optimization.factor(int(self.trainer.max_steps))
+        return {"optimizer": optimizer, "lr_scheduler": torch.optim.lr_scheduler.LambdaLR(optimizer, factor)}
+
+    def training_step(self, batch: Rows, batch_idx: int) -> Tensor:
+        """One optimizer step; returns the batch's loss over all devices, without gradient."""
+        step = self.global_step
+        torch.manual_seed(seed_of(self.seed, "dropout", step, self.global_rank))  # dropout draws from the global stream
+        rows, denominator = self.prepare(batch, self.draws("corruption", step, batch))
+        denominator = self.total_over_devices(denominator).clamp_min(1)
+        pieces = list(cut(rows, self.optimization.accumulate))
+        loss = torch.zeros((), device=self.device)
+        for index, piece in enumerate(pieces):
+            with self._gradients_stay_here(index < len(pieces) - 1):
+                # Data parallelism averages gradients over devices; the factor makes that a sum.
+                part = self.loss_sum(piece) / denominator * self.trainer.world_size
+                self.manual_backward(part)
+            loss += part.detach() / self.trainer.world_size
+        norm = self._clip()
+        loss = self.total_over_devices(loss)
+        self._stop_unless_finite(loss, norm, step)
+        optimizer = self.optimizers()
+        optimizer.step()
+        optimizer.zero_grad(set_to_none=True)
+        scheduler = self.lr_schedulers()
+        self.log_dict({"train/loss": loss, "train/grad_norm": norm, "train/lr": scheduler.get_last_lr()[0]})
+        scheduler.step()
+        return loss
+
+    def validation_step(self, batch: Rows, batch_idx: int) -> None:
+        """The training loss on held-out rows, always under the same draws, so that steps can be compared."""
+        rows, denominator = self.prepare(batch, self.draws("validation", batch_idx, batch))
+        total = torch.stack([self.loss_sum(rows).detach().float(), denominator.float()])
+        self._validation = self._validation + total
+
+    def on_validation_epoch_start(self) -> None:
+        """Start the sums."""
+        self._validation = torch.zeros(2, device=self.device)
+
+    def on_validation_epoch_end(self) -> None:
+        """Log the mean over all validation rows of all devices."""
+        total, denominator = self.total_over_devices(self._validation)
+        self.log("val/loss", total / denominator.clamp_min(1), prog_bar=True)
+
+    # Pieces --------------------------------------------------------------------------------------------------------
+
+    def draws(self, stream: str, step: int, batch: Rows) -> Draws:
+        """The numbers of this device's rows, out of those drawn for the whole batch."""
+        rows, world, rank = len(batch["tokens"]), self.trainer.world_size, self.global_rank
+        return Draws(self.seed, stream, step, total=rows * world, rows=slice(rank * rows, (rank + 1) * rows), device=self.device)
+
+    def total_over_devices(self, value: Tensor) -> Tensor:
+        """The sum of a tensor over all devices."""
+        return self.trainer.strategy.reduce(value, reduce_op="sum") if self.trainer.world_size > 1 else value
+
+    def _gradients_stay_here(self, yes: bool) -> contextlib.AbstractContextManager[Any]:
+        """While accumulating, gradients need not travel between devices before the last piece."""
+        model = self.trainer.strategy.model
+        return model.no_sync() if yes and isinstance(model, torch.nn.parallel.DistributedDataParallel) else contextlib.nullcontext()
+
+    def _clip(self) -> Tensor:
+        """The global gradient norm before clipping."""
+        limit = self.optimization.clip
+        # FSDP2 shards are DTensors, whose norm is global already.
+        norm = torch.nn.utils.clip_grad_norm_(self.parameters(), float("inf") if limit is None else limit, foreach=True)
+        return norm.full_tensor() if isinstance(norm, torch.distributed.tensor.DTensor) else norm
+
+    def _stop_unless_finite(self, loss: Tensor, norm: Tensor, step: int) -> None:
+        if not bool(torch.isfinite(loss + norm)):
+            raise NotFinite(
+                f"loss={float(loss)} with gradient norm {float(norm)} at step {step}: training stopped before the update; "
+                f"the last checkpoint is sound (try a smaller optimization.lr, now {self.optimization.lr}, "
+                f"or optimization.clip, now {self.optimization.clip})")
+
+
+def cut(rows: Rows, pieces: int) -> Iterator[Rows]:
+    """The rows in `pieces` parts of nearly equal size; empty parts are left out."""
+    count = len(next(iter(rows.values())))
+    bounds = [round(i * count / pieces) for i in range(pieces + 1)]
+    for start, stop in zip(bounds, bounds[1:], strict=False):
+        if stop > start:
+            yield {name: tensor[start:stop] for name, tensor in rows.items()}
