@@ -1,0 +1,482 @@
+"""Run folders on disk: atomic files, the lock, the status of a run, the hash of its config. No torch, no hydra.
+
+Everything a run leaves behind is a file that is either whole or absent: it is written beside its name, flushed
+to the disk and renamed. Histories (`*.jsonl`) grow by one locked append at a time, so that several processes may
+share one, and a reader skips a line that a power cut tore.
+
+JSON has no NaN or infinity: non-finite numbers are written as null, and `Result.metrics` reads null as NaN.
+"""
+from __future__ import annotations
+
+import errno
+import fcntl
+import hashlib
+import json
+import logging
+import math
+import os
+import secrets
+import socket
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass, field
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any, Literal
+
+log = logging.getLogger(__name__)
+
+Status = Literal["running", "ok", "failed", "interrupted"]
+ABSENT = "(absent)"  # stands for a key that one of two configs lacks, in `differing_keys`
+STALE_SECONDS = 3600  # a temporary file this old belongs to a writer that was killed
+
+# Keys that change where, when or how visibly a run happens but not its numbers: left out of the config hash.
+# Of `hardware` only the precision is kept: devices, threads and resources change nothing but rounding.
+NOT_SCIENCE = (
+    "task", "run", "runs", "prompt", "dry_run", "name", "logger", "callbacks", "launcher", "sweep", "debug", "hydra",
+    "experiment", "trainer.enable_progress_bar", "trainer.enable_model_summary", "trainer.log_every_n_steps",
+    "trainer.default_root_dir", "data.cache_dir",
+)  # fmt: skip
+HARDWARE_SCIENCE = ("precision",)
+
+
+# ------------------------------------------------------------------------------------------------ files
+def _unwritable(path: Path, reason: OSError) -> OSError:
+    """One line with the path and the reason, keeping the errno."""
+    error = OSError(f"{path} cannot be written: {reason.strerror or reason}")
+    error.errno = reason.errno
+    return error
+
+
+def _fsync(path: Path) -> None:
+    """Flush a file or a folder to the disk."""
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+@contextmanager
+def atomic_path(path: str | os.PathLike[str]) -> Iterator[Path]:
+    """A temporary name in the same folder (same suffix) to write to; it takes the place of `path` on leaving.
+
+    After any error the temporary file is gone and the old file stands. An OSError (full disk, no permission)
+    is raised again as one line with the path and the reason. Missing parent folders are made.
+    """
+    path = Path(path)
+    temporary = path.with_name(f".tmp-{os.getpid()}-{secrets.token_hex(4)}-{path.name}")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        yield temporary
+        _fsync(temporary)
+        os.replace(temporary, path)
+        _fsync(path.parent)
+    except OSError as error:
+        raise _unwritable(path, error) from error
+    finally:
+        with suppress(OSError):  # renamed, never made, or in a folder that is none: the error above says it
+            temporary.unlink()
+
+
+def atomic_write(path: str | os.PathLike[str], content: str | bytes) -> None:
+    """Put `content` (text as UTF-8) in the file, whole or not at all; OSError as in `atomic_path`."""
+    with atomic_path(path) as temporary:
+        temporary.write_bytes(content.encode() if isinstance(content, str) else content)
+
+
+def _plain(value: Any) -> Any:
+    """The value in JSON's own types: mappings, lists, numbers, strings; non-finite numbers become None."""
+    if isinstance(value, Mapping):
+        return {str(k): _plain(v) for k, v in value.items()}
+    if isinstance(value, list | tuple | set):
+        return [_plain(v) for v in value]
+    if isinstance(value, float):
+        return value if math.isfinite(value) else None
+    if value is None or isinstance(value, str | int):
+        return value
+    if hasattr(value, "tolist"):  # numpy arrays and scalars, tensors
+        return _plain(value.tolist())
+    return str(value)
+
+
+def to_json(value: Any, indent: int | None = None) -> str:
+    """Strict JSON (no NaN) of plain values, numpy scalars and arrays, tensors and paths."""
+    return json.dumps(_plain(value), indent=indent, ensure_ascii=False, allow_nan=False)
+
+
+def write_json(path: str | os.PathLike[str], value: Any) -> None:
+    """Write the value as indented JSON, atomically."""
+    atomic_write(path, to_json(value, indent=2) + "\n")
+
+
+def read_json(path: str | os.PathLike[str]) -> Any:
+    """The value in a JSON file; ValueError with the path and the line if it is not whole."""
+    text = Path(path).read_bytes()
+    try:
+        return json.loads(text)
+    except json.JSONDecodeError as error:
+        raise ValueError(f"{path}:{error.lineno} is not valid JSON ({error.msg}); the file may be truncated") from error
+    except UnicodeDecodeError as error:
+        raise ValueError(f"{path} is not valid JSON (not UTF-8 text)") from error
+
+
+def _flock(descriptor: int, operation: int) -> None:
+    """flock(2), passed over on file systems that have none (some Lustre and FUSE mounts), with a warning."""
+    try:
+        fcntl.flock(descriptor, operation)
+    except OSError as error:
+        if error.errno not in (errno.ENOSYS, errno.EOPNOTSUPP, errno.ENOLCK):
+            raise
+        log.warning("this file system has no file locks (%s): do not share a run folder", error.strerror)
+
+
+def append_jsonl(path: str | os.PathLike[str], rows: Mapping[str, Any] | Sequence[Mapping[str, Any]]) -> None:
+    """Append one row or several as JSON lines by a single write under a lock; safe with several writers.
+
+    A line that an earlier writer left torn is closed first, so that it cannot swallow the new one. When the disk
+    fills up in the middle, the file is cut back to what it was and OSError names the path.
+    """
+    path, rows = Path(path), [rows] if isinstance(rows, Mapping) else list(rows)
+    data = "".join(to_json(row) + "\n" for row in rows).encode()
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_APPEND, 0o666)
+        try:
+            _flock(descriptor, fcntl.LOCK_EX)
+            size = os.lseek(descriptor, 0, os.SEEK_END)
+            torn = size > 0 and os.pread(descriptor, 1, size - 1) != b"\n"
+            _write_or_cut(descriptor, b"\n" + data if torn else data, size)
+        finally:
+            os.close(descriptor)  # also unlocks
+    except OSError as error:
+        raise _unwritable(path, error) from error
+
+
+def _write_or_cut(descriptor: int, data: bytes, size: int) -> None:
+    """Write all of the data, or leave the file at `size` bytes and raise OSError."""
+    try:
+        if os.write(descriptor, data) < len(data):
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+    except OSError:
+        os.ftruncate(descriptor, size)
+        raise
+
+
+def read_jsonl(path: str | os.PathLike[str]) -> list[dict[str, Any]]:
+    """The rows of a JSON-lines file, [] if there is none; torn lines are skipped, with a warning if not the last."""
+    path = Path(path)
+    if not path.is_file():
+        return []
+    rows, lines = [], path.read_bytes().split(b"\n")
+    for number, line in enumerate(lines, start=1):
+        if not line.strip():
+            continue
+        try:
+            row = json.loads(line)
+        except ValueError:  # JSONDecodeError and UnicodeDecodeError
+            if number < len(lines):
+                log.warning("%s:%d is torn and was skipped", path, number)
+            continue
+        if isinstance(row, dict):
+            rows.append(row)
+    return rows
+
+
+def truncate_jsonl_after_step(path: str | os.PathLike[str], step: int) -> int:
+    """Drop the rows whose "step" lies beyond `step`, atomically; returns how many. For a run that is resumed."""
+    rows = read_jsonl(path)
+    kept = [row for row in rows if row.get("step") is None or row["step"] <= step]
+    if len(kept) < len(rows):
+        atomic_write(path, "".join(to_json(row) + "\n" for row in kept))
+    return len(rows) - len(kept)
+
+
+# ----------------------------------------------------------------------------------------------- config
+def plain_config(config: Any) -> dict[str, Any]:
+    """A config as plain, resolved Python: a mapping passes through, a DictConfig is resolved."""
+    if isinstance(config, Mapping) and not hasattr(config, "_metadata"):
+        return dict(config)
+    from omegaconf import OmegaConf
+
+    return OmegaConf.to_container(config, resolve=True)
+
+
+def flatten(tree: Any, prefix: str = "") -> dict[str, Any]:
+    """{dotted key: leaf}; lists of plain values are leaves, lists of mappings are numbered, empty ones are leaves."""
+    if isinstance(tree, Mapping) and tree:
+        pairs = tree.items()
+    elif isinstance(tree, list | tuple) and any(isinstance(v, Mapping) for v in tree):
+        pairs = enumerate(tree)
+    else:
+        return {prefix: tree}
+    return {k: v for key, node in pairs for k, v in flatten(node, f"{prefix}.{key}" if prefix else str(key)).items()}
+
+
+def is_science(key: str) -> bool:
+    """Whether a dotted config key can change the numbers of a run."""
+    if key.startswith("hardware."):
+        return key.split(".")[1] in HARDWARE_SCIENCE
+    return key != "hardware" and not any(key == k or key.startswith(k + ".") for k in NOT_SCIENCE)
+
+
+def science(config: Any) -> dict[str, Any]:
+    """{dotted key: value} of the keys that can change the numbers."""
+    return {key: value for key, value in flatten(plain_config(config)).items() if is_science(key)}
+
+
+def _canonical(value: Any) -> Any:
+    """1.0 and 1 are the same setting; tuples are lists; NaN and infinity have names."""
+    if isinstance(value, float):
+        return int(value) if value.is_integer() else value if math.isfinite(value) else repr(value)
+    if isinstance(value, list | tuple):
+        return [_canonical(v) for v in value]
+    return value
+
+
+def config_hash(config: Any) -> str:
+    """12 hexadecimal digits of SHA-256 over the canonical JSON of `science(config)`; the seed counts."""
+    leaves = {key: _canonical(value) for key, value in science(config).items()}
+    text = json.dumps(leaves, sort_keys=True, separators=(",", ":"), default=str)
+    return hashlib.sha256(text.encode()).hexdigest()[:12]
+
+
+def differing_keys(old: Any, new: Any) -> list[tuple[str, Any, Any]]:
+    """(dotted key, old value, new value) where two configs differ in what changes the numbers, sorted by key."""
+    a, b = science(old), science(new)
+    pairs = ((key, a.get(key, ABSENT), b.get(key, ABSENT)) for key in sorted(a.keys() | b.keys()))
+    return [(key, x, y) for key, x, y in pairs if _canonical(x) != _canonical(y)]
+
+
+# ---------------------------------------------------------------------------------------------- folders
+def now() -> str:
+    """The time in UTC, ISO 8601, whole seconds."""
+    return datetime.now(UTC).isoformat(timespec="seconds")
+
+
+def is_run(folder: str | os.PathLike[str]) -> bool:
+    """Whether the folder holds a run: its config, and a record that it was started."""
+    folder = Path(folder)
+    return (folder / "config.yaml").is_file() and any((folder / f).is_file() for f in ("run.json", "result.json"))
+
+
+@dataclass(frozen=True)
+class Result:
+    """What a run came to.
+
+    - folder: the run's folder.
+    - status: running, ok, failed or interrupted; one that was killed in the middle reads as interrupted.
+    - metrics: final numbers by name ("likelihood/bound", ...).
+    - seconds: wall time over all parts of the run.
+    - error: one line, if it failed.
+    """
+
+    folder: Path
+    status: Status
+    metrics: dict[str, float] = field(default_factory=dict)
+    seconds: float = 0.0
+    steps: int = 0
+    hash: str = ""
+    error: str | None = None
+
+    @classmethod
+    def load(cls, folder: str | os.PathLike[str]) -> Result:
+        """Read a run's result.json; ValueError in one line if the folder is no run or the file is damaged."""
+        return RunFolder(folder).load_result()
+
+
+_held: set[int] = set()  # descriptors of the locks of this process
+
+
+def _forget_locks() -> None:
+    """A forked child (a data worker) must not keep the folder locked after the run has died."""
+    while _held:
+        os.close(_held.pop())
+
+
+os.register_at_fork(after_in_child=_forget_locks)
+
+
+class RunFolder(os.PathLike[str]):
+    """The folder of one run: the names of its files, its lock and its status."""
+
+    def __init__(self, path: str | os.PathLike[str]) -> None:
+        self.path = Path(path)
+        self.config_yaml = self.path / "config.yaml"
+        self.run_json = self.path / "run.json"
+        self.result_json = self.path / "result.json"
+        self.metrics_jsonl = self.path / "metrics.jsonl"
+        self.metrics_csv = self.path / "metrics.csv"
+        self.samples_jsonl = self.path / "samples.jsonl"
+        self.report_html = self.path / "report.html"
+        self.figures = self.path / "figures"
+        self.tables = self.path / "tables"
+        self.films = self.path / "films"
+        self.checkpoints = self.path / "checkpoints"
+        self._begun = time.monotonic()
+        self._before = 0.0  # seconds of the earlier parts of a resumed run
+
+    def __fspath__(self) -> str:
+        return str(self.path)
+
+    def __repr__(self) -> str:
+        return f"RunFolder({str(self.path)!r})"
+
+    # ---- config
+    def write_config(self, config: Any) -> None:
+        """Save the resolved config as config.yaml."""
+        from omegaconf import OmegaConf
+
+        atomic_write(self.config_yaml, OmegaConf.to_yaml(OmegaConf.create(plain_config(config))))
+
+    def read_config(self) -> dict[str, Any]:
+        """The saved config as plain Python; ValueError in one line if the folder is no run or the file is damaged."""
+        from omegaconf import OmegaConf
+        from yaml import YAMLError
+
+        if not self.config_yaml.is_file():
+            raise ValueError(f"run={self.path} is no run: it has no config.yaml")
+        try:
+            config = OmegaConf.to_container(OmegaConf.load(self.config_yaml))
+        except (YAMLError, UnicodeDecodeError, OSError) as error:
+            raise ValueError(f"{self.config_yaml} cannot be read: {' '.join(str(error).split())}") from error
+        if not isinstance(config, dict) or not config:
+            raise ValueError(f"{self.config_yaml} holds no config")
+        return config
+
+    # ---- lock
+    @contextmanager
+    def lock(self) -> Iterator[None]:
+        """Hold the folder for the life of a run; OSError names the holder if another process has it.
+
+        The kernel frees the lock when the process ends, however it ends. The .lock file itself stays.
+        """
+        descriptor = self._open_lock()
+        _held.add(descriptor)
+        try:
+            _remove_stale(self.path)
+            yield
+        finally:
+            if descriptor in _held:  # not in a forked child
+                _held.remove(descriptor)
+                os.close(descriptor)
+
+    def _open_lock(self, patience: float = 0.5) -> int:
+        """The descriptor of the lock; a moment's patience, for `is_live` of others looks by locking."""
+        path, deadline = self.path / ".lock", time.monotonic() + patience
+        try:
+            self.path.mkdir(parents=True, exist_ok=True)
+            descriptor = os.open(path, os.O_RDWR | os.O_CREAT, 0o666)
+        except OSError as error:
+            raise _unwritable(path, error) from error
+        while True:
+            try:
+                _flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                break
+            except BlockingIOError as error:
+                if time.monotonic() > deadline:
+                    holder = os.pread(descriptor, 200, 0).decode(errors="replace").strip()
+                    os.close(descriptor)
+                    raise OSError(f"run={self.path} is in use by {holder or 'another process'}") from error
+                time.sleep(0.02)
+        os.ftruncate(descriptor, 0)
+        os.pwrite(descriptor, f"pid {os.getpid()} on host {socket.gethostname()}\n".encode(), 0)
+        return descriptor
+
+    def is_live(self) -> bool:
+        """Whether a process holds the folder now."""
+        try:
+            descriptor = os.open(self.path / ".lock", os.O_RDONLY)
+        except FileNotFoundError:
+            return False
+        try:
+            _flock(descriptor, fcntl.LOCK_SH | fcntl.LOCK_NB)
+        except BlockingIOError:
+            return True
+        finally:
+            os.close(descriptor)
+        return False
+
+    # ---- status
+    def seconds(self) -> float:
+        """Wall time of this run so far, earlier parts of a resumed run included."""
+        return self._before + time.monotonic() - self._begun
+
+    def start(self, hash: str, resumed: bool = False) -> None:
+        """Record that the run has begun, or goes on after an earlier part (whose time counts on)."""
+        old = self._read_result() if resumed and self.result_json.is_file() else {}
+        rows = read_jsonl(self.metrics_jsonl) if resumed else []
+        self._before = max([float(old.get("seconds") or 0.0), *(float(row.get("time") or 0.0) for row in rows)])
+        self._begun = time.monotonic()
+        fresh = {"status": "running", "hash": hash, "metrics": {}, "seconds": self._before, "started": now()}
+        write_json(self.result_json, fresh | {"started": old.get("started") or now(), "finished": None, "steps": 0})
+
+    def finish(self, metrics: Mapping[str, float], steps: int) -> Result:
+        """The run ended well: status ok, its final metrics and the optimizer steps it made."""
+        return self._end("ok", steps, metrics)
+
+    def fail(self, error: BaseException | str, steps: int = 0) -> Result:
+        """The run ended by an error, kept as one line."""
+        text = error if isinstance(error, str) else f"{type(error).__name__}: {error}"
+        return self._end("failed", steps, {}, " ".join(text.split()) or "unknown error")
+
+    def interrupted(self, steps: int = 0) -> Result:
+        """The run was stopped (Ctrl-C, preemption) and can go on."""
+        return self._end("interrupted", steps, {})
+
+    def _end(self, status: Status, steps: int, metrics: Mapping[str, float], error: str | None = None) -> Result:
+        with self._result_lock():
+            value = self._read_result() if self.result_json.is_file() else {"hash": "", "metrics": {}, "started": None}
+            value |= {"status": status, "metrics": {**value["metrics"], **metrics}, "seconds": round(self.seconds(), 3)}
+            value |= {"finished": now(), "steps": int(steps)} | ({"error": error} if error else {})
+            write_json(self.result_json, value)
+        return self.load_result()
+
+    def merge_metrics(self, metrics: Mapping[str, float]) -> Result:
+        """Add metrics to result.json (task=eval), replacing those of the same name; safe with several writers."""
+        with self._result_lock():
+            value = self._read_result()
+            write_json(self.result_json, value | {"metrics": {**value["metrics"], **metrics}})
+        return self.load_result()
+
+    def load_result(self) -> Result:
+        """What the run came to so far; ValueError in one line if the folder is no run or the file is damaged."""
+        value = self._read_result()
+        status = value["status"]
+        if status == "running" and not self.is_live():
+            status = "interrupted"
+        metrics = {k: math.nan if v is None else v for k, v in value["metrics"].items()}
+        seconds, steps = float(value.get("seconds") or 0.0), int(value.get("steps") or 0)
+        return Result(self.path, status, metrics, seconds, steps, value.get("hash") or "", value.get("error"))
+
+    def _read_result(self) -> dict[str, Any]:
+        if not self.result_json.is_file():
+            raise ValueError(f"run={self.path} is no run: it has no result.json")
+        value = read_json(self.result_json)
+        if not isinstance(value, dict) or "status" not in value or not isinstance(value.get("metrics"), dict):
+            raise ValueError(f"{self.result_json} is not the result of a run: it lacks status or metrics")
+        return value
+
+    @contextmanager
+    def _result_lock(self) -> Iterator[None]:
+        """One reader-and-writer of result.json at a time."""
+        path = self.path / ".result.lock"
+        try:
+            self.path.mkdir(parents=True, exist_ok=True)
+            descriptor = os.open(path, os.O_RDWR | os.O_CREAT, 0o666)
+        except OSError as error:
+            raise _unwritable(path, error) from error
+        try:
+            _flock(descriptor, fcntl.LOCK_EX)
+            yield
+        finally:
+            os.close(descriptor)
+
+
+def _remove_stale(folder: Path) -> None:
+    """Delete temporary files that killed writers left in the folder or just below it."""
+    horizon = time.time() - STALE_SECONDS
+    for path in (*folder.glob(".tmp-*"), *folder.glob("*/.tmp-*")):
+        if path.is_file() and path.stat().st_mtime < horizon:
+            path.unlink(missing_ok=True)
