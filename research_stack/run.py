@@ -1,0 +1,288 @@
+"""A run: from a composed config to a folder with results.
+
+`run` is what the command line, a sweep, a cluster job and a script all call. Training, evaluation and the report
+are stages that hand over through the folder alone: what is evaluated is what was saved.
+"""
+from __future__ import annotations
+
+import logging
+import sys
+import time
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from omegaconf import DictConfig, OmegaConf
+
+from research_stack import provenance, results
+from research_stack.build import build, plain
+from research_stack.results import Result, RunFolder
+
+if TYPE_CHECKING:
+    from research_stack.data.module import TokenData
+    from research_stack.evaluation.context import Context
+    from research_stack.hardware import Hardware
+    from research_stack.training.module import TrainingModule
+
+log = logging.getLogger(__name__)
+
+
+@dataclass
+class Parts:
+    """The objects of a run, each built from its own node."""
+
+    hardware: Hardware
+    data: TokenData
+    method: TrainingModule
+
+
+def run(cfg: DictConfig, folder: str | Path | None = None) -> Result:
+    """Do what `cfg.task` says, in `folder` (default: a new one below outputs/).
+
+    Training goes on from the folder's last checkpoint if it has one. Raises ValueError or OSError with one clear
+    line for a mistake of the user's; the folder then says `failed` and keeps what was there.
+    """
+    tasks: Mapping[str, Callable[[DictConfig, RunFolder], Result]] = {"train": train, "eval": evaluate_run, "sample": sample_run}
+    if cfg.task not in tasks:
+        raise ValueError(f"task={cfg.task} must be one of {', '.join(tasks)}")
+    place = RunFolder(folder if folder is not None else cfg.run or new_folder(cfg.name))
+    return describe(cfg, place) if cfg.dry_run else tasks[cfg.task](cfg, place)
+
+
+def new_folder(name: str) -> Path:
+    """outputs/<name>/<time>, which does not exist yet."""
+    from research_stack import paths
+
+    return paths.new_run_folder(name)
+
+
+# Stages -----------------------------------------------------------------------------------------------------------
+
+
+def assemble(cfg: DictConfig) -> Parts:
+    """Build every object of the run; every constructor has checked its arguments when this returns."""
+    hardware = build(cfg.hardware, "hardware")
+    hardware.apply()
+    corruption = build(cfg.corruption, "corruption")
+    optimization = build(cfg.optimization, "optimization")
+    data = build(cfg.data, "data", seed=cfg.seed)
+    data.prepare()
+    model = build(cfg.model, "model", vocab_size=data.vocab.size, seed=cfg.seed)
+    method = build(cfg.method, "method", model=model, corruption=corruption.bind(data.vocab), vocab=data.vocab,
+                   optimization=optimization, seed=cfg.seed)
+    return Parts(hardware, data, method)
+
+
+def train(cfg: DictConfig, place: RunFolder) -> Result:
+    """Fit, evaluate, report."""
+    from research_stack import worker
+
+    hardware = build(cfg.hardware, "hardware")
+    worker.guard(hardware)
+    if worker.is_helper_rank():  # another rank of the same SLURM job keeps the folder
+        fit(cfg, place.path)
+        return results.Result(place.path, "running")
+    with place.lock(), log_file(place.path / "run.log"), recorded(cfg, place) as metrics:
+        if worker.needs_launch(hardware):
+            worker.launch(place.path, hardware)
+        else:
+            fit(cfg, place.path)
+        metrics |= evaluate(cfg, place)
+    return finished(place)
+
+
+def fit(cfg: DictConfig, folder: Path) -> None:
+    """Train on this process's device, from the last checkpoint in the folder if there is one."""
+    import warnings
+
+    warnings.filterwarnings("ignore", module="lightning|torch.utils.data")  # advice that does not hold for endless loaders
+    from research_stack.preemption import Preemption
+    from research_stack.training.checkpoint import AtomicCheckpointIO, load_checkpoint
+    from research_stack.training.ema import Ema
+    from research_stack.training.loggers import JsonlLogger
+
+    parts, place = assemble(cfg), RunFolder(folder)
+    parts.method.config = plain(cfg)
+    last = place.checkpoints / "last.ckpt"
+    step = load_checkpoint(last)["global_step"] if last.is_file() else 0
+    parts.data.start_step = step
+    provenance.add(place.path, {"data": parts.data.describe(), "model": model_facts(parts)})
+    loggers = [JsonlLogger(place.path, start_step=step)]
+    loggers += [build(node, f"logger.{name}", folder=place.path) for name, node in (plain(cfg.logger) or {}).items()]
+    callbacks = [build(node, f"callbacks.{name}") for name, node in plain(cfg.callbacks).items()]
+    callbacks += [Ema(cfg.optimization.ema)] if cfg.optimization.ema else []
+    trainer = build(
+        cfg.trainer, "trainer", default_root_dir=str(place.path), logger=loggers,
+        callbacks=[*callbacks, Preemption(place.path)], enable_progress_bar=False, enable_checkpointing=False,
+        enable_model_summary=False, check_val_every_n_epoch=None, use_distributed_sampler=False,
+        plugins=[AtomicCheckpointIO(), *parts.hardware.plugins()], **parts.hardware.trainer_arguments())
+    if step:
+        log.info("resuming %s at step %d", place.path, step)
+    started, first = time.monotonic(), step
+    trainer.fit(parts.hardware.compiled(parts.method), datamodule=parts.data, ckpt_path=str(last) if step else None)
+    seconds = time.monotonic() - started
+    if trainer.is_global_zero and trainer.global_step > first:
+        log.info("trained %d steps in %.0f s", trainer.global_step - first, seconds)
+
+
+def evaluate(cfg: DictConfig, place: RunFolder) -> dict[str, float]:
+    """Every evaluation of `cfg.eval` on the folder's last checkpoint; {"<name>/<key>": value}."""
+    nodes = plain(cfg.eval) or {}
+    evaluations = {name: build(node, f"eval.{name}") for name, node in nodes.items()}
+    if not evaluations:
+        return {}
+    context, metrics = open_run(cfg, place), {}
+    for name, evaluation in evaluations.items():
+        started = time.monotonic()
+        with context.inference():
+            found = evaluation(context)
+        metrics |= {f"{name}/{key}": float(value) for key, value in found.items()}
+        log.info("eval %s: %.1f s", name, time.monotonic() - started)
+    return metrics
+
+
+def open_run(cfg: DictConfig, place: RunFolder) -> Context:
+    """The trained method of a folder with its data and sampler, ready to measure."""
+    from research_stack.evaluation.context import Context
+    from research_stack.training.checkpoint import load_checkpoint
+
+    parts = assemble(cfg)
+    checkpoint = load_checkpoint(place.checkpoints / "last.ckpt")
+    try:
+        parts.method.load_state_dict(checkpoint["state_dict"])
+    except (RuntimeError, KeyError) as error:
+        raise ValueError(f"{place.checkpoints / 'last.ckpt'}: the checkpoint is of another model "
+                         f"({str(error).splitlines()[-1].strip()})") from error
+    device = parts.hardware.device()
+    return Context(method=parts.method.eval().to(device), data=parts.data, sampler=build(cfg.sampler, "sampler"),
+                   folder=place.path, seed=cfg.seed, device=device, autocast=parts.hardware.autocast)
+
+
+def evaluate_run(cfg: DictConfig, place: RunFolder) -> Result:
+    """task=eval: measure a finished run; its result.json and report gain the new numbers."""
+    from research_stack.reporting import write_report
+
+    with place.lock(), log_file(place.path / "run.log"):
+        place.merge_metrics(evaluate(cfg, place))
+        write_report(place.path)
+        provenance.history(place.path, cfg, task="eval")
+    return finished(place)
+
+
+def sample_run(cfg: DictConfig, place: RunFolder) -> Result:
+    """task=sample: decode with `cfg.sampler`, from `cfg.prompt` if given; texts go to standard output."""
+    from research_stack.evaluation.samples import Samples
+
+    context = open_run(cfg, place)
+    samples = Samples(samplers={}, count=1 if cfg.prompt else 3, prompts=[cfg.prompt] if cfg.prompt else None)
+    with context.inference():
+        rows = samples.decode(context, name=chosen(cfg, "sampler"), sampler=context.sampler)
+    for row in rows:
+        sys.stdout.write(f"{row['prompt']}{row['text']}\n{'-' * 40}\n")
+    results.append_jsonl(place.samples_jsonl, rows)
+    return finished(place)
+
+
+def chosen(cfg: DictConfig, group: str) -> str:
+    """A short name for a node: the last part of its target."""
+    return str(cfg[group].get("_target_", group)).rpartition(".")[2].lower()
+
+
+# What a run leaves behind -----------------------------------------------------------------------------------------
+
+
+@contextmanager
+def recorded(cfg: DictConfig, place: RunFolder) -> Iterator[dict[str, float]]:
+    """Keep the folder's status, provenance, history and report true, however the block ends."""
+    from research_stack.reporting import write_report
+
+    resumed = (place.checkpoints / "last.ckpt").is_file()
+    if results.is_run(place) and resumed:
+        refuse_another(cfg, place)
+    place.write_config(cfg)
+    provenance.begin(place.path, cfg)
+    place.start(results.config_hash(cfg), resumed=resumed)
+    metrics: dict[str, float] = {}
+    try:
+        yield metrics
+    except (KeyboardInterrupt, SystemExit):
+        place.interrupted(steps_done(place))
+        raise
+    except BaseException as error:
+        place.fail(error, steps_done(place))
+        raise
+    else:
+        place.finish(metrics, steps_done(place))
+    finally:
+        provenance.history(place.path, cfg)
+        write_report(place.path)
+
+
+def refuse_another(cfg: DictConfig, place: RunFolder) -> None:
+    """Raise ValueError when the folder holds a run of another config."""
+    differing = results.differing_keys(place.read_config(), cfg)
+    if differing:
+        shown = "; ".join(f"{key}: {old} there, {new} now" for key, old, new in differing[:4])
+        raise ValueError(f"run={place.path} was started with another config ({shown}"
+                         f"{f'; and {len(differing) - 4} more' if len(differing) > 4 else ''})")
+
+
+def finished(place: RunFolder) -> Result:
+    """The folder's result, and its summary on standard output."""
+    from research_stack.reporting import summary
+
+    sys.stdout.write(summary(place.path) + "\n")
+    return place.load_result()
+
+
+def steps_done(place: RunFolder) -> int:
+    """Optimizer steps logged so far."""
+    rows = results.read_jsonl(place.metrics_jsonl)
+    return max((row["step"] for row in rows), default=0)
+
+
+@contextmanager
+def log_file(path: Path) -> Iterator[None]:
+    """Also write the log's lines to a file."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    handler = logging.FileHandler(path)
+    handler.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(name)s: %(message)s"))
+    logging.getLogger().addHandler(handler)
+    try:
+        yield
+    finally:
+        logging.getLogger().removeHandler(handler)
+        handler.close()
+
+
+# Before a run -----------------------------------------------------------------------------------------------------
+
+
+def model_facts(parts: Parts) -> dict[str, Any]:
+    """Parameters, and the bytes that weights, gradients, optimizer and average take."""
+    parameters = sum(p.numel() for p in parts.method.parameters())
+    trained = sum(p.numel() for p in parts.method.parameters() if p.requires_grad)
+    states = 4 * parameters + trained * (4 + 8 + (4 if parts.method.optimization.ema else 0))
+    return {"parameters": parameters, "trained": trained, "state_bytes": states}
+
+
+def describe(cfg: DictConfig, place: RunFolder) -> Result:
+    """dry_run=true: the config, and what the run would cost; nothing is trained or written."""
+    parts = assemble(cfg)
+    facts, data = model_facts(parts), parts.data.describe()
+    batch, length = parts.data.batch_size, parts.data.sequence_length
+    tokens = cfg.trainer.max_steps * batch * length
+    rows = {
+        "folder": str(place.path),
+        "parameters": f"{facts['parameters']:,}",
+        "weights, gradients, optimizer, average": f"{facts['state_bytes'] / 2**20:,.0f} MiB",
+        "steps": f"{cfg.trainer.max_steps:,} of {batch} sequences x {length} tokens ({tokens:,} tokens)",
+        "training FLOPs": f"{3 * tokens * parts.method.model.flops_per_token(length):.2e}",
+        **{f"data {key}": f"{value:,}" if isinstance(value, int | float) else str(value) for key, value in data.items()},
+    }
+    width = max(map(len, rows))
+    sys.stdout.write(OmegaConf.to_yaml(cfg, resolve=True) + "\n")
+    sys.stdout.writelines(f"{key:<{width}}  {value}\n" for key, value in rows.items())
+    return results.Result(place.path, "ok", {"parameters": float(facts["parameters"]), "tokens": float(tokens)})
