@@ -1,0 +1,205 @@
+"""Where documents come from: the corpora embedded in Python itself. No torch.
+
+Python ships two megabytes of English: the language reference (`pydoc_data.topics`) and the docstrings of the
+standard library. Both are read from the running interpreter without importing any of its modules: the library's
+source files are parsed, so nothing runs and the order is always the same. Files and the hub are in
+`sources_text.py` and `sources_hub.py`.
+"""
+from __future__ import annotations
+
+import ast
+import hashlib
+import inspect
+import os
+import platform
+import re
+import sysconfig
+from collections.abc import Iterator
+from dataclasses import dataclass
+from functools import cached_property
+from itertools import islice
+from pathlib import Path
+from pydoc_data import topics
+from typing import Protocol
+
+from research_stack.require import require
+
+EXTRACTION = 1  # raise it when the text that is extracted changes: it is part of the fingerprint
+SKIPPED_FOLDERS = frozenset(
+    "test tests idle_test idlelib lib2to3 turtledemo site-packages dist-packages pydoc_data __pycache__".split()
+)
+Definition = ast.ClassDef | ast.FunctionDef | ast.AsyncFunctionDef
+
+
+@dataclass(frozen=True)
+class Document:
+    """One text of a corpus.
+
+    - text: what is learned; for a pair, the response.
+    - prompt: what the response answers; None for plain text. It is never corrupted.
+    - key: where it comes from (a file and a position), for messages.
+    """
+
+    text: str
+    prompt: str | None = None
+    key: str = ""
+
+
+class Source(Protocol):
+    """A corpus. The order of its documents is always the same."""
+
+    def check(self) -> None:
+        """Raise ValueError or OSError with one line when the corpus cannot be read; takes well under a second."""
+
+    def documents(self) -> Iterator[Document]:
+        """Every document, in order; may be called several times."""
+
+    def fingerprint(self) -> str:
+        """A text that changes whenever the documents may have changed."""
+
+
+@dataclass(frozen=True)
+class Docstring:
+    """A docstring of the standard library: `module.Class.name`, the unparsed arguments (functions only), the text."""
+
+    module: str
+    name: str
+    arguments: str | None
+    text: str
+
+
+def library_files() -> list[Path]:
+    """The standard library's own source files, sorted; tests and installed packages are left out."""
+    files = []
+    for folder, subfolders, names in os.walk(sysconfig.get_path("stdlib")):
+        subfolders[:] = sorted(n for n in subfolders if n not in SKIPPED_FOLDERS and not n.startswith("config-"))
+        files += [Path(folder, name) for name in sorted(names) if name.endswith(".py")]
+    return files
+
+
+def module_name(file: Path) -> str:
+    """`email/__init__.py` below the library's folder -> `email`."""
+    parts = file.relative_to(sysconfig.get_path("stdlib")).with_suffix("").parts
+    return ".".join(parts[:-1] if parts[-1] == "__init__" else parts)
+
+
+def clean(text: str) -> str:
+    """Common indentation, trailing blanks and runs of blank lines removed."""
+    lines = "\n".join(line.rstrip() for line in inspect.cleandoc(text).splitlines())
+    return re.sub(r"\n{3,}", "\n\n", lines).strip()
+
+
+def _definitions(node: ast.AST, names: tuple[str, ...] = ()) -> Iterator[tuple[str, Definition]]:
+    """Classes and functions below a module or class with their qualified names; those inside functions are left out."""
+    for child in ast.iter_child_nodes(node):
+        if isinstance(child, Definition):
+            inner = (*names, child.name)
+            yield ".".join(inner), child
+            if isinstance(child, ast.ClassDef):
+                yield from _definitions(child, inner)
+        elif isinstance(child, ast.stmt):  # if, try, with: their bodies belong to this level
+            yield from _definitions(child, names)
+
+
+def library_docstrings() -> Iterator[Docstring]:
+    """Every docstring of the standard library, by file and line. A file that does not parse is left out."""
+    for file in library_files():
+        try:
+            tree = ast.parse(file.read_bytes())
+        except (SyntaxError, ValueError):  # deliberate syntax errors live in some distributions' libraries
+            continue
+        module = module_name(file)
+        if text := clean(ast.get_docstring(tree) or ""):
+            yield Docstring(module, "", None, text)
+        for name, node in _definitions(tree):
+            if text := clean(ast.get_docstring(node) or ""):
+                arguments = None if isinstance(node, ast.ClassDef) else ast.unparse(node.args)
+                yield Docstring(module, name, arguments, text)
+
+
+def library_fingerprint() -> str:
+    """Version of the interpreter and SHA-256 of the reference and of every library file (about 0.1 s)."""
+    digest = hashlib.sha256(repr(sorted(topics.topics.items())).encode())
+    for file in library_files():
+        digest.update(module_name(file).encode() + b"\0" + file.read_bytes())
+    return f"python-{platform.python_version()}-{EXTRACTION}-{digest.hexdigest()[:24]}"
+
+
+class PythonDocs:
+    """The language reference and the standard library's docstrings, about 2 MB of English in 3,500 documents.
+
+    - reference: include the topics of the language reference (0.5 MB; each topic is a document).
+    - docstrings: include the docstrings (1.6 MB; each module, and each class or function outside a class with all
+      that it contains, is a document).
+    - limit: keep only the first so many documents; None for all.
+    """
+
+    def __init__(self, reference: bool = True, docstrings: bool = True, limit: int | None = None) -> None:
+        require(reference or docstrings, f"reference={reference} must be true when docstrings is false")
+        require(limit is None or limit > 1, f"limit={limit} must be at least 2, or null for all documents")
+        self.reference, self.docstrings, self.limit = reference, docstrings, limit
+
+    def check(self) -> None:
+        """Raise OSError when the interpreter comes without its library's source files."""
+        if self.docstrings and not library_files():
+            raise OSError(
+                f"docstrings={self.docstrings} needs the standard library's source files, and there are none in "
+                f"{sysconfig.get_path('stdlib')}; set docstrings=false for the language reference alone"
+            )
+
+    def documents(self) -> Iterator[Document]:
+        """The topics, sorted by name, then the docstrings by file and line."""
+        return islice(iter(self._all), self.limit)
+
+    @cached_property
+    def _all(self) -> list[Document]:
+        reference = [Document(clean(text), key=f"topic {name}") for name, text in sorted(topics.topics.items())]
+        return reference * self.reference + self._docstrings() * self.docstrings
+
+    def _docstrings(self) -> list[Document]:
+        texts: dict[tuple[str, str], list[str]] = {}
+        for docstring in library_docstrings():
+            texts.setdefault((docstring.module, docstring.name.partition(".")[0]), []).append(docstring.text)
+        return [Document("\n\n".join(parts), key=f"{module}.{name}") for (module, name), parts in texts.items()]
+
+    def fingerprint(self) -> str:
+        """Interpreter version, content hash and options."""
+        return f"python_docs-{self.reference}-{self.docstrings}-{self.limit}-{library_fingerprint()}"
+
+
+class Docstrings:
+    """About 5,000 pairs: the prompt is a function's qualified name and arguments, the response its docstring.
+
+    - min_chars: shorter docstrings ("Return x.") are left out.
+    - summary: keep only the first paragraph of each docstring.
+    - limit: keep only the first so many pairs; None for all.
+    """
+
+    def __init__(self, min_chars: int = 30, summary: bool = False, limit: int | None = None) -> None:
+        require(min_chars >= 1, f"min_chars={min_chars} must be at least 1")
+        require(limit is None or limit > 1, f"limit={limit} must be at least 2, or null for all pairs")
+        self.min_chars, self.summary, self.limit = min_chars, summary, limit
+
+    def check(self) -> None:
+        """Raise OSError when the interpreter comes without its library's source files."""
+        if not library_files():
+            raise OSError(f"the standard library's source files are missing in {sysconfig.get_path('stdlib')}")
+
+    def documents(self) -> Iterator[Document]:
+        """The pairs, by file and line."""
+        return islice(iter(self._all), self.limit)
+
+    @cached_property
+    def _all(self) -> list[Document]:
+        return [
+            Document(text, prompt=f"{docstring.module}.{docstring.name}({docstring.arguments})\n", key=docstring.module)
+            for docstring in library_docstrings()
+            if docstring.arguments is not None and len(text := self._response(docstring.text)) >= self.min_chars
+        ]
+
+    def _response(self, text: str) -> str:
+        return text.partition("\n\n")[0] if self.summary else text
+
+    def fingerprint(self) -> str:
+        """Interpreter version, content hash and options."""
+        return f"docstrings-{self.min_chars}-{self.summary}-{self.limit}-{library_fingerprint()}"
