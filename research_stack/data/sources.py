@@ -83,9 +83,14 @@ def module_name(file: Path) -> str:
     return ".".join(parts[:-1] if parts[-1] == "__init__" else parts)
 
 
+def encodable(text: str) -> str:
+    """The text with lone surrogates, which UTF-8 cannot hold, as question marks."""
+    return text.encode(errors="replace").decode()
+
+
 def clean(text: str) -> str:
     """Common indentation, trailing blanks and runs of blank lines removed."""
-    lines = "\n".join(line.rstrip() for line in inspect.cleandoc(text).splitlines())
+    lines = "\n".join(line.rstrip() for line in inspect.cleandoc(encodable(text)).splitlines())
     return re.sub(r"\n{3,}", "\n\n", lines).strip()
 
 

@@ -1,0 +1,115 @@
+"""Any Hugging Face tokenizer, by local path or by name, with the special tokens that our batches need. No torch."""
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any
+
+from research_stack.data.sources_text import nearest
+from research_stack.data.tokenizers import printable, special_pieces
+from research_stack.data.vocabulary import Vocabulary
+
+FOLDER = "pretrained_tokenizer"
+ANCHOR = "a"  # decoded before a piece, so that decoders that drop a leading space keep the piece's own
+
+
+class PretrainedCodec:
+    """A Hugging Face tokenizer as a codec; mask, pad and end tokens are added where it has none.
+
+    The end token is its eos, or its sep where there is no eos.
+    """
+
+    def __init__(self, tokenizer: Any) -> None:
+        self.tokenizer = tokenizer
+        self._add("mask_token", "<|mask|>")
+        self._add("pad_token", "<|pad|>")
+        if tokenizer.eos_token_id is None and tokenizer.sep_token_id is None:
+            self._add("eos_token", "<|end|>")
+        self.vocab = self._vocabulary()
+        self._special = set(self.vocab.special)
+        self._shown = special_pieces(self.vocab)
+        self._anchor = self.encode(ANCHOR)[-1:]
+
+    def _add(self, role: str, token: str) -> None:
+        if self.tokenizer.special_tokens_map.get(role) is None:
+            self.tokenizer.add_special_tokens({role: token})
+
+    def _vocabulary(self) -> Vocabulary:
+        tokenizer = self.tokenizer
+        end = tokenizer.sep_token_id if tokenizer.eos_token_id is None else tokenizer.eos_token_id
+        ids = set(tokenizer.get_vocab().values())
+        size = max(ids) + 1
+        added = {i for i, token in tokenizer.added_tokens_decoder.items() if token.special}
+        holes = set(range(size)) - ids  # ids without a token are never drawn nor predicted either
+        special = added | holes | set(tokenizer.all_special_ids) | {end}
+        return Vocabulary(size, tokenizer.mask_token_id, tokenizer.pad_token_id, end, tuple(sorted(special)))
+
+    def encode(self, text: str) -> list[int]:
+        """Ids of the text alone. A special token that is spelt out in the text becomes that token: never eligible."""
+        return self.encode_batch([text])[0]
+
+    def encode_batch(self, texts: list[str]) -> list[list[int]]:
+        """Ids of each text."""
+        return self.tokenizer(texts, add_special_tokens=False, verbose=False)["input_ids"] if texts else []
+
+    def decode(self, ids: Iterable[int]) -> str:
+        """The text of the real tokens, as the tokenizer writes it (some lose spaces or case)."""
+        real = [i for i in map(int, ids) if i not in self._special]
+        return self.tokenizer.decode(real, clean_up_tokenization_spaces=False)
+
+    def pieces(self, ids: Iterable[int]) -> list[str]:
+        """One printable string per token."""
+        start = len(self.decode(self._anchor))
+        return [
+            self._shown[i] if i in self._special else printable(self.decode([*self._anchor, i])[start:])
+            for i in map(int, ids)
+        ]
+
+    def save(self, folder: Path) -> None:
+        """Write the tokenizer, added tokens included."""
+        self.tokenizer.save_pretrained(str(folder / FOLDER))
+
+
+class Pretrained:
+    """A tokenizer that `transformers.AutoTokenizer` can load.
+
+    - path: a folder that holds it, or its name on the hub.
+    - revision: commit or tag on the hub; null for the newest.
+    """
+
+    def __init__(self, path: str, revision: str | None = None) -> None:
+        self.path, self.revision = path, revision
+
+    def check(self) -> None:
+        """Raise OSError when a path that can only be local is not there or holds no tokenizer."""
+        place = Path(self.path).expanduser()
+        if not place.exists() and (place.is_absolute() or self.path.startswith((".", "~")) or self.path.count("/") > 1):
+            raise FileNotFoundError(f"path={self.path} does not exist{nearest(place)}")
+        if place.is_dir() and not any(place.glob("*token*")) and not any(place.glob("*.model")):
+            raise FileNotFoundError(f"path={self.path} holds no tokenizer (no tokenizer.json, tokenizer_config.json or *.model)")
+
+    def fit(self, texts: Iterable[str]) -> PretrainedCodec:
+        """The codec as it is; the texts are not read. Raises OSError when it cannot be loaded."""
+        return self._load(str(Path(self.path).expanduser()) if Path(self.path).expanduser().exists() else self.path)
+
+    def load(self, folder: Path) -> PretrainedCodec:
+        """The codec kept in the cache."""
+        return self._load(str(folder / FOLDER))
+
+    def _load(self, path: str) -> PretrainedCodec:
+        from transformers import AutoTokenizer
+
+        try:
+            return PretrainedCodec(AutoTokenizer.from_pretrained(path, revision=self.revision or "main"))
+        except (OSError, ValueError) as error:
+            line = str(error).splitlines()[0] if str(error) else type(error).__name__
+            raise OSError(f"path={self.path} holds no tokenizer that can be loaded: {line}") from error
+
+    def fingerprint(self) -> str:
+        """Name and revision; of a local folder the SHA-256 of its tokenizer files."""
+        place = Path(self.path).expanduser()
+        digest = hashlib.sha256()
+        for file in sorted({*place.glob("*token*"), *place.glob("*.model"), *place.glob("vocab*"), *place.glob("merges*")}):
+            digest.update(file.name.encode() + b"\0" + file.read_bytes())
+        return f"pretrained-{self.path if not place.exists() else ''}-{self.revision}-{digest.hexdigest()[:24]}"
