@@ -154,6 +154,38 @@ def append_jsonl(path: str | os.PathLike[str], rows: Mapping[str, Any] | Sequenc
         raise _unwritable(path, error) from error
 
 
+def replace_last_jsonl(path: str | os.PathLike[str], row: Mapping[str, Any]) -> None:
+    """Put `row` in the place of the last line, by one write under the lock; a kill leaves the old line or the new.
+
+    Meant for a row that grew: its text is longer than the old one. OSError as in `append_jsonl`.
+    """
+    path, data = Path(path), (to_json(row) + "\n").encode()
+    try:
+        descriptor = os.open(path, os.O_RDWR)
+        try:
+            _flock(descriptor, fcntl.LOCK_EX)
+            size = os.lseek(descriptor, 0, os.SEEK_END)
+            tail = os.pread(descriptor, 1 << 20, max(0, size - (1 << 20)))
+            start = size - len(tail) + tail.rfind(b"\n", 0, -1) + 1
+            _overwrite(descriptor, data, start, old=tail[start - size :])
+        finally:
+            os.close(descriptor)
+    except OSError as error:
+        raise _unwritable(path, error) from error
+
+
+def _overwrite(descriptor: int, data: bytes, start: int, old: bytes) -> None:
+    """Put the data in the place of `old`, the end of the file, or leave `old` and raise OSError."""
+    try:
+        if os.pwrite(descriptor, data, start) < len(data):
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+        os.ftruncate(descriptor, start + len(data))
+    except OSError:
+        os.pwrite(descriptor, old, start)
+        os.ftruncate(descriptor, start + len(old))
+        raise
+
+
 def _write_or_cut(descriptor: int, data: bytes, size: int) -> None:
     """Write all of the data, or leave the file at `size` bytes and raise OSError."""
     try:
