@@ -80,7 +80,8 @@ class Cache:
         working.mkdir()
         try:
             meta = build(working)
-            meta["files"] = {f.name: checksum(f) for f in sorted(working.iterdir())}
+            files = sorted(f for f in working.rglob("*") if f.is_file())
+            meta["files"] = {str(f.relative_to(working)): checksum(f) for f in files}
             (working / "meta.json").write_text(json.dumps(meta, indent=1))
             self._sync(working)
             shutil.rmtree(self.path, ignore_errors=True)
@@ -93,7 +94,7 @@ class Cache:
     @staticmethod
     def _sync(folder: Path) -> None:
         """Files on disk before the rename makes them visible: a power cut leaves no whole-looking empty cache."""
-        for path in (*folder.iterdir(), folder):
+        for path in (*folder.rglob("*"), folder):
             descriptor = os.open(path, os.O_RDONLY)
             try:
                 os.fsync(descriptor)
@@ -105,9 +106,9 @@ class Cache:
         if not self.path.is_dir():
             return None
         try:
-            meta = json.loads((self.path / "meta.json").read_text())
+            meta = json.loads((self.path / "meta.json").read_bytes())
             damaged = [name for name, sums in meta["files"].items() if checksum(self.path / name) != sums]
-        except (OSError, ValueError, KeyError) as error:
+        except (OSError, ValueError, KeyError, TypeError) as error:
             damaged = [str(error)]
         if damaged and report:
             log.warning("the cache %s is damaged (%s) and is built again", self.path, ", ".join(damaged))

@@ -190,9 +190,10 @@ class TokenData(lightning.LightningDataModule):
         """Bytes of UTF-8 per real token of the validation texts: nats per token / (ln 2 * this) = bits per byte."""
         return self.meta["validation"]["bytes"] / self.meta["validation"]["tokens"]
 
-    def train_tokens(self) -> np.ndarray:
-        """(n,) int64: the training rows' tokens one after another, end tokens included, padding left out."""
-        return self.train.stream()
+    def train_tokens(self, limit: int | None = None) -> np.ndarray:
+        """(n,) int64: the training rows' tokens one after another, end tokens included, padding left out; n <= limit."""
+        rows = len(self.train) if limit is None else -(-limit // self.sequence_length)
+        return self.train.take(slice(0, rows)).stream()[:limit]
 
     def validation_documents(self) -> list[str]:
         """The texts between the end tokens of the validation rows; the first and last of a row may be cut."""

@@ -53,8 +53,8 @@ def split(source: Source, validation_fraction: float) -> np.ndarray:
     texts = np.unique(rank[result != DUPLICATE])
     if len(texts) < 2:
         raise ValueError(
-            f"source has {len(texts)} different document{'s' * (len(texts) != 1)}, and a split by document into train "
-            "and validation needs at least 2"
+            f"validation_fraction={validation_fraction} cannot be kept: the source has {len(texts)} different "
+            f"document{'s' * (len(texts) != 1)}, and a split by document into train and validation needs at least 2"
         )
     if not (result == VALIDATION).any():
         result[(rank == texts[0]) & (result != DUPLICATE)] = VALIDATION
@@ -113,8 +113,8 @@ class RowWriter:
             del self.pending[: rows * self.length]
 
     def _write(self, rows: np.ndarray, spans: np.ndarray) -> None:
-        rows.astype(self.dtype).tofile(self.tokens_file)
-        spans.astype(np.int32).tofile(self.spans_file)
+        self.tokens_file.write(rows.astype(self.dtype).tobytes())  # ndarray.tofile hides the reason when a disk is full
+        self.spans_file.write(spans.astype(np.int32).tobytes())
         self.counts.rows += len(rows)
 
     def close(self) -> Counts:

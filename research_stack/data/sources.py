@@ -148,7 +148,7 @@ class PythonDocs:
         """Raise OSError when the interpreter comes without its library's source files."""
         if self.docstrings and not library_files():
             raise OSError(
-                f"docstrings={self.docstrings} needs the standard library's source files, and there are none in "
+                f"source.docstrings={self.docstrings} needs the standard library's source files, and there are none in "
                 f"{sysconfig.get_path('stdlib')}; set docstrings=false for the language reference alone"
             )
 
@@ -188,7 +188,7 @@ class Docstrings:
     def check(self) -> None:
         """Raise OSError when the interpreter comes without its library's source files."""
         if not library_files():
-            raise OSError(f"the standard library's source files are missing in {sysconfig.get_path('stdlib')}")
+            raise OSError(f"source={type(self).__name__} cannot be read: the standard library's source files are missing in {sysconfig.get_path('stdlib')}")
 
     def documents(self) -> Iterator[Document]:
         """The pairs, by file and line."""

@@ -58,19 +58,19 @@ class Hub:
         try:
             if (place / "dataset_dict.json").exists() or (place / "state.json").exists():
                 loaded = datasets.load_from_disk(str(place))
-                return self._choose(loaded) if isinstance(loaded, datasets.DatasetDict) else loaded
-            if place.is_file():
-                return datasets.load_dataset(BUILDERS[place.suffix], data_files={self.split: str(place)}, split=self.split)
-            return datasets.load_dataset(self.path, self.name, split=self.split, revision=self.revision)
+            elif place.is_file():
+                loaded = datasets.load_dataset(BUILDERS[place.suffix], data_files={self.split: str(place)})
+            else:
+                loaded = datasets.load_dataset(self.path, self.name, revision=self.revision)
         except ConnectionError as error:
             raise OSError(f"path={self.path} cannot be had from the hub: {_first_line(error)}") from error
-        except (FileNotFoundError, ValueError) as error:
+        except (FileNotFoundError, ValueError, datasets.exceptions.DatasetsError) as error:
             raise ValueError(f"path={self.path} cannot be loaded: {_first_line(error)}") from error
-
-    def _choose(self, splits: dict[str, Any]) -> Any:
-        if self.split not in splits:
-            raise ValueError(f"split={self.split} is not among the splits {', '.join(splits)}")
-        return splits[self.split]
+        if isinstance(loaded, datasets.Dataset):
+            return loaded
+        if self.split not in loaded:
+            raise ValueError(f"source.split={self.split} is not among the splits {', '.join(loaded)}")
+        return loaded[self.split]
 
     def documents(self) -> Iterator[Document]:
         """The records, in order. Raises ValueError when a field is missing or holds no text."""

@@ -14,6 +14,7 @@ import difflib
 import glob
 import hashlib
 import json
+import os
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
@@ -22,6 +23,7 @@ from research_stack.data.sources import Document, encodable
 from research_stack.require import require
 
 SUFFIXES = (".txt", ".md", ".jsonl", ".parquet")
+EXTRACTION = 1  # raise it when the text that is extracted changes: it is part of the fingerprint
 CHECK_CHARS = 4_000_000  # how much of a corpus check() reads
 PARQUET_ROWS = 1024
 
@@ -182,6 +184,8 @@ class Text:
         for file in self.files():
             if not file.stat().st_size:
                 raise ValueError(f"path={file} is an empty file")
+            if not os.access(file, os.R_OK):
+                raise PermissionError(f"path={file} cannot be read: permission denied")
             for document in self._read(file):
                 read += len(document.text)
                 if read > CHECK_CHARS:
@@ -217,4 +221,4 @@ class Text:
             with open(file, "rb") as stream:
                 while chunk := stream.read(1 << 22):
                     digest.update(chunk)
-        return f"text-{self.field}-{self.prompt_field}-{self.document_chars}-{digest.hexdigest()}"
+        return f"text{EXTRACTION}-{self.field}-{self.prompt_field}-{self.document_chars}-{digest.hexdigest()}"

@@ -150,7 +150,7 @@ class ByteBPECodec:
 
     def save(self, folder: Path) -> None:
         """Write tokenizer.json."""
-        self.tokenizer.save(str(folder / "tokenizer.json"))
+        (folder / "tokenizer.json").write_text(self.tokenizer.to_str())
 
 
 class ByteBPE:

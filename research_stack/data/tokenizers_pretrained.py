@@ -85,9 +85,9 @@ class Pretrained:
         """Raise OSError when a path that can only be local is not there or holds no tokenizer."""
         place = Path(self.path).expanduser()
         if not place.exists() and (place.is_absolute() or self.path.startswith((".", "~")) or self.path.count("/") > 1):
-            raise FileNotFoundError(f"path={self.path} does not exist{nearest(place)}")
+            raise FileNotFoundError(f"tokenizer.path={self.path} does not exist{nearest(place)}")
         if place.is_dir() and not any(place.glob("*token*")) and not any(place.glob("*.model")):
-            raise FileNotFoundError(f"path={self.path} holds no tokenizer (no tokenizer.json, tokenizer_config.json or *.model)")
+            raise FileNotFoundError(f"tokenizer.path={self.path} holds no tokenizer (no tokenizer.json, tokenizer_config.json or *.model)")
 
     def fit(self, texts: Iterable[str]) -> PretrainedCodec:
         """The codec as it is; the texts are not read. Raises OSError when it cannot be loaded."""
@@ -104,7 +104,7 @@ class Pretrained:
             return PretrainedCodec(AutoTokenizer.from_pretrained(path, revision=self.revision or "main"))
         except (OSError, ValueError) as error:
             line = str(error).splitlines()[0] if str(error) else type(error).__name__
-            raise OSError(f"path={self.path} holds no tokenizer that can be loaded: {line}") from error
+            raise OSError(f"tokenizer.path={self.path} holds no tokenizer that can be loaded: {line}") from error
 
     def fingerprint(self) -> str:
         """Name and revision; of a local folder the SHA-256 of its tokenizer files."""
