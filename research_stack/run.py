@@ -115,13 +115,14 @@ def fit(cfg: DictConfig, folder: Path) -> None:
     callbacks += [Ema(cfg.optimization.ema)] if cfg.optimization.ema else []
     trainer = build(
         cfg.trainer, "trainer", default_root_dir=str(place.path), logger=loggers,
-        callbacks=[*callbacks, Preemption(place.path)], enable_progress_bar=False, enable_checkpointing=False,
+        callbacks=[*callbacks, Preemption(place.path)], enable_progress_bar=False,
         enable_model_summary=False, check_val_every_n_epoch=None, use_distributed_sampler=False,
         plugins=[AtomicCheckpointIO(), *parts.hardware.plugins()], **parts.hardware.trainer_arguments())
     if step:
         log.info("resuming %s at step %d", place.path, step)
     started, first = time.monotonic(), step
-    trainer.fit(parts.hardware.compiled(parts.method), datamodule=parts.data, ckpt_path=str(last) if step else None)
+    trainer.fit(parts.hardware.compiled(parts.method), datamodule=parts.data, ckpt_path=str(last) if step else None,
+                weights_only=True)
     seconds = time.monotonic() - started
     if trainer.is_global_zero and trainer.global_step > first:
         log.info("trained %d steps in %.0f s", trainer.global_step - first, seconds)

@@ -2,14 +2,16 @@
 from __future__ import annotations
 
 import logging
-import os
-import tempfile
 from pathlib import Path
 from typing import Any
 
 import torch
-from lightning.pytorch import Callback, LightningModule, Trainer
+from lightning.pytorch import LightningModule, Trainer
+from lightning.pytorch.callbacks import Checkpoint
 from lightning.pytorch.plugins.io import TorchCheckpointIO
+
+from research_stack.require import require
+from research_stack.results import atomic_path
 
 log = logging.getLogger(__name__)
 
@@ -20,19 +22,11 @@ class AtomicCheckpointIO(TorchCheckpointIO):
     def save_checkpoint(self, checkpoint: dict[str, Any], path: str | Path, storage_options: Any = None) -> None:
         """Raises OSError that names the path when the disk is full; the previous checkpoint then stays."""
         path = Path(path)
-        path.parent.mkdir(parents=True, exist_ok=True)
-        descriptor, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
         try:
-            with os.fdopen(descriptor, "wb") as file:
-                torch.save(checkpoint, file)
-                file.flush()
-                os.fsync(file.fileno())
-            os.replace(temporary, path)
-        except (OSError, RuntimeError) as error:  # torch's zip writer reports a full disk as RuntimeError
-            reason = error.strerror if isinstance(error, OSError) else "could not be written whole; is the disk full?"
-            raise OSError(f"checkpoint {path}: {reason}; the previous checkpoint is untouched") from error
-        finally:
-            Path(temporary).unlink(missing_ok=True)
+            with atomic_path(path) as temporary:
+                torch.save(checkpoint, temporary)
+        except RuntimeError as error:  # torch's zip writer reports a full disk as RuntimeError
+            raise OSError(f"{path} cannot be written whole (is the disk full?); the previous checkpoint is untouched") from error
 
     def load_checkpoint(self, path: str | Path, map_location: Any = None, weights_only: bool | None = True) -> dict[str, Any]:
         """The checkpoint on CPU. Raises ValueError when the file is damaged."""
@@ -52,15 +46,18 @@ def load_checkpoint(path: str | Path) -> dict[str, Any]:
         raise ValueError(f"{path}: the checkpoint is damaged or not a checkpoint ({str(error).splitlines()[0][:120]})") from error
 
 
-class Checkpoints(Callback):
+class Checkpoints(Checkpoint):  # Lightning runs subclasses of Checkpoint after all other callbacks
     """Keeps `last.ckpt` (every `every` steps and at the end) and `best.ckpt` (lowest `monitor`).
 
     - every: steps between two writes of `last.ckpt`: what a kill -9 can cost.
     - monitor: a logged validation metric, lower is better.
+
+    They lie in `checkpoints/` below the trainer's `default_root_dir`.
     """
 
-    def __init__(self, folder: str | Path, every: int = 50, monitor: str = "val/loss") -> None:
-        self.folder, self.every, self.monitor = Path(folder), every, monitor
+    def __init__(self, every: int = 50, monitor: str = "val/loss") -> None:
+        require(every >= 1, f"every={every} must be at least 1")
+        self.every, self.monitor = every, monitor
         self.best: float | None = None
         self._saved_at = -1
 
@@ -72,10 +69,15 @@ class Checkpoints(Callback):
         """Restore the best value so far."""
         self.best = state_dict["best"]
 
+    @staticmethod
+    def path(trainer: Trainer, name: str) -> Path:
+        """Where the checkpoint of that name lies."""
+        return Path(trainer.default_root_dir) / "checkpoints" / f"{name}.ckpt"
+
     def save_last(self, trainer: Trainer) -> None:
         """Write `last.ckpt` on all ranks, unless this step's is there already."""
         if self._saved_at != trainer.global_step:
-            trainer.save_checkpoint(self.folder / "last.ckpt")
+            trainer.save_checkpoint(self.path(trainer, "last"))
             self._saved_at = trainer.global_step
 
     def on_train_batch_end(self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int) -> None:
@@ -89,4 +91,4 @@ class Checkpoints(Callback):
         if trainer.sanity_checking or value is None or (self.best is not None and float(value) >= self.best):
             return
         self.best = float(value)
-        trainer.save_checkpoint(self.folder / "best.ckpt")
+        trainer.save_checkpoint(self.path(trainer, "best"))
