@@ -1,0 +1,217 @@
+"""What a run computes on: device, processes, precision, threads. Torch is imported only when a method needs it.
+
+The same node describes a laptop, a box with several GPUs and a cluster job. Nothing here changes what is
+computed, only where, and how numbers are rounded (`precision`).
+"""
+from __future__ import annotations
+
+import functools
+import os
+from contextlib import AbstractContextManager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal
+
+from research_stack.require import require
+
+if TYPE_CHECKING:
+    import torch
+    from lightning import LightningModule
+    from torch.distributed.device_mesh import DeviceMesh
+
+#: CPU features that multiply bf16 matrices in hardware: several times the speed of float32.
+BF16_FLAGS = ("amx_bf16", "avx512_bf16")
+#: Keys of `resources`: what a cluster job asks for. Null leaves it to the cluster.
+RESOURCES = (
+    "partition", "timeout_min", "mem_gb", "cpus_per_task", "gpus_per_node", "tasks_per_node", "nodes",
+    "account", "qos", "constraint", "max_num_timeout",
+)  # fmt: skip
+
+
+@dataclass
+class Hardware:
+    """Where and how a run computes.
+
+    - accelerator: cpu or gpu.
+    - devices: processes on each node, one per GPU; on a CPU, processes that share the cores.
+    - num_nodes: machines; more than one needs launcher=slurm.
+    - precision: 32, or bf16-mixed (weights and optimizer in float32, matrix products in bfloat16). `auto` is
+      bf16-mixed where the machine multiplies bfloat16 in hardware, else 32.
+    - strategy: `auto` is one process, or ddp for several; fsdp shards weights, gradients and optimizer.
+    - threads: CPU threads of each process; null shares the physical cores that the run may use.
+    - compile: torch.compile the backbone: slower to start, faster steps; pays off from minutes on.
+    - resources: what one cluster job asks for (keys in RESOURCES); used by launcher=slurm only.
+    - submit: set by launcher=slurm: the run belongs in a cluster job and refuses to start elsewhere.
+    """
+
+    accelerator: Literal["cpu", "gpu"] = "cpu"
+    devices: int = 1
+    num_nodes: int = 1
+    precision: Literal["auto", "32", "bf16-mixed", 32] = "auto"
+    strategy: Literal["auto", "ddp", "fsdp"] = "auto"
+    threads: int | None = None
+    compile: bool = False
+    resources: dict[str, Any] = field(default_factory=dict)
+    submit: bool = False
+
+    def __post_init__(self) -> None:
+        require(self.accelerator in ("cpu", "gpu"), f"accelerator={self.accelerator} must be cpu or gpu")
+        require(self.devices >= 1, f"devices={self.devices} must be at least 1")
+        require(self.num_nodes >= 1, f"num_nodes={self.num_nodes} must be at least 1")
+        require(str(self.precision) in ("auto", "32", "bf16-mixed"), f"precision={self.precision} must be auto, 32 or bf16-mixed")
+        require(self.strategy in ("auto", "ddp", "fsdp"), f"strategy={self.strategy} must be auto, ddp or fsdp")
+        require(self.threads is None or self.threads >= 1, f"threads={self.threads} must be at least 1, or null for all cores")
+        for key in self.resources:
+            require(key in RESOURCES, f"resources.{key}={self.resources[key]} is no resource; there are {', '.join(RESOURCES)}")
+        timeout = self.resources.get("timeout_min")
+        require(timeout is None or timeout > 10, f"resources.timeout_min={timeout} must be above 10: below, submitit takes every preemption for a time-out")
+        self._tasks_equal_devices()
+
+    def _tasks_equal_devices(self) -> None:
+        """A job with another number of tasks would train unrelated models, or hang."""
+        for key, other, count in (("tasks_per_node", "devices", self.devices), ("nodes", "num_nodes", self.num_nodes)):
+            asked = self.resources.get(key)
+            require(asked is None or asked == count, f"resources.{key}={asked} must equal {other}={count}: one task drives one device")
+
+    @property
+    def processes(self) -> int:
+        """Processes over all nodes."""
+        return self.devices * self.num_nodes
+
+    def resolved_precision(self) -> Literal["32-true", "bf16-mixed"]:
+        """The precision under Lightning's name, `auto` settled for this machine."""
+        if str(self.precision) != "auto":
+            return "bf16-mixed" if self.precision == "bf16-mixed" else "32-true"
+        return "bf16-mixed" if self._has_bf16() else "32-true"
+
+    def _has_bf16(self) -> bool:
+        if self.accelerator == "cpu":
+            return bool(cpu_flags() & set(BF16_FLAGS))
+        import torch
+
+        return torch.cuda.is_available() and torch.cuda.is_bf16_supported(including_emulation=False)
+
+    def resolved_threads(self) -> int:
+        """CPU threads of each process on this node."""
+        return self.threads or max(1, usable_cores() // (1 if under_srun() else self.devices))
+
+    def apply(self) -> None:
+        """Set this process's threads and float32 matrix precision. ValueError if the accelerator is missing."""
+        import torch
+
+        if self.accelerator == "gpu":
+            found = torch.cuda.device_count() if torch.cuda.is_available() else 0
+            require(found > 0, "accelerator=gpu but torch sees no GPU here; nearest choice: hardware=cpu")
+            require(found >= self.devices, f"devices={self.devices} but torch sees {found} GPUs here")
+        torch.set_num_threads(self.resolved_threads())
+        # TF32 on GPUs for what stays in float32; CPUs have no such mode that is worth its rounding.
+        torch.set_float32_matmul_precision("high" if self.accelerator == "gpu" else "highest")
+
+    def trainer_arguments(self) -> dict[str, Any]:
+        """Arguments of lightning.Trainer, for this process among the others."""
+        return {"accelerator": self.accelerator, "devices": self.devices, "num_nodes": self.num_nodes,
+                "precision": self.resolved_precision(), "strategy": self._strategy()}
+
+    def _strategy(self) -> Any:
+        if self.strategy == "fsdp":
+            from lightning.pytorch.strategies import ModelParallelStrategy
+
+            return ModelParallelStrategy(data_parallel_size=self.processes, tensor_parallel_size=1,
+                                         save_distributed_checkpoint=False)
+        if self.strategy == "ddp" or self.processes > 1:
+            from lightning.pytorch.strategies import DDPStrategy
+
+            return DDPStrategy(process_group_backend="nccl" if self.accelerator == "gpu" else "gloo")
+        return "auto"
+
+    def plugins(self) -> list[Any]:
+        """Who started this process, said explicitly: Lightning must neither guess nor start processes itself."""
+        from lightning.fabric.plugins.environments import (
+            LightningEnvironment,
+            SLURMEnvironment,
+            TorchElasticEnvironment,
+        )
+
+        if under_torchrun():
+            return [TorchElasticEnvironment()]
+        # Requeueing is the business of research_stack.preemption.
+        return [SLURMEnvironment(auto_requeue=False) if under_srun() else LightningEnvironment()]
+
+    def device(self) -> torch.device:
+        """The first device: where a finished run is evaluated."""
+        import torch
+
+        return torch.device("cuda:0" if self.accelerator == "gpu" else "cpu")
+
+    def autocast(self) -> AbstractContextManager[Any]:
+        """The precision of training, for evaluation."""
+        import torch
+
+        bf16 = self.resolved_precision() == "bf16-mixed"
+        return torch.autocast(self.device().type, dtype=torch.bfloat16, enabled=bf16)
+
+    def compiled(self, module: LightningModule) -> LightningModule:
+        """The module, its backbone compiled and set up for sharding where asked. Parameter names stay the same."""
+        if self.compile:
+            module.model.compile()
+        if self.strategy == "fsdp":
+            # Lightning calls this hook once the processes have found each other.
+            module.configure_model = functools.partial(shard, module)
+        return module
+
+
+def shard(module: LightningModule) -> None:
+    """Shard the backbone over all devices with FSDP2: each block is gathered only while it computes."""
+    from torch.distributed.fsdp import FSDPModule, fully_shard
+
+    mesh: DeviceMesh = module.device_mesh["data_parallel"]
+    if isinstance(module.model, FSDPModule):
+        return
+    for block in module.model.blocks:
+        fully_shard(block, mesh=mesh)
+    fully_shard(module.model, mesh=mesh)
+
+
+# This machine -----------------------------------------------------------------------------------------------------
+
+
+def under_srun() -> bool:
+    """Whether srun started this process: then one process per task exists already."""
+    return "SLURM_STEP_ID" in os.environ and "SLURM_PROCID" in os.environ
+
+
+def under_torchrun() -> bool:
+    """Whether torch.distributed.run started this process."""
+    return "TORCHELASTIC_RUN_ID" in os.environ
+
+
+def cpu_flags(cpuinfo: Path = Path("/proc/cpuinfo")) -> set[str]:
+    """The CPU's features as Linux names them; empty elsewhere."""
+    if not cpuinfo.is_file():
+        return set()
+    lines = (line for line in cpuinfo.read_text().splitlines() if line.startswith("flags"))
+    return set(next(lines, "").partition(":")[2].split())
+
+
+def usable_cores() -> int:
+    """Physical cores this process may use: its affinity mask, a cluster's share and a container's quota respected."""
+    if not hasattr(os, "sched_getaffinity"):  # macOS
+        return os.cpu_count() or 1
+    allowed = os.sched_getaffinity(0)
+    siblings = {_siblings(cpu) for cpu in allowed}
+    limits = [len(siblings), _quota(Path("/sys/fs/cgroup/cpu.max"))]
+    if under_srun() and "SLURM_CPUS_PER_TASK" in os.environ:
+        limits.append(int(os.environ["SLURM_CPUS_PER_TASK"]))
+    return max(1, min(limits))
+
+
+def _siblings(cpu: int) -> str:
+    """The hardware threads of this one's core, as one name."""
+    path = Path(f"/sys/devices/system/cpu/cpu{cpu}/topology/thread_siblings_list")
+    return path.read_text().strip() if path.is_file() else str(cpu)
+
+
+def _quota(path: Path) -> int:
+    """CPUs that a container's quota (cgroup v2) allows, rounded up; a large number without one."""
+    words = path.read_text().split() if path.is_file() else ["max"]
+    return 2**20 if words[0] == "max" else -(-int(words[0]) // int(words[1]))
