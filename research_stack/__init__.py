@@ -1,0 +1,39 @@
+"""Experiments in language-model training: one composed config is one run, from a laptop to a cluster.
+
+    from research_stack import compose, run
+    result = run(compose("experiment=llada", "trainer=short"))
+
+Importing the package imports neither torch nor hydra: both names are loaded when they are used.
+"""
+from __future__ import annotations
+
+import sys
+from types import ModuleType
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from research_stack.compose import compose
+    from research_stack.run import run
+
+__all__ = ["compose", "run"]
+
+
+class _Package(ModuleType):
+    """Binds the functions compose and run where Python would bind the modules of the same names."""
+
+    def __setattr__(self, name: str, value: Any) -> None:
+        if name in __all__ and isinstance(value, ModuleType):
+            value = vars(value)[name]
+        super().__setattr__(name, value)
+
+
+sys.modules[__name__].__class__ = _Package
+
+
+def __getattr__(name: str) -> Any:
+    """Import the module behind a public name when it is first used."""
+    if name not in __all__:
+        raise AttributeError(f"module 'research_stack' has no attribute {name!r}")
+    from importlib import import_module
+
+    return vars(import_module(f"research_stack.{name}"))[name]

@@ -1,0 +1,411 @@
+"""Check a composed config against the constructors that will get it, without importing any of them.
+
+Keys must be parameters, values must fit simple annotations, and the `require(...)` conditions at the top of a
+constructor must hold. What cannot be told from the source passes: it is judged when the object is built. So an
+error here is always a true one, and it comes in milliseconds instead of after `import torch`.
+"""
+from __future__ import annotations
+
+import ast
+import json
+import re
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+from research_stack.build import WHITELIST
+from research_stack.expressions import CannotSay, Evaluator, Opaque
+from research_stack.hints import UserError, choices, did_you_mean, nearest, one_line
+from research_stack.signatures import Module, Parameter, Signature, UnknownTarget, signature
+
+if TYPE_CHECKING:
+    from omegaconf import DictConfig
+
+    from research_stack.compose import Composed, Composer
+
+TASKS = ("train", "eval", "sample", "compare")
+SPECIAL = ("_target_", "_partial_", "_convert_", "_recursive_", "_args_")  # keys of Hydra's instantiate
+SCALARS: dict[str, Callable[[Any], bool]] = {
+    "int": lambda v: isinstance(v, int) and not isinstance(v, bool),
+    "float": lambda v: isinstance(v, int | float) and not isinstance(v, bool),
+    "str": lambda v: isinstance(v, str),
+    "bool": lambda v: isinstance(v, bool),
+    "None": lambda v: v is None,
+}
+LISTS = {"list", "List", "Sequence", "Iterable", "Collection"}
+TUPLES = {"tuple", "Tuple"}
+MAPPINGS = {"dict", "Dict", "Mapping", "MutableMapping"}
+TOP = {"seed": "int", "dry_run": "bool", "name": "str", "run": "str | None", "prompt": "str | None", "runs": "list"}
+
+
+@dataclass(frozen=True)
+class Problem:
+    """A mistake: the key it is about and one line about it."""
+
+    key: str
+    message: str
+
+
+# Values against annotations ----------------------------------------------------------------------------------------
+
+
+def fits(value: Any, annotation: ast.expr | None, where: Module | None, depth: int = 0) -> bool | None:
+    """Whether the value is of the annotated type; None if the annotation says nothing simple."""
+    if annotation is None or depth > 8 or _is_built(value):
+        return None
+    if isinstance(annotation, ast.Constant):
+        if annotation.value is None:
+            return value is None
+        return fits(value, _parsed(annotation.value), where, depth + 1) if isinstance(annotation.value, str) else None
+    if isinstance(annotation, ast.BinOp) and isinstance(annotation.op, ast.BitOr):
+        return _either([fits(value, a, where, depth + 1) for a in (annotation.left, annotation.right)])
+    if isinstance(annotation, ast.Subscript):
+        return _fits_generic(value, annotation, where, depth)
+    name = _last(annotation)
+    if name in SCALARS:
+        return SCALARS[name](value)
+    if name in LISTS | TUPLES:
+        return isinstance(value, list | tuple)
+    if name in MAPPINGS:
+        return isinstance(value, Mapping)
+    alias = where.names.get(name) if where and isinstance(annotation, ast.Name) else None
+    return fits(value, alias, where, depth + 1) if isinstance(alias, ast.BinOp | ast.Subscript) else None
+
+
+def _fits_generic(value: Any, annotation: ast.Subscript, where: Module | None, depth: int) -> bool | None:
+    name, inner = _last(annotation.value), annotation.slice
+    items = inner.elts if isinstance(inner, ast.Tuple) else [inner]
+    if name == "Literal":
+        return value in (allowed := literals(annotation)) and any(value == a and type(value) is type(a) for a in allowed)
+    if name in ("Annotated", "Final"):
+        return fits(value, items[0], where, depth + 1)
+    if name == "Optional":
+        return True if value is None else fits(value, items[0], where, depth + 1)
+    if name == "Union":
+        return _either([fits(value, a, where, depth + 1) for a in items])
+    if name in MAPPINGS:
+        return isinstance(value, Mapping) or None if not isinstance(value, str | int | float) else False
+    if name in LISTS | TUPLES:
+        if not isinstance(value, list | tuple):
+            return False if not (isinstance(value, str) and name not in LISTS | TUPLES) else None
+        if name in TUPLES and not (len(items) == 2 and _last(items[1]) == "..."):
+            return _all([fits(v, a, where, depth + 1) for v, a in zip(value, items, strict=False)]) if len(value) == len(items) else False
+        return _all([fits(v, items[0], where, depth + 1) for v in value])
+    return None
+
+
+def _is_built(value: Any) -> bool:
+    """Whether the value is a node, or holds one, that another constructor turns into an object first."""
+    if isinstance(value, Mapping):
+        return "_target_" in value or any(_is_built(v) for v in value.values())
+    return isinstance(value, list) and any(_is_built(v) for v in value)
+
+
+def _either(answers: list[bool | None]) -> bool | None:
+    return True if True in answers else None if None in answers else False
+
+
+def _all(answers: list[bool | None]) -> bool | None:
+    return False if False in answers else None if None in answers else True
+
+
+def _parsed(text: str) -> ast.expr | None:
+    try:
+        return ast.parse(text, mode="eval").body
+    except SyntaxError:
+        return None
+
+
+def _last(node: ast.expr) -> str:
+    if isinstance(node, ast.Constant):
+        return "None" if node.value is None else "..." if node.value is Ellipsis else ""
+    return ast.unparse(node).rpartition(".")[2] if isinstance(node, ast.Name | ast.Attribute) else ""
+
+
+def literals(annotation: ast.expr | None) -> list[Any]:
+    """The values of every Literal in an annotation."""
+    if isinstance(annotation, ast.Constant) and isinstance(annotation.value, str):
+        annotation = _parsed(annotation.value)
+    found = []
+    for node in ast.walk(annotation) if annotation is not None else ():
+        if isinstance(node, ast.Subscript) and _last(node.value) == "Literal":
+            items = node.slice.elts if isinstance(node.slice, ast.Tuple) else [node.slice]
+            found += [i.value for i in items if isinstance(i, ast.Constant)]
+    return found
+
+
+def written(value: Any) -> str:
+    """The value as a user would write it in YAML or on the command line."""
+    if isinstance(value, str):
+        return value if value and not re.search(r"[\s:,#\[\]{}]", value) else repr(value)
+    return "null" if value is None else str(value).lower() if isinstance(value, bool) else str(value)
+
+
+# Nodes against signatures ------------------------------------------------------------------------------------------
+
+
+def nodes(config: Any, path: str = "") -> Iterator[tuple[str, Mapping[str, Any]]]:
+    """Every (path, node) with a `_target_` in a plain config."""
+    if isinstance(config, Mapping):
+        if "_target_" in config:
+            yield path, config
+        for key, value in config.items():
+            yield from nodes(value, f"{path}.{key}" if path else str(key))
+    elif isinstance(config, list | tuple):
+        for index, value in enumerate(config):
+            yield from nodes(value, f"{path}.{index}")
+
+
+def check_node(path: str, node: Mapping[str, Any]) -> Iterator[Problem]:
+    """The mistakes of one node."""
+    target = node["_target_"]
+    key = f"{path}._target_"
+    if not isinstance(target, str) or target.split(".")[0] not in WHITELIST:
+        near = f"; the allowed packages are {', '.join(WHITELIST)}"
+        yield Problem(key, f"{key}={target} lies outside the packages a config may name{near}")
+        return
+    try:
+        known = signature(target)
+    except UnknownTarget as error:
+        name = error.target.rpartition(".")
+        near = nearest(name[2], error.names, count=1)
+        guess = f"; did you mean '{name[0]}.{near[0]}'?" if near else choices(sorted(error.names), "there are")
+        yield Problem(key, f"{key}={target}: {name[0]} has no '{name[2]}'{guess}")
+        return
+    given = {str(k): v for k, v in node.items() if k not in SPECIAL}
+    for name, value in given.items():
+        if name in known.parameters:
+            yield from _value_problem(path, known.parameters[name], value, known.module)
+        elif not known.open:
+            hint = did_you_mean(name, list(known.parameters), "its parameters")
+            yield Problem(f"{path}.{name}", f"{path}.{name}={_short(value)}: {known.name} has no parameter '{name}'{hint}")
+    yield from conditions(path, known, given)
+
+
+def _value_problem(path: str, parameter: Parameter, value: Any, where: Module | None) -> Iterator[Problem]:
+    default = parameter.default
+    implicit = value is None and isinstance(default, ast.Constant) and default.value is None
+    if value == "???" or implicit or fits(value, parameter.annotation, where) is not False:
+        return
+    key, annotation = f"{path}.{parameter.name}", parameter.annotation
+    assert annotation is not None
+    allowed = literals(annotation) or literals(_alias(annotation, where))
+    if allowed:
+        near = nearest(str(value), [str(a) for a in allowed if a is not None], count=1)
+        guess = f"; did you mean '{near[0]}'?" if near else ""
+        yield Problem(key, f"{key}={_short(value)} must be one of {', '.join(map(written, allowed))}{guess}")
+    else:
+        text = annotation.value if isinstance(annotation, ast.Constant) else ast.unparse(annotation)
+        kind = {"NoneType": "null", "str": "a string", "bool": "a boolean", "dict": "a mapping"}.get(type(value).__name__)
+        yield Problem(key, f"{key}={_short(value)} must be {text}{f', not {kind}' if kind else ''}")
+
+
+def _alias(annotation: ast.expr, where: Module | None) -> ast.expr | None:
+    found = where.names.get(annotation.id) if where and isinstance(annotation, ast.Name) else None
+    return found if isinstance(found, ast.expr) else None
+
+
+def _short(value: Any, most: int = 60) -> str:
+    text = written(value)
+    return text if len(text) <= most else text[: most - 3] + "..."
+
+
+# Conditions --------------------------------------------------------------------------------------------------------
+
+
+def conditions(path: str, known: Signature, given: Mapping[str, Any]) -> Iterator[Problem]:
+    """The `require(...)`, and `if ...: raise ValueError(...)`, at the top of a constructor that do not hold."""
+    names = _names(known, given)
+    for statement in known.body:
+        if isinstance(statement, ast.Return | ast.Raise):
+            return
+        test, message = _condition(statement)
+        if test is not None:
+            evaluate = Evaluator(names, known.fields)
+            try:
+                holds = bool(evaluate(test))
+            except CannotSay:
+                continue
+            if not holds:
+                yield _violation(path, test, message, evaluate, known)
+                return  # as when it is built: the first one counts
+        for rebound in _assigned(statement):
+            names[rebound] = Opaque
+
+
+def _names(known: Signature, given: Mapping[str, Any]) -> dict[str, Any]:
+    """What the names of the body stand for: the module's constants, defaults, and the config's values."""
+    names: dict[str, Any] = {}
+    for name, value in known.module.names.items() if known.module else ():
+        if isinstance(value, ast.expr):
+            names[name] = _literal(value)
+    for name, parameter in known.parameters.items():
+        names[name] = given[name] if name in given else _literal(parameter.default)
+        if _is_built(names[name]) or names[name] == "???":
+            names[name] = Opaque
+    return names
+
+
+def _literal(node: ast.expr | None) -> Any:
+    try:
+        return Opaque if node is None else ast.literal_eval(node)
+    except (ValueError, TypeError):
+        return Opaque
+
+
+def _condition(statement: ast.stmt) -> tuple[ast.expr | None, ast.expr | None]:
+    """(what must hold, message) of a statement, (None, None) if it is no check."""
+    if isinstance(statement, ast.Expr) and isinstance(call := statement.value, ast.Call):
+        if ast.unparse(call.func) in ("require", "require.require") and len(call.args) == 2:
+            return call.args[0], call.args[1]
+    if isinstance(statement, ast.If) and len(statement.body) == 1 and isinstance(error := statement.body[0], ast.Raise):
+        made = error.exc
+        if isinstance(made, ast.Call) and ast.unparse(made.func) == "ValueError" and len(made.args) == 1:
+            return ast.UnaryOp(ast.Not(), statement.test), made.args[0]
+    return None, None
+
+
+def _assigned(statement: ast.stmt) -> set[str]:
+    """Names that hold something else after the statement; `self.x` counts as x only in dataclasses."""
+    found = set()
+    for node in ast.walk(statement):
+        if isinstance(node, ast.Name) and isinstance(node.ctx, ast.Store):
+            found.add(node.id)
+        elif isinstance(node, ast.Attribute) and isinstance(node.ctx, ast.Store):
+            found.add(node.attr if ast.unparse(node.value) == "self" and not isinstance(statement, ast.Assign) else "")
+        elif isinstance(node, ast.Call) and ast.unparse(node.func) == "object.__setattr__" and len(node.args) == 3:
+            found.add(node.args[1].value if isinstance(node.args[1], ast.Constant) else "")
+    return found
+
+
+def _violation(path: str, test: ast.expr, message: ast.expr | None, evaluate: Evaluator, known: Signature) -> Problem:
+    try:
+        text = one_line(evaluate(message)) if message is not None else ""
+    except CannotSay:
+        text = ""
+    text = text or f"the arguments must satisfy {ast.unparse(test)}"
+    lead = re.match(r"([A-Za-z_]\w*)(\[\w+\])?=", text)
+    used = [n.id for n in ast.walk(test) if isinstance(n, ast.Name) and n.id in known.parameters]
+    name = lead[1] if lead and lead[1] in known.parameters else None
+    return Problem(f"{path}.{name or (used or [''])[0]}".rstrip("."), f"{path}.{text}" if name else f"{path}: {text}")
+
+
+# Whole configs -----------------------------------------------------------------------------------------------------
+
+
+def check(cfg: DictConfig | Mapping[str, Any]) -> list[Problem]:
+    """Every mistake that can be told from the config and the sources alone."""
+    return [*_unresolved(cfg), *_top(config := _resolved(cfg)), *(p for path, n in nodes(config) for p in check_node(path, n))]
+
+
+def _resolved(cfg: Any) -> dict[str, Any]:
+    from omegaconf import OmegaConf
+    from omegaconf.errors import OmegaConfBaseException
+
+    if not OmegaConf.is_config(cfg):
+        return dict(cfg)
+    try:
+        return OmegaConf.to_container(cfg, resolve=True, throw_on_missing=False)  # type: ignore[return-value]
+    except OmegaConfBaseException as error:
+        key = error.full_key or ""
+        raise UserError(f"{key}={_raw(cfg, key)}: {one_line(str(error.msg).splitlines()[0])}") from error
+
+
+def _raw(cfg: Any, key: str) -> Any:
+    from omegaconf import OmegaConf
+
+    return OmegaConf.to_container(cfg, resolve=False) if not key else _descend(OmegaConf.to_container(cfg), key)
+
+
+def _descend(tree: Any, key: str) -> Any:
+    for part in re.findall(r"[^.\[\]]+", key):
+        tree = tree[int(part)] if isinstance(tree, list) else tree.get(part) if isinstance(tree, Mapping) else None
+    return tree
+
+
+def _unresolved(cfg: Any) -> Iterator[Problem]:
+    """Keys that must be given (`???`)."""
+    from omegaconf import OmegaConf
+
+    if OmegaConf.is_config(cfg):
+        for key in sorted(OmegaConf.missing_keys(cfg)):
+            yield Problem(key, f"{key}=??? must be given: add {key}=... to the command")
+
+
+def _top(config: Mapping[str, Any]) -> Iterator[Problem]:
+    """The keys of config.yaml itself."""
+    task = config.get("task", "train")
+    if task not in TASKS:
+        yield Problem("task", f"task={_short(task)} must be one of {', '.join(TASKS)}{did_you_mean(str(task), TASKS)}"
+                      if nearest(str(task), TASKS) else f"task={_short(task)} must be one of {', '.join(TASKS)}")
+    for key, annotation in TOP.items():
+        if key in config and fits(config[key], _parsed(annotation), None) is False:
+            yield Problem(key, f"{key}={_short(config[key])} must be {annotation.replace('None', 'null')}")
+
+
+def check_source(cfg: Mapping[str, Any], seen: set[str]) -> Problem | None:
+    """Let the data source look whether its files are there and can be read, if it stands in a module without torch.
+
+    - seen: descriptions of sources that were found well; one that is in it is not looked at again.
+    """
+    data = cfg.get("data")
+    node = data.get("source") if isinstance(data, Mapping) else None
+    name = json.dumps(node, sort_keys=True, default=str)
+    if not isinstance(node, Mapping) or name in seen or not str(node.get("_target_")).startswith("research_stack.data.sources"):
+        return None
+    module, _, attr = str(node["_target_"]).rpartition(".")
+    try:
+        source = vars(import_module(module))[attr](**{k: v for k, v in node.items() if k not in SPECIAL})
+        source.check()
+    except (ValueError, OSError) as error:
+        text = one_line(error)
+        lead = re.match(r"([A-Za-z_]\w*)=", text)
+        key = f"data.source.{lead[1]}" if lead and lead[1] in node else "data.source"
+        return Problem(key, f"data.source.{text}" if lead and lead[1] in node else f"data.source: {text}")
+    seen.add(name)
+    return None
+
+
+def preflight(points: Sequence[Composed], composer: Composer) -> None:
+    """Check every point of a command; raises UserError for the first mistake, with its place and its point."""
+    seen: set[str] = set()
+    done: set[str] = set()
+    for number, point in enumerate(points, start=1):
+        problems = _problems(point, done, seen)
+        if problems:
+            raise UserError(_told(problems, point, composer, number, len(points)))
+
+
+def _problems(point: Composed, done: set[str], seen: set[str]) -> list[Problem]:
+    problems = [*_unresolved(point.cfg)]
+    config = _resolved(point.cfg)
+    problems += _top(config)
+    for path, node in nodes(config):
+        name = path + json.dumps(node, sort_keys=True, default=str)
+        if name not in done:  # the points of a sweep share most of their nodes
+            found = list(check_node(path, node))
+            problems += found
+            if not found:
+                done.add(name)
+    source = None if problems or config.get("task") == "compare" else check_source(config, seen)
+    return [*problems, *([source] if source else [])]
+
+
+def _told(problems: Sequence[Problem], point: Composed, composer: Composer, number: int, count: int) -> str:
+    from hydra.errors import HydraException
+
+    from research_stack.why import Origins
+
+    first = problems[0]
+    try:
+        place = Origins(composer, point.overrides).where(first.key)
+    except (HydraException, OSError):
+        place = ""
+    notes = [place] if place else []
+    notes += [f"point {number} of {count}: {' '.join(point.overrides)}"] if count > 1 else []
+    notes += [f"and {len(problems) - 1} more mistakes"] if len(problems) > 2 else []
+    notes += ["and one more mistake"] if len(problems) == 2 else []
+    return first.message + (f" ({'; '.join(notes)})" if notes else "")
+
+

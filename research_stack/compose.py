@@ -1,0 +1,245 @@
+"""From a command line to configs: one for a run, one per point for a sweep, one of a saved run.
+
+`compose` is the same road from Python as `research-stack` is from a shell: the config comes back checked. Files
+are parsed once per `Composer`, so that the hundredth point of a sweep costs a merge and no YAML.
+"""
+from __future__ import annotations
+
+import copy
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+from hydra._internal.config_loader_impl import ConfigLoaderImpl
+from hydra._internal.config_repository import CachingConfigRepository
+from hydra._internal.core_plugins.basic_sweeper import BasicSweeper
+from hydra._internal.utils import create_config_search_path
+from hydra.core.config_search_path import SearchPathQuery
+from hydra.core.override_parser.overrides_parser import OverridesParser
+from hydra.core.override_parser.types import Override
+from hydra.core.utils import setup_globals
+from hydra.plugins.config_source import ConfigResult
+from hydra.types import RunMode
+from omegaconf import DictConfig, OmegaConf, open_dict
+
+from research_stack import hints, paths, results
+from research_stack.hints import UserError
+from research_stack.paths import CONF, key_of, known_runs, shown
+from research_stack.results import RunFolder
+
+CONFIG = "config"
+#: Top-level keys that task=eval and task=sample take from the command line; the rest is the saved run's.
+OF_THE_COMMAND = ("task", "run", "eval", "sampler", "hardware", "prompt", "logger", "dry_run", "seed", "launcher")
+#: Keys that resuming a folder may add to the command without their being a config of its own.
+OF_RESUMING = ("run", "task", "dry_run", "logger", "hardware", "callbacks", "launcher", "name")
+
+
+class _Repository(CachingConfigRepository):
+    """Parses each file once and hands out copies, since composing writes into what it is given."""
+
+    def load_config(self, config_path: str) -> ConfigResult | None:
+        return copy.deepcopy(super().load_config(config_path))
+
+
+class _Loader(ConfigLoaderImpl):
+    """Hydra's loader with one repository for all the compositions of a command."""
+
+    kept: _Repository | None = None
+
+    def _parse_overrides_and_create_caching_repo(
+        self, config_name: str | None, overrides: list[str]
+    ) -> tuple[list[Override], CachingConfigRepository]:
+        parsed = OverridesParser.create().parse_overrides(overrides=overrides)
+        if self.kept is None:
+            self.kept = _Repository(self.repository)
+            self._process_config_searchpath(config_name, parsed, self.kept)
+        return parsed, self.kept
+
+
+@dataclass(frozen=True)
+class Composed:
+    """A composed config: the overrides that led to it, the job's part, and Hydra's own part."""
+
+    overrides: tuple[str, ...]
+    cfg: DictConfig
+    hydra: DictConfig
+
+
+class Composer:
+    """Composes configs of one config folder.
+
+    - conf: the folder that holds config.yaml.
+    - extra: a further folder that is searched first (`--config-dir`).
+    """
+
+    def __init__(self, conf: Path = CONF, extra: Path | None = None, config_name: str = CONFIG) -> None:
+        self.conf, self.config_name = Path(conf).resolve(), config_name
+        setup_globals()
+        search = create_config_search_path(str(self.conf))
+        if extra is not None:
+            search.prepend(provider="command-line", path=f"file://{extra.resolve()}", anchor=SearchPathQuery(provider="schema"))
+        self.folders = [*([extra.resolve()] if extra else []), self.conf]
+        self.loader = _Loader(search)
+
+    def load(self, overrides: Sequence[str], mode: RunMode = RunMode.RUN) -> DictConfig:
+        """Hydra's composition, its `hydra` node included; raises Hydra's errors."""
+        return self.loader.load_configuration(self.config_name, list(overrides), run_mode=mode)
+
+    def compose(self, overrides: Sequence[str], mode: RunMode = RunMode.RUN) -> Composed:
+        """The config of these overrides; UserError in one line for whatever is wrong with them or with a file."""
+        with hints.explained(self, overrides):
+            cfg = self.load(overrides, mode)
+            hydra = cfg.hydra
+            with open_dict(cfg):
+                del cfg["hydra"]
+            return Composed(tuple(overrides), cfg, hydra)
+
+    def points(self, overrides: Sequence[str]) -> tuple[Composed, list[list[str]]]:
+        """The master config of a sweep, and the overrides of each of its points in the order they will run."""
+        master = self.compose(overrides, RunMode.MULTIRUN)
+        params = OmegaConf.to_container(master.hydra.sweeper, resolve=True).get("params") or {}  # type: ignore[union-attr]
+        arguments = [f"{k}={v}" for k, v in params.items()]
+        with hints.explained(self, overrides):
+            parser = OverridesParser.create(config_loader=self.loader)
+            parsed = parser.parse_overrides([*arguments, *(o for o in overrides if not is_hydra(o))])
+            batches = BasicSweeper.split_arguments(parsed, None)
+        return master, [list(point) for batch in batches for point in batch]
+
+    def swept(self, overrides: Sequence[str], master: Composed) -> list[str]:
+        """The keys that are swept, of the command line and of the sweep group."""
+        parsed = OverridesParser.create().parse_overrides([o for o in overrides if not is_hydra(o)])
+        return [o.key_or_group for o in parsed if o.is_sweep_override()]
+
+    def groups(self) -> dict[str, list[str]]:
+        """{group: its options} of the config folders."""
+        return paths.groups(self.folders)
+
+    @cached_property
+    def default(self) -> DictConfig | None:
+        """The config without any overrides, for hints; None if even that cannot be composed."""
+        try:
+            return self.load([])
+        except Exception:  # noqa: BLE001 - a hint about another error must not raise its own
+            return None
+
+
+def is_hydra(override: str) -> bool:
+    """Whether the override is about Hydra itself."""
+    return key_of(override).startswith(("hydra.", "hydra/"))
+
+
+def compose(*overrides: str | Iterable[str], check: bool = True) -> DictConfig:
+    """The config of the given overrides, as on the command line: `compose("model=small", "seed=3")`.
+
+    - overrides: strings or lists of them, in Hydra's grammar.
+    - check: also check every key and value against the constructors that will get them.
+
+    Raises UserError (a ValueError) with one clear line: key, value, where it was set, nearest valid choice.
+    """
+    from research_stack.check import preflight
+
+    flat = [o for part in overrides for o in ([part] if isinstance(part, str) else part)]
+    composer = Composer()
+    composed = settle(composer.compose(flat))
+    if check:
+        preflight([composed], composer)
+    return composed.cfg
+
+
+# Saved runs --------------------------------------------------------------------------------------------------------
+
+
+def settle(composed: Composed) -> Composed:
+    """The config a command really runs: with `run=FOLDER`, that of the saved run and what the command may change."""
+    cfg = composed.cfg
+    if cfg.get("run") in (None, "new"):
+        if cfg.get("task") in ("eval", "sample"):
+            newest = known_runs()
+            raise UserError(f"task={cfg.task} needs run=FOLDER, a finished run"
+                            f"{f'; the newest is run={shown(newest[0])}' if newest else ''}")
+        return composed
+    return Composed(composed.overrides, for_run(cfg, composed.overrides), composed.hydra)
+
+
+def for_run(cfg: DictConfig, overrides: Sequence[str]) -> DictConfig:
+    """The saved config of the folder `cfg.run`, changed as the command line says.
+
+    - task=eval, task=sample: nodes of OF_THE_COMMAND that the command names replace the saved ones; any other key on
+      the command line is refused.
+    - task=train: the run goes on with its own config. A command that says only `run=FOLDER` needs no more; one that
+      leads to another config is refused with the keys that differ.
+
+    Raises UserError if the folder is no run.
+    """
+    folder = run_folder(str(cfg.run))
+    saved = OmegaConf.create(folder.read_config())
+    named = {key_of(o).split(".")[0].split("/")[0]: o for o in overrides if not is_hydra(o)}
+    if cfg.task not in ("eval", "sample"):
+        if set(named) <= set(OF_RESUMING):
+            return _with_nodes(saved, cfg, [key for key in OF_RESUMING if key in named])
+        _refuse_another(folder, saved, cfg)
+        return cfg
+    for key, override in named.items():
+        if key not in OF_THE_COMMAND:
+            raise UserError(f"{override} cannot be set with task={cfg.task}: the run's own config says it; "
+                            f"the command line may set {', '.join(OF_THE_COMMAND)} ({shown(folder.config_yaml)})")
+    sound_checkpoint(folder)
+    return _with_nodes(saved, cfg, [key for key in OF_THE_COMMAND if key in named])
+
+
+def _with_nodes(saved: DictConfig, cfg: DictConfig, keys: Iterable[str]) -> DictConfig:
+    """The saved config with these top-level nodes of the new one in place of its own."""
+    merged = OmegaConf.create(OmegaConf.to_container(saved))
+    for key in {*keys, "run", "task", "dry_run", "prompt"}:
+        if key in cfg:
+            merged[key] = OmegaConf.create({"node": OmegaConf.to_container(cfg, resolve=True)[key]}).node  # type: ignore[index]
+    return merged
+
+
+def _refuse_another(folder: RunFolder, saved: DictConfig, cfg: DictConfig) -> None:
+    differing = results.differing_keys(saved, cfg)
+    if differing:
+        said = "; ".join(f"{key}: {old} there, {new} now" for key, old, new in differing[:4])
+        more = f"; and {len(differing) - 4} more" if len(differing) > 4 else ""
+        raise UserError(f"run={shown(folder.path)} was started with another config ({said}{more}); "
+                        f"give the same overrides, or only run={shown(folder.path)} to go on with its own")
+
+
+def run_folder(path: str) -> RunFolder:
+    """The run folder at the path; UserError with the nearest runs if it is none."""
+    folder = RunFolder(Path(path))
+    if results.is_run(folder):
+        return folder
+    why = "no such folder" if not folder.path.exists() else "has no config.yaml and run.json"
+    if folder.path.is_file():
+        why = "is a file"
+    below = sorted({p.parent for p in folder.path.glob("*/run.json")}) if folder.path.is_dir() else []
+    near = [shown(p) for p in below] or hints.nearest(path, [shown(p) for p in known_runs()], cutoff=0.0)
+    raise UserError(f"run={path} is no run folder ({why}){hints.choices(near[:3], 'the nearest runs are')}")
+
+
+def sound_checkpoint(folder: RunFolder) -> None:
+    """Raise UserError if the run has no checkpoint, or one that was cut off: the end of the file is read, no more."""
+    import zipfile
+
+    found = sorted(folder.checkpoints.glob("*.ckpt"))
+    if not found:
+        raise UserError(f"run={shown(folder.path)} has no checkpoint in {shown(folder.checkpoints)}")
+    for path in found:
+        if not zipfile.is_zipfile(path):
+            raise UserError(f"{shown(path)} is no whole checkpoint ({path.stat().st_size} bytes; the file is truncated or "
+                            f"damaged){hints.choices([shown(p) for p in found if zipfile.is_zipfile(p)], 'a whole one is')}")
+
+
+def expand_runs(folders: Iterable[Any]) -> Iterator[Path]:
+    """The run folders of `runs=[...]`: a run stands for itself, a sweep's folder for its points."""
+    for entry in folders:
+        path = Path(str(entry))
+        if results.is_run(path):
+            yield path
+        elif path.is_dir() and (points := sorted(p.parent for p in path.glob("*/run.json"))):
+            yield from points
+        else:
+            yield run_folder(str(entry)).path

@@ -1,0 +1,133 @@
+"""What Hydra calls for a run or a point of a sweep, here or inside a cluster job."""
+from __future__ import annotations
+
+import logging
+import os
+import sys
+import traceback
+from pathlib import Path
+from types import TracebackType
+
+from hydra.core.hydra_config import HydraConfig
+from hydra.types import RunMode
+from omegaconf import DictConfig, OmegaConf
+
+from research_stack import results
+from research_stack.compose import Composed, settle
+from research_stack.hints import UserError, one_line
+from research_stack.paths import PACKAGE, point_name, shown
+from research_stack.results import Result, RunFolder
+
+log = logging.getLogger(__name__)
+#: Overrides that hand the naming of points, and nothing of logging or config files, to us. A cluster job resolves
+#: the name too: it imports this module to find `job`.
+OmegaConf.register_new_resolver("point_name", lambda overrides: point_name(list(overrides)), replace=True)
+HYDRA = ("hydra.output_subdir=null", "hydra/job_logging=none", "hydra/hydra_logging=none")
+POINTS = "hydra.sweep.subdir=${point_name:${hydra.overrides.task}}"
+
+
+class Escape(BaseException):
+    """Carries the error of a single run (its cause) past Hydra, which would print lines of its own about it."""
+
+
+def set_up_logging() -> None:
+    """One line per message on standard error; the run folder gets its own file. Hydra's own lines are dropped."""
+    handler = logging.StreamHandler(sys.stderr)
+    handler.setFormatter(logging.Formatter("%(asctime)s %(message)s", datefmt="%H:%M:%S"))
+    root = logging.getLogger()
+    if not any(isinstance(h, logging.StreamHandler) and h.stream is sys.stderr for h in root.handlers):
+        root.addHandler(handler)
+    root.setLevel(logging.INFO)
+    for name in ("hydra", "httpx", "urllib3", "fsspec"):
+        logging.getLogger(name).setLevel(logging.WARNING)
+
+
+def is_mistake(error: BaseException) -> bool:
+    """Whether an error is one that our code raised to tell the user something, or the system's word on a file.
+
+    A ValueError from inside a library is a bug of ours: it keeps its traceback.
+    """
+    if isinstance(error, UserError | OSError):
+        return True
+    return isinstance(error, ValueError | ArithmeticError) and _origin(error.__traceback__).is_relative_to(PACKAGE)
+
+
+def _origin(trace: TracebackType | None) -> Path:
+    """The file in which an error was raised."""
+    while trace is not None and trace.tb_next is not None:
+        trace = trace.tb_next
+    return Path(trace.tb_frame.f_code.co_filename) if trace is not None else Path()
+
+
+def said(error: BaseException) -> str:
+    """The error on one line."""
+    if isinstance(error, OSError) and error.strerror and error.filename:
+        return f"{shown(os.fsdecode(error.filename))}: {error.strerror}"
+    return one_line(error) or type(error).__name__
+
+
+def job(cfg: DictConfig) -> Result:
+    """Run one composed config in the folder Hydra made for it."""
+    hydra = HydraConfig.get()
+    set_up_logging()
+    folder = Path(shown(hydra.runtime.output_dir))
+    try:
+        composed = settle(Composed(tuple(hydra.overrides.task), cfg, hydra))
+        if hydra.mode == RunMode.MULTIRUN:
+            return point(composed.cfg, folder)
+        return execute(composed.cfg, folder)
+    except Exception as error:
+        raise Escape from error
+
+
+def execute(cfg: DictConfig, folder: Path) -> Result:
+    """Run the config; Ctrl-C reaches the caller as KeyboardInterrupt even where Lightning turned it into an exit."""
+    from research_stack.run import run
+
+    if cfg.task in ("eval", "sample"):
+        folder = Path(cfg.run)
+    try:
+        return run(cfg, folder)
+    except SystemExit as error:
+        if isinstance(error.__context__, KeyboardInterrupt):
+            raise KeyboardInterrupt from error
+        raise
+
+
+def point(cfg: DictConfig, folder: Path) -> Result:
+    """Run a point of a sweep, unless it has an ok result; an error is recorded and the other points go on.
+
+    The error is not raised: Hydra would stop later batches, and the sweep's exit code comes from the folders.
+    """
+    kept = finished(cfg, folder)
+    if kept is not None:
+        log.info("reusing %s", folder)
+        return kept
+    log.info("running %s", folder)
+    try:
+        return execute(cfg, folder)
+    except Exception as error:  # noqa: BLE001 - whatever it is, it belongs to this point
+        log.error("%s failed: %s", folder, said(error))
+        if not is_mistake(error):
+            log.error("%s", "".join(traceback.format_exception(error)))
+        return record(cfg, folder, error)
+
+
+def finished(cfg: DictConfig, folder: Path) -> Result | None:
+    """The folder's result if it is ok and of this config."""
+    if cfg.task != "train" or not results.is_run(folder) or not (folder / "result.json").is_file():
+        return None
+    result = Result.load(folder)
+    return result if result.status == "ok" and result.hash == results.config_hash(cfg) else None
+
+
+def record(cfg: DictConfig, folder: Path, error: Exception) -> Result:
+    """The point's failed result, written if the run itself did not come to it."""
+    place = RunFolder(folder)
+    if place.result_json.is_file() and place.load_result().status == "failed":
+        return place.load_result()
+    if place.is_live() or cfg.task != "train":  # another process has the folder: it is not ours to write
+        return Result(folder, "failed", error=said(error))
+    if not place.config_yaml.is_file():
+        place.write_config(cfg)
+    return place.fail(said(error))
