@@ -258,18 +258,20 @@ def science(config: Any) -> dict[str, Any]:
     return {key: value for key, value in flatten(plain_config(config)).items() if is_science(key)}
 
 
-def _canonical(value: Any) -> Any:
+def canonical(value: Any) -> Any:
     """1.0 and 1 are the same setting; tuples are lists; NaN and infinity have names."""
     if isinstance(value, float):
         return int(value) if value.is_integer() else value if math.isfinite(value) else repr(value)
     if isinstance(value, list | tuple):
-        return [_canonical(v) for v in value]
+        return [canonical(v) for v in value]
+    if isinstance(value, Mapping):
+        return {str(k): canonical(v) for k, v in value.items()}
     return value
 
 
 def config_hash(config: Any) -> str:
     """12 hexadecimal digits of SHA-256 over the canonical JSON of `science(config)`; the seed counts."""
-    leaves = {key: _canonical(value) for key, value in science(config).items()}
+    leaves = {key: canonical(value) for key, value in science(config).items()}
     text = json.dumps(leaves, sort_keys=True, separators=(",", ":"), default=str)
     return hashlib.sha256(text.encode()).hexdigest()[:12]
 
@@ -278,7 +280,7 @@ def differing_keys(old: Any, new: Any) -> list[tuple[str, Any, Any]]:
     """(dotted key, old value, new value) where two configs differ in what changes the numbers, sorted by key."""
     a, b = science(old), science(new)
     pairs = ((key, a.get(key, ABSENT), b.get(key, ABSENT)) for key in sorted(a.keys() | b.keys()))
-    return [(key, x, y) for key, x, y in pairs if _canonical(x) != _canonical(y)]
+    return [(key, x, y) for key, x, y in pairs if canonical(x) != canonical(y)]
 
 
 # ---------------------------------------------------------------------------------------------- folders

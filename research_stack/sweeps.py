@@ -1,0 +1,428 @@
+"""Many runs as one table, from their folders alone: what differed, mean and standard error over seeds. No torch.
+
+The axes are the config keys in which the runs differ, apart from the seed and from what cannot change a number
+(`results.is_science`). Keys that always change together are one axis: a group choice such as `corruption=uniform`
+changes dozens of keys and is shown by the one that reads best; the others are listed under the table.
+"""
+from __future__ import annotations
+
+import csv
+import difflib
+import glob
+import io
+import json
+import logging
+import math
+import os
+import re
+import statistics
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from research_stack import results
+from research_stack.results import ABSENT, RunFolder
+
+log = logging.getLogger(__name__)
+
+LEAVES_SHOWN = 3  # keys of one group choice that are shown each by itself (mask_ratio, corruption_rate)
+TARGET = "._target_"
+
+
+@dataclass(frozen=True)
+class Point:
+    """One run.
+
+    - config: what can change its numbers, by dotted key, without the seed.
+    - choices: {group: name} of the group choices among its overrides (`sampler=llada`), from run.json.
+    """
+
+    folder: Path
+    config: Mapping[str, Any]
+    seed: Any
+    name: Any
+    status: str
+    metrics: Mapping[str, float]
+    finished: str = ""
+    error: str | None = None
+    choices: Mapping[str, str] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Row:
+    """The runs that differ in nothing but the seed.
+
+    - settings: {axis: value}.
+    - values: {metric: its value for each seed}; points: the folders, in the same order.
+    """
+
+    settings: Mapping[str, Any]
+    values: Mapping[str, list[float]]
+    points: Sequence[Path]
+    seeds: Sequence[Any]
+
+    @property
+    def n(self) -> int:
+        """Number of seeds."""
+        return len(self.points)
+
+    def mean(self, metric: str) -> float | None:
+        """Mean over seeds; None if no run has the metric."""
+        values = self.values.get(metric)
+        return statistics.fmean(values) if values else None
+
+    def standard_error(self, metric: str) -> float | None:
+        """sd / sqrt(n) with the sd of a sample (n - 1); None for fewer than two seeds."""
+        values = self.values.get(metric, [])
+        if len(values) < 2:
+            return None
+        if not all(map(math.isfinite, values)):
+            return math.nan
+        return statistics.stdev(values) / math.sqrt(len(values))
+
+
+@dataclass(frozen=True)
+class Failure:
+    """A run without a result: failed, interrupted, running or missing."""
+
+    folder: Path
+    settings: Mapping[str, Any]
+    seed: Any
+    status: str
+    error: str | None
+
+
+@dataclass(frozen=True)
+class SweepTable:
+    """What a sweep came to.
+
+    - rows: one per setting of the axes, in natural order.
+    - axes: dotted config keys (a group's own name where its class differs).
+    - metrics: names of the metrics that vary, in the order the runs wrote them; "seconds" comes last.
+    - failures: the runs that have no result.
+    - constant: metrics that are the same in all runs.
+    - collapsed: {axis: config keys that changed with it and are not shown}.
+    - points: all runs, as they were given; settings: {folder: {axis: value}} of those with a config.
+    """
+
+    rows: list[Row]
+    axes: list[str]
+    metrics: list[str]
+    failures: list[Failure]
+    constant: dict[str, float] = field(default_factory=dict)
+    collapsed: dict[str, list[str]] = field(default_factory=dict)
+    points: list[Point] = field(default_factory=list)
+    settings: dict[Path, Mapping[str, Any]] = field(default_factory=dict)
+
+    @property
+    def labels(self) -> dict[str, str]:
+        """{axis: its shortest ending that no other axis shares}."""
+        return {axis: _shortest(axis, self.axes) for axis in self.axes}
+
+    def cells(self, metrics: Sequence[str] | None = None) -> tuple[list[str], list[list[str]]]:
+        """Header and rows of the table as text: the axes, the number of seeds, each metric as mean ± standard error."""
+        shown = self.metrics if metrics is None else list(metrics)
+        header = [*(self.labels[axis] for axis in self.axes), "seeds", *shown]
+        return header, [
+            [*(show(row.settings[axis]) for axis in self.axes), str(row.n), *(_cell(row, metric) for metric in shown)] for row in self.rows
+        ]
+
+    def as_text(self, width: int = 100) -> str:
+        """The table for a terminal of `width` columns: as many metrics as fit, then the failures."""
+        shown = list(self.metrics)
+        while len(shown) > 1 and max(map(len, _aligned(*self.cells(shown))), default=0) > width:
+            shown.pop()
+        lines = _aligned(*self.cells(shown)) if self.rows else []
+        if len(shown) < len(self.metrics):
+            lines.append(f"{len(self.metrics) - len(shown)} more metrics in results.csv")
+        return "\n".join([*lines, *(_failure_line(failure) for failure in self.failures)])
+
+
+# ------------------------------------------------------------------------------------------------ reading
+def expand(runs: Sequence[str | os.PathLike[str]]) -> list[Path]:
+    """The run folders that `runs` names: each a run, a folder above runs (a sweep), or a pattern with `*`.
+
+    Raises ValueError in one line for a name that leads to no run. Each run comes once, in natural order.
+    """
+    found: dict[Path, None] = {}
+    for run in map(os.fspath, runs):
+        names = [run] if os.path.exists(run) else sorted(glob.glob(run, recursive=True), key=_natural)
+        below = [folder for name in names for folder in _runs_below(Path(name))]
+        if not below:
+            raise ValueError(f"runs={run} {_why_none(run, names)}")
+        found |= dict.fromkeys(below)
+    return list(found)
+
+
+def _runs_below(folder: Path) -> Iterator[Path]:
+    if results.is_run(folder):
+        yield folder
+    elif folder.is_dir():
+        for child in sorted((p for p in folder.iterdir() if p.is_dir()), key=lambda p: _natural(p.name)):
+            yield from _runs_below(child)
+
+
+def _why_none(run: str, names: Sequence[str]) -> str:
+    if names:
+        return "holds no run: no folder in it has a config.yaml beside a run.json or result.json"
+    parent = Path(run).parent
+    siblings = [p.name for p in parent.iterdir()] if parent.is_dir() else []
+    near = difflib.get_close_matches(Path(run).name, siblings, 1)
+    return "does not exist" + (f"; did you mean {parent / near[0]}?" if near else "")
+
+
+def read_point(folder: Path) -> Point:
+    """A run's config and result; what cannot be read becomes a point with status `missing` and the reason."""
+    place = RunFolder(folder)
+    try:
+        plain = place.read_config()
+    except ValueError as error:
+        return Point(folder, {}, None, None, "missing", {}, error=str(error))
+    config = {k: v for k, v in results.science(plain).items() if k.rpartition(".")[2] != "seed"}
+    seed, name = plain.get("seed"), plain.get("name")
+    try:
+        result, finished = place.load_result(), results.read_json(place.result_json).get("finished")
+    except ValueError as error:
+        return Point(folder, config, seed, name, "missing", {}, error=str(error))
+    numbers = {k: float(v) for k, v in result.metrics.items() if isinstance(v, int | float)}
+    numbers |= {"seconds": result.seconds}
+    return Point(folder, config, seed, name, result.status, numbers, finished or "", result.error, _choices(place, plain))
+
+
+def _choices(place: RunFolder, plain: Mapping[str, Any]) -> dict[str, str]:
+    overrides = results.read_json(place.run_json).get("overrides", []) if place.run_json.is_file() else []
+    pairs = (override.lstrip("+").partition("=") for override in overrides)
+    return {group: choice for group, _, choice in pairs if isinstance(plain.get(group), Mapping)}
+
+
+def collect(points: Sequence[str | os.PathLike[str]]) -> SweepTable:
+    """The table of the runs in these folders; folders that hold no run are listed among the failures."""
+    read = [read_point(Path(folder)) for folder in points]
+    known = [point for point in read if point.config]
+    axes = _axes(known)
+    settings = {point.folder: {axis.name: axis.values[index] for axis in axes} for index, point in enumerate(known)}
+    rows = _rows([point for point in known if point.status == "ok"], settings)
+    failures = [Failure(p.folder, settings.get(p.folder, {}), p.seed, p.status, p.error) for p in read if p.status != "ok"]
+    varying, constant = _metrics(rows)
+    collapsed = {axis.name: axis.hidden for axis in axes if axis.hidden}
+    return SweepTable(rows, [axis.name for axis in axes], varying, failures, constant, collapsed, read, settings)
+
+
+# --------------------------------------------------------------------------------------------------- axes
+@dataclass
+class _Axis:
+    name: str
+    values: list[Any]  # one per known point
+    hidden: list[str] = field(default_factory=list)
+
+
+def _axes(points: Sequence[Point]) -> list[_Axis]:
+    """What the points differ in, as few readable axes that still tell apart all that differs."""
+    keys = dict.fromkeys(key for point in points for key in point.config)
+    columns = {key: [point.config.get(key, ABSENT) for point in points] for key in keys}
+    classes: dict[tuple[int, ...], list[str]] = {}  # keys by the partition of the points that they make
+    for key, column in columns.items():
+        if len(set(partition := _partition(column))) > 1:
+            classes.setdefault(partition, []).append(key)
+    dependent = _dependent(classes, columns)
+    labels = {"name": [point.name for point in points]}
+    labels |= {group: [p.choices.get(group) for p in points] for group in dict.fromkeys(key.partition(".")[0] for key in keys)}
+    axes: list[_Axis] = []
+    for partition, keys in classes.items():
+        if partition not in dependent:
+            hidden = [key for part, owner in dependent.items() if owner == partition for key in classes[part]]
+            axes += _represent(partition, keys, columns, labels, hidden)
+    return axes
+
+
+def _dependent(classes: Mapping[tuple[int, ...], list[str]], columns: Mapping[str, list[Any]]) -> dict[tuple[int, ...], tuple[int, ...]]:
+    """{partition: another that implies it} for keys that only some choice of a class has, such as a class's own arguments."""
+    owners = [p for p, keys in classes.items() if any(_is_target(key) and ABSENT not in columns[key] for key in keys)]
+    partial = [p for p, keys in classes.items() if all(ABSENT in columns[key] for key in keys)]
+    return {p: next(o for o in owners if _refines(o, p)) for p in partial if any(_refines(o, p) for o in owners)}
+
+
+def _partition(column: Sequence[Any]) -> tuple[int, ...]:
+    """The number of the distinct value at each place: [.3, .5, .3] -> (0, 1, 0)."""
+    texts = [json.dumps(results.canonical(value), sort_keys=True, default=str) for value in column]
+    order = {text: index for index, text in enumerate(dict.fromkeys(texts))}
+    return tuple(order[text] for text in texts)
+
+
+def _refines(fine: Sequence[int], coarse: Sequence[int]) -> bool:
+    """Whether the coarse partition is a function of the fine one."""
+    return len(set(zip(fine, coarse, strict=True))) == len(set(fine))
+
+
+def _is_target(key: str) -> bool:
+    return key.endswith(TARGET)
+
+
+def _represent(
+    partition: tuple[int, ...], keys: list[str], columns: Mapping[str, list[Any]], labels: Mapping[str, list[Any]], hidden: list[str]
+) -> list[_Axis]:
+    """The axis, or few axes, that stand for keys that change together; the first one lists the rest as hidden.
+
+    In this order: a few plain settings; the choice of one group, as it was typed; the class of a group; the name of
+    the experiment; the setting that lies nearest to the top.
+    """
+    classes = [key for key in keys if _is_target(key) and key.count(".") == 1]  # a whole group's class
+    leaves = [key for key in keys if not _is_target(key) and ABSENT not in columns[key]]
+    groups = {key.partition(".")[0] for key in keys}
+    fitting = {name: values for name, values in labels.items() if None not in values and _partition(values) == partition}
+    typed = [group for group in groups if len(groups) == 1 and group in fitting]
+    if not classes and 1 <= len(leaves) <= LEAVES_SHOWN and len(keys) <= 2 * LEAVES_SHOWN:
+        axes = [_Axis(key, columns[key]) for key in leaves]
+    elif typed:
+        axes = [_Axis(typed[0], fitting[typed[0]])]
+    elif classes and (len(classes) == 1 or "name" not in fitting):
+        axes = [_Axis(classes[0].removesuffix(TARGET), _short_names(columns[classes[0]]))]
+    elif "name" in fitting:
+        axes = [_Axis("name", fitting["name"])]
+    else:
+        best = min(leaves or keys, key=lambda key: key.count("."))
+        axes = [_Axis(best, _short_names(columns[best]) if _is_target(best) else columns[best])]
+    shown = {axis.name for axis in axes} | {axis.name + TARGET for axis in axes}
+    axes[0].hidden = [key for key in [*keys, *hidden] if key not in shown]
+    return axes
+
+
+def _short_names(targets: Sequence[str]) -> list[str]:
+    """The classes' own names where they tell the targets apart, else the whole dotted paths."""
+    short = [str(target).rpartition(".")[2] for target in targets]
+    return short if len(set(short)) == len(set(targets)) else list(targets)
+
+
+def _shortest(axis: str, axes: Sequence[str]) -> str:
+    parts = axis.split(".")
+    endings = (".".join(parts[-count:]) for count in range(1, len(parts) + 1))
+    return next(e for e in endings if sum(other == e or other.endswith("." + e) for other in axes) == 1)
+
+
+# --------------------------------------------------------------------------------------------------- rows
+def _rows(points: Sequence[Point], settings: Mapping[Path, Mapping[str, Any]]) -> list[Row]:
+    """Group by settings; of two runs with one seed the one that finished last counts."""
+    groups: dict[str, dict[Any, Point]] = {}
+    for point in sorted(points, key=lambda point: point.finished):
+        group = groups.setdefault(json.dumps(results.canonical(settings[point.folder]), sort_keys=True, default=str), {})
+        if point.seed in group:
+            log.warning("%s and %s are the same experiment with the same seed: the later one counts",
+                        group[point.seed].folder, point.folder)  # fmt: skip
+        group[point.seed] = point
+    rows = [_row(sorted(group.values(), key=lambda point: _natural(point.seed)), settings) for group in groups.values()]
+    return sorted(rows, key=lambda row: [_natural(value) for value in row.settings.values()])
+
+
+def _row(points: Sequence[Point], settings: Mapping[Path, Mapping[str, Any]]) -> Row:
+    names = dict.fromkeys(name for point in points for name in point.metrics)
+    values = {name: [point.metrics[name] for point in points if name in point.metrics] for name in names}
+    return Row(settings[points[0].folder], values, [point.folder for point in points], [point.seed for point in points])
+
+
+def _metrics(rows: Sequence[Row]) -> tuple[list[str], dict[str, float]]:
+    """(metrics that vary, {metric: value} of those that are the same in all of several runs)."""
+    names = [name for name in dict.fromkeys(name for row in rows for name in row.values) if name != "seconds"]
+    values = {name: [value for row in rows for value in row.values.get(name, [])] for name in names}
+    runs = sum(row.n for row in rows)
+    constant = {name: found[0] for name, found in values.items() if runs > 1 and len(found) == runs and len(set(found)) == 1}
+    if len(constant) == len(names):
+        constant = {}
+    return [*(name for name in names if name not in constant), *(["seconds"] if rows else [])], constant
+
+
+def _natural(value: Any) -> tuple[Any, ...]:
+    """A sort key: nothing, then numbers by size, then text with the numbers within it by size; lists by their items."""
+    if value is None or value == ABSENT:
+        return (0,)
+    if isinstance(value, int | float):
+        return (1, float(value))
+    if isinstance(value, list | tuple):
+        return (2, tuple(_natural(item) for item in value))
+    pieces = re.split(r"(\d+(?:\.\d+)?)", os.fspath(value) if isinstance(value, os.PathLike) else str(value))
+    return (3, tuple((0, float(piece), "") if index % 2 else (1, 0.0, piece) for index, piece in enumerate(pieces)))
+
+
+# ---------------------------------------------------------------------------------------------------- text
+def show(value: Any) -> str:
+    """A setting as one would type it."""
+    if value is None:
+        return "null"
+    if isinstance(value, bool):
+        return str(value).lower()
+    if isinstance(value, float):
+        return f"{value:g}"
+    if isinstance(value, list | tuple):
+        return f"[{','.join(map(show, value))}]"
+    return "-" if value == ABSENT else str(value)
+
+
+def show_mean(mean: float | None, error: float | None = None) -> str:
+    """mean ± standard error, to two significant digits of the error; four significant digits without one."""
+    if mean is None:
+        return "-"
+    if error is None or not math.isfinite(error) or not math.isfinite(mean):
+        return f"{mean:.4g}"
+    if error == 0:
+        return f"{mean:.4g} ± 0"
+    places = max(0, 1 - math.floor(math.log10(error)))
+    return f"{mean:.{places}f} ± {error:.{places}f}" if places < 8 else f"{mean:.4g} ± {error:.1e}"
+
+
+def _cell(row: Row, metric: str) -> str:
+    count = len(row.values.get(metric, []))
+    text = show_mean(row.mean(metric), row.standard_error(metric))
+    return text if count in (0, row.n) else f"{text} (n={count})"
+
+
+def _aligned(header: Sequence[str], rows: Sequence[Sequence[str]]) -> list[str]:
+    """Lines with aligned columns."""
+    widths = [max(map(len, column)) for column in zip(header, *rows, strict=True)]
+    line = "  ".join("-" * width for width in widths)
+    texts = ["  ".join(cell.rjust(width) for cell, width in zip(cells, widths, strict=True)) for cells in (header, *rows)]
+    return [texts[0], line, *texts[1:]]
+
+
+def _failure_line(failure: Failure) -> str:
+    what = " ".join(f"{axis}={show(value)}" for axis, value in failure.settings.items())
+    what += f" seed={failure.seed}" if failure.seed is not None else ""
+    return f"{failure.status}: {what.strip() or failure.folder.name} ({failure.folder})" + (f": {failure.error}" if failure.error else "")
+
+
+def as_markdown(table: SweepTable) -> str:
+    """The grouped table, what is constant, what the axes stand for, and the failures, in Markdown."""
+    def line(cells: Sequence[str]) -> str:
+        return f"| {' | '.join(cell.replace('|', chr(92) + '|') for cell in cells)} |"
+
+    header, rows = table.cells()
+    lines = [line(header), line(["---", *["---:"] * (len(header) - 1)]), *map(line, rows)] if rows else ["No run has a result."]
+    lines += ["", "Mean ± standard error over seeds (sample sd / sqrt(n)); no error is given for one seed."] if rows else []
+    if table.constant:
+        lines += ["", "The same in all runs: " + ", ".join(f"{k} {show_mean(v)}" for k, v in table.constant.items()) + "."]
+    for axis, keys in table.collapsed.items():
+        lines += ["", f"Along with `{axis}` change: {', '.join(f'`{key}`' for key in keys)}."]
+    if table.failures:
+        lines += ["", f"{len(table.failures)} of {len(table.points)} runs have no result:", ""]
+        lines += [f"- {_failure_line(failure)}" for failure in table.failures]
+    return "\n".join(lines) + "\n"
+
+
+def as_csv(table: SweepTable, folder: Path) -> str:
+    """One line per run as it is: folder (relative to `folder` where below it), status, seed, axes, all metrics, error."""
+    metrics = list(dict.fromkeys([*table.metrics, *table.constant]))
+    text = io.StringIO()
+    writer = csv.writer(text, lineterminator="\n")
+    writer.writerow(["folder", "status", "seed", *table.axes, *metrics, "error"])
+    for point in table.points:
+        name = point.folder.relative_to(folder) if point.folder.is_relative_to(folder) else point.folder
+        of = table.settings.get(point.folder, {})
+        axes = [show(of[axis]) if axis in of else "" for axis in table.axes]
+        writer.writerow([name, point.status, point.seed, *axes, *(point.metrics.get(m, "") for m in metrics), point.error or ""])
+    return text.getvalue()
+
+
+def write_table(folder: str | os.PathLike[str], table: SweepTable) -> None:
+    """Write results.csv (one line per run) and results.md (the grouped table), atomically."""
+    folder = Path(folder)
+    results.atomic_write(folder / "results.csv", as_csv(table, folder))
+    results.atomic_write(folder / "results.md", as_markdown(table))
