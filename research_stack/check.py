@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Any
 from research_stack.build import WHITELIST
 from research_stack.expressions import CannotSay, Evaluator, Opaque
 from research_stack.hints import UserError, choices, did_you_mean, nearest, one_line
+from research_stack.paths import key_of
 from research_stack.signatures import Module, Parameter, Signature, UnknownTarget, signature
 
 if TYPE_CHECKING:
@@ -296,10 +297,12 @@ def _violation(path: str, test: ast.expr, message: ast.expr | None, evaluate: Ev
 
 def check(cfg: DictConfig | Mapping[str, Any]) -> list[Problem]:
     """Every mistake that can be told from the config and the sources alone."""
-    return [*_unresolved(cfg), *_top(config := _resolved(cfg)), *(p for path, n in nodes(config) for p in check_node(path, n))]
+    config = _resolved(cfg)
+    return [*_unresolved(cfg), *_top(config), *(p for path, node in nodes(config) for p in check_node(path, node))]
 
 
 def _resolved(cfg: Any) -> dict[str, Any]:
+    """The config as plain Python; Unresolved for an interpolation that leads nowhere."""
     from omegaconf import OmegaConf
     from omegaconf.errors import OmegaConfBaseException
 
@@ -309,18 +312,27 @@ def _resolved(cfg: Any) -> dict[str, Any]:
         return OmegaConf.to_container(cfg, resolve=True, throw_on_missing=False)  # type: ignore[return-value]
     except OmegaConfBaseException as error:
         key = error.full_key or ""
-        raise UserError(f"{key}={_raw(cfg, key)}: {one_line(str(error.msg).splitlines()[0])}") from error
+        raise Unresolved(key, f"{key}={raw(cfg, key)}: {one_line(str(error.msg).splitlines()[0])}") from error
 
 
-def _raw(cfg: Any, key: str) -> Any:
+class Unresolved(UserError):
+    """An interpolation that leads nowhere."""
+
+    def __init__(self, key: str, message: str) -> None:
+        super().__init__(message)
+        self.problem = Problem(key, message)
+
+
+def raw(cfg: Any, key: str) -> Any:
+    """The value of a dotted key as it is written, interpolations unresolved; None if there is none."""
     from omegaconf import OmegaConf
 
-    return OmegaConf.to_container(cfg, resolve=False) if not key else _descend(OmegaConf.to_container(cfg), key)
-
-
-def _descend(tree: Any, key: str) -> Any:
+    tree = OmegaConf.to_container(cfg, resolve=False) if OmegaConf.is_config(cfg) else cfg
     for part in re.findall(r"[^.\[\]]+", key):
-        tree = tree[int(part)] if isinstance(tree, list) else tree.get(part) if isinstance(tree, Mapping) else None
+        if isinstance(tree, list):
+            tree = tree[int(part)] if part.isdecimal() and int(part) < len(tree) else None
+        else:
+            tree = tree.get(part) if isinstance(tree, Mapping) else None
     return tree
 
 
@@ -328,8 +340,11 @@ def _unresolved(cfg: Any) -> Iterator[Problem]:
     """Keys that must be given (`???`)."""
     from omegaconf import OmegaConf
 
-    if OmegaConf.is_config(cfg):
-        for key in sorted(OmegaConf.missing_keys(cfg)):
+    from research_stack.results import flatten
+
+    tree = OmegaConf.to_container(cfg, resolve=False) if OmegaConf.is_config(cfg) else cfg
+    for key, value in sorted(flatten(tree).items()):
+        if isinstance(value, str) and value == "???":
             yield Problem(key, f"{key}=??? must be given: add {key}=... to the command")
 
 
@@ -344,27 +359,38 @@ def _top(config: Mapping[str, Any]) -> Iterator[Problem]:
             yield Problem(key, f"{key}={_short(config[key])} must be {annotation.replace('None', 'null')}")
 
 
-def check_source(cfg: Mapping[str, Any], seen: set[str]) -> Problem | None:
+def check_source(cfg: Any, config: Mapping[str, Any], seen: set[str]) -> Problem | None:
     """Let the data source look whether its files are there and can be read, if it stands in a module without torch.
 
+    - cfg, config: the config as composed, and as plain Python.
     - seen: descriptions of sources that were found well; one that is in it is not looked at again.
     """
-    data = cfg.get("data")
+    data = config.get("data")
     node = data.get("source") if isinstance(data, Mapping) else None
     name = json.dumps(node, sort_keys=True, default=str)
-    if not isinstance(node, Mapping) or name in seen or not str(node.get("_target_")).startswith("research_stack.data.sources"):
+    if not isinstance(node, Mapping) or name in seen:
         return None
-    module, _, attr = str(node["_target_"]).rpartition(".")
+    home = signature(str(node.get("_target_"))).module
+    if home is None or not home.name.startswith("research_stack.data.sources"):
+        return None
     try:
-        source = vars(import_module(module))[attr](**{k: v for k, v in node.items() if k not in SPECIAL})
-        source.check()
+        kind = vars(import_module(home.name))[str(node["_target_"]).rpartition(".")[2]]
+        kind(**{k: v for k, v in node.items() if k not in SPECIAL}).check()
     except (ValueError, OSError) as error:
         text = one_line(error)
         lead = re.match(r"([A-Za-z_]\w*)=", text)
-        key = f"data.source.{lead[1]}" if lead and lead[1] in node else "data.source"
-        return Problem(key, f"data.source.{text}" if lead and lead[1] in node else f"data.source: {text}")
+        if lead is None or lead[1] not in node:
+            return Problem("data.source", f"data.source: {text}")
+        key = _origin(cfg, f"data.source.{lead[1]}")
+        return Problem(key, f"{key}{text[len(lead[1]) :]}")
     seen.add(name)
     return None
+
+
+def _origin(cfg: Any, key: str) -> str:
+    """The key that a key copies by interpolation (`path: ${data.path}`), or itself."""
+    link = re.fullmatch(r"\$\{([\w.]+)\}", str(raw(cfg, key)))
+    return link[1] if link else key
 
 
 def preflight(points: Sequence[Composed], composer: Composer) -> None:
@@ -378,8 +404,13 @@ def preflight(points: Sequence[Composed], composer: Composer) -> None:
 
 
 def _problems(point: Composed, done: set[str], seen: set[str]) -> list[Problem]:
-    problems = [*_unresolved(point.cfg)]
-    config = _resolved(point.cfg)
+    problems = list(_unresolved(point.cfg))
+    if problems:
+        return problems
+    try:
+        config = _resolved(point.cfg)
+    except Unresolved as error:
+        return [error.problem]
     problems += _top(config)
     for path, node in nodes(config):
         name = path + json.dumps(node, sort_keys=True, default=str)
@@ -388,7 +419,9 @@ def _problems(point: Composed, done: set[str], seen: set[str]) -> list[Problem]:
             problems += found
             if not found:
                 done.add(name)
-    source = None if problems or config.get("task") == "compare" else check_source(config, seen)
+    source = None if problems or config.get("task") == "compare" else check_source(point.cfg, config, seen)
+    typed = [key_of(o) for o in point.overrides]  # what the command says comes first
+    problems.sort(key=lambda p: not any(p.key == key or p.key.startswith(key + ".") for key in typed))
     return [*problems, *([source] if source else [])]
 
 

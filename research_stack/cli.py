@@ -8,6 +8,7 @@ from __future__ import annotations
 import logging
 import os
 import shlex
+import shutil
 import sys
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -197,13 +198,14 @@ def hand_over(flags: Sequence[str], overrides: Sequence[str]) -> None:
     """Call Hydra's main on these arguments; errors come back as they are."""
     import hydra
 
-    from research_stack.jobs import job
+    from research_stack import jobs
 
     argv, full = sys.argv, os.environ.get("HYDRA_FULL_ERROR")
+    jobs.typed[:] = argv
     sys.argv = [argv[0], *flags, *overrides]
     os.environ["HYDRA_FULL_ERROR"] = "1"  # raise, do not print and exit
     try:
-        hydra.main(config_path=str(paths.CONF), config_name="config", version_base="1.3")(job)()
+        hydra.main(config_path=str(paths.CONF), config_name="config", version_base="1.3")(jobs.job)()
     finally:
         sys.argv = argv
         os.environ.pop("HYDRA_FULL_ERROR") if full is None else os.environ.update(HYDRA_FULL_ERROR=full)
@@ -281,7 +283,7 @@ def run_folder(composed: Composed) -> Path:
 
 def unfinished_run(cfg: DictConfig) -> Path | None:
     """The newest run below outputs/<name> of the same config that was interrupted and that no process holds."""
-    from research_stack.results import Result, RunFolder, config_hash
+    from research_stack.results import Result, config_hash
 
     wanted = config_hash(cfg)
     for path in sorted((paths.OUTPUTS / paths.slug(cfg.name)).glob("*/result.json"), reverse=True):
@@ -290,7 +292,7 @@ def unfinished_run(cfg: DictConfig) -> Path | None:
         except ValueError as error:
             log.warning("%s", error)
             continue
-        if result.status == "interrupted" and result.hash == wanted and not RunFolder(path.parent).is_live():
+        if result.status == "interrupted" and result.hash == wanted:
             return path.parent
     return None
 
@@ -394,31 +396,26 @@ def collect(folder: Path, points: Sequence[Path]) -> list[str]:
     from research_stack import sweeps
     from research_stack.reporting.sweep_report import write_sweep_report
 
-    existing = [p for p in points if (p / "result.json").is_file()]
-    if not existing:
+    if not any((p / "result.json").is_file() for p in points):
         return []
-    table = sweeps.collect(existing)
+    table = sweeps.collect(list(dict.fromkeys(points)))
     sweeps.write_table(folder, table)
     report = write_sweep_report(folder, table)
-    sys.stdout.write(f"{(folder / 'results.md').read_text(encoding='utf-8').rstrip()}\n\n{paths.shown(report)}\n")
-    return [f"{p.name}: {error}" for p in existing if (error := _error_of(p)) is not None]
-
-
-def _error_of(folder: Path) -> str | None:
-    from research_stack.results import Result
-
-    result = Result.load(folder)
-    return (result.error or "failed") if result.status == "failed" else None
+    sys.stdout.write(f"{table.as_text(shutil.get_terminal_size().columns).rstrip()}\n\n{paths.shown(report)}\n")
+    return [f"{f.folder.name}: {f.error or f.status}" for f in table.failures]
 
 
 def compare(cfg: DictConfig) -> int:
     """task=compare runs=[...]: one table and one report of finished runs."""
-    from research_stack.compose import expand_runs
+    from research_stack import sweeps
     from research_stack.jobs import said
 
     if not cfg.runs:
         raise UserError("task=compare needs runs=[FOLDER,FOLDER]: run folders, or a sweep's folder for its points")
-    runs = list(dict.fromkeys(expand_runs(cfg.runs)))
+    try:
+        runs = sweeps.expand(list(cfg.runs))
+    except (ValueError, OSError) as error:
+        raise UserError(said(error)) from error
     parents = {p.parent for p in runs}
     folder = parents.pop() if len(parents) == 1 and len(cfg.runs) == 1 else paths.new_run_folder("compare")
     try:

@@ -6,11 +6,10 @@ are parsed once per `Composer`, so that the hundredth point of a sweep costs a m
 from __future__ import annotations
 
 import copy
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import Any
 
 from hydra._internal.config_loader_impl import ConfigLoaderImpl
 from hydra._internal.config_repository import CachingConfigRepository
@@ -26,7 +25,7 @@ from omegaconf import DictConfig, OmegaConf, open_dict
 
 from research_stack import hints, paths, results
 from research_stack.hints import UserError
-from research_stack.paths import CONF, key_of, known_runs, shown
+from research_stack.paths import key_of, known_runs, shown
 from research_stack.results import RunFolder
 
 CONFIG = "config"
@@ -70,12 +69,12 @@ class Composed:
 class Composer:
     """Composes configs of one config folder.
 
-    - conf: the folder that holds config.yaml.
+    - conf: the folder that holds config.yaml; the package's own by default.
     - extra: a further folder that is searched first (`--config-dir`).
     """
 
-    def __init__(self, conf: Path = CONF, extra: Path | None = None, config_name: str = CONFIG) -> None:
-        self.conf, self.config_name = Path(conf).resolve(), config_name
+    def __init__(self, conf: Path | None = None, extra: Path | None = None, config_name: str = CONFIG) -> None:
+        self.conf, self.config_name = Path(conf or paths.CONF).resolve(), config_name
         setup_globals()
         search = create_config_search_path(str(self.conf))
         if extra is not None:
@@ -231,15 +230,3 @@ def sound_checkpoint(folder: RunFolder) -> None:
         if not zipfile.is_zipfile(path):
             raise UserError(f"{shown(path)} is no whole checkpoint ({path.stat().st_size} bytes; the file is truncated or "
                             f"damaged){hints.choices([shown(p) for p in found if zipfile.is_zipfile(p)], 'a whole one is')}")
-
-
-def expand_runs(folders: Iterable[Any]) -> Iterator[Path]:
-    """The run folders of `runs=[...]`: a run stands for itself, a sweep's folder for its points."""
-    for entry in folders:
-        path = Path(str(entry))
-        if results.is_run(path):
-            yield path
-        elif path.is_dir() and (points := sorted(p.parent for p in path.glob("*/run.json"))):
-            yield from points
-        else:
-            yield run_folder(str(entry)).path

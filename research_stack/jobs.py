@@ -23,6 +23,7 @@ log = logging.getLogger(__name__)
 #: the name too: it imports this module to find `job`.
 OmegaConf.register_new_resolver("point_name", lambda overrides: point_name(list(overrides)), replace=True)
 HYDRA = ("hydra.output_subdir=null", "hydra/job_logging=none", "hydra/hydra_logging=none")
+typed: list[str] = []  # sys.argv as it was before ours joined Hydra's; what a run records as its command
 POINTS = "hydra.sweep.subdir=${point_name:${hydra.overrides.task}}"
 
 
@@ -69,6 +70,7 @@ def said(error: BaseException) -> str:
 def job(cfg: DictConfig) -> Result:
     """Run one composed config in the folder Hydra made for it."""
     hydra = HydraConfig.get()
+    sys.argv = typed or sys.argv
     set_up_logging()
     folder = Path(shown(hydra.runtime.output_dir))
     try:
@@ -89,7 +91,7 @@ def execute(cfg: DictConfig, folder: Path) -> Result:
     try:
         return run(cfg, folder)
     except SystemExit as error:
-        if isinstance(error.__context__, KeyboardInterrupt):
+        if error.code == 130 or isinstance(error.__context__, KeyboardInterrupt):
             raise KeyboardInterrupt from error
         raise
 
@@ -123,10 +125,12 @@ def finished(cfg: DictConfig, folder: Path) -> Result | None:
 
 def record(cfg: DictConfig, folder: Path, error: Exception) -> Result:
     """The point's failed result, written if the run itself did not come to it."""
+    from research_stack.worker import is_helper_rank
+
     place = RunFolder(folder)
     if place.result_json.is_file() and place.load_result().status == "failed":
         return place.load_result()
-    if place.is_live() or cfg.task != "train":  # another process has the folder: it is not ours to write
+    if place.is_live() or cfg.task != "train" or is_helper_rank():  # the folder is not ours to write
         return Result(folder, "failed", error=said(error))
     if not place.config_yaml.is_file():
         place.write_config(cfg)

@@ -1,0 +1,100 @@
+"""Each mistake is one line that names key, value, place and the nearest choice; exit code 2, nothing started."""
+from __future__ import annotations
+
+import pytest
+
+MISTAKES = {
+    "modle=tiny": ["modle=tiny", "did you mean 'model=tiny'", "command line"],
+    "model=tinny": ["model=tinny", "no such model", "did you mean 'tiny'", "odd, small, tiny", "command line"],
+    "model.drop_out=.1": ["model.drop_out=.1", "Model has no parameter 'drop_out'", "did you mean 'dropout'", "command line"],
+    "+model.drop_out=.1": ["model.drop_out=0.1", "did you mean 'dropout'", "command line"],
+    "model.dropout=.1": ["Model takes 'dropout'", "+model.dropout=.1"],
+    "model=odd": ["model.dim=7 must be even", "model/odd.yaml:2"],
+    "model.dim=big": ["model.dim=big must be int", "command line"],
+    "model.dim=true": ["model.dim=true must be int, not a boolean"],
+    "+model.kind=prae": ["model.kind=prae must be one of pre, post", "did you mean 'pre'"],
+    "+model.widths=[1,2,3]": ["model.widths=[1, 2, 3] must be tuple[int, int]"],
+    "corruption.mask_ratio=1.7": ["corruption.mask_ratio=1.7 must lie in [0, 1]", "command line"],
+    "corruption.mask_ratio=[.7,.3]": ["corruption.mask_ratio=[0.7, 0.3] must lie in [0, 1]"],
+    "corruption.mask_ratio=.6 corruption.corruption_rate=.6": ["mask_ratio=0.6 and corruption_rate=0.6 must sum to at most 1"],
+    "model._target_=os.system": ["model._target_=os.system lies outside", "research_stack, lightning, torch, transformers"],
+    "model._target_=toy.Modell": ["toy has no 'Modell'", "did you mean 'toy.Model'"],
+    "model._target_=lightning.Trainerr": ["lightning has no 'Trainerr'", "did you mean 'lightning.Trainer'"],
+    "trainer.max_step=3": ["Trainer has no parameter 'max_step'", "did you mean 'max_steps'"],
+    "trainer.max_steps=abc": ["trainer.max_steps=abc must be int"],
+    "trainer=demoo": ["trainer=demoo", "did you mean 'demo'"],
+    "task=trian": ["task=trian must be one of train, eval, sample, compare", "did you mean 'train'"],
+    "seed=abc": ["seed=abc must be int", "command line"],
+    "name=${nmae}": ["name=${nmae}", "'nmae' not found", "command line"],
+    "model": ["'model' lacks '='", "odd, small, tiny"],
+    "modle": ["'modle' lacks '='", "model=..."],
+    "model=tiny,small": ["several values", "-m", "model=[tiny,small]"],
+    "seed=[1": ["seed=[1 cannot be read", "quote it"],
+    "~modle": ["no 'modle' to delete", "did you mean 'model'"],
+    "--multirum": ["--multirum is no option", "--multirun"],
+    "--cfg": ["--cfg needs a value"],
+    "--cfg jbo": ["one of job, hydra, all"],
+    "--cfg job modle=tiny": ["did you mean 'model=tiny'"],
+    "data=text": ["data.path=??? must be given", "data/text.yaml:1"],
+    "data=text data.path=nowhere.txt": ["data.path=nowhere.txt", "command line"],
+    "run=nowhere": ["run=nowhere is no run folder", "no such folder"],
+    "task=eval": ["task=eval needs run=FOLDER"],
+    "task=compare": ["task=compare needs runs="],
+    "task=compare runs=[nowhere]": ["nowhere"],
+    "why": ["why needs a key"],
+    "why trainer.max_stepz": ["nothing sets that key", "did you mean 'trainer.max_steps'"],
+    "-m hydra.sweep.subdir=x": ["hydra.sweep.subdir cannot be set"],
+}
+
+
+@pytest.mark.parametrize("line", MISTAKES)
+def test_one_line_with_the_nearest_choice(line, conf, fake_run, command):
+    code, out, err = command(*line.split())
+    assert code == 2 and out == "" and err.startswith("research-stack: error: ") and err.count("\n") == 1, err
+    for part in MISTAKES[line]:
+        assert part in err
+    assert fake_run.calls == []
+    assert not (conf.parent / "work" / "outputs").exists() and not (conf.parent / "work" / "multirun").exists()
+
+
+def test_data_files(conf, fake_run, command, tmp_path):
+    (tmp_path / "empty.txt").write_text("")
+    (tmp_path / "binary.txt").write_bytes(bytes(range(256)) * 20)
+    for name in ("empty.txt", "binary.txt"):
+        code, _, err = command("data=text", f"data.path={tmp_path / name}")
+        assert code == 2 and err.count("\n") == 1 and f"data.path={tmp_path / name}" in err
+    (tmp_path / "good.txt").write_text("words and more words\n\n" * 50)
+    assert command("data=text", f"data.path={tmp_path / 'good.txt'}")[0] == 0
+
+
+def test_yaml_mistakes_name_file_and_line(conf, command):
+    (conf / "model/tiny.yaml").write_text("_target_: toy.Model\ndim: [8\nlayers: 2\n")
+    code, _, err = command()
+    assert code == 2 and "model/tiny.yaml:3: invalid YAML" in err and err.count("\n") == 1
+    (conf / "model/tiny.yaml").write_text("_target_: toy.Model\ndim: 8\ndim: 9\n")
+    assert "model/tiny.yaml:3" in command()[2]
+    (conf / "model/tiny.yaml").write_text("_target_: toy.Model\nlayer: 2\n")
+    assert "model.layer=2: Model has no parameter 'layer'; did you mean 'layers'? " in (err := command()[2])
+    assert "model/tiny.yaml:2" in err
+    (conf / "experiment/first.yaml").write_text("# @package _global_\ndefaults:\n  - override /model: huge\n")
+    assert "model=huge" in (err := command()[2]) and "experiment/first.yaml:3" in err
+
+
+def test_the_command_line_is_blamed_before_a_file(conf, command):
+    (conf / "corruption/hybrid.yaml").write_text("_target_: toy.Corruption\nmask_rate: 1\n")
+    _, _, err = command("trainer.max_steps=abc")
+    assert "trainer.max_steps=abc" in err and "one more mistake" in err
+
+
+def test_every_point_is_checked_before_the_first_starts(conf, fake_run, command):
+    code, _, err = command("-m", "corruption.mask_ratio=.3,.5,1.7", "seed=1,2")
+    assert code == 2 and err.count("\n") == 1 and fake_run.calls == []
+    assert "corruption.mask_ratio=1.7 must lie in [0, 1]" in err and "point 5 of 6" in err and "seed=1" in err
+    code, _, err = command("-m", "model=tiny,tinny")
+    assert code == 2 and "did you mean 'tiny'" in err and "point 2 of 2" in err and fake_run.calls == []
+
+
+def test_a_bug_shows_its_traceback(conf, fake_run, command):
+    fake_run.raises[1] = TypeError("a bug")
+    with pytest.raises(TypeError, match="a bug"):
+        command()
