@@ -158,10 +158,14 @@ class PythonDocs:
 
     @cached_property
     def _all(self) -> list[Document]:
-        reference = [Document(clean(text), key=f"topic {name}") for name, text in sorted(topics.topics.items())]
-        return reference * self.reference + self._docstrings() * self.docstrings
+        return (self._reference() if self.reference else []) + (self._docstrings() if self.docstrings else [])
 
-    def _docstrings(self) -> list[Document]:
+    @staticmethod
+    def _reference() -> list[Document]:
+        return [Document(clean(text), key=f"topic {name}") for name, text in sorted(topics.topics.items())]
+
+    @staticmethod
+    def _docstrings() -> list[Document]:
         texts: dict[tuple[str, str], list[str]] = {}
         for docstring in library_docstrings():
             texts.setdefault((docstring.module, docstring.name.partition(".")[0]), []).append(docstring.text)

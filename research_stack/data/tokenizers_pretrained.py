@@ -102,8 +102,8 @@ class Pretrained:
 
         try:
             return PretrainedCodec(AutoTokenizer.from_pretrained(path, revision=self.revision or "main"))
-        except (OSError, ValueError) as error:
-            line = str(error).splitlines()[0] if str(error) else type(error).__name__
+        except Exception as error:  # a damaged file makes the loaders raise anything, KeyError and bare Exception included
+            line = f"{type(error).__name__}: {error}".splitlines()[0]
             raise OSError(f"tokenizer.path={self.path} holds no tokenizer that can be loaded: {line}") from error
 
     def fingerprint(self) -> str:

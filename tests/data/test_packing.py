@@ -1,0 +1,117 @@
+"""The split by document, and the rows."""
+import numpy as np
+import pytest
+
+from research_stack.data.packing import DUPLICATE, TRAIN, VALIDATION, Rows, pack, split, train_texts
+from research_stack.data.tokenizers import ByteBPE, Bytes
+
+
+def packed(source, folder, length=16, fraction=0.2, tokenizer=None):
+    """(train rows, validation rows, counts, codec)."""
+    sides = split(source, fraction)
+    tokenizer = tokenizer or Bytes()
+    codec = tokenizer.fit(train_texts(source, sides))
+    counts = pack(source, sides, codec, length, folder)
+    rows = [Rows.load(folder, name, codec.vocab, length) for name in ("train", "validation") if counts[name]["rows"]]
+    return *rows, counts, codec
+
+
+def test_split_depends_on_the_text_alone_and_copies_stay_together(corpus, stories):
+    sides = split(corpus(*stories), 0.3)
+    assert {TRAIN, VALIDATION} == set(sides)
+    reverse = split(corpus(*stories[::-1]), 0.3)
+    assert (reverse[::-1] == sides).all()
+    twice = split(corpus(*stories, *stories, " ", ""), 0.3)
+    assert (twice[:40] == sides).all() and (twice[40:] == DUPLICATE).all()
+
+
+def test_one_response_never_stands_on_both_sides(corpus):
+    source = corpus(*[(f"question {i}", f"answer {i % 25}") for i in range(500)])
+    sides = split(source, 0.3)
+    assert not (sides == DUPLICATE).any()
+    answers = [{d.text for d, s in zip(source.items, sides, strict=True) if s == side} for side in (TRAIN, VALIDATION)]
+    assert all(answers) and not answers[0] & answers[1]
+
+
+def test_split_share_is_about_what_is_asked(corpus):
+    sides = split(corpus(*[f"text {i}" for i in range(4000)]), 0.1)
+    assert abs((sides == VALIDATION).mean() - 0.1) < 0.02
+
+
+@pytest.mark.parametrize("fraction", [1e-9, 1 - 1e-9])
+def test_neither_side_is_empty_when_there_are_two_documents(corpus, fraction):
+    assert set(split(corpus("a", "b", "a"), fraction)) == {TRAIN, VALIDATION, DUPLICATE}
+
+
+@pytest.mark.parametrize("texts", [[], ["only"], ["only", "only", "  "]])
+def test_one_document_cannot_be_split(corpus, texts):
+    with pytest.raises(ValueError, match="^validation_fraction=0.1 cannot be kept: the source has [01] different"):
+        split(corpus(*texts), 0.1)
+
+
+def test_packing_keeps_every_token_in_order_but_the_last_rows_rest(corpus, stories, tmp_path):
+    source = corpus(*stories, stories[0])
+    train, validation, counts, codec = packed(source, tmp_path, length=32)
+    sides = split(source, 0.2)
+    for side, rows, name in ((TRAIN, train, "train"), (VALIDATION, validation, "validation")):
+        ids = [i for s, t in zip(sides, stories, strict=False) if s == side for i in [*codec.encode(t), codec.vocab.end]]
+        assert rows.stream().tolist() == ids[: len(ids) // 32 * 32]
+        assert counts[name]["documents"] == (sides == side).sum()
+        assert counts[name]["tokens"] == counts[name]["bytes"] == len(ids) - counts[name]["documents"]
+        assert rows.attend.all() and not rows.prompt.any()
+        assert (rows.eligible == (rows.tokens != codec.vocab.end)).all()
+
+
+def test_the_tokenizer_learns_from_the_train_side_only(corpus, stories, tmp_path):
+    secret = "zyxwvu" * 50
+    texts = next(t for i in range(99) if (t := [*stories, f"{i} {secret}"]) and split(corpus(*t), 0.2)[-1] == VALIDATION)
+    *_, codec = packed(corpus(*texts), tmp_path, tokenizer=ByteBPE(1000))
+    assert len(codec.encode("zyxwvu")) == 6
+    assert len(codec.encode(" word")) == 1
+
+
+def test_pairs_one_per_row_padded_cut_and_dropped(corpus, tmp_path):
+    pairs = [(f"p{i}", f"response {i}") for i in range(30)]
+    pairs += [(f"q{i}", f"a response much too long for its row {i}") for i in range(10)]
+    pairs += [(f"a prompt that leaves no room {i}", "x") for i in range(5)]
+    train, validation, counts, codec = packed(corpus(*pairs), tmp_path)
+    total = {key: counts["train"][key] + counts["validation"][key] for key in counts["train"]}
+    assert (total["documents"], total["rows"], total["truncated"], total["dropped"]) == (45, 40, 10, 5)
+    found = {}
+    for rows in (train, validation):
+        assert not (rows.eligible & (rows.prompt | ~rows.attend)).any()
+        assert not np.isin(rows.tokens[rows.eligible], codec.vocab.special).any()
+        assert (rows.tokens[~rows.attend] == codec.vocab.pad).all()
+        for row, prompt, attend in zip(rows.tokens, rows.prompt, rows.attend, strict=True):
+            found[codec.decode(row[prompt])] = (codec.decode(row[attend & ~prompt]), codec.vocab.end in row)
+    assert found["p7"] == ("response 7", True)
+    assert found["q7"] == ("a response muc", False)
+    assert found.keys() == {p for p, _ in pairs[:40]}
+
+
+def test_strange_documents(corpus, tmp_path):
+    texts = ["", "\r\n", "é漢🙂" * 30, "x" * 50_000, "\0", "a", "<|mask|>"]
+    train, validation, counts, codec = packed(corpus(*texts), tmp_path, length=1, fraction=0.5)
+    assert counts["train"]["documents"] + counts["validation"]["documents"] == 5
+    stream = np.concatenate([train.stream(), validation.stream()])
+    found = [codec.decode(part) for part in np.split(stream, np.flatnonzero(stream == codec.vocab.end))]
+    assert sorted(found) == sorted([*texts[2:], ""])
+
+
+def test_a_large_vocabulary_is_stored_wider(corpus, stories, tmp_path):
+    class Wide(Bytes):
+        def fit(self, texts):
+            codec = super().fit(texts)
+            codec.vocab = type(codec.vocab)(70_000, mask=69_999, pad=69_998, end=69_997, special=(69_997, 69_998, 69_999))
+            return codec
+
+    train, *_ = packed(corpus(*stories), tmp_path, tokenizer=Wide())
+    assert train.tokens.dtype == np.uint32 and (train.stream() == 69_997).sum() > 10
+
+
+def test_take_and_spread(corpus, stories, tmp_path):
+    train, *_ = packed(corpus(*stories), tmp_path)
+    some = train.take(np.array([5, 2, 5]))
+    assert (some.tokens == train.tokens[[5, 2, 5]]).all()
+    assert train.spread(10**9) is train
+    assert len(train.spread(7)) == 7 and (train.spread(3).tokens[1] == train.tokens[len(train) // 3]).all()

@@ -1,0 +1,90 @@
+"""The corpora embedded in Python."""
+import subprocess
+import sys
+
+import pytest
+
+from research_stack.data import sources
+from research_stack.data.sources import Docstrings, PythonDocs, clean, library_docstrings
+
+
+@pytest.fixture(scope="module")
+def library():
+    return list(library_docstrings())
+
+
+@pytest.fixture
+def parsed(monkeypatch, library):
+    """The library is parsed once for all the tests that ask for this."""
+    monkeypatch.setattr(sources, "library_docstrings", lambda: iter(library))
+
+
+def test_python_docs_are_megabytes_of_clean_text(parsed):
+    documents = list(PythonDocs().documents())
+    assert sum(len(d.text) for d in documents) > 1_500_000
+    assert len(documents) > 2000
+    assert all(d.prompt is None and d.text == d.text.strip() and "\n\n\n" not in d.text for d in documents)
+
+
+def test_documents_come_in_the_same_order_from_another_process():
+    script = (
+        "import hashlib; from research_stack.data.sources import PythonDocs as P;"
+        "print(hashlib.sha256(repr(list(P().documents())).encode()).hexdigest(), P().fingerprint())"
+    )
+    runs = {subprocess.check_output([sys.executable, "-c", script], text=True) for _ in range(2)}
+    assert len(runs) == 1
+
+
+def test_no_library_module_is_imported_and_no_torch():
+    script = (
+        "import sys; from research_stack.data.sources import *; from research_stack.data import sources_text, sources_hub;"
+        "s = Docstrings(); s.check(); list(s.documents());"
+        "print([m for m in ('antigravity', 'this', 'tkinter', 'torch', 'lightning', 'datasets', 'transformers') if m in sys.modules])"
+    )
+    assert subprocess.check_output([sys.executable, "-c", script], text=True).strip() == "[]"
+
+
+def test_docstring_pairs_ask_with_a_signature(parsed):
+    pairs = {d.prompt: d.text for d in Docstrings().documents()}
+    assert len(pairs) > 4000
+    assert pairs["posixpath.isabs(s)\n"] == "Test whether a path is absolute"
+    assert any("email.message.Message." in prompt for prompt in pairs)
+
+
+def test_docstring_options(parsed):
+    assert all(len(d.text) >= 50 for d in Docstrings(min_chars=50).documents())
+    assert not any("\n\n" in d.text for d in Docstrings(summary=True).documents())
+    assert len(list(Docstrings(limit=7).documents())) == 7
+
+
+def test_fingerprint_depends_on_options_and_on_the_extraction(monkeypatch):
+    before = PythonDocs().fingerprint()
+    assert before != PythonDocs(docstrings=False).fingerprint() != PythonDocs(limit=3).fingerprint()
+    monkeypatch.setattr(sources, "EXTRACTION", 99)
+    assert PythonDocs().fingerprint() != before
+
+
+def test_a_library_file_that_does_not_parse_is_left_out(monkeypatch, tmp_path):
+    (tmp_path / "bad.py").write_text("def (:\n")
+    (tmp_path / "good.py").write_text('if True:\n    def f(a, *, b=1):\n        """Say so."""\n')
+    monkeypatch.setattr(sources.sysconfig, "get_path", lambda name: str(tmp_path))
+    assert [(d.module, d.name, d.arguments, d.text) for d in library_docstrings()] == [("good", "f", "a, *, b=1", "Say so.")]
+
+
+def test_a_python_without_library_sources_says_so(monkeypatch, tmp_path):
+    monkeypatch.setattr(sources.sysconfig, "get_path", lambda name: str(tmp_path))
+    PythonDocs(docstrings=False).check()
+    for source in (PythonDocs(), Docstrings()):
+        with pytest.raises(OSError, match="standard library's source files"):
+            source.check()
+
+
+def test_clean_removes_what_utf8_cannot_hold():
+    assert clean("a\n    b  \n\n\n\n    c\udc80") == "a\nb\n\nc?"
+
+
+def test_wrong_options_are_refused():
+    with pytest.raises(ValueError, match="^reference=False"):
+        PythonDocs(reference=False, docstrings=False)
+    with pytest.raises(ValueError, match="^limit=1 "):
+        Docstrings(limit=1)

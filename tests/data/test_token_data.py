@@ -1,0 +1,208 @@
+"""TokenData: batches, their order, resuming, ranks, validation and what it says of itself."""
+import math
+from itertools import islice
+from pathlib import Path
+
+import pytest
+import torch
+from omegaconf import OmegaConf
+
+from research_stack.build import build
+from research_stack.data import ByteBPE, Bytes, PythonDocs, Text, TokenData, module
+from research_stack.data.module import TrainBatches
+
+CONF = Path(module.__file__).parents[2] / "conf" / "data"
+SHAKESPEARE = Path("/work/shared/data/tinyshakespeare.txt")
+
+
+@pytest.fixture
+def data(corpus, stories, tmp_path):
+    """Makes a prepared TokenData over the stories with the given options."""
+
+    def make(**options):
+        options = {"tokenizer": Bytes(), "sequence_length": 16, "batch_size": 6, "cache_dir": str(tmp_path / "cache"), **options}
+        made = TokenData(corpus(*stories), **options)
+        made.prepare()
+        return made
+
+    return make
+
+
+def steps(data, count):
+    return [batch["tokens"] for batch in islice(data.train_dataloader(), count)]
+
+
+def test_batches_have_the_promised_form(data):
+    for batch in (next(iter(data().train_dataloader())), next(iter(data().val_dataloader()))):
+        assert set(batch) == {"tokens", "eligible", "attend", "prompt"}
+        assert batch["tokens"].dtype == torch.int64 and all(batch[k].dtype == torch.bool for k in ("eligible", "attend", "prompt"))
+        assert all(tensor.shape == (6, 16) for tensor in batch.values())
+
+
+def test_an_epoch_shows_every_row_once_and_epochs_differ(data):
+    d = data(batch_size=7)
+    rows = len(d.train)
+    assert rows % 7  # batches straddle the epochs
+    seen = torch.cat(steps(d, math.ceil(2 * rows / 7)))
+    table = torch.from_numpy(d.train.tokens.astype("int64"))
+    for epoch in (seen[:rows], seen[rows : 2 * rows]):
+        assert sorted(epoch.tolist()) == sorted(table.tolist())
+    assert not torch.equal(seen[:rows], seen[rows : 2 * rows])
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+@pytest.mark.parametrize("start", [1, 5, 8])
+def test_resume_goes_on_exactly(data, start, workers):
+    whole = steps(data(seed=3), 10)
+    resumed = data(seed=3, num_workers=workers)
+    resumed.start_step = start
+    for a, b in zip(whole[start:], steps(resumed, 10 - start), strict=True):
+        assert torch.equal(a, b)
+
+
+def test_resume_far_in_does_not_depend_on_the_orders_seen_before(data):
+    rows = data().train
+    far = 4 * len(rows) // 6
+    walked = TrainBatches(rows, 6, 1, 0, 0, 1)
+    for step in range(far):
+        walked.indices(step)
+    assert (walked.indices(far) == TrainBatches(rows, 6, 1, far, 0, 1).indices(far)).all()
+
+
+def test_order_follows_the_seed_alone(data):
+    assert all(map(torch.equal, steps(data(seed=1), 4), steps(data(seed=1), 4)))
+    assert not torch.equal(steps(data(seed=1), 1)[0], steps(data(seed=2), 1)[0])
+
+
+@pytest.mark.parametrize("world", [2, 3])
+def test_ranks_share_each_global_batch(data, monkeypatch, world):
+    d = data()
+    whole, validation = steps(d, 5), torch.cat([b["tokens"] for b in d.val_dataloader()])
+    shares, parts = [], []
+    for rank in range(world):
+        monkeypatch.setattr(module, "place", lambda rank=rank: (rank, world))
+        shares.append(steps(d, 5))
+        parts.append([b["tokens"] for b in d.val_dataloader()])
+    for step in range(5):
+        assert torch.equal(torch.cat([share[step] for share in shares]), whole[step])
+    assert len({len(part) for part in parts}) == 1
+    together = torch.stack([torch.cat(part) for part in parts], 1).flatten(0, 1)
+    assert torch.equal(together, validation[: len(validation) // world * world])
+
+
+def test_a_batch_that_ranks_cannot_share_is_refused(data, monkeypatch):
+    monkeypatch.setattr(module, "place", lambda: (0, 4))
+    with pytest.raises(ValueError, match="^batch_size=6 must be a multiple of the 4 devices"):
+        data().train_dataloader()
+
+
+def test_batches_larger_than_the_corpus(data):
+    d = data(batch_size=1000)
+    assert len(d.train) < 1000 and steps(d, 2)[1].shape == (1000, 16)
+
+
+def test_no_document_on_both_sides(data, stories):
+    d = data(sequence_length=4, validation_fraction=0.3)
+    train, validation = (d.codec.decode(rows.stream()) for rows in (d.train, d.validation))
+    names = [f"story {i}:" for i in range(40)]
+    sides = [(name in train, name in validation) for name in names]
+    assert all(a != b for a, b in sides) and {(True, False), (False, True)} == set(sides)
+
+
+def test_validation_is_finite_fixed_and_limited(data):
+    d = data(validation_rows=5, batch_size=2)
+    first, second = ([b["tokens"] for b in d.val_dataloader()] for _ in range(2))
+    assert [len(b) for b in first] == [2, 2, 1] and all(map(torch.equal, first, second))
+    assert len(d.val_dataloader()) == 3 and len(d.validation) == 5
+    assert d.describe()["validation_rows_used"] == 5 < d.describe()["validation_rows"]
+
+
+def test_baselines_see_the_same_tokens(data):
+    d = data()
+    tokens = d.train_tokens()
+    assert tokens.shape == (len(d.train) * 16,) and (tokens == d.vocab.end).any()
+    assert (d.train_tokens(limit=37) == tokens[:37]).all()
+
+
+def test_validation_documents_are_texts(data, stories):
+    documents = data(sequence_length=8).validation_documents()
+    assert documents[:-1] and set(documents[:-1]) < set(stories)
+
+
+def test_describe_and_bytes_per_token(data):
+    d = data(tokenizer=ByteBPE(300))
+    said = d.describe()
+    assert said["train_documents"] + said["validation_documents"] == 40 and said["duplicates"] == 0
+    assert said["fingerprint"] == d.fingerprint and said["vocab_size"] == d.vocab.size == 300
+    assert d.bytes_per_token == said["validation_bytes"] / said["validation_tokens"] > 1
+    assert data().bytes_per_token == 1
+
+
+def test_fingerprint_follows_what_shapes_the_cache_only(data):
+    base = data().fingerprint
+    assert base == data(seed=9, batch_size=2, validation_rows=3).fingerprint
+    others = [data(sequence_length=8), data(validation_fraction=0.2), data(tokenizer=ByteBPE(300))]
+    assert len({base, *(d.fingerprint for d in others)}) == 4
+
+
+def test_a_second_prepare_reads_the_cache(data, monkeypatch):
+    tokens = data().train_tokens()
+    monkeypatch.setattr(module, "pack", None)
+    d = data()
+    d.prepare()
+    d.prepare_data()
+    d.setup("fit")
+    assert (d.train_tokens() == tokens).all()
+
+
+def test_a_corpus_shorter_than_a_row(data, tmp_path):
+    with pytest.raises(ValueError, match="^sequence_length=5000 is too long: the [0-9]+ (train|validation) documents have"):
+        data(sequence_length=5000)
+    assert not list((tmp_path / "cache").glob("*.tmp-*"))
+
+
+@pytest.mark.parametrize("options", [{"sequence_length": 1}, {"batch_size": 0}, {"validation_fraction": 1.0}, {"validation_rows": 0}])
+def test_wrong_options_are_refused(options):
+    with pytest.raises(ValueError, match=f"^{next(iter(options))}="):
+        TokenData(PythonDocs(), Bytes(), **options)
+
+
+def test_use_before_prepare_says_so():
+    with pytest.raises(RuntimeError, match="prepare"):
+        TokenData(PythonDocs(), Bytes()).describe()
+
+
+@pytest.mark.parametrize("file", sorted(CONF.glob("*.yaml")), ids=lambda f: f.stem)
+def test_each_config_builds(file, tmp_path):
+    config = OmegaConf.create({"data": OmegaConf.load(file)})
+    if "path" in config.data.keys():
+        (tmp_path / "some.txt").write_text("x")
+        config.data.path = str(tmp_path / "some.txt")
+    made = build(config.data, "data", seed=1)
+    made.check()
+    assert made.seed == 1 and ("path" not in config.data.keys() or made.path == made.source.path == config.data.path)
+
+
+def test_smoke_config_is_small_and_whole(tmp_path):
+    made = build(OmegaConf.load(CONF / "smoke.yaml"), "data", seed=1, cache_dir=str(tmp_path))
+    made.prepare()
+    assert len(made.validation) == 16 and next(iter(made.train_dataloader()))["tokens"].shape == (8, 32)
+
+
+def test_python_docs_config_serves_english(tmp_path):
+    made = build(OmegaConf.load(CONF / "python_docs.yaml"), "data", seed=1, cache_dir=str(tmp_path))
+    made.prepare()
+    said = made.describe()
+    assert said["vocab_size"] == 2048 and said["train_rows"] > 3000 and 100 < said["validation_rows_used"] <= 256
+    assert made.bytes_per_token > 2.5
+    text = made.codec.decode(made.train_tokens(limit=20_000))
+    assert text.count(" the ") > 200
+
+
+@pytest.mark.skipif(not SHAKESPEARE.exists(), reason="needs the tiny Shakespeare file")
+def test_one_large_text_file(tmp_path):
+    made = TokenData(Text(str(SHAKESPEARE)), ByteBPE(512), sequence_length=64, cache_dir=str(tmp_path))
+    made.prepare()
+    said = made.describe()
+    assert said["train_documents"] > 300 and said["validation_documents"] > 5
+    assert said["train_bytes"] + said["validation_bytes"] > 1_110_000
