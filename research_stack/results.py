@@ -394,6 +394,7 @@ class RunFolder(os.PathLike[str]):
         finally:
             if descriptor in _held:  # not in a forked child
                 _held.remove(descriptor)
+                _flock(descriptor, fcntl.LOCK_UN)  # at once, whatever else may still have it open
                 os.close(descriptor)
 
     def _open_lock(self, patience: float = 0.5) -> int:
