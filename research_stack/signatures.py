@@ -93,10 +93,16 @@ class Module:
         return found
 
     @cached_property
+    def stars(self) -> list[str]:
+        """Modules of `from module import *`."""
+        imports = (s for s in _flat(self.tree.body) if isinstance(s, ast.ImportFrom))
+        return [self._absolute(s) for s in imports if any(a.name == "*" for a in s.names)]
+
+    @cached_property
     def leaky(self) -> bool:
-        """Whether it may hold names that cannot be seen: star imports, a module `__getattr__`, changed sys.modules."""
-        stars = (a.name == "*" for s in _flat(self.tree.body) if isinstance(s, ast.ImportFrom) for a in s.names)
-        return "__getattr__" in self.names or any(stars) or "sys.modules[" in ast.unparse(self.tree)
+        """Whether it may hold names that cannot be seen: a module `__getattr__`, changed sys.modules or globals()."""
+        text = ast.unparse(self.tree)
+        return "__getattr__" in self.names or "sys.modules[" in text or "globals()" in text
 
     @cached_property
     def public(self) -> list[str]:
@@ -202,6 +208,14 @@ def attribute(where: Module, name: str, seen: frozenset[tuple[str, str]] = froze
         return module(f"{where.name}.{name}")
     if "__getattr__" in where.names and (lazy := where.lazy(name)):
         return _imported(*lazy, seen)
+    for source in where.stars:
+        origin = module(source)
+        if origin is None:
+            return None
+        try:
+            return attribute(origin, name, seen)
+        except UnknownTarget:
+            continue
     if where.leaky:
         return None
     raise UnknownTarget(f"{where.name}.{name}", where.public)
@@ -227,7 +241,7 @@ def resolve(target: str) -> Found | None:
         if isinstance(where, Module):
             if where.path.name == "__init__.py" and part not in where.names and index < len(parts) - 1:
                 deeper = module(f"{where.name}.{part}")
-                if deeper is None and not _known(f"{where.name}.{part}") and not where.leaky:
+                if deeper is None and not _known(f"{where.name}.{part}") and not (where.leaky or where.stars):
                     raise UnknownTarget(f"{where.name}.{part}", [*where.public, *_submodules(where)])
                 if deeper is None:
                     return None

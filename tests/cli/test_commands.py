@@ -1,0 +1,258 @@
+"""What the command does when all is well: folders, resuming, sweeps, why, help, completion, eval of a run."""
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+import zipfile
+from pathlib import Path
+
+import pytest
+from research_stack import paths, results
+from research_stack.results import RunFolder
+
+OFFLINE = """
+import sys
+class Refuse:
+    def find_spec(self, name, path=None, target=None):
+        if name.split('.')[0] in ('torch', 'lightning', 'transformers', 'datasets', 'tokenizers', 'matplotlib'):
+            raise ImportError('imported ' + name)
+sys.meta_path.insert(0, Refuse())
+sys.argv = ['research-stack', *sys.argv[1:]]
+from research_stack.cli import main
+sys.exit(main())
+"""
+
+
+def without_torch(*arguments, env=None):
+    """The command in a process of its own in which importing torch and the like fails."""
+    return subprocess.run([sys.executable, "-c", OFFLINE, *arguments], capture_output=True, text=True, env=dict(os.environ) | (env or {}))
+
+
+# A run -------------------------------------------------------------------------------------------------------------
+
+
+def test_a_run_gets_a_new_folder(conf, fake_run, command):
+    assert command("model=small")[0] == 0
+    (cfg, folder), = fake_run.calls
+    assert cfg.model.dim == 16 and folder.parent == Path("outputs/flowlm") and results.is_run(folder)
+    assert sorted(p.name for p in folder.iterdir() if not p.name.startswith(".")) == ["config.yaml", "result.json", "run.json"]
+    command("model=small")
+    assert len({f for _, f in fake_run.calls}) == 2  # a finished run is not gone on with
+
+
+def test_folders_of_the_same_second_differ(conf):
+    from datetime import datetime
+
+    moment = datetime(2026, 1, 2, 3, 4, 5)
+    first = paths.new_run_folder("flowlm", moment)
+    first.mkdir(parents=True)
+    assert first.as_posix() == "outputs/flowlm/2026-01-02_03-04-05"
+    assert paths.new_run_folder("flowlm", moment).name == "2026-01-02_03-04-05_2"
+
+
+def test_an_interrupted_run_goes_on_with_the_same_command(conf, fake_run, command):
+    fake_run.raises[1] = KeyboardInterrupt()
+    code, _, err = command("seed=2")
+    first = fake_run.calls[0][1]
+    assert code == 130 and f"run={first}" in err and "Traceback" not in err
+    code, _, err = command("seed=2")
+    assert code == 0 and fake_run.calls[1][1] == first and "going on with the unfinished run" in err and "run=new" in err
+    fake_run.raises[3] = KeyboardInterrupt()
+    command("seed=5")
+    command("seed=6")
+    command("seed=5", "run=new")
+    assert len({f for _, f in fake_run.calls[2:]}) == 3 and fake_run.calls[-1][0].run is None
+
+
+def test_a_live_run_is_left_alone(conf, fake_run, command):
+    fake_run.raises[1] = KeyboardInterrupt()
+    command()
+    with RunFolder(fake_run.calls[0][1]).lock():
+        command()
+    assert fake_run.calls[1][1] != fake_run.calls[0][1]
+
+
+def test_run_folder_resumes_its_own_config(conf, fake_run, command):
+    fake_run.raises[1] = KeyboardInterrupt()
+    command("model=small", "seed=4")
+    folder = fake_run.calls[0][1]
+    assert command(f"run={folder}")[0] == 0
+    cfg, where = fake_run.calls[1]
+    assert (cfg.model.dim, cfg.seed, where) == (16, 4, folder)
+    code, _, err = command(f"run={folder}", "model=small", "seed=9")
+    assert code == 2 and "another config" in err and "seed: 4 there, 9 now" in err and len(fake_run.calls) == 2
+
+
+def test_user_errors_of_a_run_are_one_line(conf, fake_run, command):
+    fake_run.raises[1] = OSError(28, "No space left on device", "outputs/x/last.ckpt")
+    code, _, err = command()
+    assert code == 2 and err.splitlines()[-1] == "research-stack: error: outputs/x/last.ckpt: No space left on device"
+    assert "Traceback" not in err and "Error executing job" not in err
+
+
+def test_dry_run_writes_nothing(conf, fake_run, command):
+    assert command("dry_run=true")[0] == 0
+    assert len(fake_run.calls) == 1 and not Path("outputs").exists()
+    assert command("-m", "dry_run=true", "seed=1,2")[0] == 0
+    assert len(fake_run.calls) == 3 and not Path("multirun").exists()
+
+
+def test_the_typed_command_is_what_a_run_records(conf, fake_run, command, monkeypatch):
+    monkeypatch.setattr(sys, "argv", ["research-stack", "seed=3"])
+    assert command("seed=3")[0] == 0
+    assert fake_run.argv == ["research-stack", "seed=3"] and sys.argv == ["research-stack", "seed=3"]
+
+
+# A finished run ----------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def trained(conf, fake_run, command):
+    """A finished run with a checkpoint."""
+    command("model=small", "seed=4")
+    folder = fake_run.calls.pop()[1]
+    (folder / "checkpoints").mkdir()
+    with zipfile.ZipFile(folder / "checkpoints" / "last.ckpt", "w") as archive:
+        archive.writestr("data.pkl", "x" * 1000)
+    return folder
+
+
+def test_eval_takes_the_saved_config(trained, conf, fake_run, command):
+    (conf / "eval").mkdir()
+    (conf / "eval/likelihood.yaml").write_text("bound:\n  _target_: toy.Model\n")
+    config = (conf / "config.yaml").read_text()
+    (conf / "config.yaml").write_text(config.replace("  - experiment", "  - optional eval: null\n  - experiment").replace("eval: {}\n", ""))
+    assert command("task=eval", f"run={trained}", "eval=likelihood")[0] == 0
+    (cfg, folder), = fake_run.calls
+    assert folder == trained and cfg.model.dim == 16 and cfg.seed == 4 and cfg.eval.bound._target_ == "toy.Model"
+    assert cfg.task == "eval" and results.RunFolder(trained).read_config()["task"] == "train"
+
+
+def test_eval_refuses_keys_of_the_run(trained, fake_run, command):
+    code, _, err = command("task=eval", f"run={trained}", "model.dim=32")
+    assert code == 2 and "model.dim=32 cannot be set with task=eval" in err and "sampler" in err and fake_run.calls == []
+
+
+def test_a_cut_checkpoint_is_seen_without_torch(trained, fake_run, command):
+    path = trained / "checkpoints" / "last.ckpt"
+    path.write_bytes(path.read_bytes()[:-40])
+    code, _, err = command("task=sample", f"run={trained}", "prompt=hello")
+    assert code == 2 and f"{path} is no whole checkpoint" in err and err.count("\n") == 1 and fake_run.calls == []
+
+
+def test_a_folder_that_is_no_run_lists_near_ones(trained, fake_run, command):
+    code, _, err = command("task=eval", f"run={trained.parent}")
+    assert code == 2 and "is no run folder (has no config.yaml" in err and str(trained) in err
+    assert str(trained) in command("task=eval")[2]
+
+
+# Sweeps ------------------------------------------------------------------------------------------------------------
+
+
+def test_a_sweep_is_named_by_what_is_swept(conf, fake_run, command):
+    code, out, _ = command("-m", "corruption.mask_ratio=.3,.5", "corruption.corruption_rate=0,.2", "seed=1,2", "trainer=short")
+    root = Path("multirun/flowlm/corruption.corruption_rate+corruption.mask_ratio")
+    assert code == 0 and len(fake_run.calls) == 8 and {f.parent for _, f in fake_run.calls} == {root}
+    assert (root / "corruption.corruption_rate=0,corruption.mask_ratio=0.3,seed=1,trainer=short").is_dir()
+    assert f"{root}/report.html" in out and (root / "results.csv").is_file()
+    assert [p.name for p in root.iterdir() if p.is_dir() and not (p / "result.json").is_file()] == []
+
+
+def test_a_range_is_a_value(conf, fake_run, command):
+    assert command("-m", "corruption.mask_ratio=[.3,.7]", "seed=1,2")[0] == 0
+    assert [c.corruption.mask_ratio for c, _ in fake_run.calls] == [[0.3, 0.7]] * 2
+    assert fake_run.calls[0][1].as_posix() == "multirun/flowlm/seed/corruption.mask_ratio=0.3,0.7,seed=1"
+
+
+def test_the_sweep_group_names_the_folder(conf, fake_run, command):
+    assert command("-m", "sweep=matrix", "seed=1,2")[0] == 0
+    assert [(c.corruption.mask_ratio, c.seed) for c, _ in fake_run.calls] == [(0.3, 1), (0.3, 2), (0.8, 1), (0.8, 2)]
+    assert fake_run.calls[-1][1].as_posix() == "multirun/flowlm/matrix/corruption=mask,seed=2"
+
+
+def test_a_sweep_runs_only_what_is_missing(conf, fake_run, command):
+    fake_run.raises[2] = ValueError("seed=2 is bad")
+    code, out, err = command("-m", "seed=1,2,3")
+    assert code == 1 and len(fake_run.calls) == 3
+    assert err.splitlines()[-1].startswith("research-stack: 1 of 3 points failed (seed=2: ")
+    code, out, err = command("-m", "seed=1,2,3,4")
+    assert code == 0 and [c.seed for c, _ in fake_run.calls[3:]] == [2, 4] and err.count("reusing") == 2
+    assert (Path("multirun/flowlm/seed/report.html")).read_text() == "4 points"
+
+
+def test_another_config_in_a_points_folder_is_kept(conf, fake_run, command):
+    command("-m", "seed=1,2")
+    (conf / "model/tiny.yaml").write_text("_target_: toy.Model\ndim: 32\n")
+    assert command("-m", "seed=1,2")[0] == 0
+    assert len(fake_run.calls) == 4 and len([p for p in Path("multirun/flowlm/seed").iterdir() if p.is_dir()]) == 4
+
+
+def test_ctrl_c_in_a_sweep_keeps_what_is_done(conf, fake_run, command):
+    fake_run.raises[2] = KeyboardInterrupt()
+    code, out, err = command("-m", "seed=1,2,3")
+    assert code == 130 and len(fake_run.calls) == 2 and Path("multirun/flowlm/seed/results.csv").is_file()
+    assert command("-m", "seed=1,2,3")[0] == 0 and [c.seed for c, _ in fake_run.calls[2:]] == [2, 3]
+
+
+def test_compare_takes_runs_and_sweeps(conf, fake_run, command):
+    command("-m", "seed=1,2")
+    command("seed=7")
+    code, out, _ = command("task=compare", f"runs=[multirun/flowlm/seed,{fake_run.calls[-1][1]}]")
+    assert code == 0 and "report.html" in out
+    assert next(Path("outputs/compare").glob("*/report.html")).read_text() == "3 points"
+
+
+def test_long_point_names_are_cut_and_stay_apart():
+    names = [paths.point_name([f"a{i}.b.c={'x' * 20}" for i in range(9)] + [f"z={z}"]) for z in (1, 2)]
+    assert names[0] != names[1] and all(len(n) <= paths.LONGEST for n in names)
+    assert paths.point_name(["b=1", "+a=2", "sweep=x", "launcher=slurm"]) == "a=2,b=1"
+    assert "/" not in paths.point_name(["data.path=/x/y.txt"]) and paths.point_name([]) == "defaults"
+
+
+# Looking -----------------------------------------------------------------------------------------------------------
+
+
+def test_why_lists_every_place_in_order(conf, command):
+    code, out, _ = command("why", "trainer.max_steps", "experiment=second", "trainer=short", "trainer.max_steps=9")
+    lines = out.splitlines()
+    assert code == 0 and [line.split()[0].rpartition("/")[2] for line in lines[:2]] == ["short.yaml:4", "second.yaml:6"]
+    assert lines[2].startswith("command line") and lines[2].endswith("trainer.max_steps=9   <- wins") and len(lines) == 3
+    assert command("why", "trainer.max_steps")[1].rstrip().endswith("demo.yaml:4  700   <- wins")
+    assert "2   # blocks" not in command("why", "model.layers")[1]
+
+
+def test_why_of_a_group(conf, command):
+    lines = command("why", "model", "experiment=second")[1].splitlines()
+    assert "config.yaml:3" in lines[0] and "tiny" in lines[0]
+    assert "second.yaml:3" in lines[1] and lines[1].endswith("small   <- wins")
+    assert command("why", "model", "experiment=second", "model=tiny")[1].rstrip().endswith("model=tiny   <- wins")
+
+
+def test_help_lists_groups_and_examples(conf, command):
+    code, out, _ = command("--help")
+    assert code == 0 and "odd, small, tiny" in out and "task=eval run=" in out and len(out.splitlines()) < 70
+    assert command("-h")[1] == out
+
+
+def test_nothing_heavy_is_imported_for_looking_and_for_mistakes():
+    for arguments in (["--cfg", "job"], ["--help"], ["why", "seed"], ["modle=tiny"], ["seed=abc"]):
+        done = without_torch(*arguments)
+        assert "imported" not in done.stderr and "Traceback" not in done.stderr, done.stderr
+        assert done.returncode == (2 if "=" in arguments[0] else 0)
+
+
+def test_completion_offers_options():
+    line = "research-stack model="
+    done = without_torch("-sc", "query=bash", env={"COMP_LINE": line, "COMP_POINT": str(len(line)), "COMP_CWORD": "1"})
+    assert "model=tiny" in done.stdout.split(), done.stderr
+    assert "complete -o nospace" in without_torch("-sc", "install=bash").stdout
+
+
+def test_the_functions_are_public_whatever_was_imported_first():
+    code = (
+        "import sys, research_stack; assert 'hydra' not in sys.modules and 'torch' not in sys.modules;"
+        "import research_stack.compose; from research_stack import compose;"
+        "assert callable(compose) and 'torch' not in sys.modules; compose('seed=3', check=False)"
+    )
+    subprocess.run([sys.executable, "-c", code], check=True)
