@@ -95,13 +95,11 @@ def train(cfg: DictConfig, place: RunFolder) -> Result:
 
 def fit(cfg: DictConfig, folder: Path) -> None:
     """Train on this process's device, from the last checkpoint in the folder if there is one."""
-    import warnings
-
-    warnings.filterwarnings("ignore", module="lightning|torch.utils.data")  # advice that does not hold for endless loaders
+    quiet_lightning()
     from research_stack.preemption import Preemption
     from research_stack.training.checkpoint import AtomicCheckpointIO, load_checkpoint
     from research_stack.training.ema import Ema
-    from research_stack.training.loggers import JsonlLogger
+    from research_stack.training.loggers import JsonlLogger, RowBeforeCheckpoint
 
     parts, place = assemble(cfg), RunFolder(folder)
     parts.method.config = plain(cfg)
@@ -112,7 +110,7 @@ def fit(cfg: DictConfig, folder: Path) -> None:
     loggers = [JsonlLogger(place.path, start_step=step)]
     loggers += [build(node, f"logger.{name}", folder=place.path) for name, node in (plain(cfg.logger) or {}).items()]
     callbacks = [build(node, f"callbacks.{name}") for name, node in plain(cfg.callbacks).items()]
-    callbacks += [Ema(cfg.optimization.ema)] if cfg.optimization.ema else []
+    callbacks = [RowBeforeCheckpoint(loggers[0]), *([Ema(cfg.optimization.ema)] if cfg.optimization.ema else []), *callbacks]
     trainer = build(
         cfg.trainer, "trainer", default_root_dir=str(place.path), logger=loggers,
         callbacks=[*callbacks, Preemption(place.path)], enable_progress_bar=False,
@@ -126,6 +124,19 @@ def fit(cfg: DictConfig, folder: Path) -> None:
     seconds = time.monotonic() - started
     if trainer.is_global_zero and trainer.global_step > first:
         log.info("trained %d steps in %.0f s", trainer.global_step - first, seconds)
+
+
+def quiet_lightning() -> None:
+    """Keep Lightning's advice (more loader workers, other loggers, srun) out of the log; errors still come."""
+    import warnings
+
+    import lightning  # noqa: F401  sets up the handlers that are taken down here
+
+    warnings.filterwarnings("ignore", module="lightning|torch.utils.data")
+    for name in ("lightning", "lightning.pytorch", "lightning.fabric"):
+        logger = logging.getLogger(name)
+        logger.setLevel(logging.ERROR)
+        logger.handlers.clear()  # it would print beside our own log
 
 
 def evaluate(cfg: DictConfig, place: RunFolder) -> dict[str, float]:
