@@ -46,12 +46,17 @@ class Preemption(Callback):
     # Handlers ------------------------------------------------------------------------------------------------------
 
     def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Take over the signals; only a process's main thread can."""
+        """Remember who handles the signals before Lightning adds its own SIGTERM handler."""
         if Path(trainer.default_root_dir).resolve() != self.folder.resolve():
             raise ValueError(f"trainer.default_root_dir={trainer.default_root_dir} must be the run's folder {self.folder}")
         self._received = None
+        self._before = {number: signal.getsignal(number) for number in SIGNALS}
+
+    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Take over the signals; only a process's main thread can. Until here there was nothing to save."""
         if threading.current_thread() is threading.main_thread():
-            self._before = {number: signal.signal(number, self._note) for number in SIGNALS}
+            for number in SIGNALS:
+                signal.signal(number, self._note)
 
     def _note(self, number: int, frame: FrameType | None) -> None:
         """Set the flag; nothing else is safe here."""
@@ -69,8 +74,9 @@ class Preemption(Callback):
         self._restore()
 
     def _restore(self) -> None:
-        for number, handler in self._before.items():
-            signal.signal(number, signal.SIG_DFL if handler is None else handler)
+        if threading.current_thread() is threading.main_thread():
+            for number, handler in self._before.items():
+                signal.signal(number, signal.SIG_DFL if handler is None else handler)
         self._before = {}
 
     # After a batch -------------------------------------------------------------------------------------------------

@@ -25,8 +25,8 @@ SlurmctldPort={port}
 SlurmUser=root
 SlurmdUser=root
 AuthType=auth/munge
-# A requeued job may start again after cred_expire: 120 s by default.
-AuthInfo=socket={root}/munge.socket,cred_expire=3
+# A requeued job may start again after cred_expire: 120 s by default, 5 at least.
+AuthInfo=socket={root}/munge.socket,cred_expire=5
 CredType=cred/munge
 StateSaveLocation={root}/state
 SlurmdSpoolDir={root}/spool
