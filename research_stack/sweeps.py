@@ -22,12 +22,10 @@ from pathlib import Path
 from typing import Any
 
 from research_stack import results
+from research_stack.axes import find_axes, shortest
 from research_stack.results import ABSENT, RunFolder
 
 log = logging.getLogger(__name__)
-
-LEAVES_SHOWN = 3  # keys of one group choice that are shown each by itself (mask_ratio, corruption_rate)
-TARGET = "._target_"
 
 
 @dataclass(frozen=True)
@@ -118,7 +116,7 @@ class SweepTable:
     @property
     def labels(self) -> dict[str, str]:
         """{axis: its shortest ending that no other axis shares}."""
-        return {axis: _shortest(axis, self.axes) for axis in self.axes}
+        return {axis: shortest(axis, self.axes) for axis in self.axes}
 
     def cells(self, metrics: Sequence[str] | None = None) -> tuple[list[str], list[list[str]]]:
         """Header and rows of the table as text: the axes, the number of seeds, each metric as mean ± standard error."""
@@ -200,104 +198,13 @@ def collect(points: Sequence[str | os.PathLike[str]]) -> SweepTable:
     """The table of the runs in these folders; folders that hold no run are listed among the failures."""
     read = [read_point(Path(folder)) for folder in points]
     known = [point for point in read if point.config]
-    axes = _axes(known)
+    axes = find_axes([p.config for p in known], [p.name for p in known], [p.choices for p in known])
     settings = {point.folder: {axis.name: axis.values[index] for axis in axes} for index, point in enumerate(known)}
     rows = _rows([point for point in known if point.status == "ok"], settings)
     failures = [Failure(p.folder, settings.get(p.folder, {}), p.seed, p.status, p.error) for p in read if p.status != "ok"]
     varying, constant = _metrics(rows)
     collapsed = {axis.name: axis.hidden for axis in axes if axis.hidden}
     return SweepTable(rows, [axis.name for axis in axes], varying, failures, constant, collapsed, read, settings)
-
-
-# --------------------------------------------------------------------------------------------------- axes
-@dataclass
-class _Axis:
-    name: str
-    values: list[Any]  # one per known point
-    hidden: list[str] = field(default_factory=list)
-
-
-def _axes(points: Sequence[Point]) -> list[_Axis]:
-    """What the points differ in, as few readable axes that still tell apart all that differs."""
-    keys = dict.fromkeys(key for point in points for key in point.config)
-    columns = {key: [point.config.get(key, ABSENT) for point in points] for key in keys}
-    classes: dict[tuple[int, ...], list[str]] = {}  # keys by the partition of the points that they make
-    for key, column in columns.items():
-        if len(set(partition := _partition(column))) > 1:
-            classes.setdefault(partition, []).append(key)
-    dependent = _dependent(classes, columns)
-    labels = {"name": [point.name for point in points]}
-    labels |= {group: [p.choices.get(group) for p in points] for group in dict.fromkeys(key.partition(".")[0] for key in keys)}
-    axes: list[_Axis] = []
-    for partition, keys in classes.items():
-        if partition not in dependent:
-            hidden = [key for part, owner in dependent.items() if owner == partition for key in classes[part]]
-            axes += _represent(partition, keys, columns, labels, hidden)
-    return axes
-
-
-def _dependent(classes: Mapping[tuple[int, ...], list[str]], columns: Mapping[str, list[Any]]) -> dict[tuple[int, ...], tuple[int, ...]]:
-    """{partition: another that implies it} for keys that only some choice of a class has, such as a class's own arguments."""
-    owners = [p for p, keys in classes.items() if any(_is_target(key) and ABSENT not in columns[key] for key in keys)]
-    partial = [p for p, keys in classes.items() if all(ABSENT in columns[key] for key in keys)]
-    return {p: next(o for o in owners if _refines(o, p)) for p in partial if any(_refines(o, p) for o in owners)}
-
-
-def _partition(column: Sequence[Any]) -> tuple[int, ...]:
-    """The number of the distinct value at each place: [.3, .5, .3] -> (0, 1, 0)."""
-    texts = [json.dumps(results.canonical(value), sort_keys=True, default=str) for value in column]
-    order = {text: index for index, text in enumerate(dict.fromkeys(texts))}
-    return tuple(order[text] for text in texts)
-
-
-def _refines(fine: Sequence[int], coarse: Sequence[int]) -> bool:
-    """Whether the coarse partition is a function of the fine one."""
-    return len(set(zip(fine, coarse, strict=True))) == len(set(fine))
-
-
-def _is_target(key: str) -> bool:
-    return key.endswith(TARGET)
-
-
-def _represent(
-    partition: tuple[int, ...], keys: list[str], columns: Mapping[str, list[Any]], labels: Mapping[str, list[Any]], hidden: list[str]
-) -> list[_Axis]:
-    """The axis, or few axes, that stand for keys that change together; the first one lists the rest as hidden.
-
-    In this order: a few plain settings; the choice of one group, as it was typed; the class of a group; the name of
-    the experiment; the setting that lies nearest to the top.
-    """
-    classes = [key for key in keys if _is_target(key) and key.count(".") == 1]  # a whole group's class
-    leaves = [key for key in keys if not _is_target(key) and ABSENT not in columns[key]]
-    groups = {key.partition(".")[0] for key in keys}
-    fitting = {name: values for name, values in labels.items() if None not in values and _partition(values) == partition}
-    typed = [group for group in groups if len(groups) == 1 and group in fitting]
-    if not classes and 1 <= len(leaves) <= LEAVES_SHOWN and len(keys) <= 2 * LEAVES_SHOWN:
-        axes = [_Axis(key, columns[key]) for key in leaves]
-    elif typed:
-        axes = [_Axis(typed[0], fitting[typed[0]])]
-    elif classes and (len(classes) == 1 or "name" not in fitting):
-        axes = [_Axis(classes[0].removesuffix(TARGET), _short_names(columns[classes[0]]))]
-    elif "name" in fitting:
-        axes = [_Axis("name", fitting["name"])]
-    else:
-        best = min(leaves or keys, key=lambda key: key.count("."))
-        axes = [_Axis(best, _short_names(columns[best]) if _is_target(best) else columns[best])]
-    shown = {axis.name for axis in axes} | {axis.name + TARGET for axis in axes}
-    axes[0].hidden = [key for key in [*keys, *hidden] if key not in shown]
-    return axes
-
-
-def _short_names(targets: Sequence[str]) -> list[str]:
-    """The classes' own names where they tell the targets apart, else the whole dotted paths."""
-    short = [str(target).rpartition(".")[2] for target in targets]
-    return short if len(set(short)) == len(set(targets)) else list(targets)
-
-
-def _shortest(axis: str, axes: Sequence[str]) -> str:
-    parts = axis.split(".")
-    endings = (".".join(parts[-count:]) for count in range(1, len(parts) + 1))
-    return next(e for e in endings if sum(other == e or other.endswith("." + e) for other in axes) == 1)
 
 
 # --------------------------------------------------------------------------------------------------- rows
