@@ -10,7 +10,7 @@ import os
 import shlex
 import shutil
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -81,7 +81,14 @@ class Command:
             else:
                 known = [*SWITCHES.values(), *VALUED.values(), "--info"]
                 raise UserError(f"{word} is no option{choices(nearest(word, known, count=1), 'did you mean')}; see research-stack --help")
+        if not command.multirun:  # a prompt is text: commas and brackets in it mean nothing
+            command.overrides = [_as_text(o) if o.startswith("prompt=") else o for o in command.overrides]
         return command
+
+
+def _as_text(override: str) -> str:
+    key, _, value = override.partition("=")
+    return override if value[:1] in ("'", '"') or value == "null" else f"{key}={quoted(value)}"
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -96,6 +103,12 @@ def main(argv: Sequence[str] | None = None) -> int:
     except BrokenPipeError:  # `research-stack --cfg job | head`
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 0
+    except (ValueError, OSError) as error:
+        from research_stack.jobs import is_mistake, said
+
+        if not is_mistake(error):
+            raise
+        return complain(said(error))
 
 
 def complain(message: str, code: int = 2) -> int:
@@ -216,12 +229,16 @@ def hand_over(flags: Sequence[str], overrides: Sequence[str]) -> None:
 
 def single(command: Command, composer: Composer) -> int:
     """Compose, check, choose the folder, run."""
+    from omegaconf import OmegaConf
+
     from research_stack import check
     from research_stack.compose import settle
     from research_stack.jobs import HYDRA, set_up_logging
 
     composed = settle(composer.compose(command.overrides))
     check.preflight([composed], composer)
+    if OmegaConf.select(composed.cfg, "hardware.submit") and "SLURM_JOB_ID" not in os.environ:
+        raise UserError("launcher=slurm submits sweeps only: add -m (a sweep of one is fine), or leave launcher=slurm out to run here")
     set_up_logging()
     if composed.cfg.task == "compare":
         return compare(composed.cfg)
@@ -234,23 +251,28 @@ def single(command: Command, composer: Composer) -> int:
     return guarded(lambda: hand_over(command.hydra_arguments(), [*command.overrides, *extra]), folder)
 
 
-def guarded(run: object, folder: Path) -> int:
-    """Run, and turn how it ended into an exit code: mistakes to one line, Ctrl-C to the way to go on."""
+def guarded(run: Callable[[], None], folder: Path, again: str = "") -> int:
+    """Run, and turn how it ended into an exit code: mistakes to one line, Ctrl-C to the way to go on.
+
+    - again: what goes on with an interrupted run; `run=FOLDER` by default.
+    """
     from research_stack.jobs import Escape, is_mistake, said
 
-    assert callable(run)
+    again = again or f"research-stack run={shlex.quote(paths.shown(folder))}"
+    existed = folder.exists()
     try:
         run()
     except KeyboardInterrupt:
-        return complain(f"interrupted; the same command goes on, or: research-stack run={shlex.quote(paths.shown(folder))}", code=130)
+        return complain(f"interrupted; to go on: {again}", code=130)
     except Escape as escape:
         error = escape.__cause__
         assert error is not None
         if not is_mistake(error):
             raise error from None
-        return complain(said(error))
+        kept = f"; what was trained is kept, to go on: {again}" if any(folder.glob("checkpoints/*.ckpt")) else ""
+        return complain(said(error) + kept)
     finally:
-        if folder.is_dir() and not any(folder.iterdir()):
+        if not existed and folder.is_dir() and not any(folder.iterdir()):
             folder.rmdir()  # nothing came of it
     return 0
 
@@ -283,7 +305,7 @@ def run_folder(composed: Composed) -> Path:
 
 def unfinished_run(cfg: DictConfig) -> Path | None:
     """The newest run below outputs/<name> of the same config that was interrupted and that no process holds."""
-    from research_stack.results import Result, config_hash
+    from research_stack.results import Result, RunFolder, config_hash
 
     wanted = config_hash(cfg)
     for path in sorted((paths.OUTPUTS / paths.slug(cfg.name)).glob("*/result.json"), reverse=True):
@@ -292,7 +314,7 @@ def unfinished_run(cfg: DictConfig) -> Path | None:
         except ValueError as error:
             log.warning("%s", error)
             continue
-        if result.status == "interrupted" and result.hash == wanted:
+        if result.status == "interrupted" and result.hash == wanted and not RunFolder(path.parent).is_live():
             return path.parent
     return None
 
@@ -329,7 +351,7 @@ def sweep(command: Command, composer: Composer) -> int:
     if any(p.composed.cfg.task == "compare" for p in points):
         raise UserError("task=compare is no sweep: leave out -m and give runs=[A,B]")
     if all(p.composed.cfg.dry_run for p in points):
-        return guarded(lambda: execute_here([(p.composed.cfg, p.folder) for p in points]), folder)
+        return guarded(lambda: execute_here([(p.composed.cfg, p.folder) for p in points]), folder, "the same command")
     for p in points:
         put_aside(p)
     log.info("sweep of %d points in %s", len(points), paths.shown(folder))
@@ -337,7 +359,7 @@ def sweep(command: Command, composer: Composer) -> int:
     given = [o for o in command.overrides if paths.key_of(o) != "hydra.sweep.dir"]
     code = 1
     try:
-        code = guarded(lambda: hand_over(command.hydra_arguments(), [*given, *extra]), folder)
+        code = guarded(lambda: hand_over(command.hydra_arguments(), [*given, *extra]), folder, "the same command")
     finally:
         failed = collect(folder, [p.folder for p in points])
     if code == 0 and failed:
@@ -369,26 +391,29 @@ def plan(command: Command, composer: Composer) -> tuple[Path, list[Point]]:
 
 
 def _point_folder(composed: Composed, folder: Path, overrides: Sequence[str]) -> Path:
-    if composed.cfg.task in ("eval", "sample"):
+    if composed.cfg.run not in (None, "new"):
         return Path(composed.cfg.run)
     return folder / paths.point_name(o for o in overrides if not o.startswith(("hydra.", "hydra/")))
 
 
 def put_aside(point: Point) -> None:
-    """Rename a point's folder that holds a run of another config, so that neither overwrites the other."""
+    """Rename a point's folder that holds a run of another config (or any, with run=new): neither overwrites the other."""
     from research_stack.results import Result, RunFolder, config_hash
 
     place = RunFolder(point.folder)
-    if point.composed.cfg.task != "train" or not place.result_json.is_file():
+    if point.composed.cfg.task != "train" or point.composed.cfg.run not in (None, "new") or not place.result_json.is_file():
         return
-    old = Result.load(point.folder).hash
-    if not old or old == config_hash(point.composed.cfg):
+    old, again = Result.load(point.folder).hash, point.composed.cfg.run == "new"
+    if not again and (not old or old == config_hash(point.composed.cfg)):
         return
     if place.is_live():
-        raise UserError(f"{paths.shown(point.folder)} is in use by a run of another config")
-    aside = point.folder.with_name(f"{point.folder.name}.{old}")
+        raise UserError(f"{paths.shown(point.folder)} is in use by another process")
+    aside, number = point.folder.with_name(f"{point.folder.name}.{old}"), 1
+    while aside.exists():
+        number += 1
+        aside = point.folder.with_name(f"{point.folder.name}.{old}_{number}")
     os.rename(point.folder, aside)
-    log.info("%s was another config: kept as %s", point.folder, aside)
+    log.info("%s is kept as %s", point.folder, aside)
 
 
 def collect(folder: Path, points: Sequence[Path]) -> list[str]:

@@ -177,7 +177,7 @@ def for_run(cfg: DictConfig, overrides: Sequence[str]) -> DictConfig:
     named = {key_of(o).split(".")[0].split("/")[0]: o for o in overrides if not is_hydra(o)}
     if cfg.task not in ("eval", "sample"):
         if set(named) <= set(OF_RESUMING):
-            return _with_nodes(saved, cfg, [key for key in OF_RESUMING if key in named])
+            return _with_nodes(saved, cfg, (o for o in overrides if not is_hydra(o)))
         _refuse_another(folder, saved, cfg)
         return cfg
     for key, override in named.items():
@@ -185,15 +185,17 @@ def for_run(cfg: DictConfig, overrides: Sequence[str]) -> DictConfig:
             raise UserError(f"{override} cannot be set with task={cfg.task}: the run's own config says it; "
                             f"the command line may set {', '.join(OF_THE_COMMAND)} ({shown(folder.config_yaml)})")
     sound_checkpoint(folder)
-    return _with_nodes(saved, cfg, [key for key in OF_THE_COMMAND if key in named])
+    return _with_nodes(saved, cfg, (o for o in overrides if not is_hydra(o)))
 
 
-def _with_nodes(saved: DictConfig, cfg: DictConfig, keys: Iterable[str]) -> DictConfig:
-    """The saved config with these top-level nodes of the new one in place of its own."""
+def _with_nodes(saved: DictConfig, cfg: DictConfig, overrides: Iterable[str]) -> DictConfig:
+    """The saved config with what these overrides set in the new one: whole nodes for groups, else single keys."""
     merged = OmegaConf.create(OmegaConf.to_container(saved))
-    for key in {*keys, "run", "task", "dry_run", "prompt"}:
-        if key in cfg:
-            merged[key] = OmegaConf.create({"node": OmegaConf.to_container(cfg, resolve=True)[key]}).node  # type: ignore[index]
+    resolved = OmegaConf.create(OmegaConf.to_container(cfg, resolve=True))
+    for key in ("run", "task", "dry_run", "prompt", *map(key_of, overrides)):
+        key = "hardware" if key == "launcher" else key
+        value = OmegaConf.select(resolved, key)
+        OmegaConf.update(merged, key, value, merge=False, force_add=True)
     return merged
 
 

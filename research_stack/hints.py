@@ -136,6 +136,8 @@ def grammar(override: str, message: str, composer: Composer) -> str:
 def sweep_without_m(override: str) -> str:
     """Commas without -m."""
     key, _, value = override.partition("=")
+    if re.match(r"(choice|range|interval|glob|shuffle|sort)\(", value):
+        return f"{override} has several values: add -m to sweep over them"
     return f"{override} has several values: add -m to sweep over them, or write {key}=[{value}] for a list"
 
 
@@ -152,6 +154,8 @@ def missing_option(error: Any, composer: Composer, overrides: Sequence[str]) -> 
     option = option.removesuffix(".yaml")
     if not group:
         return one_line(str(error).split("Config search path")[0])
+    if group == "hydra/launcher" and option.startswith("submitit"):
+        return "launcher=slurm needs the submitit launcher: pip install 'research-stack[slurm]'"
     where = "command line" if override_of(group, overrides) else named_in(group, option, composer)
     near = nearest(option, options, count=1)
     guess = f" did you mean '{near[0]}'?" if near else ""
@@ -178,7 +182,7 @@ def unknown_key(key: str, composer: Composer, overrides: Sequence[str]) -> str:
     if override.startswith("~"):
         return f"{override}: there is no '{key}' to delete{did_you_mean(key, top_level(composer), 'the keys')} (command line)"
     head, *rest = key.split(".")
-    if not rest or head not in top_level(composer):
+    if not rest or head not in (*top_level(composer), "hydra"):
         found = nearest(head, top_level(composer), count=1)
         if not found:
             return f"{override}: there is no '{head}' in the config{choices(top_level(composer), 'its keys are', most=30)} (command line)"

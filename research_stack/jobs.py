@@ -24,19 +24,27 @@ log = logging.getLogger(__name__)
 OmegaConf.register_new_resolver("point_name", lambda overrides: point_name(list(overrides)), replace=True)
 HYDRA = ("hydra.output_subdir=null", "hydra/job_logging=none", "hydra/hydra_logging=none")
 typed: list[str] = []  # sys.argv as it was before ours joined Hydra's; what a run records as its command
-POINTS = "hydra.sweep.subdir=${point_name:${hydra.overrides.task}}"
+POINTS = "hydra.sweep.subdir='${point_name:${hydra.overrides.task}}'"
 
 
 class Escape(BaseException):
     """Carries the error of a single run (its cause) past Hydra, which would print lines of its own about it."""
 
 
+class _Terminal(logging.Handler):
+    """Writes to whatever sys.stderr is at the time."""
+
+    def emit(self, record: logging.LogRecord) -> None:
+        sys.stderr.write(self.format(record) + "\n")
+        sys.stderr.flush()
+
+
 def set_up_logging() -> None:
     """One line per message on standard error; the run folder gets its own file. Hydra's own lines are dropped."""
-    handler = logging.StreamHandler(sys.stderr)
-    handler.setFormatter(logging.Formatter("%(asctime)s %(message)s", datefmt="%H:%M:%S"))
     root = logging.getLogger()
-    if not any(isinstance(h, logging.StreamHandler) and h.stream is sys.stderr for h in root.handlers):
+    if not any(isinstance(h, _Terminal) for h in root.handlers):
+        handler = _Terminal()
+        handler.setFormatter(logging.Formatter("%(asctime)s %(message)s", datefmt="%H:%M:%S"))
         root.addHandler(handler)
     root.setLevel(logging.INFO)
     for name in ("hydra", "httpx", "urllib3", "fsspec"):
@@ -86,7 +94,9 @@ def execute(cfg: DictConfig, folder: Path) -> Result:
     """Run the config; Ctrl-C reaches the caller as KeyboardInterrupt even where Lightning turned it into an exit."""
     from research_stack.run import run
 
-    if cfg.task in ("eval", "sample"):
+    if cfg.run == "new":
+        cfg.run = None
+    if cfg.run is not None:
         folder = Path(cfg.run)
     try:
         return run(cfg, folder)

@@ -20,20 +20,19 @@ OUTPUTS = Path("outputs")
 MULTIRUN = Path("multirun")
 LONGEST = 120  # characters of a folder name: file systems allow 255 bytes, terminals less
 #: Keys that say how a sweep is run and not what: they do not name a point's folder.
-UNNAMED = ("sweep", "launcher", "logger", "name", "task", "hydra", "dry_run")
+UNNAMED = ("sweep", "launcher", "logger", "name", "task", "run", "hydra", "dry_run")
 
 
 def slug(text: str, longest: int = LONGEST) -> str:
-    """The text with only letters, digits and `=,+-_.`; a hash of the whole ends what had to be cut.
+    """The text with only letters, digits and `=,+-_.`; a hash of the whole ends what lost more than its looks.
 
-    Two texts never share a slug by being cut or by having characters replaced: then the hash is added too.
+    Brackets, quotes and spaces are left out and slashes become dots; where anything else had to be replaced or cut,
+    the hash keeps two texts from sharing a folder.
     """
-    safe = re.sub(r"[^\w=,+.\-]+", "_", text.replace("/", "."), flags=re.ASCII).strip("._") or "_"
-    if safe == text and len(safe) <= longest:
+    bare = re.sub(r"[\[\]{}'\" ]", "", text).replace("/", ".").strip(".")
+    safe = re.sub(r"[^\w=,+.\-]", "_", bare, flags=re.ASCII)
+    if safe and safe == bare and len(safe) <= longest:
         return safe
-    brackets = re.sub(r"[\[\]'\" ]", "", text).replace("/", ".")
-    if safe.replace("_", "") == brackets.replace("_", "") and len(safe) <= longest:
-        return safe  # only brackets, quotes and spaces were lost: still readable, still unique in practice
     return f"{safe[: longest - 9]}-{hashlib.sha256(text.encode()).hexdigest()[:8]}"
 
 

@@ -6,6 +6,7 @@ import types
 from pathlib import Path
 
 import pytest
+
 from research_stack import check, paths, signatures
 from research_stack.cli import main
 from research_stack.results import RunFolder, config_hash
@@ -15,7 +16,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Annotated, Literal
 from research_stack.require import high, is_rate, low, require
-from toy_parts import Exported as Renamed
+from toy.parts import Exported as Renamed
 
 Rate = float | list[float]
 
@@ -100,7 +101,7 @@ def conf(tmp_path, monkeypatch):
     classes = tmp_path / "classes"
     (classes / "toy").mkdir(parents=True)
     (classes / "toy" / "__init__.py").write_text(TOY)
-    (classes / "toy_parts.py").write_text("class Exported:\n    def __init__(self, size: int = 1): ...\n")
+    (classes / "toy" / "parts.py").write_text("class Exported:\n    def __init__(self, size: int = 1): ...\n")
     real = signatures._root
 
     def roots(name: str) -> Path | None:

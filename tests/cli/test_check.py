@@ -5,6 +5,7 @@ import ast
 import sys
 
 import pytest
+
 from research_stack import check, paths, signatures
 from research_stack.check import check_node, fits
 from research_stack.compose import Composer, compose

@@ -8,6 +8,7 @@ import zipfile
 from pathlib import Path
 
 import pytest
+
 from research_stack import paths, results
 from research_stack.results import RunFolder
 
@@ -55,7 +56,7 @@ def test_an_interrupted_run_goes_on_with_the_same_command(conf, fake_run, comman
     fake_run.raises[1] = KeyboardInterrupt()
     code, _, err = command("seed=2")
     first = fake_run.calls[0][1]
-    assert code == 130 and f"run={first}" in err and "Traceback" not in err
+    assert code == 130 and f"to go on: research-stack run={first}" in err and "Traceback" not in err
     code, _, err = command("seed=2")
     assert code == 0 and fake_run.calls[1][1] == first and "going on with the unfinished run" in err and "run=new" in err
     fake_run.raises[3] = KeyboardInterrupt()
@@ -129,6 +130,14 @@ def test_eval_takes_the_saved_config(trained, conf, fake_run, command):
     assert cfg.task == "eval" and results.RunFolder(trained).read_config()["task"] == "train"
 
 
+def test_eval_changes_single_keys_of_saved_nodes(trained, fake_run, command):
+    saved = results.RunFolder(trained)
+    saved.write_config(saved.read_config() | {"sampler": {"steps": 4, "width": 2}})
+    assert command("task=sample", f"run={trained}", "++sampler.steps=9", "prompt=def f(x, y): [1]")[0] == 0
+    cfg = fake_run.calls[0][0]
+    assert dict(cfg.sampler) == {"steps": 9, "width": 2} and cfg.prompt == "def f(x, y): [1]"
+
+
 def test_eval_refuses_keys_of_the_run(trained, fake_run, command):
     code, _, err = command("task=eval", f"run={trained}", "model.dim=32")
     assert code == 2 and "model.dim=32 cannot be set with task=eval" in err and "sampler" in err and fake_run.calls == []
@@ -186,6 +195,17 @@ def test_another_config_in_a_points_folder_is_kept(conf, fake_run, command):
     (conf / "model/tiny.yaml").write_text("_target_: toy.Model\ndim: 32\n")
     assert command("-m", "seed=1,2")[0] == 0
     assert len(fake_run.calls) == 4 and len([p for p in Path("multirun/flowlm/seed").iterdir() if p.is_dir()]) == 4
+
+
+def test_run_new_repeats_a_sweep(conf, fake_run, command):
+    command("-m", "seed=1,2")
+    assert command("-m", "seed=1,2", "run=new")[0] == 0
+    assert len(fake_run.calls) == 4 and len([p for p in Path("multirun/flowlm/seed").iterdir() if p.is_dir()]) == 4
+
+
+def test_eval_of_several_runs(trained, fake_run, command):
+    assert command("-m", "task=eval", f"run={trained},{trained}", "seed=1,2")[0] == 0
+    assert [(c.seed, f) for c, f in fake_run.calls] == [(1, trained), (2, trained)] * 2
 
 
 def test_ctrl_c_in_a_sweep_keeps_what_is_done(conf, fake_run, command):
