@@ -83,7 +83,7 @@ def test_a_resumed_run_leaves_the_rows_of_an_uninterrupted_one(folder, tmp_path)
 
 
 def test_a_fresh_start_drops_old_rows(folder):
-    results.append_jsonl(folder.metrics_jsonl, {"step": 1, "train/loss": 7.0})
+    results.append_jsonl(folder.metrics_jsonl, [{"step": 1, "train/loss": 7.0}, {"step": 2, "train/loss": 7.0}])
     fit(folder.path, [JsonlLogger(folder)], steps=1)
     assert [row["train/loss"] for row in results.read_jsonl(folder.metrics_jsonl)] == [1.0]
 

@@ -140,6 +140,14 @@ def test_a_torn_last_line_costs_only_itself(cut):
         assert [row["step"] for row in results.read_jsonl(path)] == ([1, 2, 3] if cut == 1 else [1, 3])
 
 
+def test_a_torn_line_in_the_middle_is_reported(tmp_path, caplog):
+    path = tmp_path / "m.jsonl"
+    path.write_bytes(b'{"step": 1}\n{"st\n\xff\n[]\n{"step": 2}\n{"s')
+    assert results.read_jsonl(path) == [{"step": 1}, {"step": 2}]
+    assert [f"{path}:{line}" in caplog.text for line in (2, 3, 6)] == [True, True, False]
+    assert results.read_jsonl(tmp_path / "none") == []
+
+
 def test_a_short_write_is_taken_back(tmp_path, monkeypatch):
     path = tmp_path / "m.jsonl"
     results.append_jsonl(path, {"step": 1})

@@ -84,6 +84,13 @@ def test_a_choice_of_class_is_one_axis(tmp_path):
     assert table.axes == ["corruption"]
 
 
+def test_arguments_of_one_class_are_no_axis_of_their_own(tmp_path):
+    nodes = [{"_target_": f"research_stack.corruption.{name}"} for name in ("Absorbing", "Uniform")] + [HYBRID]
+    table = sweeps.collect([make(tmp_path / str(i), 1, {"b": float(i)}, corruption=node) for i, node in enumerate(nodes)])
+    assert table.axes == ["corruption"] and len(table.rows) == 3
+    assert table.collapsed == {"corruption": ["corruption.mask_ratio", "corruption.corruption_rate"]}
+
+
 def test_a_choice_of_many_keys_is_one_axis(tmp_path):
     table = sweeps.collect([make(tmp_path / name, 1, {"b": len(name)}, sampler=node) for name, node in SAMPLERS.items()])
     assert len(table.axes) == 1 and len(table.rows) == 2
