@@ -1,7 +1,8 @@
 """Documents to rows of token ids: the split by document, the cutting, and the rows that are read back. No torch.
 
 - Split: a document's side is a function of its text alone (SHA-256), so copies of a text fall on one side; exact
-  copies are removed. Of a pair the response decides, so one response never stands on both sides.
+  copies are removed. Of a pair the response decides, so one response never stands on both sides. Documents that a
+  source puts into a group stay together: there the group's name decides.
 - Plain text: documents, each closed by the end token, are laid end to end and cut into rows of L; the last,
   unfilled row is dropped. No padding.
 - Pairs: one row each: prompt, response, end, padding. A response that does not fit is cut (and has no end token);
@@ -26,13 +27,13 @@ ENCODE_TOGETHER = 512  # documents per call of the tokenizer, which spreads them
 
 
 def side_of(document: Document, validation_fraction: float) -> int:
-    """TRAIN or VALIDATION, from the SHA-256 of the text."""
+    """TRAIN or VALIDATION, from the SHA-256 of the group, or of the text where there is none."""
     return VALIDATION if _rank(document) < validation_fraction else TRAIN
 
 
 def _rank(document: Document) -> float:
-    """A number in [0, 1) that depends on the text alone."""
-    digest = hashlib.sha256(document.text.encode()).digest()
+    """A number in [0, 1) that depends on the group, or on the text, alone."""
+    digest = hashlib.sha256((document.group or document.text).encode()).digest()
     return int.from_bytes(digest[:8], "big") / 2**64
 
 

@@ -14,7 +14,7 @@ import os
 import platform
 import re
 import sysconfig
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from functools import cached_property
 from itertools import islice
@@ -24,10 +24,11 @@ from typing import Protocol
 
 from research_stack.require import require
 
-EXTRACTION = 1  # raise it when the text that is extracted changes: it is part of the fingerprint
+EXTRACTION = 2  # raise it when the text that is extracted changes: it is part of the fingerprint
 SKIPPED_FOLDERS = frozenset(
     "test tests idle_test idlelib lib2to3 turtledemo site-packages dist-packages pydoc_data __pycache__".split()
 )
+SHARED_CHARS = 60  # a paragraph at least so long that stands in two modules is a copy
 Definition = ast.ClassDef | ast.FunctionDef | ast.AsyncFunctionDef
 
 
@@ -38,11 +39,13 @@ class Document:
     - text: what is learned; for a pair, the response.
     - prompt: what the response answers; None for plain text. It is never corrupted.
     - key: where it comes from (a file and a position), for messages.
+    - group: documents of one group stand on one side of the split; empty for a document that stands alone.
     """
 
     text: str
     prompt: str | None = None
     key: str = ""
+    group: str = ""
 
 
 class Source(Protocol):
@@ -122,6 +125,20 @@ def library_docstrings() -> Iterator[Docstring]:
                 yield Docstring(module, name, arguments, text)
 
 
+def without_repeats(texts: Iterable[tuple[str, str]]) -> Iterator[Document]:
+    """Documents of (key, text) without the paragraphs that stood before; a document of which nothing is left is out."""
+    seen: set[str] = set()
+    for key, text in texts:
+        fresh = []
+        for paragraph in text.split("\n\n"):
+            words = " ".join(paragraph.split())
+            if words not in seen:
+                fresh.append(paragraph)
+            seen.add(words)
+        if fresh:
+            yield Document("\n\n".join(fresh), key=key)
+
+
 def library_fingerprint() -> str:
     """Version of the interpreter and SHA-256 of the reference and of every library file (about 0.1 s)."""
     digest = hashlib.sha256(repr(sorted(topics.topics.items())).encode())
@@ -131,11 +148,14 @@ def library_fingerprint() -> str:
 
 
 class PythonDocs:
-    """The language reference and the standard library's docstrings, about 2 MB of English in 3,500 documents.
+    """The language reference and the standard library's docstrings, about 2 MB of English in 600 documents.
 
-    - reference: include the topics of the language reference (0.5 MB; each topic is a document).
-    - docstrings: include the docstrings (1.6 MB; each module, and each class or function outside a class with all
-      that it contains, is a document).
+    Each topic of the reference and each module's docstrings make one document. A paragraph that stood before,
+    whatever its line breaks, is left out: topics repeat each other's sections and modules copy docstrings, so that
+    a tenth of a validation side split by docstring would stand in the training side word for word.
+
+    - reference: include the topics of the language reference (0.4 MB).
+    - docstrings: include the docstrings (1.5 MB).
     - limit: keep only the first so many documents; None for all.
     """
 
@@ -148,28 +168,23 @@ class PythonDocs:
         """Raise OSError when the interpreter comes without its library's source files."""
         if self.docstrings and not library_files():
             raise OSError(
-                f"source.docstrings={self.docstrings} needs the standard library's source files, and there are none in "
+                f"docstrings={self.docstrings} needs the standard library's source files, and there are none in "
                 f"{sysconfig.get_path('stdlib')}; set docstrings=false for the language reference alone"
             )
 
     def documents(self) -> Iterator[Document]:
-        """The topics, sorted by name, then the docstrings by file and line."""
+        """The topics, longest first, then the modules by file."""
         return islice(iter(self._all), self.limit)
 
     @cached_property
     def _all(self) -> list[Document]:
-        return (self._reference() if self.reference else []) + (self._docstrings() if self.docstrings else [])
-
-    @staticmethod
-    def _reference() -> list[Document]:
-        return [Document(clean(text), key=f"topic {name}") for name, text in sorted(topics.topics.items())]
-
-    @staticmethod
-    def _docstrings() -> list[Document]:
-        texts: dict[tuple[str, str], list[str]] = {}
-        for docstring in library_docstrings():
-            texts.setdefault((docstring.module, docstring.name.partition(".")[0]), []).append(docstring.text)
-        return [Document("\n\n".join(parts), key=f"{module}.{name}") for (module, name), parts in texts.items()]
+        texts: dict[str, list[str]] = {}
+        if self.reference:
+            for name, text in sorted(topics.topics.items(), key=lambda item: (-len(item[1]), item[0])):
+                texts[f"topic {name}"] = [clean(text)]
+        for docstring in library_docstrings() if self.docstrings else ():
+            texts.setdefault(f"module {docstring.module}", []).append(docstring.text)
+        return list(without_repeats((key, "\n\n".join(parts)) for key, parts in texts.items()))
 
     def fingerprint(self) -> str:
         """Interpreter version, content hash and options."""
@@ -178,6 +193,9 @@ class PythonDocs:
 
 class Docstrings:
     """About 5,000 pairs: the prompt is a function's qualified name and arguments, the response its docstring.
+
+    All pairs of a module stand on one side of the split, since neighbours often differ by a word; a response that
+    stood before, or that shares a paragraph with another module's, is left out.
 
     - min_chars: shorter docstrings ("Return x.") are left out.
     - summary: keep only the first paragraph of each docstring.
@@ -192,7 +210,7 @@ class Docstrings:
     def check(self) -> None:
         """Raise OSError when the interpreter comes without its library's source files."""
         if not library_files():
-            raise OSError(f"source={type(self).__name__} cannot be read: the standard library's source files are missing in {sysconfig.get_path('stdlib')}")
+            raise OSError(f"the standard library's source files are missing in {sysconfig.get_path('stdlib')}")
 
     def documents(self) -> Iterator[Document]:
         """The pairs, by file and line."""
@@ -200,11 +218,17 @@ class Docstrings:
 
     @cached_property
     def _all(self) -> list[Document]:
-        return [
-            Document(text, prompt=f"{docstring.module}.{docstring.name}({docstring.arguments})\n", key=docstring.module)
-            for docstring in library_docstrings()
-            if docstring.arguments is not None and len(text := self._response(docstring.text)) >= self.min_chars
-        ]
+        pairs: dict[str, Document] = {}
+        homes: dict[str, str] = {}  # of each paragraph: the first module that has it
+        for docstring in library_docstrings():
+            text = self._response(docstring.text)
+            if docstring.arguments is None or len(text) < self.min_chars or text in pairs:
+                continue
+            shared = [words for p in text.split("\n\n") if len(words := " ".join(p.split())) >= SHARED_CHARS]
+            if all(homes.setdefault(words, docstring.module) == docstring.module for words in shared):
+                prompt = f"{docstring.module}.{docstring.name}({docstring.arguments})\n"
+                pairs[text] = Document(text, prompt, key=prompt.strip(), group=docstring.module)
+        return list(pairs.values())
 
     def _response(self, text: str) -> str:
         return text.partition("\n\n")[0] if self.summary else text

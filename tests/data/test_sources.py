@@ -5,7 +5,8 @@ import sys
 import pytest
 
 from research_stack.data import sources
-from research_stack.data.sources import Docstrings, PythonDocs, clean, library_docstrings
+from research_stack.data.packing import TRAIN, VALIDATION, split
+from research_stack.data.sources import Docstrings, PythonDocs, clean, library_docstrings, without_repeats
 
 
 @pytest.fixture(scope="module")
@@ -22,7 +23,7 @@ def parsed(monkeypatch, library):
 def test_python_docs_are_megabytes_of_clean_text(parsed):
     documents = list(PythonDocs().documents())
     assert sum(len(d.text) for d in documents) > 1_500_000
-    assert len(documents) > 2000
+    assert len(documents) > 400
     assert all(d.prompt is None and d.text == d.text.strip() and "\n\n\n" not in d.text for d in documents)
 
 
@@ -47,8 +48,41 @@ def test_no_library_module_is_imported_and_no_torch():
 def test_docstring_pairs_ask_with_a_signature(parsed):
     pairs = {d.prompt: d.text for d in Docstrings().documents()}
     assert len(pairs) > 4000
-    assert pairs["posixpath.isabs(s)\n"] == "Test whether a path is absolute"
+    assert pairs["textwrap.dedent(text)\n"].startswith("Remove any common leading whitespace from every line")
     assert any("email.message.Message." in prompt for prompt in pairs)
+
+
+def test_paragraphs_that_stood_before_are_left_out(parsed):
+    kept = list(without_repeats([("a", "one\n\ntwo  words"), ("b", "two\nwords"), ("c", "one\n\nthree")]))
+    assert [(d.key, d.text) for d in kept] == [("a", "one\n\ntwo  words"), ("c", "three")]
+
+
+def shared_windows(source, fraction=0.05, width=60):
+    """The share of the validation texts' stretches of `width` characters that stand word for word in the training texts."""
+    known, found, total = set(), 0, 0
+    sided = list(zip(split(source, fraction), (d.text for d in source.documents()), strict=True))
+    for side, text in sided:
+        if side == TRAIN:
+            known.update(text[i : i + width] for i in range(len(text) - width + 1))
+    for side, text in sided:
+        if side == VALIDATION:
+            windows = [text[i : i + width] for i in range(len(text) - width + 1)]
+            found, total = found + sum(w in known for w in windows), total + len(windows)
+    assert total > 20_000
+    return found / total
+
+
+def test_almost_nothing_of_the_validation_side_stands_in_the_training_side(parsed):
+    assert shared_windows(PythonDocs()) < 0.02
+    assert shared_windows(Docstrings()) < 0.03
+
+
+def test_pairs_of_a_module_stay_together(parsed):
+    source = Docstrings()
+    sides = {}
+    for side, document in zip(split(source, 0.2), source.documents(), strict=True):
+        sides.setdefault(document.group, set()).add(int(side))
+    assert all(len(s) == 1 for s in sides.values()) and {TRAIN} in sides.values() and {VALIDATION} in sides.values()
 
 
 def test_docstring_options(parsed):

@@ -12,7 +12,7 @@ from research_stack.data import ByteBPE, Bytes, PythonDocs, Text, TokenData, mod
 from research_stack.data.module import TrainBatches
 
 CONF = Path(module.__file__).parents[2] / "conf" / "data"
-SHAKESPEARE = Path("/work/shared/data/tinyshakespeare.txt")
+SHAKESPEARE = Path(module.__file__).parents[3] / "shared" / "data" / "tinyshakespeare.txt"
 
 
 @pytest.fixture
