@@ -5,9 +5,9 @@ reduced over all ranks by max, so that all of them save the same step even when 
 What follows depends on who sent it:
 
     SIGUSR2 in a submitit job   save, then submitit's own handler requeues the job (rank 0); the others wait to be ended
-    SIGTERM in a SLURM job      save and train on: SLURM ends the job when it means it, and requeues by its own rules.
-                                Leaving now would count as the job's end, and nothing would requeue it
-    otherwise                   save, and leave with exit code 128 + signal. A second Ctrl-C leaves at once
+    otherwise in a SLURM job    save and train on: SLURM ends the job when it means it, and requeues by its own rules;
+                                leaving now would count as the job's own end, and nothing would requeue it
+    elsewhere, and Ctrl-C       save, and leave with exit code 128 + signal. A second Ctrl-C leaves at once
 """
 from __future__ import annotations
 
@@ -115,6 +115,6 @@ class Preemption(Callback):
 
     def _leave(self, trainer: Trainer, number: signal.Signals) -> None:
         if trainer.is_global_zero:
-            log.warning("interrupted at step %d of %d; the same command goes on from there (a single run: with run=%s)",
+            log.warning("interrupted at step %d of %d; the same command goes on, or: research-stack run=%s",
                         trainer.global_step, trainer.max_steps, self.folder)
         raise SystemExit(128 + number)
