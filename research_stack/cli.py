@@ -379,7 +379,7 @@ def plan(command: Command, composer: Composer) -> tuple[Path, list[Point]]:
     composed = []
     for number, overrides in enumerate(lists, start=1):
         try:
-            composed.append(settle(composer.compose([*overrides, *hydra])))
+            composed.append(settle(composer.compose_point(overrides, hydra)))
         except UserError as error:
             raise UserError(f"{error} (point {number} of {len(lists)}: {' '.join(overrides)})") from error
     group = master.hydra.runtime.choices.get("sweep")

@@ -182,6 +182,8 @@ def unknown_key(key: str, composer: Composer, overrides: Sequence[str]) -> str:
     if override.startswith("~"):
         return f"{override}: there is no '{key}' to delete{did_you_mean(key, top_level(composer), 'the keys')} (command line)"
     head, *rest = key.split(".")
+    if not rest and head in top_level(composer):
+        return f"{override}: '{head}' has no such keys; to add them write ++{override.lstrip('+')} (command line)"
     if not rest or head not in (*top_level(composer), "hydra"):
         found = nearest(head, top_level(composer), count=1)
         if not found:

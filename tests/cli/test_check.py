@@ -117,6 +117,15 @@ def test_points_share_parsed_files_but_not_values(conf):
     assert composer.compose([]).cfg.model.dim == 8
 
 
+def test_points_compose_as_they_would_alone(conf):
+    composer = Composer()
+    for point in (["model=small", "model.dim=64", "seed=1"], ["model=small", "seed=2", "+model.dropout=.1"], ["corruption=mask"],
+                  ["experiment=second", "trainer.max_steps=3", "~corruption.mask_ratio"], ["++eval={a: 1}", "model={dim: 4}"]):  # fmt: skip
+        assert composer.compose_point(point).cfg == Composer().compose(point).cfg
+    with pytest.raises(UserError, match="did you mean 'dropout'"):
+        composer.compose_point(["model=small", "model.drop_out=1"])
+
+
 def every_choice():
     composer = Composer()
     groups = {g: o for g, o in composer.groups().items() if not g.startswith(("sweep", "launcher", "hydra"))}
