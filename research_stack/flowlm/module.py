@@ -1,15 +1,16 @@
 """FlowLM: a denoiser that predicts the clean token at any position, trained under any corruption.
 
 The corruption, the positions that carry loss and their weights are the experiment; this module only joins them.
-Logits are computed at the positions that carry loss, never for the whole batch at once.
+Logits are computed at the positions that carry loss and nowhere else, and for a plain cross entropy never whole.
 """
 from __future__ import annotations
 
 from typing import Literal
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
+from research_stack.backbones.cross_entropy import chunked_cross_entropy
 from research_stack.backbones.transformer import Transformer
 from research_stack.corruption.base import Corruption
 from research_stack.data.vocabulary import Vocabulary
@@ -40,5 +41,40 @@ class FlowLM(TrainingModule):
 
     @property
     def predicts(self) -> Literal["posterior", "leave_one_out"]:
-        """What the logits at a visible position mean (see `corruption.process`): set by the loss it was trained with."""
+        """What the logits at a visible position mean (`corruption.process`): the loss it was trained with decides."""
         return self.loss.predicts
+
+    def prepare(self, batch: Rows, draws: Draws) -> tuple[Rows, Tensor]:
+        """Corrupt the batch; where loss is carried, with which weight, and what the sum is divided by."""
+        corrupted = self.corruption(batch["tokens"], batch["eligible"], draws, batch["prompt"])
+        carry_BL, weight_BL = self.loss.weights(corrupted, batch["tokens"], batch["eligible"])
+        rows = {"x": batch["tokens"], "z": corrupted.z_BL, "attend": batch["attend"], "t": corrupted.t_B,
+                "carry": carry_BL, "weight": weight_BL}
+        return rows, self.loss.denominator(corrupted, batch)
+
+    def loss_sum(self, rows: Rows) -> Tensor:
+        """The sum of weight * loss over the positions of these rows that carry loss."""
+        carry_BL = rows["carry"]
+        hidden_nD = self.model(rows["z"], rows["attend"], rows["t"])[carry_BL]
+        x_n = rows["x"][carry_BL]
+        if self.loss.cross_entropy:
+            loss_n = chunked_cross_entropy(hidden_nD, self.model.unembedding, x_n, self.bias_V)
+        else:
+            t_n = rows["t"].unsqueeze(1).expand_as(carry_BL)[carry_BL]
+            loss_n = self.loss.token_losses(self._logits(hidden_nD), x_n, rows["z"][carry_BL], t_n)
+        return (loss_n * rows["weight"][carry_BL]).sum()
+
+    def logits(
+        self, z_BL: Tensor, attend_BL: Tensor | None = None, t_B: Tensor | None = None, where_BL: Tensor | None = None
+    ) -> Tensor:
+        """float32 logits, (B, L, V) or (n, V) for the True positions of `where_BL` in row-major order.
+
+        - t_B: noise level; without one, a time-conditioned model is told the share of masks in each row.
+        """
+        if t_B is None:
+            t_B = (z_BL == self.vocab.mask).float().mean(1)
+        hidden_BLD = self.model(z_BL, attend_BL, t_B)
+        return self._logits(hidden_BLD if where_BL is None else hidden_BLD[where_BL])
+
+    def _logits(self, hidden_xD: Tensor) -> Tensor:
+        return (hidden_xD @ self.model.unembedding.T.to(hidden_xD.dtype)).float() + self.bias_V
