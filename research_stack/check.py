@@ -9,11 +9,12 @@ from __future__ import annotations
 import ast
 import json
 import re
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
+from research_stack.annotations import fits, is_built, literals, parsed, written
 from research_stack.build import WHITELIST
 from research_stack.expressions import CannotSay, Evaluator, Opaque
 from research_stack.hints import UserError, choices, did_you_mean, nearest, one_line
@@ -27,16 +28,6 @@ if TYPE_CHECKING:
 
 TASKS = ("train", "eval", "sample", "compare")
 SPECIAL = ("_target_", "_partial_", "_convert_", "_recursive_", "_args_")  # keys of Hydra's instantiate
-SCALARS: dict[str, Callable[[Any], bool]] = {
-    "int": lambda v: isinstance(v, int) and not isinstance(v, bool),
-    "float": lambda v: isinstance(v, int | float) and not isinstance(v, bool),
-    "str": lambda v: isinstance(v, str),
-    "bool": lambda v: isinstance(v, bool),
-    "None": lambda v: v is None,
-}
-LISTS = {"list", "List", "Sequence", "Iterable", "Collection"}
-TUPLES = {"tuple", "Tuple"}
-MAPPINGS = {"dict", "Dict", "Mapping", "MutableMapping"}
 TOP = {"seed": "int", "dry_run": "bool", "name": "str", "run": "str | None", "prompt": "str | None", "runs": "list"}
 
 
@@ -46,101 +37,6 @@ class Problem:
 
     key: str
     message: str
-
-
-# Values against annotations ----------------------------------------------------------------------------------------
-
-
-def fits(value: Any, annotation: ast.expr | None, where: Module | None, depth: int = 0) -> bool | None:
-    """Whether the value is of the annotated type; None if the annotation says nothing simple."""
-    if annotation is None or depth > 8 or _is_built(value):
-        return None
-    if isinstance(annotation, ast.Constant):
-        if annotation.value is None:
-            return value is None
-        return fits(value, _parsed(annotation.value), where, depth + 1) if isinstance(annotation.value, str) else None
-    if isinstance(annotation, ast.BinOp) and isinstance(annotation.op, ast.BitOr):
-        return _either([fits(value, a, where, depth + 1) for a in (annotation.left, annotation.right)])
-    if isinstance(annotation, ast.Subscript):
-        return _fits_generic(value, annotation, where, depth)
-    name = _last(annotation)
-    if name in SCALARS:
-        return SCALARS[name](value)
-    if name in LISTS | TUPLES:
-        return isinstance(value, list | tuple)
-    if name in MAPPINGS:
-        return isinstance(value, Mapping)
-    alias = where.names.get(name) if where and isinstance(annotation, ast.Name) else None
-    return fits(value, alias, where, depth + 1) if isinstance(alias, ast.BinOp | ast.Subscript) else None
-
-
-def _fits_generic(value: Any, annotation: ast.Subscript, where: Module | None, depth: int) -> bool | None:
-    name, inner = _last(annotation.value), annotation.slice
-    items = inner.elts if isinstance(inner, ast.Tuple) else [inner]
-    if name == "Literal":
-        return value in (allowed := literals(annotation)) and any(value == a and type(value) is type(a) for a in allowed)
-    if name in ("Annotated", "Final"):
-        return fits(value, items[0], where, depth + 1)
-    if name == "Optional":
-        return True if value is None else fits(value, items[0], where, depth + 1)
-    if name == "Union":
-        return _either([fits(value, a, where, depth + 1) for a in items])
-    if name in MAPPINGS:
-        return isinstance(value, Mapping) or None if not isinstance(value, str | int | float) else False
-    if name in LISTS | TUPLES:
-        if not isinstance(value, list | tuple):
-            return False if not (isinstance(value, str) and name not in LISTS | TUPLES) else None
-        if name in TUPLES and not (len(items) == 2 and _last(items[1]) == "..."):
-            return _all([fits(v, a, where, depth + 1) for v, a in zip(value, items, strict=False)]) if len(value) == len(items) else False
-        return _all([fits(v, items[0], where, depth + 1) for v in value])
-    return None
-
-
-def _is_built(value: Any) -> bool:
-    """Whether the value is a node, or holds one, that another constructor turns into an object first."""
-    if isinstance(value, Mapping):
-        return "_target_" in value or any(_is_built(v) for v in value.values())
-    return isinstance(value, list) and any(_is_built(v) for v in value)
-
-
-def _either(answers: list[bool | None]) -> bool | None:
-    return True if True in answers else None if None in answers else False
-
-
-def _all(answers: list[bool | None]) -> bool | None:
-    return False if False in answers else None if None in answers else True
-
-
-def _parsed(text: str) -> ast.expr | None:
-    try:
-        return ast.parse(text, mode="eval").body
-    except SyntaxError:
-        return None
-
-
-def _last(node: ast.expr) -> str:
-    if isinstance(node, ast.Constant):
-        return "None" if node.value is None else "..." if node.value is Ellipsis else ""
-    return ast.unparse(node).rpartition(".")[2] if isinstance(node, ast.Name | ast.Attribute) else ""
-
-
-def literals(annotation: ast.expr | None) -> list[Any]:
-    """The values of every Literal in an annotation."""
-    if isinstance(annotation, ast.Constant) and isinstance(annotation.value, str):
-        annotation = _parsed(annotation.value)
-    found = []
-    for node in ast.walk(annotation) if annotation is not None else ():
-        if isinstance(node, ast.Subscript) and _last(node.value) == "Literal":
-            items = node.slice.elts if isinstance(node.slice, ast.Tuple) else [node.slice]
-            found += [i.value for i in items if isinstance(i, ast.Constant)]
-    return found
-
-
-def written(value: Any) -> str:
-    """The value as a user would write it in YAML or on the command line."""
-    if isinstance(value, str):
-        return value if value and not re.search(r"[\s:,#\[\]{}]", value) else repr(value)
-    return "null" if value is None else str(value).lower() if isinstance(value, bool) else str(value)
 
 
 # Nodes against signatures ------------------------------------------------------------------------------------------
@@ -243,7 +139,7 @@ def _names(known: Signature, given: Mapping[str, Any]) -> dict[str, Any]:
             names[name] = _literal(value)
     for name, parameter in known.parameters.items():
         names[name] = given[name] if name in given else _literal(parameter.default)
-        if _is_built(names[name]) or names[name] == "???":
+        if is_built(names[name]) or names[name] == "???":
             names[name] = Opaque
     return names
 
@@ -355,7 +251,7 @@ def _top(config: Mapping[str, Any]) -> Iterator[Problem]:
         yield Problem("task", f"task={_short(task)} must be one of {', '.join(TASKS)}{did_you_mean(str(task), TASKS)}"
                       if nearest(str(task), TASKS) else f"task={_short(task)} must be one of {', '.join(TASKS)}")
     for key, annotation in TOP.items():
-        if key in config and fits(config[key], _parsed(annotation), None) is False:
+        if key in config and fits(config[key], parsed(annotation), None) is False:
             yield Problem(key, f"{key}={_short(config[key])} must be {annotation.replace('None', 'null')}")
 
 

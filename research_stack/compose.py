@@ -6,6 +6,7 @@ are parsed once per `Composer`, so that the hundredth point of a sweep costs a m
 from __future__ import annotations
 
 import copy
+import re
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -94,7 +95,16 @@ class Composer:
             hydra = cfg.hydra
             with open_dict(cfg):
                 del cfg["hydra"]
-            return Composed(tuple(overrides), cfg, hydra)
+        self._known_options(overrides)
+        return Composed(tuple(overrides), cfg, hydra)
+
+    def _known_options(self, overrides: Iterable[str]) -> None:
+        """Raise UserError for an option there is none of: Hydra says nothing where the group is optional (sweep, debug)."""
+        for override in overrides:
+            group, option = key_of(override), override.partition("=")[2].strip("'\"")
+            options = self.groups().get(group, [])
+            if options and option not in (*options, "null", "") and not re.search(r"[,(\[{]", option):
+                raise UserError(hints.no_such_option(group, option, options, "command line"))
 
     def compose_point(self, overrides: Sequence[str], hydra: Sequence[str] = ()) -> Composed:
         """As `compose`, for one of many: points that choose the same groups share one composition.

@@ -157,6 +157,11 @@ def missing_option(error: Any, composer: Composer, overrides: Sequence[str]) -> 
     if group == "hydra/launcher" and option.startswith("submitit"):
         return "launcher=slurm needs the submitit launcher: pip install 'research-stack[slurm]'"
     where = "command line" if override_of(group, overrides) else named_in(group, option, composer)
+    return no_such_option(group, option, options, where)
+
+
+def no_such_option(group: str, option: str, options: Sequence[str], where: str) -> str:
+    """A group's option there is none of."""
     near = nearest(option, options, count=1)
     guess = f" did you mean '{near[0]}'?" if near else ""
     return f"{group}={option}: there is no such {group};{guess}{choices(options, ' the choices are').lstrip(';')} ({where})"

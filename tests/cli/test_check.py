@@ -7,7 +7,8 @@ import sys
 import pytest
 
 from research_stack import check, paths, signatures
-from research_stack.check import check_node, fits
+from research_stack.annotations import fits
+from research_stack.check import check_node
 from research_stack.compose import Composer, compose
 from research_stack.expressions import CannotSay, Evaluator
 from research_stack.hints import UserError

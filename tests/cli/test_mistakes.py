@@ -23,6 +23,8 @@ MISTAKES = {
     "trainer.max_step=3": ["Trainer has no parameter 'max_step'", "did you mean 'max_steps'"],
     "trainer.max_steps=abc": ["trainer.max_steps=abc must be int"],
     "trainer=demoo": ["trainer=demoo", "did you mean 'demo'"],
+    "sweep=matrx": ["sweep=matrx: there is no such sweep", "did you mean 'matrix'"],
+    "-m sweep=matrx seed=1,2": ["sweep=matrx: there is no such sweep", "did you mean 'matrix'"],
     "task=trian": ["task=trian must be one of train, eval, sample, compare", "did you mean 'train'"],
     "eval={a:1}": ["'eval' has no such keys", "++eval={a:1}"],
     "seed=range(1,3)": ["several values", "add -m"],

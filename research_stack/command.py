@@ -1,0 +1,87 @@
+"""A command line taken apart: Hydra's flags and the overrides."""
+from __future__ import annotations
+
+import sys
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from research_stack import paths
+from research_stack.hints import UserError, choices, nearest
+
+if TYPE_CHECKING:
+    from research_stack.compose import Composer
+
+SWITCHES = {"-m": "--multirun", "-r": "--run", "-sc": "--shell-completion", "-h": "--help", "--hydra-help": "--hydra-help",
+            "--version": "--version", "--resolve": "--resolve"}  # fmt: skip
+VALUED = {"-c": "--cfg", "-p": "--package", "-cp": "--config-path", "-cn": "--config-name", "-cd": "--config-dir"}
+
+
+@dataclass
+class Command:
+    """A parsed command line: overrides, and Hydra's flags as {long name: value}."""
+
+    overrides: list[str] = field(default_factory=list)
+    flags: dict[str, str] = field(default_factory=dict)
+
+    @property
+    def multirun(self) -> bool:
+        """Whether it is a sweep."""
+        return "--multirun" in self.flags
+
+    def hydra_arguments(self) -> list[str]:
+        """The flags as Hydra reads them."""
+        return [part for name, value in self.flags.items() for part in (name, value) if part]
+
+    @classmethod
+    def parse(cls, arguments: Sequence[str]) -> Command:
+        """Sort arguments into flags and overrides; UserError for a flag there is none of."""
+        command, rest = cls(), list(arguments)
+        while rest:
+            word = rest.pop(0)
+            name, glued, value = word.partition("=") if word.startswith("--") else (word, "", "")
+            name = (SWITCHES | VALUED | {"-i": "--info"}).get(name, name)
+            if not word.startswith("-") or word == "-":
+                command.overrides.append(word)
+            elif name == "--info":
+                command.flags[name] = value or (rest.pop(0) if rest and "=" not in rest[0] and rest[0][0] != "-" else "all")
+            elif name in VALUED.values():
+                if not glued and not rest:
+                    raise UserError(f"{word} needs a value")
+                command.flags[name] = value if glued else rest.pop(0)
+            elif name in SWITCHES.values():
+                command.flags[name] = ""
+            else:
+                known = [*SWITCHES.values(), *VALUED.values(), "--info"]
+                raise UserError(f"{word} is no option{choices(nearest(word, known, count=1), 'did you mean')}; see research-stack --help")
+        if not command.multirun:  # a prompt is text: commas and brackets in it mean nothing
+            command.overrides = [_as_text(o) if o.startswith("prompt=") else o for o in command.overrides]
+        return command
+
+
+def _as_text(override: str) -> str:
+    key, _, value = override.partition("=")
+    return override if value[:1] in ("'", '"') or value == "null" else f"{key}={quoted(value)}"
+
+
+def quoted(value: Path | str) -> str:
+    """A value as Hydra's grammar reads it back unchanged."""
+    return "'" + str(value).replace("\\", "\\\\").replace("'", "\\'") + "'"
+
+
+def composer_of(command: Command) -> Composer:
+    """A composer over the config folders of the command."""
+    from research_stack.compose import CONFIG, Composer
+
+    extra = command.flags.get("--config-dir")
+    if extra is not None and not Path(extra).is_dir():
+        raise UserError(f"--config-dir {extra}: no such folder")
+    conf = Path(command.flags.get("--config-path", str(paths.CONF)))
+    return Composer(conf, Path(extra) if extra else None, command.flags.get("--config-name", CONFIG).removesuffix(".yaml"))
+
+
+def complain(message: str, code: int = 2) -> int:
+    """Write one line on standard error and return the exit code."""
+    sys.stderr.write(f"research-stack: {'error: ' if code == 2 else ''}{' '.join(message.split())}\n")
+    return code

@@ -1,0 +1,261 @@
+"""From a checked command to runs: the folder of a run, the folders of a sweep, Hydra's main, the collected table."""
+from __future__ import annotations
+
+import logging
+import os
+import shlex
+import shutil
+import sys
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from research_stack import paths
+from research_stack.command import Command, complain, quoted
+from research_stack.hints import UserError
+
+if TYPE_CHECKING:
+    from omegaconf import DictConfig
+
+    from research_stack.compose import Composed, Composer
+
+log = logging.getLogger(__name__)
+
+
+def hand_over(flags: Sequence[str], overrides: Sequence[str]) -> None:
+    """Call Hydra's main on these arguments; errors come back as they are."""
+    import hydra
+
+    from research_stack import jobs
+
+    argv, full = sys.argv, os.environ.get("HYDRA_FULL_ERROR")
+    jobs.typed[:] = argv
+    sys.argv = [argv[0], *flags, *overrides]
+    os.environ["HYDRA_FULL_ERROR"] = "1"  # raise, do not print and exit
+    try:
+        hydra.main(config_path=str(paths.CONF), config_name="config", version_base="1.3")(jobs.job)()
+    finally:
+        sys.argv = argv
+        os.environ.pop("HYDRA_FULL_ERROR") if full is None else os.environ.update(HYDRA_FULL_ERROR=full)
+
+
+# One run -----------------------------------------------------------------------------------------------------------
+
+
+def single(command: Command, composer: Composer) -> int:
+    """Compose, check, choose the folder, run."""
+    from omegaconf import OmegaConf
+
+    from research_stack import check
+    from research_stack.compose import settle
+    from research_stack.jobs import HYDRA, set_up_logging
+
+    composed = settle(composer.compose(command.overrides))
+    check.preflight([composed], composer)
+    if OmegaConf.select(composed.cfg, "hardware.submit") and "SLURM_JOB_ID" not in os.environ:
+        raise UserError("launcher=slurm submits sweeps only: add -m (a sweep of one is fine), or leave launcher=slurm out to run here")
+    set_up_logging()
+    if composed.cfg.task == "compare":
+        return compare(composed.cfg)
+    folder = run_folder(composed)
+    if composed.cfg.dry_run:
+        return guarded(lambda: execute_here([(composed.cfg, folder)]), folder)
+    extra = [o for o in HYDRA if not _sets(command.overrides, o)]
+    if not _sets(command.overrides, "hydra.run.dir=") or composed.cfg.run:
+        extra.append(f"hydra.run.dir={quoted(folder)}")
+    return guarded(lambda: hand_over(command.hydra_arguments(), [*command.overrides, *extra]), folder)
+
+
+def guarded(run: Callable[[], None], folder: Path, again: str = "") -> int:
+    """Run, and turn how it ended into an exit code: mistakes to one line, Ctrl-C to the way to go on.
+
+    - again: what goes on with an interrupted run; `run=FOLDER` by default.
+    """
+    from research_stack.jobs import Escape, is_mistake, said
+
+    again = again or f"research-stack run={shlex.quote(paths.shown(folder))}"
+    existed = folder.exists()
+    try:
+        run()
+    except KeyboardInterrupt:
+        return complain(f"interrupted; to go on: {again}", code=130)
+    except Escape as escape:
+        error = escape.__cause__
+        assert error is not None
+        if not is_mistake(error):
+            raise error from None
+        kept = f"; what was trained is kept, to go on: {again}" if any(folder.glob("checkpoints/*.ckpt")) else ""
+        return complain(said(error) + kept)
+    finally:
+        if not existed and folder.is_dir() and not any(folder.iterdir()):
+            folder.rmdir()  # nothing came of it
+    return 0
+
+
+def execute_here(points: Sequence[tuple[DictConfig, Path]]) -> None:
+    """Run configs in this process without Hydra and without making their folders (dry_run)."""
+    from research_stack.jobs import Escape, execute
+
+    for cfg, folder in points:
+        try:
+            execute(cfg, folder)
+        except Exception as error:
+            raise Escape from error
+
+
+def run_folder(composed: Composed) -> Path:
+    """The folder of a single run: the given one, the same config's unfinished one, or a new one."""
+    cfg, chosen = composed.cfg, [o for o in composed.overrides if o.startswith("hydra.run.dir=")]
+    if cfg.run not in (None, "new"):
+        return Path(cfg.run)
+    if chosen:
+        return Path(str(composed.hydra.run.dir))
+    if cfg.run is None and not cfg.dry_run:
+        unfinished = unfinished_run(cfg)
+        if unfinished is not None:
+            log.info("going on with the unfinished run %s (run=new starts a new one)", unfinished)
+            return unfinished
+    return paths.new_run_folder(cfg.name)
+
+
+def unfinished_run(cfg: DictConfig) -> Path | None:
+    """The newest run below outputs/<name> of the same config that was interrupted and that no process holds."""
+    from research_stack.results import Result, RunFolder, config_hash
+
+    wanted = config_hash(cfg)
+    for path in sorted((paths.OUTPUTS / paths.slug(cfg.name)).glob("*/result.json"), reverse=True):
+        try:
+            result = Result.load(path.parent)
+        except ValueError as error:
+            log.warning("%s", error)
+            continue
+        if result.status == "interrupted" and result.hash == wanted and not RunFolder(path.parent).is_live():
+            return path.parent
+    return None
+
+
+def _sets(overrides: Sequence[str], wanted: str) -> bool:
+    """Whether the user sets the same key."""
+    return any(paths.key_of(o) == paths.key_of(wanted) for o in overrides)
+
+
+# Sweeps ------------------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Point:
+    """A checked point of a sweep and its folder."""
+
+    composed: Composed
+    folder: Path
+
+
+def sweep(command: Command, composer: Composer) -> int:
+    """Check every point, run what is missing, collect."""
+    from research_stack import check
+    from research_stack.jobs import HYDRA, POINTS, set_up_logging
+
+    folder, points = plan(command, composer)
+    check.preflight([p.composed for p in points], composer)
+    set_up_logging()
+    if any(p.composed.cfg.task == "compare" for p in points):
+        raise UserError("task=compare is no sweep: leave out -m and give runs=[A,B]")
+    if all(p.composed.cfg.dry_run for p in points):
+        return guarded(lambda: execute_here([(p.composed.cfg, p.folder) for p in points]), folder, "the same command")
+    for p in points:
+        put_aside(p)
+    log.info("sweep of %d points in %s", len(points), paths.shown(folder))
+    extra = [*(o for o in HYDRA if not _sets(command.overrides, o)), f"hydra.sweep.dir={quoted(folder)}", POINTS]
+    given = [o for o in command.overrides if paths.key_of(o) != "hydra.sweep.dir"]
+    code = 1
+    try:
+        code = guarded(lambda: hand_over(command.hydra_arguments(), [*given, *extra]), folder, "the same command")
+    finally:
+        failed = collect(folder, [p.folder for p in points])
+    if code == 0 and failed:
+        names = "; ".join(failed[:3]) + (f"; and {len(failed) - 3} more" if len(failed) > 3 else "")
+        return complain(f"{len(failed)} of {len(points)} points failed ({names}); the same command runs only what is missing", code=1)
+    return code
+
+
+def plan(command: Command, composer: Composer) -> tuple[Path, list[Point]]:
+    """The sweep's folder, and every point with its config and folder; UserError for the first bad point."""
+    from research_stack.compose import settle
+
+    if _sets(command.overrides, "hydra.sweep.subdir="):
+        raise UserError("hydra.sweep.subdir cannot be set: a point's folder is named by its overrides")
+    master, lists = composer.points(command.overrides)
+    hydra = [o for o in command.overrides if paths.key_of(o).startswith(("hydra.", "hydra/"))]
+    composed = []
+    for number, overrides in enumerate(lists, start=1):
+        try:
+            composed.append(settle(composer.compose_point(overrides, hydra)))
+        except UserError as error:
+            raise UserError(f"{error} (point {number} of {len(lists)}: {' '.join(overrides)})") from error
+    group = master.hydra.runtime.choices.get("sweep")
+    folder = paths.sweep_folder([str(c.cfg.name) for c in composed], group, composer.swept(command.overrides, master))
+    if _sets(command.overrides, "hydra.sweep.dir="):
+        folder = Path(str(master.hydra.sweep.dir))
+    points = [Point(c, _point_folder(c, folder, o)) for c, o in zip(composed, lists, strict=True)]
+    return folder, points
+
+
+def _point_folder(composed: Composed, folder: Path, overrides: Sequence[str]) -> Path:
+    if composed.cfg.run not in (None, "new"):
+        return Path(composed.cfg.run)
+    return folder / paths.point_name(o for o in overrides if not o.startswith(("hydra.", "hydra/")))
+
+
+def put_aside(point: Point) -> None:
+    """Rename a point's folder that holds a run of another config (or any, with run=new): neither overwrites the other."""
+    from research_stack.results import Result, RunFolder, config_hash
+
+    place = RunFolder(point.folder)
+    if point.composed.cfg.task != "train" or point.composed.cfg.run not in (None, "new") or not place.result_json.is_file():
+        return
+    old, again = Result.load(point.folder).hash, point.composed.cfg.run == "new"
+    if not again and (not old or old == config_hash(point.composed.cfg)):
+        return
+    if place.is_live():
+        raise UserError(f"{paths.shown(point.folder)} is in use by another process")
+    aside, number = point.folder.with_name(f"{point.folder.name}.{old}"), 1
+    while aside.exists():
+        number += 1
+        aside = point.folder.with_name(f"{point.folder.name}.{old}_{number}")
+    os.rename(point.folder, aside)
+    log.info("%s is kept as %s", point.folder, aside)
+
+
+def collect(folder: Path, points: Sequence[Path]) -> list[str]:
+    """Write the table and the report of the points that exist; returns the failed ones, as `point: error`."""
+    from research_stack import sweeps
+    from research_stack.reporting.sweep_report import write_sweep_report
+
+    if not any((p / "result.json").is_file() for p in points):
+        return []
+    table = sweeps.collect(list(dict.fromkeys(points)))
+    sweeps.write_table(folder, table)
+    report = write_sweep_report(folder, table)
+    sys.stdout.write(f"{table.as_text(shutil.get_terminal_size().columns).rstrip()}\n\n{paths.shown(report)}\n")
+    return [f"{f.folder.name}: {f.error or f.status}" for f in table.failures]
+
+
+def compare(cfg: DictConfig) -> int:
+    """task=compare runs=[...]: one table and one report of finished runs."""
+    from research_stack import sweeps
+    from research_stack.jobs import said
+
+    if not cfg.runs:
+        raise UserError("task=compare needs runs=[FOLDER,FOLDER]: run folders, or a sweep's folder for its points")
+    try:
+        runs = sweeps.expand(list(cfg.runs))
+    except (ValueError, OSError) as error:
+        raise UserError(said(error)) from error
+    parents = {p.parent for p in runs}
+    folder = parents.pop() if len(parents) == 1 and len(cfg.runs) == 1 else paths.new_run_folder("compare")
+    try:
+        collect(folder, runs)
+    except OSError as error:
+        return complain(said(error))
+    return 0
