@@ -28,6 +28,7 @@ if TYPE_CHECKING:
 
 TASKS = ("train", "eval", "sample", "compare")
 SPECIAL = ("_target_", "_partial_", "_convert_", "_recursive_", "_args_")  # keys of Hydra's instantiate
+WITHOUT_TORCH = ("research_stack.data.sources", "research_stack.data.tokenizers")  # modules whose classes have `check()`
 TOP = {"seed": "int", "dry_run": "bool", "name": "str", "run": "str | None", "prompt": "str | None", "runs": "list"}
 
 
@@ -255,32 +256,40 @@ def _top(config: Mapping[str, Any]) -> Iterator[Problem]:
             yield Problem(key, f"{key}={_short(config[key])} must be {annotation.replace('None', 'null')}")
 
 
-def check_source(cfg: Any, config: Mapping[str, Any], seen: set[str]) -> Problem | None:
-    """Let the data source look whether its files are there and can be read, if it stands in a module without torch.
+def check_inputs(cfg: Any, config: Mapping[str, Any], seen: set[str]) -> Problem | None:
+    """Let the data's source and tokenizer look whether their files are there, if their modules do without torch.
 
     - cfg, config: the config as composed, and as plain Python.
-    - seen: descriptions of sources that were found well; one that is in it is not looked at again.
+    - seen: descriptions of nodes that were found well; one that is in it is not looked at again.
     """
     data = config.get("data")
-    node = data.get("source") if isinstance(data, Mapping) else None
-    name = json.dumps(node, sort_keys=True, default=str)
-    if not isinstance(node, Mapping) or name in seen:
-        return None
+    for part in ("source", "tokenizer"):
+        node = data.get(part) if isinstance(data, Mapping) else None
+        name = json.dumps(node, sort_keys=True, default=str)
+        if not isinstance(node, Mapping) or name in seen:
+            continue
+        try:
+            _look(node)
+        except (ValueError, OSError) as error:
+            return _input_problem(cfg, f"data.{part}", node, one_line(error).removeprefix(f"{part}."))
+        seen.add(name)
+    return None
+
+
+def _look(node: Mapping[str, Any]) -> None:
+    """Build the node and call its `check()`."""
     home = signature(str(node.get("_target_"))).module
-    if home is None or not home.name.startswith("research_stack.data.sources"):
-        return None
-    try:
+    if home is not None and home.name.startswith(WITHOUT_TORCH):
         kind = vars(import_module(home.name))[str(node["_target_"]).rpartition(".")[2]]
         kind(**{k: v for k, v in node.items() if k not in SPECIAL}).check()
-    except (ValueError, OSError) as error:
-        text = one_line(error)
-        lead = re.match(r"([A-Za-z_]\w*)=", text)
-        if lead is None or lead[1] not in node:
-            return Problem("data.source", f"data.source: {text}")
-        key = _origin(cfg, f"data.source.{lead[1]}")
-        return Problem(key, f"{key}{text[len(lead[1]) :]}")
-    seen.add(name)
-    return None
+
+
+def _input_problem(cfg: Any, path: str, node: Mapping[str, Any], text: str) -> Problem:
+    lead = re.match(r"([A-Za-z_]\w*)=", text)
+    if lead is None or lead[1] not in node:
+        return Problem(path, f"{path}: {text}")
+    key = _origin(cfg, f"{path}.{lead[1]}")
+    return Problem(key, f"{key}{text[len(lead[1]) :]}")
 
 
 def _origin(cfg: Any, key: str) -> str:
@@ -315,7 +324,7 @@ def _problems(point: Composed, done: set[str], seen: set[str]) -> list[Problem]:
             problems += found
             if not found:
                 done.add(name)
-    source = None if problems or config.get("task") == "compare" else check_source(point.cfg, config, seen)
+    source = None if problems or config.get("task") == "compare" else check_inputs(point.cfg, config, seen)
     typed = [key_of(o) for o in point.overrides]  # what the command says comes first
     problems.sort(key=lambda p: not any(p.key == key or p.key.startswith(key + ".") for key in typed))
     return [*problems, *([source] if source else [])]

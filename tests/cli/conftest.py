@@ -83,6 +83,10 @@ sampler: {}
     "trainer/demo.yaml": "# @package _global_\ntrainer:\n  _target_: lightning.Trainer\n  max_steps: 700\n",
     "trainer/short.yaml": "# @package _global_\ntrainer:\n  _target_: lightning.Trainer\n  max_steps: 200\n",
     "data/text.yaml": "path: ???\nsource:\n  _target_: research_stack.data.sources_text.Text\n  path: ${data.path}\n",
+    "data/pretrained.yaml": (
+        "source:\n  _target_: research_stack.data.PythonDocs\n"
+        "tokenizer:\n  _target_: research_stack.data.Pretrained\n  path: bert\n"
+    ),
     "sweep/matrix.yaml": "# @package _global_\nhydra:\n  sweeper:\n    params:\n      corruption: hybrid,mask\n",
     "experiment/first.yaml": "# @package _global_\nname: flowlm\n",
     "experiment/second.yaml": (

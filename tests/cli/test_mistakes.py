@@ -42,6 +42,7 @@ MISTAKES = {
     "--cfg job modle=tiny": ["did you mean 'model=tiny'"],
     "data=text": ["data.path=??? must be given", "data/text.yaml:1"],
     "data=text data.path=nowhere.txt": ["data.path=nowhere.txt", "command line"],
+    "data=pretrained data.tokenizer.path=./nowhere": ["data.tokenizer.path=./nowhere does not exist", "command line"],
     "run=nowhere": ["run=nowhere is no run folder", "no such folder"],
     "task=eval": ["task=eval needs run=FOLDER"],
     "task=compare": ["task=compare needs runs="],
