@@ -116,7 +116,7 @@ class Corruption(ABC):
         - tokens_BL: int64 ids. eligible_BL: bool, positions that may be touched; special tokens never are.
         - draws: the rows' stream. prompt_BL: bool, for protection by the prompt.
         """
-        tables, length = self.tables(tokens_BL.device), tokens_BL.shape[1]
+        tables = self.tables(tokens_BL.device)
         open_BL = eligible_BL & (tables.index_V[tokens_BL] >= 0)
         if self.protection is not None:
             open_BL = open_BL & ~self.protection(tokens_BL, open_BL, prompt_BL, tables.rarity_V)
@@ -124,8 +124,7 @@ class Corruption(ABC):
         rates = self.rates(level_B)
         p_BL = self._probabilities(rates.total, open_BL)
         masked_BL, replaced_BL, selected_BL = self.choose(rates, p_BL, draws)
-        z_BL = torch.where(replaced_BL, self._others(tokens_BL, tables, draws.integers(self.vocab.n_real - 1, length)), tokens_BL)
-        z_BL = z_BL.masked_fill(masked_BL, self.vocab.mask)
+        z_BL = self.apply(tokens_BL, masked_BL, replaced_BL, draws)
         mask_share_B1 = (rates.mask / rates.total.clamp_min(1e-300)).unsqueeze(1)
         return Corrupted(z_BL, masked_BL, replaced_BL, selected_BL, self.time(level_B, rates).float(),
                          (p_BL * mask_share_B1).float(), p_BL.float(), open_BL, slope_B.float())
@@ -152,6 +151,14 @@ class Corruption(ABC):
         masked_BL = (rank_BL < masks_B.unsqueeze(1)) & selected_BL
         return masked_BL, (rank_BL < noised_B.unsqueeze(1)) & selected_BL & ~masked_BL, selected_BL
 
+    def apply(self, tokens_BL: Tensor, masked_BL: Tensor, replaced_BL: Tensor, draws: Draws) -> Tensor:
+        """The tokens with masks put in, and substitutes uniform over the N - 1 real tokens that are not in place."""
+        tables = self.tables(tokens_BL.device)
+        draw_BL = draws.integers(self.vocab.n_real - 1, tokens_BL.shape[1])
+        own_BL = tables.index_V[tokens_BL]
+        other_BL = tables.real_N[draw_BL + (draw_BL >= own_BL)]  # draw among N - 1 and step over the one in place
+        return torch.where(replaced_BL, other_BL, tokens_BL).masked_fill(masked_BL, self.vocab.mask)
+
     def tables(self, device: torch.device) -> Tables:
         """The lookups on a device, made once."""
         if device not in self._tables:
@@ -167,11 +174,6 @@ class Corruption(ABC):
         if self.positions is None:
             return total_B.unsqueeze(1) * open_BL
         return spread(total_B, self.positions(open_BL), open_BL)
-
-    def _others(self, tokens_BL: Tensor, tables: Tables, draw_BL: Tensor) -> Tensor:
-        """Uniform over the N - 1 real tokens that are not the one in place: draw among N - 1 and step over it."""
-        own_BL = tables.index_V[tokens_BL]
-        return tables.real_N[draw_BL + (draw_BL >= own_BL)]
 
 
 # Exact counts ----------------------------------------------------------------------------------------------------------

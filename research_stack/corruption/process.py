@@ -224,17 +224,21 @@ def nearest(mask: float, replaced: float, n_real: int) -> Process:
 # What logits mean at a visible position ------------------------------------------------------------------------------
 
 
-def to_posterior(logits_nV: Tensor, z_n: Tensor, process: Process, t_n: Tensor, vocab: Vocabulary) -> Tensor:
+def to_posterior(
+    logits_nV: Tensor, z_n: Tensor, process: Process, t_n: Tensor, vocab: Vocabulary, rest_n: Tensor | None = None
+) -> Tensor:
     """Logits of p(x_i | z) from those of the leave-one-out p(x_i | z without z_i).
 
     The posterior is proportional to the leave-one-out times q_t(z_i|x_i): at a visible position the token in place
     gains ln(1 + k), at a mask nothing changes. Under the absorbing process a visible token is certain.
-    Shapes: logits (n, V), token ids z (n,), t (n,). Returns new logits, unnormalised.
+    Shapes: logits (n, V), token ids z (n,), t (n,), rest = 1 - t where that cancels. Returns new logits, unnormalised.
     """
-    return _shifted(logits_nV, z_n, torch.log1p(process.odds(t_n)), vocab)
+    return _shifted(logits_nV, z_n, torch.log1p(process.odds(t_n, rest_n)), vocab)
 
 
-def to_leave_one_out(logits_nV: Tensor, z_n: Tensor, process: Process, t_n: Tensor, vocab: Vocabulary) -> Tensor:
+def to_leave_one_out(
+    logits_nV: Tensor, z_n: Tensor, process: Process, t_n: Tensor, vocab: Vocabulary, rest_n: Tensor | None = None
+) -> Tensor:
     """Logits of the leave-one-out p(x_i | z without z_i) from those of the posterior p(x_i | z).
 
     The inverse of `to_posterior`. A process without substitutions makes visible tokens certain, from which nothing
@@ -242,7 +246,7 @@ def to_leave_one_out(logits_nV: Tensor, z_n: Tensor, process: Process, t_n: Tens
     """
     if not process.has_uniform:
         return logits_nV
-    return _shifted(logits_nV, z_n, -torch.log1p(process.odds(t_n)), vocab)
+    return _shifted(logits_nV, z_n, -torch.log1p(process.odds(t_n, rest_n)), vocab)
 
 
 def _shifted(logits_nV: Tensor, z_n: Tensor, shift_n: Tensor, vocab: Vocabulary) -> Tensor:
