@@ -1,0 +1,251 @@
+"""One transformer, used bidirectionally (denoisers) and causally (autoregressive models).
+
+Pre-norm blocks of RMSNorm (Zhang & Sennrich 2019), rotary positions (Su et al. 2021), SwiGLU (Shazeer 2020) and scaled
+dot-product attention, optionally with fewer key and value heads (GQA, Ainslie et al. 2023), norms on queries and keys,
+a noise-level input (adaptive norms, zero at the start: Peebles & Xie 2023) and a key-value cache for the causal use.
+
+Shapes: B sequences, L tokens, D width, H heads, K key/value heads, E width of a head, F width of the feed-forward, V tokens.
+"""
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass, field
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
+
+from research_stack.require import require
+from research_stack.streams import generator
+
+TIME_FEATURES = 64  # sines and cosines that describe a noise level
+
+
+@dataclass
+class Cache:
+    """Keys and values of the tokens seen so far, one pair (B, K, L, E) per block."""
+
+    pairs: list[tuple[Tensor, Tensor] | None] = field(default_factory=list)
+
+    @property
+    def length(self) -> int:
+        """Tokens seen."""
+        return 0 if not self.pairs or self.pairs[0] is None else self.pairs[0][0].shape[2]
+
+
+class Attention(nn.Module):
+    """Multi-head attention over rotated queries and keys; one matrix makes all three."""
+
+    def __init__(self, dim: int, heads: int, kv_heads: int, qk_norm: bool, dropout: float, causal: bool) -> None:
+        super().__init__()
+        self.heads, self.kv_heads, self.head_dim, self.dropout, self.causal = heads, kv_heads, dim // heads, dropout, causal
+        self.qkv = nn.Linear(dim, (heads + 2 * kv_heads) * self.head_dim, bias=False)
+        self.out = nn.Linear(dim, dim, bias=False)
+        self.q_norm = nn.RMSNorm(self.head_dim) if qk_norm else nn.Identity()
+        self.k_norm = nn.RMSNorm(self.head_dim) if qk_norm else nn.Identity()
+
+    def forward(self, x_BLD: Tensor, rope_L1E: tuple[Tensor, Tensor], mask: Tensor | None, cache: Cache | None, index: int) -> Tensor:
+        """mask: bool, True where a query may look, broadcast to (B, H, queries, keys); None: everywhere (or causal)."""
+        batch, length, _ = x_BLD.shape
+        qkv_BLHE = self.qkv(x_BLD).view(batch, length, -1, self.head_dim)
+        q, k, v = qkv_BLHE.split((self.heads, self.kv_heads, self.kv_heads), dim=2)
+        q, k = rotate(self.q_norm(q), rope_L1E).transpose(1, 2), rotate(self.k_norm(k), rope_L1E).transpose(1, 2)
+        v = v.transpose(1, 2)
+        if cache is not None:
+            k, v = extended(cache, index, k, v)
+        y_BHLE = F.scaled_dot_product_attention(
+            q, k, v, attn_mask=mask, is_causal=self.causal and mask is None and length > 1,
+            dropout_p=self.dropout if self.training else 0.0, enable_gqa=self.kv_heads != self.heads)
+        return self.out(y_BHLE.transpose(1, 2).reshape(batch, length, -1))
+
+
+class SwiGLU(nn.Module):
+    """down(silu(gate x) * up x); one matrix makes gate and up."""
+
+    def __init__(self, dim: int, ffn_dim: int) -> None:
+        super().__init__()
+        self.gate_up = nn.Linear(dim, 2 * ffn_dim, bias=False)
+        self.down = nn.Linear(ffn_dim, dim, bias=False)
+
+    def forward(self, x_BLD: Tensor) -> Tensor:
+        gate_BLF, up_BLF = self.gate_up(x_BLD).chunk(2, dim=-1)
+        return self.down(F.silu(gate_BLF) * up_BLF)
+
+
+class Block(nn.Module):
+    """x + attention(norm(x)), then x + feed-forward(norm(x)); with a noise level, norms are shifted and scaled by it."""
+
+    def __init__(self, dim: int, heads: int, kv_heads: int, ffn_dim: int, qk_norm: bool, dropout: float, causal: bool, timed: bool) -> None:
+        super().__init__()
+        self.attention_norm, self.ffn_norm = nn.RMSNorm(dim), nn.RMSNorm(dim)
+        self.attention = Attention(dim, heads, kv_heads, qk_norm, dropout, causal)
+        self.ffn, self.drop = SwiGLU(dim, ffn_dim), nn.Dropout(dropout)
+        self.modulation = nn.Linear(dim, 4 * dim) if timed else None
+
+    def forward(
+        self, x_BLD: Tensor, rope: tuple[Tensor, Tensor], mask: Tensor | None, time_B1D: Tensor | None, cache: Cache | None, index: int
+    ) -> Tensor:
+        a_BLD, f = self.attention_norm(x_BLD), None
+        if self.modulation is not None and time_B1D is not None:
+            scale, shift, *f = self.modulation(time_B1D).chunk(4, dim=-1)
+            a_BLD = a_BLD * (1 + scale) + shift
+        x_BLD = x_BLD + self.drop(self.attention(a_BLD, rope, mask, cache, index))
+        h_BLD = self.ffn_norm(x_BLD)
+        if f:
+            h_BLD = h_BLD * (1 + f[0]) + f[1]
+        return x_BLD + self.drop(self.ffn(h_BLD))
+
+
+class Transformer(nn.Module):
+    """Token ids to hidden states; `head` makes logits of them.
+
+    - vocab_size: V, given by the data. dim: D, a multiple of 2 * heads. layers: blocks.
+    - heads, kv_heads: attention heads; key/value heads (None: as many).
+    - ffn_dim: F; None: 8/3 D rounded up to a multiple of 32.
+    - max_length: longest sequence, in tokens.
+    - causal: each token sees itself and what is before it. Otherwise all that is not padding.
+    - dropout: of attention weights and of each branch.
+    - time_conditioning: takes the noise level t in [0, 1]; at the start its effect is zero.
+    - tie_embeddings: the unembedding is the embedding.
+    - qk_norm: RMSNorm on queries and keys.
+    - checkpoint_blocks: recompute each block in the backward pass instead of keeping its activations.
+    - seed: of the initial weights, drawn from the stream (seed, "init").
+    """
+
+    def __init__(
+        self,
+        vocab_size: int,
+        dim: int = 256,
+        layers: int = 4,
+        heads: int = 4,
+        kv_heads: int | None = None,
+        ffn_dim: int | None = None,
+        max_length: int = 1024,
+        causal: bool = False,
+        dropout: float = 0.0,
+        time_conditioning: bool = False,
+        tie_embeddings: bool = True,
+        qk_norm: bool = False,
+        checkpoint_blocks: bool = False,
+        seed: int = 0,
+    ) -> None:
+        require(layers >= 1, f"layers={layers} must be at least 1")
+        require(heads >= 1 and dim % (2 * heads) == 0, f"dim={dim} must be a multiple of 2 * heads={heads}: positions rotate pairs")
+        require(kv_heads is None or (kv_heads >= 1 and heads % kv_heads == 0), f"kv_heads={kv_heads} must divide heads={heads}")
+        require(0 <= dropout < 1, f"dropout={dropout} must lie in [0, 1)")
+        require(max_length >= 1, f"max_length={max_length} must be at least 1")
+        super().__init__()
+        ffn_dim = ffn_dim or -(-8 * dim // 96) * 32
+        self.dim, self.layers, self.max_length, self.causal = dim, layers, max_length, causal
+        self.head_dim, self.checkpoint_blocks = dim // heads, checkpoint_blocks
+        self.embedding = nn.Embedding(vocab_size, dim)
+        self.blocks = nn.ModuleList(
+            Block(dim, heads, kv_heads or heads, ffn_dim, qk_norm, dropout, causal, time_conditioning) for _ in range(layers))
+        self.norm = nn.RMSNorm(dim)
+        self.time = nn.Sequential(nn.Linear(TIME_FEATURES, dim), nn.SiLU()) if time_conditioning else None
+        self.untied = None if tie_embeddings else nn.Parameter(torch.empty(vocab_size, dim))
+        self._initialise(seed)
+        self._rope: dict[tuple[torch.device, torch.dtype], tuple[Tensor, Tensor]] = {}
+
+    def _initialise(self, seed: int) -> None:
+        """N(0, 0.02^2); matrices that write into the residual stream by 1/sqrt(2 layers) less (GPT-2); time: zero."""
+        stream = generator(seed, "init")
+        for name, parameter in self.named_parameters():
+            if parameter.is_meta or "norm" in name:
+                continue
+            if "modulation" in name or name.endswith("bias"):
+                nn.init.zeros_(parameter)
+                continue
+            branch = name.endswith(("attention.out.weight", "ffn.down.weight"))
+            nn.init.normal_(parameter, std=0.02 / math.sqrt(2 * self.layers) if branch else 0.02, generator=stream)
+
+    @property
+    def unembedding(self) -> Tensor:
+        """(V, D)."""
+        return self.embedding.weight if self.untied is None else self.untied
+
+    def head(self, hidden_xD: Tensor) -> Tensor:
+        """Logits (..., V) of hidden states (..., D)."""
+        return hidden_xD @ self.unembedding.T.to(hidden_xD.dtype)
+
+    def new_cache(self) -> Cache:
+        """An empty key-value cache for `forward`; causal models only."""
+        require(self.causal, f"causal={self.causal}: only a causal model can go on from a cache")
+        return Cache([None] * self.layers)
+
+    def forward(
+        self, tokens_BL: Tensor, attend_BL: Tensor | None = None, t_B: Tensor | None = None, cache: Cache | None = None
+    ) -> Tensor:
+        """Hidden states (B, L, D), normalised, ready for `head`.
+
+        - attend_BL: bool, False at padding, which no token sees; None: no padding.
+        - t_B: noise level in [0, 1]; used by a model with time_conditioning, which needs it.
+        - cache: grows by these tokens, which follow those in it.
+        """
+        start, length = (cache.length if cache is not None else 0), tokens_BL.shape[1]
+        require(start + length <= self.max_length, f"max_length={self.max_length} is less than the {start + length} tokens asked for")
+        x_BLD = self.embedding(tokens_BL)
+        rope = tuple(table[start : start + length] for table in self._rope_tables(x_BLD.device, x_BLD.dtype))
+        mask = self._mask(attend_BL, length, start)
+        time_B1D = self.time(sinusoids(t_B).to(x_BLD.dtype)).unsqueeze(1) if self.time is not None and t_B is not None else None
+        for index, block in enumerate(self.blocks):
+            if self.checkpoint_blocks and self.training:
+                x_BLD = checkpoint(block, x_BLD, rope, mask, time_B1D, cache, index, use_reentrant=False)
+            else:
+                x_BLD = block(x_BLD, rope, mask, time_B1D, cache, index)
+        return self.norm(x_BLD)
+
+    def _mask(self, attend_BL: Tensor | None, length: int, start: int) -> Tensor | None:
+        """None where attention needs no mask, which is the fast path."""
+        padded = attend_BL is not None and not bool(attend_BL.all())
+        if not self.causal:
+            return attend_BL[:, None, None, :] if padded else None
+        if not padded and (start == 0 or length == 1):
+            return None
+        keys = start + length
+        seen = torch.ones(length, keys, dtype=torch.bool, device=self.unembedding.device).tril(start)
+        return seen if not padded else seen & attend_BL[:, None, None, :]
+
+    def _rope_tables(self, device: torch.device, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
+        """cos and sin, each (max_length, 1, E/2), computed in float64 once per device."""
+        key = (device, dtype)
+        if key not in self._rope:
+            half = self.head_dim // 2
+            frequencies = 10000.0 ** (-torch.arange(half, dtype=torch.float64) / half)
+            angles = torch.arange(self.max_length, dtype=torch.float64)[:, None, None] * frequencies
+            self._rope[key] = (angles.cos().to(device, dtype), angles.sin().to(device, dtype))
+        return self._rope[key]
+
+    def parameters_count(self, embeddings: bool = False) -> int:
+        """Parameters, by default without embedding and unembedding."""
+        tables = self.embedding.weight.numel() + (0 if self.untied is None else self.untied.numel())
+        return sum(p.numel() for p in self.parameters()) - (0 if embeddings else tables)
+
+    def flops_per_token(self, length: int) -> float:
+        """Multiply-adds counted as two, of one forward pass with logits everywhere: 2 per weight, 4 L D per block."""
+        return 2 * (self.parameters_count() + self.unembedding.numel()) + self.layers * 4 * length * self.dim
+
+
+def rotate(x_BLHE: Tensor, rope_L1E: tuple[Tensor, Tensor]) -> Tensor:
+    """Rotary positions: the pairs (first half, second half) of each head turned by the position's angles."""
+    cos, sin = (table.to(x_BLHE.dtype) for table in rope_L1E)
+    a, b = x_BLHE.chunk(2, dim=-1)
+    return torch.cat((a * cos - b * sin, a * sin + b * cos), dim=-1)
+
+
+def extended(cache: Cache, index: int, k: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:
+    """The block's keys and values with the new ones behind, kept in the cache."""
+    old = cache.pairs[index]
+    if old is not None:
+        k, v = torch.cat((old[0], k), dim=2), torch.cat((old[1], v), dim=2)
+    cache.pairs[index] = (k, v)
+    return k, v
+
+
+def sinusoids(t_B: Tensor) -> Tensor:
+    """(B, TIME_FEATURES) sines and cosines of a level in [0, 1], periods from 1/1000 of the interval to all of it."""
+    half = TIME_FEATURES // 2
+    rates = 1000.0 ** torch.linspace(0, 1, half, device=t_B.device)
+    angles = t_B.float()[:, None] * rates
+    return torch.cat((angles.sin(), angles.cos()), dim=1)
