@@ -101,7 +101,7 @@ def execute(cfg: DictConfig, folder: Path) -> Result:
     try:
         return run(cfg, folder)
     except SystemExit as error:
-        if error.code == 130 or isinstance(error.__context__, KeyboardInterrupt):
+        if error.code == 1 and isinstance(error.__context__, KeyboardInterrupt):
             raise KeyboardInterrupt from error
         raise
 

@@ -80,6 +80,8 @@ def guarded(run: Callable[[], None], folder: Path, again: str = "") -> int:
         run()
     except KeyboardInterrupt:
         return complain(f"interrupted; to go on: {again}", code=130)
+    except SystemExit as stop:  # a signal that the run itself answered: it saved, and said how to go on
+        return stop.code if isinstance(stop.code, int) else 1
     except Escape as escape:
         error = escape.__cause__
         assert error is not None

@@ -66,6 +66,13 @@ def test_an_interrupted_run_goes_on_with_the_same_command(conf, fake_run, comman
     assert len({f for _, f in fake_run.calls[2:]}) == 3 and fake_run.calls[-1][0].run is None
 
 
+def test_a_run_that_answers_a_signal_gives_its_exit_code(conf, fake_run, command):
+    fake_run.raises[1] = SystemExit(143)
+    assert command()[0] == 143
+    fake_run.raises[3] = SystemExit(138)
+    assert command("-m", "seed=1,2,3")[0] == 138 and len(fake_run.calls) == 3
+
+
 def test_a_live_run_is_left_alone(conf, fake_run, command):
     fake_run.raises[1] = KeyboardInterrupt()
     command()
