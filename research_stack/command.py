@@ -45,7 +45,7 @@ class Command:
             if not word.startswith("-") or word == "-":
                 command.overrides.append(word)
             elif name == "--info":
-                command.flags[name] = value or (rest.pop(0) if rest and "=" not in rest[0] and rest[0][0] != "-" else "all")
+                command.flags[name] = value or (rest.pop(0) if rest and rest[0].isidentifier() else "all")
             elif name in VALUED.values():
                 if not glued and not rest:
                     raise UserError(f"{word} needs a value")

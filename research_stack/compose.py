@@ -204,6 +204,8 @@ def for_run(cfg: DictConfig, overrides: Sequence[str]) -> DictConfig:
     folder = run_folder(str(cfg.run))
     saved = OmegaConf.create(folder.read_config())
     named = {key_of(o).split(".")[0].split("/")[0]: o for o in overrides if not is_hydra(o)}
+    if any(folder.checkpoints.glob("*.ckpt")) or cfg.task != "train":
+        sound_checkpoint(folder)
     if cfg.task not in ("eval", "sample"):
         if set(named) <= set(OF_RESUMING):
             return _with_nodes(saved, cfg, (o for o in overrides if not is_hydra(o)))
@@ -213,7 +215,6 @@ def for_run(cfg: DictConfig, overrides: Sequence[str]) -> DictConfig:
         if key not in OF_THE_COMMAND:
             raise UserError(f"{override} cannot be set with task={cfg.task}: the run's own config says it; "
                             f"the command line may set {', '.join(OF_THE_COMMAND)} ({shown(folder.config_yaml)})")
-    sound_checkpoint(folder)
     return _with_nodes(saved, cfg, (o for o in overrides if not is_hydra(o)))
 
 
@@ -254,8 +255,8 @@ def sound_checkpoint(folder: RunFolder) -> None:
     """Raise UserError if the run has no checkpoint, or one that was cut off: the end of the file is read, no more."""
     import zipfile
 
-    found = sorted(folder.checkpoints.glob("*.ckpt"))
-    if not found:
+    found = [p for p in sorted(folder.checkpoints.glob("*.ckpt")) if p.is_file()]
+    if not any(folder.checkpoints.glob("*.ckpt")):
         raise UserError(f"run={shown(folder.path)} has no checkpoint in {shown(folder.checkpoints)}")
     for path in found:
         if not zipfile.is_zipfile(path):

@@ -169,7 +169,7 @@ def no_such_option(group: str, option: str, options: Sequence[str], where: str) 
 
 def named_in(group: str, option: str, composer: Composer) -> str:
     """file:line of the defaults list that names an option, or the folder it was looked for in."""
-    wanted = re.compile(rf"^\s*-\s*(?:override\s+|optional\s+)*/?{re.escape(group)}(?:@[\w.]+)?\s*:\s*{re.escape(option)}\b")
+    wanted = re.compile(rf"^\s*-\s*(?:override\s+|optional\s+)*/?{re.escape(group)}(?:@[\w.]+)?\s*:\s*{re.escape(option)}")
     for folder in composer.folders:
         for file in sorted(folder.rglob("*.yaml")):
             for number, line in enumerate(file.read_text(encoding="utf-8", errors="replace").splitlines(), start=1):
@@ -182,7 +182,10 @@ def unknown_key(key: str, composer: Composer, overrides: Sequence[str]) -> str:
     """`modle=tiny`, `model.drop_out=.1`: nothing of that name to override."""
     from omegaconf import DictConfig, OmegaConf
 
-    override = override_of(key, overrides) or key
+    override = override_of(key, overrides)
+    if override is None:  # a defaults list of a file says `override /key: ...`
+        group = key.partition("@")[0].lstrip("/")
+        return f"{group}: there is no such group to override{did_you_mean(group, list(composer.groups()), 'the groups')} ({named_in(group, '', composer)})"
     value = override.partition("=")[2]
     if override.startswith("~"):
         return f"{override}: there is no '{key}' to delete{did_you_mean(key, top_level(composer), 'the keys')} (command line)"

@@ -155,6 +155,7 @@ def test_a_cut_checkpoint_is_seen_without_torch(trained, fake_run, command):
     path.write_bytes(path.read_bytes()[:-40])
     code, _, err = command("task=sample", f"run={trained}", "prompt=hello")
     assert code == 2 and f"{path} is no whole checkpoint" in err and err.count("\n") == 1 and fake_run.calls == []
+    assert f"{path} is no whole checkpoint" in command(f"run={trained}")[2] and fake_run.calls == []
 
 
 def test_a_folder_that_is_no_run_lists_near_ones(trained, fake_run, command):
@@ -267,6 +268,18 @@ def test_nothing_heavy_is_imported_for_looking_and_for_mistakes():
         done = without_torch(*arguments)
         assert "imported" not in done.stderr and "Traceback" not in done.stderr, done.stderr
         assert done.returncode == (2 if "=" in arguments[0] else 0)
+
+
+def test_showing_the_config_takes_half_a_cpu_second():
+    import resource
+
+    spent = []
+    for _ in range(3):
+        before = resource.getrusage(resource.RUSAGE_CHILDREN)
+        assert without_torch("--cfg", "job").returncode == 0
+        after = resource.getrusage(resource.RUSAGE_CHILDREN)
+        spent.append(after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime)
+    assert min(spent) < 0.5
 
 
 def test_completion_offers_options():

@@ -83,6 +83,9 @@ def test_yaml_mistakes_name_file_and_line(conf, command):
     assert "model.layer=2: Model has no parameter 'layer'; did you mean 'layers'? " in (err := command()[2])
     assert "model/tiny.yaml:2" in err
     (conf / "experiment/first.yaml").write_text("# @package _global_\ndefaults:\n  - override /model: huge\n")
+    (conf / "experiment/second.yaml").write_text("# @package _global_\ndefaults:\n  - override /modl: small\n")
+    _, _, err = command("experiment=second")
+    assert "modl: there is no such group to override; did you mean 'model'?" in err and "experiment/second.yaml:3" in err
     assert "model=huge" in (err := command()[2]) and "experiment/first.yaml:3" in err
 
 
