@@ -204,8 +204,9 @@ def for_run(cfg: DictConfig, overrides: Sequence[str]) -> DictConfig:
     folder = run_folder(str(cfg.run))
     saved = OmegaConf.create(folder.read_config())
     named = {key_of(o).split(".")[0].split("/")[0]: o for o in overrides if not is_hydra(o)}
-    if any(folder.checkpoints.glob("*.ckpt")) or cfg.task != "train":
-        sound_checkpoint(folder)
+    if cfg.task in ("eval", "sample"):
+        trained(folder)
+    sound_checkpoint(folder)
     if cfg.task not in ("eval", "sample"):
         if set(named) <= set(OF_RESUMING):
             return _with_nodes(saved, cfg, (o for o in overrides if not is_hydra(o)))
@@ -251,14 +252,16 @@ def run_folder(path: str) -> RunFolder:
     raise UserError(f"run={path} is no run folder ({why}){hints.choices(near[:3], 'the nearest runs are')}")
 
 
-def sound_checkpoint(folder: RunFolder) -> None:
-    """Raise UserError if the run has no checkpoint, or one that was cut off: the end of the file is read, no more."""
-    import zipfile
-
-    found = [p for p in sorted(folder.checkpoints.glob("*.ckpt")) if p.is_file()]
+def trained(folder: RunFolder) -> None:
+    """Raise UserError if the run has no checkpoint."""
     if not any(folder.checkpoints.glob("*.ckpt")):
         raise UserError(f"run={shown(folder.path)} has no checkpoint in {shown(folder.checkpoints)}")
-    for path in found:
+
+
+def sound_checkpoint(folder: RunFolder, advice: str = "") -> None:
+    """Raise UserError for a checkpoint of the run that was cut off: the end of the file is read, no more."""
+    import zipfile
+
+    for path in sorted(p for p in folder.checkpoints.glob("*.ckpt") if p.is_file()):
         if not zipfile.is_zipfile(path):
-            raise UserError(f"{shown(path)} is no whole checkpoint ({path.stat().st_size} bytes; the file is truncated or "
-                            f"damaged){hints.choices([shown(p) for p in found if zipfile.is_zipfile(p)], 'a whole one is')}")
+            raise UserError(f"{shown(path)} is no whole checkpoint ({path.stat().st_size} bytes; the file is truncated or damaged){advice}")

@@ -74,20 +74,21 @@ def guarded(run: Callable[[], None], folder: Path, again: str = "") -> int:
     """
     from research_stack.jobs import Escape, is_mistake, said
 
-    again = again or f"research-stack run={shlex.quote(paths.shown(folder))}"
+    again = again or f"research-stack run={shlex.quote(str(folder))}"
     existed = folder.exists()
     try:
         run()
     except KeyboardInterrupt:
         return complain(f"interrupted; to go on: {again}", code=130)
-    except SystemExit as stop:  # a signal that the run itself answered: it saved, and said how to go on
-        return stop.code if isinstance(stop.code, int) else 1
+    except SystemExit as stop:  # a signal that the run itself answered, by saving a checkpoint
+        code = stop.code if isinstance(stop.code, int) else 1
+        return complain(f"stopped; to go on: {again}", code) if code > 128 else code
     except Escape as escape:
         error = escape.__cause__
         assert error is not None
         if not is_mistake(error):
             raise error from None
-        kept = f"; what was trained is kept, to go on: {again}" if any(folder.glob("checkpoints/*.ckpt")) else ""
+        kept = f"; what was trained is kept, to go on: {again}" if (folder / "checkpoints" / "last.ckpt").exists() else ""
         return complain(said(error) + kept)
     finally:
         if not existed and folder.is_dir() and not any(folder.iterdir()):
@@ -108,6 +109,9 @@ def execute_here(points: Sequence[tuple[DictConfig, Path]]) -> None:
 
 def run_folder(composed: Composed) -> Path:
     """The folder of a single run: the given one, the same config's unfinished one, or a new one."""
+    from research_stack.compose import sound_checkpoint
+    from research_stack.results import RunFolder
+
     cfg, chosen = composed.cfg, [o for o in composed.overrides if o.startswith("hydra.run.dir=")]
     if cfg.run not in (None, "new"):
         return Path(cfg.run)
@@ -116,6 +120,7 @@ def run_folder(composed: Composed) -> Path:
     if cfg.run is None and not cfg.dry_run:
         unfinished = unfinished_run(cfg)
         if unfinished is not None:
+            sound_checkpoint(RunFolder(unfinished), "; run=new starts a new run")
             log.info("going on with the unfinished run %s (run=new starts a new one)", unfinished)
             return unfinished
     return paths.new_run_folder(cfg.name)

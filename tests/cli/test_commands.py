@@ -68,7 +68,8 @@ def test_an_interrupted_run_goes_on_with_the_same_command(conf, fake_run, comman
 
 def test_a_run_that_answers_a_signal_gives_its_exit_code(conf, fake_run, command):
     fake_run.raises[1] = SystemExit(143)
-    assert command()[0] == 143
+    code, _, err = command()
+    assert code == 143 and f"to go on: research-stack run={fake_run.calls[0][1]}" in err
     fake_run.raises[3] = SystemExit(138)
     assert command("-m", "seed=1,2,3")[0] == 138 and len(fake_run.calls) == 3
 
@@ -79,6 +80,17 @@ def test_a_live_run_is_left_alone(conf, fake_run, command):
     with RunFolder(fake_run.calls[0][1]).lock():
         command()
     assert fake_run.calls[1][1] != fake_run.calls[0][1]
+
+
+def test_a_cut_checkpoint_of_an_unfinished_run(conf, fake_run, command):
+    fake_run.raises[1] = KeyboardInterrupt()
+    command()
+    path = fake_run.calls[0][1] / "checkpoints" / "last.ckpt"
+    path.parent.mkdir()
+    path.write_bytes(b"PK")
+    code, _, err = command()
+    assert code == 2 and f"{path} is no whole checkpoint (2 bytes" in err and "run=new" in err and len(fake_run.calls) == 1
+    assert command("run=new")[0] == 0
 
 
 def test_run_folder_resumes_its_own_config(conf, fake_run, command):
