@@ -1,8 +1,8 @@
 """Upper bounds on -ln p(x) of a denoiser, estimated without bias: what a reported perplexity rests on.
 
-`nelbo` integrates the continuous-time bound of any process over stratified s in float64, with t = sin^2(pi s / 2) for masks
-and a steeper substitution where tokens are substituted, whose variance would not be finite otherwise (see `times`). No
-part of [0, 1] is cut off: truncating t to [1e-4, 1 - 1e-4] would make the hybrid's value lie below the bound.
+`nelbo` integrates the continuous-time bound of any process over stratified s in float64, with t = sin^2(pi s / 2), and where
+tokens are substituted with more levels at the ends: hybrid noise has no finite variance otherwise (`times.heavy_ended`). No part
+of [0, 1] is cut off: truncating t to [1e-4, 1 - 1e-4] would make the hybrid's value lie below the bound.
 `fixed_k_nelbo` is LLaDA's estimator with exactly k masks. Both return one value per sequence, in nats over its
 eligible positions given the others (prompt, separators), so that the caller can make the interval over sequences.
 """
@@ -17,7 +17,7 @@ from research_stack.corruption.base import ranks
 from research_stack.corruption.diffusion import Diffusion
 from research_stack.corruption.elbo import bound_terms
 from research_stack.corruption.process import Absorbing, Process, to_leave_one_out
-from research_stack.corruption.times import arcsine, quartic
+from research_stack.corruption.times import arcsine, heavy_ended
 from research_stack.streams import Draws
 
 if TYPE_CHECKING:
@@ -47,7 +47,7 @@ def nelbo(
     """
     noise = Diffusion(process).bind(denoiser.vocab)
     open_BL = eligible_BL & (noise.tables(tokens_BL.device).index_V[tokens_BL] >= 0)
-    substitution = quartic if noise.process.has_uniform else arcsine
+    substitution = heavy_ended if noise.process.has_uniform else arcsine
     total_B = torch.zeros(len(tokens_BL), dtype=torch.float64, device=tokens_BL.device)
     for sample in range(samples):
         t_B, rest_B, slope_B = substitution((sample + draws.stratified()) / samples)

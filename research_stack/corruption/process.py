@@ -104,7 +104,7 @@ class Process(ABC):
         """p(z_s | z_t) of a model that predicts x by p: q_{t|s}(z_t|z_s) q_s(z_s|p) / q_t(z_t|p), (n, N + 1).
 
         - p_nN: leave-one-out predictions; a one-hot row gives the exact posterior q(z_s | z_t, x).
-        - z_n: states at t. s, t: scalars or (n,), s <= t.
+        - z_n: states at t. s, t: scalars or (n,), s <= t. A state that cannot occur at t stays as it is.
         """
         s, t = s.reshape(-1, 1), t.reshape(-1, 1)
         now, step, n = self.coefficients(s), self.steps(s, t), self.n_real
@@ -114,7 +114,9 @@ class Process(ABC):
         joint = prior * into
         own = prior.gather(1, z_n.unsqueeze(1)) * step.keep
         joint = joint.scatter_add(1, z_n.unsqueeze(1), own)
-        return joint / joint.sum(dim=1, keepdim=True)
+        total = joint.sum(dim=1, keepdim=True)
+        unchanged = torch.zeros_like(joint).scatter(1, z_n.unsqueeze(1), 1.0)
+        return torch.where(total > 0, joint / total, unchanged)
 
 
 @dataclass(frozen=True)
