@@ -161,7 +161,7 @@ class Point:
 def sweep(command: Command, composer: Composer) -> int:
     """Check every point, run what is missing, collect."""
     from research_stack import check
-    from research_stack.jobs import HYDRA, POINTS, set_up_logging
+    from research_stack.jobs import HYDRA, POINTS, finished, set_up_logging
 
     folder, points = plan(command, composer)
     check.preflight([p.composed for p in points], composer)
@@ -172,12 +172,14 @@ def sweep(command: Command, composer: Composer) -> int:
         return guarded(lambda: execute_here([(p.composed.cfg, p.folder) for p in points]), folder, "the same command")
     for p in points:
         put_aside(p)
-    log.info("sweep of %d points in %s", len(points), paths.shown(folder))
+    missing = [p for p in points if finished(p.composed.cfg, p.folder) is None]
+    log.info("sweep of %d points in %s, %d of them to run", len(points), paths.shown(folder), len(missing))
     extra = [*(o for o in HYDRA if not _sets(command.overrides, o)), f"hydra.sweep.dir={quoted(folder)}", POINTS]
     given = [o for o in command.overrides if paths.key_of(o) != "hydra.sweep.dir"]
-    code = 1
+    code = 0
     try:
-        code = guarded(lambda: hand_over(command.hydra_arguments(), [*given, *extra]), folder, "the same command")
+        if missing:
+            code = guarded(lambda: hand_over(command.hydra_arguments(), [*given, *extra]), folder, "the same command")
     finally:
         failed = collect(folder, [p.folder for p in points])
     if code == 0 and failed:

@@ -208,6 +208,8 @@ def test_a_sweep_runs_only_what_is_missing(conf, fake_run, command):
     code, out, err = command("-m", "seed=1,2,3,4")
     assert code == 0 and [c.seed for c, _ in fake_run.calls[3:]] == [2, 4] and err.count("reusing") == 2
     assert (Path("multirun/flowlm/seed/report.html")).read_text() == "4 points"
+    code, out, err = command("-m", "seed=1,2,3,4")
+    assert code == 0 and len(fake_run.calls) == 5 and "0 of them to run" in err and "report.html" in out
 
 
 def test_another_config_in_a_points_folder_is_kept(conf, fake_run, command):
