@@ -223,8 +223,9 @@ class Transformer(nn.Module):
         return sum(p.numel() for p in self.parameters()) - (0 if embeddings else tables)
 
     def flops_per_token(self, length: int) -> float:
-        """Multiply-adds counted as two, of one forward pass with logits everywhere: 2 per weight, 4 L D per block."""
-        return 2 * (self.parameters_count() + self.unembedding.numel()) + self.layers * 4 * length * self.dim
+        """Of one forward pass with logits everywhere: 2 per weight of a matrix, 4 L D for the attention of a block."""
+        matrices = sum(p.numel() for block in self.blocks for p in block.parameters() if p.ndim == 2)
+        return 2 * (matrices + self.unembedding.numel()) + self.layers * 4 * length * self.dim
 
 
 def rotate(x_BLHE: Tensor, rope_L1E: tuple[Tensor, Tensor]) -> Tensor:
