@@ -34,10 +34,15 @@ TOP = {"seed": "int", "dry_run": "bool", "name": "str", "run": "str | None", "pr
 
 @dataclass(frozen=True)
 class Problem:
-    """A mistake: the key it is about and one line about it."""
+    """A mistake: the key it is about, one line about it, and further keys it depends on."""
 
     key: str
     message: str
+    also: tuple[str, ...] = ()
+
+    def named_in(self, typed: Sequence[str]) -> str | None:
+        """The first of its keys that the command line sets."""
+        return next((k for k in (self.key, *self.also) if any(k == t or k.startswith(t + ".") for t in typed)), None)
 
 
 # Nodes against signatures ------------------------------------------------------------------------------------------
@@ -72,13 +77,17 @@ def check_node(path: str, node: Mapping[str, Any]) -> Iterator[Problem]:
         yield Problem(key, f"{key}={target}: {name[0]} has no '{name[2]}'{guess}")
         return
     given = {str(k): v for k, v in node.items() if k not in SPECIAL}
+    problems = list(_keys_and_values(path, known, given))
+    yield from problems or conditions(path, known, given)
+
+
+def _keys_and_values(path: str, known: Signature, given: Mapping[str, Any]) -> Iterator[Problem]:
     for name, value in given.items():
         if name in known.parameters:
             yield from _value_problem(path, known.parameters[name], value, known.module)
         elif not known.open:
             hint = did_you_mean(name, list(known.parameters), "its parameters")
             yield Problem(f"{path}.{name}", f"{path}.{name}={_short(value)}: {known.name} has no parameter '{name}'{hint}")
-    yield from conditions(path, known, given)
 
 
 def _value_problem(path: str, parameter: Parameter, value: Any, where: Module | None) -> Iterator[Problem]:
@@ -92,7 +101,7 @@ def _value_problem(path: str, parameter: Parameter, value: Any, where: Module | 
     if allowed:
         near = nearest(str(value), [str(a) for a in allowed if a is not None], count=1)
         guess = f"; did you mean '{near[0]}'?" if near else ""
-        yield Problem(key, f"{key}={_short(value)} must be one of {', '.join(map(written, allowed))}{guess}")
+        yield Problem(key, f"{key}={_short(value)} must be one of {', '.join(dict.fromkeys(map(written, allowed)))}{guess}")
     else:
         text = annotation.value if isinstance(annotation, ast.Constant) else ast.unparse(annotation)
         kind = {"NoneType": "null", "str": "a string", "bool": "a boolean", "dict": "a mapping"}.get(type(value).__name__)
@@ -184,9 +193,11 @@ def _violation(path: str, test: ast.expr, message: ast.expr | None, evaluate: Ev
         text = ""
     text = text or f"the arguments must satisfy {ast.unparse(test)}"
     lead = re.match(r"([A-Za-z_]\w*)(\[\w+\])?=", text)
-    used = [n.id for n in ast.walk(test) if isinstance(n, ast.Name) and n.id in known.parameters]
+    names = [n.id if isinstance(n, ast.Name) else n.attr for n in ast.walk(test) if isinstance(n, ast.Name | ast.Attribute)]
+    used = [n for n in names if n in known.parameters]
     name = lead[1] if lead and lead[1] in known.parameters else None
-    return Problem(f"{path}.{name or (used or [''])[0]}".rstrip("."), f"{path}.{text}" if name else f"{path}: {text}")
+    key, *also = dict.fromkeys(f"{path}.{n}" for n in ([name] if name else []) + used) or [path]
+    return Problem(key, f"{path}.{text}" if name else f"{path}: {text}", tuple(also))
 
 
 # Whole configs -----------------------------------------------------------------------------------------------------
@@ -326,7 +337,7 @@ def _problems(point: Composed, done: set[str], seen: set[str]) -> list[Problem]:
                 done.add(name)
     source = None if problems or config.get("task") == "compare" else check_inputs(point.cfg, config, seen)
     typed = [key_of(o) for o in point.overrides]  # what the command says comes first
-    problems.sort(key=lambda p: not any(p.key == key or p.key.startswith(key + ".") for key in typed))
+    problems.sort(key=lambda p: p.named_in(typed) is None)
     return [*problems, *([source] if source else [])]
 
 
@@ -337,7 +348,8 @@ def _told(problems: Sequence[Problem], point: Composed, composer: Composer, numb
 
     first = problems[0]
     try:
-        place = Origins(composer, point.overrides).where(first.key)
+        typed = [key_of(o) for o in point.overrides]
+        place = Origins(composer, point.overrides).where(first.named_in(typed) or first.key)
     except (HydraException, OSError):
         place = ""
     notes = [place] if place else []

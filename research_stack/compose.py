@@ -188,10 +188,24 @@ def settle(composed: Composed) -> Composed:
             raise UserError(f"task={cfg.task} needs run=FOLDER, a finished run"
                             f"{f'; the newest is run={shown(newest[0])}' if newest else ''}")
         return composed
-    return Composed(composed.overrides, for_run(cfg, composed.overrides), composed.hydra)
+    return Composed(composed.overrides, of_saved_run(cfg, composed.overrides), composed.hydra)
 
 
-def for_run(cfg: DictConfig, overrides: Sequence[str]) -> DictConfig:
+def for_run(folder: str | Path, overrides: Sequence[str] = (), task: str = "eval") -> DictConfig:
+    """The config of a saved run with the nodes the overrides name: `for_run(result.folder, ["sampler=llada"])`.
+
+    The same as `task=eval run=FOLDER ...` on the command line, with the same checks. Raises UserError.
+    """
+    from research_stack.check import preflight
+
+    composer = Composer()
+    path = str(folder).replace("\\", "\\\\").replace("'", "\\'")
+    composed = settle(composer.compose([*overrides, f"run='{path}'", f"task={task}"]))
+    preflight([composed], composer)
+    return composed.cfg
+
+
+def of_saved_run(cfg: DictConfig, overrides: Sequence[str]) -> DictConfig:
     """The saved config of the folder `cfg.run`, changed as the command line says.
 
     - task=eval, task=sample: nodes of OF_THE_COMMAND that the command names replace the saved ones; any other key on

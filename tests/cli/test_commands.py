@@ -157,6 +157,13 @@ def test_eval_changes_single_keys_of_saved_nodes(trained, fake_run, command):
     assert dict(cfg.sampler) == {"steps": 9, "width": 2} and cfg.prompt == "def f(x, y): [1]"
 
 
+def test_a_saved_run_from_python(trained, command):
+    from research_stack.compose import for_run
+
+    cfg = for_run(trained, ["prompt=hello"])
+    assert (cfg.model.dim, cfg.seed, cfg.prompt, cfg.task, cfg.run) == (16, 4, "hello", "eval", str(trained))
+
+
 def test_eval_refuses_keys_of_the_run(trained, fake_run, command):
     code, _, err = command("task=eval", f"run={trained}", "model.dim=32")
     assert code == 2 and "model.dim=32 cannot be set with task=eval" in err and "sampler" in err and fake_run.calls == []

@@ -16,6 +16,7 @@ MISTAKES = {
     "+model.widths=[1,2,3]": ["model.widths=[1, 2, 3] must be tuple[int, int]"],
     "corruption.mask_ratio=1.7": ["corruption.mask_ratio=1.7 must lie in [0, 1]", "command line"],
     "corruption.mask_ratio=[.7,.3]": ["corruption.mask_ratio=[0.7, 0.3] must lie in [0, 1]"],
+    "corruption.corruption_rate=.8": ["mask_ratio=0.3 and corruption_rate=0.8 must sum to at most 1", "command line"],
     "corruption.mask_ratio=.6 corruption.corruption_rate=.6": ["mask_ratio=0.6 and corruption_rate=0.6 must sum to at most 1"],
     "model._target_=os.system": ["model._target_=os.system lies outside", "research_stack, lightning, torch, transformers"],
     "model._target_=toy.Modell": ["toy has no 'Modell'", "did you mean 'toy.Model'"],
