@@ -1,0 +1,129 @@
+"""How well a run models held-out text: an upper bound on -ln p, beside n-gram baselines on the same tokens.
+
+The bound comes from `corruption.bound`, which is unbiased and cuts nothing off; the training loss is a surrogate and
+plays no part here. Any process gives a valid bound for any denoiser, so the headline is the smallest of those asked for.
+"""
+from __future__ import annotations
+
+import csv
+import io
+import logging
+import math
+from collections.abc import Sequence
+
+import numpy as np
+
+from research_stack.corruption.bound import nelbo
+from research_stack.corruption.process import Absorbing, Hybrid, Process, Uniform
+from research_stack.data.module import batch_of
+from research_stack.data.packing import Rows
+from research_stack.evaluation.context import Context
+from research_stack.evaluation.interval import Estimate, per_token
+from research_stack.evaluation.ngram import Baseline
+from research_stack.require import require
+from research_stack.results import RunFolder, atomic_write
+from research_stack.streams import Draws
+
+log = logging.getLogger(__name__)
+
+BATCH = 64  # validation rows per call
+MAX_TRAIN = 20_000_000  # tokens the n-gram models are trained on, the first of the training rows
+NAMES = {Absorbing: "absorbing", Uniform: "uniform", Hybrid: "hybrid"}
+COLUMNS = ("name", "kind", "nats_per_token", "low", "high", "perplexity", "bits_per_byte", "sequences", "tokens")
+
+
+class Likelihood:
+    """The bound in nats per token with its 95 % interval, and unigram and trigram models of the same tokens.
+
+    - processes: noise processes to bound with: `matched` (the one of the run's corruption, or nearest to it),
+      `absorbing`, `uniform`, `hybrid` (with p_u). The smallest bound is the headline.
+    - samples: noise levels per sequence; more narrow the interval.
+    - max_sequences: at most so many validation rows, spread evenly; None for all.
+    - p_u: uniform share of `hybrid` at t = 1/2.
+
+    The interval treats sequences as independent; it covers the choice of sequences and the Monte-Carlo noise, not a
+    new training run. Writes tables/likelihood.csv.
+    """
+
+    def __init__(
+        self, processes: Sequence[str] = ("matched",), samples: int = 4, max_sequences: int | None = 256, p_u: float = 0.1
+    ) -> None:
+        require(samples >= 1, f"samples={samples} must be at least 1")
+        require(max_sequences is None or max_sequences >= 2, f"max_sequences={max_sequences} must be at least 2, or null for all")
+        require(0 < p_u < 1, f"p_u={p_u} must lie between 0 and 1")
+        known = {"absorbing": Absorbing(), "uniform": Uniform(), "hybrid": Hybrid(p_u=p_u), "matched": None}
+        require(len(processes) > 0, "processes=[] must name at least one process")
+        for name in processes:
+            require(name in known, f"processes={name} must be among {', '.join(known)}")
+        self.processes: dict[str, Process | None] = {name: known[name] for name in processes}
+        self.samples, self.max_sequences = samples, max_sequences
+
+    def __call__(self, context: Context) -> dict[str, float]:
+        """bound, bound_low, bound_high, perplexity, bits_per_byte, unigram, trigram, gain_over_trigram and its interval."""
+        rows = context.data.validation.spread(self.max_sequences or len(context.data.validation))
+        eligible_BL = rows.eligible
+        count_B = eligible_BL.sum(1)
+        bounds = {self._label(name, process): self._bound(context, rows, process)
+                  for name, process in self._asked(context).items()}
+        best = min(bounds, key=lambda label: per_token(bounds[label], count_B).value)
+        baselines = baseline_nats(context, rows)
+        estimates = {label: per_token(nats_B, count_B) for label, nats_B in (bounds | baselines).items()}
+        gain = per_token(baselines["trigram"] - bounds[best], count_B)
+        bytes_per_token = context.data.bytes_per_token
+        self._write(context, estimates, best, bytes_per_token, len(rows), int(count_B.sum()))
+        value, low, high = estimates[best]
+        log.info("bound %.3f nats per token under %s (trigram %.3f)", value, best, estimates["trigram"].value)
+        return {
+            "bound": value, "bound_low": low, "bound_high": high, "perplexity": math.exp(value),
+            "bits_per_byte": value / math.log(2) / bytes_per_token,
+            "unigram": estimates["unigram"].value, "trigram": estimates["trigram"].value,
+            "gain_over_trigram": gain.value, "gain_low": gain.low, "gain_high": gain.high,
+        }  # fmt: skip
+
+    def _asked(self, context: Context) -> dict[str, Process]:
+        """The processes by name; `matched` falls away where it is one that is asked for by name too."""
+        found: dict[str, Process] = {}
+        for name, process in self.processes.items():
+            bound = (process or context.method.corruption.process).bind(context.data.vocab.n_real)
+            if bound not in found.values():
+                found[name] = bound
+        return found
+
+    def _label(self, name: str, process: Process) -> str:
+        """What the table calls a bound: the process, its uniform share, and whether it is the run's own."""
+        kind = NAMES.get(type(process), type(process).__name__.lower())
+        share = f" p_u={process.p_u:.3g}" if isinstance(process, Hybrid) else ""
+        return f"{kind}{share}{' (matched)' if name == 'matched' else ''}"
+
+    def _bound(self, context: Context, rows: Rows, process: Process) -> np.ndarray:
+        """(rows,) NELBO of each row in nats."""
+        parts, label = [], NAMES.get(type(process), type(process).__name__)
+        for start in range(0, len(rows), BATCH):
+            piece = rows.take(slice(start, start + BATCH))
+            batch = {name: tensor.to(context.device) for name, tensor in batch_of(piece).items()}
+            draws = Draws(context.seed, "likelihood", label, start, total=len(piece), device=context.device)
+            nats_B = nelbo(context.method, process, batch["tokens"], batch["eligible"], draws, batch["attend"], self.samples)
+            parts.append(nats_B.cpu().numpy())
+        return np.concatenate(parts)
+
+    def _write(
+        self, context: Context, estimates: dict[str, Estimate], best: str, bytes_per_token: float, sequences: int, tokens: int
+    ) -> None:
+        text = io.StringIO()
+        writer = csv.writer(text, lineterminator="\n")
+        writer.writerow(COLUMNS)
+        for name, (value, low, high) in estimates.items():
+            kind = "baseline" if name in ("unigram", "trigram") else "upper bound, headline" if name == best else "upper bound"
+            writer.writerow([name, kind, f"{value:.6f}", f"{low:.6f}", f"{high:.6f}", f"{math.exp(value):.4f}",
+                             f"{value / math.log(2) / bytes_per_token:.6f}", sequences, tokens])  # fmt: skip
+        atomic_write(RunFolder(context.folder).tables / "likelihood.csv", text.getvalue())
+
+
+def baseline_nats(context: Context, rows: Rows) -> dict[str, np.ndarray]:
+    """{"unigram", "trigram": (rows,) nats of each row}, trained on the run's training rows (the first 20 million tokens)."""
+    train = context.data.train.take(slice(0, -(-MAX_TRAIN // context.data.sequence_length)))
+    stream = np.asarray(train.tokens)[train.attend].astype(np.int64)
+    target = train.eligible[train.attend]
+    trigram = Baseline(3, stream, context.data.vocab, target)
+    unigram = Baseline(1, stream, context.data.vocab, target)
+    return {name: model.nats(rows.tokens, rows.eligible) for name, model in (("unigram", unigram), ("trigram", trigram))}

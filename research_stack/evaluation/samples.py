@@ -1,0 +1,136 @@
+"""Texts decoded by several samplers, how each came about, and what it cost.
+
+Writes samples.jsonl (one line per text) and films/<sampler>.json (the first text step by step).
+"""
+from __future__ import annotations
+
+import logging
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from research_stack.evaluation.context import Context
+from research_stack.evaluation.decoding import STATES, changed_after_fill, distinct, idle_steps, states, token_entropy
+from research_stack.require import require
+from research_stack.results import RunFolder, atomic_write, to_json
+
+if TYPE_CHECKING:
+    from research_stack.data.tokenizers import Codec
+    from research_stack.sampling.sampler import Sampler, Trace
+
+log = logging.getLogger(__name__)
+
+
+class Samples:
+    """Decodes with each sampler and measures the decoding.
+
+    - samplers: by name; each decodes the same prompts from the same stream.
+    - count: texts per sampler, when prompts is None.
+    - length: tokens to generate; None for what is left of the sequence length after the longest prompt.
+    - prompts: texts to continue; None takes prompts of the validation rows where the data has any.
+
+    Metrics per sampler: calls (model calls per text), distinct_2, entropy (nats, of the tokens of a text), changed (share of
+    tokens changed after they were first filled), idle (share of steps that changed nothing).
+    """
+
+    def __init__(
+        self, samplers: Mapping[str, Sampler], count: int = 4, length: int | None = None, prompts: Sequence[str] | None = None
+    ) -> None:
+        require(count >= 1, f"count={count} must be at least 1")
+        require(length is None or length >= 1, f"length={length} must be at least 1, or null for the sequence length")
+        self.samplers, self.count, self.length, self.prompts = dict(samplers), count, length, prompts
+
+    def __call__(self, context: Context) -> dict[str, float]:
+        """`<sampler>/<metric>` for every sampler."""
+        place, rows, metrics = RunFolder(context.folder), [], {}
+        for name, sampler in self.samplers.items():
+            trace, prompts = self.trace(context, sampler)
+            found = measure(trace, context.data.vocab.mask)
+            metrics |= {f"{name}/{key}": value for key, value in found.items()}
+            rows += describe(trace, prompts, context, name)
+            write_film(place.films / f"{name}.json", film(trace, context.data.codec, name, rows[-len(trace.tokens_BL)]))
+            log.info("%s: %.1f model calls a text, %.1f %% of the tokens changed after they were filled",
+                     name, found["calls"], 100 * found["changed"])  # fmt: skip
+        atomic_write(place.samples_jsonl, "".join(to_json(row) + "\n" for row in rows))
+        return metrics
+
+    def decode(self, context: Context, name: str, sampler: Sampler) -> list[dict[str, Any]]:
+        """Rows (sampler, prompt, text, calls, steps, seed) of one sampler; writes nothing."""
+        trace, prompts = self.trace(context, sampler)
+        return describe(trace, prompts, context, name)
+
+    def trace(self, context: Context, sampler: Sampler) -> tuple[Trace, list[str]]:
+        """What the sampler did, and the prompts ("" without)."""
+        data = context.data
+        prompts = self.prompts if self.prompts is not None else validation_prompts(context, self.count)
+        ids = [torch.tensor(data.codec.encode(text), dtype=torch.int64) for text in prompts] if prompts else None
+        longest = max((len(prompt) for prompt in ids), default=0) if ids else 0
+        length = self.length or data.sequence_length - longest
+        if length < 1:
+            raise ValueError(f"prompts={longest} tokens leave no room in a sequence of {data.sequence_length}; shorten them")
+        count = len(ids) if ids else self.count
+        trace = sampler.sample(context.method, prompt=ids, count=count, length=length, seed=context.seed, record=True, device=context.device)
+        return trace, list(prompts or [""] * count)
+
+
+def validation_prompts(context: Context, count: int) -> list[str] | None:
+    """Prompts of `count` validation rows, evenly spread; None where the data has none."""
+    rows = context.data.validation.spread(count)
+    if not rows.prompt.any():
+        return None
+    return [context.data.codec.decode(row[prompt]) for row, prompt in zip(rows.tokens, rows.prompt, strict=True)]
+
+
+def arrays(trace: Trace) -> tuple[np.ndarray, np.ndarray]:
+    """(history (S + 1, B, L), generated (B, L)) as numpy arrays."""
+    return _numpy(trace.history), _numpy(trace.generated_BL)
+
+
+def _numpy(tensor: Tensor) -> np.ndarray:
+    return tensor.detach().cpu().numpy()
+
+
+def measure(trace: Trace, mask: int) -> dict[str, float]:
+    """The metrics of one sampler, see `Samples`."""
+    history_SBL, generated_BL = arrays(trace)
+    texts = [row[generated] for row, generated in zip(_numpy(trace.tokens_BL), generated_BL, strict=True)]
+    return {
+        "calls": float(_numpy(trace.calls_B).mean()), "distinct_2": distinct(texts), "entropy": token_entropy(texts),
+        "changed": changed_after_fill(history_SBL, generated_BL, mask), "idle": idle_steps(history_SBL, generated_BL),
+    }  # fmt: skip
+
+
+def describe(trace: Trace, prompts: Sequence[str], context: Context, name: str) -> list[dict[str, Any]]:
+    """One row per text."""
+    tokens_BL, generated_BL, calls_B = _numpy(trace.tokens_BL), _numpy(trace.generated_BL), _numpy(trace.calls_B)
+    steps = len(trace.history) - 1
+    return [
+        {"sampler": name, "prompt": prompt, "text": context.data.codec.decode(tokens_BL[b][generated_BL[b]]),
+         "calls": int(calls_B[b]), "steps": steps, "seed": context.seed}
+        for b, prompt in enumerate(prompts)
+    ]  # fmt: skip
+
+
+def film(trace: Trace, codec: Codec, name: str, row: Mapping[str, Any], b: int = 0) -> dict[str, Any]:
+    """Sequence b step by step: pieces are the distinct printable tokens, a frame has their numbers and the states.
+
+    {"sampler", "prompt", "text", "calls", "seed", "states": names of the codes, "pieces": [str],
+     "frames": [{"tokens": [index into pieces], "states": [code], "confidence": [float] where recorded}]}
+    """
+    history_SBL, generated_BL = arrays(trace)
+    used = _numpy(trace.tokens_BL)[b] != codec.vocab.pad
+    history_SL = history_SBL[:, b][:, used]
+    codes_SL = states(history_SBL[:, b : b + 1], generated_BL[b : b + 1], codec.vocab.mask)[:, 0][:, used]
+    ids, index = np.unique(history_SL, return_inverse=True)
+    index_SL = index.reshape(history_SL.shape)
+    frames = [{"tokens": tokens.tolist(), "states": codes.tolist()} for tokens, codes in zip(index_SL, codes_SL, strict=True)]
+    return {**row, "sampler": name, "states": list(STATES), "pieces": codec.pieces(ids.tolist()), "frames": frames}
+
+
+def write_film(path: Path, value: Mapping[str, Any]) -> None:
+    """Save a film as compact JSON, atomically."""
+    atomic_write(path, to_json(value) + "\n")
