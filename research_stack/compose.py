@@ -90,6 +90,9 @@ class Composer:
 
     def compose(self, overrides: Sequence[str], mode: RunMode = RunMode.RUN) -> Composed:
         """The config of these overrides; UserError in one line for whatever is wrong with them or with a file."""
+        for override in overrides:
+            if override.lstrip("+~").startswith("="):
+                raise UserError(f"'{override}' lacks a key before '='")
         with hints.explained(self, overrides):
             cfg = self.load(overrides, mode)
             hydra = cfg.hydra

@@ -35,6 +35,7 @@ MISTAKES = {
     "model": ["'model' lacks '='", "odd, small, tiny"],
     "modle": ["'modle' lacks '='", "model=..."],
     "model=tiny,small": ["several values", "-m", "model=[tiny,small]"],
+    "=tiny": ["'=tiny' lacks a key"],
     "seed=[1": ["seed=[1 cannot be read", "quote it"],
     "~modle": ["no 'modle' to delete", "did you mean 'model'"],
     "--multirum": ["--multirum is no option", "--multirun"],
