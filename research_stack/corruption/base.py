@@ -21,6 +21,8 @@ from research_stack.corruption.times import Times
 from research_stack.data.vocabulary import Vocabulary
 from research_stack.streams import Draws
 
+_HALF_STEP = 2.0**-25  # of a float32 draw: keeps a draw of 0 off the ends of the intervals it is compared with
+
 
 class Corrupted(NamedTuple):
     """A corrupted batch, B rows of L.
@@ -140,13 +142,13 @@ class Corruption(ABC):
         where that is a whole number the count is that number. Which positions are chosen follows p_BL.
         """
         length = p_BL.shape[1]
-        rounding_B, offset_B = draws.uniform(2).double().unbind(1)
-        selected_BL, total_B = systematic(p_BL, draws.uniform(length), rounding_B, offset_B)
+        rounding_B = draws.uniform().double()
+        selected_BL = systematic(p_BL, draws.uniform(length), rounding_B)
         # The same rounding draw for every cumulated fraction keeps each difference within 1 of its own fraction.
         share_B = 1 / rates.total.clamp_min(1e-300)
         size_B = p_BL.sum(1)
-        masks_B = torch.minimum(whole(size_B * rates.mask * share_B, rounding_B), total_B)
-        noised_B = torch.minimum(whole(size_B * (rates.mask + rates.replace) * share_B, rounding_B), total_B)
+        masks_B = whole(size_B * rates.mask * share_B, rounding_B)
+        noised_B = whole(size_B * (rates.mask + rates.replace) * share_B, rounding_B)
         rank_BL = ranks(draws.uniform(length).masked_fill(~selected_BL, 2.0))
         masked_BL = (rank_BL < masks_B.unsqueeze(1)) & selected_BL
         return masked_BL, (rank_BL < noised_B.unsqueeze(1)) & selected_BL & ~masked_BL, selected_BL
@@ -179,11 +181,15 @@ class Corruption(ABC):
 # Exact counts ----------------------------------------------------------------------------------------------------------
 
 
+def settled(value: Tensor) -> Tensor:
+    """The value, or the whole number it misses by rounding errors: 0.7 * 10 is a little less than 7."""
+    near = value.round()
+    return torch.where((value - near).abs() < 1e-9, near, value)
+
+
 def whole(value: Tensor, rounding: Tensor) -> Tensor:
     """`value` rounded up or down with its own expectation, given rounding ~ U[0, 1); whole numbers stay."""
-    near = value.round()
-    value = torch.where((value - near).abs() < 1e-9, near, value)  # 0.7 * 10 is a little less than 7
-    return (value + rounding).floor()
+    return (settled(value) + rounding + _HALF_STEP).floor()
 
 
 def ranks(key_BL: Tensor) -> Tensor:
@@ -193,22 +199,19 @@ def ranks(key_BL: Tensor) -> Tensor:
     return torch.empty_like(order_BL).scatter_(1, order_BL, place_BL)
 
 
-def systematic(p_BL: Tensor, key_BL: Tensor, rounding_B: Tensor, offset_B: Tensor) -> tuple[Tensor, Tensor]:
-    """Choose positions with inclusion probabilities p and exactly whole(sum of p) of them in each row.
+def systematic(p_BL: Tensor, key_BL: Tensor, rounding_B: Tensor) -> Tensor:
+    """(B, L) bool: positions chosen with inclusion probabilities p, whole(sum of p, rounding) of them in each row.
 
     Systematic sampling (Madow 1949) in a random order: lay the probabilities end to end and take every position in
     which a point of a unit grid falls. Equal probabilities give a simple random sample.
 
-    - p_BL: float64 in [0, 1]. key_BL: U[0, 1) for the order. rounding_B, offset_B: U[0, 1).
-
-    Returns (selected_BL bool, count_B float64).
+    - p_BL: float64 in [0, 1]. key_BL: U[0, 1) for the order. rounding_B: U[0, 1), the offset of the grid.
     """
-    count_B = whole(p_BL.sum(1), rounding_B)
     order_BL = key_BL.argsort(dim=1, stable=True)
     ends_BL = p_BL.gather(1, order_BL).cumsum(1)
     total_B1 = ends_BL[:, -1:]
-    # Dividing by the sum itself makes the last end exactly the count, whatever was rounded on the way.
-    ends_BL = ends_BL / total_B1.clamp_min(1e-300) * count_B.unsqueeze(1)
-    grid_BL = (ends_BL + offset_B.unsqueeze(1) + 2**-25).floor()  # half a step of the draw: an offset of 0 lies on an end
+    # Dividing by the sum itself makes a whole last end exact, whatever was rounded on the way.
+    ends_BL = ends_BL / total_B1.clamp_min(1e-300) * settled(total_B1)
+    grid_BL = (ends_BL + rounding_B.unsqueeze(1) + _HALF_STEP).floor()
     hit_BL = grid_BL.diff(dim=1, prepend=torch.zeros_like(grid_BL[:, :1])) > 0
-    return torch.zeros_like(hit_BL).scatter_(1, order_BL, hit_BL), count_B
+    return torch.zeros_like(hit_BL).scatter_(1, order_BL, hit_BL)

@@ -76,7 +76,7 @@ def test_truncated_times_fall_below_the_bound_by_the_known_amount(p_u, short):
 
 @pytest.mark.parametrize("process", [Absorbing(), Hybrid(p_u=0.1), Hybrid(p_u=0.5), Uniform()], ids=str)
 def test_estimator_matches_log_vocabulary_for_a_uniform_predictor_at_any_length(process):
-    n, rows = 1000, 2048
+    n, rows = 200, 2048
     for length in (1, 7):
         denoiser = toy.Denoiser(n, lambda z, t: torch.zeros(*z.shape, n))
         tokens = torch.randint(toy.OFFSET, n + toy.OFFSET, (rows, length), generator=torch.Generator().manual_seed(length))
@@ -341,7 +341,7 @@ def test_substituted_and_stratified_times_cut_the_variance_at_least_by_half(proc
     mean, within = moments(process, t, 1 - t, torch.ones_like(t))
     plain = (length * within.mean() + length**2 * mean.var()) / rows
     ours_mean, within = moments(process, *(heavy_ended if process.has_uniform else arcsine)(s))
-    assert float(ours_mean.mean()) == pytest.approx(float(mean.mean()), rel=0.05)
+    assert float(ours_mean.mean()) == pytest.approx(float(mean.mean()), rel=0.1)  # the truncation costs some
     ours = (length * within.mean() + length**2 * ours_mean.reshape(rows, -1).var(dim=1).mean()) / rows
     assert float(plain / ours) >= 2
 
