@@ -179,22 +179,32 @@ class Transformer(nn.Module):
     ) -> Tensor:
         """Hidden states (B, L, D), normalised, ready for `head`.
 
-        - attend_BL: bool, False at padding, which no token sees; None: no padding.
+        - attend_BL: bool, False at padding, which no token sees; None: no padding. With a cache it covers the tokens in it too.
         - t_B: noise level in [0, 1]; used by a model with time_conditioning, which needs it.
         - cache: grows by these tokens, which follow those in it.
         """
         start, length = (cache.length if cache is not None else 0), tokens_BL.shape[1]
         require(start + length <= self.max_length, f"max_length={self.max_length} is less than the {start + length} tokens asked for")
+        if attend_BL is not None and attend_BL.shape[1] != start + length:
+            raise ValueError(f"attend_BL has {attend_BL.shape[1]} columns and must have {start + length}: the cache's tokens, then these")
         x_BLD = self.embedding(tokens_BL)
         rope = tuple(table[start : start + length] for table in self._rope_tables(x_BLD.device, x_BLD.dtype))
         mask = self._mask(attend_BL, length, start)
-        time_B1D = self.time(sinusoids(t_B).to(x_BLD.dtype)).unsqueeze(1) if self.time is not None and t_B is not None else None
+        time_B1D = self._time(t_B, x_BLD.dtype)
         for index, block in enumerate(self.blocks):
             if self.checkpoint_blocks and self.training:
                 x_BLD = checkpoint(block, x_BLD, rope, mask, time_B1D, cache, index, use_reentrant=False)
             else:
                 x_BLD = block(x_BLD, rope, mask, time_B1D, cache, index)
         return self.norm(x_BLD)
+
+    def _time(self, t_B: Tensor | None, dtype: torch.dtype) -> Tensor | None:
+        """The noise level as seen by the blocks; None for a model that takes none."""
+        if self.time is None:
+            return None
+        if t_B is None:
+            raise ValueError("time_conditioning=True: the model needs the noise level t_B")
+        return self.time(sinusoids(t_B).to(dtype)).unsqueeze(1)
 
     def _mask(self, attend_BL: Tensor | None, length: int, start: int) -> Tensor | None:
         """None where attention needs no mask, which is the fast path."""
@@ -212,9 +222,10 @@ class Transformer(nn.Module):
         key = (device, dtype)
         if key not in self._rope:
             half = self.head_dim // 2
-            frequencies = 10000.0 ** (-torch.arange(half, dtype=torch.float64) / half)
-            angles = torch.arange(self.max_length, dtype=torch.float64)[:, None, None] * frequencies
-            self._rope[key] = (angles.cos().to(device, dtype), angles.sin().to(device, dtype))
+            with torch.inference_mode(False):  # kept tensors must serve a later training step too, whoever asks first
+                frequencies = 10000.0 ** (-torch.arange(half, dtype=torch.float64) / half)
+                angles = torch.arange(self.max_length, dtype=torch.float64)[:, None, None] * frequencies
+                self._rope[key] = (angles.cos().to(device, dtype), angles.sin().to(device, dtype))
         return self._rope[key]
 
     def parameters_count(self, embeddings: bool = False) -> int:

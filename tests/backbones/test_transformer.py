@@ -92,6 +92,32 @@ def test_time_conditioning_starts_as_no_conditioning_and_then_matters():
     assert not torch.allclose(m(tokens(), t_B=torch.full((3,), 0.1).double()), m(tokens(), t_B=torch.zeros(3).double()))
 
 
+def test_a_time_conditioned_model_needs_the_level():
+    with pytest.raises(ValueError, match="time_conditioning=True"):
+        model(time_conditioning=True)(tokens())
+
+
+def test_padding_before_a_cached_prompt_stays_unseen():
+    m, ids = model(causal=True), tokens()
+    attend = torch.ones(3, L, dtype=torch.bool)
+    attend[0, :2] = False
+    cache = m.new_cache()
+    pieces = torch.cat([m(ids[:, :6], attend[:, :6], cache=cache), m(ids[:, 6:], attend, cache=cache)], 1)
+    torch.testing.assert_close(pieces[attend], m(ids, attend)[attend], rtol=0, atol=1e-12)
+    with pytest.raises(ValueError, match="attend_BL has 6 columns and must have 12"):
+        cache = m.new_cache()
+        m(ids[:, :6], cache=cache)
+        m(ids[:, 6:], attend[:, 6:], cache=cache)
+
+
+def test_trains_after_its_first_use_in_inference_mode():
+    m = Transformer(V, dim=32, layers=1, heads=2)
+    with torch.inference_mode():
+        m(tokens())
+    m(tokens()).sum().backward()
+    assert m.embedding.weight.grad is not None
+
+
 def test_checkpointing_blocks_changes_no_gradient():
     grads = []
     for flag in (False, True):
