@@ -151,10 +151,14 @@ class Hardware:
         return torch.autocast(self.device().type, dtype=torch.bfloat16, enabled=bf16)
 
     def compiled(self, module: LightningModule) -> LightningModule:
-        """The module, its backbone compiled and set up for sharding where asked. Parameter names stay the same."""
+        """The module, its backbone compiled and set up for sharding where asked. Parameter names stay the same.
+
+        ValueError when the weights are to be sharded and averaged too: the average is a copy, and shards cannot be copied.
+        """
         if self.compile:
             module.model.compile()
         if self.strategy == "fsdp":
+            require(module.optimization.ema == 0, "hardware.strategy=fsdp keeps no average of the weights: set optimization.ema=0")
             # Lightning calls this hook once the processes have found each other.
             module.configure_model = functools.partial(shard, module)
         return module

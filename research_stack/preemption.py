@@ -1,8 +1,8 @@
 """Stopping without losing steps: Ctrl-C, SIGTERM, and the signal by which SLURM announces preemption or the end of time.
 
-Handlers only set a flag, since Python may run them in the middle of anything. After the next batch the flag is
-reduced over all ranks by max, so that all of them save the same step even when the signal reached some only.
-What follows depends on who sent it:
+Handlers only set a flag, since Python may run them in the middle of anything. After the step, and its validation
+where one is due, the flag is reduced over all ranks by max, so that all of them save the same step even when the
+signal reached some only. What follows depends on who sent it:
 
     SIGUSR2 in a submitit job   save, then submitit's own handler requeues the job (rank 0); the others wait to be ended
     otherwise in a SLURM job    save and train on: SLURM ends the job when it means it, and requeues by its own rules;
@@ -79,10 +79,19 @@ class Preemption(Callback):
                 signal.signal(number, signal.SIG_DFL if handler is None else handler)
         self._before = {}
 
-    # After a batch -------------------------------------------------------------------------------------------------
+    # After a step --------------------------------------------------------------------------------------------------
 
     def on_train_batch_end(self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int) -> None:
-        """Act on a signal that reached any rank."""
+        """Act on a signal that reached any rank, unless the step's validation is still to come."""
+        if not validation_follows(trainer):
+            self._act(trainer)
+
+    def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Act on a signal that reached any rank during the step or its validation, which is logged by now."""
+        if not trainer.sanity_checking:
+            self._act(trainer)
+
+    def _act(self, trainer: Trainer) -> None:
         number = self._agreed(trainer)
         if number is None:
             return
@@ -115,6 +124,12 @@ class Preemption(Callback):
 
     def _leave(self, trainer: Trainer, number: signal.Signals) -> None:
         if trainer.is_global_zero:
-            log.warning("interrupted at step %d of %d; the same command goes on, or: research-stack run=%s",
-                        trainer.global_step, trainer.max_steps, self.folder)
+            # On Ctrl-C the command line says so itself.
+            how = "" if number == signal.SIGINT else f"; the same command goes on, or: research-stack run={self.folder}"
+            log.warning("interrupted at step %d of %d%s", trainer.global_step, trainer.max_steps, how)
         raise SystemExit(128 + number)
+
+
+def validation_follows(trainer: Trainer) -> bool:
+    """Whether this step's validation comes next. A checkpoint before it would lose it: a resumed run starts behind it."""
+    return trainer.enable_validation and trainer.global_step % trainer.val_check_batch == 0

@@ -92,7 +92,8 @@ def launch(folder: Path, hardware: Hardware) -> None:
             raise SystemExit(128 + stop.sigval) from stop
         except ChildFailedError as error:
             rank, failure = error.get_first_failure()
-            _raise_for(rank, failure.exitcode, failure.message)
+            said = failure.message  # a rank that recorded its error says more than one that died
+            _raise_for(rank, failure.exitcode, said if isinstance(said, str) else said["message"])
 
 
 def _raise_for(rank: int, exitcode: int, message: str) -> None:
@@ -169,13 +170,13 @@ def main(folder: str) -> int:
     from omegaconf import OmegaConf
     from torch.distributed.elastic.multiprocessing.errors import get_error_handler
 
-    from research_stack import run
+    from research_stack.run import fit
 
     rank = int(os.environ["RANK"])
     logging.basicConfig(level=logging.INFO if rank == 0 else logging.WARNING, format="[%(asctime)s][%(name)s][%(levelname)s] - %(message)s",
                         handlers=_handlers(Path(folder), rank))
     try:
-        run.fit(OmegaConf.load(Path(folder) / "config.yaml"), Path(folder))
+        fit(OmegaConf.load(Path(folder) / "config.yaml"), Path(folder))
     except (ValueError, OSError) as error:
         get_error_handler().record_exception(UserError(str(error)))
         return 1

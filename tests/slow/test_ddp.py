@@ -1,0 +1,98 @@
+"""Several processes, sharded processes and accumulation give the losses of one process that takes the whole batch."""
+from __future__ import annotations
+
+import json
+import math
+import os
+import signal
+import time
+
+import pytest
+from small_runs import SMALL, finish, log_of, losses, rows, run, start, wait_for
+
+pytestmark = pytest.mark.slow
+
+ONE = [*SMALL, "hardware.precision=32", "trainer.max_steps=30"]
+
+
+@pytest.fixture(scope="module")
+def one(tmp_path_factory):
+    """The losses of one process."""
+    cwd = tmp_path_factory.mktemp("one")
+    run(*ONE, f"hydra.run.dir={cwd / 'run'}", cwd=cwd)
+    found = losses(cwd / "run")
+    assert len(found) == 30 and found[0][1] > found[-1][1], "the run must have learned something"
+    return found
+
+
+def assert_same(found, expected):
+    """Training loss and gradient norm up to rounding; the validation loss nearly, for its rows are dealt out differently."""
+    assert [row[0] for row in found] == [row[0] for row in expected]
+    for row, reference in zip(found, expected, strict=True):
+        for value, wanted, tolerance in zip(row[1:], reference[1:], (2e-4, 2e-4, 5e-2), strict=True):
+            assert (value is None) == (wanted is None), row
+            assert value is None or math.isclose(value, wanted, rel_tol=tolerance), (row, reference)
+
+
+@pytest.mark.parametrize("overrides", [
+    ["hardware=cpu_ddp"],
+    ["hardware=cpu_ddp", "hardware.strategy=fsdp", "optimization.ema=0"],
+    ["hardware=cpu_ddp", "optimization.accumulate=2"],
+    ["optimization.accumulate=2"],
+], ids=["ddp", "fsdp", "ddp+accumulate", "accumulate"])  # fmt: skip
+def test_gives_the_losses_of_one(one, tmp_path, overrides):
+    run(*ONE, *overrides, f"hydra.run.dir={tmp_path / 'run'}", cwd=tmp_path)
+    assert_same(losses(tmp_path / "run"), one)
+    assert json.loads((tmp_path / "run" / "result.json").read_text())["status"] == "ok"
+
+
+def test_ctrl_c_reaches_all_processes_and_the_run_goes_on(one, tmp_path):
+    arguments = [*ONE, "hardware=cpu_ddp", f"hydra.run.dir={tmp_path / 'run'}"]
+    process = start(*arguments, cwd=tmp_path)
+    wait_for(lambda: len(rows(tmp_path / "run")) >= 7, process, tmp_path)
+    process.send_signal(signal.SIGINT)
+    assert finish(process, tmp_path) == 130, log_of(tmp_path)
+    assert json.loads((tmp_path / "run" / "result.json").read_text())["status"] == "interrupted"
+    assert 7 <= len(rows(tmp_path / "run")) < 30
+    run(*arguments, cwd=tmp_path)
+    assert_same(losses(tmp_path / "run"), one)
+
+
+def test_no_process_outlives_a_killed_run(tmp_path):
+    process = start(*ONE, "trainer.max_steps=100000", "hardware=cpu_ddp", f"hydra.run.dir={tmp_path / 'run'}", cwd=tmp_path)
+    wait_for(lambda: len(rows(tmp_path / "run")) >= 3, process, tmp_path)
+    assert len(workers(tmp_path)) == 2
+    process.kill()
+    process.wait()
+    deadline = time.monotonic() + 5
+    while workers(tmp_path) and time.monotonic() < deadline:
+        time.sleep(0.05)
+    assert not workers(tmp_path)
+
+
+def workers(cwd) -> list[int]:
+    """Processes that train below this working directory."""
+    found = []
+    for pid in filter(str.isdigit, os.listdir("/proc")):
+        try:
+            with open(f"/proc/{pid}/cmdline", "rb") as file:
+                words = file.read().decode().split("\0")
+            if "research_stack.worker" in words and os.readlink(f"/proc/{pid}/cwd") == str(cwd):
+                found.append(int(pid))
+        except OSError:
+            continue  # it has just ended
+    return found
+
+
+def test_a_mistake_seen_by_the_ranks_is_one_line(tmp_path):
+    """Only the processes load the checkpoint; theirs is the error, once, without a traceback."""
+    folder = tmp_path / "run"
+    process = start(*ONE, "trainer.max_steps=100000", "hardware=cpu_ddp", f"hydra.run.dir={folder}", cwd=tmp_path)
+    wait_for(lambda: len(rows(folder)) >= 3, process, tmp_path)
+    process.terminate()
+    assert finish(process, tmp_path) == 143, log_of(tmp_path)
+    (folder / "checkpoints" / "last.ckpt").write_bytes(b"no checkpoint")
+    (tmp_path / "command.log").unlink()
+    assert finish(start(*ONE, "trainer.max_steps=100000", "hardware=cpu_ddp", f"hydra.run.dir={folder}", cwd=tmp_path), tmp_path) == 2
+    text = (tmp_path / "command.log").read_text()
+    assert text.count("the checkpoint is damaged") == 1 and "Traceback" not in text, text

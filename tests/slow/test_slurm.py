@@ -1,0 +1,94 @@
+"""Sweeps really submitted to a SLURM cluster that the test starts; one job is preempted, requeued and resumed.
+
+Needs root, slurm-wlm, munge and submitit; skipped elsewhere, unless RESEARCH_STACK_REQUIRE_SLURM=1 says that this
+machine must have them.
+"""
+from __future__ import annotations
+
+import csv
+import json
+import os
+import subprocess
+from importlib.util import find_spec
+
+import pytest
+import slurm_cluster
+from small_runs import SMALL, finish, log_of, losses, rows, run, start, wait_for
+
+pytestmark = pytest.mark.slow
+
+STEPS = 150
+COMMAND = ["-m", *SMALL, f"trainer.max_steps={STEPS}", "launcher=slurm", "hardware=slurm_cpu", "hardware.resources.timeout_min=60",
+           "hardware.resources.mem_gb=2", "hardware.resources.cpus_per_task=1", "seed=1,2"]  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def environment(tmp_path_factory):
+    """A running cluster, as the environment of its commands."""
+    reason = slurm_cluster.missing() or (None if find_spec("submitit") else "no submitit (pip install 'research-stack[slurm]')")
+    if reason and os.environ.get("RESEARCH_STACK_REQUIRE_SLURM") == "1":
+        pytest.fail(f"RESEARCH_STACK_REQUIRE_SLURM=1, but {reason}")
+    if reason:
+        pytest.skip(reason)
+    with slurm_cluster.cluster(tmp_path_factory.mktemp("slurm")) as environment:
+        yield environment
+
+
+@pytest.fixture(scope="module")
+def alone(tmp_path_factory):
+    """The losses of seed 2 on this machine, undisturbed."""
+    cwd = tmp_path_factory.mktemp("alone")
+    run(*SMALL, f"trainer.max_steps={STEPS}", "seed=2", "hardware.threads=1", f"hydra.run.dir={cwd / 'run'}", cwd=cwd)
+    return losses(cwd / "run")
+
+
+def slurm(environment, *command: str) -> str:
+    return subprocess.run(command, env=environment, check=True, capture_output=True, text=True).stdout
+
+
+def point(cwd, seed: int):
+    """The folder of a point of the sweep in this working directory."""
+    found = [p.parent for p in cwd.glob(f"multirun/*/*/*seed={seed}*/config.yaml")]
+    return found[0] if found else cwd / "not yet"
+
+
+def assert_both_ok(cwd):
+    for seed in (1, 2):
+        assert json.loads((point(cwd, seed) / "result.json").read_text())["status"] == "ok"
+    (table,) = cwd.glob("multirun/*/*/results.csv")
+    with open(table) as file:
+        assert sorted(row["seed"] for row in csv.DictReader(file)) == ["1", "2"]
+
+
+def test_a_preempted_job_is_requeued_and_gives_the_same_losses(environment, alone, tmp_path):
+    """An urgent job takes the whole node; SLURM tells both jobs, and starts them again when it is done."""
+    process = start(*COMMAND, cwd=tmp_path, environment=environment)
+    wait_for(lambda: len(rows(point(tmp_path, 2))) >= 12, process, tmp_path)
+    slurm(environment, "sbatch", "--partition=urgent", "--exclusive", "--wrap=sleep 1", "--output=/dev/null")
+    assert finish(process, tmp_path) == 0, log_of(tmp_path)
+    assert losses(point(tmp_path, 2)) == alone
+    text = (point(tmp_path, 2) / "run.log").read_text()
+    assert "SIGUSR2 at step" in text and "resuming" in text, text
+    assert_both_ok(tmp_path)
+
+
+def test_two_tasks_of_one_job_train_one_model(environment, alone, tmp_path):
+    """Data parallelism through srun, preempted by a signal that reaches one task only."""
+    arguments = [*COMMAND[:-1], "seed=2", "hardware.devices=2", "hardware.strategy=ddp", "hardware.precision=32"]
+    process = start(*arguments, cwd=tmp_path, environment=environment)
+    wait_for(lambda: len(rows(point(tmp_path, 2))) >= 12, process, tmp_path)
+    job = slurm(environment, "squeue", "-h", "-r", "-o", "%i").split()[0]
+    slurm(environment, "scancel", "--signal=USR2", job)
+    assert finish(process, tmp_path) == 0, log_of(tmp_path)
+    found = losses(point(tmp_path, 2))
+    assert [row[0] for row in found] == list(range(1, STEPS + 1))
+    assert "resuming" in (point(tmp_path, 2) / "run.log").read_text()
+    run(*SMALL, f"trainer.max_steps={STEPS}", "seed=2", "hardware.precision=32", f"hydra.run.dir={tmp_path / 'one'}", cwd=tmp_path)
+    for row, reference in zip(found, losses(tmp_path / "one"), strict=True):
+        assert row[1] == pytest.approx(reference[1], rel=2e-3), (row, reference)
+
+
+def test_a_sweep_without_multirun_says_what_is_missing(tmp_path):
+    process = start(*COMMAND[1:-1], cwd=tmp_path)
+    assert finish(process, tmp_path) == 2
+    assert "launcher=slurm submits sweeps only: add -m" in log_of(tmp_path)
