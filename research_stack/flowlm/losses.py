@@ -127,12 +127,12 @@ class Loss:
             p_BL = corrupted.mask_p_BL if self.positions == "masked" else corrupted.select_p_BL
             return slope_B1 / p_BL.clamp_min(_EDGE)
         process, t_B1 = self.corruption.process, corrupted.t_B.double().clamp(_EDGE, 1 - _EDGE).unsqueeze(1)
-        weights = process.weights(t_B1)
-        # Times 2t(1-t) the weights are 2, 1 and about B/N e^(-l/2): GIDD's dynamic ones (the last stays below 1 here).
-        weights = {"elbo": lambda: weights,
-                   "clip": lambda: type(weights)(*(w.clamp_max(self.max_weight) for w in weights)),
-                   "dynamic": lambda: type(weights)(*(2 * t_B1 * (1 - t_B1) * w * self.max_weight for w in weights))}[self.weight]()
-        weight_BL = weights.at(corrupted.masked_BL, corrupted.z_BL == tokens_BL)
+        weight_BL = process.weights(t_B1).at(corrupted.masked_BL, corrupted.z_BL == tokens_BL)
+        if self.weight == "clip":
+            weight_BL = weight_BL.clamp_max(self.max_weight)
+        elif self.weight == "dynamic":
+            # Times 2t(1-t) the weights are 2, 1 and r / (1 + r), r = B/N e^(-l/2): GIDD's, but bounded where t -> 1.
+            weight_BL = weight_BL * (2 * t_B1 * (1 - t_B1) * self.max_weight)
         if self.cross_entropy:  # g = (1 - t) CE without substitutions
             weight_BL = weight_BL * process.coefficients(t_B1).keep
         return (weight_BL * slope_B1).float()
