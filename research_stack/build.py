@@ -3,6 +3,7 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from typing import Any
 
 from omegaconf import OmegaConf
@@ -48,12 +49,20 @@ def build(node: Any, path: str, /, **arguments: Any) -> Any:
     try:
         # A partial keeps `arguments` out of OmegaConf, which would turn dataclasses into configs of themselves.
         factory = instantiate(node, _convert_="all", _partial_=True)
-        assert isinstance(factory, functools.partial)
-        return factory(**arguments)
     except InstantiationException as error:
         if isinstance(error.__cause__, ValueError | OSError):
             inner = str(error).rpartition("full_key: ")[2].strip() if "full_key: " in str(error) else ""
             raise type(error.__cause__)(f"{path}{'.' + inner if inner else ''}.{error.__cause__}") from error
         raise
+    assert isinstance(factory, functools.partial)
+    with named(path):
+        return factory(**arguments)
+
+
+@contextmanager
+def named(path: str) -> Iterator[None]:
+    """Put the path of a config node in front of the ValueErrors its object raises, which open with a parameter."""
+    try:
+        yield
     except ValueError as error:
         raise ValueError(f"{path}.{error}") from error

@@ -17,10 +17,12 @@ from typing import TYPE_CHECKING, Any
 from omegaconf import DictConfig, OmegaConf
 
 from research_stack import provenance, results
-from research_stack.build import build, plain
+from research_stack.build import build, named, plain
 from research_stack.results import Result, RunFolder
 
 if TYPE_CHECKING:
+    from lightning.pytorch.loggers import Logger
+
     from research_stack.data.module import TokenData
     from research_stack.evaluation.context import Context
     from research_stack.hardware import Hardware
@@ -68,7 +70,8 @@ def assemble(cfg: DictConfig) -> Parts:
     corruption = build(cfg.corruption, "corruption")
     optimization = build(cfg.optimization, "optimization")
     data = build(cfg.data, "data", seed=cfg.seed)
-    data.prepare()
+    with named("data"):
+        data.prepare()
     model = build(cfg.model, "model", vocab_size=data.vocab.size, seed=cfg.seed)
     method = build(cfg.method, "method", model=model, corruption=corruption.bind(data.vocab), vocab=data.vocab,
                    optimization=optimization, seed=cfg.seed)
@@ -90,7 +93,15 @@ def train(cfg: DictConfig, place: RunFolder) -> Result:
         else:
             fit(cfg, place.path)
         metrics |= evaluate(cfg, place)
+        for logger in chosen_loggers(cfg, place):  # training has closed them
+            logger.log_metrics(dict(metrics), step=int(cfg.trainer.max_steps))
+            logger.finalize("success")
     return finished(place)
+
+
+def chosen_loggers(cfg: DictConfig, place: RunFolder) -> list[Logger]:
+    """The loggers of `cfg.logger`, beside the files that are always written."""
+    return [build(node, f"logger.{name}", folder=place.path) for name, node in (plain(cfg.logger) or {}).items()]
 
 
 def fit(cfg: DictConfig, folder: Path) -> None:
@@ -107,8 +118,7 @@ def fit(cfg: DictConfig, folder: Path) -> None:
     step = load_checkpoint(last)["global_step"] if last.is_file() else 0
     parts.data.start_step = step
     provenance.add(place.path, {"data": parts.data.describe(), "model": model_facts(parts)})
-    loggers = [JsonlLogger(place.path, start_step=step)]
-    loggers += [build(node, f"logger.{name}", folder=place.path) for name, node in (plain(cfg.logger) or {}).items()]
+    loggers = [JsonlLogger(place.path, start_step=step), *chosen_loggers(cfg, place)]
     callbacks = [build(node, f"callbacks.{name}") for name, node in plain(cfg.callbacks).items()]
     callbacks = [RowBeforeCheckpoint(loggers[0]), *([Ema(cfg.optimization.ema)] if cfg.optimization.ema else []), *callbacks]
     trainer = build(
@@ -219,17 +229,18 @@ def recorded(cfg: DictConfig, place: RunFolder) -> Iterator[dict[str, float]]:
     metrics: dict[str, float] = {}
     try:
         yield metrics
-    except (KeyboardInterrupt, SystemExit):
-        place.interrupted(steps_done(place))
-        raise
     except BaseException as error:
-        place.fail(error, steps_done(place))
-        raise
-    else:
-        place.finish(metrics, steps_done(place))
-    finally:
+        stopped = isinstance(error, KeyboardInterrupt | SystemExit)
+        place.interrupted(steps_done(place)) if stopped else place.fail(error, steps_done(place))
         provenance.history(place.path, cfg)
-        write_report(place.path)
+        try:
+            write_report(place.path)
+        except Exception:  # must not hide what went wrong first
+            log.exception("the report of %s could not be written", place.path)
+        raise
+    place.finish(metrics, steps_done(place))
+    provenance.history(place.path, cfg)
+    write_report(place.path)
 
 
 def refuse_another(cfg: DictConfig, place: RunFolder) -> None:

@@ -25,7 +25,7 @@ def test_experiment_runs_from_config_to_report(experiment, tmp_path, monkeypatch
 def test_every_choice_composes(group):
     for path in sorted((CONF / group).glob("*.yaml")):
         overrides = [f"{group}={path.stem}"] + (["data.path=README.md"] if path.stem in ("text", "hub") and group == "data" else [])
-        assert compose(overrides, preflight=False)[group] is not None
+        assert compose(overrides, check=False)[group] is not None
 
 
 def test_every_experiment_states_its_command():
