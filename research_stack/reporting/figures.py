@@ -1,0 +1,132 @@
+"""figures/*.png of a run, for slides and papers: matplotlib, no display, light background."""
+from __future__ import annotations
+
+import math
+import warnings
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from research_stack.reporting.curves import quantile, series, smooth
+from research_stack.reporting.film import window
+from research_stack.reporting.reading import RunFiles, real
+from research_stack.reporting.sections import loss_unit
+from research_stack.results import RunFolder, atomic_path
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
+
+BLUE, ORANGE, GREEN, GREY, INK = "#1f5fa8", "#c2571a", "#2b7f58", "#5d6b78", "#1e2226"
+CELLS = {"mask": (None, "#b3b9bf"), "kept": (None, "#5b6570"), "filled": ("#d9e8f7", "#12467f"), "changed": ("#ffd9b8", "#8a3400"), "prompt": (None, "#7a838c")}
+DPI = 150
+
+
+def write_figures(place: RunFolder, run: RunFiles) -> list[Path]:
+    """Draw what the run has files for; returns the paths written."""
+    drawn = {"training.png": training(run), "likelihood.png": likelihood(run)}
+    drawn |= {f"film_{name}.png": film_figure(film, name) for name, film in run.films.items()}
+    return [save(figure, place.figures / name) for name, figure in drawn.items() if figure is not None]
+
+
+def save(figure: Figure, path: Path) -> Path:
+    """Write a figure, whole or not at all."""
+    with warnings.catch_warnings(), atomic_path(path) as temporary:
+        warnings.filterwarnings("ignore", message="Glyph .* missing")  # a model may write in any script
+        figure.savefig(temporary, dpi=DPI, format=path.suffix[1:])
+    return path
+
+
+def new_figure(width: float, height: float, columns: int = 1) -> tuple[Figure, list[Axes]]:
+    """A figure of some inches with a row of plots in the house style."""
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(width, height), layout="constrained")
+    FigureCanvasAgg(figure)
+    plots = list(figure.subplots(1, columns, squeeze=False)[0])
+    for plot in plots:
+        plot.spines[["top", "right", "left"]].set_visible(False)
+        plot.spines["bottom"].set_color("#98a1aa")
+        plot.grid(axis="y", color="#ebe8e1", linewidth=0.8)
+        plot.tick_params(colors=GREY, length=0, labelsize=8)
+        plot.set_axisbelow(True)
+    return figure, plots
+
+
+def training(run: RunFiles) -> Figure | None:
+    """Loss and gradient norm over steps."""
+    loss, norm, held_out = (series(run.history, key) for key in ("train/loss", "train/grad_norm", "val/loss"))
+    if not loss:
+        return None
+    figure, plots = new_figure(9, 3.2, columns=2 if norm else 1)
+    _curve(plots[0], loss, BLUE)
+    if held_out:
+        plots[0].plot(*zip(*held_out, strict=True), "o-", color=ORANGE, markersize=3.5, linewidth=1.2, label="validation, same loss")
+    values = [y for _, y in loss]
+    low, high = quantile(values, 0.002), quantile(values, 0.995)
+    plots[0].set_ylim(low - 0.05 * (high - low or 1), high + 0.05 * (high - low or 1))
+    plots[0].set_title(f"training loss, {loss_unit(run)}", loc="left", fontsize=9, color=INK)
+    plots[0].legend(frameon=False, fontsize=8, labelcolor=GREY)
+    if norm:
+        _curve(plots[1], [p for p in norm if p[1] > 0], GREEN)
+        plots[1].set_yscale("log")
+        plots[1].set_title("gradient norm before clipping", loc="left", fontsize=9, color=INK)
+    for plot in plots:
+        plot.set_xlabel("optimizer step", fontsize=8, color=GREY)
+    return figure
+
+
+def _curve(plot: Axes, points: list[tuple[float, float]], color: str) -> None:
+    if points:
+        plot.plot(*zip(*points, strict=True), color=color, alpha=0.25, linewidth=0.7)
+        plot.plot(*zip(*smooth(points), strict=True), color=color, linewidth=1.8, label="training, smoothed")
+
+
+def likelihood(run: RunFiles) -> Figure | None:
+    """The bound and its baselines with 95 % intervals."""
+    rows = [row for row in run.likelihood if math.isfinite(real(row.get("nats_per_token")))]
+    if not rows:
+        return None
+    figure, (plot,) = new_figure(6.4, 0.9 + 0.42 * len(rows))
+    plot.grid(axis="y", visible=False)
+    plot.grid(axis="x", color="#ebe8e1", linewidth=0.8)
+    for place, row in enumerate(sorted(rows, key=lambda row: real(row["nats_per_token"]))):
+        value, low, high = (real(row.get(key)) for key in ("nats_per_token", "low", "high"))
+        color = GREY if row.get("kind") == "baseline" else BLUE
+        half = [[value - low], [high - value]] if math.isfinite(low) else None
+        plot.errorbar([value], [place], xerr=half, fmt="o", color=color, markersize=6, capsize=3, linewidth=1.5)
+        plot.annotate(f"{value:.3f}", (value, place), xytext=(0, 7), textcoords="offset points", ha="center", fontsize=8, color=color)
+    names = [row["name"] if row.get("kind") == "baseline" else f"upper bound, {row['name']}" for row in sorted(rows, key=lambda row: real(row["nats_per_token"]))]
+    plot.set_yticks(range(len(rows)), names, fontsize=8)
+    plot.set_ylim(-0.6, len(rows) - 0.3)
+    plot.set_xlabel("nats per held-out token (lower is better), 95 % intervals", fontsize=8, color=GREY)
+    return figure
+
+
+def film_figure(film: dict[str, Any], name: str) -> Figure:
+    """Each row a step; filled tokens blue, changed ones orange."""
+    shown = window(film)
+    widths = [max(len(row[i].piece) for row in shown.rows) + 0.25 for i in range(len(shown.rows[0]))]
+    left, total = 7.0, 7.0 + sum(widths)
+    figure, (plot,) = new_figure(max(4.0, total * 0.088), 0.75 + 0.2 * len(shown.rows))
+    plot.set_axis_off()
+    plot.set_xlim(0, total)
+    plot.set_ylim(len(shown.rows) - 0.4, -0.6)
+    text = {"family": "DejaVu Sans Mono", "fontsize": 7.5, "va": "center", "parse_math": False}
+    for line, (step, row) in enumerate(zip(shown.steps, shown.rows, strict=True)):
+        plot.text(left - 1, line, "start" if line == 0 else str(step), ha="right", color="#98a1aa", **text)
+        x = left
+        for cell, width in zip(row, widths, strict=True):
+            back, ink = CELLS[cell.state]
+            if back:
+                plot.add_patch(_box(x - 0.12, line - 0.42, width, 0.84, back))
+            plot.text(x, line, cell.piece, color=ink, weight="bold" if cell.state == "changed" else "normal", **text)
+            x += width
+    plot.set_title(f"{name}: one row a step; blue was filled in, orange was changed", loc="left", fontsize=9, color=INK, parse_math=False)
+    return figure
+
+
+def _box(x: float, y: float, width: float, height: float, color: str) -> Any:
+    from matplotlib.patches import Rectangle
+
+    return Rectangle((x, y), width, height, facecolor=color, edgecolor="none")

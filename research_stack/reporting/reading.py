@@ -1,0 +1,112 @@
+"""A run folder as a report needs it: whatever of it can be read. Standard library and results.py only.
+
+A report is written for failed and interrupted runs too, so a file that is missing or torn is an absence that the
+report names, never an error.
+"""
+from __future__ import annotations
+
+import csv
+import logging
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from research_stack import results
+from research_stack.results import RunFolder
+
+log = logging.getLogger(__name__)
+
+
+@dataclass
+class RunFiles:
+    """What the files of a run say.
+
+    - problems: one line per file that is there but cannot be read.
+    - likelihood: rows of tables/likelihood.csv. films: {sampler: film}.
+    """
+
+    folder: Path
+    status: str = "unknown"
+    error: str | None = None
+    seconds: float = 0.0
+    steps: int = 0
+    metrics: dict[str, float] = field(default_factory=dict)
+    result: dict[str, Any] = field(default_factory=dict)
+    run: dict[str, Any] = field(default_factory=dict)
+    config: dict[str, Any] = field(default_factory=dict)
+    config_text: str = ""
+    history: list[dict[str, Any]] = field(default_factory=list)
+    likelihood: list[dict[str, str]] = field(default_factory=list)
+    samples: list[dict[str, Any]] = field(default_factory=list)
+    films: dict[str, dict[str, Any]] = field(default_factory=dict)
+    problems: list[str] = field(default_factory=list)
+
+    @property
+    def name(self) -> str:
+        """The experiment's name."""
+        return str(self.config.get("name") or self.run.get("name") or self.folder.name)
+
+    def setting(self, path: str) -> Any:
+        """The config's value at a dotted path; None where there is none."""
+        node: Any = self.config
+        for key in path.split("."):
+            if not isinstance(node, Mapping) or key not in node:
+                return None
+            node = node[key]
+        return node
+
+
+def read(folder: str | Path) -> RunFiles:
+    """Everything in the folder that can be read."""
+    place, found = RunFolder(folder), RunFiles(Path(folder))
+    _read_result(place, found)
+    found.run = _json(place.run_json, found)
+    if place.config_yaml.is_file():
+        try:
+            found.config, found.config_text = place.read_config(), place.config_yaml.read_text(errors="replace")
+        except (ValueError, OSError) as error:
+            found.problems.append(str(error))
+    found.history = results.read_jsonl(place.metrics_jsonl)
+    found.samples = results.read_jsonl(place.samples_jsonl)
+    table = place.tables / "likelihood.csv"
+    if table.is_file():
+        found.likelihood = list(csv.DictReader(table.read_text(errors="replace").splitlines()))
+    if place.films.is_dir():
+        films = {path.stem: _json(path, found) for path in sorted(place.films.glob("*.json"))}
+        found.films = {name: film for name, film in films.items() if film.get("frames") and film.get("pieces")}
+    return found
+
+
+def _read_result(place: RunFolder, found: RunFiles) -> None:
+    if not place.result_json.is_file():
+        return
+    try:
+        loaded = place.load_result()
+    except (ValueError, OSError) as error:
+        found.problems.append(str(error))
+        return
+    found.result = _json(place.result_json, found)
+    found.status, found.error, found.seconds, found.steps = loaded.status, loaded.error, loaded.seconds, loaded.steps
+    found.metrics = {key: float(value) for key, value in loaded.metrics.items()}
+
+
+def _json(path: Path, found: RunFiles) -> dict[str, Any]:
+    """The mapping in a JSON file, {} if there is none; what is wrong with it goes to the problems."""
+    if not path.is_file():
+        return {}
+    try:
+        value = results.read_json(path)
+    except (ValueError, OSError) as error:
+        found.problems.append(str(error))
+        return {}
+    return value if isinstance(value, dict) else {}
+
+
+def real(text: Any) -> float:
+    """A number of a table; NaN if it is none."""
+    try:
+        return float(text)
+    except (TypeError, ValueError):
+        return math.nan

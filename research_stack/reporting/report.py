@@ -1,0 +1,46 @@
+"""report.html of a run: one page that stands alone, made from the folder's files and nothing else."""
+from __future__ import annotations
+
+import functools
+import logging
+import os
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+from research_stack.reporting import sections
+from research_stack.reporting.figures import write_figures
+from research_stack.reporting.html import Html, el, page
+from research_stack.reporting.reading import RunFiles, read
+from research_stack.results import RunFolder, atomic_write
+
+log = logging.getLogger(__name__)
+
+HERE = Path(__file__).parent
+SECTIONS: Sequence[Callable[[RunFiles], list[Html] | None]] = (
+    sections.likelihood, sections.training, sections.samples, sections.refinement, sections.provenance,
+)  # fmt: skip
+
+
+@functools.cache
+def asset(name: str) -> str:
+    """A file that lies beside this module: the page's style or script."""
+    return (HERE / name).read_text(encoding="utf-8")
+
+
+def write_report(folder: str | os.PathLike[str]) -> Path:
+    """Write report.html and figures/*.png of a run folder; returns the page's path.
+
+    Works from the files alone and for runs that failed or were interrupted: it shows what there is. OSError if the
+    folder cannot be written.
+    """
+    place, run = RunFolder(folder), read(Path(folder))
+    atomic_write(place.report_html, render(run))
+    write_figures(place, run)
+    return place.report_html
+
+
+def render(run: RunFiles) -> str:
+    """The page."""
+    parts = [section(run) for section in SECTIONS]
+    body = [*sections.header(run), [part for part in parts if part is not None], el("footer", "Made from the files of the run folder; loads nothing from anywhere.")]
+    return page(f"{run.name}: {run.status}", body, asset("style.css"), asset("player.js"))

@@ -1,0 +1,65 @@
+"""The few lines that stand in the terminal when a run has ended. Standard library only."""
+from __future__ import annotations
+
+import math
+import os
+from pathlib import Path
+
+from research_stack.reporting.reading import RunFiles, read, real
+from research_stack.reporting.sections import MEASURES, duration, headline, last_loss, verdict
+
+
+def summary(folder: str | os.PathLike[str]) -> str:
+    """What the run came to, as aligned text that ends with the report's path (relative where it lies below here)."""
+    run = read(Path(folder))
+    took = f", {run.steps:,} steps, {duration(run.seconds)}" if run.steps else ""
+    blocks = [f"{run.name}: {run.status}{took}"]
+    if run.error:
+        blocks.append(run.error)
+    blocks += [block for block in (_likelihood(run), _decoding(run)) if block]
+    if headline(run) is not None:
+        blocks.append(verdict(run))
+    elif words := last_loss(run):
+        blocks.append(words)
+    report = run.folder / "report.html"
+    if report.is_file():
+        blocks.append(str(_shown(report)))
+    return "\n\n".join(blocks)
+
+
+def _likelihood(run: RunFiles) -> str:
+    rows = [row for row in run.likelihood if math.isfinite(real(row.get("nats_per_token")))]
+    if not rows:
+        return ""
+    lines = [["nats per held-out token", "", "95 % interval", "perplexity", "bits per byte"]]
+    for row in sorted(rows, key=lambda row: real(row["nats_per_token"])):
+        baseline = row.get("kind") == "baseline"
+        sign, name = ("", row["name"]) if baseline else ("<= ", f"upper bound, {row['name']}")
+        value, low, high, perplexity, bits = (real(row.get(key)) for key in ("nats_per_token", "low", "high", "perplexity", "bits_per_byte"))
+        interval = f"{low:.3f} to {high:.3f}" if math.isfinite(low) else "-"
+        lines.append([name, f"{sign}{value:.3f}", interval, f"{sign}{perplexity:,.4g}", f"{sign}{bits:.3f}"])
+    return aligned(lines)
+
+
+def _decoding(run: RunFiles) -> str:
+    found = [key.split("/") for key in run.metrics if key.startswith("samples/") and key.count("/") == 2]
+    names = list(dict.fromkeys(parts[1] for parts in found))
+    if not names:
+        return ""
+    lines = [["decoder", *(label for label, _ in MEASURES.values())]]
+    for name in names:
+        values = [run.metrics.get(f"samples/{name}/{key}", math.nan) for key in MEASURES]
+        lines.append([name, *(form.format(v) if math.isfinite(v) else "-" for v, (_, form) in zip(values, MEASURES.values(), strict=True))])
+    return aligned(lines)
+
+
+def aligned(lines: list[list[str]]) -> str:
+    """Columns of text: the first to the left, the rest to the right, a rule below the first line."""
+    widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
+    texts = ["  ".join([line[0].ljust(widths[0]), *(cell.rjust(w) for cell, w in zip(line[1:], widths[1:], strict=True))]).rstrip() for line in lines]
+    return "\n".join([texts[0], "-" * (sum(widths) + 2 * len(widths) - 2), *texts[1:]])
+
+
+def _shown(path: Path) -> Path:
+    here = Path.cwd()
+    return path.resolve().relative_to(here) if path.resolve().is_relative_to(here) else path
