@@ -11,6 +11,7 @@ import signal
 import socket
 import subprocess
 import sys
+import tempfile
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -86,17 +87,27 @@ def missing() -> str | None:
 
 
 @contextmanager
-def cluster(root: Path, cpus: int = 8, memory: int = 8192) -> Iterator[dict[str, str]]:
-    """Run the cluster for the block; gives the environment in which SLURM's commands find it. `memory` in MiB."""
+def cluster(cpus: int = 8, memory: int = 8192) -> Iterator[dict[str, str]]:
+    """Run a cluster for the block; gives the environment in which SLURM's commands find it. `memory` in MiB."""
+    # munged wants a path that everybody may enter, which pytest's folders are not.
+    with tempfile.TemporaryDirectory(prefix="slurm-test-") as root, _running(Path(root), cpus, memory) as environment:
+        yield environment
+
+
+@contextmanager
+def _running(root: Path, cpus: int, memory: int) -> Iterator[dict[str, str]]:
+    """Start the daemons one after the other, and end what was started, however the block ends."""
     environment = _configure(root, cpus, memory)
     processes: list[tuple[str, int]] = []
     try:
         for command, ready in _daemons(root, environment):
             processes.append((command[0], _start(command, root, environment)))
             _wait(20, command[0], ready, root)
-        yield environment
+        try:
+            yield environment
+        finally:
+            _cancel_jobs(environment)
     finally:
-        _cancel_jobs(environment)
         for name, pid in reversed(processes):
             _stop(name, pid)
 
@@ -105,7 +116,7 @@ def _configure(root: Path, cpus: int, memory: int) -> dict[str, str]:
     """Write the configuration, the key and the stand-in for sacct; the environment that points at them."""
     for folder in ("state", "spool", "bin"):
         (root / folder).mkdir(parents=True, exist_ok=True)
-    root.chmod(0o755)  # munged refuses a socket that others cannot reach
+    root.chmod(0o755)
     host = socket.gethostname().split(".")[0]
     (root / "slurm.conf").write_text(CONF.format(root=root, host=host, port=_free_port(), node_port=_free_port(), cpus=cpus, memory=memory))
     (root / "cgroup.conf").write_text("CgroupAutomount=no\n")
