@@ -172,28 +172,34 @@ def main(folder: str) -> int:
 
     from research_stack.run import fit
 
-    rank = int(os.environ["RANK"])
-    logging.basicConfig(level=logging.INFO if rank == 0 else logging.WARNING, format="[%(asctime)s][%(name)s][%(levelname)s] - %(message)s",
-                        handlers=_handlers(Path(folder), rank))
     try:
-        fit(OmegaConf.load(Path(folder) / "config.yaml"), Path(folder))
+        with _logging(Path(folder), rank=int(os.environ["RANK"])):
+            fit(OmegaConf.load(Path(folder) / "config.yaml"), Path(folder))
     except (ValueError, OSError) as error:
         get_error_handler().record_exception(UserError(str(error)))
         return 1
     except Exception as error:
-        log.exception("rank %d failed", rank)
+        log.exception("rank %s failed", os.environ["RANK"])
         get_error_handler().record_exception(error)
         return 1
     return 0
 
 
+@contextlib.contextmanager
+def _logging(folder: Path, rank: int) -> Iterator[None]:
+    """The first rank logs as a single process would, the others only what went wrong."""
+    from research_stack.jobs import set_up_logging
+    from research_stack.run import log_file
+
+    set_up_logging()
+    if rank > 0:
+        logging.getLogger().setLevel(logging.WARNING)
+    with log_file(folder / "run.log") if rank == 0 else contextlib.nullcontext():
+        yield
+
+
 class UserError(Exception):
     """Marks a ValueError or OSError on its way to the launching process."""
-
-
-def _handlers(folder: Path, rank: int) -> list[logging.Handler]:
-    """The terminal, and for the first rank the run's log too."""
-    return [logging.StreamHandler(), *([logging.FileHandler(folder / "run.log")] if rank == 0 else [])]
 
 
 if __name__ == "__main__":
