@@ -8,7 +8,7 @@ from research_stack.reporting.html import Html, data_island, el
 
 CLASS = {"mask": "m", "kept": "k", "filled": "f", "changed": "c", "prompt": "p"}
 ROWS = 18  # rows of the table
-BUDGET = 118  # characters of a row
+BUDGET = 104  # characters of a row
 FRAMES = 130  # frames the player gets
 
 
@@ -112,5 +112,7 @@ def caption(film: Mapping[str, Any]) -> str:
     shown, length, last = window(film), len(film["frames"][0]["tokens"]), len(film["frames"]) - 1
     which = "every step" if len(shown.steps) == last + 1 else f"{len(shown.steps)} of its {last + 1} states, colours relative to the row above"
     stop = shown.start + len(shown.rows[0])
-    where = "all tokens" if len(shown.rows[0]) == length else f"tokens {shown.start + 1} to {stop} of {length}, where most was changed"
+    changes = any(cell.state == "changed" for row in shown.rows for cell in row)
+    where = f"tokens {shown.start + 1} to {stop} of {length}{', where most was changed' if changes else ''}"
+    where = "all tokens" if len(shown.rows[0]) == length else where
     return f"{which}; {where}."

@@ -29,6 +29,11 @@ def duration(seconds: float) -> str:
     return f"{seconds // 3600} h {seconds % 3600 // 60:02d} min"
 
 
+def moment(time: Any) -> str:
+    """2026-11-21 00:43 UTC of an ISO 8601 time; empty without one."""
+    return str(time)[:16].replace("T", " ") + " UTC" if time else ""
+
+
 def count(value: Any) -> str:
     """1,234,567; whatever is no number as it is."""
     return f"{value:,}" if isinstance(value, int) and not isinstance(value, bool) else str(value)
@@ -96,7 +101,7 @@ def header(run: RunFiles) -> list[Html]:
     """Name, status, verdict, the figures at a glance, what went wrong."""
     facts = glance(run)
     return [
-        el("h1", el("b", run.name), el("span", run.status, class_=f"pill {run.status}"), el("span", run.result.get("finished") or run.result.get("started") or "")),
+        el("h1", el("b", run.name), el("span", run.status, class_=f"pill {run.status}"), el("time", moment(run.result.get("finished") or run.result.get("started")))),
         el("p", verdict(run), class_="verdict"),
         el("dl", [el("div", el("dt", key), el("dd", value)) for key, value in facts.items()], class_="facts"),
         el("p", run.error, class_="error") if run.error else Html(""),
@@ -138,14 +143,14 @@ def likelihood(run: RunFiles) -> list[Html] | None:
         el("p", f"The same {int(real(tokens)):,} tokens in {int(real(sequences)):,} validation sequences for all rows; separators are context only. "
            "An upper bound holds for any noise process: the model's own -ln p is this or less. "
            "The interval covers the choice of sequences and the noise of the estimate, not a new training run.", class_="note"),
-        el("div", _table(("", "kind", "nats per token", "95 % interval", "perplexity", "bits per byte"), [_cells(row) for row in rows]), class_="scroll"),
+        el("div", _table(("", "nats per token", "95 % interval", "perplexity", "bits per byte", "kind"), [_cells(row) for row in rows], text=(0, 5)), class_="scroll"),
     ]  # fmt: skip
 
 
 def _bar(row: Mapping[str, str]) -> dict[str, Any]:
     value, low, high = (real(row.get(key)) for key in ("nats_per_token", "low", "high"))
     baseline = row.get("kind") == "baseline"
-    return {"name": row["name"] if baseline else "this run", "small": "n-gram model" if baseline else f"upper bound, {row['name']} noise",
+    return {"name": row["name"] if baseline else "this run", "small": "n-gram model" if baseline else f"upper bound, {row['name']}",
             "value": value, "low": low, "high": high, "color": "var(--c5)" if baseline else "var(--c0)", "head": "headline" in row.get("kind", ""),
             "limit": "" if baseline else "≤ "}  # fmt: skip
 
@@ -179,11 +184,13 @@ def _cells(row: Mapping[str, str]) -> tuple[list[str], bool]:
     sign = "" if row.get("kind") == "baseline" else "≤ "
     interval = f"{low:.3f} to {high:.3f}" if math.isfinite(low) else "-"
     perplexity, bits = real(row.get("perplexity")), real(row.get("bits_per_byte"))
-    return [row["name"], row.get("kind", ""), f"{sign}{value:.3f}", interval, f"{sign}{perplexity:,.4g}", f"{sign}{bits:.3f}"], "headline" in row.get("kind", "")
+    kind = row.get("kind", "")
+    return [row["name"], f"{sign}{value:.3f}", interval, f"{sign}{perplexity:,.4g}", f"{sign}{bits:.3f}", kind], "headline" in kind
 
 
-def _table(header: Sequence[str], rows: Sequence[tuple[Sequence[str], bool]], text_columns: int = 2) -> Html:
-    kinds = [None if i < text_columns else "num" for i in range(len(header))]
+def _table(header: Sequence[str], rows: Sequence[tuple[Sequence[str], bool]], text: Sequence[int] = (0,)) -> Html:
+    """Rows of (cells, whether they stand out); the columns in `text` are words, the others numbers."""
+    kinds = [None if i in text else "num" for i in range(len(header))]
     head = el("tr", [el("th", text, class_=kind) for text, kind in zip(header, kinds, strict=True)])
     lines = [el("tr", [el("td", text, class_=kind) for text, kind in zip(cells, kinds, strict=True)], class_="head" if strong else None) for cells, strong in rows]
     return el("table", el("thead", head), el("tbody", lines))
@@ -275,7 +282,7 @@ def _decoding(run: RunFiles, names: Sequence[str]) -> Html | None:
         values = [run.metrics.get(f"samples/{name}/{key}", math.nan) for key in MEASURES]
         if any(map(math.isfinite, values)):
             rows.append(([name, *(form.format(v) if math.isfinite(v) else "-" for v, (_, form) in zip(values, MEASURES.values(), strict=True))], False))
-    return el("div", _table(("decoder", *(label for label, _ in MEASURES.values())), rows, text_columns=1), class_="scroll") if rows else None
+    return el("div", _table(("decoder", *(label for label, _ in MEASURES.values())), rows), class_="scroll") if rows else None
 
 
 def refinement(run: RunFiles) -> list[Html] | None:
@@ -298,8 +305,8 @@ def provenance(run: RunFiles) -> list[Html]:
     data, versions = facts.get("data") or {}, facts.get("versions") or {}
     rows: dict[str, Any] = {
         "command": el("code", facts["command"]) if facts.get("command") else None,
-        "code": _code(git), "seed": facts.get("seed"), "config hash": facts.get("hash"), "started": run.result.get("started"),
-        "finished": run.result.get("finished"), "time": duration(run.seconds) if run.seconds else None,
+        "code": _code(git), "seed": facts.get("seed"), "config hash": facts.get("hash"), "started": moment(run.result.get("started")),
+        "finished": moment(run.result.get("finished")), "time": duration(run.seconds) if run.seconds else None,
         "machine": _machine(machine), "python": facts.get("python"), "folder": el("code", str(run.folder)),
     }  # fmt: skip
     return [

@@ -1,0 +1,109 @@
+"""How the settings of a sweep lie on paper: which axis goes where, which metrics are worth a plot, what they are called."""
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from research_stack.reporting.charts import Axis, axis_of
+from research_stack.reporting.sections import COLORS
+from research_stack.sweeps import Row, SweepTable, show
+
+# {ending of a metric's name: whether lower is better}; metrics that are not listed have no direction.
+LOWER = {"bound": True, "perplexity": True, "bits_per_byte": True, "loss": True, "gain_over_trigram": False, "accuracy": False,
+         "reward": False, "exact_match": False, "f1": False, "calls": True, "seconds": True}  # fmt: skip
+FIRST = ("likelihood/bound", "likelihood/gain_over_trigram")
+REDUNDANT = ("_low", "_high", "likelihood/perplexity", "likelihood/bits_per_byte", "unigram", "trigram")  # say what others say
+
+
+def better(metric: str) -> bool | None:
+    """True where lower is better, False where higher is, None where neither is said."""
+    return LOWER.get(metric.rpartition("/")[2])
+
+
+def metric_words(metric: str) -> str:
+    """A metric's name as one reads it."""
+    known = {"likelihood/bound": "bound, nats per token", "likelihood/perplexity": "perplexity bound", "likelihood/bits_per_byte": "bits per byte, bound",
+             "likelihood/gain_over_trigram": "nats below a trigram"}  # fmt: skip
+    return known.get(metric, metric.replace("_", " ").replace("/", ": ", 1).replace("/", ", "))
+
+
+def worth_plotting(table: SweepTable) -> list[str]:
+    """The metrics that say something of their own, the most important first; seconds come last."""
+    own = [m for m in table.metrics if not m.endswith(REDUNDANT) or m == "likelihood/gain_over_trigram"]
+    if not own:
+        return list(table.metrics)
+    return sorted(own, key=lambda m: (m == "seconds", FIRST.index(m) if m in FIRST else len(FIRST)))
+
+
+def label_of(row: Row, table: SweepTable) -> str:
+    """A setting in words: the bare value for one axis of names, key=value otherwise."""
+    if len(table.axes) == 1 and isinstance(row.settings[table.axes[0]], str):
+        return show(row.settings[table.axes[0]])
+    return ", ".join(f"{table.labels[axis]}={show(value)}" for axis, value in row.settings.items()) or "the only setting"
+
+
+def color_of(index: int, count: int) -> str:
+    """A colour of its own for each of a few, a shade of a ramp for each of many."""
+    if count <= len(COLORS):
+        return COLORS[index]
+    return f"color-mix(in oklab,var(--ramp-b) {100 * index / (count - 1):.0f}%,var(--ramp-a))"
+
+
+def is_numeric(values: Sequence[Any]) -> bool:
+    """Whether all values are finite numbers (True and False are names)."""
+    return all(isinstance(v, int | float) and not isinstance(v, bool) and math.isfinite(v) for v in values)
+
+
+@dataclass
+class Grid:
+    """Settings in columns (x) and lines.
+
+    - cells: {(column number, line number): row}. numeric: whether columns are numbers on a scale.
+    """
+
+    columns: list[Any]
+    lines: list[Any]
+    cells: dict[tuple[int, int], Row]
+    column_label: str
+    line_label: str = ""
+    numeric: bool = True
+
+    @property
+    def is_heat_map(self) -> bool:
+        """Two axes with at least three values each."""
+        return len(self.columns) >= 3 and len(self.lines) >= 3
+
+    @property
+    def log(self) -> bool:
+        """Whether the columns span more than a factor of twenty, as learning rates do."""
+        return self.numeric and min(self.columns) > 0 and max(self.columns) > 20 * min(self.columns)
+
+    def at(self, column: Any, line: Any) -> Row | None:
+        """The row of a setting; None if it has no result."""
+        return self.cells.get((self.columns.index(column), self.lines.index(line)))
+
+    def place(self, column: Any) -> float:
+        """Where a column lies on the x axis."""
+        return float(column) if self.numeric else float(self.columns.index(column))
+
+    def axis(self) -> Axis:
+        """The x axis."""
+        if self.numeric:
+            return axis_of([float(v) for v in self.columns], self.column_label, log=self.log, margin=0.07)
+        return Axis(-0.5, len(self.columns) - 0.5, self.column_label, names=[show(v) for v in self.columns])
+
+
+def grid_of(table: SweepTable) -> Grid:
+    """One axis: columns. Two: the longer one that is numeric in columns, the other in lines. More: every setting a column."""
+    values = {axis: list({repr(row.settings[axis]): row.settings[axis] for row in table.rows}.values()) for axis in table.axes}
+    if len(table.axes) == 2:
+        x, y = sorted(table.axes, key=lambda axis: (is_numeric(values[axis]), len(values[axis])), reverse=True)
+        cells = {(values[x].index(row.settings[x]), values[y].index(row.settings[y])): row for row in table.rows}
+        return Grid(values[x], values[y], cells, table.labels[x], table.labels[y], is_numeric(values[x]))
+    if len(table.axes) == 1:
+        axis = table.axes[0]
+        return Grid(values[axis], [None], {(i, 0): row for i, row in enumerate(table.rows)}, table.labels[axis], numeric=is_numeric(values[axis]))
+    names = [label_of(row, table) for row in table.rows]
+    return Grid(names, [None], {(i, 0): row for i, row in enumerate(table.rows)}, " × ".join(table.labels.values()), numeric=False)

@@ -1,0 +1,75 @@
+"""figures/*.png of a sweep: each metric over the axes, and the training curves of all settings."""
+from __future__ import annotations
+
+import math
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from research_stack.reporting.figures import BLUE, GREEN, GREY, INK, ORANGE, new_figure, save
+from research_stack.reporting.stability import MOST, curve, mean_and_band
+from research_stack.reporting.sweep_axes import grid_of, label_of, metric_words, worth_plotting
+from research_stack.sweeps import SweepTable, show
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
+
+PALETTE = (BLUE, ORANGE, GREEN, "#7a4a9e", "#a17a00", GREY)
+COLUMNS = 3
+
+
+def write_sweep_figures(folder: Path, table: SweepTable) -> list[Path]:
+    """figures/sweep.png and figures/stability.png, as far as there is something to draw; returns the paths."""
+    drawn = {"sweep.png": metrics_figure(table), "stability.png": stability_figure(table)}
+    return [save(figure, folder / "figures" / name) for name, figure in drawn.items() if figure is not None]
+
+
+def metrics_figure(table: SweepTable) -> Figure | None:
+    """The three most important metrics with standard errors."""
+    metrics = worth_plotting(table)[:COLUMNS]
+    if len(table.rows) < 2 or not metrics:
+        return None
+    figure, plots = new_figure(3.6 * len(metrics), 3.3, len(metrics))
+    for plot, metric in zip(plots, metrics, strict=True):
+        _metric(plot, table, metric)
+    return figure
+
+
+def _metric(plot: Axes, table: SweepTable, metric: str) -> None:
+    grid = grid_of(table)
+    for index, line in enumerate(grid.lines):
+        rows = [(grid.place(x), row) for x in grid.columns if (row := grid.at(x, line)) is not None and row.mean(metric) is not None]
+        errors = [row.standard_error(metric) for _, row in rows]
+        plot.errorbar([x for x, _ in rows], [row.mean(metric) for _, row in rows], yerr=[e if e and math.isfinite(e) else 0.0 for e in errors],
+                      fmt="o-" if grid.numeric else "o", color=PALETTE[index % len(PALETTE)], markersize=5, capsize=3, linewidth=1.4,
+                      label=f"{grid.line_label} {show(line)}" if len(grid.lines) > 1 else None)  # fmt: skip
+    if not grid.numeric:
+        plot.set_xticks(range(len(grid.columns)), [show(c) for c in grid.columns], rotation=20, ha="right", fontsize=7)
+    elif grid.log:
+        plot.set_xscale("log")
+    plot.set_xlabel(grid.column_label, fontsize=8, color=GREY)
+    plot.set_title(metric_words(metric), loc="left", fontsize=9, color=INK, parse_math=False)
+    if len(grid.lines) > 1:
+        plot.legend(frameon=False, fontsize=7, labelcolor=GREY)
+
+
+def stability_figure(table: SweepTable) -> Figure | None:
+    """Loss and gradient norm of every setting, the seeds as bands."""
+    found = {key: [(row, *mean_and_band([curve(f, key, log) for f in row.points])) for row in table.rows[:MOST]]
+             for key, log in (("train/loss", False), ("train/grad_norm", True))}  # fmt: skip
+    if not any(mean for _, mean, _ in found["train/loss"]):
+        return None
+    figure, plots = new_figure(9, 3.4, 2)
+    for plot, (key, lines), title in zip(plots, found.items(), ("training loss, smoothed", "gradient norm before clipping"), strict=True):
+        for index, (row, mean, band) in enumerate(lines):
+            if mean:
+                color = PALETTE[index % len(PALETTE)]
+                plot.plot(*zip(*mean, strict=True), color=color, linewidth=1.5, label=label_of(row, table))
+                if band:
+                    plot.fill_between([x for x, _ in mean], [y for _, y in band[0]], [y for _, y in band[1]], color=color, alpha=0.15, linewidth=0)
+        plot.set_title(title, loc="left", fontsize=9, color=INK)
+        plot.set_xlabel("optimizer step", fontsize=8, color=GREY)
+        if key == "train/grad_norm":
+            plot.set_yscale("log")
+    plots[0].legend(frameon=False, fontsize=7, labelcolor=GREY)
+    return figure
