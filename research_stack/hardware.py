@@ -91,9 +91,11 @@ class Hardware:
 
         return torch.cuda.is_available() and torch.cuda.is_bf16_supported(including_emulation=False)
 
-    def resolved_threads(self) -> int:
-        """CPU threads of each process on this node."""
-        return self.threads or max(1, usable_cores() // (1 if under_srun() else self.devices))
+    def resolved_threads(self, ranks: int | None = None) -> int:
+        """CPU threads of this process, or of each of `ranks` processes that share this machine's cores."""
+        if ranks is None:  # srun gives each task cores of its own; the process that launches others waits while they work
+            ranks = self.devices if under_torchrun() else 1
+        return self.threads or max(1, usable_cores() // ranks)
 
     def apply(self) -> None:
         """Set this process's threads and float32 matrix precision. ValueError if the accelerator is missing."""
@@ -101,8 +103,8 @@ class Hardware:
 
         if self.accelerator == "gpu":
             found = torch.cuda.device_count() if torch.cuda.is_available() else 0
-            require(found > 0, "accelerator=gpu but torch sees no GPU here; nearest choice: hardware=cpu")
-            require(found >= self.devices, f"devices={self.devices} but torch sees {found} GPUs here")
+            require(found > 0, "hardware.accelerator=gpu but torch sees no GPU here; nearest choice: hardware=cpu")
+            require(found >= self.devices, f"hardware.devices={self.devices} but torch sees {found} GPUs here")
         torch.set_num_threads(self.resolved_threads())
         # TF32 on GPUs for what stays in float32; CPUs have no such mode that is worth its rounding.
         torch.set_float32_matmul_precision("high" if self.accelerator == "gpu" else "highest")

@@ -45,7 +45,7 @@ def guard(hardware: Hardware) -> None:
     elif hardware.num_nodes > 1:
         raise ValueError(f"hardware.num_nodes={hardware.num_nodes} needs -m launcher=slurm: SLURM starts the processes on other machines")
     elif hardware.submit and "SLURM_JOB_ID" not in os.environ:
-        raise ValueError("launcher=slurm submits sweeps only: add -m (a sweep of one is fine), or leave launcher=slurm out to run here")
+        raise ValueError("launcher=slurm submits sweeps only: add -m (a sweep of one is fine); to run here, leave it out or set hardware.submit=false")
 
 
 def _guard_job(hardware: Hardware) -> None:
@@ -111,7 +111,7 @@ def _raise_for(rank: int, exitcode: int, message: str) -> None:
 def _environment(hardware: Hardware) -> Iterator[None]:
     """What the processes inherit. Threads are set here since libraries read them when they are loaded."""
     values = {
-        "OMP_NUM_THREADS": str(hardware.resolved_threads()),
+        "OMP_NUM_THREADS": str(hardware.resolved_threads(ranks=hardware.devices)),
         "TORCH_ELASTIC_SHUTDOWN_TIMEOUT": str(SAVE_SECONDS),
         "RESEARCH_STACK_PARENT": str(os.getpid()),
     }

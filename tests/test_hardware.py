@@ -87,11 +87,16 @@ def test_autocast_has_the_precision_of_training(precision, dtype):
 
 def test_threads_share_the_usable_cores(monkeypatch):
     monkeypatch.setattr(machine, "usable_cores", lambda: 12)
-    assert Hardware().resolved_threads() == 12
+    assert Hardware().resolved_threads() == Hardware(devices=4).resolved_threads() == 12, "alone, or waiting for the others"
+    assert [Hardware().resolved_threads(ranks=n) for n in (1, 4, 64)] == [12, 3, 1]
+    assert Hardware(devices=4, threads=2).resolved_threads(ranks=4) == 2
+    monkeypatch.setenv("TORCHELASTIC_RUN_ID", "x")
     assert Hardware(devices=4).resolved_threads() == 3
-    assert Hardware(devices=64).resolved_threads() == 1
-    assert Hardware(devices=4, threads=2).resolved_threads() == 2
-    srun(monkeypatch, tasks=4)  # a task's cores are its own already
+
+
+def test_a_task_of_a_job_has_its_cores_for_itself(monkeypatch):
+    monkeypatch.setattr(machine, "usable_cores", lambda: 12)
+    srun(monkeypatch, tasks=4)
     assert Hardware(devices=4).resolved_threads() == 12
 
 
@@ -118,7 +123,7 @@ def test_apply_sets_threads_and_refuses_an_absent_gpu(monkeypatch):
     finally:
         torch.set_num_threads(before)
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
-    with pytest.raises(ValueError, match=r"^accelerator=gpu but torch sees no GPU here; nearest choice: hardware=cpu"):
+    with pytest.raises(ValueError, match=r"^hardware.accelerator=gpu but torch sees no GPU here; nearest choice: hardware=cpu"):
         Hardware(accelerator="gpu").apply()
 
 

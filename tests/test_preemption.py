@@ -14,6 +14,7 @@ from research_stack.preemption import Preemption
 from research_stack.training.checkpoint import AtomicCheckpointIO, load_checkpoint
 
 STEPS = 8
+pytestmark = [pytest.mark.filterwarnings(f"ignore:.*{advice}") for advice in ("srun", "not resumable", "isinstance.treespec")]
 
 
 class Tiny(LightningModule):
