@@ -34,6 +34,7 @@ class Series:
     line: bool = True
     errors: Sequence[float | None] = field(default_factory=list)
     band: tuple[Sequence[Point], Sequence[Point]] | None = None
+    dashed: bool = False
     title: str = ""
 
 
@@ -69,7 +70,7 @@ def axis_of(values: Sequence[float], label: str = "", log: bool = False, margin:
         low, high = (low / 1.5, high * 1.5) if high <= low * 1.0001 else (low, high)
         stretch = (high / low) ** margin
         return Axis(low / stretch, high * stretch, label, log=True)
-    if high <= low:
+    if high - low <= 1e-9 * abs(high):
         spread = abs(high) * 0.05 or 1.0
         low, high = low - spread, high + spread
     span = high - low
@@ -95,6 +96,7 @@ def line_chart(lines: Sequence[Series], x: Axis, y: Axis, name: str, height: int
             drawn.append(el("path", d=edge, style=f"fill:{one.color};opacity:.16;stroke:none"))
         if one.line and len(one.points) > 1:
             drawn.append(el("path", el("title", one.title) if one.title else None, d=path(one.points), stroke_linejoin="round",
+                            stroke_dasharray="3 3" if one.dashed else None,
                             style=f"stroke:{one.color};stroke-width:{one.width};opacity:{one.opacity}"))  # fmt: skip
         drawn += _marks(one, at)
     return el(

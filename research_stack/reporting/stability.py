@@ -46,7 +46,8 @@ def stability(table: SweepTable) -> list[Html] | None:
     charts = [panel for panel in panels if panel is not None]
     if not charts:
         return None
-    legend = keys([(color_of(i, len(rows)), label_of(row, table), False) for i, row in enumerate(rows)])
+    entries = [(color_of(i, len(rows)), label_of(row, table), False) for i, row in enumerate(rows)]
+    legend = keys([*entries, *([("var(--bad)", "runs without a result, dashed", False)] if table.failures else [])])
     more = f" The first {MOST} settings are drawn." if len(table.rows) > MOST else ""
     return [el("h2", "Stability"), legend, el("div", charts, class_="charts"),
             el("p", "Lines are means over seeds, shades reach from the lowest to the highest seed. Losses of different corruptions or loss "
@@ -61,9 +62,14 @@ def _panel(table: SweepTable, key: str, title: str, small: str, log: bool) -> Ht
         if mean:
             lines.append(Series(mean, color=color_of(index, min(len(table.rows), MOST)), band=band, title=label_of(row, table)))
             shown += [y for _, y in (mean if band is None else band[0] + band[1])]
+    for failure in table.failures[:MOST]:
+        points = curve(failure.folder, key, log)
+        if points:
+            lines.append(Series(points, color="var(--bad)", width=1.3, dashed=True, title=f"{failure.status}: {failure.folder.name}"))
+            shown += [y for _, y in points]
     if not lines:
         return None
     last = max(line.points[-1][0] for line in lines)
     y = axis_of([quantile(shown, 0.001), quantile(shown, 0.997)], log=log)
-    chart = line_chart(lines, axis_of([0.0, last], "optimizer step", margin=0), y, f"{title} of {len(lines)} settings")
+    chart = line_chart(lines, axis_of([0.0, last], "optimizer step", margin=0), y, f"{title}, {len(lines)} curves")
     return el("figure", el("figcaption", f"{title} ", el("small", small)), chart)

@@ -12,7 +12,7 @@ from research_stack.sweeps import Row, SweepTable, show
 
 # {ending of a metric's name: whether lower is better}; metrics that are not listed have no direction.
 LOWER = {"bound": True, "perplexity": True, "bits_per_byte": True, "loss": True, "gain_over_trigram": False, "accuracy": False,
-         "reward": False, "exact_match": False, "f1": False, "calls": True, "seconds": True}  # fmt: skip
+         "reward": False, "exact_match": False, "f1": False}  # fmt: skip
 FIRST = ("likelihood/bound", "likelihood/gain_over_trigram")
 REDUNDANT = ("_low", "_high", "likelihood/perplexity", "likelihood/bits_per_byte", "unigram", "trigram")  # say what others say
 
@@ -22,11 +22,19 @@ def better(metric: str) -> bool | None:
     return LOWER.get(metric.rpartition("/")[2])
 
 
+UNITS = {"likelihood/bound": "nats per token"}
+
+
 def metric_words(metric: str) -> str:
     """A metric's name as one reads it."""
-    known = {"likelihood/bound": "bound, nats per token", "likelihood/perplexity": "perplexity bound", "likelihood/bits_per_byte": "bits per byte, bound",
+    known = {"likelihood/bound": "bound", "likelihood/perplexity": "perplexity bound", "likelihood/bits_per_byte": "bits per byte, bound",
              "likelihood/gain_over_trigram": "nats below a trigram"}  # fmt: skip
     return known.get(metric, metric.replace("_", " ").replace("/", ": ", 1).replace("/", ", "))
+
+
+def with_unit(metric: str) -> str:
+    """The name and, where it is not plain, the unit."""
+    return f"{metric_words(metric)} ({UNITS[metric]})" if metric in UNITS else metric_words(metric)
 
 
 def worth_plotting(table: SweepTable) -> list[str]:
@@ -73,7 +81,7 @@ class Grid:
     @property
     def is_heat_map(self) -> bool:
         """Two axes with at least three values each."""
-        return len(self.columns) >= 3 and len(self.lines) >= 3
+        return min(len(self.columns), len(self.lines)) >= 3
 
     @property
     def log(self) -> bool:
@@ -96,14 +104,14 @@ class Grid:
 
 
 def grid_of(table: SweepTable) -> Grid:
-    """One axis: columns. Two: the longer one that is numeric in columns, the other in lines. More: every setting a column."""
+    """One axis: columns. Two, mostly crossed: the longer one that is numeric in columns, the other in lines. Else: every setting a column."""
     values = {axis: list({repr(row.settings[axis]): row.settings[axis] for row in table.rows}.values()) for axis in table.axes}
-    if len(table.axes) == 2:
+    if len(table.axes) == 2 and len(table.rows) > 0.6 * math.prod(map(len, values.values())):
         x, y = sorted(table.axes, key=lambda axis: (is_numeric(values[axis]), len(values[axis])), reverse=True)
         cells = {(values[x].index(row.settings[x]), values[y].index(row.settings[y])): row for row in table.rows}
         return Grid(values[x], values[y], cells, table.labels[x], table.labels[y], is_numeric(values[x]))
     if len(table.axes) == 1:
         axis = table.axes[0]
         return Grid(values[axis], [None], {(i, 0): row for i, row in enumerate(table.rows)}, table.labels[axis], numeric=is_numeric(values[axis]))
-    names = [label_of(row, table) for row in table.rows]
-    return Grid(names, [None], {(i, 0): row for i, row in enumerate(table.rows)}, " × ".join(table.labels.values()), numeric=False)
+    names = [" / ".join(show(value) for value in row.settings.values()) for row in table.rows]
+    return Grid(names, [None], {(i, 0): row for i, row in enumerate(table.rows)}, " / ".join(table.labels.values()), numeric=False)

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 from research_stack.reporting.figures import BLUE, GREEN, GREY, INK, ORANGE, new_figure, save
 from research_stack.reporting.stability import MOST, curve, mean_and_band
-from research_stack.reporting.sweep_axes import grid_of, label_of, metric_words, worth_plotting
+from research_stack.reporting.sweep_axes import grid_of, label_of, with_unit, worth_plotting
 from research_stack.sweeps import SweepTable, show
 
 if TYPE_CHECKING:
@@ -48,7 +48,7 @@ def _metric(plot: Axes, table: SweepTable, metric: str) -> None:
     elif grid.log:
         plot.set_xscale("log")
     plot.set_xlabel(grid.column_label, fontsize=8, color=GREY)
-    plot.set_title(metric_words(metric), loc="left", fontsize=9, color=INK, parse_math=False)
+    plot.set_title(with_unit(metric), loc="left", fontsize=9, color=INK, parse_math=False)
     if len(grid.lines) > 1:
         plot.legend(frameon=False, fontsize=7, labelcolor=GREY)
 

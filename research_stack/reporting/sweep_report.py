@@ -13,7 +13,17 @@ from research_stack.reporting.html import Html, el, page
 from research_stack.reporting.report import asset
 from research_stack.reporting.sections import keys
 from research_stack.reporting.stability import stability
-from research_stack.reporting.sweep_axes import Grid, better, color_of, grid_of, label_of, metric_words, worth_plotting
+from research_stack.reporting.sweep_axes import (
+    UNITS,
+    Grid,
+    better,
+    color_of,
+    grid_of,
+    label_of,
+    metric_words,
+    with_unit,
+    worth_plotting,
+)
 from research_stack.results import atomic_write
 from research_stack.sweeps import Row, SweepTable, show, show_mean
 
@@ -74,8 +84,10 @@ def verdict(table: SweepTable) -> str:
     if len(ranked) < 2:
         return f"{sum(row.n for row in table.rows)} runs."
     first, second = ranked[0], ranked[1]
-    sentence = f"{_capital(label_of(first, table))} has the {'lowest' if lower else 'highest'} {metric_words(metric)}, {show_mean(first.mean(metric), first.standard_error(metric))}"
-    return f"{sentence}; {_apart(first, second, metric, table)}."
+    value = show_mean(first.mean(metric), first.standard_error(metric))
+    unit = f" {UNITS[metric]}" if metric in UNITS else ""
+    return (f"{label_of(first, table)} gives the {'lowest' if lower else 'highest'} {metric_words(metric)}, {value}{unit}; "
+            f"{_apart(first, second, metric, table)}.")
 
 
 def _apart(first: Row, second: Row, metric: str, table: SweepTable) -> str:
@@ -86,10 +98,6 @@ def _apart(first: Row, second: Row, metric: str, table: SweepTable) -> str:
         return f"{next_best} (one seed each: no telling them apart)"
     gap, spread = abs((first.mean(metric) or 0) - (second.mean(metric) or 0)), math.hypot(*(error or 0.0 for error in errors))
     return next_best if gap > 2 * spread else f"{next_best}, within two standard errors"
-
-
-def _capital(text: str) -> str:
-    return text[:1].upper() + text[1:] if text[:1].islower() and "=" not in text and "." not in text and "_" not in text else text
 
 
 def _finite(value: float | None) -> bool:
@@ -105,7 +113,7 @@ def _table_section(table: SweepTable) -> list[Html] | None:
     metrics = [m for m in table.metrics if not m.endswith(("_low", "_high"))]
     best = {metric: _best(table.rows, metric) for metric in metrics}
     head = [*(el("th", table.labels[axis]) for axis in table.axes), el("th", "seeds", class_="num"),
-            *(el("th", metric_words(metric), class_="num") for metric in metrics)]  # fmt: skip
+            *(el("th", with_unit(metric), class_="num") for metric in metrics)]  # fmt: skip
     body = []
     for row in table.rows:
         cells = [*(el("td", el("b", show(row.settings[axis]))) for axis in table.axes), el("td", str(row.n), class_="num")]
@@ -145,7 +153,7 @@ def _plots(table: SweepTable, axes: str) -> list[Html] | None:
 def plot(table: SweepTable, grid: Grid, metric: str) -> Html:
     """One metric over the axes: a heat map for two long axes, lines or points otherwise."""
     arrow = {True: " ↓ better", False: " ↑ better", None: ""}[better(metric)]
-    title = el("figcaption", metric_words(metric), el("small", arrow))
+    title = el("figcaption", with_unit(metric), el("small", arrow))
     if grid.is_heat_map:
         cells = [[grid.at(x, line) for x in grid.columns] for line in grid.lines]
         values = [[row.mean(metric) if row else None for row in line] for line in cells]
@@ -173,7 +181,7 @@ def plot(table: SweepTable, grid: Grid, metric: str) -> Html:
 def _failures(table: SweepTable) -> list[Html] | None:
     if not table.failures:
         return None
-    return [el("h2", f"{len(table.failures)} of {len(table.points)} runs have no result"), [_failure(failure) for failure in table.failures]]
+    return [el("h2", f"Runs without a result: {len(table.failures)} of {len(table.points)}"), [_failure(failure) for failure in table.failures]]
 
 
 def _failure(failure: Failure) -> Html:
