@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from research_stack.reporting.curves import quantile, series, smooth
 from research_stack.reporting.film import window
+from research_stack.reporting.html import clean
 from research_stack.reporting.reading import RunFiles, real
 from research_stack.reporting.sections import loss_unit
 from research_stack.results import RunFolder, atomic_path
@@ -120,7 +121,7 @@ def film_figure(film: dict[str, Any], name: str) -> Figure:
             back, ink = CELLS[cell.state]
             if back:
                 plot.add_patch(_box(x - 0.12, line - 0.42, width, 0.84, back))
-            plot.text(x, line, cell.piece, color=ink, weight="bold" if cell.state == "changed" else "normal", **text)
+            plot.text(x, line, clean(cell.piece), color=ink, weight="bold" if cell.state == "changed" else "normal", **text)
             x += width
     plot.set_title(f"{name}: one row a step; blue was filled in, orange was changed", loc="left", fontsize=9, color=INK, parse_math=False)
     return figure

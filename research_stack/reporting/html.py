@@ -9,9 +9,11 @@ import base64
 import hashlib
 import html
 import json
+import re
 from collections.abc import Iterable
 from typing import Any
 
+FORBIDDEN = re.compile("[^\\t\\n\\x20-\\x7e\\xa0-\\ud7ff\\ue000-\\U0010ffff]")
 VOID = {"br", "hr", "meta", "input"}
 
 
@@ -22,12 +24,14 @@ class Html(str):
 Node = str | Html | None | Iterable["Node"]
 
 
+def clean(text: str) -> str:
+    """The text with what no document may hold (control characters but newline and tab, surrogates) as U+FFFD."""
+    return FORBIDDEN.sub("\ufffd", text)
+
+
 def escape(text: Any) -> Html:
-    """Any value as escaped text; markup passes through. Characters that HTML forbids become U+FFFD."""
-    if isinstance(text, Html):
-        return text
-    shown = "".join(c if c in "\n\t" or (ord(c) >= 32 and not 0x7F <= ord(c) <= 0x9F and not 0xD800 <= ord(c) <= 0xDFFF) else "�" for c in str(text))
-    return Html(html.escape(shown, quote=True))
+    """Any value as clean, escaped text; markup passes through."""
+    return text if isinstance(text, Html) else Html(html.escape(clean(str(text)), quote=True))
 
 
 def join(children: Node) -> Html:

@@ -111,3 +111,9 @@ def make_run(folder, status="ok", steps=700, error=None, config=None, metrics=No
 def run_folder():
     """Makes a run folder, see `make_run`."""
     return make_run
+
+
+@pytest.fixture
+def base_config():
+    """The config that `make_run` saves by default."""
+    return CONFIG

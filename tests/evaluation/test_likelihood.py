@@ -1,0 +1,83 @@
+"""The likelihood evaluation: values with a closed form, its interval, what it writes."""
+import csv
+import math
+
+import numpy as np
+import pytest
+import torch
+
+from research_stack.evaluation.interval import Z95, per_token
+from research_stack.evaluation.likelihood import Likelihood
+
+
+def test_interval_by_hand():
+    value, low, high = per_token(np.array([2.0, 4.0, 9.0, 0.0]), np.array([1, 2, 3, 0]))
+    assert value == pytest.approx(15 / 6)  # the sequence without tokens does not count
+    rest = np.array([2 - 2.5, 4 - 5, 9 - 7.5])
+    error = math.sqrt(3 / 2 * (rest**2).sum()) / 6
+    assert (low, high) == (pytest.approx(2.5 - Z95 * error), pytest.approx(2.5 + Z95 * error))
+
+
+def test_interval_covers_the_truth_as_often_as_it_says():
+    rng = np.random.default_rng(0)
+    hits = 0
+    for _ in range(400):
+        tokens = rng.integers(20, 60, 100)
+        _, low, high = per_token(rng.normal(3 * tokens, 2 * np.sqrt(tokens)), tokens)
+        hits += low <= 3 <= high
+    assert 0.91 <= hits / 400 <= 0.985
+
+
+def test_one_sequence_has_no_interval():
+    assert all(map(math.isnan, per_token(np.array([3.0]), np.array([2]))[1:]))
+    with pytest.raises(ValueError, match="tokens_n=0"):
+        per_token(np.array([0.0]), np.array([0]))
+
+
+def test_a_uniform_predictor_has_the_bound_ln_n(context):
+    found = Likelihood(processes=["matched", "absorbing"], samples=8)(context)
+    assert found["bound_low"] - 0.02 <= math.log(256) <= found["bound_high"] + 0.02
+    assert found["perplexity"] == pytest.approx(math.exp(found["bound"]))
+    assert found["bits_per_byte"] == pytest.approx(found["bound"] / math.log(2))  # a byte a token
+    assert found["trigram"] < found["unigram"] < math.log(256)
+    assert found["gain_over_trigram"] == pytest.approx(found["trigram"] - found["bound"])
+    assert found["gain_low"] < found["gain_over_trigram"] < found["gain_high"] < 0
+
+
+def test_the_right_unigram_is_bounded_by_its_cross_entropy(context):
+    rows = context.data.validation
+    counts = np.bincount(np.asarray(rows.tokens)[rows.eligible], minlength=context.data.vocab.size)
+    p = counts / counts.sum()
+    entropy = -(p[p > 0] * np.log(p[p > 0])).sum()
+    context.method.logits_V = torch.from_numpy(np.log(np.maximum(p, 1e-12))).float()
+    context.method.logits_V[list(context.data.vocab.special)] = -torch.inf
+    found = Likelihood(processes=["absorbing"], samples=64)(context)
+    assert found["bound_low"] <= entropy + 0.02 and found["bound"] == pytest.approx(entropy, abs=0.1)
+
+
+def test_the_table_says_what_each_number_is(context):
+    found = Likelihood(processes=["matched", "absorbing", "uniform", "hybrid"], samples=1)(context)
+    rows = list(csv.DictReader((context.folder / "tables" / "likelihood.csv").open()))
+    kinds = {row["name"]: row["kind"] for row in rows}
+    assert list(kinds) == ["hybrid p_u=0.1 (matched)", "absorbing", "uniform", "unigram", "trigram"]  # hybrid is the matched one
+    bounds = [row for row in rows if row["kind"].startswith("upper bound")]
+    best = min(bounds, key=lambda row: float(row["nats_per_token"]))
+    assert [row["name"] for row in rows if "headline" in row["kind"]] == [best["name"]]
+    assert float(best["nats_per_token"]) == pytest.approx(found["bound"], abs=1e-5)
+    assert {row["tokens"] for row in rows} == {str(int(context.data.validation.eligible.sum()))}
+
+
+def test_the_same_seed_gives_the_same_number_and_fewer_rows_when_asked(context):
+    one, two = (Likelihood(samples=1, max_sequences=4)(context) for _ in range(2))
+    assert one == two
+    rows = list(csv.DictReader((context.folder / "tables" / "likelihood.csv").open()))
+    assert rows[0]["sequences"] == "4"
+
+
+@pytest.mark.parametrize("arguments, message", [
+    ({"samples": 0}, "samples=0"), ({"max_sequences": 1}, "max_sequences=1"), ({"processes": []}, r"processes=\[\]"),
+    ({"processes": ["gauss"]}, "processes=gauss must be among absorbing"), ({"p_u": 1.0}, "p_u=1.0"),
+])  # fmt: skip
+def test_mistakes(arguments, message):
+    with pytest.raises(ValueError, match=message):
+        Likelihood(**arguments)
