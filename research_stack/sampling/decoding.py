@@ -1,0 +1,121 @@
+"""The state of a batch while it is decoded: tokens, blocks, steps, streams and what was recorded."""
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
+
+import torch
+from torch import Tensor
+
+from research_stack.corruption.process import Process
+from research_stack.data.vocabulary import Vocabulary
+from research_stack.sampling.guidance import calls_per_step
+from research_stack.sampling.layout import Layout
+from research_stack.sampling.state import Decision, Proposal, RowStreams, State
+from research_stack.sampling.trace import Trace
+
+if TYPE_CHECKING:
+    from research_stack.sampling.sampler import Sampler
+
+
+class Decoding:
+    """All B sequences of one call of `Sampler.sample`; the sampler looks at and changes the live ones.
+
+    - sampler: gives steps, blocks, guidance and times. prompts: B vectors of ids. length: G.
+    - seed, first_row: of the streams. process: bound to the vocabulary, if one is known.
+    """
+
+    def __init__(
+        self, sampler: Sampler, prompts: Sequence[Tensor], length: int, vocab: Vocabulary, process: Process | None, seed: int,
+        first_row: int, device: torch.device | str,
+    ) -> None:
+        count = len(prompts)
+        self.sampler, self.vocab, self.process, self.length = sampler, vocab, process, length
+        self.layout = Layout(prompts, length, vocab, device)
+        self.streams = RowStreams(seed, range(first_row, first_row + count), device)
+        self.block_length = sampler.block_length or max(length, 1)
+        self.blocks = -(-length // self.block_length)
+        self.cost_B = calls_per_step(sampler.guidance, self.layout.width_B > 0)
+        self.steps_B = self._steps()
+        self.z_BG = sampler.init(self.streams.uniform(range(count), 2, length), prompts, vocab, process)
+        self.confidence_BG = torch.zeros(count, length, dtype=torch.float64, device=device)
+        self.block_B, self.step_B, self.idle_B, self.calls_B = torch.zeros(4, count, dtype=torch.int64, device=device).unbind(0)
+        self.masks_at_start_B = self._masks(torch.arange(count, device=device)).sum(1)
+        self.states: list[tuple[Tensor, Tensor]] = []
+
+    def _steps(self) -> Tensor:
+        """(B,) steps in all."""
+        wanted = self.sampler.steps or max(self.length, 1)
+        limit_B, steps_B = self.sampler.stopper.limit(self.cost_B), torch.full_like(self.cost_B, wanted)
+        steps_B = steps_B if limit_B is None else torch.minimum(steps_B, limit_B)
+        if int(steps_B.min()) < self.blocks:
+            raise ValueError(f"steps={int(steps_B.min())} must be at least {self.blocks}, one for each block of "
+                             f"block_length={self.block_length} in length={self.length}")
+        return steps_B
+
+    def live(self) -> Tensor:
+        """Indices of the sequences that go on."""
+        return (self.block_B < self.blocks).nonzero()[:, 0]
+
+    def _inside(self, at: Tensor) -> Tensor:
+        place_G = torch.arange(self.length, device=at.device) // self.block_length
+        return place_G == self.block_B[at].unsqueeze(1)
+
+    def _masks(self, at: Tensor) -> Tensor:
+        return self._inside(at) & (self.z_BG[at] == self.vocab.mask)
+
+    def state(self, at: Tensor) -> State:
+        """The rows `at` before a step, with fresh draws."""
+        draws = self.streams.uniform(at.tolist(), 2, self.length)
+        return self._state(at, draws[:, 0], draws[:, 1])
+
+    def look(self, at: Tensor) -> State:
+        """The rows `at` without new draws (those are zeros)."""
+        return self._state(at, *torch.zeros_like(self.confidence_BG[at]).expand(2, -1, -1))
+
+    def _state(self, at: Tensor, draw_BG: Tensor, coin_BG: Tensor) -> State:
+        share_B = self.steps_B[at] // max(self.blocks, 1)
+        total_B = share_B + (self.block_B[at] < self.steps_B[at] % max(self.blocks, 1)).long()
+        left_B = total_B - self.step_B[at]
+        if self.sampler.times == "masks":
+            t_B = (self.z_BG[at] == self.vocab.mask).double().mean(1)
+        else:
+            t_B = left_B / total_B.double()
+        return State(
+            vocab=self.vocab, process=self.process, z_BG=self.z_BG[at], inside_BG=self._inside(at), mask_BG=self._masks(at),
+            left_B=left_B, total_B=total_B, masks_at_start_B=self.masks_at_start_B[at], idle_B=self.idle_B[at],
+            confidence_BG=self.confidence_BG[at], t_B=t_B.clamp_min(self.sampler.min_time), draw_BG=draw_BG, coin_BG=coin_BG)
+
+    def apply(self, at: Tensor, state: State, proposal: Proposal, decision: Decision) -> None:
+        """Write a step."""
+        commit_BG, remask_BG = decision
+        z_BG = torch.where(commit_BG, proposal.token_BG, state.z_BG)
+        z_BG = z_BG if remask_BG is None else z_BG.masked_fill(remask_BG, self.vocab.mask)
+        seen_BG = torch.where(commit_BG, proposal.p_token_BG, proposal.p_current_BG)
+        confidence_BG = torch.where(proposal.seen_BG, seen_BG, state.confidence_BG)
+        self.confidence_BG[at] = confidence_BG.masked_fill(z_BG == self.vocab.mask, 0.0)
+        self.idle_B[at] = torch.where((z_BG == state.z_BG).all(1), state.idle_B + 1, 0)
+        self.z_BG[at] = z_BG
+        self.step_B[at] += 1
+
+    def advance(self, at: Tensor) -> None:
+        """Go on to the next block in the rows `at`; after the last one they are done."""
+        self.block_B[at] += 1
+        self.step_B[at] = 0
+        self.idle_B[at] = 0
+        self.masks_at_start_B[at] = self._masks(at).sum(1)
+
+    def record(self, wanted: bool) -> None:
+        """Keep the present tokens and confidences."""
+        if wanted:
+            self.states.append((self.z_BG.clone(), self.confidence_BG.float()))
+
+    def trace(self) -> Trace:
+        """The result."""
+        place = self.layout
+        everything = torch.arange(len(self.z_BG), device=self.z_BG.device)
+        history = confidence = None
+        if self.states:
+            history = torch.stack([place.tokens(z_BG, everything) for z_BG, _ in self.states])
+            confidence = torch.stack([place.whole(values_BG, 1.0) for _, values_BG in self.states])
+        return Trace(place.tokens(self.z_BG, everything), place.generated_BL, self.calls_B, history, confidence, self.vocab.mask)

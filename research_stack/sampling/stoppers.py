@@ -1,0 +1,70 @@
+"""When a sequence is done. Masks are never left: a sequence that has some goes on, and its last step fills them."""
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from research_stack.require import require
+from research_stack.sampling.state import State
+
+
+class Steps:
+    """All steps are taken, unless nothing is left that could change."""
+
+    def limit(self, cost_B: Tensor) -> Tensor | None:
+        """(B,) the most steps a sequence may take when each costs `cost_B` model calls; None: no limit."""
+        return None
+
+    def settled(self, state: State) -> Tensor:
+        """(B,) bool: whether the block of a sequence without masks is done. `state` is the one after the step."""
+        return torch.zeros_like(state.idle_B, dtype=torch.bool)
+
+
+class FixedPoint(Steps):
+    """A step that changes nothing ends it.
+
+    - patience: steps in a row without change; more than 1 makes sense with random proposals.
+    """
+
+    def __init__(self, patience: int = 1) -> None:
+        require(patience >= 1, f"patience={patience} must be at least 1")
+        self.patience = patience
+
+    def settled(self, state: State) -> Tensor:
+        """Whether nothing has changed for `patience` steps."""
+        return state.idle_B >= self.patience
+
+
+class Confident(FixedPoint):
+    """Every token of the block has at least the probability `level`; or a fixed point.
+
+    - level: in (0, 1]. patience: see `FixedPoint`.
+    """
+
+    def __init__(self, level: float = 0.9, patience: int = 1) -> None:
+        require(0 < level <= 1, f"level={level} must lie in (0, 1]")
+        super().__init__(patience)
+        self.level = level
+
+    def settled(self, state: State) -> Tensor:
+        """Whether every token is sure, or nothing has changed for `patience` steps."""
+        sure_B = ((state.confidence_BG >= self.level) | ~state.inside_BG).all(1)
+        return sure_B | super().settled(state)
+
+
+class Budget(FixedPoint):
+    """At most `calls` model calls per sequence, schedules shortened to fit; or a fixed point.
+
+    - calls: per sequence; guidance costs two a step. patience: see `FixedPoint`.
+    """
+
+    def __init__(self, calls: int, patience: int = 1) -> None:
+        require(calls >= 1, f"calls={calls} must be at least 1")
+        super().__init__(patience)
+        self.calls = calls
+
+    def limit(self, cost_B: Tensor) -> Tensor | None:
+        """Steps that the budget pays for."""
+        if int(cost_B.max()) > self.calls:
+            raise ValueError(f"calls={self.calls} must be at least {int(cost_B.max())}: guidance takes that many a step")
+        return self.calls // cost_B
