@@ -14,6 +14,8 @@ from dataclasses import dataclass, field
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.autograd import Function
+from torch.autograd.function import FunctionCtx
 from torch.utils.checkpoint import checkpoint
 
 from research_stack.require import require
@@ -239,11 +241,33 @@ class Transformer(nn.Module):
         return 2 * (matrices + self.unembedding.numel()) + self.layers * 4 * length * self.dim
 
 
+class _Rotation(Function):
+    """Rotary positions without the six intermediate tensors and their backward passes: its gradient is the inverse turn."""
+
+    @staticmethod
+    def forward(ctx: FunctionCtx, x_BLHE: Tensor, cos_L1E: Tensor, sin_L1E: Tensor) -> Tensor:
+        ctx.save_for_backward(cos_L1E, sin_L1E)
+        return turned(x_BLHE, cos_L1E, sin_L1E)
+
+    @staticmethod
+    def backward(ctx: FunctionCtx, grad_BLHE: Tensor) -> tuple[Tensor, None, None]:
+        cos_L1E, sin_L1E = ctx.saved_tensors
+        return turned(grad_BLHE, cos_L1E, -sin_L1E), None, None
+
+
+def turned(x_BLHE: Tensor, cos_L1E: Tensor, sin_L1E: Tensor) -> Tensor:
+    """The pairs (first half, second half) of each head turned by the position's angles."""
+    half = x_BLHE.shape[-1] // 2
+    a, b, out = x_BLHE[..., :half], x_BLHE[..., half:], torch.empty_like(x_BLHE)
+    torch.mul(a, cos_L1E, out=out[..., :half]).addcmul_(b, sin_L1E, value=-1)
+    torch.mul(b, cos_L1E, out=out[..., half:]).addcmul_(a, sin_L1E)
+    return out
+
+
 def rotate(x_BLHE: Tensor, rope_L1E: tuple[Tensor, Tensor]) -> Tensor:
-    """Rotary positions: the pairs (first half, second half) of each head turned by the position's angles."""
+    """Rotary positions (Su et al. 2021), differentiable in x."""
     cos, sin = (table.to(x_BLHE.dtype) for table in rope_L1E)
-    a, b = x_BLHE.chunk(2, dim=-1)
-    return torch.cat((a * cos - b * sin, a * sin + b * cos), dim=-1)
+    return _Rotation.apply(x_BLHE, cos, sin)
 
 
 def extended(cache: Cache, index: int, k: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:

@@ -185,3 +185,9 @@ def test_dropout_acts_in_training_only():
     assert torch.equal(m(tokens()), m(tokens()))
     assert not torch.equal(m.train()(tokens()), m(tokens()))
     assert F.mse_loss(m.eval()(tokens()), m(tokens())) == 0
+
+
+def test_the_gradient_of_a_rotation_is_that_of_finite_differences():
+    cos, sin = model()._rope_tables(torch.device("cpu"), torch.float64)
+    x = torch.randn(2, 3, 2, 8, dtype=torch.float64, requires_grad=True)
+    assert torch.autograd.gradcheck(lambda y: rotate(y, (cos[:3], sin[:3])), x)
