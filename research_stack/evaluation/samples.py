@@ -20,7 +20,8 @@ from research_stack.results import RunFolder, atomic_write, to_json
 
 if TYPE_CHECKING:
     from research_stack.data.tokenizers import Codec
-    from research_stack.sampling.sampler import Sampler, Trace
+    from research_stack.sampling.sampler import Sampler
+    from research_stack.sampling.trace import Trace
 
 log = logging.getLogger(__name__)
 
@@ -73,7 +74,7 @@ class Samples:
         if length < 1:
             raise ValueError(f"prompts={longest} tokens leave no room in a sequence of {data.sequence_length}; shorten them")
         count = len(ids) if ids else self.count
-        trace = sampler.sample(context.method, prompt=ids, count=count, length=length, seed=context.seed, record=True, device=context.device)
+        trace = sampler.sample(context.method, prompts=ids, count=count, length=length, seed=context.seed, record=True, device=context.device)
         return trace, list(prompts or [""] * count)
 
 
@@ -85,8 +86,9 @@ def validation_prompts(context: Context, count: int) -> list[str] | None:
     return [context.data.codec.decode(row[prompt]) for row, prompt in zip(rows.tokens, rows.prompt, strict=True)]
 
 
-def arrays(trace: Trace) -> tuple[np.ndarray, np.ndarray]:
-    """(history (S + 1, B, L), generated (B, L)) as numpy arrays."""
+def recorded(trace: Trace) -> tuple[np.ndarray, np.ndarray]:
+    """(history (S + 1, B, L), generated (B, L)) as numpy arrays; the trace must have been recorded."""
+    assert trace.history is not None
     return _numpy(trace.history), _numpy(trace.generated_BL)
 
 
@@ -96,7 +98,7 @@ def _numpy(tensor: Tensor) -> np.ndarray:
 
 def measure(trace: Trace, mask: int) -> dict[str, float]:
     """The metrics of one sampler, see `Samples`."""
-    history_SBL, generated_BL = arrays(trace)
+    history_SBL, generated_BL = recorded(trace)
     texts = [row[generated] for row, generated in zip(_numpy(trace.tokens_BL), generated_BL, strict=True)]
     return {
         "calls": float(_numpy(trace.calls_B).mean()), "distinct_2": distinct(texts), "entropy": token_entropy(texts),
@@ -107,7 +109,7 @@ def measure(trace: Trace, mask: int) -> dict[str, float]:
 def describe(trace: Trace, prompts: Sequence[str], context: Context, name: str) -> list[dict[str, Any]]:
     """One row per text."""
     tokens_BL, generated_BL, calls_B = _numpy(trace.tokens_BL), _numpy(trace.generated_BL), _numpy(trace.calls_B)
-    steps = len(trace.history) - 1
+    steps = len(recorded(trace)[0]) - 1
     return [
         {"sampler": name, "prompt": prompt, "text": context.data.codec.decode(tokens_BL[b][generated_BL[b]]),
          "calls": int(calls_B[b]), "steps": steps, "seed": context.seed}
@@ -119,15 +121,18 @@ def film(trace: Trace, codec: Codec, name: str, row: Mapping[str, Any], b: int =
     """Sequence b step by step: pieces are the distinct printable tokens, a frame has their numbers and the states.
 
     {"sampler", "prompt", "text", "calls", "seed", "states": names of the codes, "pieces": [str],
-     "frames": [{"tokens": [index into pieces], "states": [code], "confidence": [float] where recorded}]}
+     "frames": [{"tokens": [index into pieces], "states": [code], "confidence": [probability of the token in place]}]}
     """
-    history_SBL, generated_BL = arrays(trace)
+    history_SBL, generated_BL = recorded(trace)
     used = _numpy(trace.tokens_BL)[b] != codec.vocab.pad
     history_SL = history_SBL[:, b][:, used]
     codes_SL = states(history_SBL[:, b : b + 1], generated_BL[b : b + 1], codec.vocab.mask)[:, 0][:, used]
     ids, index = np.unique(history_SL, return_inverse=True)
     index_SL = index.reshape(history_SL.shape)
     frames = [{"tokens": tokens.tolist(), "states": codes.tolist()} for tokens, codes in zip(index_SL, codes_SL, strict=True)]
+    if trace.confidence is not None:
+        for frame, confidence in zip(frames, _numpy(trace.confidence)[:, b][:, used], strict=True):
+            frame["confidence"] = confidence.round(3).tolist()
     return {**row, "sampler": name, "states": list(STATES), "pieces": codec.pieces(ids.tolist()), "frames": frames}
 
 

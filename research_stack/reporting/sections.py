@@ -2,6 +2,7 @@
 from __future__ import annotations
 
 import math
+import shlex
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -342,7 +343,7 @@ def _machine(machine: Mapping[str, Any]) -> str | None:
 
 def _again(run: RunFiles) -> list[Html]:
     """The commands that repeat, resume, measure and sample."""
-    folder, command = str(run.folder), run.run.get("command") or "research-stack"
+    folder, command = shlex.quote(str(run.folder)), run.run.get("command") or "research-stack"
     sha = (run.run.get("git") or {}).get("sha")
     again = f"git checkout {sha[:12]} && {command}" if sha else command
     lines = [("go on where it stopped", f"research-stack run={folder}")] if run.status != "ok" else []
