@@ -85,6 +85,7 @@ def _all(answers: list[bool | None]) -> bool | None:
 
 
 def parsed(text: str) -> ast.expr | None:
+    """The expression in a quoted annotation; None where it is no expression."""
     try:
         return ast.parse(text, mode="eval").body
     except SyntaxError:

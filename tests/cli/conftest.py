@@ -16,7 +16,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Annotated, Literal
 from research_stack.require import high, is_rate, low, require
-from toy.parts import Exported as Renamed
+from toylib.parts import Exported as Renamed
 
 Rate = float | list[float]
 
@@ -75,11 +75,11 @@ eval: {}
 hardware: {}
 sampler: {}
 """,
-    "model/tiny.yaml": "_target_: toy.Model\ndim: 8\nlayers: 2   # blocks\n",
-    "model/small.yaml": "_target_: toy.Model\ndim: 16\nlayers: 2\n",
-    "model/odd.yaml": "_target_: toy.Model\ndim: 7\n",
-    "corruption/hybrid.yaml": "_target_: toy.Corruption\nmask_ratio: 0.3\ncorruption_rate: 0.2\n",
-    "corruption/mask.yaml": "_target_: toy.Corruption\nmask_ratio: 0.8\ncorruption_rate: 0.0\n",
+    "model/tiny.yaml": "_target_: toylib.Model\ndim: 8\nlayers: 2   # blocks\n",
+    "model/small.yaml": "_target_: toylib.Model\ndim: 16\nlayers: 2\n",
+    "model/odd.yaml": "_target_: toylib.Model\ndim: 7\n",
+    "corruption/hybrid.yaml": "_target_: toylib.Corruption\nmask_ratio: 0.3\ncorruption_rate: 0.2\n",
+    "corruption/mask.yaml": "_target_: toylib.Corruption\nmask_ratio: 0.8\ncorruption_rate: 0.0\n",
     "trainer/demo.yaml": "# @package _global_\ntrainer:\n  _target_: lightning.Trainer\n  max_steps: 700\n",
     "trainer/short.yaml": "# @package _global_\ntrainer:\n  _target_: lightning.Trainer\n  max_steps: 200\n",
     "data/text.yaml": "path: ???\nsource:\n  _target_: research_stack.data.sources_text.Text\n  path: ${data.path}\n",
@@ -103,16 +103,16 @@ def conf(tmp_path, monkeypatch):
         (root / name).parent.mkdir(parents=True, exist_ok=True)
         (root / name).write_text(text)
     classes = tmp_path / "classes"
-    (classes / "toy").mkdir(parents=True)
-    (classes / "toy" / "__init__.py").write_text(TOY)
-    (classes / "toy" / "parts.py").write_text("class Exported:\n    def __init__(self, size: int = 1): ...\n")
+    (classes / "toylib").mkdir(parents=True)
+    (classes / "toylib" / "__init__.py").write_text(TOY)
+    (classes / "toylib" / "parts.py").write_text("class Exported:\n    def __init__(self, size: int = 1): ...\n")
     real = signatures._root
 
     def roots(name: str) -> Path | None:
-        return classes / "toy" if name == "toy" else real(name)
+        return classes / "toylib" if name == "toylib" else real(name)
 
     monkeypatch.setattr(signatures, "_root", roots)
-    monkeypatch.setattr(check, "WHITELIST", (*check.WHITELIST, "toy"))
+    monkeypatch.setattr(check, "WHITELIST", (*check.WHITELIST, "toylib"))
     monkeypatch.setattr(paths, "CONF", root)
     for cached in (signatures.module, signatures.signature):
         cached.cache_clear()

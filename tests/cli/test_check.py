@@ -55,14 +55,14 @@ def test_what_is_not_simple_passes(annotation):
 
 
 def test_signatures_are_followed(conf):
-    assert messages(_target_="toy.Child", dims=3)[0].endswith("did you mean 'dim'?")
-    assert messages(_target_="toy.Child", dim=3) == ["node.dim=3 must be even"]
-    assert "no parameter 'sise'; did you mean 'size'?" in messages(_target_="toy.Renamed", sise=3)[0]
-    assert messages(_target_="toy.Loose", anything=3, dim="x") == []
-    assert "extra=a must be int" in messages(_target_="toy.Loose", extra="a")[0]
-    assert messages(_target_="toy.Strange", a=3, b={"_target_": "toy.Model"}) == []
-    assert messages(_target_="toy.Model", name=None, dim=8, scale=2) == []
-    assert messages(_target_="toy.Model", dim="???") == []
+    assert messages(_target_="toylib.Child", dims=3)[0].endswith("did you mean 'dim'?")
+    assert messages(_target_="toylib.Child", dim=3) == ["node.dim=3 must be even"]
+    assert "no parameter 'sise'; did you mean 'size'?" in messages(_target_="toylib.Renamed", sise=3)[0]
+    assert messages(_target_="toylib.Loose", anything=3, dim="x") == []
+    assert "extra=a must be int" in messages(_target_="toylib.Loose", extra="a")[0]
+    assert messages(_target_="toylib.Strange", a=3, b={"_target_": "toylib.Model"}) == []
+    assert messages(_target_="toylib.Model", name=None, dim=8, scale=2) == []
+    assert messages(_target_="toylib.Model", dim="???") == []
     assert "node._target_=subprocess.run lies outside" in messages(_target_="subprocess.run")[0]
 
 
@@ -84,8 +84,8 @@ def test_lazy_names_lead_to_their_signature():
 
 def test_source_is_read_and_nothing_imported(conf, tmp_path, monkeypatch):
     monkeypatch.syspath_prepend(str(tmp_path / "classes"))
-    assert messages(_target_="toy.Model", dimm=1)
-    assert "toy" not in sys.modules
+    assert messages(_target_="toylib.Model", dimm=1)
+    assert "toylib" not in sys.modules
 
 
 def test_expressions_refuse_what_is_not_listed():

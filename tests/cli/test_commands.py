@@ -140,12 +140,12 @@ def trained(conf, fake_run, command):
 
 def test_eval_takes_the_saved_config(trained, conf, fake_run, command):
     (conf / "eval").mkdir()
-    (conf / "eval/likelihood.yaml").write_text("bound:\n  _target_: toy.Model\n")
+    (conf / "eval/likelihood.yaml").write_text("bound:\n  _target_: toylib.Model\n")
     config = (conf / "config.yaml").read_text()
     (conf / "config.yaml").write_text(config.replace("  - experiment", "  - optional eval: null\n  - experiment").replace("eval: {}\n", ""))
     assert command("task=eval", f"run={trained}", "eval=likelihood")[0] == 0
     (cfg, folder), = fake_run.calls
-    assert folder == trained and cfg.model.dim == 16 and cfg.seed == 4 and cfg.eval.bound._target_ == "toy.Model"
+    assert folder == trained and cfg.model.dim == 16 and cfg.seed == 4 and cfg.eval.bound._target_ == "toylib.Model"
     assert cfg.task == "eval" and results.RunFolder(trained).read_config()["task"] == "train"
 
 
@@ -221,7 +221,7 @@ def test_a_sweep_runs_only_what_is_missing(conf, fake_run, command):
 
 def test_another_config_in_a_points_folder_is_kept(conf, fake_run, command):
     command("-m", "seed=1,2")
-    (conf / "model/tiny.yaml").write_text("_target_: toy.Model\ndim: 32\n")
+    (conf / "model/tiny.yaml").write_text("_target_: toylib.Model\ndim: 32\n")
     assert command("-m", "seed=1,2")[0] == 0
     assert len(fake_run.calls) == 4 and len([p for p in Path("multirun/flowlm/seed").iterdir() if p.is_dir()]) == 4
 

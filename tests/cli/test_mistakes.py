@@ -19,7 +19,7 @@ MISTAKES = {
     "corruption.corruption_rate=.8": ["mask_ratio=0.3 and corruption_rate=0.8 must sum to at most 1", "command line"],
     "corruption.mask_ratio=.6 corruption.corruption_rate=.6": ["mask_ratio=0.6 and corruption_rate=0.6 must sum to at most 1"],
     "model._target_=os.system": ["model._target_=os.system lies outside", "research_stack, lightning, torch, transformers"],
-    "model._target_=toy.Modell": ["toy has no 'Modell'", "did you mean 'toy.Model'"],
+    "model._target_=toylib.Modell": ["toylib has no 'Modell'", "did you mean 'toylib.Model'"],
     "model._target_=lightning.Trainerr": ["lightning has no 'Trainerr'", "did you mean 'lightning.Trainer'"],
     "trainer.max_step=3": ["Trainer has no parameter 'max_step'", "did you mean 'max_steps'"],
     "trainer.max_steps=abc": ["trainer.max_steps=abc must be int"],
@@ -76,12 +76,12 @@ def test_data_files(conf, fake_run, command, tmp_path):
 
 
 def test_yaml_mistakes_name_file_and_line(conf, command):
-    (conf / "model/tiny.yaml").write_text("_target_: toy.Model\ndim: [8\nlayers: 2\n")
+    (conf / "model/tiny.yaml").write_text("_target_: toylib.Model\ndim: [8\nlayers: 2\n")
     code, _, err = command()
     assert code == 2 and "model/tiny.yaml:3: invalid YAML" in err and err.count("\n") == 1
-    (conf / "model/tiny.yaml").write_text("_target_: toy.Model\ndim: 8\ndim: 9\n")
+    (conf / "model/tiny.yaml").write_text("_target_: toylib.Model\ndim: 8\ndim: 9\n")
     assert "model/tiny.yaml:3" in command()[2]
-    (conf / "model/tiny.yaml").write_text("_target_: toy.Model\nlayer: 2\n")
+    (conf / "model/tiny.yaml").write_text("_target_: toylib.Model\nlayer: 2\n")
     assert "model.layer=2: Model has no parameter 'layer'; did you mean 'layers'? " in (err := command()[2])
     assert "model/tiny.yaml:2" in err
     (conf / "experiment/first.yaml").write_text("# @package _global_\ndefaults:\n  - override /model: huge\n")
@@ -92,7 +92,7 @@ def test_yaml_mistakes_name_file_and_line(conf, command):
 
 
 def test_the_command_line_is_blamed_before_a_file(conf, command):
-    (conf / "corruption/hybrid.yaml").write_text("_target_: toy.Corruption\nmask_rate: 1\n")
+    (conf / "corruption/hybrid.yaml").write_text("_target_: toylib.Corruption\nmask_rate: 1\n")
     _, _, err = command("trainer.max_steps=abc")
     assert "trainer.max_steps=abc" in err and "one more mistake" in err
 
