@@ -76,7 +76,9 @@ class Schedule(Committer):
         count_B = state.mask_BG.sum(1) - self.masks_after(state)
         rewrites_B = (torch.isfinite(proposal.score_BG) & ~state.mask_BG).any(1)
         extra_B = torch.maximum(count_B, self.rewrites(state))
-        return Decision(best(proposal.score_BG, torch.where(rewrites_B, extra_B, count_B)))
+        commit_BG = best(proposal.score_BG, torch.where(rewrites_B, extra_B, count_B))
+        filled_B = state.done_B + 1 >= self.filling_steps(state)  # rewrites may have won over masks until here
+        return Decision(commit_BG | (state.mask_BG & filled_B.unsqueeze(1)))
 
     def filling_steps(self, state: State) -> Tensor:
         """(B,) steps of the filling, at least 1."""

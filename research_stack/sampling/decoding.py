@@ -48,8 +48,10 @@ class Decoding:
         wanted = self.sampler.steps or max(self.length, 1)
         limit_B, steps_B = self.sampler.stopper.limit(self.cost_B), torch.full_like(self.cost_B, wanted)
         steps_B = steps_B if limit_B is None else torch.minimum(steps_B, limit_B)
-        if int(steps_B.min()) < self.blocks:
-            raise ValueError(f"steps={int(steps_B.min())} must be at least {self.blocks}, one for each block of "
+        least = int(steps_B.min())
+        if least < self.blocks:
+            paid = ", all that the stopper's calls pay for," if least < wanted else ""
+            raise ValueError(f"steps={least}{paid} must be at least {self.blocks}, one for each block of "
                              f"block_length={self.block_length} in length={self.length}")
         return steps_B
 
@@ -64,16 +66,8 @@ class Decoding:
     def _masks(self, at: Tensor) -> Tensor:
         return self._inside(at) & (self.z_BG[at] == self.vocab.mask)
 
-    def state(self, at: Tensor) -> State:
-        """The rows `at` before a step, with fresh draws."""
-        draws = self.streams.uniform(at.tolist(), 2, self.length)
-        return self._state(at, draws[:, 0], draws[:, 1])
-
     def look(self, at: Tensor) -> State:
-        """The rows `at` without new draws (those are zeros)."""
-        return self._state(at, *torch.zeros_like(self.confidence_BG[at]).expand(2, -1, -1))
-
-    def _state(self, at: Tensor, draw_BG: Tensor, coin_BG: Tensor) -> State:
+        """The rows `at`, without draws (those are zeros)."""
         share_B = self.steps_B[at] // max(self.blocks, 1)
         total_B = share_B + (self.block_B[at] < self.steps_B[at] % max(self.blocks, 1)).long()
         left_B = total_B - self.step_B[at]
@@ -81,10 +75,15 @@ class Decoding:
             t_B = (self.z_BG[at] == self.vocab.mask).double().mean(1)
         else:
             t_B = left_B / total_B.double()
+        none_BG = torch.zeros_like(self.confidence_BG[at])
         return State(
             vocab=self.vocab, process=self.process, z_BG=self.z_BG[at], inside_BG=self._inside(at), mask_BG=self._masks(at),
             left_B=left_B, total_B=total_B, masks_at_start_B=self.masks_at_start_B[at], idle_B=self.idle_B[at],
-            confidence_BG=self.confidence_BG[at], t_B=t_B.clamp_min(self.sampler.min_time), draw_BG=draw_BG, coin_BG=coin_BG)
+            confidence_BG=self.confidence_BG[at], t_B=t_B.clamp_min(self.sampler.min_time), draw_BG=none_BG, coin_BG=none_BG)
+
+    def draw(self, at: Tensor, state: State) -> None:
+        """Give the state of the rows `at` this step's draws: one for each step they take, whatever other rows do."""
+        state.draw_BG, state.coin_BG = self.streams.uniform(at.tolist(), 2, self.length).unbind(1)
 
     def apply(self, at: Tensor, state: State, proposal: Proposal, decision: Decision) -> None:
         """Write a step."""

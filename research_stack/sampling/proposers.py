@@ -66,6 +66,8 @@ class Reverse:
 
     def __call__(self, at: Positions, state: State) -> Tensor:
         process = state.known_process()
+        if not process.has_masks and bool(at.mask_n.any()):  # it says nothing of masks, and would leave them
+            raise ValueError(f"init=... must not put masks where process={type(process).__name__} has none; inits.Noise puts none")
         real_N = torch.from_numpy(state.vocab.real).to(at.z_n.device)
         index_V = torch.full((state.vocab.size,), process.n_real, device=at.z_n.device)
         index_V[real_N] = torch.arange(len(real_N), device=at.z_n.device)

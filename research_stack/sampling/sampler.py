@@ -101,12 +101,13 @@ class Sampler:
         run = Decoding(self, ids, length, denoiser.vocab, self._process(denoiser), seed, first_row, device)
         run.record(record)
         while len(at := run.live()):
-            state = run.state(at)
+            state = run.look(at)
             where_BG = self._where(state)
             over_B = ~where_BG.any(1) & ~state.mask_BG.any(1)
             if not self.committer.remasks and bool(over_B.any()):
                 run.advance(at[over_B])
                 continue
+            run.draw(at, state)
             proposal = self._propose(denoiser, run, at, state, where_BG)
             run.apply(at, state, proposal, self._decide(proposal, state))
             run.record(record)
@@ -115,7 +116,10 @@ class Sampler:
 
     def _where(self, state: State) -> Tensor:
         """Positions whose logits are asked for."""
-        return state.inside_BG if self.committer.ranks_visible and bool(state.mask_BG.any()) else self.selector.where(state)
+        where_BG = self.selector.where(state)
+        if not self.committer.ranks_visible:
+            return where_BG
+        return torch.where(state.mask_BG.any(1, keepdim=True), state.inside_BG, where_BG)
 
     def _decide(self, proposal: Proposal, state: State) -> Decision:
         """The committer's decision; at the last step of a block every mask is written and none is made."""

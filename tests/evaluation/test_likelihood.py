@@ -35,7 +35,7 @@ def test_one_sequence_has_no_interval():
 
 
 def test_a_uniform_predictor_has_the_bound_ln_n(context):
-    found = Likelihood(processes=["matched", "absorbing"], samples=8)(context)
+    found = Likelihood(processes=["absorbing", "matched"], samples=8)(context)
     assert found["bound_low"] - 0.02 <= math.log(256) <= found["bound_high"] + 0.02
     assert found["perplexity"] == pytest.approx(math.exp(found["bound"]))
     assert found["bits_per_byte"] == pytest.approx(found["bound"] / math.log(2))  # a byte a token
@@ -61,9 +61,8 @@ def test_the_table_says_what_each_number_is(context):
     kinds = {row["name"]: row["kind"] for row in rows}
     assert list(kinds) == ["hybrid p_u=0.1 (matched)", "absorbing", "uniform", "unigram", "trigram"]  # hybrid is the matched one
     bounds = [row for row in rows if row["kind"].startswith("upper bound")]
-    best = min(bounds, key=lambda row: float(row["nats_per_token"]))
-    assert [row["name"] for row in rows if "headline" in row["kind"]] == [best["name"]]
-    assert float(best["nats_per_token"]) == pytest.approx(found["bound"], abs=1e-5)
+    assert len(bounds) == 3 and [row for row in rows if "headline" in row["kind"]] == bounds[:1]  # the first, not the smallest
+    assert float(bounds[0]["nats_per_token"]) == pytest.approx(found["bound"], abs=1e-5)
     assert {row["tokens"] for row in rows} == {str(int(context.data.validation.eligible.sum()))}
 
 
