@@ -118,9 +118,14 @@ class SweepTable:
         """{axis: its shortest ending that no other axis shares}."""
         return {axis: shortest(axis, self.axes) for axis in self.axes}
 
+    @property
+    def estimates(self) -> list[str]:
+        """The metrics without the ends of their intervals, which results.csv keeps: the mean over seeds has an error of its own."""
+        return [metric for metric in self.metrics if not metric.endswith(("_low", "_high"))]
+
     def cells(self, metrics: Sequence[str] | None = None) -> tuple[list[str], list[list[str]]]:
         """Header and rows of the table as text: the axes, the number of seeds, each metric as mean ± standard error."""
-        shown = self.metrics if metrics is None else list(metrics)
+        shown = self.estimates if metrics is None else list(metrics)
         header = [*(self.labels[axis] for axis in self.axes), "seeds", *shown]
         return header, [
             [*(show(row.settings[axis]) for axis in self.axes), str(row.n), *(_cell(row, metric) for metric in shown)] for row in self.rows
@@ -128,7 +133,7 @@ class SweepTable:
 
     def as_text(self, width: int = 100) -> str:
         """The table for a terminal of `width` columns: as many metrics as fit, then the failures."""
-        shown = list(self.metrics)
+        shown = self.estimates
         while len(shown) > 1 and max(map(len, _aligned(*self.cells(shown))), default=0) > width:
             shown.pop()
         lines = _aligned(*self.cells(shown)) if self.rows else []

@@ -119,7 +119,7 @@ def glance(run: RunFiles) -> dict[str, str]:
     if isinstance(model.get("parameters"), int):
         found["parameters"] = number(float(f"{model['parameters']:.3g}"))
     if isinstance(data.get("train_tokens"), int):
-        found["training tokens"] = number(float(f"{data['train_tokens']:.3g}"))
+        found["corpus tokens"] = number(float(f"{data['train_tokens']:.3g}"))
     if run.steps:
         found["optimizer steps"] = f"{run.steps:,}"
     if run.seconds:

@@ -110,7 +110,7 @@ def _finite(value: float | None) -> bool:
 def _table_section(table: SweepTable) -> list[Html] | None:
     if not table.rows:
         return None
-    metrics = [m for m in table.metrics if not m.endswith(("_low", "_high"))]
+    metrics = table.estimates
     best = {metric: _best(table.rows, metric) for metric in metrics}
     head = [*(el("th", table.labels[axis]) for axis in table.axes), el("th", "seeds", class_="num"),
             *(el("th", with_unit(metric), class_="num") for metric in metrics)]  # fmt: skip
