@@ -74,7 +74,7 @@ def guarded(run: Callable[[], None], folder: Path, again: str = "") -> int:
     """
     from research_stack.jobs import Escape, is_mistake, said
 
-    again = again or f"research-stack run={shlex.quote(str(folder))}"
+    again = again or f"research-stack run={shlex.quote(paths.shown(folder))}"
     existed = folder.exists()
     try:
         run()
