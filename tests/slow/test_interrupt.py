@@ -1,4 +1,4 @@
-"""A real run, told to stop by each signal in turn at steps drawn at random, ends with the losses of one left alone."""
+"""A real run, stopped at steps drawn at random by each signal and by kill -9, ends with the losses of one left alone."""
 from __future__ import annotations
 
 import json
@@ -28,3 +28,17 @@ def test_interrupted_three_times(tmp_path):
     run(*command, f"hydra.run.dir={cut}", cwd=tmp_path)
     assert losses(cut) == losses(tmp_path / "whole")
     assert json.loads((cut / "result.json").read_text())["status"] == "ok"
+
+
+def test_killed_without_a_word(tmp_path):
+    command = [*SMALL, "trainer.max_steps=60", "callbacks.checkpoints.every=7"]
+    run(*command, f"hydra.run.dir={tmp_path / 'whole'}", cwd=tmp_path)
+    killed, step = tmp_path / "killed", random.randint(9, 50)  # any step must do; the first checkpoint is at 7
+    process = start(*command, f"hydra.run.dir={killed}", cwd=tmp_path)
+    wait_for(lambda: len(rows(killed)) >= step, process, tmp_path)
+    process.kill()
+    process.wait()
+    assert 0 < len(losses(killed)) < len(losses(tmp_path / "whole"))
+    run("run=killed", cwd=tmp_path)
+    assert losses(killed) == losses(tmp_path / "whole"), f"killed at step {step}"
+    assert json.loads((killed / "result.json").read_text())["status"] == "ok"

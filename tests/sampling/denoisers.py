@@ -1,0 +1,91 @@
+"""What the tests of sampling share: a vocabulary, denoisers, states of a step, and the named decoders."""
+from __future__ import annotations
+
+import functools
+
+import torch
+
+from research_stack.backbones.transformer import Transformer
+from research_stack.build import build
+from research_stack.compose import Composer
+from research_stack.data.vocabulary import Vocabulary
+from research_stack.flowlm.module import FlowLM
+from research_stack.sampling.state import Positions, Proposal, State
+
+#: special ids at both ends and in the middle of the real ones
+VOCAB = Vocabulary(size=14, mask=5, pad=0, end=13, special=(0, 5, 8, 13))
+REAL = [1, 2, 3, 4, 6, 7, 9, 10, 11, 12]
+M = VOCAB.mask
+COMPOSER = Composer()
+NAMES = COMPOSER.groups()["sampler"]
+
+
+def named(name, *overrides):
+    """The decoder of a file in conf/sampler."""
+    return build(COMPOSER.compose_point([f"sampler={name}", *overrides]).cfg.sampler, "sampler")
+
+
+@functools.cache
+def transformer(corruption="gidd", timed=True):
+    """A FlowLM with random weights large enough to see its context; in float64, so that batches round as single rows do."""
+    cfg = COMPOSER.compose([f"corruption={corruption}"]).cfg
+    model = Transformer(VOCAB.size, dim=16, layers=1, heads=2, max_length=40, time_conditioning=timed, seed=0)
+    flowlm = build(cfg.method, "method", model=model, corruption=build(cfg.corruption, "corruption").bind(VOCAB), vocab=VOCAB,
+                   optimization=build(cfg.optimization, "optimization"), seed=0)
+    assert isinstance(flowlm, FlowLM)
+    generator = torch.Generator().manual_seed(0)
+    with torch.no_grad():
+        for parameter in flowlm.parameters():
+            if parameter.ndim == 2:
+                parameter.normal_(std=0.5, generator=generator)
+    return flowlm.double().eval()
+
+
+class Told:
+    """Says p (columns, V), or what function(z_BL, t_B) gives, and writes down what it is asked."""
+
+    predicts = "posterior"
+
+    def __init__(self, p):
+        self.vocab, self.p, self.asked = VOCAB, p, []
+
+    def logits(self, z_BL, attend_BL=None, t_B=None, where_BL=None):
+        self.asked.append({"z": z_BL.clone(), "attend": attend_BL, "t": t_B.clone(), "where": where_BL.clone()})
+        p_BLV = self.p(z_BL, t_B) if callable(self.p) else self.p[: z_BL.shape[1]].expand(len(z_BL), -1, -1)
+        return p_BLV.log()[where_BL].float()
+
+
+def wants(*table):
+    """(columns, V): column i has token table[i][0] with probability table[i][1], the others share the rest."""
+    p = torch.zeros(len(table), VOCAB.size, dtype=torch.float64)
+    for i, (token, sure) in enumerate(table):
+        p[i, REAL] = (1 - sure) / (len(REAL) - 1)
+        p[i, token] = sure
+    return p
+
+
+def state(z, left=1, total=1, **changes):
+    """The state of a step; z: rows of token ids, all of them inside the block."""
+    z_BG = torch.tensor(z)
+    many = torch.ones(len(z_BG), dtype=torch.int64)
+    blank = torch.zeros(z_BG.shape, dtype=torch.float64)
+    values = {
+        "vocab": VOCAB, "process": None, "z_BG": z_BG, "inside_BG": torch.ones_like(z_BG, dtype=torch.bool), "mask_BG": z_BG == M,
+        "left_B": left * many, "total_B": total * many, "masks_at_start_B": (z_BG == M).sum(1), "idle_B": 0 * many,
+        "confidence_BG": blank, "t_B": many.double(), "draw_BG": blank, "coin_BG": blank}
+    return State(**(values | changes))
+
+
+def proposal(score, token=None, p_token=None, p_current=None):
+    """Proposals with these scores; -inf where nothing may be written."""
+    score_BG = torch.tensor(score, dtype=torch.float64)
+    other = [torch.zeros_like(score_BG) if value is None else torch.tensor(value, dtype=torch.float64) for value in (p_token, p_current)]
+    token_BG = torch.full(score_BG.shape, REAL[0]) if token is None else torch.tensor(token)
+    return Proposal(token_BG, score_BG, *other, torch.ones_like(score_BG, dtype=torch.bool))
+
+
+def positions(p, z, draw=0.0, coin=0.0, t=1.0, s=0.0):
+    """Positions with probabilities p (n, V) and tokens z (n,)."""
+    z_n = torch.tensor(z)
+    full = [torch.as_tensor(value, dtype=torch.float64).expand(len(z_n)) for value in (draw, coin, t, s)]
+    return Positions(p, z_n, z_n == M, *full)
