@@ -194,7 +194,7 @@ def evaluate_run(cfg: DictConfig, place: RunFolder) -> Result:
 
 
 def sample_run(cfg: DictConfig, place: RunFolder) -> Result:
-    """task=sample: decode with `cfg.sampler`, from `cfg.prompt` if given; texts go to standard output."""
+    """task=sample: decode with `cfg.sampler`, from `cfg.prompt` if given; texts go to standard output and samples.jsonl."""
     from research_stack.evaluation.samples import Samples
 
     context = open_run(cfg, place)
@@ -204,7 +204,7 @@ def sample_run(cfg: DictConfig, place: RunFolder) -> Result:
     for row in rows:
         sys.stdout.write(f"{row['prompt']}{row['text']}\n{'-' * 40}\n")
     results.append_jsonl(place.samples_jsonl, rows)
-    return finished(place)
+    return place.load_result()
 
 
 def chosen(cfg: DictConfig, group: str) -> str:
