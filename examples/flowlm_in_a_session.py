@@ -1,7 +1,7 @@
 """Train, sample and plot from a REPL: run the cells one by one, or the file as a script (under a minute)."""
 
 # %% Compose a config as on the command line, with the same checks, and look at it
-from research_stack import compose, run
+from research_stack import compose, load, run
 
 cfg = compose(["experiment=flowlm", "trainer=short", "corruption.mask_ratio=[0.0,0.8]", "corruption.corruption_rate=[0.0,0.2]"])
 print(cfg.corruption)
@@ -13,11 +13,7 @@ for name, value in result.metrics.items():
     print(f"{name:40s} {value:.4f}")
 
 # %% Sample from it with any decoder
-from research_stack.compose import for_run  # noqa: E402
-from research_stack.run import open_run  # noqa: E402
-from research_stack.results import RunFolder  # noqa: E402
-
-context = open_run(for_run(result.folder, ["sampler=flowlm"]), RunFolder(result.folder))
+context = load(result.folder, ["sampler=flowlm"])
 with context.inference():
     prompt = context.data.codec.encode("The function returns")
     trace = context.sampler.sample(context.method, prompts=[prompt], count=1, length=48, seed=0, record=True)

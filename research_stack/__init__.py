@@ -1,9 +1,10 @@
 """Experiments in language-model training: one composed config is one run, from a laptop to a cluster.
 
-    from research_stack import compose, run
+    from research_stack import compose, load, run
     result = run(compose("experiment=llada", "trainer=short"))
+    context = load(result.folder)
 
-Importing the package imports neither torch nor hydra: both names are loaded when they are used.
+Importing the package imports neither torch nor hydra: the names are loaded when they are used.
 """
 from __future__ import annotations
 
@@ -13,9 +14,10 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from research_stack.compose import compose
-    from research_stack.run import run
+    from research_stack.run import load, run
 
-__all__ = ["compose", "run"]
+__all__ = ["compose", "load", "run"]
+_MODULES = {"compose": "compose", "load": "run", "run": "run"}
 
 
 class _Package(ModuleType):
@@ -36,4 +38,4 @@ def __getattr__(name: str) -> Any:
         raise AttributeError(f"module 'research_stack' has no attribute {name!r}")
     from importlib import import_module
 
-    return vars(import_module(f"research_stack.{name}"))[name]
+    return vars(import_module(f"research_stack.{_MODULES[name]}"))[name]

@@ -8,7 +8,7 @@ from __future__ import annotations
 import logging
 import sys
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -165,6 +165,18 @@ def evaluate(cfg: DictConfig, place: RunFolder) -> dict[str, float]:
     return metrics
 
 
+def load(folder: str | Path, overrides: Sequence[str] = ()) -> Context:
+    """A finished run, ready to measure and to sample from: `load(result.folder, ["sampler=llada"])`.
+
+    - overrides: nodes that replace the saved ones: eval, sampler, hardware.
+
+    Raises ValueError in one line for a folder that is no run, a bad override or a damaged checkpoint.
+    """
+    from research_stack.compose import for_run
+
+    return open_run(for_run(folder, overrides), RunFolder(folder))
+
+
 def open_run(cfg: DictConfig, place: RunFolder) -> Context:
     """The trained method of a folder with its data and sampler, ready to measure."""
     from research_stack.evaluation.context import Context
@@ -231,12 +243,12 @@ def recorded(cfg: DictConfig, place: RunFolder) -> Iterator[dict[str, float]]:
         yield metrics
     except BaseException as error:
         stopped = isinstance(error, KeyboardInterrupt | SystemExit)
-        place.interrupted(steps_done(place)) if stopped else place.fail(error, steps_done(place))
-        provenance.history(place.path, cfg)
         try:
+            place.interrupted(steps_done(place)) if stopped else place.fail(error, steps_done(place))
+            provenance.history(place.path, cfg)
             write_report(place.path)
-        except Exception:  # must not hide what went wrong first
-            log.exception("the report of %s could not be written", place.path)
+        except Exception as second:  # must not hide what went wrong first
+            log.error("the end of %s could not be recorded: %s", place.path, second, exc_info=not isinstance(second, OSError))
         raise
     place.finish(metrics, steps_done(place))
     provenance.history(place.path, cfg)

@@ -23,8 +23,9 @@ class AtomicCheckpointIO(TorchCheckpointIO):
         """Raises OSError that names the path when the disk is full; the previous checkpoint then stays."""
         path = Path(path)
         try:
-            with atomic_path(path) as temporary:
-                torch.save(checkpoint, temporary)
+            # Given a name, torch would keep the file open, and its space taken, for as long as the error is handled.
+            with atomic_path(path) as temporary, open(temporary, "wb") as file:
+                torch.save(checkpoint, file)
         except RuntimeError as error:  # torch's zip writer reports a full disk as RuntimeError
             raise OSError(f"{path} cannot be written whole (is the disk full?); the previous checkpoint is untouched") from error
 
