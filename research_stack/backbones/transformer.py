@@ -18,6 +18,7 @@ from torch.autograd import Function
 from torch.autograd.function import FunctionCtx
 from torch.utils.checkpoint import checkpoint
 
+from research_stack.backbones.attention import attend
 from research_stack.require import require
 from research_stack.streams import generator
 
@@ -56,9 +57,7 @@ class Attention(nn.Module):
         v = v.transpose(1, 2)
         if cache is not None:
             k, v = extended(cache, index, k, v)
-        y_BHLE = F.scaled_dot_product_attention(
-            q, k, v, attn_mask=mask, is_causal=self.causal and mask is None and length > 1,
-            dropout_p=self.dropout if self.training else 0.0, enable_gqa=self.kv_heads != self.heads)
+        y_BHLE = attend(q, k, v, mask, causal=self.causal and mask is None and length > 1, dropout=self.dropout if self.training else 0.0)
         return self.out(y_BHLE.transpose(1, 2).reshape(batch, length, -1))
 
 

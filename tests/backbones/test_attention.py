@@ -1,0 +1,48 @@
+"""The plain form of attention gives what torch's kernel gives, forward and backward, masks and grouped heads included."""
+import pytest
+import torch
+import torch.nn.functional as F
+
+from research_stack.backbones import attention
+from research_stack.backbones.attention import attend
+
+L, S, E = 6, 9, 16
+
+
+@pytest.mark.parametrize("kv_heads", [4, 2, 1])
+@pytest.mark.parametrize("masked", [False, True])
+def test_plain_products_agree_with_the_kernel(kv_heads, masked, monkeypatch):
+    torch.manual_seed(0)
+    q, k, v = (torch.randn(2, heads, length, E) for heads, length in ((4, L), (kv_heads, S), (kv_heads, S)))
+    mask = torch.rand(2, 1, 1, S) < 0.6 if masked else None
+    outs, grads = [], []
+    for limit in (512, 0):
+        monkeypatch.setattr(attention, "_SHORT", limit)
+        inputs = [x.bfloat16().requires_grad_() for x in (q, k, v)]
+        out = attend(*inputs, mask, causal=False, dropout=0.0)
+        out.backward(torch.ones_like(out) * torch.linspace(-1, 1, E))
+        outs.append(out.detach().float())
+        grads.append([x.grad.float() for x in inputs])
+    exact = F.scaled_dot_product_attention(q, k, v, attn_mask=mask, enable_gqa=True)
+    for out in outs:
+        assert torch.allclose(out, exact, atol=0.03)
+    for ours, theirs in zip(*grads, strict=True):
+        assert torch.allclose(ours, theirs, rtol=0.02, atol=0.03)
+
+
+def test_plain_products_are_taken_in_bf16_only(monkeypatch):
+    called = []
+    kernel = F.scaled_dot_product_attention
+    monkeypatch.setattr(F, "scaled_dot_product_attention", lambda *a, **k: called.append(a[0].dtype) or kernel(*a, **k))
+    x = torch.randn(1, 2, L, E)
+    attend(x, x, x, None, False, 0.0)
+    attend(*[x.bfloat16()] * 3, None, False, 0.0)
+    attend(*[x.bfloat16()] * 3, None, True, 0.0)
+    assert called == [torch.float32, torch.bfloat16]
+
+
+def test_a_row_of_padding_is_finite():
+    x = torch.randn(2, 2, L, E).bfloat16()
+    mask = torch.ones(2, 1, 1, L, dtype=torch.bool)
+    mask[1] = False
+    assert torch.isfinite(attend(x, x, x, mask, False, 0.0)).all()
