@@ -27,11 +27,12 @@ def named(name, *overrides):
 
 @functools.cache
 def transformer(corruption="gidd", timed=True):
-    """A FlowLM with random weights large enough to see its context; in float64, so that batches round as single rows do."""
+    """A FlowLM with random weights large enough to see its context; float64, so that batches round as rows do."""
     cfg = COMPOSER.compose([f"corruption={corruption}"]).cfg
     model = Transformer(VOCAB.size, dim=16, layers=1, heads=2, max_length=40, time_conditioning=timed, seed=0)
-    flowlm = build(cfg.method, "method", model=model, corruption=build(cfg.corruption, "corruption").bind(VOCAB), vocab=VOCAB,
-                   optimization=build(cfg.optimization, "optimization"), seed=0)
+    corruption, optimization = build(cfg.corruption, "corruption"), build(cfg.optimization, "optimization")
+    flowlm = build(cfg.method, "method", model=model, corruption=corruption.bind(VOCAB), vocab=VOCAB,
+                   optimization=optimization, seed=0)
     assert isinstance(flowlm, FlowLM)
     generator = torch.Generator().manual_seed(0)
     with torch.no_grad():
@@ -70,7 +71,7 @@ def state(z, left=1, total=1, **changes):
     many = torch.ones(len(z_BG), dtype=torch.int64)
     blank = torch.zeros(z_BG.shape, dtype=torch.float64)
     values = {
-        "vocab": VOCAB, "process": None, "z_BG": z_BG, "inside_BG": torch.ones_like(z_BG, dtype=torch.bool), "mask_BG": z_BG == M,
+        "vocab": VOCAB, "process": None, "z_BG": z_BG, "inside_BG": torch.ones_like(z_BG) > 0, "mask_BG": z_BG == M,
         "left_B": left * many, "total_B": total * many, "masks_at_start_B": (z_BG == M).sum(1), "idle_B": 0 * many,
         "confidence_BG": blank, "t_B": many.double(), "draw_BG": blank, "coin_BG": blank}
     return State(**(values | changes))
@@ -79,7 +80,8 @@ def state(z, left=1, total=1, **changes):
 def proposal(score, token=None, p_token=None, p_current=None):
     """Proposals with these scores; -inf where nothing may be written."""
     score_BG = torch.tensor(score, dtype=torch.float64)
-    other = [torch.zeros_like(score_BG) if value is None else torch.tensor(value, dtype=torch.float64) for value in (p_token, p_current)]
+    zeros = torch.zeros_like(score_BG)
+    other = [zeros if p is None else torch.tensor(p, dtype=torch.float64) for p in (p_token, p_current)]
     token_BG = torch.full(score_BG.shape, REAL[0]) if token is None else torch.tensor(token)
     return Proposal(token_BG, score_BG, *other, torch.ones_like(score_BG, dtype=torch.bool))
 

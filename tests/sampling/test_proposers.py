@@ -1,0 +1,51 @@
+"""Draws by inversion at and between the edges; laws are in tests/exact."""
+from __future__ import annotations
+
+import pytest
+import torch
+from denoisers import positions, state
+
+from research_stack.sampling.proposers import Greedy, Nucleus, Temperature, drawn, sharpened
+
+P = torch.tensor([0.0, 0.25, 0.0, 0.5, 0.25, 0.0], dtype=torch.float64)
+
+
+@pytest.mark.parametrize(("draw", "expected"), [
+    (0.0, 1), (0.2499, 1), (0.25, 3), (0.7499, 3), (0.75, 4), (1 - 2**-53, 4)])
+@pytest.mark.parametrize("scale", [1.0, 7.0])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_a_draw_inverts_the_cumulative_distribution(draw, expected, scale, dtype):
+    assert drawn((scale * P[None]).to(dtype), torch.tensor([draw], dtype=torch.float64)).tolist() == [expected]
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_nothing_impossible_is_drawn_from_a_large_vocabulary(dtype):
+    generator = torch.Generator().manual_seed(0)
+    p = torch.rand(64, 50000, generator=generator, dtype=torch.float64).pow(20)
+    p[:, torch.rand(50000, generator=generator) < 0.5] = 0
+    p[:, -7:] = 0
+    draw = torch.rand(64, generator=generator, dtype=torch.float64)
+    draw[:2], draw[2:4] = 0, 1 - 2**-53
+    index = drawn(p.to(dtype), draw)
+    assert (p.gather(1, index[:, None]) > 0).all()
+
+
+def test_greedy_takes_the_likeliest_and_the_first_of_equals():
+    p = torch.tensor([[0.2, 0.4, 0.4], [0.6, 0.3, 0.1]])
+    for proposer in (Greedy(), Temperature(0.0)):
+        assert proposer(positions(p, [3, 3], draw=0.99), state([[3, 3]])).tolist() == [1, 0]
+
+
+def test_sharpening_is_a_power():
+    p = torch.tensor([[0.5, 0.3, 0.2, 0.0]], dtype=torch.float64)
+    for temperature in (0.1, 0.5, 1.0, 4.0):
+        power = p ** (1 / temperature)
+        assert torch.allclose(sharpened(p, temperature), power / power.sum(), atol=1e-12)
+    assert torch.equal(sharpened(p, 1e-6), torch.tensor([[1.0, 0, 0, 0]], dtype=torch.float64))
+
+
+@pytest.mark.parametrize("draw", [0.0, 0.3, 0.6, 0.999999])
+def test_a_nucleus_smaller_than_the_likeliest_token_is_greedy(draw):
+    at = positions(P[None], [3], draw=draw)
+    assert Nucleus(top_p=0.3)(at, state([[3]])).tolist() == [3] == Nucleus(top_p=1e-9)(at, state([[3]])).tolist()
+    assert Nucleus(top_p=1.0)(at, state([[3]])).tolist()[0] in (1, 3, 4)
