@@ -205,6 +205,8 @@ def unknown_key(key: str, composer: Composer, overrides: Sequence[str]) -> str:
             break
         walked.append(part)
         node = OmegaConf.select(node, part)
+    if walked == key.split("."):  # a value in braces
+        return f"{override}: '{key}' lacks a key of these braces; to add one, write ++{key}.KEY=VALUE (command line)"
     missing, parent = key.split(".")[len(walked)], ".".join(walked)
     if not isinstance(node, DictConfig):
         return f"{override}: '{parent}' is a value, it has no keys (command line)"

@@ -32,18 +32,22 @@ class Samples:
     - samplers: by name; each decodes the same prompts from the same stream.
     - count: texts per sampler, when prompts is None.
     - length: tokens to generate; None for what is left of the sequence length after the longest prompt.
-    - prompts: texts to continue; None takes prompts of the validation rows where the data has any.
+    - prompts: texts to continue; None takes the prompts of validation rows, or where the data has none, the first `lead`
+      tokens of each.
 
     Metrics per sampler: calls (model calls per text), distinct_2, entropy (nats, of the tokens of a text), changed (share of
     tokens changed after they were first filled), idle (share of steps that changed nothing).
     """
 
     def __init__(
-        self, samplers: Mapping[str, Sampler], count: int = 4, length: int | None = None, prompts: Sequence[str] | None = None
+        self, samplers: Mapping[str, Sampler], count: int = 4, length: int | None = None, prompts: Sequence[str] | None = None,
+        lead: int = 0,
     ) -> None:
         require(count >= 1, f"count={count} must be at least 1")
         require(length is None or length >= 1, f"length={length} must be at least 1, or null for the sequence length")
-        self.samplers, self.count, self.length, self.prompts = dict(samplers), count, length, prompts
+        require(prompts is None or len(prompts) > 0, "prompts=[] must hold at least one text, or be null")
+        require(lead >= 0, f"lead={lead} must be at least 0")
+        self.samplers, self.count, self.length, self.prompts, self.lead = dict(samplers), count, length, prompts, lead
 
     def __call__(self, context: Context) -> dict[str, float]:
         """`<sampler>/<metric>` for every sampler."""
@@ -66,24 +70,24 @@ class Samples:
 
     def trace(self, context: Context, sampler: Sampler) -> tuple[Trace, list[str]]:
         """What the sampler did, and the prompts ("" without)."""
-        data = context.data
-        prompts = self.prompts if self.prompts is not None else validation_prompts(context, self.count)
-        ids = [torch.tensor(data.codec.encode(text), dtype=torch.int64) for text in prompts] if prompts else None
-        longest = max((len(prompt) for prompt in ids), default=0) if ids else 0
+        data, ids = context.data, self.prompt_ids(context)
+        longest = max(map(len, ids))
         length = self.length or data.sequence_length - longest
         if length < 1:
             raise ValueError(f"prompts={longest} tokens leave no room in a sequence of {data.sequence_length}; shorten them")
-        count = len(ids) if ids else self.count
-        trace = sampler.sample(context.method, prompts=ids, count=count, length=length, seed=context.seed, record=True, device=context.device)
-        return trace, list(prompts or [""] * count)
+        trace = sampler.sample(context.method, prompts=ids, count=len(ids), length=length, seed=context.seed, record=True, device=context.device)
+        return trace, [data.codec.decode(prompt.tolist()) for prompt in ids]
 
-
-def validation_prompts(context: Context, count: int) -> list[str] | None:
-    """Prompts of `count` validation rows, evenly spread; None where the data has none."""
-    rows = context.data.validation.spread(count)
-    if not rows.prompt.any():
-        return None
-    return [context.data.codec.decode(row[prompt]) for row, prompt in zip(rows.tokens, rows.prompt, strict=True)]
+    def prompt_ids(self, context: Context) -> list[Tensor]:
+        """Token ids of each prompt, (P,) int64; empty ones without."""
+        if self.prompts is not None:
+            return [torch.tensor(context.data.codec.encode(text), dtype=torch.int64) for text in self.prompts]
+        rows = context.data.validation.spread(self.count)
+        if rows.prompt.any():
+            given = [row[prompt] for row, prompt in zip(rows.tokens, rows.prompt, strict=True)]
+        else:
+            given = [row[attend][: self.lead] for row, attend in zip(rows.tokens, rows.attend, strict=True)]
+        return [torch.from_numpy(np.asarray(ids, dtype=np.int64)) for ids in given]
 
 
 def recorded(trace: Trace) -> tuple[np.ndarray, np.ndarray]:

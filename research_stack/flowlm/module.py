@@ -47,6 +47,11 @@ class FlowLM(TrainingModule):
         """What the logits at a visible position mean (`corruption.process`): the loss it was trained with decides."""
         return self.loss.predicts
 
+    @property
+    def max_length(self) -> int:
+        """Longest sequence, in tokens."""
+        return self.model.max_length
+
     def prepare(self, batch: Rows, draws: Draws) -> tuple[Rows, Tensor]:
         """Corrupt the batch; where loss is carried, with which weight, and what the sum is divided by."""
         corrupted = self.corruption(batch["tokens"], batch["eligible"], draws, batch["prompt"])

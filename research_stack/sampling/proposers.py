@@ -30,16 +30,23 @@ class Greedy:
 
 
 class Temperature:
-    """A draw from p^(1 / temperature), normalised; 0 is greedy."""
+    """A draw from p^(1 / temperature), normalised; 0 is greedy.
 
-    def __init__(self, temperature: float = 1.0) -> None:
+    - temperature: everywhere, or at masks only if there is a
+    - visible_temperature: at visible tokens. With 0 the likeliest token is what may replace one, whatever masks are filled with.
+    """
+
+    def __init__(self, temperature: float = 1.0, visible_temperature: float | None = None) -> None:
         require(temperature >= 0, f"temperature={temperature} must be at least 0")
+        require(visible_temperature is None or visible_temperature >= 0, f"visible_temperature={visible_temperature} must be at least 0, or null")
         self.temperature = temperature
+        self.visible_temperature = temperature if visible_temperature is None else visible_temperature
 
     def __call__(self, at: Positions, state: State) -> Tensor:
-        if self.temperature == 0:
-            return at.p_nV.argmax(1)
-        return drawn(sharpened(at.p_nV, self.temperature), at.draw_n)
+        filled_n = tempered(at, self.temperature)
+        if self.visible_temperature == self.temperature:
+            return filled_n
+        return torch.where(at.mask_n, filled_n, tempered(at, self.visible_temperature))
 
 
 class Nucleus:
@@ -74,6 +81,11 @@ class Reverse:
         kernel = process.reverse(at.p_nV[:, real_N].double(), index_V[at.z_n], at.s_n, at.t_n)
         ids = torch.cat([real_N, torch.tensor([state.vocab.mask], device=real_N.device)])
         return ids[drawn(kernel.clamp_min(0), at.draw_n)]
+
+
+def tempered(at: Positions, temperature: float) -> Tensor:
+    """(n,) ids drawn from p^(1 / temperature); the likeliest where that is 0."""
+    return at.p_nV.argmax(1) if temperature == 0 else drawn(sharpened(at.p_nV, temperature), at.draw_n)
 
 
 def sharpened(p_nV: Tensor, temperature: float) -> Tensor:

@@ -28,6 +28,7 @@ MISTAKES = {
     "-m sweep=matrx seed=1,2": ["sweep=matrx: there is no such sweep", "did you mean 'matrix'"],
     "task=trian": ["task=trian must be one of train, eval, sample, compare", "did you mean 'train'"],
     "eval={a:1}": ["'eval' has no such keys", "++eval={a:1}"],
+    "data=pretrained data.source={limit:1}": ["'data.source' lacks a key of these braces", "++data.source.KEY=VALUE"],
     "seed=range(1,3)": ["several values", "add -m"],
     "hydra.run.dirr=x": ["hydra.run.dirr=x", "did you mean 'dir'"],
     "seed=abc": ["seed=abc must be int", "command line"],

@@ -93,3 +93,10 @@ def test_the_samplers_of_the_default_evaluation(context, name):
     assert "mask" not in {film["states"][code] for code in film["frames"][-1]["states"]}
     texts = [row["text"] for row in read_jsonl(context.folder / "samples.jsonl") if row["sampler"] == name]
     assert len(set(texts)) == 2  # greedy decoding of nothing would give one text twice
+
+
+def test_the_first_tokens_of_validation_rows_are_continued(context):
+    rows = Samples({}, count=2, lead=5).decode(context, name="x", sampler=Scripted())
+    codec, validation = context.data.codec, context.data.validation.spread(2)
+    assert [row["prompt"] for row in rows] == [codec.decode(tokens[:5]) for tokens in validation.tokens]
+    assert all(len(row["text"]) == 48 - 5 for row in rows)

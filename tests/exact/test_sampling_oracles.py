@@ -469,7 +469,7 @@ def plain_flowlm(best_p, current, best, z, step):
     """Of 40 steps, 30 fill: as many writes as the masks need, or length / 30 where there is something to rewrite."""
     is_mask = z == 1
     gain = best_p - torch.where(is_mask, 0.0, current)
-    gain = gain.where(is_mask | ((best != z) & (gain > 0)), -torch.inf)
+    gain = gain.where(is_mask | ((best != z) & (gain > 0.2)), -torch.inf)
     asked = math.ceil(int(is_mask.sum()) / max(30 - step, 1))
     count = max(asked, math.ceil(len(z) / 30)) if (gain.isfinite() & ~is_mask).any() else asked
     return highest(gain, count) | (is_mask & (step >= 29))
@@ -480,7 +480,7 @@ def plain_flowlm(best_p, current, best, z, step):
     ("editing", plain_editing, 1), ("gidd", plain_gidd, 4), ("flowlm", plain_flowlm, 1)])
 def test_editing_decoders_equal_plain_loops_step_by_step(name, decide, patience, seed):
     denoiser, prompt = Context(seed=seed, sharpness=3.0), torch.tensor([4, 8])
-    sampler = named(name, "sampler.steps=40", "++sampler.block_length=null")
+    sampler = named(name, "sampler.steps=40", "++sampler.block_length=null", "++sampler.reads=as_is")
     sampler.proposer = Greedy()
     trace = sampler.sample(denoiser, prompts=[prompt], length=35, record=True)
     assert torch.equal(trace.history[:, 0], plain(denoiser, prompt, 35, 40, decide, patience))

@@ -3,7 +3,7 @@ from __future__ import annotations
 
 import pytest
 import torch
-from denoisers import positions, state
+from denoisers import M, positions, state
 
 from research_stack.sampling.proposers import Greedy, Nucleus, Temperature, drawn, sharpened
 
@@ -34,6 +34,16 @@ def test_greedy_takes_the_likeliest_and_the_first_of_equals():
     p = torch.tensor([[0.2, 0.4, 0.4], [0.6, 0.3, 0.1]])
     for proposer in (Greedy(), Temperature(0.0)):
         assert proposer(positions(p, [3, 3], draw=0.99), state([[3, 3]])).tolist() == [1, 0]
+
+
+def test_visible_tokens_may_have_a_temperature_of_their_own():
+    p = torch.tensor([[0.1, 0.9, 0.0], [0.1, 0.9, 0.0]])
+    at = positions(p, [M, M + 1], draw=0.05)  # a draw that falls on the rare token
+    for both in (Temperature(1.0), Temperature(1.0, visible_temperature=1.0)):
+        assert both(at, state([[M, M + 1]])).tolist() == [0, 0]
+    assert Temperature(1.0, visible_temperature=0.0)(at, state([[M, M + 1]])).tolist() == [0, 1]
+    with pytest.raises(ValueError, match="visible_temperature=-1 must be at least 0"):
+        Temperature(1.0, visible_temperature=-1)
 
 
 def test_sharpening_is_a_power():
