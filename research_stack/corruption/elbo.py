@@ -10,7 +10,7 @@ The mask's part of the KL is 0 and the rest needs one sum over the vocabulary, T
     KL = (a + b) ln(1 + k) - a ln(1 + k p_x) - b T
     ln r = 0 at the mask;  -ln(1 + k p_z) where z is another token;  ln(1 + k) - ln(1 + k p_x) where z = x.
 
-So no one-hot, no q_t over the vocabulary: logsumexp, two gathers and T, with a backward that keeps only the logits.
+So no one-hot, no q_t over the vocabulary: logsumexp, two gathers and T, with a backward that keeps only p.
 """
 from __future__ import annotations
 
@@ -23,24 +23,24 @@ from research_stack.corruption.process import Process
 
 
 class _SoftmaxSums(Function):
-    """(logsumexp, T) of each row, differentiable in the logits; the backward holds one (n, V) tensor at a time."""
+    """(logsumexp, T) of each row, differentiable in the logits; one (n, V) tensor, p, is kept."""
 
     @staticmethod
     def forward(ctx: FunctionCtx, logits_nV: Tensor, k_n: Tensor) -> tuple[Tensor, Tensor]:
         lse_n = logits_nV.logsumexp(1)
-        spread_n = (logits_nV - lse_n.unsqueeze(1)).exp_().mul_(k_n.unsqueeze(1)).log1p_().sum(1)
-        ctx.save_for_backward(logits_nV, lse_n, k_n)
+        p_nV = (logits_nV - lse_n.unsqueeze(1)).exp_()
+        spread_n = (p_nV * k_n.unsqueeze(1)).log1p_().sum(1)
+        ctx.save_for_backward(p_nV, k_n)
         return lse_n, spread_n
 
     @staticmethod
     def backward(ctx: FunctionCtx, lse_grad_n: Tensor, spread_grad_n: Tensor) -> tuple[Tensor, None]:
-        logits_nV, lse_n, k_n = ctx.saved_tensors
+        p_nV, k_n = ctx.saved_tensors
         # dT/dlogit_v = p_v (k / (1 + k p_v) - sum_u p_u k / (1 + k p_u))
-        p_nV = (logits_nV - lse_n.unsqueeze(1)).exp_()
         slope_nV = (p_nV * k_n.unsqueeze(1)).add_(1).reciprocal_().mul_(k_n.unsqueeze(1))
         mean_n = torch.einsum("nv,nv->n", p_nV, slope_nV)
         slope_nV.sub_(mean_n.unsqueeze(1)).mul_(spread_grad_n.unsqueeze(1)).add_(lse_grad_n.unsqueeze(1))
-        return p_nV.mul_(slope_nV), None
+        return slope_nV.mul_(p_nV), None
 
 
 def log_softmax_at(logits_nV: Tensor, ids_n: Tensor, lse_n: Tensor) -> Tensor:

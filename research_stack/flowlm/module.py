@@ -9,9 +9,8 @@ from typing import Literal
 
 import torch
 from torch import Tensor
-from torch.utils.checkpoint import checkpoint
 
-from research_stack.backbones.cross_entropy import chunked_cross_entropy
+from research_stack.backbones.linear_loss import linear_loss
 from research_stack.backbones.transformer import Transformer
 from research_stack.corruption.base import Corruption
 from research_stack.data.vocabulary import Vocabulary
@@ -19,8 +18,6 @@ from research_stack.flowlm.losses import Loss
 from research_stack.streams import Draws
 from research_stack.training.module import Rows, TrainingModule
 from research_stack.training.optimization import Optimization
-
-_CHUNK = 1024  # positions whose logits exist at a time: fastest on a CPU, where they stay in its cache
 
 
 class FlowLM(TrainingModule):
@@ -64,21 +61,13 @@ class FlowLM(TrainingModule):
         """The sum of weight * loss over the positions of these rows that carry loss."""
         carry_BL = rows["carry"]
         hidden_nD = self.model(rows["z"], rows["attend"], rows["t"])[carry_BL]
-        x_n = rows["x"][carry_BL]
-        if self.loss.cross_entropy:
-            loss_n = chunked_cross_entropy(hidden_nD, self.model.unembedding, x_n, self.bias_V)
-        else:
-            t_n = rows["t"].unsqueeze(1).expand_as(carry_BL)[carry_BL]
-            loss_n = self._token_losses(hidden_nD, x_n, rows["z"][carry_BL], t_n)
-        return (loss_n * rows["weight"][carry_BL]).sum()
+        x_n, z_n, weight_n = (rows[name][carry_BL] for name in ("x", "z", "weight"))
+        t_n = rows["t"].unsqueeze(1).expand_as(carry_BL)[carry_BL]
 
-    def _token_losses(self, hidden_nD: Tensor, x_n: Tensor, z_n: Tensor, t_n: Tensor) -> Tensor:
-        """The loss of each position a chunk at a time; the backward pass makes each chunk's logits again."""
-        def chunk(*parts: Tensor) -> Tensor:
-            return self.loss.token_losses(self._logits(parts[0]), *parts[1:])
+        def token_losses(logits_cV: Tensor, part: slice) -> Tensor:
+            return self.loss.token_losses(logits_cV, x_n[part], z_n[part], t_n[part])
 
-        pieces = zip(*(values.split(_CHUNK) for values in (hidden_nD, x_n, z_n, t_n)), strict=True)
-        return torch.cat([checkpoint(chunk, *piece, use_reentrant=False) for piece in pieces])
+        return linear_loss(hidden_nD, self.model.unembedding, weight_n, token_losses, self.bias_V)
 
     def logits(
         self, z_BL: Tensor, attend_BL: Tensor | None = None, t_B: Tensor | None = None, where_BL: Tensor | None = None
