@@ -3,8 +3,8 @@
 Lightning's own way is to run the whole command line again for each device, sweep included: the second point of a
 sweep then trains on half its data without a word. Here the resolved config is saved first, and
 `torch.distributed.run` starts `python -m research_stack.worker FOLDER` once per device. In a SLURM job srun has
-started the processes already; torch.distributed.run never runs below it, since its agent dies of the signals that
-announce preemption.
+started the processes already; torch.distributed.run never runs below it, since the process that would watch the
+ranks dies of the signals that announce preemption.
 """
 from __future__ import annotations
 
@@ -85,7 +85,7 @@ def launch(folder: Path, hardware: Hardware) -> None:
     from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
 
     command = ["--standalone", f"--nproc-per-node={hardware.devices}", "--module", "research_stack.worker", str(folder)]
-    with _quiet_agent(), _handlers_kept(), _environment(hardware):
+    with _quiet_launcher(), _handlers_kept(), _environment(hardware):
         try:
             torchrun.run(torchrun.parse_args(command))
         except SignalException as stop:
@@ -129,7 +129,7 @@ def _environment(hardware: Hardware) -> Iterator[None]:
 
 @contextlib.contextmanager
 def _handlers_kept() -> Iterator[None]:
-    """Put the signal handlers back that the agent replaces."""
+    """Put the signal handlers back that torch replaces."""
     before = {number: signal.getsignal(number) for number in (*INTERRUPTS, signal.SIGHUP, signal.SIGQUIT)}
     try:
         yield
@@ -139,8 +139,8 @@ def _handlers_kept() -> Iterator[None]:
 
 
 @contextlib.contextmanager
-def _quiet_agent() -> Iterator[None]:
-    """The agent reports each failure over many lines; ours is one. Each of its modules has a logger with a level."""
+def _quiet_launcher() -> Iterator[None]:
+    """torch reports each failure over many lines; ours is one. Each of its modules has a logger with a level."""
     loggers = [logging.getLogger(name) for name in logging.root.manager.loggerDict if name.startswith("torch.distributed.elastic")]
     before = [logger.level for logger in loggers]
     for logger in loggers:
