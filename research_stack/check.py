@@ -29,6 +29,14 @@ if TYPE_CHECKING:
 TASKS = ("train", "eval", "sample", "compare")
 SPECIAL = ("_target_", "_partial_", "_convert_", "_recursive_", "_args_")  # keys of Hydra's instantiate
 WITHOUT_TORCH = ("research_stack.data.sources", "research_stack.data.tokenizers")  # modules whose classes have `check()`
+#: Keys of lightning.Trainer that belong to other nodes.
+SET_ELSEWHERE = {
+    **dict.fromkeys(("accelerator", "devices", "num_nodes", "precision", "strategy"), "it in hardware"), "plugins": "hardware",
+    "accumulate_grad_batches": "optimization.accumulate", "gradient_clip_val": "optimization.clip",
+    "gradient_clip_algorithm": "optimization.clip", "callbacks": "callbacks", "logger": "logger", "default_root_dir": "run",
+    "check_val_every_n_epoch": "trainer.val_check_interval", "enable_progress_bar": "callbacks.progress",
+    "enable_model_summary": "dry_run=true", "use_distributed_sampler": "data",
+}  # fmt: skip
 TOP = {"seed": "int", "dry_run": "bool", "name": "str", "run": "str | None", "prompt": "str | None", "runs": "list"}
 
 
@@ -206,7 +214,7 @@ def _violation(path: str, test: ast.expr, message: ast.expr | None, evaluate: Ev
 def check(cfg: DictConfig | Mapping[str, Any]) -> list[Problem]:
     """Every mistake that can be told from the config and the sources alone."""
     config = _resolved(cfg)
-    return [*_unresolved(cfg), *_top(config), *(p for path, node in nodes(config) for p in check_node(path, node))]
+    return [*_unresolved(cfg), *_top(config), *_trainer(config), *(p for path, node in nodes(config) for p in check_node(path, node))]
 
 
 def _resolved(cfg: Any) -> dict[str, Any]:
@@ -265,6 +273,19 @@ def _top(config: Mapping[str, Any]) -> Iterator[Problem]:
     for key, annotation in TOP.items():
         if key in config and fits(config[key], parsed(annotation), None) is False:
             yield Problem(key, f"{key}={_short(config[key])} must be {annotation.replace('None', 'null')}")
+
+
+def _trainer(config: Mapping[str, Any]) -> Iterator[Problem]:
+    """Keys of lightning.Trainer that other nodes set, and would override without a word."""
+    node = config.get("trainer")
+    if not isinstance(node, Mapping) or node.get("_target_") != "lightning.Trainer":
+        return
+    for key, instead in SET_ELSEWHERE.items():
+        if key in node:
+            yield Problem(f"trainer.{key}", f"trainer.{key}={_short(node[key])} cannot be set here; set {instead}")
+    for key in ("max_steps", "val_check_interval"):
+        if isinstance(node.get(key), int | float) and not (isinstance(node[key], int) and node[key] >= 1):
+            yield Problem(f"trainer.{key}", f"trainer.{key}={_short(node[key])} must be a whole number of steps, at least 1")
 
 
 def check_inputs(cfg: Any, config: Mapping[str, Any], seen: set[str]) -> Problem | None:
@@ -327,7 +348,7 @@ def _problems(point: Composed, done: set[str], seen: set[str]) -> list[Problem]:
         config = _resolved(point.cfg)
     except Unresolved as error:
         return [error.problem]
-    problems += _top(config)
+    problems += [*_top(config), *_trainer(config)]
     for path, node in nodes(config):
         name = path + json.dumps(node, sort_keys=True, default=str)
         if name not in done:  # the points of a sweep share most of their nodes

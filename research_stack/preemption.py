@@ -22,7 +22,10 @@ from types import FrameType
 from typing import Any
 
 import torch
-from lightning.pytorch import Callback, LightningModule, Trainer
+from lightning.pytorch import LightningModule, Trainer
+from lightning.pytorch.callbacks import Checkpoint
+
+from research_stack.training.checkpoint import validation_follows
 
 log = logging.getLogger(__name__)
 
@@ -31,7 +34,7 @@ SIGNALS = (signal.SIGINT, signal.SIGTERM, REQUEUE)  # the strongest last: it win
 END_SECONDS = 120  # how long other ranks wait for the requeue to end them; submitit gives scontrol 60 s
 
 
-class Preemption(Callback):
+class Preemption(Checkpoint):  # after all other callbacks, and given last after the one that keeps best.ckpt
     """Saves `last.ckpt` on every rank when the run is told to stop, then lets it be requeued or leaves.
 
     - folder: the run's folder; the trainer's root folder must be the same, or a job would resume from another's
@@ -128,8 +131,3 @@ class Preemption(Callback):
             how = "" if number == signal.SIGINT else f"; the same command goes on, or: research-stack run={self.folder}"
             log.warning("interrupted at step %d of %d%s", trainer.global_step, trainer.max_steps, how)
         raise SystemExit(128 + number)
-
-
-def validation_follows(trainer: Trainer) -> bool:
-    """Whether this step's validation comes next. A checkpoint before it would lose it: a resumed run starts behind it."""
-    return trainer.enable_validation and trainer.global_step % trainer.val_check_batch == 0

@@ -296,11 +296,15 @@ class RunFolder(os.PathLike[str]):
             write_json(self.result_json, value)
         return self.load_result()
 
-    def merge_metrics(self, metrics: Mapping[str, float]) -> Result:
-        """Add metrics to result.json (task=eval), replacing those of the same name; safe with several writers."""
+    def merge_metrics(self, metrics: Mapping[str, float], measured: Mapping[str, Any] | None = None) -> Result:
+        """Add metrics to result.json (task=eval), replacing those of the same name; safe with several writers.
+
+        - measured: the evaluations they come from, {name: node}; kept, since config.yaml says how others were made.
+        """
         with self._result_lock():
             value = self._read_result()
-            write_json(self.result_json, value | {"metrics": {**value["metrics"], **metrics}})
+            changed = {"metrics": {**value["metrics"], **metrics}, "measured": {**value.get("measured", {}), **(measured or {})}}
+            write_json(self.result_json, value | changed)
         return self.load_result()
 
     def load_result(self) -> Result:

@@ -6,6 +6,7 @@ are stages that hand over through the folder alone: what is evaluated is what wa
 from __future__ import annotations
 
 import logging
+import os
 import sys
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -24,8 +25,9 @@ if TYPE_CHECKING:
     from lightning.pytorch.loggers import Logger
 
     from research_stack.data.module import TokenData
-    from research_stack.evaluation.context import Context
+    from research_stack.evaluation.context import Context, Evaluation
     from research_stack.hardware import Hardware
+    from research_stack.sampling.sampler import Sampler
     from research_stack.training.module import TrainingModule
 
 log = logging.getLogger(__name__)
@@ -73,6 +75,8 @@ def assemble(cfg: DictConfig) -> Parts:
     with named("data"):
         data.prepare()
     model = build(cfg.model, "model", vocab_size=data.vocab.size, seed=cfg.seed)
+    if data.sequence_length > model.max_length:
+        raise ValueError(f"data.sequence_length={data.sequence_length} exceeds model.max_length={model.max_length}: raise one or lower the other")
     method = build(cfg.method, "method", model=model, corruption=corruption.bind(data.vocab), vocab=data.vocab,
                    optimization=optimization, seed=cfg.seed)
     return Parts(hardware, data, method)
@@ -84,9 +88,13 @@ def train(cfg: DictConfig, place: RunFolder) -> Result:
 
     hardware = build(cfg.hardware, "hardware")
     worker.guard(hardware)
+    measurements(cfg)  # a mistake in them shows before training, not after
     if worker.is_helper_rank():  # another rank of the same SLURM job keeps the folder
         fit(cfg, place.path)
         return results.Result(place.path, "running")
+    if is_finished(cfg, place):
+        log.info("%s is finished; run=new trains it again, task=eval measures it", place.path)
+        return finished(place)
     with place.lock(), log_file(place.path / "run.log"), recorded(cfg, place) as metrics:
         if worker.needs_launch(hardware):
             worker.launch(place.path, hardware)
@@ -108,19 +116,21 @@ def fit(cfg: DictConfig, folder: Path) -> None:
     """Train on this process's device, from the last checkpoint in the folder if there is one."""
     quiet_lightning()
     from research_stack.preemption import Preemption
-    from research_stack.training.checkpoint import AtomicCheckpointIO, load_checkpoint
+    from research_stack.training.checkpoint import AtomicCheckpointIO, ConfigInside, load_checkpoint
     from research_stack.training.ema import Ema
     from research_stack.training.loggers import JsonlLogger, RowBeforeCheckpoint
 
     parts, place = assemble(cfg), RunFolder(folder)
-    parts.method.config = plain(cfg)
     last = place.checkpoints / "last.ckpt"
     step = load_checkpoint(last)["global_step"] if last.is_file() else 0
     parts.data.start_step = step
-    provenance.add(place.path, {"data": parts.data.describe(), "model": model_facts(parts)})
+    if step:
+        refuse_other_data(place, parts.data)
+    if leads():
+        provenance.add(place.path, {"data": parts.data.describe(), "model": model_facts(parts)})
     loggers = [JsonlLogger(place.path, start_step=step), *chosen_loggers(cfg, place)]
     callbacks = [build(node, f"callbacks.{name}") for name, node in plain(cfg.callbacks).items()]
-    callbacks = [RowBeforeCheckpoint(loggers[0]), *([Ema(cfg.optimization.ema)] if cfg.optimization.ema else []), *callbacks]
+    callbacks = [RowBeforeCheckpoint(loggers[0]), ConfigInside(plain(cfg)), *([Ema(cfg.optimization.ema)] if cfg.optimization.ema else []), *callbacks]
     trainer = build(
         cfg.trainer, "trainer", default_root_dir=str(place.path), logger=loggers,
         callbacks=[*callbacks, Preemption(place.path)], enable_progress_bar=False,
@@ -151,8 +161,7 @@ def quiet_lightning() -> None:
 
 def evaluate(cfg: DictConfig, place: RunFolder) -> dict[str, float]:
     """Every evaluation of `cfg.eval` on the folder's last checkpoint; {"<name>/<key>": value}."""
-    nodes = plain(cfg.eval) or {}
-    evaluations = {name: build(node, f"eval.{name}") for name, node in nodes.items()}
+    evaluations, _ = measurements(cfg)
     if not evaluations:
         return {}
     context, metrics = open_run(cfg, place), {}
@@ -163,6 +172,12 @@ def evaluate(cfg: DictConfig, place: RunFolder) -> dict[str, float]:
         metrics |= {f"{name}/{key}": float(value) for key, value in found.items()}
         log.info("eval %s: %.1f s", name, time.monotonic() - started)
     return metrics
+
+
+def measurements(cfg: DictConfig) -> tuple[dict[str, Evaluation], Sampler]:
+    """The evaluations of `cfg.eval` by name, and the sampler, built."""
+    nodes = plain(cfg.eval) or {}
+    return {name: build(node, f"eval.{name}") for name, node in nodes.items()}, build(cfg.sampler, "sampler")
 
 
 def load(folder: str | Path, overrides: Sequence[str] = ()) -> Context:
@@ -183,6 +198,7 @@ def open_run(cfg: DictConfig, place: RunFolder) -> Context:
     from research_stack.training.checkpoint import load_checkpoint
 
     parts = assemble(cfg)
+    refuse_other_data(place, parts.data)
     checkpoint = load_checkpoint(place.checkpoints / "last.ckpt")
     try:
         parts.method.load_state_dict(checkpoint["state_dict"])
@@ -199,7 +215,7 @@ def evaluate_run(cfg: DictConfig, place: RunFolder) -> Result:
     from research_stack.reporting import write_report
 
     with place.lock(), log_file(place.path / "run.log"):
-        place.merge_metrics(evaluate(cfg, place))
+        place.merge_metrics(evaluate(cfg, place), measured=plain(cfg.eval))
         write_report(place.path)
         provenance.history(place.path, cfg, task="eval")
     return finished(place)
@@ -212,16 +228,16 @@ def sample_run(cfg: DictConfig, place: RunFolder) -> Result:
     context = open_run(cfg, place)
     samples = Samples(samplers={}, count=1 if cfg.prompt else 3, prompts=[cfg.prompt] if cfg.prompt else None)
     with context.inference():
-        rows = samples.decode(context, name=chosen(cfg, "sampler"), sampler=context.sampler)
+        rows = samples.decode(context, name=sampler_name(context.sampler), sampler=context.sampler)
     for row in rows:
         sys.stdout.write(f"{row['prompt']}{row['text']}\n{'-' * 40}\n")
     results.append_jsonl(place.samples_jsonl, rows)
     return place.load_result()
 
 
-def chosen(cfg: DictConfig, group: str) -> str:
-    """A short name for a node: the last part of its target."""
-    return str(cfg[group].get("_target_", group)).rpartition(".")[2].lower()
+def sampler_name(sampler: Sampler) -> str:
+    """What tells a decoder from others: its init, selector and committer."""
+    return " ".join(type(part).__name__ for part in (sampler.init, sampler.selector, sampler.committer))
 
 
 # What a run leaves behind -----------------------------------------------------------------------------------------
@@ -253,6 +269,29 @@ def recorded(cfg: DictConfig, place: RunFolder) -> Iterator[dict[str, float]]:
     place.finish(metrics, steps_done(place))
     provenance.history(place.path, cfg)
     write_report(place.path)
+
+
+def is_finished(cfg: DictConfig, place: RunFolder) -> bool:
+    """Whether the folder holds this very run with status ok."""
+    if not results.is_run(place) or not place.result_json.is_file():
+        return False
+    result = place.load_result()
+    return result.status == "ok" and result.hash == results.config_hash(cfg)
+
+
+def refuse_other_data(place: RunFolder, data: TokenData) -> None:
+    """Raise ValueError when the corpus or its tokenizer is not the one the run was trained on: ids would mean other tokens."""
+    trained = (results.read_json(place.run_json).get("data") or {}).get("fingerprint") if place.run_json.is_file() else None
+    if trained not in (None, data.fingerprint):
+        raise ValueError(f"data: the corpus has changed since {place.path} was trained on it (fingerprint {trained} then, "
+                         f"{data.fingerprint} now); bring the old one back, or train anew with run=new")
+
+
+def leads() -> bool:
+    """Whether this process is the first of the run's ranks, the one that writes the folder."""
+    from research_stack import worker
+
+    return not worker.is_helper_rank() and int(os.environ.get("RANK", "0")) == 0
 
 
 def refuse_another(cfg: DictConfig, place: RunFolder) -> None:
@@ -306,6 +345,7 @@ def model_facts(parts: Parts) -> dict[str, Any]:
 def describe(cfg: DictConfig, place: RunFolder) -> Result:
     """dry_run=true: the config, and what the run would cost; nothing is trained or written."""
     parts = assemble(cfg)
+    measurements(cfg)
     facts, data = model_facts(parts), parts.data.describe()
     batch, length = parts.data.batch_size, parts.data.sequence_length
     tokens = cfg.trainer.max_steps * batch * length

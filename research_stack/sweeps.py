@@ -182,15 +182,23 @@ def read_point(folder: Path) -> Point:
         plain = place.read_config()
     except ValueError as error:
         return Point(folder, {}, None, None, "missing", {}, error=str(error))
-    config = {k: v for k, v in results.science(plain).items() if k.rpartition(".")[2] != "seed"}
+    config = settings_of(plain)
     seed, name = plain.get("seed"), plain.get("name")
     try:
-        result, finished = place.load_result(), results.read_json(place.result_json).get("finished")
+        result, kept = place.load_result(), results.read_json(place.result_json)
     except ValueError as error:
         return Point(folder, config, seed, name, "missing", {}, error=str(error))
+    finished, measured = kept.get("finished"), kept.get("measured")
+    if measured:  # evaluations made again later may differ from the config's
+        config = settings_of(plain | {"eval": {**(plain.get("eval") or {}), **measured}})
     numbers = {k: float(v) for k, v in result.metrics.items() if isinstance(v, int | float)}
     numbers |= {"seconds": result.seconds}
     return Point(folder, config, seed, name, result.status, numbers, finished or "", result.error, _choices(place, plain))
+
+
+def settings_of(plain: Mapping[str, Any]) -> dict[str, Any]:
+    """{dotted key: value} of what changes the numbers, but for seeds."""
+    return {k: v for k, v in results.science(plain).items() if k.rpartition(".")[2] != "seed"}
 
 
 def _choices(place: RunFolder, plain: Mapping[str, Any]) -> dict[str, str]:

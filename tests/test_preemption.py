@@ -70,7 +70,7 @@ def quiet_neighbourhood(monkeypatch):
 def train(folder, *callbacks, root=None) -> Tiny:
     module, last = Tiny(), folder / "checkpoints" / "last.ckpt"
     trainer = Trainer(
-        max_steps=STEPS, default_root_dir=str(root or folder), logger=False, accelerator="cpu", devices=1, enable_checkpointing=False,
+        max_steps=STEPS, default_root_dir=str(root or folder), logger=False, accelerator="cpu", devices=1,
         enable_progress_bar=False, enable_model_summary=False, plugins=[AtomicCheckpointIO(), LightningEnvironment()],
         callbacks=[*callbacks, Preemption(folder)])  # fmt: skip
     batches = torch.utils.data.DataLoader(torch.zeros(STEPS, 1))

@@ -158,7 +158,8 @@ class TokenData(lightning.LightningDataModule):
         self.codec = self.tokenizer.load(folder)
         self.train = Rows.load(folder, "train", self.vocab, self.sequence_length)
         validation = Rows.load(folder, "validation", self.vocab, self.sequence_length)
-        self.validation = validation.spread(self.validation_rows or len(validation))
+        taken = validation.spread_indices(self.validation_rows or len(validation))
+        self.validation, self.validation_document = validation.take(taken), validation.document[taken]
 
     def _build(self, folder: Path) -> dict[str, Any]:
         sides = split(self.source, self.validation_fraction)

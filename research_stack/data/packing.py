@@ -195,7 +195,20 @@ class Rows:
 
     def spread(self, count: int) -> Rows:
         """`count` rows evenly spread over all (all of them when there are fewer)."""
-        return self if count >= len(self) else self.take(np.arange(count) * len(self) // count)
+        return self if count >= len(self) else self.take(self.spread_indices(count))
+
+    def spread_indices(self, count: int) -> np.ndarray:
+        """Where the rows of `spread` stand."""
+        count = min(count, len(self))
+        return np.arange(count) * len(self) // max(count, 1)
+
+    @property
+    def document(self) -> np.ndarray:
+        """(N,) the number of the document in which each row begins: how many have ended before it, or one a row for pairs."""
+        if bool((self.spans[:, 0] > 0).any()):
+            return np.arange(len(self))
+        ends_N = (np.asarray(self.tokens) == self.vocab.end).sum(1)
+        return np.cumsum(ends_N) - ends_N
 
     @property
     def attend(self) -> np.ndarray:

@@ -46,8 +46,8 @@ class Likelihood:
     - max_sequences: at most so many validation rows, spread evenly; None for all.
     - p_u: uniform share of `hybrid` at t = 1/2.
 
-    The interval treats sequences as independent; it covers the choice of sequences and the Monte-Carlo noise, not a
-    new training run. Writes tables/likelihood.csv.
+    The interval treats documents as independent; it covers their choice and the Monte-Carlo noise, not a new training
+    run. Writes tables/likelihood.csv.
     """
 
     def __init__(
@@ -65,15 +65,17 @@ class Likelihood:
 
     def __call__(self, context: Context) -> dict[str, float]:
         """bound, bound_low, bound_high, perplexity, bits_per_byte, unigram, trigram, gain_over_trigram and its interval."""
-        rows = context.data.validation.spread(self.max_sequences or len(context.data.validation))
+        validation = context.data.validation
+        taken = validation.spread_indices(self.max_sequences or len(validation))
+        rows, document_B = validation.take(taken), context.data.validation_document[taken]
         eligible_BL = rows.eligible
         count_B = eligible_BL.sum(1)
         bounds = {self._label(name, process): self._bound(context, rows, process)
                   for name, process in self._asked(context).items()}
         best = next(iter(bounds))
         baselines = baseline_nats(context, rows)
-        estimates = {label: per_token(nats_B, count_B) for label, nats_B in (bounds | baselines).items()}
-        gain = per_token(baselines["trigram"] - bounds[best], count_B)
+        estimates = {label: per_token(nats_B, count_B, document_B) for label, nats_B in (bounds | baselines).items()}
+        gain = per_token(baselines["trigram"] - bounds[best], count_B, document_B)
         bytes_per_token = context.data.bytes_per_token
         self._write(context, estimates, best, bytes_per_token, len(rows), int(count_B.sum()))
         value, low, high = estimates[best]

@@ -16,7 +16,7 @@ from torch import Tensor
 from research_stack.evaluation.context import Context
 from research_stack.evaluation.decoding import STATES, changed_after_fill, distinct, idle_steps, states, token_entropy
 from research_stack.require import require
-from research_stack.results import RunFolder, atomic_write, to_json
+from research_stack.results import RunFolder, atomic_write, read_jsonl, to_json
 
 if TYPE_CHECKING:
     from research_stack.data.tokenizers import Codec
@@ -60,7 +60,8 @@ class Samples:
             write_film(place.films / f"{name}.json", film(trace, context.data.codec, name, rows[-len(trace.tokens_BL)]))
             log.info("%s: %.1f model calls a text, %.1f %% of the tokens changed after they were filled",
                      name, found["calls"], 100 * found["changed"])  # fmt: skip
-        atomic_write(place.samples_jsonl, "".join(to_json(row) + "\n" for row in rows))
+        kept = [row for row in read_jsonl(place.samples_jsonl) if row["sampler"] not in self.samplers]  # of other decoders
+        atomic_write(place.samples_jsonl, "".join(to_json(row) + "\n" for row in [*rows, *kept]))
         return metrics
 
     def decode(self, context: Context, name: str, sampler: Sampler) -> list[dict[str, Any]]:

@@ -143,7 +143,7 @@ def likelihood(run: RunFiles) -> list[Html] | None:
         intervals([_bar(row) for row in rows]),
         el("p", f"The same {int(real(tokens)):,} tokens in {int(real(sequences)):,} validation sequences for all rows; separators are context only. "
            "An upper bound holds for any noise process: the model's own -ln p is this or less. "
-           "The interval covers the choice of sequences and the noise of the estimate, not a new training run.", class_="note"),
+           "The interval covers the choice of documents and the noise of the estimate, not a new training run.", class_="note"),
         el("div", _table(("", "nats per token", "95 % interval", "perplexity", "bits per byte", "kind"), [_cells(row) for row in rows], text=(0, 5)), class_="scroll"),
     ]  # fmt: skip
 

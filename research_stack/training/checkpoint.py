@@ -2,12 +2,13 @@
 from __future__ import annotations
 
 import logging
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import torch
 from lightning.pytorch import LightningModule, Trainer
-from lightning.pytorch.callbacks import Checkpoint
+from lightning.pytorch.callbacks import Callback, Checkpoint
 from lightning.pytorch.plugins.io import TorchCheckpointIO
 
 from research_stack.require import require
@@ -83,13 +84,35 @@ class Checkpoints(Checkpoint):  # Lightning runs subclasses of Checkpoint after 
 
     def on_train_batch_end(self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int) -> None:
         """Write `last.ckpt` where it is due."""
-        if trainer.global_step % self.every == 0 or trainer.global_step == trainer.max_steps:
+        if self._due(trainer) and not validation_follows(trainer):
             self.save_last(trainer)
 
+    def _due(self, trainer: Trainer) -> bool:
+        return trainer.global_step % self.every == 0 or trainer.global_step == trainer.max_steps or trainer.should_stop
+
     def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Write `best.ckpt` when the monitored value improved."""
-        value = trainer.callback_metrics.get(self.monitor)
-        if trainer.sanity_checking or value is None or (self.best is not None and float(value) >= self.best):
+        """Write `best.ckpt` when the monitored value improved, then `last.ckpt` where it is due."""
+        if trainer.sanity_checking:
             return
-        self.best = float(value)
-        trainer.save_checkpoint(self.path(trainer, "best"))
+        value = trainer.callback_metrics.get(self.monitor)
+        if value is not None and (self.best is None or float(value) < self.best):
+            self.best = float(value)
+            trainer.save_checkpoint(self.path(trainer, "best"))
+        if self._due(trainer):
+            self.save_last(trainer)
+
+
+class ConfigInside(Callback):
+    """Puts the run's config, as plain Python, into every checkpoint under `config`."""
+
+    def __init__(self, config: Mapping[str, Any]) -> None:
+        self.config = dict(config)
+
+    def on_save_checkpoint(self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]) -> None:
+        """Add it."""
+        checkpoint["config"] = self.config
+
+
+def validation_follows(trainer: Trainer) -> bool:
+    """Whether this step's validation comes next. A checkpoint before it would lose it: a resumed run starts behind it."""
+    return trainer.enable_validation and trainer.global_step % trainer.val_check_batch == 0

@@ -6,6 +6,7 @@ seconds since the run began, earlier parts of a resumed run included. Everything
 from __future__ import annotations
 
 import csv
+import hashlib
 import io
 import netrc
 import os
@@ -123,7 +124,7 @@ class Wandb(WandbLogger):
     - project, group, tags: how wandb files the run.
     - offline: None decides by WANDB_MODE, then by whether there is a key (WANDB_API_KEY or netrc).
 
-    The id is made of the run's name and config hash, so that a resumed run goes on in the same wandb run.
+    The id is made of the run's name, config hash and folder, so that a resumed run goes on in the same wandb run.
     `wandb sync FOLDER/wandb/offline-run-*` uploads an offline run later.
     """
 
@@ -137,7 +138,7 @@ class Wandb(WandbLogger):
             Wandb._open.finalize("failed")
         place = RunFolder(folder)
         config = place.read_config()
-        identity = re.sub(r"[^\w-]+", "-", f"{config.get('name')}-{results.config_hash(config)}")
+        identity = re.sub(r"[^\w-]+", "-", f"{config.get('name')}-{results.config_hash(config)}-{hashlib.sha256(str(place.path.resolve()).encode()).hexdigest()[:6]}")
         mode = os.environ.get("WANDB_MODE") if offline is None else None
         if mode is None:
             mode = "offline" if (not logged_in() if offline is None else offline) else "online"

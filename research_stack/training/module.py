@@ -87,9 +87,12 @@ class TrainingModule(LightningModule):
 
     def validation_step(self, batch: Rows, batch_idx: int) -> None:
         """The training loss on held-out rows, always under the same draws, so that steps can be compared."""
-        rows, denominator = self.prepare(batch, self.draws("validation", batch_idx, batch))
-        total = torch.stack([self.loss_sum(rows).detach().float(), denominator.float()])
-        self._validation = self._validation + total
+        world, rank = self.trainer.world_size, self.global_rank
+        total = len(batch["tokens"]) * world
+        # Ranks take turns at the validation rows, so that the first batches are those of one device.
+        draws = Draws(self.seed, "validation", batch_idx, total=total, rows=slice(rank, total, world), device=self.device)
+        rows, denominator = self.prepare(batch, draws)
+        self._validation = self._validation + torch.stack([self.loss_sum(rows).detach().float(), denominator.float()])
 
     def on_validation_epoch_start(self) -> None:
         """Start the sums."""

@@ -40,6 +40,8 @@ class Optimization:
         ema: float = 0.999,
     ) -> None:
         require(lr > 0, f"lr={lr} must be positive")
+        require(len(betas) == 2, f"betas={betas} must be two numbers")
+        require(0 <= betas[0] < 1 and 0 <= betas[1] < 1, f"betas={betas} must lie in [0, 1)")
         require(0 <= final_ratio <= 1, f"final_ratio={final_ratio} must lie in [0, 1]")
         require(0 < decay_share <= 1, f"decay_share={decay_share} must lie in (0, 1]")
         require(warmup_steps >= 0, f"warmup_steps={warmup_steps} must not be negative")

@@ -206,3 +206,13 @@ def test_one_large_text_file(tmp_path):
     said = made.describe()
     assert said["train_documents"] > 300 and said["validation_documents"] > 5
     assert said["train_bytes"] + said["validation_bytes"] > 1_110_000
+
+
+def test_each_validation_row_knows_the_document_it_begins_in(data):
+    whole, few = data(validation_rows=None), data(validation_rows=3)
+    ended, expected = 0, []
+    for row in whole.validation.tokens:
+        expected.append(ended)
+        ended += int((row == whole.vocab.end).sum())
+    assert whole.validation_document.tolist() == expected and expected[-1] > 0
+    assert set(few.validation_document.tolist()) <= set(expected) and len(few.validation_document) == len(few.validation)

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 
-from research_stack.evaluation.interval import Z95, per_token
+from research_stack.evaluation.interval import per_token, student
 from research_stack.evaluation.likelihood import Likelihood
 
 
@@ -15,7 +15,28 @@ def test_interval_by_hand():
     assert value == pytest.approx(15 / 6)  # the sequence without tokens does not count
     rest = np.array([2 - 2.5, 4 - 5, 9 - 7.5])
     error = math.sqrt(3 / 2 * (rest**2).sum()) / 6
-    assert (low, high) == (pytest.approx(2.5 - Z95 * error), pytest.approx(2.5 + Z95 * error))
+    assert (low, high) == (pytest.approx(2.5 - student(2) * error), pytest.approx(2.5 + student(2) * error))
+
+
+def test_sequences_of_one_document_count_once():
+    rng = np.random.default_rng(1)
+    hits = alone = 0
+    for _ in range(400):  # 12 documents of 8 sequences, which share most of what they differ by
+        document = np.repeat(np.arange(12), 8)
+        tokens = np.full(96, 50.0)
+        nats = 50 * (3 + rng.normal(0, 0.5, 12)[document] + rng.normal(0, 0.1, 96))
+        _, low, high = per_token(nats, tokens, document)
+        hits += low <= 3 <= high
+        _, low, high = per_token(nats, tokens)
+        alone += low <= 3 <= high
+    assert 0.92 <= hits / 400 <= 0.975 and alone / 400 < 0.7
+
+
+def test_students_quantiles():
+    from scipy import stats
+
+    for freedom in (4, 5, 10, 23, 200):
+        assert student(freedom) == pytest.approx(stats.t.ppf(0.975, freedom), rel=0.02)
 
 
 def test_interval_covers_the_truth_as_often_as_it_says():

@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from research_stack import compose, run
+from research_stack import compose, load, run
 from research_stack.paths import CONF
 
 EXPERIMENTS = sorted(path.stem for path in (CONF / "experiment").glob("*.yaml"))
@@ -16,9 +16,33 @@ def test_experiment_runs_from_config_to_report(experiment, tmp_path, monkeypatch
     monkeypatch.chdir(tmp_path)
     result = run(compose([f"experiment={experiment}", *SMALL]), tmp_path / "run")
     assert result.status == "ok" and result.steps == 6
-    assert result.metrics and all(math.isfinite(value) for value in result.metrics.values())
+    estimates = {name: value for name, value in result.metrics.items() if not name.endswith(("_low", "_high"))}
+    assert estimates and all(math.isfinite(value) for value in estimates.values())  # one document has no interval
     assert (tmp_path / "run" / "report.html").stat().st_size > 10_000
     assert (tmp_path / "run" / "checkpoints" / "last.ckpt").is_file()
+
+
+def test_a_corpus_that_has_changed_is_refused_and_a_finished_run_is_not_trained_again(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    text = tmp_path / "text.txt"
+    text.write_text("\n\n".join(f"story {i}: " + " ".join(f"word{i * j % 17}" for j in range(40)) for i in range(40)))
+    cfg = [*SMALL, "data=text", f"data.path={text}", "data.sequence_length=32", "data.tokenizer.vocab_size=300", "eval=none"]
+    first = run(compose(cfg), tmp_path / "run")
+    again = run(compose(cfg), tmp_path / "run")
+    assert again.seconds == first.seconds and again.status == "ok"
+    load(tmp_path / "run")
+    text.write_text(text.read_text().replace("word1", "term1"))
+    with pytest.raises(ValueError, match="data: the corpus has changed since"):
+        load(tmp_path / "run")
+
+
+def test_mistakes_that_only_building_shows_come_before_training(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    for mistake, message in (("eval.likelihood.processes=[absorbng]", "processes=absorbng must be among"),
+                             ("data.sequence_length=2000", "exceeds model.max_length=1024")):
+        with pytest.raises(ValueError, match=message):
+            run(compose([*SMALL, "eval=likelihood", mistake]), tmp_path / "run")
+        assert not (tmp_path / "run" / "checkpoints").exists()
 
 
 @pytest.mark.parametrize("group", ["corruption", "model", "data", "sampler", "trainer", "eval", "hardware", "method", "logger"])

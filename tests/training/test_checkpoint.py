@@ -4,8 +4,9 @@ import resource
 
 import pytest
 import torch
+from lightning.pytorch import Callback, LightningModule, Trainer
 
-from research_stack.training.checkpoint import AtomicCheckpointIO, load_checkpoint
+from research_stack.training.checkpoint import AtomicCheckpointIO, Checkpoints, ConfigInside, load_checkpoint
 
 
 class Hostile:
@@ -51,3 +52,48 @@ def test_code_in_a_checkpoint_is_refused(tmp_path, capsys):
     with pytest.raises(ValueError, match="damaged or not a checkpoint"):
         load_checkpoint(path)
     assert "this ran" not in capsys.readouterr().out
+
+
+class Line(LightningModule):
+    """One weight, with a validation."""
+
+    def __init__(self):
+        super().__init__()
+        self.layer = torch.nn.Linear(1, 1)
+
+    def training_step(self, batch, batch_idx):
+        return self.layer(batch).sum()
+
+    def validation_step(self, batch, batch_idx):
+        self.log("val/loss", -float(self.global_step))
+
+    def configure_optimizers(self):
+        return torch.optim.SGD(self.parameters(), lr=0.1)
+
+
+class Watch(Callback):
+    """What last.ckpt holds when a validation begins; asks for a stop at a step."""
+
+    def __init__(self, folder, stop):
+        self.path, self.stop, self.seen = folder / "checkpoints" / "last.ckpt", stop, []
+
+    def on_validation_start(self, trainer, pl_module):
+        self.seen.append((trainer.global_step, load_checkpoint(self.path)["global_step"] if self.path.is_file() else 0))
+
+    def on_train_batch_end(self, trainer, pl_module, *arguments):
+        trainer.should_stop = trainer.global_step == self.stop
+
+
+@pytest.mark.parametrize(("stop", "last"), [(None, 8), (3, 3), (6, 6)])
+def test_last_is_written_behind_a_due_validation_and_when_training_stops(tmp_path, stop, last):
+    watch, rows = Watch(tmp_path, stop), torch.utils.data.DataLoader(torch.ones(100, 1))
+    trainer = Trainer(
+        max_steps=8, val_check_interval=4, check_val_every_n_epoch=None, limit_val_batches=1, num_sanity_val_steps=0, logger=False,
+        accelerator="cpu", default_root_dir=str(tmp_path), enable_progress_bar=False, enable_model_summary=False,
+        callbacks=[watch, Checkpoints(every=2), ConfigInside({"seed": 3})], plugins=[AtomicCheckpointIO()])  # fmt: skip
+    trainer.fit(Line(), rows, rows)
+    assert stop == 3 or watch.seen[0] == (4, 2)  # a kill in the validation must not skip it on resume
+    saved = load_checkpoint(tmp_path / "checkpoints" / "last.ckpt")
+    assert saved["global_step"] == last and saved["config"] == {"seed": 3}
+    if stop is None:
+        assert load_checkpoint(tmp_path / "checkpoints" / "best.ckpt")["global_step"] == 8
