@@ -12,7 +12,8 @@ from small_runs import SMALL, finish, log_of, losses, rows, run, start, wait_for
 
 pytestmark = pytest.mark.slow
 
-ONE = [*SMALL, "hardware.precision=32", "trainer.max_steps=30"]
+# At the default learning rate a difference in rounding grows tenfold within thirty steps.
+ONE = [*SMALL, "hardware.precision=32", "trainer.max_steps=30", "optimization.lr=0.001"]
 
 
 @pytest.fixture(scope="module")
@@ -25,13 +26,14 @@ def one(tmp_path_factory):
     return found
 
 
-def assert_same(found, expected):
-    """Training loss and gradient norm up to rounding; the validation loss nearly, for its rows are dealt out differently."""
+def assert_same(found, expected, averaged=True):
+    """Training loss, gradient norm and validation loss, up to rounding; without an average validation sees other weights."""
     assert [row[0] for row in found] == [row[0] for row in expected]
     for row, reference in zip(found, expected, strict=True):
-        for value, wanted, tolerance in zip(row[1:], reference[1:], (2e-4, 2e-4, 5e-2), strict=True):
+        for value, wanted, tolerance in zip(row[1:], reference[1:], (2e-4, 2e-4, 2e-4), strict=True):
             assert (value is None) == (wanted is None), row
-            assert value is None or math.isclose(value, wanted, rel_tol=tolerance), (row, reference)
+            same = value is None or math.isclose(value, wanted, rel_tol=tolerance)
+            assert same or (wanted is reference[3] and not averaged), (row, reference)
 
 
 @pytest.mark.parametrize("overrides", [
@@ -42,7 +44,7 @@ def assert_same(found, expected):
 ], ids=["ddp", "fsdp", "ddp+accumulate", "accumulate"])  # fmt: skip
 def test_gives_the_losses_of_one(one, tmp_path, overrides):
     run(*ONE, *overrides, f"hydra.run.dir={tmp_path / 'run'}", cwd=tmp_path)
-    assert_same(losses(tmp_path / "run"), one)
+    assert_same(losses(tmp_path / "run"), one, averaged="optimization.ema=0" not in overrides)
     assert json.loads((tmp_path / "run" / "result.json").read_text())["status"] == "ok"
 
 
