@@ -63,8 +63,8 @@ def window(film: Mapping[str, Any], rows: int = ROWS, budget: int = BUDGET) -> W
 
 
 def _stretch(states: Sequence[Sequence[str]], widths: Sequence[int], budget: int) -> tuple[int, int]:
-    """(first, last + 1) position of the best stretch whose columns fit the budget."""
-    score = [sum(line[i] == "changed" for line in states) for i in range(len(widths))]
+    """(first, last + 1) position of the best stretch whose columns fit the budget: changes count, then what is no prompt."""
+    score = [sum((line[i] == "changed") * len(states) * len(widths) + (line[i] == "filled") for line in states) for i in range(len(widths))]
     best, found = -1, (0, len(widths))
     stop, used = 0, 0
     for start in range(len(widths)):
