@@ -1,13 +1,66 @@
 """Scaled dot-product attention by whichever form is fastest for the device and the length."""
 from __future__ import annotations
 
+from dataclasses import dataclass, field
+from typing import Protocol
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
 # Up to so many keys plain products win on a CPU in bf16: torch's blocked kernel takes 3.5 times as long at 128 keys,
 # twice as long at 512, where the scores begin to leave the cache.
-_SHORT = 512
+SHORT = 512
+
+
+class Look(Protocol):
+    """How the queries of a forward pass find what they attend to; the same object serves every block."""
+
+    def __call__(self, q_BHLE: Tensor, k_BKLE: Tensor, v_BKLE: Tensor, block: int) -> Tensor:
+        """(B, H, L, E): what each query takes, given the queries, keys and values of the tokens of this pass."""
+
+
+@dataclass
+class Cache:
+    """Keys and values of the tokens seen so far, one pair (B, K, L, E) per block."""
+
+    pairs: list[tuple[Tensor, Tensor] | None] = field(default_factory=list)
+
+    @property
+    def length(self) -> int:
+        """Tokens seen."""
+        return 0 if not self.pairs or self.pairs[0] is None else self.pairs[0][0].shape[2]
+
+    def extend(self, block: int, k: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:
+        """The block's keys and values with the new ones behind, which are kept."""
+        old = self.pairs[block]
+        if old is not None:
+            k, v = torch.cat((old[0], k), dim=2), torch.cat((old[1], v), dim=2)
+        self.pairs[block] = (k, v)
+        return k, v
+
+    def select(self, rows: Tensor) -> Cache:
+        """The cache of some of the sequences, in the order asked for; a row may come more than once."""
+        return Cache([None if pair is None else (pair[0][rows], pair[1][rows]) for pair in self.pairs])
+
+
+@dataclass
+class Everything:
+    """The usual look: at all tokens of this pass and those in the cache.
+
+    - mask: bool, True where a query may look, broadcast to (B, H, L, S); None: everywhere, or up to itself if `causal`.
+    """
+
+    mask: Tensor | None = None
+    causal: bool = False
+    dropout: float = 0.0
+    cache: Cache | None = None
+
+    def __call__(self, q_BHLE: Tensor, k_BKLE: Tensor, v_BKLE: Tensor, block: int) -> Tensor:
+        """Attention, after the cache has grown by these keys and values."""
+        if self.cache is not None:
+            k_BKLE, v_BKLE = self.cache.extend(block, k_BKLE, v_BKLE)
+        return attend(q_BHLE, k_BKLE, v_BKLE, self.mask, self.causal and self.mask is None and q_BHLE.shape[2] > 1, self.dropout)
 
 
 def attend(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None, causal: bool, dropout: float) -> Tensor:
@@ -15,12 +68,17 @@ def attend(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None, causal: bool, d
 
     - mask: bool, True where a query may look, broadcast to (B, H, L, S); None: everywhere, or up to itself if `causal`.
     """
-    plain = q.device.type == "cpu" and q.dtype == torch.bfloat16 and k.shape[2] <= _SHORT
+    plain = q.device.type == "cpu" and q.dtype == torch.bfloat16 and k.shape[2] <= SHORT
     if not plain or causal or dropout:
         return F.scaled_dot_product_attention(q, k, v, attn_mask=mask, is_causal=causal, dropout_p=dropout, enable_gqa=k.shape[1] != q.shape[1])
-    if k.shape[1] != q.shape[1]:
-        k, v = (x.repeat_interleave(q.shape[1] // x.shape[1], dim=1) for x in (k, v))
+    k, v = for_each_head(k, q.shape[1]), for_each_head(v, q.shape[1])
     scores_BHLS = (q * q.shape[-1] ** -0.5) @ k.transpose(-1, -2)
     if mask is not None:  # the least number, not -inf: a row of padding must not become nan
         scores_BHLS = scores_BHLS.masked_fill(~mask, torch.finfo(scores_BHLS.dtype).min)
     return scores_BHLS.softmax(-1) @ v
+
+
+def for_each_head(x_BKLE: Tensor, heads: int) -> Tensor:
+    """(B, H, L, E): keys or values repeated for the query heads that share them."""
+    shared = heads // x_BKLE.shape[1]
+    return x_BKLE if shared == 1 else x_BKLE.repeat_interleave(shared, dim=1)

@@ -2,14 +2,16 @@
 
 Pre-norm blocks of RMSNorm (Zhang & Sennrich 2019), rotary positions (Su et al. 2021), SwiGLU (Shazeer 2020) and scaled
 dot-product attention, optionally with fewer key and value heads (GQA, Ainslie et al. 2023), norms on queries and keys,
-a noise-level input (adaptive norms, zero at the start: Peebles & Xie 2023) and a key-value cache for the causal use.
+squared ReLU (So et al. 2021), learned positions, norms that read a noise level or a condition at each position (zero at
+the start: Peebles & Xie 2023) and a key-value cache for the causal use.
 
-Shapes: B sequences, L tokens, D width, H heads, K key/value heads, E width of a head, F width of the feed-forward, V tokens.
+Shapes: B sequences, L tokens, D width, H heads, K key/value heads, E width of a head, F width of the feed-forward, V tokens,
+C numbers of a condition.
 """
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass, field
+from typing import Literal
 
 import torch
 import torch.nn.functional as F
@@ -18,51 +20,40 @@ from torch.autograd import Function
 from torch.autograd.function import FunctionCtx
 from torch.utils.checkpoint import checkpoint
 
-from research_stack.backbones.attention import attend
+from research_stack.backbones.attention import Cache, Everything, Look
 from research_stack.require import require
 from research_stack.streams import generator
 
 TIME_FEATURES = 64  # sines and cosines that describe a noise level
-
-
-@dataclass
-class Cache:
-    """Keys and values of the tokens seen so far, one pair (B, K, L, E) per block."""
-
-    pairs: list[tuple[Tensor, Tensor] | None] = field(default_factory=list)
-
-    @property
-    def length(self) -> int:
-        """Tokens seen."""
-        return 0 if not self.pairs or self.pairs[0] is None else self.pairs[0][0].shape[2]
+Rope = tuple[Tensor, Tensor]  # cos and sin, (L, 1, E/2) or (B, L, 1, E/2)
+Places = slice | Tensor  # positions of the tokens of a pass: a stretch, or int64 (L,) or (B, L)
 
 
 class Attention(nn.Module):
     """Multi-head attention over rotated queries and keys; one matrix makes all three."""
 
-    def __init__(self, dim: int, heads: int, kv_heads: int, qk_norm: bool, dropout: float, causal: bool) -> None:
+    def __init__(self, dim: int, heads: int, kv_heads: int, qk_norm: bool) -> None:
         super().__init__()
-        self.heads, self.kv_heads, self.head_dim, self.dropout, self.causal = heads, kv_heads, dim // heads, dropout, causal
+        self.heads, self.kv_heads, self.head_dim = heads, kv_heads, dim // heads
         self.qkv = nn.Linear(dim, (heads + 2 * kv_heads) * self.head_dim, bias=False)
         self.out = nn.Linear(dim, dim, bias=False)
         self.q_norm = nn.RMSNorm(self.head_dim) if qk_norm else nn.Identity()
         self.k_norm = nn.RMSNorm(self.head_dim) if qk_norm else nn.Identity()
 
-    def forward(self, x_BLD: Tensor, rope_L1E: tuple[Tensor, Tensor], mask: Tensor | None, cache: Cache | None, index: int) -> Tensor:
-        """mask: bool, True where a query may look, broadcast to (B, H, queries, keys); None: everywhere (or causal)."""
+    def forward(self, x_BLD: Tensor, rope: Rope | None, look: Look, block: int) -> Tensor:
+        """`look` decides what the queries see; `block` is this one's number."""
         batch, length, _ = x_BLD.shape
         qkv_BLHE = self.qkv(x_BLD).view(batch, length, -1, self.head_dim)
         q, k, v = qkv_BLHE.split((self.heads, self.kv_heads, self.kv_heads), dim=2)
-        q, k = rotate(self.q_norm(q), rope_L1E).transpose(1, 2), rotate(self.k_norm(k), rope_L1E).transpose(1, 2)
-        v = v.transpose(1, 2)
-        if cache is not None:
-            k, v = extended(cache, index, k, v)
-        y_BHLE = attend(q, k, v, mask, causal=self.causal and mask is None and length > 1, dropout=self.dropout if self.training else 0.0)
+        q, k = rotate(self.q_norm(q), rope).transpose(1, 2), rotate(self.k_norm(k), rope).transpose(1, 2)
+        y_BHLE = look(q, k, v.transpose(1, 2), block)
         return self.out(y_BHLE.transpose(1, 2).reshape(batch, length, -1))
 
 
 class SwiGLU(nn.Module):
     """down(silu(gate x) * up x); one matrix makes gate and up."""
+
+    matrices = 3  # D x F of them
 
     def __init__(self, dim: int, ffn_dim: int) -> None:
         super().__init__()
@@ -74,27 +65,42 @@ class SwiGLU(nn.Module):
         return self.down(F.silu(gate_BLF) * up_BLF)
 
 
-class Block(nn.Module):
-    """x + attention(norm(x)), then x + feed-forward(norm(x)); with a noise level, norms are shifted and scaled by it."""
+class SquaredReLU(nn.Module):
+    """down(relu(up x)^2)."""
 
-    def __init__(self, dim: int, heads: int, kv_heads: int, ffn_dim: int, qk_norm: bool, dropout: float, causal: bool, timed: bool) -> None:
+    matrices = 2
+
+    def __init__(self, dim: int, ffn_dim: int) -> None:
+        super().__init__()
+        self.up = nn.Linear(dim, ffn_dim, bias=False)
+        self.down = nn.Linear(ffn_dim, dim, bias=False)
+
+    def forward(self, x_BLD: Tensor) -> Tensor:
+        return self.down(F.relu(self.up(x_BLD)).square())
+
+
+FEED_FORWARD: dict[str, type[SwiGLU] | type[SquaredReLU]] = {"swiglu": SwiGLU, "relu2": SquaredReLU}
+
+
+class Block(nn.Module):
+    """x + attention(norm(x)), then x + feed-forward(norm(x)); with a condition, norms are shifted and scaled by it."""
+
+    def __init__(self, dim: int, attention: Attention, ffn: nn.Module, dropout: float, condition_dim: int) -> None:
         super().__init__()
         self.attention_norm, self.ffn_norm = nn.RMSNorm(dim), nn.RMSNorm(dim)
-        self.attention = Attention(dim, heads, kv_heads, qk_norm, dropout, causal)
-        self.ffn, self.drop = SwiGLU(dim, ffn_dim), nn.Dropout(dropout)
-        self.modulation = nn.Linear(dim, 4 * dim) if timed else None
+        self.attention, self.ffn, self.drop = attention, ffn, nn.Dropout(dropout)
+        self.modulation = nn.Linear(condition_dim, 4 * dim) if condition_dim else None
 
-    def forward(
-        self, x_BLD: Tensor, rope: tuple[Tensor, Tensor], mask: Tensor | None, time_B1D: Tensor | None, cache: Cache | None, index: int
-    ) -> Tensor:
+    def forward(self, x_BLD: Tensor, rope: Rope | None, look: Look, condition: Tensor | None, block: int) -> Tensor:
+        """condition: (B, 1, C) or (B, L, C)."""
         a_BLD, f = self.attention_norm(x_BLD), None
-        if self.modulation is not None and time_B1D is not None:
-            scale, shift, *f = self.modulation(time_B1D).chunk(4, dim=-1)
-            a_BLD = a_BLD * (1 + scale) + shift
-        x_BLD = x_BLD + self.drop(self.attention(a_BLD, rope, mask, cache, index))
+        if self.modulation is not None and condition is not None:
+            scale, shift, *f = self.modulation(condition).chunk(4, dim=-1)
+            a_BLD = torch.addcmul(shift, a_BLD, 1 + scale)
+        x_BLD = x_BLD + self.drop(self.attention(a_BLD, rope, look, block))
         h_BLD = self.ffn_norm(x_BLD)
         if f:
-            h_BLD = h_BLD * (1 + f[0]) + f[1]
+            h_BLD = torch.addcmul(f[1], h_BLD, 1 + f[0])
         return x_BLD + self.drop(self.ffn(h_BLD))
 
 
@@ -103,11 +109,17 @@ class Transformer(nn.Module):
 
     - vocab_size: V, given by the data. dim: D, a multiple of 2 * heads. layers: blocks.
     - heads, kv_heads: attention heads; key/value heads (None: as many).
-    - ffn_dim: F; None: 8/3 D rounded up to a multiple of 32.
+    - ffn_dim: F; None: 8/3 D (4 D for relu2) rounded up to a multiple of 32.
+    - activation: of the feed-forward, SwiGLU or squared ReLU.
     - max_length: longest sequence, in tokens.
     - causal: each token sees itself and what is before it. Otherwise all that is not padding.
     - dropout: of attention weights and of each branch.
+    - positions: rotary, or learned vectors added to the embeddings.
     - time_conditioning: takes the noise level t in [0, 1]; at the start its effect is zero.
+    - condition_dim: C, numbers at each position that the model reads besides the token; 0: none. At the start their effect is zero.
+    - conditioning: adaptive: they scale and shift the norms of each block; additive: they are added to the embeddings.
+    - keep_size: with condition_dim, the feed-forward is as much narrower as the conditioning has parameters, so that the model
+      has as many (within .1 %) as one without.
     - tie_embeddings: the unembedding is the embedding.
     - qk_norm: RMSNorm on queries and keys.
     - checkpoint_blocks: recompute each block in the backward pass instead of keeping its activations.
@@ -122,10 +134,15 @@ class Transformer(nn.Module):
         heads: int = 4,
         kv_heads: int | None = None,
         ffn_dim: int | None = None,
+        activation: Literal["swiglu", "relu2"] = "swiglu",
         max_length: int = 1024,
         causal: bool = False,
         dropout: float = 0.0,
+        positions: Literal["rotary", "learned"] = "rotary",
         time_conditioning: bool = False,
+        condition_dim: int = 0,
+        conditioning: Literal["adaptive", "additive"] = "adaptive",
+        keep_size: bool = True,
         tie_embeddings: bool = True,
         qk_norm: bool = False,
         checkpoint_blocks: bool = False,
@@ -136,26 +153,43 @@ class Transformer(nn.Module):
         require(kv_heads is None or (kv_heads >= 1 and heads % kv_heads == 0), f"kv_heads={kv_heads} must divide heads={heads}")
         require(0 <= dropout < 1, f"dropout={dropout} must lie in [0, 1)")
         require(max_length >= 1, f"max_length={max_length} must be at least 1")
+        require(activation in FEED_FORWARD, f"activation={activation} must be one of {', '.join(FEED_FORWARD)}")
+        require(positions in ("rotary", "learned"), f"positions={positions} must be rotary or learned")
+        require(conditioning in ("adaptive", "additive"), f"conditioning={conditioning} must be adaptive or additive")
+        require(condition_dim >= 0, f"condition_dim={condition_dim} must be at least 0")
+        require(not (condition_dim and time_conditioning), f"condition_dim={condition_dim} with time_conditioning=true: the norms can read one of them")
         super().__init__()
-        ffn_dim = ffn_dim or -(-8 * dim // 96) * 32
-        self.dim, self.layers, self.max_length, self.causal = dim, layers, max_length, causal
-        self.head_dim, self.checkpoint_blocks = dim // heads, checkpoint_blocks
+        kind, adaptive = FEED_FORWARD[activation], condition_dim if conditioning == "adaptive" else 0
+        self.dim, self.layers, self.max_length, self.causal, self.dropout = dim, layers, max_length, causal, dropout
+        self.head_dim, self.checkpoint_blocks, self.condition_dim = dim // heads, checkpoint_blocks, condition_dim
+        self.ffn_dim = ffn_dim or -(-8 * dim // (32 * kind.matrices)) * 32
+        if condition_dim and keep_size:
+            self.ffn_dim -= self._spared(condition_dim, adaptive, kind.matrices)
+            require(self.ffn_dim >= 1, f"condition_dim={condition_dim} takes more parameters than a feed-forward of ffn_dim={ffn_dim} has; lower it")
         self.embedding = nn.Embedding(vocab_size, dim)
+        self.places = nn.Embedding(max_length, dim) if positions == "learned" else None
+        self.added = nn.Linear(condition_dim, dim) if condition_dim and not adaptive else None
         self.blocks = nn.ModuleList(
-            Block(dim, heads, kv_heads or heads, ffn_dim, qk_norm, dropout, causal, time_conditioning) for _ in range(layers))
+            Block(dim, Attention(dim, heads, kv_heads or heads, qk_norm), kind(dim, self.ffn_dim), dropout, dim if time_conditioning else adaptive)
+            for _ in range(layers))
         self.norm = nn.RMSNorm(dim)
         self.time = nn.Sequential(nn.Linear(TIME_FEATURES, dim), nn.SiLU()) if time_conditioning else None
         self.untied = None if tie_embeddings else nn.Parameter(torch.empty(vocab_size, dim))
         self._initialise(seed)
-        self._rope: dict[tuple[torch.device, torch.dtype], tuple[Tensor, Tensor]] = {}
+        self._rope: dict[tuple[torch.device, torch.dtype], Rope] = {}
+
+    def _spared(self, condition_dim: int, adaptive: int, matrices: int) -> int:
+        """Columns of the feed-forward that have as many parameters as the conditioning: 4 (C + 1) D a block, or (C + 1) D in all."""
+        a_block = 4 * (condition_dim + 1) if adaptive else (condition_dim + 1) / self.layers
+        return round(a_block / matrices)
 
     def _initialise(self, seed: int) -> None:
-        """N(0, 0.02^2); matrices that write into the residual stream by 1/sqrt(2 layers) less (GPT-2); time: zero."""
+        """N(0, 0.02^2); matrices that write into the residual stream by 1/sqrt(2 layers) less (GPT-2); conditioning: zero."""
         stream = generator(seed, "init")
         for name, parameter in self.named_parameters():
             if parameter.is_meta or "norm" in name:
                 continue
-            if "modulation" in name or name.endswith("bias"):
+            if "modulation" in name or name.startswith("added") or name.endswith("bias"):
                 nn.init.zeros_(parameter)
                 continue
             branch = name.endswith(("attention.out.weight", "ffn.down.weight"))
@@ -176,36 +210,49 @@ class Transformer(nn.Module):
         return Cache([None] * self.layers)
 
     def forward(
-        self, tokens_BL: Tensor, attend_BL: Tensor | None = None, t_B: Tensor | None = None, cache: Cache | None = None
+        self, tokens_BL: Tensor, attend_BL: Tensor | None = None, t_B: Tensor | None = None, cache: Cache | None = None,
+        condition_BLC: Tensor | None = None,
     ) -> Tensor:
         """Hidden states (B, L, D), normalised, ready for `head`.
 
         - attend_BL: bool, False at padding, which no token sees; None: no padding. With a cache it covers the tokens in it too.
         - t_B: noise level in [0, 1]; used by a model with time_conditioning, which needs it.
         - cache: grows by these tokens, which follow those in it.
+        - condition_BLC: what a model with condition_dim reads; None: the norms are plain.
         """
         start, length = (cache.length if cache is not None else 0), tokens_BL.shape[1]
-        require(start + length <= self.max_length, f"max_length={self.max_length} is less than the {start + length} tokens asked for")
         if attend_BL is not None and attend_BL.shape[1] != start + length:
             raise ValueError(f"attend_BL has {attend_BL.shape[1]} columns and must have {start + length}: the cache's tokens, then these")
+        look = Everything(self._mask(attend_BL, length, start), self.causal, self.dropout if self.training else 0.0, cache)
+        return self.through(tokens_BL, slice(start, start + length), look, self._time(t_B) if condition_BLC is None else condition_BLC)
+
+    def through(self, tokens_BL: Tensor, places: Places, look: Look, condition: Tensor | None = None) -> Tensor:
+        """Hidden states (B, L, D) of tokens at any positions that look as one likes.
+
+        - places: where the tokens stand. condition: (B, 1, C) or (B, L, C).
+        """
+        if isinstance(places, slice):  # to look into a tensor would wait for the device
+            require(places.stop <= self.max_length, f"max_length={self.max_length} is less than the {places.stop} tokens asked for")
         x_BLD = self.embedding(tokens_BL)
-        rope = tuple(table[start : start + length] for table in self._rope_tables(x_BLD.device, x_BLD.dtype))
-        mask = self._mask(attend_BL, length, start)
-        time_B1D = self._time(t_B, x_BLD.dtype)
+        if self.places is not None:
+            x_BLD = x_BLD + self.places.weight[places]
+        if self.added is not None and condition is not None:
+            x_BLD = x_BLD + self.added(condition)
+        rope = None if self.places is not None else self._turns(places, x_BLD.device, x_BLD.dtype)
         for index, block in enumerate(self.blocks):
-            if self.checkpoint_blocks and self.training:
-                x_BLD = checkpoint(block, x_BLD, rope, mask, time_B1D, cache, index, use_reentrant=False)
+            if self.checkpoint_blocks and self.training and torch.is_grad_enabled():
+                x_BLD = checkpoint(block, x_BLD, rope, look, condition, index, use_reentrant=False)
             else:
-                x_BLD = block(x_BLD, rope, mask, time_B1D, cache, index)
+                x_BLD = block(x_BLD, rope, look, condition, index)
         return self.norm(x_BLD)
 
-    def _time(self, t_B: Tensor | None, dtype: torch.dtype) -> Tensor | None:
+    def _time(self, t_B: Tensor | None) -> Tensor | None:
         """The noise level as seen by the blocks; None for a model that takes none."""
         if self.time is None:
             return None
         if t_B is None:
             raise ValueError("time_conditioning=True: the model needs the noise level t_B")
-        return self.time(sinusoids(t_B).to(dtype)).unsqueeze(1)
+        return self.time(sinusoids(t_B).to(self.embedding.weight.dtype)).unsqueeze(1)
 
     def _mask(self, attend_BL: Tensor | None, length: int, start: int) -> Tensor | None:
         """None where attention needs no mask, which is the fast path."""
@@ -218,8 +265,8 @@ class Transformer(nn.Module):
         seen = torch.ones(length, keys, dtype=torch.bool, device=self.unembedding.device).tril(start)
         return seen if not padded else seen & attend_BL[:, None, None, :]
 
-    def _rope_tables(self, device: torch.device, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
-        """cos and sin, each (max_length, 1, E/2), computed in float64 once per device."""
+    def _turns(self, places: Places, device: torch.device, dtype: torch.dtype) -> Rope:
+        """cos and sin at the places, from tables (max_length, 1, E/2) computed in float64 once per device."""
         key = (device, dtype)
         if key not in self._rope:
             half = self.head_dim // 2
@@ -227,17 +274,18 @@ class Transformer(nn.Module):
                 frequencies = 10000.0 ** (-torch.arange(half, dtype=torch.float64) / half)
                 angles = torch.arange(self.max_length, dtype=torch.float64)[:, None, None] * frequencies
                 self._rope[key] = (angles.cos().to(device, dtype), angles.sin().to(device, dtype))
-        return self._rope[key]
+        cos, sin = self._rope[key]
+        return cos[places], sin[places]
 
     def parameters_count(self, embeddings: bool = False) -> int:
         """Parameters, by default without embedding and unembedding."""
         tables = self.embedding.weight.numel() + (0 if self.untied is None else self.untied.numel())
         return sum(p.numel() for p in self.parameters()) - (0 if embeddings else tables)
 
-    def flops_per_token(self, length: int) -> float:
-        """Of one forward pass with logits everywhere: 2 per weight of a matrix, 4 L D for the attention of a block."""
+    def flops_per_token(self, length: int, logits: bool = True) -> float:
+        """Of one forward pass: 2 per weight of a matrix (of the unembedding, if `logits`), 4 L D for the attention of a block."""
         matrices = sum(p.numel() for block in self.blocks for p in block.parameters() if p.ndim == 2)
-        return 2 * (matrices + self.unembedding.numel()) + self.layers * 4 * length * self.dim
+        return 2 * (matrices + logits * self.unembedding.numel()) + self.layers * 4 * length * self.dim
 
 
 class _Rotation(Function):
@@ -263,19 +311,12 @@ def turned(x_BLHE: Tensor, cos_L1E: Tensor, sin_L1E: Tensor) -> Tensor:
     return out
 
 
-def rotate(x_BLHE: Tensor, rope_L1E: tuple[Tensor, Tensor]) -> Tensor:
-    """Rotary positions (Su et al. 2021), differentiable in x."""
+def rotate(x_BLHE: Tensor, rope_L1E: Rope | None) -> Tensor:
+    """Rotary positions (Su et al. 2021), differentiable in x; None turns nothing."""
+    if rope_L1E is None:
+        return x_BLHE
     cos, sin = (table.to(x_BLHE.dtype) for table in rope_L1E)
     return _Rotation.apply(x_BLHE, cos, sin)
-
-
-def extended(cache: Cache, index: int, k: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:
-    """The block's keys and values with the new ones behind, kept in the cache."""
-    old = cache.pairs[index]
-    if old is not None:
-        k, v = torch.cat((old[0], k), dim=2), torch.cat((old[1], v), dim=2)
-    cache.pairs[index] = (k, v)
-    return k, v
 
 
 def sinusoids(t_B: Tensor) -> Tensor:

@@ -17,7 +17,7 @@ def test_plain_products_agree_with_the_kernel(kv_heads, masked, monkeypatch):
     mask = torch.rand(2, 1, 1, S) < 0.6 if masked else None
     outs, grads = [], []
     for limit in (512, 0):
-        monkeypatch.setattr(attention, "_SHORT", limit)
+        monkeypatch.setattr(attention, "SHORT", limit)
         inputs = [x.bfloat16().requires_grad_() for x in (q, k, v)]
         out = attend(*inputs, mask, causal=False, dropout=0.0)
         out.backward(torch.ones_like(out) * torch.linspace(-1, 1, E))

@@ -139,7 +139,7 @@ def test_weights_depend_on_the_seed_alone():
 
 def test_rotation_depends_on_distance_only():
     m = model()
-    cos, sin = m._rope_tables(torch.device("cpu"), torch.float64)
+    cos, sin = m._turns(slice(0, m.max_length), torch.device("cpu"), torch.float64)
     q, k = torch.randn(2, 1, 1, 1, m.head_dim, dtype=torch.float64)
     score = lambda i, j: (rotate(q, (cos[i : i + 1], sin[i : i + 1])) * rotate(k, (cos[j : j + 1], sin[j : j + 1]))).sum()  # noqa: E731
     torch.testing.assert_close(score(3, 7), score(20, 24))
@@ -188,6 +188,6 @@ def test_dropout_acts_in_training_only():
 
 
 def test_the_gradient_of_a_rotation_is_that_of_finite_differences():
-    cos, sin = model()._rope_tables(torch.device("cpu"), torch.float64)
+    cos, sin = model()._turns(slice(0, 1024), torch.device("cpu"), torch.float64)
     x = torch.randn(2, 3, 2, 8, dtype=torch.float64, requires_grad=True)
     assert torch.autograd.gradcheck(lambda y: rotate(y, (cos[:3], sin[:3])), x)
