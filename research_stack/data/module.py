@@ -1,9 +1,12 @@
 """TokenData: the batches of a corpus, as a LightningDataModule that works without a trainer too.
 
 The training loader is endless and one item of it is one optimizer step: this device's rows of the global batch.
-Which rows a step sees is a function of (seed, step) alone: the rows of each epoch in an order drawn from the stream
-(seed, "order", epoch), laid end to end and cut into batches. So a run resumed at a step goes on exactly where it was,
-with any number of loader workers and any number of devices.
+Which rows a step sees is a function of (seed, step) alone, so a run resumed at a step goes on exactly where it was, with
+any number of loader workers and any number of devices. There are two orders:
+
+- shuffled: the rows of each epoch in an order drawn from the stream (seed, "order", epoch), laid end to end and cut into
+  batches.
+- contiguous: row b of a step goes on where row b of the step before stopped, for models that carry a state over steps.
 
 Shapes: N rows, B sequences of a global batch, L tokens of a sequence.
 """
@@ -11,9 +14,10 @@ from __future__ import annotations
 
 import hashlib
 import json
+from abc import abstractmethod
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import lightning
 import numpy as np
@@ -46,18 +50,37 @@ def batch_of(rows: Rows) -> Batch:
     return {name: torch.from_numpy(array) for name, array in rows.arrays().items()}
 
 
-class TrainBatches(IterableDataset):
-    """Endless steps' batches of one rank, from `start_step` on.
+class StepBatches(IterableDataset):
+    """Endless steps' batches of one rank, from `start_step` on; what a step holds, `batch` says.
 
     - rows: the N training rows.
     - batch_size: B, over all devices.
     - rank, world: this device's share is rows rank*B/world : (rank+1)*B/world of each batch.
     """
 
-    def __init__(self, rows: Rows, batch_size: int, seed: int, start_step: int, rank: int, world: int) -> None:
-        self.rows, self.batch_size, self.seed, self.start_step = rows, batch_size, seed, start_step
+    def __init__(self, rows: Rows, batch_size: int, start_step: int, rank: int, world: int) -> None:
+        self.rows, self.batch_size, self.start_step = rows, batch_size, start_step
         share = batch_size // world
         self.share = slice(rank * share, (rank + 1) * share)
+
+    @abstractmethod
+    def batch(self, step: int) -> Batch:
+        """This rank's B/world rows of a step."""
+
+    def __iter__(self) -> Iterator[Batch]:
+        worker = get_worker_info()  # workers take turns, and DataLoader collects them in that order
+        step, stride = (self.start_step + worker.id, worker.num_workers) if worker else (self.start_step, 1)
+        while True:
+            yield self.batch(step)
+            step += stride
+
+
+class TrainBatches(StepBatches):
+    """The rows of each epoch in an order of its own, from the stream (seed, "order", epoch)."""
+
+    def __init__(self, rows: Rows, batch_size: int, seed: int, start_step: int, rank: int, world: int) -> None:
+        super().__init__(rows, batch_size, start_step, rank, world)
+        self.seed = seed
         self._orders: dict[int, np.ndarray] = {}
 
     def order(self, epoch: int) -> np.ndarray:
@@ -73,12 +96,42 @@ class TrainBatches(IterableDataset):
         epochs, places = np.divmod(positions, len(self.rows))
         return np.concatenate([self.order(int(e))[places[epochs == e]] for e in np.unique(epochs)])
 
-    def __iter__(self) -> Iterator[Batch]:
-        worker = get_worker_info()  # workers take turns, and DataLoader collects them in that order
-        step, stride = (self.start_step + worker.id, worker.num_workers) if worker else (self.start_step, 1)
-        while True:
-            yield batch_of(self.rows.take(self.indices(step)))
-            step += stride
+    def batch(self, step: int) -> Batch:
+        """This rank's B/world rows of a step."""
+        return batch_of(self.rows.take(self.indices(step)))
+
+
+class ContiguousBatches(StepBatches):
+    """The rows of plain text laid end to end, cut into B equal stretches; row b of every step is a window of stretch b.
+
+    The windows of a stretch begin L - overlap tokens apart. After the last that fits, all rows begin again at the first.
+
+    - overlap: tokens that a window has in common with the one before it, in [0, L).
+
+    Raises ValueError in one line for pairs, and for a text that does not hold B windows.
+    """
+
+    def __init__(self, rows: Rows, batch_size: int, overlap: int, start_step: int = 0, rank: int = 0, world: int = 1) -> None:
+        super().__init__(rows, batch_size, start_step, rank, world)
+        if not rows.plain:
+            raise ValueError("order=contiguous needs plain text: the rows of this corpus are prompt and response pairs; use order=shuffled")
+        length = rows.tokens.shape[1]
+        self.stretch, self.stride = rows.tokens.size // batch_size, length - overlap
+        if self.stretch < length:
+            raise ValueError(
+                f"batch_size={batch_size} is too large for order=contiguous: the {rows.tokens.size} training tokens cut into so many "
+                f"stretches leave {self.stretch} tokens each, less than sequence_length={length}; lower either, or use a larger corpus"
+            )
+        self.windows = (self.stretch - length) // self.stride + 1
+
+    def starts(self, step: int) -> np.ndarray:
+        """(B/world,) where the windows of this rank begin at a step, in tokens from the beginning of the text."""
+        return np.arange(self.batch_size)[self.share] * self.stretch + step % self.windows * self.stride
+
+    def batch(self, step: int) -> Batch:
+        """This rank's rows of a step, and `fresh`, bool (B/world,): the row does not go on from the step before."""
+        starts_B = self.starts(step)
+        return {**batch_of(self.rows.windows(starts_B)), "fresh": torch.full((len(starts_B),), step % self.windows == 0)}
 
 
 class ValidationBatches(IterableDataset):
@@ -108,6 +161,9 @@ class TokenData(lightning.LightningDataModule):
     - num_workers: loader processes; 0 reads in the training process, which is fast enough for a memory map.
     - seed: of the order of the rows. The split and the tokenizer do not depend on it.
     - path: what the source reads, a label; the source takes it by interpolation, so that `data.path=FILE` works.
+    - order: of the training rows, `shuffled` anew each epoch, or `contiguous`: row b of a step goes on where row b of the
+      step before stopped (plain text only), and batches have a further entry `fresh`, bool (B,), true where it does not.
+    - overlap: with `contiguous`, the last tokens of a row that the next step's row begins with again, in [0, L).
 
     `prepare()` must be called before the other attributes are used; it is idempotent, and Lightning calls it too.
     """
@@ -124,6 +180,8 @@ class TokenData(lightning.LightningDataModule):
         num_workers: int = 0,
         seed: int = 0,
         path: str | list[str] | None = None,
+        order: Literal["shuffled", "contiguous"] = "shuffled",
+        overlap: int = 0,
     ) -> None:
         super().__init__()
         require(sequence_length >= 2, f"sequence_length={sequence_length} must be at least 2")
@@ -131,10 +189,14 @@ class TokenData(lightning.LightningDataModule):
         require(0 < validation_fraction < 1, f"validation_fraction={validation_fraction} must lie between 0 and 1")
         require(validation_rows is None or validation_rows >= 1, f"validation_rows={validation_rows} must be at least 1, or null for all")
         require(num_workers >= 0, f"num_workers={num_workers} must not be negative")
+        require(order in ("shuffled", "contiguous"), f"order={order} must be shuffled or contiguous")
+        require(0 <= overlap < sequence_length, f"overlap={overlap} must be at least 0 and below sequence_length={sequence_length}")
+        require(overlap == 0 or order == "contiguous", f"overlap={overlap} needs order=contiguous: shuffled rows do not follow one another")
         self.source, self.tokenizer, self.path = source, tokenizer, path
         self.sequence_length, self.batch_size = sequence_length, batch_size
         self.validation_fraction, self.validation_rows = validation_fraction, validation_rows
         self.cache_dir, self.num_workers, self.seed = cache_dir, num_workers, seed
+        self.order, self.overlap = order, overlap
         self.start_step = 0
         self.codec: Codec
         self.train: Rows
@@ -148,18 +210,21 @@ class TokenData(lightning.LightningDataModule):
         self.tokenizer.check()
 
     def prepare(self) -> None:
-        """Build or open the cache. Raises ValueError (no row, no validation document) or OSError in one line."""
+        """Build or open the cache. Raises ValueError (no row, no validation document, no such order) or OSError in one line."""
         if self._meta is not None:
             return
         self.check()
         parts = [PACKING, self.source.fingerprint(), self.tokenizer.fingerprint(), self.sequence_length, self.validation_fraction]
         self.fingerprint = hashlib.sha256(json.dumps(parts).encode()).hexdigest()[:20]
-        folder, self._meta = Cache(self.cache_dir, self.fingerprint).folder(self._build)
+        folder, meta = Cache(self.cache_dir, self.fingerprint).folder(self._build)
         self.codec = self.tokenizer.load(folder)
         self.train = Rows.load(folder, "train", self.vocab, self.sequence_length)
+        if self.order == "contiguous":
+            ContiguousBatches(self.train, self.batch_size, self.overlap)  # a corpus that has no such order shows now, not at the first step
         validation = Rows.load(folder, "validation", self.vocab, self.sequence_length)
         taken = validation.spread_indices(self.validation_rows or len(validation))
         self.validation, self.validation_document = validation.take(taken), validation.document[taken]
+        self._meta = meta
 
     def _build(self, folder: Path) -> dict[str, Any]:
         sides = split(self.source, self.validation_fraction)
@@ -211,6 +276,8 @@ class TokenData(lightning.LightningDataModule):
             "path": self.path,
             "vocab_size": self.vocab.size,
             "sequence_length": self.sequence_length,
+            "order": self.order,
+            "overlap": self.overlap,
             "duplicates": self.meta["duplicates"],
             **sides,
             "bytes_per_token": round(self.bytes_per_token, 4),
@@ -230,7 +297,10 @@ class TokenData(lightning.LightningDataModule):
         rank, world = place()
         if self.batch_size % world:
             raise ValueError(f"batch_size={self.batch_size} must be a multiple of the {world} devices it is shared by")
-        return self._loader(TrainBatches(self.train, self.batch_size, self.seed, self.start_step, rank, world))
+        where = self.start_step, rank, world
+        if self.order == "contiguous":
+            return self._loader(ContiguousBatches(self.train, self.batch_size, self.overlap, *where))
+        return self._loader(TrainBatches(self.train, self.batch_size, self.seed, *where))
 
     def val_dataloader(self) -> DataLoader:
         """Finite, in a fixed order; with w devices the last len(validation) % w rows are left out."""

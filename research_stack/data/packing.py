@@ -203,6 +203,17 @@ class Rows:
         return np.arange(count) * len(self) // max(count, 1)
 
     @property
+    def plain(self) -> bool:
+        """Whether every row is full and has no prompt: laid end to end, the rows are then the text they were cut from."""
+        return bool((np.asarray(self.spans) == [0, self.tokens.shape[1]]).all())
+
+    def windows(self, starts_B: np.ndarray) -> Rows:
+        """Rows (B, L) of plain text that begin at these tokens of the rows laid end to end, as arrays in memory."""
+        length = self.tokens.shape[1]
+        tokens_BL = np.asarray(self.tokens.reshape(-1)[starts_B[:, None] + np.arange(length)])
+        return Rows(tokens_BL, np.tile(np.array([0, length], np.int32), (len(starts_B), 1)), self.vocab)
+
+    @property
     def document(self) -> np.ndarray:
         """(N,) the number of the document in which each row begins: how many have ended before it, or one a row for pairs."""
         if bool((self.spans[:, 0] > 0).any()):

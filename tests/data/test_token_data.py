@@ -3,13 +3,16 @@ import math
 from itertools import islice
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from omegaconf import OmegaConf
 
+from research_stack import compose
 from research_stack.build import build
 from research_stack.data import ByteBPE, Bytes, PythonDocs, Text, TokenData, module
 from research_stack.data.module import TrainBatches
+from research_stack.hints import UserError
 
 CONF = Path(module.__file__).parents[2] / "conf" / "data"
 SHAKESPEARE = Path(module.__file__).parents[3] / "shared" / "data" / "tinyshakespeare.txt"
@@ -216,3 +219,127 @@ def test_each_validation_row_knows_the_document_it_begins_in(data):
         ended += int((row == whole.vocab.end).sum())
     assert whole.validation_document.tolist() == expected and expected[-1] > 0
     assert set(few.validation_document.tolist()) <= set(expected) and len(few.validation_document) == len(few.validation)
+
+
+# Contiguous streams -----------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def stream(data):
+    """Makes a contiguous TokenData over the stories with the given options."""
+    return lambda **options: data(order="contiguous", **options)
+
+
+def walked(tokens, batch_size, length, overlap, count):
+    """(windows, fresh) of the first steps, walking along each stretch."""
+    stretches = tokens[: len(tokens) // batch_size * batch_size].reshape(batch_size, -1)
+    at, found = 0, []
+    for _ in range(count):
+        found.append((stretches[:, at : at + length], at == 0))
+        at += length - overlap
+        if at + length > stretches.shape[1]:
+            at = 0
+    return found
+
+
+@pytest.mark.parametrize("batch_size, overlap", [(6, 0), (6, 2), (7, 5), (1, 0), (60, 15)])
+def test_every_window_is_the_right_slice_of_the_stream(stream, batch_size, overlap):
+    d = stream(batch_size=batch_size, overlap=overlap)
+    expected = walked(d.train_tokens(), batch_size, 16, overlap, 700)
+    assert sum(fresh for _, fresh in expected) > 1
+    for batch, (tokens_BL, fresh) in zip(d.train_dataloader(), expected, strict=False):
+        assert (batch["tokens"].numpy() == tokens_BL).all()
+        assert batch["fresh"].dtype == torch.bool and batch["fresh"].tolist() == [fresh] * batch_size
+
+
+@pytest.mark.parametrize("overlap", [0, 1, 2, 9])
+def test_a_row_goes_on_where_it_stopped_unless_fresh(stream, overlap):
+    d = stream(overlap=overlap)
+    text, rows = d.codec.decode, [[] for _ in range(6)]
+    before = None
+    for batch in islice(d.train_dataloader(), 400):
+        if before is not None and not batch["fresh"].any():
+            assert torch.equal(batch["tokens"][:, :overlap], before[:, 16 - overlap :])
+        elif before is not None:
+            break
+        before = batch["tokens"]
+        for row, tokens in zip(rows, before, strict=True):
+            row += tokens[overlap if row else 0 :].tolist()
+    assert batch["fresh"].all() and all(len(row) > 100 for row in rows)
+    whole = text(d.train_tokens())
+    assert all(text(row) in whole for row in rows)  # one pass reads unbroken text
+    assert sum(map(len, rows)) > len(d.train_tokens()) - 6 * 17 - 6
+
+
+def test_contiguous_batches_have_the_form_of_others(stream):
+    d = stream()
+    batch = next(iter(d.train_dataloader()))
+    assert set(batch) == {"tokens", "eligible", "attend", "prompt", "fresh"} and batch["fresh"].shape == (6,)
+    assert batch["tokens"].dtype == torch.int64 and batch["attend"].all() and not batch["prompt"].any()
+    assert torch.equal(batch["eligible"], batch["tokens"] != d.vocab.end)
+    assert isinstance(d.train.tokens, np.memmap)
+
+
+@pytest.mark.parametrize("world, workers", [(1, 2), (2, 0), (3, 2)])
+def test_ranks_and_workers_share_each_contiguous_batch(stream, monkeypatch, world, workers):
+    whole = list(islice(stream(overlap=3).train_dataloader(), 150))
+    d, shares = stream(overlap=3, num_workers=workers), []
+    for rank in range(world):
+        monkeypatch.setattr(module, "place", lambda rank=rank: (rank, world))
+        shares.append(list(islice(d.train_dataloader(), 150)))
+    assert any(batch["fresh"].any() for batch in whole[1:])
+    for step, batch in enumerate(whole):
+        for name in batch:
+            assert torch.equal(torch.cat([share[step][name] for share in shares]), batch[name])
+
+
+@pytest.mark.parametrize("start", [1, 60, 150])
+def test_a_contiguous_run_resumes_exactly(stream, start):
+    whole = list(islice(stream(overlap=2).train_dataloader(), start + 60))
+    resumed = stream(overlap=2)
+    resumed.start_step = start
+    for a, b in zip(whole[start:], islice(resumed.train_dataloader(), 60), strict=True):
+        assert torch.equal(a["tokens"], b["tokens"]) and torch.equal(a["fresh"], b["fresh"])
+
+
+def test_the_order_changes_neither_cache_nor_validation(data, stream):
+    plain, d = data(), stream(overlap=4)
+    assert d.fingerprint == plain.fingerprint and d.describe()["order"] == "contiguous" and plain.describe()["order"] == "shuffled"
+    assert all(map(torch.equal, *([b["tokens"] for b in each.val_dataloader()] for each in (plain, d))))
+
+
+def test_pairs_have_no_contiguous_order(corpus, tmp_path):
+    pairs = corpus(*((f"question {i}", f"answer {i}") for i in range(30)))
+    d = TokenData(pairs, Bytes(), sequence_length=32, order="contiguous", batch_size=2, cache_dir=str(tmp_path))
+    for _ in range(2):  # and no second call lets it pass
+        with pytest.raises(ValueError, match="^order=contiguous needs plain text: .*pairs; use order=shuffled$"):
+            d.prepare()
+
+
+def test_a_text_too_short_for_its_stretches(stream):
+    rows = len(stream(batch_size=1).train)
+    assert next(iter(stream(batch_size=rows).train_dataloader()))["tokens"].shape == (rows, 16)
+    line = f"^batch_size={rows + 1} is too large for order=contiguous: the {rows * 16} training tokens .* 15 tokens each"
+    with pytest.raises(ValueError, match=line):
+        stream(batch_size=rows + 1)
+
+
+@pytest.mark.parametrize("options, line", [
+    ({"overlap": 2}, "overlap=2 needs order=contiguous"),
+    ({"order": "contiguous", "overlap": 128}, "overlap=128 must be at least 0 and below sequence_length=128"),
+    ({"order": "contiguous", "overlap": -1}, "overlap=-1 must be at least 0"),
+    ({"order": "sorted"}, "order=sorted must be shuffled or contiguous"),
+])  # fmt: skip
+def test_a_wrong_order_or_overlap_is_refused(options, line):
+    with pytest.raises(ValueError, match=f"^{line}"):
+        TokenData(PythonDocs(), Bytes(), **options)
+
+
+@pytest.mark.parametrize("name", ["python_docs", "smoke", "text"])
+def test_order_and_overlap_are_keys_of_the_command_line(name, tmp_path):
+    (tmp_path / "some.txt").write_text("x")
+    words = [f"data={name}", "data.order=contiguous", "data.overlap=2", *([f"data.path={tmp_path / 'some.txt'}"] if name == "text" else [])]
+    cfg = compose(words)
+    assert (cfg.data.order, cfg.data.overlap) == ("contiguous", 2)
+    with pytest.raises(UserError, match=r"data\.overlap=2 needs order=contiguous"):
+        compose([word for word in words if not word.startswith("data.order")])
