@@ -2,6 +2,7 @@
 from __future__ import annotations
 
 import functools
+import inspect
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any
@@ -66,3 +67,10 @@ def named(path: str) -> Iterator[None]:
         yield
     except ValueError as error:
         raise ValueError(f"{path}.{error}") from error
+
+
+def takes(node: Mapping[str, Any], name: str) -> bool:
+    """Whether the constructor that the node names has this parameter."""
+    from hydra.utils import get_object
+
+    return name in inspect.signature(get_object(node["_target_"])).parameters

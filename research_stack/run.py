@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Any
 from omegaconf import DictConfig, OmegaConf
 
 from research_stack import provenance, results
-from research_stack.build import build, named, plain
+from research_stack.build import build, named, plain, takes
 from research_stack.results import Result, RunFolder
 
 if TYPE_CHECKING:
@@ -77,8 +77,9 @@ def assemble(cfg: DictConfig) -> Parts:
     model = build(cfg.model, "model", vocab_size=data.vocab.size, seed=cfg.seed)
     if data.sequence_length > model.max_length:
         raise ValueError(f"data.sequence_length={data.sequence_length} exceeds model.max_length={model.max_length}: raise one or lower the other")
-    method = build(cfg.method, "method", model=model, corruption=corruption.bind(data.vocab), vocab=data.vocab,
-                   optimization=optimization, seed=cfg.seed)
+    noise = {"corruption": corruption.bind(data.vocab)} if takes(cfg.method, "corruption") else {}  # autoregressive models read no noise
+    method = build(cfg.method, "method", model=model, **noise, vocab=data.vocab, optimization=optimization, seed=cfg.seed)
+    method.check_data(data)
     return Parts(hardware, data, method)
 
 
@@ -339,7 +340,9 @@ def model_facts(parts: Parts) -> dict[str, Any]:
     parameters = sum(p.numel() for p in parts.method.parameters())
     trained = sum(p.numel() for p in parts.method.parameters() if p.requires_grad)
     states = 4 * parameters + trained * (4 + 8 + (4 if parts.method.optimization.ema else 0))
-    return {"parameters": parameters, "trained": trained, "state_bytes": states}
+    tokens = parts.data.batch_size * parts.data.sequence_length
+    return {"parameters": parameters, "trained": trained, "state_bytes": states, "tokens_per_step": tokens,
+            "flops_per_step": tokens * parts.method.training_flops(parts.data.sequence_length)}
 
 
 def describe(cfg: DictConfig, place: RunFolder) -> Result:
@@ -354,7 +357,7 @@ def describe(cfg: DictConfig, place: RunFolder) -> Result:
         "parameters": f"{facts['parameters']:,}",
         "weights, gradients, optimizer, average": f"{facts['state_bytes'] / 2**20:,.0f} MiB",
         "steps": f"{cfg.trainer.max_steps:,} of {batch} sequences x {length} tokens ({tokens:,} tokens)",
-        "training FLOPs": f"{3 * tokens * parts.method.model.flops_per_token(length):.2e}",
+        "training FLOPs": f"{cfg.trainer.max_steps * facts['flops_per_step']:.2e}",
         **{f"data {key}": f"{value:,}" if isinstance(value, int | float) else str(value) for key, value in data.items()},
     }
     width = max(map(len, rows))

@@ -17,7 +17,7 @@ import os
 import re
 import statistics
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields, is_dataclass
 from pathlib import Path
 from typing import Any
 
@@ -122,6 +122,19 @@ class SweepTable:
     def estimates(self) -> list[str]:
         """The metrics without the ends of their intervals, which results.csv keeps: the mean over seeds has an error of its own."""
         return [metric for metric in self.metrics if not metric.endswith(("_low", "_high"))]
+
+    @classmethod
+    def load(cls, path: str | os.PathLike[str]) -> SweepTable:
+        """The table that `as_json` wrote (a sweep's results.json); ValueError in one line if the file is torn or is none."""
+        value = results.read_json(path)
+        if not isinstance(value, dict) or value.get("format") != FORMAT:
+            raise ValueError(f"{path} is not the table of a sweep: it is not marked {FORMAT!r}")
+        try:
+            found = unpacked({name: node for name, node in value.items() if name != "format"})
+            parts = {"rows": Row, "failures": Failure, "points": Point}
+            return cls(**found | {name: [kind(**one) for one in found[name]] for name, kind in parts.items()})
+        except (TypeError, KeyError, ValueError, AttributeError) as error:
+            raise ValueError(f"{path} is not the table of a sweep: {error}") from error
 
     def cells(self, metrics: Sequence[str] | None = None) -> tuple[list[str], list[list[str]]]:
         """Header and rows of the table as text: the axes, the number of seeds, each metric as mean ± standard error."""
@@ -341,8 +354,50 @@ def as_csv(table: SweepTable, folder: Path) -> str:
     return text.getvalue()
 
 
-def write_table(folder: str | os.PathLike[str], table: SweepTable) -> None:
-    """Write results.csv (one line per run) and results.md (the grouped table), atomically."""
+FORMAT = "research-stack sweep 1"  # of results.json
+
+
+def as_json(table: SweepTable) -> str:
+    """The whole table, failures included, as JSON that `SweepTable.load` reads back equal."""
+    return results.to_json({"format": FORMAT, **packed(table)}, indent=1) + "\n"
+
+
+def packed(value: Any) -> Any:
+    """The value in JSON's own types, with marks for what JSON has not: paths, tuples, NaN and infinities, keys that are no text."""
+    if is_dataclass(value) and not isinstance(value, type):
+        return {part.name: packed(getattr(value, part.name)) for part in fields(value)}
+    if isinstance(value, Path):
+        return {"$path": str(value)}
+    if isinstance(value, float) and not math.isfinite(value):
+        return {"$float": str(value)}
+    if isinstance(value, Mapping):
+        plain = all(isinstance(key, str) and not key.startswith("$") for key in value)
+        return {k: packed(v) for k, v in value.items()} if plain else {"$pairs": [[packed(k), packed(v)] for k, v in value.items()]}
+    if isinstance(value, tuple):
+        return {"$tuple": [packed(item) for item in value]}
+    return [packed(item) for item in value] if isinstance(value, list) else value
+
+
+def unpacked(value: Any) -> Any:
+    """What `packed` was given; every NaN is `math.nan`, so that tables that hold it can be equal."""
+    if isinstance(value, list):
+        return [unpacked(item) for item in value]
+    if not isinstance(value, dict):
+        return value
+    mark, inside = next(iter(value.items()), ("", None))
+    if len(value) != 1 or not mark.startswith("$"):
+        return {k: unpacked(v) for k, v in value.items()}
+    made = {"$path": Path, "$float": lambda text: math.nan if text == "nan" else float(text), "$tuple": lambda items: tuple(unpacked(items)),
+            "$pairs": lambda pairs: {unpacked(k): unpacked(v) for k, v in pairs}}  # fmt: skip
+    return made[mark](inside)
+
+
+def write_table(folder: str | os.PathLike[str], table: SweepTable, more: str = "") -> None:
+    """Write results.csv (one line per run), results.md (the grouped table) and results.json (all of it), atomically.
+
+    - more: Markdown that is put below the table.
+    """
     folder = Path(folder)
     results.atomic_write(folder / "results.csv", as_csv(table, folder))
-    results.atomic_write(folder / "results.md", as_markdown(table))
+    results.atomic_write(folder / "results.md", as_markdown(table) + (f"\n{more.rstrip()}\n" if more else ""))
+    results.atomic_write(folder / "results.json", as_json(table))

@@ -214,3 +214,37 @@ def test_expand(tmp_path, monkeypatch):
         sweeps.expand(["swep"])
     with pytest.raises(ValueError, match="runs=sweep/figures holds no run"):
         sweeps.expand(["sweep/figures"])
+
+
+def test_the_table_loads_back(tmp_path):
+    runs = matrix(tmp_path)
+    make(runs[1], 2, status="failed", error="ValueError: loss=nan\nat step 3", corruption=HYBRID | {"mask_ratio": 0.8, "corruption_rate": 0.0})
+    make(runs[2], 1, {"bound": math.nan, "unigram": 6.0}, corruption=HYBRID | {"mask_ratio": None, "corruption_rate": [0.1, 0.2]})
+    (runs[4] / "result.json").write_text('{"status": "o')
+    table = sweeps.collect([*runs, tmp_path / "nowhere"])
+    sweeps.write_table(tmp_path, table)
+    loaded = sweeps.SweepTable.load(tmp_path / "results.json")
+    assert loaded == table and loaded is not table
+    assert [failure.status for failure in loaded.failures] == ["failed", "missing", "missing"]
+    assert any(math.isnan(row.mean("bound")) for row in loaded.rows) and any(None in row.settings.values() for row in loaded.rows)
+    assert all(isinstance(path, type(tmp_path)) for path in [*loaded.settings, *(f.folder for f in loaded.failures), *loaded.rows[0].points])
+    assert sweeps.as_markdown(loaded) == sweeps.as_markdown(table) and sweeps.as_csv(loaded, tmp_path) == sweeps.as_csv(table, tmp_path)
+    empty = sweeps.collect([tmp_path / "nowhere"])
+    sweeps.write_table(tmp_path / "empty", empty)
+    assert sweeps.SweepTable.load(tmp_path / "empty" / "results.json") == empty
+
+
+@pytest.mark.parametrize("value", [
+    {"a": [1, 2.5, "x", None, True]}, (1, (2, 3)), {"$path": "no path"}, {"": {}}, math.inf, -math.inf, {1: "one"}, [], {}, 1e300, 2**70, "ü\u2028\U0001f600",
+])  # fmt: skip
+def test_values_are_packed_and_unpacked(value):
+    again = sweeps.unpacked(results.json.loads(results.to_json(sweeps.packed(value))))
+    assert again == value and type(again) is type(value)
+
+
+@pytest.mark.parametrize("text", ["", "[]", "{}", '{"format": "research-stack sweep 1"}', '{"format": "research-stack sweep 1", "rows": [{"n": 1}], "failures": [], "points": []}',
+                                  '{"format": "research-stack sweep 1", "rows": [{"$what": 1}]}'])
+def test_what_is_no_table_is_named(tmp_path, text):
+    (tmp_path / "results.json").write_text(text)
+    with pytest.raises(ValueError, match="results.json"):
+        sweeps.SweepTable.load(tmp_path / "results.json")

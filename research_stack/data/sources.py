@@ -191,6 +191,40 @@ class PythonDocs:
         return f"python_docs-{self.reference}-{self.docstrings}-{self.limit}-{library_fingerprint()}"
 
 
+class PythonCode:
+    """The standard library's source code, about 10 MB in 600 documents, a file each.
+
+    Paragraphs (parts between blank lines) that stood before are left out, as in `PythonDocs`: copies of code would stand on both
+    sides of the split. The tables of `encodings`, which are no text, are left out too.
+
+    - limit: keep only the first so many documents; None for all.
+    """
+
+    def __init__(self, limit: int | None = None) -> None:
+        require(limit is None or limit > 1, f"limit={limit} must be at least 2, or null for all documents")
+        self.limit = limit
+
+    def check(self) -> None:
+        """Raise OSError when the interpreter comes without its library's source files."""
+        if not library_files():
+            raise OSError(f"the standard library's source files are missing in {sysconfig.get_path('stdlib')}; choose data=text data.path=FOLDER")
+
+    def documents(self) -> Iterator[Document]:
+        """The files by path."""
+        texts = ((name, _code(file)) for file in library_files() if not (name := module_name(file)).startswith("encodings."))
+        return islice(without_repeats(texts), self.limit)
+
+    def fingerprint(self) -> str:
+        """Interpreter version, content hash and options."""
+        return f"python_code-{self.limit}-{library_fingerprint()}"
+
+
+def _code(file: Path) -> str:
+    """A source file with its indentation, without trailing blanks and runs of blank lines."""
+    lines = encodable(file.read_bytes().decode(errors="replace")).splitlines()
+    return re.sub(r"\n{3,}", "\n\n", "\n".join(line.rstrip() for line in lines)).strip()
+
+
 class Docstrings:
     """About 5,000 pairs: the prompt is a function's qualified name and arguments, the response its docstring.
 

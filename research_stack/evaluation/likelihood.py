@@ -128,11 +128,15 @@ class Likelihood:
         atomic_write(RunFolder(context.folder).tables / "likelihood.csv", text.getvalue())
 
 
-def baseline_nats(context: Context, rows: Rows) -> dict[str, np.ndarray]:
-    """{"unigram", "trigram": (rows,) nats of each row}, trained on the run's training rows (the first 20 million tokens)."""
+def baseline_nats(context: Context, rows: Rows, scored_BL: np.ndarray | None = None) -> dict[str, np.ndarray]:
+    """{"unigram", "trigram": (rows,) nats of each row}, trained on the run's training rows (the first 20 million tokens).
+
+    - scored_BL: bool, the tokens that count; None: all eligible ones.
+    """
+    scored_BL = rows.eligible if scored_BL is None else scored_BL
     train = context.data.train.take(slice(0, -(-MAX_TRAIN // context.data.sequence_length)))
     stream = np.asarray(train.tokens)[train.attend].astype(np.int64)
     target = train.eligible[train.attend]
     trigram = Baseline(3, stream, context.data.vocab, target)
     unigram = Baseline(1, stream, context.data.vocab, target)
-    return {name: model.nats(rows.tokens, rows.eligible) for name, model in (("unigram", unigram), ("trigram", trigram))}
+    return {name: model.nats(rows.tokens, scored_BL) for name, model in (("unigram", unigram), ("trigram", trigram))}

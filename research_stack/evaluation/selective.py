@@ -149,6 +149,29 @@ def learn_then_test(
     return passed
 
 
+def conformal_threshold(score_n: np.ndarray, loss_n: np.ndarray, group_n: np.ndarray, risk: float) -> float | None:
+    """The most lax threshold t for which a new document is expected to lose at most `risk` on accepted positions.
+
+    Conformal risk control (Angelopoulos et al. 2022, theorem 1): the loss of a document is the mean over all its positions of
+    loss * [score <= t], which lies in [0, 1] and grows with t; with g exchangeable documents E[loss of the next one] <= risk for
+    the largest t at which g / (g + 1) * mean + 1 / (g + 1) <= risk. In expectation over calibration sets, and as a share of
+    all positions, accepted or not: with coverage q the risk among the accepted may be up to risk / q. None if no t serves.
+
+    - score_n, loss_n: positions (n,), losses in [0, 1]. group_n: their documents.
+
+    Raises ValueError as `columns` does, and for losses outside of [0, 1].
+    """
+    score_n, loss_n = columns(score_n=score_n, loss_n=loss_n)
+    if loss_n.min() < 0 or loss_n.max() > 1:
+        raise ValueError(f"loss_n lies in [{loss_n.min()}, {loss_n.max()}]: conformal risk control needs losses in [0, 1]")
+    _, index_n, count_g = np.unique(np.asarray(group_n), return_inverse=True, return_counts=True)
+    groups, order = len(count_g), np.argsort(score_n, kind="stable")
+    upto_n = (np.cumsum((loss_n / count_g[index_n])[order]) + 1) / (groups + 1)
+    last_n = np.append(score_n[order][1:] != score_n[order][:-1], True)  # equal scores are accepted together
+    passed = np.flatnonzero(last_n & (upto_n <= risk))
+    return float(score_n[order][passed[-1]]) if len(passed) else None
+
+
 def _check(risk: float, delta: float) -> None:
     if not (0 < risk < 1 and 0 < delta < 1):
         raise ValueError(f"risk={risk} and delta={delta} must be above 0 and below 1")

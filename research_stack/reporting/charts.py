@@ -22,7 +22,7 @@ class Series:
 
     - color: a CSS colour. opacity, width: of the line.
     - dots: radius of a dot on every point, 0 for none. line: whether points are joined.
-    - errors: half-lengths of vertical bars, one per point, or empty.
+    - errors: half-lengths of vertical bars, or their (lower, upper) parts, one per point, or empty.
     - band: (lower, upper) edges of a shaded area, or None. title: shown when the pointer rests on it.
     """
 
@@ -32,7 +32,7 @@ class Series:
     width: float = 1.8
     dots: float = 0.0
     line: bool = True
-    errors: Sequence[float | None] = field(default_factory=list)
+    errors: Sequence[float | tuple[float, float] | None] = field(default_factory=list)
     band: tuple[Sequence[Point], Sequence[Point]] | None = None
     dashed: bool = False
     title: str = ""
@@ -114,7 +114,8 @@ def _marks(one: Series, at: Callable[[Point], tuple[float, float]]) -> list[Html
         a, b = at(point)
         error = one.errors[index] if index < len(one.errors) else None
         if error:
-            top, low = at((point[0], point[1] + error))[1], at((point[0], point[1] - error))[1]
+            below, above = error if isinstance(error, tuple) else (error, error)
+            top, low = at((point[0], point[1] + above))[1], at((point[0], point[1] - below))[1]
             shape = f"M{a:.1f} {top:.1f}V{low:.1f}M{a - 4:.1f} {top:.1f}h8M{a - 4:.1f} {low:.1f}h8"
             found.append(el("path", d=shape, style=f"stroke:{one.color};stroke-width:1.6"))
         if one.dots:

@@ -1,11 +1,13 @@
 """Curves made ready to draw: smoothing, thinning, axis ticks. Standard library only."""
 from __future__ import annotations
 
+import bisect
 import math
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 Point = tuple[float, float]
+Band = tuple[list[Point], list[Point]]  # lower and upper edge
 
 
 def series(rows: Iterable[Mapping[str, Any]], key: str) -> list[Point]:
@@ -52,6 +54,34 @@ def even(points: Sequence[Point], limit: int = 200) -> list[Point]:
     return [points[round(i * (len(points) - 1) / (limit - 1))] for i in range(limit)]
 
 
+def interpolate(points: Sequence[Point], places: Iterable[float]) -> list[float]:
+    """The heights of the straight lines between points (rising in x) at places within their range; the ends' heights beyond it."""
+    found, xs = [], [x for x, _ in points]
+    for place in places:
+        right = min(max(bisect.bisect_left(xs, place), 1), len(points) - 1)
+        (x0, y0), (x1, y1) = points[max(right - 1, 0)], points[right]
+        share = (place - x0) / (x1 - x0) if x1 > x0 else 1.0
+        found.append(y0 + min(1.0, max(0.0, share)) * (y1 - y0))
+    return found
+
+
+def averaged(curves: Iterable[Sequence[Point]], limit: int = 200) -> tuple[list[Point], Band | None]:
+    """The mean of curves whose points lie at different places, and (lowest, highest) of several.
+
+    All are interpolated at all their places that lie where every curve is known, thinned evenly to `limit`.
+    """
+    known = [sorted(curve) for curve in curves if curve]
+    if not known:
+        return [], None
+    first, last = max(curve[0][0] for curve in known), min(curve[-1][0] for curve in known)
+    places = [x for x, _ in even([(x, 0.0) for x in sorted({x for curve in known for x, _ in curve}) if first <= x <= last], limit)]
+    heights = list(zip(*(interpolate(curve, places) for curve in known), strict=True))
+    mean = [(x, sum(ys) / len(ys)) for x, ys in zip(places, heights, strict=True)]
+    if len(known) < 2:
+        return mean, None
+    return mean, ([(x, min(ys)) for x, ys in zip(places, heights, strict=True)], [(x, max(ys)) for x, ys in zip(places, heights, strict=True)])
+
+
 def quantile(values: Iterable[float], share: float) -> float:
     """The value below which a share of the values lies (nearest rank)."""
     ordered = sorted(values)
@@ -80,8 +110,8 @@ def log_ticks(low: float, high: float) -> list[float]:
 
 
 def number(value: float) -> str:
-    """A tick's label: 0.05, 2.5, 700, 12k, 1.5M."""
-    for size, unit in ((1e9, "G"), (1e6, "M"), (1e4, "k")):
+    """A tick's label: 0.05, 2.5, 700, 12k, 1.5M, 30T."""
+    for size, unit in ((1e15, "P"), (1e12, "T"), (1e9, "G"), (1e6, "M"), (1e4, "k")):
         if abs(value) >= size:
             return f"{value / (1000 if unit == 'k' else size):g}{unit}"
     return f"{value:.10g}" if abs(value) >= 1e-3 or value == 0 else f"{value:.0e}".replace("e-0", "e-")

@@ -24,7 +24,10 @@ DPI = 150
 
 def write_figures(place: RunFolder, run: RunFiles) -> list[Path]:
     """Draw what the run has files for; returns the paths written."""
-    drawn = {"training.png": training(run), "likelihood.png": likelihood(run)}
+    from research_stack.reporting import confidence_figures as confidence
+
+    drawn = {"training.png": confidence.training(run) or training(run), "likelihood.png": likelihood(run)}
+    drawn |= {"calibration.png": confidence.calibration(run), "risk_coverage.png": confidence.risk_coverage(run)}
     drawn |= {f"film_{name}.png": film_figure(film, name) for name, film in run.films.items()}
     return [save(figure, place.figures / name) for name, figure in drawn.items() if figure is not None]
 

@@ -18,13 +18,16 @@ from research_stack.results import RunFolder
 
 log = logging.getLogger(__name__)
 
+TABLES = ("next_token", "future_loss", "reliability", "risk_coverage", "abstention", "own_prefix")  # tables/*.csv beside the likelihood
+Table = list[dict[str, str]]
+
 
 @dataclass
 class RunFiles:
     """What the files of a run say.
 
     - problems: one line per file that is there but cannot be read.
-    - likelihood: rows of tables/likelihood.csv. films: {sampler: film}.
+    - likelihood: rows of tables/likelihood.csv; tables: {name: rows} of the others in TABLES. films: {sampler: film}.
     """
 
     folder: Path
@@ -38,7 +41,8 @@ class RunFiles:
     config: dict[str, Any] = field(default_factory=dict)
     config_text: str = ""
     history: list[dict[str, Any]] = field(default_factory=list)
-    likelihood: list[dict[str, str]] = field(default_factory=list)
+    likelihood: Table = field(default_factory=list)
+    tables: dict[str, Table] = field(default_factory=dict)
     samples: list[dict[str, Any]] = field(default_factory=list)
     films: dict[str, dict[str, Any]] = field(default_factory=dict)
     problems: list[str] = field(default_factory=list)
@@ -70,13 +74,26 @@ def read(folder: str | Path) -> RunFiles:
             found.problems.append(str(error))
     found.history = results.read_jsonl(place.metrics_jsonl)
     found.samples = results.read_jsonl(place.samples_jsonl)
-    table = place.tables / "likelihood.csv"
-    if table.is_file():
-        found.likelihood = list(csv.DictReader(table.read_text(errors="replace").splitlines()))
+    found.likelihood = table_of(place, "likelihood", found.problems)
+    found.tables = {name: rows for name in TABLES if (rows := table_of(place, name, found.problems))}
     if place.films.is_dir():
         films = {path.stem: _json(path, found) for path in sorted(place.films.glob("*.json"))}
         found.films = {name: film for name, film in films.items() if film.get("frames") and film.get("pieces")}
     return found
+
+
+def table_of(place: RunFolder, name: str, problems: list[str] | None = None) -> Table:
+    """The rows of tables/<name>.csv, [] if there is none; what is wrong with it goes to the problems. A torn row lacks its last cells."""
+    path = place.tables / f"{name}.csv"
+    if not path.is_file():
+        return []
+    try:
+        rows = list(csv.DictReader(path.read_text(errors="replace").splitlines()))
+    except (csv.Error, OSError) as error:
+        if problems is not None:
+            problems.append(f"{path} cannot be read: {error}")
+        return []
+    return [{key: cell or "" for key, cell in row.items() if isinstance(key, str)} for row in rows]
 
 
 def _read_result(place: RunFolder, found: RunFiles) -> None:
@@ -102,6 +119,11 @@ def _json(path: Path, found: RunFiles) -> dict[str, Any]:
         found.problems.append(str(error))
         return {}
     return value if isinstance(value, dict) else {}
+
+
+def reals(row: Mapping[str, Any], *names: str) -> tuple[float, ...]:
+    """The numbers of a row by column; NaN where there is none."""
+    return tuple(real(row.get(name)) for name in names)
 
 
 def real(text: Any) -> float:

@@ -7,17 +7,28 @@ import os
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
-from research_stack.reporting import sections
+from research_stack.reporting import loss_parts, sections
+from research_stack.reporting.calibration import predictors
 from research_stack.reporting.figures import write_figures
 from research_stack.reporting.html import Html, el, page
+from research_stack.reporting.next_token import decoders, next_token
 from research_stack.reporting.reading import RunFiles, read
+from research_stack.reporting.selective import abstention, risk_coverage
 from research_stack.results import RunFolder, atomic_write
 
 log = logging.getLogger(__name__)
 
 HERE = Path(__file__).parent
+
+
+def training(run: RunFiles) -> list[Html] | None:
+    """The two losses apart where there are two, the one loss otherwise."""
+    return loss_parts.training(run) or sections.training(run)
+
+
 SECTIONS: Sequence[Callable[[RunFiles], list[Html] | None]] = (
-    sections.likelihood, sections.training, sections.samples, sections.refinement, sections.provenance,
+    sections.likelihood, next_token, predictors, risk_coverage, abstention, training, decoders, sections.samples, sections.refinement,
+    sections.provenance,
 )  # fmt: skip
 
 

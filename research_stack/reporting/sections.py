@@ -11,6 +11,7 @@ from research_stack.reporting.charts import Series, axis_of, line_chart
 from research_stack.reporting.curves import Point, even, number, quantile, series, smooth, thin, ticks
 from research_stack.reporting.html import Html, el
 from research_stack.reporting.reading import RunFiles, real
+from research_stack.reporting.verdicts import FAMILY, held_out
 
 TEXT_LIMIT = 4000  # characters of a sample
 SAMPLE_LIMIT = 6  # samples of a decoder
@@ -48,7 +49,7 @@ def verdict(run: RunFiles) -> str:
     }.get(run.status, "")  # fmt: skip
     found = headline(run)
     if found is None:
-        rest = last_loss(run)
+        rest = held_out(run) or last_loss(run)
         return (prefix + rest) or "The run ended; nothing was measured."
     value, _, _ = found
     sentence = f"{prefix}At most {value:.2f} nats per held-out token, a perplexity of {math.exp(value):,.4g} or less"
@@ -115,6 +116,8 @@ def glance(run: RunFiles) -> dict[str, str]:
     found, metrics = {}, run.metrics
     if "likelihood/bits_per_byte" in metrics:
         found["bits per byte"] = f"≤ {metrics['likelihood/bits_per_byte']:.3f}"
+    elif math.isfinite(metrics.get(f"{FAMILY}bits_per_byte", math.nan)):
+        found["bits per byte"] = f"{metrics[f'{FAMILY}bits_per_byte']:.3f}"
     model, data = run.run.get("model") or {}, run.run.get("data") or {}
     if isinstance(model.get("parameters"), int):
         found["parameters"] = number(float(f"{model['parameters']:.3g}"))
@@ -144,7 +147,8 @@ def likelihood(run: RunFiles) -> list[Html] | None:
         el("p", f"The same {int(real(tokens)):,} tokens in {int(real(sequences)):,} validation sequences for all rows; separators are context only. "
            "An upper bound holds for any noise process: the model's own -ln p is this or less. "
            "The interval covers the choice of documents and the noise of the estimate, not a new training run.", class_="note"),
-        el("div", _table(("", "nats per token", "95 % interval", "perplexity", "bits per byte", "kind"), [_cells(row) for row in rows], text=(0, 5)), class_="scroll"),
+        el("div", listing(("", "nats per token", "95 % interval", "perplexity", "bits per byte", "kind"), [_cells(row) for row in rows], text=(0, 5)),
+           class_="scroll"),
     ]  # fmt: skip
 
 
@@ -189,7 +193,7 @@ def _cells(row: Mapping[str, str]) -> tuple[list[str], bool]:
     return [row["name"], f"{sign}{value:.3f}", interval, f"{sign}{perplexity:,.4g}", f"{sign}{bits:.3f}", kind], "headline" in kind
 
 
-def _table(header: Sequence[str], rows: Sequence[tuple[Sequence[str], bool]], text: Sequence[int] = (0,)) -> Html:
+def listing(header: Sequence[str], rows: Sequence[tuple[Sequence[str], bool]], text: Sequence[int] = (0,)) -> Html:
     """Rows of (cells, whether they stand out); the columns in `text` are words, the others numbers."""
     kinds = [None if i in text else "num" for i in range(len(header))]
     head = el("tr", [el("th", text, class_=kind) for text, kind in zip(header, kinds, strict=True)])
@@ -202,11 +206,11 @@ def _table(header: Sequence[str], rows: Sequence[tuple[Sequence[str], bool]], te
 
 def training(run: RunFiles) -> list[Html] | None:
     """Curves of the loss, the gradient norm and the learning rate."""
-    loss, held_out = series(run.history, "train/loss"), series(run.history, "val/loss")
+    loss, validation = series(run.history, "train/loss"), series(run.history, "val/loss")
     if not loss:
         return None
     norm = series(run.history, "train/grad_norm")
-    charts = [loss_chart(loss, held_out, loss_unit(run))]
+    charts = [loss_chart(loss, validation, loss_unit(run))]
     if norm:
         charts.append(norm_chart(norm, run.setting("optimization.clip")))
     return [
@@ -216,18 +220,18 @@ def training(run: RunFiles) -> list[Html] | None:
     ]  # fmt: skip
 
 
-def loss_chart(loss: Sequence[Point], held_out: Sequence[Point], unit: str) -> Html:
-    """Raw and smoothed training loss, validation points."""
+def loss_chart(loss: Sequence[Point], validation: Sequence[Point], unit: str, title: str = "Loss", log: bool | None = None) -> Html:
+    """Raw and smoothed training loss, validation points; on a log scale if wanted or, by default, if it spans a factor of thirty."""
     mean = smooth(loss)
     values = [y for _, y in loss]
-    shown = [quantile(values, 0.002), quantile(values, 0.995), *(y for _, y in mean[len(mean) // 50 :]), *(y for _, y in held_out)]
-    y = axis_of(shown, log=min(shown) > 0 and max(shown) > 30 * min(shown))
+    shown = [quantile(values, 0.002), quantile(values, 0.995), *(y for _, y in mean[len(mean) // 50 :]), *(y for _, y in validation)]
+    y = axis_of(shown, log=min(shown) > 0 and (max(shown) > 30 * min(shown) if log is None else log))
     x = axis_of([0.0, loss[-1][0]], "optimizer step", margin=0)
     lines = [Series(thin(loss), opacity=0.28, width=1), Series(even(mean), width=2),
-             Series(held_out, color="var(--c1)", dots=3.2, width=1.4, opacity=0.95)]  # fmt: skip
-    chart = line_chart(lines, x, y, f"training loss over {loss[-1][0]:.0f} steps, ending at {mean[-1][1]:.3f} {unit}")
-    return el("figure", el("figcaption", "Loss ", el("small", f"{unit}{', log scale' if y.log else ''}")), chart,
-              keys([("var(--c0)", "training, smoothed over a fortieth of the run", False), *([("var(--c1)", "validation, same loss", True)] if held_out else [])]))  # fmt: skip
+             Series(validation, color="var(--c1)", dots=3.2, width=1.4, opacity=0.95)]  # fmt: skip
+    chart = line_chart(lines, x, y, f"training {title.lower()} over {loss[-1][0]:.0f} steps, ending at {mean[-1][1]:.3f} {unit}")
+    entries = [("var(--c0)", "training, smoothed over a fortieth of the run", False), *([("var(--c1)", "validation, same loss", True)] if validation else [])]
+    return el("figure", el("figcaption", f"{title} ", el("small", f"{unit}{', log scale' if y.log else ''}")), chart, keys(entries))
 
 
 def norm_chart(norm: Sequence[Point], clip: Any) -> Html:
@@ -283,7 +287,7 @@ def _decoding(run: RunFiles, names: Sequence[str]) -> Html | None:
         values = [run.metrics.get(f"samples/{name}/{key}", math.nan) for key in MEASURES]
         if any(map(math.isfinite, values)):
             rows.append(([name, *(form.format(v) if math.isfinite(v) else "-" for v, (_, form) in zip(values, MEASURES.values(), strict=True))], False))
-    return el("div", _table(("decoder", *(label for label, _ in MEASURES.values())), rows), class_="scroll") if rows else None
+    return el("div", listing(("decoder", *(label for label, _ in MEASURES.values())), rows), class_="scroll") if rows else None
 
 
 def refinement(run: RunFiles) -> list[Html] | None:
@@ -347,6 +351,7 @@ def _again(run: RunFiles) -> list[Html]:
     sha = (run.run.get("git") or {}).get("sha")
     again = f"git checkout {sha[:12]} && {command}" if sha else command
     lines = [("go on where it stopped", f"research-stack run={folder}")] if run.status != "ok" else []
-    lines += [("run it again from the start", again), ("measure it anew", f"research-stack task=eval run={folder} eval=likelihood"),
+    measures = "" if run.tables else " eval=likelihood"
+    lines += [("run it again from the start", again), ("measure it anew", f"research-stack task=eval run={folder}{measures}"),
               ("sample from it", f"research-stack task=sample run={folder}")]  # fmt: skip
     return [el("h3", "Again"), el("pre", "\n".join(f"# {what}\n{text}" for what, text in lines))]

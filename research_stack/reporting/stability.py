@@ -15,6 +15,7 @@ from research_stack.results import RunFolder
 from research_stack.sweeps import SweepTable
 
 MOST = 24  # settings whose curves are drawn
+OWN, MIXED = "train/loss_lm", "train/loss"
 
 
 def curve(folder: Path, key: str, log: bool = False) -> list[Point]:
@@ -38,10 +39,21 @@ def mean_and_band(curves: Sequence[Sequence[Point]]) -> tuple[list[Point], tuple
     return mean, ([(s, min(t[s] for t in tables)) for s in steps], [(s, max(t[s] for t in tables)) for s in steps])
 
 
-def stability(table: SweepTable) -> list[Html] | None:
-    """The panel; None if no run has a loss curve."""
+def training_key(table: SweepTable) -> str:
+    """The metric of the training loss: that of the language model alone where every run logs it."""
+    folders = [folder for row in table.rows[:MOST] for folder in row.points]
+    return OWN if folders and all(curve(folder, OWN) for folder in folders) else MIXED
+
+
+def stability(table: SweepTable, validation: bool = True) -> list[Html] | None:
+    """The panel; None if no run has a loss curve.
+
+    - validation: whether the validation loss is drawn too.
+    """
     rows = table.rows[:MOST]
-    panels = [_panel(table, "train/loss", "Training loss", "smoothed", log=False), _panel(table, "val/loss", "Validation loss", "the training loss on held-out rows", log=False),
+    loss = training_key(table)
+    panels = [_panel(table, loss, "Training loss", "smoothed" if loss == MIXED else "of the language model, smoothed", log=False),
+              _panel(table, "val/loss", "Validation loss", "the training loss on held-out rows", log=False) if validation else None,
               _panel(table, "train/grad_norm", "Gradient norm", "before clipping, smoothed, log scale", log=True)]  # fmt: skip
     charts = [panel for panel in panels if panel is not None]
     if not charts:

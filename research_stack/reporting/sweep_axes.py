@@ -12,9 +12,11 @@ from research_stack.sweeps import Row, SweepTable, show
 
 # {ending of a metric's name: whether lower is better}; metrics that are not listed have no direction.
 LOWER = {"bound": True, "perplexity": True, "bits_per_byte": True, "loss": True, "gain_over_trigram": False, "accuracy": False,
-         "reward": False, "exact_match": False, "f1": False}  # fmt: skip
-FIRST = ("likelihood/bound", "likelihood/gain_over_trigram")
-REDUNDANT = ("_low", "_high", "likelihood/perplexity", "likelihood/bits_per_byte", "unigram", "trigram")  # say what others say
+         "reward": False, "exact_match": False, "f1": False, "nats": True, "loss_lm": True, "ece": True, "brier": True, "aurc": True,
+         "calibration_error": True, "future_nats": True, "r2": False, "r2_over_entropy": False}  # fmt: skip
+FIRST = ("likelihood/bound", "likelihood/gain_over_trigram", "lookahead/nats", "lookahead/r2")
+REDUNDANT = ("_low", "_high", "likelihood/perplexity", "/bits_per_byte", "unigram", "trigram")  # say what others say
+GAIN = "/gain_over_trigram"
 
 
 def better(metric: str) -> bool | None:
@@ -22,14 +24,23 @@ def better(metric: str) -> bool | None:
     return LOWER.get(metric.rpartition("/")[2])
 
 
-UNITS = {"likelihood/bound": "nats per token"}
+UNITS = {"likelihood/bound": "nats per token", "lookahead/nats": "nats per token"}
+WORDS = {"likelihood/bound": "bound", "likelihood/perplexity": "perplexity bound", "likelihood/bits_per_byte": "bits per byte, bound",
+         "likelihood/gain_over_trigram": "nats below a trigram", "lookahead/nats": "held-out loss", "lookahead/bits_per_byte": "bits per byte",
+         "lookahead/gain_over_trigram": "nats below a trigram", "lookahead/r2": "R² of the confidence head",
+         "lookahead/r2_entropy": "R² of an entropy fit",
+         "lookahead/r2_over_entropy": "R² above an entropy fit",
+         "lookahead/ece": "calibration error (ECE)", "lookahead/brier": "Brier score"}  # fmt: skip
+ENDINGS = {"aurc": "AURC", "calibration_error": "calibration error, nats", "future_nats": "future loss, nats per token",
+           "loss_lm": "loss of the language model", "ece": "ECE", "r2": "R²"}  # fmt: skip
 
 
 def metric_words(metric: str) -> str:
     """A metric's name as one reads it."""
-    known = {"likelihood/bound": "bound", "likelihood/perplexity": "perplexity bound", "likelihood/bits_per_byte": "bits per byte, bound",
-             "likelihood/gain_over_trigram": "nats below a trigram"}  # fmt: skip
-    return known.get(metric, metric.replace("_", " ").replace("/", ": ", 1).replace("/", ", "))
+    if metric in WORDS:
+        return WORDS[metric]
+    head, slash, ending = metric.rpartition("/")
+    return f"{head}{slash}{ENDINGS.get(ending, ending)}".replace("_", " ").replace("/", ": ", 1).replace("/", ", ")
 
 
 def with_unit(metric: str) -> str:
@@ -39,7 +50,7 @@ def with_unit(metric: str) -> str:
 
 def worth_plotting(table: SweepTable) -> list[str]:
     """The metrics that say something of their own, the most important first; seconds come last."""
-    own = [m for m in table.metrics if not m.endswith(REDUNDANT) or m == "likelihood/gain_over_trigram"]
+    own = [m for m in table.metrics if not m.endswith(REDUNDANT) or m.endswith(GAIN)]
     if not own:
         return list(table.metrics)
     return sorted(own, key=lambda m: (m == "seconds", FIRST.index(m) if m in FIRST else len(FIRST)))

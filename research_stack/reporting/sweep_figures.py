@@ -5,8 +5,10 @@ import math
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from research_stack.reporting.budgets import OWN, panels
+from research_stack.reporting.curves import number
 from research_stack.reporting.figures import BLUE, GREEN, GREY, INK, ORANGE, new_figure, save
-from research_stack.reporting.stability import MOST, curve, mean_and_band
+from research_stack.reporting.stability import MOST, curve, mean_and_band, training_key
 from research_stack.reporting.sweep_axes import grid_of, label_of, with_unit, worth_plotting
 from research_stack.sweeps import SweepTable, show
 
@@ -19,8 +21,8 @@ COLUMNS = 3
 
 
 def write_sweep_figures(folder: Path, table: SweepTable) -> list[Path]:
-    """figures/sweep.png and figures/stability.png, as far as there is something to draw; returns the paths."""
-    drawn = {"sweep.png": metrics_figure(table), "stability.png": stability_figure(table)}
+    """figures/sweep.png, figures/stability.png and figures/budgets.png, as far as there is something to draw; returns the paths."""
+    drawn = {"sweep.png": metrics_figure(table), "stability.png": stability_figure(table), "budgets.png": budgets_figure(table)}
     return [save(figure, folder / "figures" / name) for name, figure in drawn.items() if figure is not None]
 
 
@@ -55,9 +57,10 @@ def _metric(plot: Axes, table: SweepTable, metric: str) -> None:
 
 def stability_figure(table: SweepTable) -> Figure | None:
     """Loss and gradient norm of every setting, the seeds as bands."""
+    loss = training_key(table)
     found = {key: [(row, *mean_and_band([curve(f, key, log) for f in row.points])) for row in table.rows[:MOST]]
-             for key, log in (("train/loss", False), ("train/grad_norm", True))}  # fmt: skip
-    if not any(mean for _, mean, _ in found["train/loss"]):
+             for key, log in ((loss, False), ("train/grad_norm", True))}  # fmt: skip
+    if not any(mean for _, mean, _ in found[loss]):
         return None
     figure, plots = new_figure(9, 3.4, 2)
     for plot, (key, lines), title in zip(plots, found.items(), ("training loss, smoothed", "gradient norm before clipping"), strict=True):
@@ -72,4 +75,31 @@ def stability_figure(table: SweepTable) -> Figure | None:
         if key == "train/grad_norm":
             plot.set_yscale("log")
     plots[0].legend(frameon=False, fontsize=7, labelcolor=GREY)
+    return figure
+
+
+def budgets_figure(table: SweepTable) -> Figure | None:
+    """Validation loss over steps, FLOPs and seconds, the seeds as bands."""
+    found = panels(table)
+    if not found:
+        return None
+    figure, plots = new_figure(4.2 * len(found), 3.4, len(found))
+    for plot, panel in zip(plots, found, strict=True):
+        for one in panel.curves:
+            color = PALETTE[table.rows.index(one.row) % len(PALETTE)]
+            plot.plot(*zip(*one.mean, strict=True), color=color, linewidth=1.5, label=label_of(one.row, table))
+            if one.band:
+                low, high = ([y for _, y in edge] for edge in one.band)
+                plot.fill_between([x for x, _ in one.mean], low, high, color=color, alpha=0.15, linewidth=0)
+        x, y = panel.x(), panel.y
+        if x.log:
+            plot.set_xscale("log")
+        else:
+            plot.set_xlim(0, x.high)
+            plot.xaxis.set_major_formatter(lambda value, _: number(value))
+        plot.set_ylim(y.low, y.high)
+        plot.set_xlabel(x.label, fontsize=8, color=GREY)
+    plots[0].set_title(f"validation loss{' of the language model, nats per token' if found[0].key == OWN else ''}", loc="left", fontsize=9, color=INK)
+    for text in plots[0].legend(frameon=False, fontsize=7, labelcolor=GREY).get_texts():
+        text.set_parse_math(False)
     return figure

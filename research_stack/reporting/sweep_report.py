@@ -8,6 +8,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from research_stack.reporting import budgets, overlays, paired, speed
 from research_stack.reporting.charts import Series, axis_of, heat_map, line_chart
 from research_stack.reporting.html import Html, el, page
 from research_stack.reporting.report import asset
@@ -36,7 +37,7 @@ MOST_PLOTS = 8
 
 
 def write_sweep_report(folder: str | os.PathLike[str], table: SweepTable) -> Path:
-    """Write report.html (and figures/sweep.png) in the sweep's folder; returns the page's path.
+    """Write report.html (and figures/*.png) in the sweep's folder; returns the page's path.
 
     - table: what `sweeps.collect` made of the points; their metrics.jsonl give the curves.
     """
@@ -52,7 +53,9 @@ def render(folder: Path, table: SweepTable) -> str:
     """The page."""
     seeds = max((row.n for row in table.rows), default=0)
     axes = " × ".join(table.labels[axis] for axis in table.axes) or "seeds"
-    parts = [_header(folder, table, axes), _table_section(table), _plots(table, axes), stability(table), _failures(table), _fine_print(table)]
+    over = budgets.panels(table)
+    parts = [_header(folder, table, axes), _table_section(table), paired.section(table), _plots(table, axes), budgets.section(table, over),
+             overlays.section(table), speed.section(table), stability(table, validation=not over), _failures(table), _fine_print(table)]  # fmt: skip
     title = f"{folder.name}: {axes}"
     body = [*(part for part in parts if part), el("footer", f"{len(table.points)} runs, up to {seeds} seeds a setting. Made from the files of the run folders; loads nothing from anywhere.")]
     return page(title, body, asset("style.css"), asset("player.js"))

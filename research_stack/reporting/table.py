@@ -5,8 +5,11 @@ import math
 import os
 from pathlib import Path
 
-from research_stack.reporting.reading import RunFiles, read, real
+from research_stack.reporting.calibration import predictor_rows
+from research_stack.reporting.next_token import DECODERS, cell, decoder_rows, next_token_rows, span
+from research_stack.reporting.reading import RunFiles, read, real, reals
 from research_stack.reporting.sections import MEASURES, duration, headline, last_loss, verdict
+from research_stack.reporting.verdicts import held_out
 
 
 def summary(folder: str | os.PathLike[str]) -> str:
@@ -16,8 +19,8 @@ def summary(folder: str | os.PathLike[str]) -> str:
     blocks = [f"{run.name}: {run.status}{took}"]
     if run.error:
         blocks.append(run.error)
-    blocks += [block for block in (_likelihood(run), _decoding(run)) if block]
-    if headline(run) is not None:
+    blocks += [block for block in (_likelihood(run), _next_token(run), _predictors(run), _decoders(run), _decoding(run)) if block]
+    if headline(run) is not None or held_out(run):
         blocks.append(verdict(run))
     elif words := last_loss(run):
         blocks.append(words)
@@ -39,6 +42,34 @@ def _likelihood(run: RunFiles) -> str:
         interval = f"{low:.3f} to {high:.3f}" if math.isfinite(low) else "-"
         lines.append([name, f"{sign}{value:.3f}", interval, f"{sign}{perplexity:,.4g}", f"{sign}{bits:.3f}"])
     return aligned(lines)
+
+
+def _next_token(run: RunFiles) -> str:
+    rows = next_token_rows(run)
+    if not rows:
+        return ""
+    lines = [["nats per held-out token", "", "95 % interval", "bits per byte", "accuracy", "ECE"]]
+    for row in reversed(rows):
+        value, low, high, bits, accuracy, ece = reals(row, "nats", "low", "high", "bits_per_byte", "accuracy", "ece")
+        lines.append([row.get("name", ""), cell(value), span(low, high), cell(bits), cell(accuracy, "{:.1%}"), cell(ece)])
+    return aligned(lines)
+
+
+def _predictors(run: RunFiles) -> str:
+    rows = predictor_rows(run)
+    if not rows:
+        return ""
+    lines = [["predicts the future loss", "R2", "95 % interval", "Spearman", "calibration error"]]
+    for row in rows:
+        r2, low, high, spearman, error = reals(row, "r2", "low", "high", "spearman", "calibration_error")
+        lines.append([row.get("name", ""), cell(r2), span(low, high), cell(spearman), cell(error)])
+    return aligned(lines)
+
+
+def _decoders(run: RunFiles) -> str:
+    shown = (0, 1, 2, 4, 5, 7)  # of DECODERS, what fits a terminal
+    rows = [[row[i] for i in shown] for row in decoder_rows(run)]
+    return aligned([[DECODERS[i] for i in shown], *rows]) if rows else ""
 
 
 def _decoding(run: RunFiles) -> str:

@@ -10,8 +10,8 @@ from __future__ import annotations
 import contextlib
 import logging
 from abc import abstractmethod
-from collections.abc import Iterator
-from typing import Any
+from collections.abc import Iterator, Mapping, Sequence
+from typing import TYPE_CHECKING, Any
 
 import torch
 from lightning import LightningModule
@@ -19,6 +19,9 @@ from torch import Tensor
 
 from research_stack.streams import Draws, seed_of
 from research_stack.training.optimization import Optimization
+
+if TYPE_CHECKING:
+    from research_stack.data.module import TokenData
 
 log = logging.getLogger(__name__)
 
@@ -34,7 +37,13 @@ class TrainingModule(LightningModule):
 
     - optimization: optimizer, schedule, clipping, accumulation.
     - seed: of all streams.
+
+    A loss of several parts (`parts`) is the sum of weight * part; each part is a sum divided by a denominator of its own,
+    and is logged under its name.
     """
+
+    #: {name: weight in the loss} of the sums that `loss_sum` gives; empty for a single one, which is the loss.
+    parts: Mapping[str, float] = {}
 
     def __init__(self, optimization: Optimization, seed: int) -> None:
         super().__init__()
@@ -46,11 +55,28 @@ class TrainingModule(LightningModule):
 
     @abstractmethod
     def prepare(self, batch: Rows, draws: Draws) -> tuple[Rows, Tensor]:
-        """The rows to compute on, and this device's share of the denominator (a scalar; shares add up)."""
+        """The rows to compute on, and this device's share of the denominator: a scalar, or (P,) for P parts; shares add up."""
 
     @abstractmethod
     def loss_sum(self, rows: Rows) -> Tensor:
-        """The summed loss of these rows, a scalar with gradient."""
+        """The summed loss of these rows with gradient: a scalar, or (P,) for P parts."""
+
+    # What a family may say besides ---------------------------------------------------------------------------------
+
+    def check_data(self, data: TokenData) -> None:
+        """Raise ValueError, opening with the config key, when this (prepared) data cannot serve the method."""
+
+    def clipped_apart(self) -> Sequence[Sequence[torch.nn.Parameter]]:
+        """Groups of parameters whose gradients are clipped each by its own norm; together all that are trained."""
+        return [list(self.parameters())]
+
+    def after_update(self) -> Mapping[str, Tensor]:
+        """Called after each optimizer step on every device; numbers to log."""
+        return {}
+
+    def training_flops(self, length: int) -> float:
+        """Of one token of a row of `length` in training: forward and backward, which costs twice the forward."""
+        return 3 * self.model.flops_per_token(length)
 
     # The step ------------------------------------------------------------------------------------------------------
 
@@ -67,21 +93,23 @@ class TrainingModule(LightningModule):
         rows, denominator = self.prepare(batch, self.draws("corruption", step, batch))
         denominator = self.total_over_devices(denominator).clamp_min(1)
         pieces = list(cut(rows, self.optimization.accumulate))
-        loss = torch.zeros((), device=self.device)
+        means, weights = torch.zeros((), device=self.device), self._part_weights()
         for index, piece in enumerate(pieces):
             with self._gradients_stay_here(index < len(pieces) - 1):
                 # Data parallelism averages gradients over devices; the factor makes that a sum.
-                part = self.loss_sum(piece) / denominator * self.trainer.world_size
-                self.manual_backward(part)
-            loss += part.detach() / self.trainer.world_size
+                part = self.loss_sum(piece) / denominator
+                self.manual_backward((part * weights).sum() * self.trainer.world_size)
+            means = means + part.detach()
         norm = self._clip()
-        loss = self.total_over_devices(loss)
-        self._stop_unless_finite(loss, norm, step)
+        means = self.total_over_devices(means)
+        loss = (means * weights).sum()
+        self._stop_unless_finite(loss, means, norm, step)
         optimizer = self.optimizers()
         optimizer.step()
         optimizer.zero_grad(set_to_none=True)
         scheduler = self.lr_schedulers()
-        self.log_dict({"train/loss": loss, "train/grad_norm": norm, "train/lr": scheduler.get_last_lr()[0]})
+        numbers = {"loss": loss, **self._named(means), "grad_norm": norm, "lr": scheduler.get_last_lr()[0], **self.after_update()}
+        self.log_dict({f"train/{name}": value for name, value in numbers.items()})
         scheduler.step()
         return loss
 
@@ -92,7 +120,7 @@ class TrainingModule(LightningModule):
         # Ranks take turns at the validation rows, so that the first batches are those of one device.
         draws = Draws(self.seed, "validation", batch_idx, total=total, rows=slice(rank, total, world), device=self.device)
         rows, denominator = self.prepare(batch, draws)
-        self._validation = self._validation + torch.stack([self.loss_sum(rows).detach().float(), denominator.float()])
+        self._validation = self._validation + torch.stack([self.loss_sum(rows).detach().float(), denominator.float()], -1)
 
     def on_validation_epoch_start(self) -> None:
         """Start the sums."""
@@ -100,8 +128,10 @@ class TrainingModule(LightningModule):
 
     def on_validation_epoch_end(self) -> None:
         """Log the mean over all validation rows of all devices."""
-        total, denominator = self.total_over_devices(self._validation)
-        self.log("val/loss", total / denominator.clamp_min(1), prog_bar=True)
+        total, denominator = self.total_over_devices(self._validation).unbind(-1)
+        means = total / denominator.clamp_min(1)
+        self.log("val/loss", (means * self._part_weights()).sum(), prog_bar=True)
+        self.log_dict({f"val/{name}": value for name, value in self._named(means).items()})
 
     # Pieces --------------------------------------------------------------------------------------------------------
 
@@ -109,6 +139,14 @@ class TrainingModule(LightningModule):
         """The numbers of this device's rows, out of those drawn for the whole batch."""
         rows, world, rank = len(batch["tokens"]), self.trainer.world_size, self.global_rank
         return Draws(self.seed, stream, step, total=rows * world, rows=slice(rank * rows, (rank + 1) * rows), device=self.device)
+
+    def _part_weights(self) -> Tensor:
+        """() or (P,): what each sum counts in the loss."""
+        return torch.tensor(list(self.parts.values()) or 1.0, device=self.device)
+
+    def _named(self, means: Tensor) -> dict[str, Tensor]:
+        """The parts by name, `loss_` in front; none for a single sum."""
+        return {f"loss_{name}": mean for name, mean in zip(self.parts, means, strict=True)} if self.parts else {}
 
     def total_over_devices(self, value: Tensor) -> Tensor:
         """The sum of a tensor over all devices."""
@@ -121,15 +159,17 @@ class TrainingModule(LightningModule):
 
     def _clip(self) -> Tensor:
         """The global gradient norm before clipping."""
-        limit = self.optimization.clip
+        limit = float("inf") if self.optimization.clip is None else self.optimization.clip
+        norms = [torch.nn.utils.clip_grad_norm_(group, limit, foreach=True) for group in self.clipped_apart()]
         # FSDP2 shards are DTensors, whose norm is global already.
-        norm = torch.nn.utils.clip_grad_norm_(self.parameters(), float("inf") if limit is None else limit, foreach=True)
-        return norm.full_tensor() if isinstance(norm, torch.distributed.tensor.DTensor) else norm
+        norms = [norm.full_tensor() if isinstance(norm, torch.distributed.tensor.DTensor) else norm for norm in norms]
+        return norms[0] if len(norms) == 1 else torch.linalg.vector_norm(torch.stack(norms))
 
-    def _stop_unless_finite(self, loss: Tensor, norm: Tensor, step: int) -> None:
+    def _stop_unless_finite(self, loss: Tensor, means: Tensor, norm: Tensor, step: int) -> None:
         if not bool(torch.isfinite(loss + norm)):
+            parts = "".join(f", {name}={float(value)}" for name, value in self._named(means).items())
             raise NotFinite(
-                f"loss={float(loss)} with gradient norm {float(norm)} at step {step}: training stopped before the update; "
+                f"loss={float(loss)}{parts} with gradient norm {float(norm)} at step {step}: training stopped before the update; "
                 f"the last checkpoint is sound (try a smaller optimization.lr, now {self.optimization.lr}, "
                 f"or optimization.clip, now {self.optimization.clip})")
 

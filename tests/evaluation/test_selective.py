@@ -267,3 +267,33 @@ def test_one_position_of_each_document():
         np.testing.assert_allclose(shares, 1 / len(members), atol=0.05)
     np.testing.assert_array_equal(one_per_group(group_n, 3), one_per_group(group_n, 3))
     assert len(one_per_group(group_n[:0], 0)) == 0
+
+
+# ------------------------------------------------------------------------------------------------- conformal risk control
+def test_conformal_threshold_by_hand():
+    # two documents of 2 and 4 positions; at t = 0.3: losses 1/2 and 1/4, (3/4 + 1) / 3 = 0.5833
+    score, loss, group = np.array([0.1, 0.9, 0.2, 0.3, 0.8, 0.8]), np.array([1, 1, 0, 1, 1, 0]), np.array([0, 0, 7, 7, 7, 7])
+    assert selective.conformal_threshold(score, loss, group, 0.59) == 0.3
+    assert selective.conformal_threshold(score, loss, group, 0.58) == 0.2
+    assert selective.conformal_threshold(score, loss, group, 0.49) is None
+    assert selective.conformal_threshold(score, loss, group, 0.84) == 0.9  # (3/2 + 1) / 3
+
+
+def test_conformal_threshold_accepts_ties_together():
+    score, loss, group = np.array([0.5, 0.5, 0.5]), np.array([0, 0, 1]), np.array([0, 1, 2])
+    assert selective.conformal_threshold(score, loss, group, 0.4) is None  # (1 + 1) / 4
+    assert selective.conformal_threshold(score, loss, group, 0.5) == 0.5
+
+
+def test_conformal_threshold_keeps_its_promise_on_documents_of_many_kinds():
+    rng, risk, lost = np.random.default_rng(0), 0.2, []
+    for _ in range(600):
+        level = rng.uniform(0, 0.8, size=31)  # documents differ: positions of one are not independent
+        group = np.repeat(np.arange(31), 20)
+        score = np.clip(level[group] + rng.normal(0, 0.2, size=group.size), 0, 1)
+        loss = (rng.random(group.size) < level[group]).astype(float)
+        known = group < 30
+        threshold = selective.conformal_threshold(score[known], loss[known], group[known], risk)
+        lost.append(0.0 if threshold is None else (loss * (score <= threshold))[~known].mean())
+    error = np.std(lost) / np.sqrt(len(lost))
+    assert np.mean(lost) <= risk + 3 * error and np.mean(lost) > risk - 0.06, "neither broken nor trivial"

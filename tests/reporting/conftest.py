@@ -107,6 +107,103 @@ def make_run(folder, status="ok", steps=700, error=None, config=None, metrics=No
     return folder
 
 
+# A next-token model, with a confidence head or without one ------------------------------------------------------------
+
+LOOKAHEAD = {
+    "name": "lookahead", "seed": 1, "method": {"_target_": "research_stack.lookahead.module.Lookahead", "weight": 0.3},
+    "data": {"batch_size": 16}, "trainer": {"max_steps": 700}, "optimization": {"lr": 0.003, "clip": 1.0},
+}  # fmt: skip
+MINIGPT = LOOKAHEAD | {"name": "minigpt", "method": {"_target_": "research_stack.lookahead.module.MiniGPT"}}
+SCORES = {"confidence head": 0.9, "entropy": 0.8, "max probability": 0.74, "margin": 0.66, "oracle": 2.6}
+EMPTY = ""  # what a cell without a number holds
+
+
+def write_table(folder, name, header, rows):
+    path = folder / "tables" / f"{name}.csv"
+    path.parent.mkdir(exist_ok=True)
+    with path.open("w", newline="") as file:
+        csv.writer(file).writerows([header.split(","), *rows])
+
+
+def lookahead_rows(steps, seed=0, head=True, pace=0.25, end=2.6):
+    """Losses that fall, a confidence loss, gradient norms; a validation every hundred steps, with a pause after it."""
+    rng, rows, pause = random.Random(seed), [], 0.0
+    for step in range(1, steps + 1):
+        fall = math.exp(-step / (steps / 6))
+        lm, conf = end + 5 * fall + rng.gauss(0, 0.12), 0.09 + 2.4 * fall**2 + abs(rng.gauss(0, 0.01))
+        row = {"step": step, "time": round(pace * step + pause, 3), "train/loss": lm + 0.3 * conf * head, "train/loss_lm": lm, "train/lr": 0.003,
+               "train/grad_norm": math.exp(rng.gauss(-0.4, 0.3)) * (1 + 6 * math.exp(-step / 20))}  # fmt: skip
+        if head:
+            row |= {"train/loss_confidence": conf, "train/grad_lm": 0.02 * row["train/grad_norm"], "train/grad_confidence": 0.004 * row["train/grad_norm"] * math.exp(rng.gauss(0, 0.2)),
+                    "train/confidence_mean": end + 5 * fall + rng.gauss(0, 0.1), "train/confidence_std": 1.3 * (1 - fall) + 0.02,
+                    "train/future_mean": end + 0.1 + 5 * fall + rng.gauss(0, 0.1), "train/future_std": 2.1 - 0.8 * fall}  # fmt: skip
+        if step % (steps // 7) == 0:
+            row["val/loss"] = row["val/loss_lm"] = end + 0.06 + 0.03 * rng.random() + 5 * fall
+            row |= {"val/loss_confidence": 0.1 + 2.4 * fall**2} if head else {}
+            pause += 4.0
+        rows.append(row)
+    return rows
+
+
+def write_lookahead_tables(folder, head=True, seed=0):
+    """tables/*.csv as the evaluations of a next-token model write them."""
+    rng = random.Random(seed)
+    write_table(folder, "next_token", "name,nats,low,high,bits_per_byte,accuracy,ece,ece_equal_mass,brier,tokens", [
+        ["this run", 2.612, 2.551, 2.673, 1.105, 0.463, 0.021, 0.023, 0.661, 31877], ["unigram", 6.421, 6.371, 6.471, 2.716, *[EMPTY] * 4, 31877],
+        ["trigram", 3.712, 3.655, 3.769, 1.57, *[EMPTY] * 4, 31877]])  # fmt: skip
+    predictors = [("entropy fit", "control", 0.381), ("max probability fit", "control", 0.342), ("margin fit", "control", 0.29), ("linear probe", "control", 0.402),
+                  ("noise ceiling", "ceiling", 0.517)]  # fmt: skip
+    predictors = [("confidence head", "head", 0.431), *predictors] if head else predictors
+    write_table(folder, "future_loss", "name,kind,r2,low,high,pearson,spearman,slope,bias,calibration_error,n",
+                [[n, k, r, r - 0.018, r + 0.019, r**0.5, r**0.5 - 0.02, *((0.98, 0.012, 0.041) if k != "ceiling" else ("nan",) * 3), 31365] for n, k, r in predictors])  # fmt: skip
+    names = {"confidence head": (0, 1), "confidence head, own token right": (-0.35, 0.95), "confidence head, own token wrong": (0.3, 1.02), "entropy fit": (0.15, 0.93)}
+    rows = []
+    for name, (shift, slope) in names.items():
+        for number in range(15 if head or name == "entropy fit" else 0):
+            predicted = 0.35 + 5.2 * (number / 14) ** 1.2
+            actual = max(0.05, 0.1 + shift + slope * predicted + rng.gauss(0, 0.06))
+            rows.append([name, number, predicted, actual, actual - 0.11, actual + 0.13, 2091])
+    write_table(folder, "reliability", "name,bin,predicted,actual,low,high,count", rows)
+    rows = []
+    for loss, whole in (("future loss", 2.9), ("next-token loss", 2.612)):
+        for score, skill in SCORES.items():
+            if head or score != "confidence head":
+                curve = [(i / 50, whole * (i / 50) ** skill * (1 + 0.01 * rng.random())) for i in range(1, 51)]
+                aurc = sum(risk for _, risk in curve) / len(curve)
+                rows += [[score, loss, coverage, risk, aurc, aurc - whole / 3.6] for coverage, risk in curve]
+    write_table(folder, "risk_coverage", "score,loss,coverage,risk,aurc,excess", rows)
+    scores = ("confidence head", "entropy", "max probability") if head else ("entropy", "max probability")
+    write_table(folder, "abstention", "score,target,delta,coverage,risk,low,high,violations,splits", [
+        [score, target, 0.05, max(0.0, reach - 0.04 * i), target - 0.011 if reach else "nan", target - 0.02, target - 0.002, 0.03, 200]
+        for i, score in enumerate(scores) for target, reach in ((0.05, 0.0), (0.1, 0.21), (0.2, 0.38), (0.3, 0.56))])  # fmt: skip
+    write_table(folder, "own_prefix", "decoder,setting,future_nats,low,high,repetition,distinct_2,entropy,calls,texts", [
+        ["greedy", "", 3.41, 3.3, 3.52, 0.412, 0.31, 3.1, 32, 256], ["sampling", "temperature 1", 3.62, 3.5, 3.74, 0.03, 0.91, 5.2, 32, 256],
+        ["top-p", "p 0.9", 3.35, 3.24, 3.46, 0.06, 0.84, 4.7, 32, 256], ["lookahead", "8 candidates", 3.22, 3.11, 3.33, 0.09, 0.8, 4.5, 64, 256]])  # fmt: skip
+
+
+def make_lookahead(folder, seed=1, head=True, steps=700, tables=True, pace=0.25, flops=2.1e10, config=None, shift=0.0):
+    """A run folder of a next-token model; `shift` moves its metrics."""
+    make_run(folder, evaluated=False, steps=steps, config=(config or (LOOKAHEAD if head else MINIGPT)) | {"seed": seed})
+    model = RUN["model"] | ({"flops_per_step": flops} if flops else {})
+    (folder / "run.json").write_text(json.dumps(RUN | {"seed": seed, "model": model, "command": "research-stack experiment=lookahead"}))
+    (folder / "metrics.jsonl").write_text("".join(json.dumps(row) + "\n" for row in lookahead_rows(steps, seed, head, pace * (1 + 0.01 * seed), 2.6 + shift)))
+    result = json.loads((folder / "result.json").read_text())
+    metrics = {"nats": 2.612 + shift + 0.01 * seed, "nats_low": 2.551, "nats_high": 2.673, "bits_per_byte": 1.105, "unigram": 6.421, "trigram": 3.712, "gain_over_trigram": 1.1 - shift,
+               "gain_low": 1.04, "gain_high": 1.16, "ece": 0.021 + 0.001 * seed, "brier": 0.661 + shift}  # fmt: skip
+    metrics |= {"r2": 0.431 + 0.002 * seed, "r2_low": 0.41, "r2_high": 0.45, "r2_entropy": 0.381, "r2_over_entropy": 0.05} if head else {}
+    result["metrics"] = {f"lookahead/{key}": value for key, value in metrics.items()} if tables else {}
+    (folder / "result.json").write_text(json.dumps(result))
+    if tables:
+        write_lookahead_tables(folder, head, seed)
+    return folder
+
+
+@pytest.fixture
+def lookahead_folder():
+    """Makes the run folder of a next-token model, see `make_lookahead`."""
+    return make_lookahead
+
+
 @pytest.fixture
 def run_folder():
     """Makes a run folder, see `make_run`."""

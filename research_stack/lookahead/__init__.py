@@ -1,0 +1,1 @@
+"""Confidence lookahead: language models that predict what their own next choice will cost them."""

@@ -1,0 +1,103 @@
+"""What a step of each setting costs: seconds, tokens per second, parameters, FLOPs; from metrics.jsonl and run.json."""
+from __future__ import annotations
+
+import math
+import statistics
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from research_stack import results
+from research_stack.reporting.budgets import flops_of, run_facts
+from research_stack.reporting.curves import is_number, number
+from research_stack.reporting.html import Html, el
+from research_stack.reporting.sections import listing
+from research_stack.reporting.sweep_axes import label_of
+from research_stack.results import RunFolder
+from research_stack.sweeps import Row, SweepTable, show_mean
+
+
+@dataclass(frozen=True)
+class Speed:
+    """One run: wall time of a step, tokens of a step, parameters, FLOPs of a step; NaN for what is not known."""
+
+    seconds: float
+    tokens: float
+    parameters: float
+    flops: float
+
+
+def seconds_per_step(history: Sequence[Mapping[str, Any]]) -> float:
+    """The median time from row to row over the steps between them; NaN for fewer than two rows.
+
+    A validation is timed after the row that holds it, or in a row of its own: such stretches are left out where others remain.
+    """
+    rows = [row for row in history if is_number(row.get("time")) and is_number(row.get("step"))]
+    paces, quiet = [], []
+    for before, after in zip(rows, rows[1:], strict=False):
+        if after["step"] > before["step"] and after["time"] >= before["time"]:  # not where an earlier part of the run was resumed
+            paces.append((after["time"] - before["time"]) / (after["step"] - before["step"]))
+            if not _validates(before) and (not _validates(after) or _trains(after)):
+                quiet.append(paces[-1])
+    return statistics.median(quiet or paces) if paces else math.nan
+
+
+def _validates(row: Mapping[str, Any]) -> bool:
+    return any(key.startswith("val/") for key in row)
+
+
+def _trains(row: Mapping[str, Any]) -> bool:
+    return any(key.startswith("train/") for key in row)
+
+
+def speed_of(folder: Path, config: Mapping[str, Any]) -> Speed:
+    """The speed of a run; config is flat."""
+    facts = run_facts(folder)
+    model, data = (facts.get(key) if isinstance(facts.get(key), Mapping) else {} for key in ("model", "data"))
+    batch, length = known(config, "data.batch_size"), known(data, "sequence_length")
+    tokens = known(model, "tokens_per_step")
+    return Speed(seconds_per_step(results.read_jsonl(RunFolder(folder).metrics_jsonl)), batch * length if math.isnan(tokens) else tokens,
+                 known(model, "parameters"), flops_of(facts) or math.nan)  # fmt: skip
+
+
+def known(facts: Mapping[str, Any], key: str) -> float:
+    """A fact as a number; NaN if it is none."""
+    return float(facts[key]) if is_number(facts.get(key)) else math.nan
+
+
+def section(table: SweepTable) -> list[Html] | None:
+    """The table, a row for each setting; None if no run logged two rows with their times."""
+    configs = {point.folder: point.config for point in table.points}
+    found = [(row, [speed_of(folder, configs.get(folder, {})) for folder in row.points]) for row in table.rows]
+    paces = [_mean([run.seconds for run in runs]) for _, runs in found]
+    fastest = min((pace for pace in paces if math.isfinite(pace) and pace > 0), default=math.nan)
+    if not math.isfinite(fastest):
+        return None
+    header = ("setting", "seconds a step", "times the fastest", "tokens a second", "parameters", "FLOPs a step", "seconds in all")
+    lines = [([label_of(row, table), *_cells(row, runs, pace, fastest)], False) for (row, runs), pace in zip(found, paces, strict=True)]
+    return [
+        el("h2", "Speed"), el("div", listing(header, lines), class_="scroll", tabindex="0"),
+        el("p", "Seconds a step are the median over the run, without validation, mean ± standard error over seeds; seconds in all count "
+                "everything, evaluations included. "
+           "Times compare only between runs that had the same machine to themselves.", class_="note"),
+    ]  # fmt: skip
+
+
+def _cells(row: Row, runs: Sequence[Speed], pace: float, fastest: float) -> list[str]:
+    paces = [run.seconds for run in runs if math.isfinite(run.seconds)]
+    error = statistics.stdev(paces) / math.sqrt(len(paces)) if len(paces) > 1 else None
+    rate = _mean([run.tokens / run.seconds for run in runs if run.seconds > 0])
+    parameters, flops = _mean([run.parameters for run in runs]), _mean([run.flops for run in runs])
+    return [show_mean(pace, error) if paces else "-", f"{pace / fastest:.2f} ×" if paces else "-", f"{rate:,.0f}" if math.isfinite(rate) else "-",
+            short(parameters), short(flops), show_mean(row.mean("seconds"), row.standard_error("seconds"))]  # fmt: skip
+
+
+def _mean(values: Sequence[float]) -> float:
+    finite = [value for value in values if math.isfinite(value)]
+    return statistics.fmean(finite) if finite else math.nan
+
+
+def short(value: float) -> str:
+    """3.41M, 21G: three significant digits; a dash for none."""
+    return number(float(f"{value:.3g}")) if math.isfinite(value) else "-"

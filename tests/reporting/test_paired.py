@@ -1,0 +1,205 @@
+"""Paired statistics against tables and by hand; curves on a common grid; budgets, speed and overlays of a comparison."""
+import itertools
+import json
+import math
+
+import pytest
+
+from research_stack import sweeps
+from research_stack.reporting import budgets, paired, speed
+from research_stack.reporting.calibration import Bin
+from research_stack.reporting.curves import averaged, interpolate
+from research_stack.reporting.overlays import mean_bins
+from research_stack.reporting.sweep_axes import better, metric_words, worth_plotting
+from research_stack.reporting.sweep_report import render, verdict, write_sweep_report
+
+T = {1: 12.7062, 2: 4.3027, 3: 3.1824, 4: 2.7764, 5: 2.5706, 6: 2.4469, 7: 2.3646, 9: 2.2622, 14: 2.1448, 29: 2.0452, 99: 1.9842}
+
+
+@pytest.fixture
+def compare(tmp_path, lookahead_folder):
+    """Runs of a baseline and of a model with a head; `shift` of each seed makes the difference."""
+
+    def make(seeds=(1, 2, 3), shifts=(-0.05, -0.04, -0.09), baseline_seeds=None, **options):
+        runs = [lookahead_folder(tmp_path / "cmp" / f"minigpt,seed={s}", s, head=False, pace=0.2, flops=1.9e10, steps=140) for s in baseline_seeds or seeds]
+        runs += [lookahead_folder(tmp_path / "cmp" / f"lookahead,seed={s}", s, shift=d, steps=140, **options) for s, d in zip(seeds, shifts, strict=True)]
+        return sweeps.collect(runs)
+
+    return make
+
+
+# Statistics ----------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("freedom, quantile", T.items())
+def test_student_against_the_table(freedom, quantile):
+    assert paired.student(freedom) == pytest.approx(quantile, rel=2e-3)
+
+
+def test_paired_by_hand():
+    mean, error, low, high, p = paired.paired([3.0, 5.0, 4.0], [2.0, 3.0, 1.0])  # differences 1, 2, 3: sd 1
+    assert (mean, error) == pytest.approx((2.0, 1 / math.sqrt(3)))
+    assert (low, high) == pytest.approx((2 - 4.303 / math.sqrt(3), 2 + 4.303 / math.sqrt(3)))
+    assert p == 0.25  # all of one sign: 2 of 8
+    with pytest.raises(ValueError, match="two seeds"):
+        paired.paired([1.0], [2.0])
+
+
+@pytest.mark.parametrize("differences, p", [
+    ([1.0, 2.0], 0.5), ([1.0, -1.0], 1.0), ([1.0, 2.0, -3.0], 1.0), ([0.0, 0.0, 0.0], 1.0), ([0.1] * 5, 2 / 32), ([-0.1] * 5, 2 / 32),
+    ([1.0, 1.0, 1.0, -1.0], 10 / 16), ([0.1, 0.2, 0.3], 0.25),
+])  # fmt: skip
+def test_sign_flips(differences, p):
+    assert paired.sign_flip(differences) == p
+
+
+def test_sign_flips_against_all_of_them():
+    values = [0.31, -0.12, 0.44, 0.05, -0.27, 0.19]
+    sums = [sum(s * v for s, v in zip(signs, values, strict=True)) for signs in itertools.product((1, -1), repeat=6)]
+    assert paired.sign_flip(values) == sum(abs(total) >= abs(sum(values)) - 1e-12 for total in sums) / 64
+    assert math.isnan(paired.sign_flip([1.0] * 17))
+
+
+def test_pairs_meet_by_seed(compare):
+    table = compare(seeds=(1, 2, 3), baseline_seeds=(3, 2, 4))
+    found = {one.metric: one for one in paired.comparisons(table)}
+    nats = found["lookahead/nats"]
+    assert (nats.first, nats.second, nats.n) == ("Lookahead", "MiniGPT", 2)  # seeds 2 and 3
+    assert nats.difference == pytest.approx(-0.065) and nats.error == pytest.approx(0.025) and nats.p == 0.5
+    assert "lookahead/r2" not in found and nats.differs is False
+
+
+def test_missing_values_and_seeds(compare):
+    table = compare(seeds=(1, 2), shifts=(-0.1, -0.1))
+    point = next(p for p in table.points if p.seed == 2)
+    point.metrics["lookahead/nats"] = math.nan
+    assert "lookahead/nats" not in {one.metric for one in paired.comparisons(table)}
+    assert paired.comparisons(compare(seeds=(1,), shifts=(0.0,))) == []
+
+
+def test_many_settings_are_compared_with_the_best(tmp_path, lookahead_folder):
+    runs = []
+    for number in range(10):
+        config = {"name": "lookahead", "method": {"_target_": "x.Lookahead", "weight": number / 10}}
+        runs += [lookahead_folder(tmp_path / f"{number},{s}", s, config=config, shift=0.01 * abs(number - 4), tables=True, steps=70) for s in (1, 2)]
+    found = [one for one in paired.comparisons(sweeps.collect(runs)) if one.metric == "lookahead/nats"]
+    assert len(found) == 9 and {one.second for one in found} == {"weight=0.4"}
+
+
+def test_it_is_said_in_markdown_and_on_the_page(compare, tmp_path):
+    table = compare()
+    text = paired.as_markdown(table)
+    assert "| held-out loss | Lookahead − MiniGPT | -0.060 ± 0.015 | -0.126 to 0.006 | 0.25 | 3 |" in text
+    assert "With 3 seeds p cannot be below 0.25" in text
+    assert "With 3 seeds p cannot be below 0.25" in render(tmp_path, table)
+    sweeps.write_table(tmp_path, table, text)
+    assert "Differences, seed by seed" in (tmp_path / "results.md").read_text()
+
+
+# Curves --------------------------------------------------------------------------------------------------------------
+
+
+def test_interpolation_by_hand():
+    line = [(0.0, 1.0), (2.0, 5.0), (3.0, 4.0)]
+    assert interpolate(line, [0, 0.5, 2, 2.5, 3]) == pytest.approx([1, 2, 5, 4.5, 4])
+    assert interpolate(line, [-1, 9]) == [1, 4] and interpolate([(1.0, 7.0)], [1, 2]) == [7, 7]
+    assert interpolate([(1.0, 7.0), (1.0, 9.0), (2.0, 3.0)], [1.5]) == [6]
+
+
+def test_seeds_are_averaged_where_all_are_known():
+    mean, band = averaged([[(0.0, 0.0), (4.0, 4.0)], [(1.0, 3.0), (3.0, 1.0), (5.0, 1.0)]])
+    assert mean == [(1, 2), (3, 2), (4, 2.5)]
+    assert band == ([(1, 1), (3, 1), (4, 1)], [(1, 3), (3, 3), (4, 4)])
+    assert averaged([[(1.0, 2.0)]]) == ([(1.0, 2.0)], None) and averaged([[], []]) == ([], None)
+    assert averaged([[(0.0, 1.0), (1.0, 1.0)], [(2.0, 1.0), (3.0, 1.0)]]) == ([], ([], []))
+
+
+def test_budgets_know_steps_flops_and_seconds(compare):
+    panels = budgets.panels(compare())
+    assert [panel.label for panel in panels] == ["optimizer step", "training FLOPs", "seconds since the start"]
+    assert {panel.key for panel in panels} == {"val/loss_lm"}
+    ends = {curve.row.settings["method"]: [panel.curves[i].mean[-1][0] for panel in panels] for i, curve in enumerate(panels[0].curves)}
+    assert ends["MiniGPT"][:2] == [140, pytest.approx(140 * 1.9e10)] and ends["Lookahead"][1] == pytest.approx(140 * 2.1e10)
+    assert ends["MiniGPT"][2] < ends["Lookahead"][2]
+    assert all(curve.band is not None for panel in panels for curve in panel.curves)
+
+
+def test_no_flops_no_axis(compare, tmp_path):
+    table = compare(flops=None)
+    (flops,) = [panel for panel in budgets.panels(table) if panel.label == "training FLOPs"]
+    assert [curve.row.settings["method"] for curve in flops.curves] == ["MiniGPT"]
+    run = next(p.folder for p in table.points)
+    (run / "run.json").write_text('{"model": ')
+    for point in table.points:
+        (point.folder / "run.json").write_text('{"model": ')
+    assert [panel.label for panel in budgets.panels(table)] == ["optimizer step", "seconds since the start"]
+    assert "Over compute" not in render(tmp_path, table)
+
+
+def test_a_run_without_the_own_loss_is_compared_by_the_mixed_one(compare):
+    table = compare()
+    path = table.points[0].folder / "metrics.jsonl"
+    path.write_text(path.read_text().replace("val/loss_lm", "val/other"))
+    assert {panel.key for panel in budgets.panels(table)} == {"val/loss"}
+
+
+# Speed and overlays --------------------------------------------------------------------------------------------------
+
+
+def test_validation_is_not_training_time():
+    rows = [{"step": s, "time": 0.5 * s + (30.0 if s > 3 else 0.0), "train/loss": 1.0} for s in range(1, 6)]
+    rows[2]["val/loss"] = 1.0
+    assert speed.seconds_per_step(rows) == pytest.approx(0.5)
+    assert speed.seconds_per_step([{"step": 10, "time": 1.0, "val/loss": 1}, {"step": 20, "time": 31.0, "val/loss": 1}]) == pytest.approx(3.0)  # nothing else is known
+    apart = [{"step": 1, "time": 1.0, "train/loss": 1}, {"step": 3, "time": 90.0, "val/loss": 1}, {"step": 4, "time": 91.0, "train/loss": 1}, {"step": 6, "time": 93.0, "train/loss": 1}]
+    assert speed.seconds_per_step(apart) == pytest.approx(1.0)
+    resumed = [{"step": 5, "time": 5.0, "train/x": 1}, {"step": 3, "time": 6.0, "train/x": 1}, {"step": 4, "time": 8.0, "train/x": 1}]
+    assert speed.seconds_per_step(resumed) == pytest.approx(2.0)
+    assert math.isnan(speed.seconds_per_step([])) and math.isnan(speed.seconds_per_step([{"step": 1}, {"time": 2}]))
+
+
+def test_the_speed_of_a_run(compare):
+    point = compare().points[0]
+    found = speed.speed_of(point.folder, point.config)
+    assert found.seconds == pytest.approx(0.202, abs=1e-3) and (found.tokens, found.parameters, found.flops) == (16 * 128, 3412224, 1.9e10)
+    facts = json.loads((point.folder / "run.json").read_text())
+    facts["model"]["tokens_per_step"] = 4096
+    (point.folder / "run.json").write_text(json.dumps(facts))
+    assert speed.speed_of(point.folder, point.config).tokens == 4096
+    (point.folder / "run.json").write_text("[]")
+    assert math.isnan(speed.speed_of(point.folder, {}).tokens)
+
+
+def test_bins_are_averaged_over_seeds():
+    one, two = [Bin(1, 2, 1.5, 2.5), Bin(3, 4, 3, 5)], [Bin(2, 3, 2, 4), Bin(4, 3, 2, 4)]
+    assert mean_bins([one, two, [Bin(0, 0, 0, 0)], []]) == [Bin(1.5, 2.5, 2, 3), Bin(3.5, 3.5, 3, 4)]
+    assert mean_bins([[], one]) == one
+
+
+def test_the_page_of_a_comparison(compare, tmp_path):
+    table = compare()
+    text = write_sweep_report(tmp_path / "out", table).read_text()
+    for words in ("Validation loss over each budget", "Over compute", "Calibration, risk and coverage", "Lookahead: confidence head, AURC", "MiniGPT: entropy, AURC",
+                  "MiniGPT: entropy fit, dashed", "Speed", "1.00 ×", "Differences, seed by seed", "of the language model, smoothed"):  # fmt: skip
+        assert words in text, words
+    assert {p.name for p in (tmp_path / "out" / "figures").iterdir()} == {"sweep.png", "stability.png", "budgets.png"}
+    assert text.count("<svg") == text.count("</svg>") and len(text) < 1_000_000
+    assert verdict(table).startswith("Lookahead gives the lowest held-out loss, 2.572 ±")
+
+
+def test_a_comparison_of_torn_runs(compare, tmp_path):
+    table = compare()
+    for point in table.points:
+        (point.folder / "metrics.jsonl").write_text('{"step": 1, "ti')
+        for csv in (point.folder / "tables").iterdir():
+            csv.write_text("name,score\n\"")
+    text = render(tmp_path, table)
+    assert "Speed" not in text and "Validation loss over each budget" not in text and "Calibration, risk" not in text
+
+
+def test_metrics_have_words_and_directions(compare):
+    assert worth_plotting(compare())[:2] == ["lookahead/nats", "lookahead/r2"]
+    assert [better(m) for m in ("lookahead/nats", "a/ece", "a/b/aurc", "x/calibration_error", "x/future_nats", "lookahead/r2", "lookahead/r2_over_entropy", "lookahead/r2_entropy")] == [
+        True, True, True, True, True, False, False, None]  # fmt: skip
+    assert metric_words("lookahead/r2") == "R² of the confidence head"
+    assert metric_words("selective/entropy/aurc") == "selective: entropy, AURC" and metric_words("likelihood/bound") == "bound"
