@@ -21,6 +21,7 @@ from torch.autograd.function import FunctionCtx
 from torch.utils.checkpoint import checkpoint
 
 from research_stack.backbones.attention import Cache, Everything, Look
+from research_stack.backbones.norm import RMSNorm
 from research_stack.require import require
 from research_stack.streams import generator
 
@@ -37,8 +38,8 @@ class Attention(nn.Module):
         self.heads, self.kv_heads, self.head_dim = heads, kv_heads, dim // heads
         self.qkv = nn.Linear(dim, (heads + 2 * kv_heads) * self.head_dim, bias=False)
         self.out = nn.Linear(dim, dim, bias=False)
-        self.q_norm = nn.RMSNorm(self.head_dim) if qk_norm else nn.Identity()
-        self.k_norm = nn.RMSNorm(self.head_dim) if qk_norm else nn.Identity()
+        self.q_norm = RMSNorm(self.head_dim) if qk_norm else nn.Identity()
+        self.k_norm = RMSNorm(self.head_dim) if qk_norm else nn.Identity()
 
     def forward(self, x_BLD: Tensor, rope: Rope | None, look: Look, block: int) -> Tensor:
         """`look` decides what the queries see; `block` is this one's number."""
@@ -87,7 +88,7 @@ class Block(nn.Module):
 
     def __init__(self, dim: int, attention: Attention, ffn: nn.Module, dropout: float, condition_dim: int) -> None:
         super().__init__()
-        self.attention_norm, self.ffn_norm = nn.RMSNorm(dim), nn.RMSNorm(dim)
+        self.attention_norm, self.ffn_norm = RMSNorm(dim), RMSNorm(dim)
         self.attention, self.ffn, self.drop = attention, ffn, nn.Dropout(dropout)
         self.modulation = nn.Linear(condition_dim, 4 * dim) if condition_dim else None
 
@@ -172,7 +173,7 @@ class Transformer(nn.Module):
         self.blocks = nn.ModuleList(
             Block(dim, Attention(dim, heads, kv_heads or heads, qk_norm), kind(dim, self.ffn_dim), dropout, dim if time_conditioning else adaptive)
             for _ in range(layers))
-        self.norm = nn.RMSNorm(dim)
+        self.norm = RMSNorm(dim)
         self.time = nn.Sequential(nn.Linear(TIME_FEATURES, dim), nn.SiLU()) if time_conditioning else None
         self.untied = None if tie_embeddings else nn.Parameter(torch.empty(vocab_size, dim))
         self._initialise(seed)

@@ -81,7 +81,7 @@ def decoders(run: RunFiles) -> list[Html] | None:
         el("div", listing(DECODERS, [(row, False) for row in rows], text=(0, 1)), class_="scroll", tabindex="0"),
         el("p", "The future loss, in nats per token, is the model's loss on the held-out text that follows after the decoder's own tokens: lower "
                 "means that what it wrote "
-           "leads less astray. A policy that plays it safe is low there and repeats itself: read it beside repetition and distinct-2 "
+           "leads less astray. A policy that plays it safe may be low there and repeat itself: read it beside repetition and distinct-2 "
            "(the share of different pairs of tokens). Calls are those of the model for one text.", class_="note"),
     ]  # fmt: skip
 

@@ -28,8 +28,7 @@ UNITS = {"likelihood/bound": "nats per token", "lookahead/nats": "nats per token
 WORDS = {"likelihood/bound": "bound", "likelihood/perplexity": "perplexity bound", "likelihood/bits_per_byte": "bits per byte, bound",
          "likelihood/gain_over_trigram": "nats below a trigram", "lookahead/nats": "held-out loss", "lookahead/bits_per_byte": "bits per byte",
          "lookahead/gain_over_trigram": "nats below a trigram", "lookahead/r2": "R² of the confidence head",
-         "lookahead/r2_entropy": "R² of an entropy fit",
-         "lookahead/r2_over_entropy": "R² above an entropy fit",
+         "lookahead/r2_entropy": "R² of an entropy fit", "lookahead/r2_over_entropy": "R² above an entropy fit",
          "lookahead/ece": "calibration error (ECE)", "lookahead/brier": "Brier score"}  # fmt: skip
 ENDINGS = {"aurc": "AURC", "calibration_error": "calibration error, nats", "future_nats": "future loss, nats per token",
            "loss_lm": "loss of the language model", "ece": "ECE", "r2": "R²"}  # fmt: skip
