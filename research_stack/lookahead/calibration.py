@@ -122,7 +122,7 @@ class LookaheadCalibration:
         document = np.repeat(found.document, samples)
         table = [self._predictor(name, np.repeat(predicted_n, samples), actual, document) for name, predicted_n in predictors.items()]
         ceiling = calibration.noise_ceiling(found.future_nm)
-        write_table(folder, "future_loss", tuple(table[0]), [*table, {"name": "noise ceiling", "kind": "ceiling", "r2": ceiling, "n": len(actual)}])
+        write_table(folder, "future_loss", tuple(table[0]), [*table, {"name": "noise ceiling", "kind": "ceiling", "r2": ceiling, "n": len(found)}])
         by_name = {row["name"]: row for row in table}
         metrics = {"r2_entropy": by_name["entropy fit"]["r2"], "r2_probe": by_name["linear probe"]["r2"], "r2_ceiling": ceiling,
                    "future": float(actual.mean()), "future_std": float(actual.std()), "own_right": float(found.right_nm.mean())}  # fmt: skip
@@ -142,7 +142,7 @@ class LookaheadCalibration:
         found = calibration.agreement(predicted_n, actual_n)
         return {"name": name, "kind": "head" if name == HEAD else "control", "r2": found.r2, "low": interval.low, "high": interval.high,
                 "pearson": found.pearson, "spearman": found.spearman, "slope": found.slope, "bias": found.bias,
-                "calibration_error": calibration.calibration_error(predicted_n, actual_n), "n": found.n}  # fmt: skip
+                "calibration_error": calibration.calibration_error(predicted_n, actual_n), "n": found.n // self.samples}  # fmt: skip
 
     def _reliability(self, folder: Path, found: Records, predictors: Mapping[str, np.ndarray]) -> None:
         """Bins of each predictor against the mean of the samples; the head's also by whether the (first) own token was right."""

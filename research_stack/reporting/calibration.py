@@ -19,7 +19,7 @@ from research_stack.reporting.sections import intervals, keys, listing
 HEAD, CONTROL = "confidence head", "entropy fit"
 RIGHT, WRONG = "confidence head, own token right", "confidence head, own token wrong"
 COLORS = {"head": "var(--c0)", "control": "var(--c5)", "ceiling": "var(--c2)"}
-KINDS = {"head": "trained with the model", "control": "control, fitted afterwards", "ceiling": "the most that can be predicted"}
+KINDS = {"head": "trained with the model", "control": "control, fitted afterwards", "ceiling": "of who knows the real text to come"}
 
 
 @dataclass(frozen=True)

@@ -88,41 +88,46 @@ def area(curve: RiskCurve) -> str:
 
 # Abstention ----------------------------------------------------------------------------------------------------------
 
+CONFORMAL, TESTED = "conformal", "learn-then-test"
+PROMISES = {
+    CONFORMAL: ("kept and wrong, of all", "Conformal risk control: of all tokens of a new document, at most the target is expected to be kept and wrong. "
+                "The threshold is chosen on a random half of the documents; coverage and risk are those on the other half, means over splits. A single "
+                "split may lie above the target: the promise is about the mean, and about the mean only."),
+    TESTED: ("wrong, of those kept", "Learn then test: of the tokens kept, at most the target is wrong, with the stated probability, for a random token of a "
+             "random document. It sees one token of each calibration document, so with few documents no threshold passes."),
+}  # fmt: skip
+
 
 def abstention(run: RunFiles) -> list[Html] | None:
-    """What was promised, what was kept, in a sentence and a table."""
+    """What was promised and what was kept, for each kind of promise a table and a sentence."""
     rows = [row for row in run.tables.get("abstention", []) if math.isfinite(*reals(row, "target"))]
+    found = [_promise(name, [row for row in rows if row.get("promise") == name]) for name in PROMISES]
+    return [el("h2", "Abstention with a promise"), *(part for part in found if part is not None)] if any(found) else None
+
+
+def _promise(name: str, rows: Table) -> Html | None:
+    """The table of one kind of promise."""
     if not rows:
         return None
-    header = ("score", "wrong at most", "promised with", "tokens kept", "wrong among them", "95 % interval", "broken in", "splits")
-    return [
-        el("h2", "Abstention with a promise"), el("p", promise(rows)),
-        el("div", listing(header, [(_cells(row), row.get("score") == "confidence head") for row in rows]), class_="scroll", tabindex="0"),
-        el("p", "A threshold on the score is chosen on some documents by a test (learn then test) so that the share of wrong own tokens among "
-                "those kept stays below the "
-           "target with the stated probability; coverage and risk are those on other documents. Broken in: the share of random splits of the "
-           "documents in which the risk "
-           "came out above the target.", class_="note"),
-    ]  # fmt: skip
+    of, words = PROMISES[name]
+    above = "splits above" if name == CONFORMAL else "broken in"
+    header = ("score", "target", *(("promised with",) if name == TESTED else ()), "tokens kept", of, "95 % of splits", above, "splits")
+    cells = [(_cells(row, name), row.get("score") == "confidence head") for row in rows]
+    return Html("").join([el("h3", name[:1].upper() + name[1:].replace("-", " ")), el("p", promise(rows, name)),
+                          el("div", listing(header, cells), class_="scroll", tabindex="0"), el("p", words, class_="note")])  # fmt: skip
 
 
-def promise(rows: Table) -> str:
-    """Two plain sentences: the first row with coverage in words, then whether all promises held."""
-    usable = [row for row in rows if all(map(math.isfinite, reals(row, "delta", "coverage", "risk"))) and reals(row, "coverage")[0] > 0]
+def promise(rows: Table, name: str) -> str:
+    """Whether the promises were kept, and the coverage that the most useful one leaves, in plain words."""
+    usable = [row for row in rows if reals(row, "coverage")[0] > 0 and math.isfinite(reals(row, "risk")[0])]
     if not usable:
-        return "No threshold passes the test at these targets: the promise can only be kept by keeping no token."
+        return "No threshold passes at these targets: with so few documents the promise can only be kept by keeping no token."
     row = next((r for r in usable if r.get("score") == "confidence head"), usable[0])
-    target, delta, coverage, risk = reals(row, "target", "delta", "coverage", "risk")
-    first = (f"Promised: at most {100 * target:.3g}% of the tokens kept are wrong, with probability {1 - delta:.3g}. With "
-             f"{article(row.get('score', ''))} as the score, "
-             f"{coverage:.1%} of the tokens are kept, and {risk:.1%} of them are wrong on fresh documents.")  # fmt: skip
-    tested = [r for r in rows if all(map(math.isfinite, reals(r, "violations", "delta")))]
-    broken = [r for r in tested if reals(r, "violations")[0] > reals(r, "delta")[0]]
-    if not tested:
-        return first
-    if broken:
-        return f"{first} In {len(broken)} of {len(tested)} rows it is broken more often than promised."
-    return f"{first} Over random splits no row breaks its promise more often than it may."
+    target, coverage, risk = reals(row, "target", "coverage", "risk")
+    first = (f"At a target of {100 * target:.3g}% {article(row.get('score', ''))} keeps {coverage:.1%} of the tokens; "
+             f"{risk:.1%} {'are kept and wrong' if name == CONFORMAL else 'of them are wrong'} on fresh documents.")  # fmt: skip
+    broken = [r for r in usable if (reals(r, "risk")[0] > reals(r, "target")[0] if name == CONFORMAL else reals(r, "violations")[0] > reals(r, "delta")[0])]
+    return f"{first} {f'{len(broken)} of {len(usable)} promises are broken.' if broken else 'All promises are kept.'}"
 
 
 def article(score: str) -> str:
@@ -130,8 +135,9 @@ def article(score: str) -> str:
     return f"the {score}" if score == "confidence head" else score
 
 
-def _cells(row: dict[str, str]) -> list[str]:
+def _cells(row: dict[str, str], name: str) -> list[str]:
     target, delta, coverage, risk, low, high, violations, splits = reals(
         row, "target", "delta", "coverage", "risk", "low", "high", "violations", "splits")  # fmt: skip
-    return [row.get("score", ""), cell(100 * target, "{:.3g}%"), cell(100 - 100 * delta, "{:.3g}%"), cell(coverage, "{:.1%}"), cell(risk, "{:.1%}"),
+    sure = [cell(100 - 100 * delta, "{:.3g}%")] if name == TESTED else []
+    return [row.get("score", ""), cell(100 * target, "{:.3g}%"), *sure, cell(coverage, "{:.1%}"), cell(risk, "{:.1%}"),
             span(low, high, "{:.1%}"), cell(violations, "{:.1%}"), cell(splits, "{:,.0f}")]  # fmt: skip

@@ -173,8 +173,9 @@ def write_lookahead_tables(folder, head=True, seed=0):
                 rows += [[score, loss, coverage, risk, aurc, aurc - whole / 3.6] for coverage, risk in curve]
     write_table(folder, "risk_coverage", "score,loss,coverage,risk,aurc,excess", rows)
     scores = ("confidence head", "entropy", "max probability") if head else ("entropy", "max probability")
-    write_table(folder, "abstention", "score,target,delta,coverage,risk,low,high,violations,splits", [
-        [score, target, 0.05, max(0.0, reach - 0.04 * i), target - 0.011 if reach else "nan", target - 0.02, target - 0.002, 0.03, 200]
+    write_table(folder, "abstention", "promise,score,target,delta,coverage,risk,low,high,violations,splits", [
+        [promise, score, target, delta, max(0.0, reach - 0.04 * i), target - 0.011 if reach else "nan", target - 0.02, target - 0.002, 0.03, 200]
+        for promise, delta in (("conformal", ""), ("learn-then-test", 0.05))
         for i, score in enumerate(scores) for target, reach in ((0.05, 0.0), (0.1, 0.21), (0.2, 0.38), (0.3, 0.56))])  # fmt: skip
     write_table(folder, "own_prefix", "decoder,setting,future_nats,low,high,repetition,distinct_2,entropy,calls,texts", [
         ["greedy", "", 3.41, 3.3, 3.52, 0.412, 0.31, 3.1, 32, 256], ["sampling", "temperature 1", 3.62, 3.5, 3.74, 0.03, 0.91, 5.2, 32, 256],

@@ -7,7 +7,7 @@ import pytest
 from research_stack.reporting import summary, write_report
 from research_stack.reporting.calibration import bins, predictor_rows
 from research_stack.reporting.reading import read
-from research_stack.reporting.selective import promise, risk_curves
+from research_stack.reporting.selective import CONFORMAL, TESTED, promise, risk_curves
 from research_stack.reporting.verdicts import held_out
 
 HOSTILE = "</script><script>alert(1)</script><img src=http://evil/x onerror=alert(2)> \"'&$x^2$"
@@ -29,7 +29,7 @@ def test_a_run_with_a_head_shows_everything(tmp_path, lookahead_folder):
     for words in (*HEADINGS, "noise ceiling", "own token wrong", "AURC", "Loss of the confidence head", "at the last hidden states", "bits per byte", "top-p"):
         assert words in text, words
     assert "≤" not in text and "At most" not in text  # exact, no bound
-    assert "Promised: at most 10% of the tokens kept are wrong, with probability 0.95. With the confidence head as the score, 21.0% of the tokens are kept" in text
+    assert "At a target of 10% the confidence head keeps 21.0% of the tokens; 8.9% are kept and wrong on fresh documents. All promises are kept." in text
     assert {path.name for path in (folder / "figures").iterdir()} == {"training.png", "calibration.png", "risk_coverage.png"}
     assert "eval=likelihood" not in text
 
@@ -117,10 +117,11 @@ def test_bins_and_curves_come_in_order(tmp_path, lookahead_folder):
 
 def test_promises_in_words():
     row = {"score": "entropy", "target": "0.1", "delta": "0.05", "coverage": "0.3", "risk": "0.09", "violations": "0.04", "splits": "100"}
-    assert promise([row]).endswith("With entropy as the score, 30.0% of the tokens are kept, and 9.0% of them are wrong on fresh documents. "
-                                   "Over random splits no row breaks its promise more often than it may.")  # fmt: skip
-    assert "In 1 of 2 rows it is broken more often than promised." in promise([row, row | {"violations": "0.06"}])
-    assert promise([row | {"coverage": "0", "risk": "nan"}]) == "No threshold passes the test at these targets: the promise can only be kept by keeping no token."
+    assert promise([row], TESTED) == "At a target of 10% entropy keeps 30.0% of the tokens; 9.0% of them are wrong on fresh documents. All promises are kept."
+    assert promise([row, row | {"violations": "0.06"}], TESTED).endswith("1 of 2 promises are broken.")
+    assert promise([row, row | {"violations": "0.6"}], CONFORMAL).endswith("9.0% are kept and wrong on fresh documents. All promises are kept.")
+    assert promise([row | {"risk": "0.11"}], CONFORMAL).endswith("1 of 1 promises are broken.")
+    assert promise([row | {"coverage": "0", "risk": "nan"}], TESTED).startswith("No threshold passes at these targets")
 
 
 def test_the_terminal_has_the_tables(tmp_path, lookahead_folder):
