@@ -69,8 +69,13 @@ def named(path: str) -> Iterator[None]:
         raise ValueError(f"{path}.{error}") from error
 
 
-def takes(node: Mapping[str, Any], name: str) -> bool:
-    """Whether the constructor that the node names has this parameter."""
-    from hydra.utils import get_object
+def target(node: Mapping[str, Any]) -> type:
+    """The class that the node names."""
+    from hydra.utils import get_class
 
-    return name in inspect.signature(get_object(node["_target_"])).parameters
+    return get_class(node["_target_"])
+
+
+def takes(node: Mapping[str, Any], name: str) -> bool:
+    """Whether the constructor of the node's class has this parameter."""
+    return name in inspect.signature(target(node)).parameters

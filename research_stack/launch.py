@@ -64,13 +64,13 @@ def single(command: Command, composer: Composer) -> int:
     extra = [o for o in HYDRA if not _sets(command.overrides, o)]
     if not _sets(command.overrides, "hydra.run.dir=") or composed.cfg.run:
         extra.append(f"hydra.run.dir={quoted(folder)}")
-    return guarded(lambda: hand_over(command.hydra_arguments(), [*command.overrides, *extra]), folder)
+    return guarded(lambda: hand_over(command.hydra_arguments(), [*command.overrides, *extra]), folder, training=composed.cfg.task == "train")
 
 
-def guarded(run: Callable[[], None], folder: Path, again: str = "") -> int:
+def guarded(run: Callable[[], None], folder: Path, again: str = "", training: bool = True) -> int:
     """Run, and turn how it ended into an exit code: mistakes to one line, Ctrl-C to the way to go on.
 
-    - again: what goes on with an interrupted run; `run=FOLDER` by default.
+    - again: what goes on with an interrupted run; `run=FOLDER` by default. training: whether that is what was going on.
     """
     from research_stack.jobs import Escape, is_mistake, said
 
@@ -88,7 +88,8 @@ def guarded(run: Callable[[], None], folder: Path, again: str = "") -> int:
         assert error is not None
         if not is_mistake(error):
             raise error from None
-        kept = f"; what was trained is kept, to go on: {again}" if (folder / "checkpoints" / "last.ckpt").exists() else ""
+        trained = training and (folder / "checkpoints" / "last.ckpt").exists()
+        kept = f"; what was trained is kept, to go on: {again}" if trained else ""
         return complain(said(error) + kept)
     finally:
         if not existed and folder.is_dir() and not any(folder.iterdir()):

@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Any
 from omegaconf import DictConfig, OmegaConf
 
 from research_stack import provenance, results
-from research_stack.build import build, named, plain, takes
+from research_stack.build import build, named, plain, takes, target
 from research_stack.results import Result, RunFolder
 
 if TYPE_CHECKING:
@@ -176,9 +176,16 @@ def evaluate(cfg: DictConfig, place: RunFolder) -> dict[str, float]:
 
 
 def measurements(cfg: DictConfig) -> tuple[dict[str, Evaluation], Sampler]:
-    """The evaluations of `cfg.eval` by name, and the sampler, built."""
-    nodes = plain(cfg.eval) or {}
-    return {name: build(node, f"eval.{name}") for name, node in nodes.items()}, build(cfg.sampler, "sampler")
+    """The evaluations of `cfg.eval` by name, and the sampler, built.
+
+    Raises ValueError for an evaluation that cannot measure the method.
+    """
+    nodes, method = plain(cfg.eval) or {}, target(cfg.method)
+    evaluations: dict[str, Evaluation] = {name: build(node, f"eval.{name}") for name, node in nodes.items()}
+    for name, evaluation in evaluations.items():
+        if reason := evaluation.unsuited(method):
+            raise ValueError(f"eval.{name} does not fit method={method.__name__}: {reason}")
+    return evaluations, build(cfg.sampler, "sampler")
 
 
 def load(folder: str | Path, overrides: Sequence[str] = ()) -> Context:
@@ -229,16 +236,11 @@ def sample_run(cfg: DictConfig, place: RunFolder) -> Result:
     context = open_run(cfg, place)
     samples = Samples(samplers={}, count=1 if cfg.prompt else 3, prompts=[cfg.prompt] if cfg.prompt else None)
     with context.inference():
-        rows = samples.decode(context, name=sampler_name(context.sampler), sampler=context.sampler)
+        rows = samples.decode(context, name=context.sampler.name, sampler=context.sampler)
     for row in rows:
         sys.stdout.write(f"{row['prompt']}{row['text']}\n{'-' * 40}\n")
     results.append_jsonl(place.samples_jsonl, rows)
     return place.load_result()
-
-
-def sampler_name(sampler: Sampler) -> str:
-    """What tells a decoder from others: its init, selector and committer."""
-    return " ".join(type(part).__name__ for part in (sampler.init, sampler.selector, sampler.committer))
 
 
 # What a run leaves behind -----------------------------------------------------------------------------------------

@@ -58,6 +58,16 @@ def distinct(sequences: list[np.ndarray], n: int = 2) -> float:
     return len(set(grams)) / len(grams) if grams else float("nan")
 
 
+def repetition(sequences: list[np.ndarray], n: int = 4) -> float:
+    """Share of the n-grams of a sequence that have occurred earlier in it, mean over sequences; NaN if none has an n-gram."""
+    shares = []
+    for sequence in sequences:
+        grams = [tuple(map(int, sequence[i : i + n])) for i in range(len(sequence) - n + 1)]
+        if grams:
+            shares.append(1 - len(set(grams)) / len(grams))
+    return float(np.mean(shares)) if shares else float("nan")
+
+
 def token_entropy(sequences: list[np.ndarray]) -> float:
     """Entropy in nats of the token counts within a sequence, mean over sequences; low means repetition."""
     values = []

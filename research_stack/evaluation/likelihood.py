@@ -63,6 +63,11 @@ class Likelihood:
         self.processes: dict[str, Process | None] = {name: known[name] for name in processes}
         self.samples, self.max_sequences = samples, max_sequences
 
+    def unsuited(self, method: type) -> str | None:
+        """Only a denoiser under a corruption has a bound."""
+        fits = hasattr(method, "logits")
+        return None if fits else "the bound needs a denoiser, and this method predicts the next token; choose eval=lookahead_calibration"
+
     def __call__(self, context: Context) -> dict[str, float]:
         """bound, bound_low, bound_high, perplexity, bits_per_byte, unigram, trigram, gain_over_trigram and its interval."""
         validation = context.data.validation

@@ -5,7 +5,7 @@ Writes samples.jsonl (one line per text) and films/<sampler>.json (the first tex
 from __future__ import annotations
 
 import logging
-from collections.abc import Mapping, Sequence
+from collections.abc import Container, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -49,6 +49,10 @@ class Samples:
         require(lead >= 0, f"lead={lead} must be at least 0")
         self.samplers, self.count, self.length, self.prompts, self.lead = dict(samplers), count, length, prompts, lead
 
+    def unsuited(self, method: type) -> str | None:
+        """Every sampler must fit the method."""
+        return next((reason for sampler in self.samplers.values() if (reason := sampler.unsuited(method))), None)
+
     def __call__(self, context: Context) -> dict[str, float]:
         """`<sampler>/<metric>` for every sampler."""
         place, rows, metrics = RunFolder(context.folder), [], {}
@@ -60,8 +64,7 @@ class Samples:
             write_film(place.films / f"{name}.json", film(trace, context.data.codec, name, rows[-len(trace.tokens_BL)]))
             log.info("%s: %.1f model calls a text, %.1f %% of the tokens changed after they were filled",
                      name, found["calls"], 100 * found["changed"])  # fmt: skip
-        kept = [row for row in read_jsonl(place.samples_jsonl) if row["sampler"] not in self.samplers]  # of other decoders
-        atomic_write(place.samples_jsonl, "".join(to_json(row) + "\n" for row in [*rows, *kept]))
+        write_samples(place, rows, self.samplers)
         return metrics
 
     def decode(self, context: Context, name: str, sampler: Sampler) -> list[dict[str, Any]]:
@@ -120,6 +123,12 @@ def describe(trace: Trace, prompts: Sequence[str], context: Context, name: str) 
          "calls": int(calls_B[b]), "steps": steps, "seed": context.seed}
         for b, prompt in enumerate(prompts)
     ]  # fmt: skip
+
+
+def write_samples(place: RunFolder, rows: Sequence[Mapping[str, Any]], names: Container[str]) -> None:
+    """Put rows into samples.jsonl, before those of decoders that are not among the names; of these the old ones go."""
+    kept = [row for row in read_jsonl(place.samples_jsonl) if row["sampler"] not in names]
+    atomic_write(place.samples_jsonl, "".join(to_json(row) + "\n" for row in [*rows, *kept]))
 
 
 def film(trace: Trace, codec: Codec, name: str, row: Mapping[str, Any], b: int = 0) -> dict[str, Any]:

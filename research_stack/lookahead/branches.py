@@ -45,7 +45,7 @@ class Branches:
 
     - pairs: of the pass over the real tokens.
     - at_Bn: int64, the last real position each branch sees; None: branch i sees up to i, for every i.
-    - form: how it is computed; `auto` picks by device, precision and length.
+    - form: how it is computed; `auto` picks by device, precision and length. With at_Bn it is always written out.
 
     One object serves the passes of one branch after another: its own keys grow by one token a pass.
     """
@@ -95,7 +95,13 @@ def by_lse(q: Tensor, k: Tensor, v: Tensor, score_BHn: Tensor, value_BHnE: Tenso
 
 def by_flex(q: Tensor, k: Tensor, v: Tensor, score_BHn: Tensor, value_BHnE: Tensor) -> Tensor:
     """Causal FlexAttention with its log-sum-exp; compiled on a GPU."""
-    out, lse = _flex(q.device.type)(q, k, v, block_mask=_causal(q.shape[2], str(q.device)), return_lse=True)
+    from torch.nn.attention import flex_attention
+
+    mask = _causal(q.shape[2], str(q.device))
+    if hasattr(flex_attention, "AuxRequest"):  # from torch 2.10 on, where return_lse is deprecated
+        out, aux = _flex(q.device.type)(q, k, v, block_mask=mask, return_aux=flex_attention.AuxRequest(lse=True))
+        return mixed(out, aux.lse, score_BHn, value_BHnE)
+    out, lse = _flex(q.device.type)(q, k, v, block_mask=mask, return_lse=True)
     return mixed(out, lse, score_BHn, value_BHnE)
 
 

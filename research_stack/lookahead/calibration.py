@@ -65,10 +65,12 @@ class LookaheadCalibration:
         self.samples, self.max_sequences, self.probe_sequences, self.bins = samples, max_sequences, probe_sequences, bins
         self.targets, self.delta, self.splits, self.rollout_sequences = tuple(targets), delta, splits, rollout_sequences
 
+    def unsuited(self, method: type) -> str | None:
+        """Only MiniGPT and Lookahead branch."""
+        return None if issubclass(method, MiniGPT) else "it judges MiniGPT and Lookahead, models of the next token; choose eval=likelihood"
+
     def __call__(self, context: Context) -> dict[str, float]:
         """The numbers: see the tables' columns; `r2_over_entropy` is the head's R2 less that of the entropy fit."""
-        require(isinstance(context.method, MiniGPT), f"method={type(context.method).__name__} is no MiniGPT or Lookahead: eval=lookahead_calibration "
-                                                     "judges models of the next token; choose eval=likelihood")
         validation = context.data.validation
         taken = validation.spread_indices(self.max_sequences or len(validation))
         rows, document_B = validation.take(taken), context.data.validation_document[taken]

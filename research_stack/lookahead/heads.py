@@ -7,7 +7,7 @@
 | two_hot  | mean of a distribution over bin centres | cross entropy against f spread over its two nearest centres |
 
 Future losses have two humps, one where the own token was right and one where it was not; `two_hot` (Hafner et al. 2023,
-DreamerV3, appendix B) fits their distribution. Every head predicts 2.0 nats at the start (two_hot 2.06: its unit normal around 2 is cut at 0).
+DreamerV3, appendix B) fits their distribution. Every head predicts 2.0 nats at the start (two_hot 2.04: its unit normal around 2 is cut at 0).
 
 Shapes: (...) positions, D width, N bins.
 """
@@ -19,16 +19,28 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from research_stack.streams import generator
+
 START = 2.0  # nats
 TOP, BINS = 12.0, 49  # centres from 0 to TOP nats, a quarter of a nat apart
 
 
 class Scalar(nn.Module):
-    """w h + b, squared error."""
+    """w h + b, squared error.
 
-    def __init__(self, dim: int) -> None:
+    - dim: D. width: units of a hidden layer (GELU) between; 0: none. What a language model says of its own certainty is no linear
+      function of its last hidden states, which makes a hidden layer worth its weights.
+    """
+
+    outputs = 1
+
+    def __init__(self, dim: int, width: int = 0, seed: int = 0) -> None:
         super().__init__()
-        self.weight = nn.Parameter(torch.zeros(1, dim))
+        self.hidden = nn.Linear(dim, width) if width else None
+        if self.hidden is not None:
+            nn.init.normal_(self.hidden.weight, std=dim**-0.5, generator=generator(seed, "init", "head"))
+            nn.init.zeros_(self.hidden.bias)
+        self.weight = nn.Parameter(torch.zeros(self.outputs, width or dim))
         self.bias = nn.Parameter(torch.full((1,), self.raw_start()))
 
     @staticmethod
@@ -39,6 +51,8 @@ class Scalar(nn.Module):
     def forward(self, hidden_xD: Tensor) -> Tensor:
         """(..., N) float32 numbers that `prediction` and `losses` read: in full precision, since c - f is a small difference."""
         accurate = torch.promote_types(hidden_xD.dtype, torch.float32)
+        if self.hidden is not None:
+            hidden_xD = F.gelu(self.hidden(hidden_xD))
         with torch.autocast(hidden_xD.device.type, enabled=False):
             return F.linear(hidden_xD.to(accurate), self.weight.to(accurate), self.bias.to(accurate))
 
@@ -67,11 +81,12 @@ class Softplus(Scalar):
 class TwoHot(Scalar):
     """A distribution over BINS centres from 0 to TOP nats, cross entropy."""
 
-    def __init__(self, dim: int) -> None:
-        super().__init__(dim)
+    outputs = BINS
+
+    def __init__(self, dim: int, width: int = 0, seed: int = 0) -> None:
+        super().__init__(dim, width, seed)
         self.centres_N: Tensor
         self.register_buffer("centres_N", torch.linspace(0, TOP, BINS), persistent=False)
-        self.weight = nn.Parameter(torch.zeros(BINS, dim))
         self.bias = nn.Parameter(-0.5 * (self.centres_N - START).square())  # a unit normal around START, cut at 0
 
     def prediction(self, raw_xN: Tensor) -> Tensor:

@@ -24,6 +24,7 @@ from research_stack.backbones.transformer import Transformer
 from research_stack.data.vocabulary import Vocabulary
 from research_stack.lookahead.apart import Norms, apart
 from research_stack.lookahead.branches import FORMS, Branches, Form, Pairs, Recorder
+from research_stack.lookahead.generation import CachedReader
 from research_stack.lookahead.heads import HEADS
 from research_stack.lookahead.previous import Normaliser, after, features, shifted
 from research_stack.require import require
@@ -54,10 +55,10 @@ class MiniGPT(TrainingModule):
     """
 
     parts: Mapping[str, float] = {"lm": 1.0}
+    predicts_loss = False  # whether there are confidences
 
     def __init__(self, model: Transformer, vocab: Vocabulary, optimization: Optimization, seed: int, horizon: int = HORIZON) -> None:
         super().__init__(optimization, seed)
-        require(model.causal, f"model.causal={model.causal}: a model of the next token must be causal; set model.causal=true")
         require(horizon >= 2, f"horizon={horizon} must be at least 2: a choice at i + 1 is judged by the loss at i + 2")
         self.model, self.vocab, self.horizon = model, vocab, horizon
         bias_V = torch.zeros(vocab.size)
@@ -70,8 +71,18 @@ class MiniGPT(TrainingModule):
         """Longest sequence, in tokens."""
         return self.model.max_length
 
+    @property
+    def listens(self) -> bool:
+        """Whether a token is told the confidence before it."""
+        return False
+
+    def reader(self) -> CachedReader:
+        """For samplers: texts read token by token with a cache."""
+        return CachedReader(self)
+
     def check_data(self, data: TokenData) -> None:
-        """Rows must hold three positions and the tokens behind them."""
+        """The model must be causal, and rows must hold three positions and the tokens behind them."""
+        require(self.model.causal, f"model.causal={self.model.causal}: a model of the next token must be causal; set model.causal=true")
         positions = data.sequence_length - self.horizon
         require(positions >= 3, f"data.sequence_length={data.sequence_length} leaves {positions} positions before the {self.horizon} tokens "
                                 f"that method.horizon={self.horizon} looks ahead; at least 3 are needed: set data.sequence_length={self.horizon + 3} or more")
@@ -112,7 +123,7 @@ class MiniGPT(TrainingModule):
             losses_c = F.cross_entropy(logits_cV, target_n[part], reduction="none")
             nats_n[part] = losses_c.detach()
             if u_n is not None:
-                own_n[part] = draw(logits_cV.detach(), u_n[part])
+                own_n[part] = draw(logits_cV.detach(), u_n[part], trusted=self.training)  # the step looks at its loss
             return losses_c
 
         total = linear_loss(hidden_BLD[counts_BL], self.model.unembedding, weight_BL[counts_BL], token_losses, self.bias_V)
@@ -128,14 +139,19 @@ class MiniGPT(TrainingModule):
         return Reading(self.model.through(tokens_BL, slice(0, tokens_BL.shape[1]), look, self.condition(previous_BL)), look.pairs)
 
     @torch.no_grad()
-    def branch(self, branches: Branches, own_Bn: Tensor, confidence_Bn: Tensor | None, depth: int = 1) -> tuple[Tensor, Tensor | None]:
+    def branch(
+        self, branches: Branches, own_Bn: Tensor, confidence_Bn: Tensor | None, depth: int = 1, keep_B: Tensor | None = None
+    ) -> tuple[Tensor, Tensor | None]:
         """Pass 2: (hidden states (B, n, D), confidences (B, n)) of the own tokens, which stand `depth` behind their prefix.
 
-        - confidence_Bn: predicted at the token before each, in nats; None for a model that has none.
+        - confidence_Bn: predicted at the token before each, in nats, which the branch is told if its prefix was; None for a model
+          that has none. keep_B: 0 at sequences that are told nothing; None: all are told.
         """
         places = slice(depth, depth + own_Bn.shape[1]) if branches.at_Bn is None else branches.at_Bn + depth
-        condition = self.condition(None if confidence_Bn is None else self.normalised(confidence_Bn))
-        hidden_BnD = self.model.through(own_Bn, places, branches, condition)
+        told_Bn = None if confidence_Bn is None else self.normalised(confidence_Bn) * self.listens
+        if told_Bn is not None and keep_B is not None:
+            told_Bn = told_Bn * keep_B.unsqueeze(1)
+        hidden_BnD = self.model.through(own_Bn, places, branches, self.condition(told_Bn))
         return hidden_BnD, self.confidence(hidden_BnD)
 
     @torch.no_grad()
@@ -143,14 +159,14 @@ class MiniGPT(TrainingModule):
         """(B, n) future loss f_i in nats: mean cross entropy against x_{i+2}, ..., x_{i+h} behind own tokens.
 
         - own_BL: y_{i+1} for each i. confidence_BL: c_i in nats; None for a model that has none.
-        - rows: tokens (B, S), counts (B, n) where f_i is wanted, u (B, L, h - 1) that draw further own tokens, and at (B, n) if the
-          branches stand at some positions only.
+        - rows: tokens (B, S), counts (B, n) where f_i is wanted, u (B, L, h - 1) that draw further own tokens; at (B, n) if the
+          branches stand at some positions only; keep (B,) if some sequences are told nothing.
         """
         at_Bn, length = rows.get("at"), own_BL.shape[1]
         branches, total_Bn = Branches(reading.pairs, at_Bn, form), torch.zeros((), device=own_BL.device)
         own_Bn, confidence_Bn = pick(own_BL, at_Bn), None if confidence_BL is None else pick(confidence_BL, at_Bn)
         for depth in range(1, self.horizon):
-            hidden_BnD, confidence_Bn = self.branch(branches, own_Bn, confidence_Bn, depth)
+            hidden_BnD, confidence_Bn = self.branch(branches, own_Bn, confidence_Bn, depth, rows.get("keep"))
             goal_Bn = pick(rows["tokens"][:, depth + 1 : depth + 1 + length], at_Bn)
             u_Bn = pick(rows["u"][..., depth], at_Bn) if depth + 1 < self.horizon else None
             _, nats_Bn, own_Bn = self.next_token(hidden_BnD, goal_Bn, rows["counts"], u_Bn)
@@ -199,7 +215,7 @@ class Lookahead(MiniGPT):
 
     - alpha: weight of the confidence loss; 0 trains the language model alone.
     - lookahead: `dense`, a branch at every position; `last`, at the last position of a row only.
-    - head: scalar, softplus or two_hot (`heads`).
+    - head: scalar, softplus or two_hot (`heads`). head_width: units of its hidden layer; 0: none.
     - detach: the head reads the hidden states without sending a gradient into the trunk.
     - ratio: largest norm of the confidence gradient at the last hidden states, as a share of the language model's, for each
       sequence; None: no limit. Parameters of the head are clipped apart from the others in any case.
@@ -212,6 +228,8 @@ class Lookahead(MiniGPT):
     - form: how branches attend (`branches`).
     """
 
+    predicts_loss = True
+
     def __init__(
         self,
         model: Transformer,
@@ -219,11 +237,12 @@ class Lookahead(MiniGPT):
         optimization: Optimization,
         seed: int,
         horizon: int = HORIZON,
-        alpha: float = 0.01,
+        alpha: float = 1.0,
         lookahead: Literal["dense", "last"] = "dense",
         head: Literal["scalar", "softplus", "two_hot"] = "scalar",
+        head_width: int = 0,
         detach: bool = False,
-        ratio: float | None = None,
+        ratio: float | None = 0.3,
         target: Literal["own", "real"] = "own",
         previous: Literal["zeros", "shift", "rollout", "carry"] = "shift",
         passes: int = 1,
@@ -234,6 +253,7 @@ class Lookahead(MiniGPT):
         require(alpha >= 0, f"alpha={alpha} must not be negative: it weighs a loss")
         require(lookahead in ("dense", "last"), f"lookahead={lookahead} must be dense or last")
         require(head in HEADS, f"head={head} must be one of {', '.join(HEADS)}")
+        require(head_width >= 0, f"head_width={head_width} must be at least 0; 0: no hidden layer")
         require(ratio is None or ratio > 0, f"ratio={ratio} must be positive, or null for no limit; method.detach=true sends no gradient at all")
         require(target in ("own", "real"), f"target={target} must be own or real")
         require(previous in ("zeros", "shift", "rollout", "carry"), f"previous={previous} must be one of zeros, shift, rollout, carry")
@@ -247,11 +267,15 @@ class Lookahead(MiniGPT):
         self.alpha, self.lookahead, self.detach, self.ratio, self.target = alpha, lookahead, detach, ratio, target
         self.mode, self.passes, self.dropout, self.fraction, self.form = previous, passes, dropout, fraction, form
         self.parts = {"lm": 1.0, "confidence": alpha}
-        self.head = HEADS[head](model.dim)
+        self.head = HEADS[head](model.dim, head_width, seed)
         self.normaliser = Normaliser()
         self._norms, self._carried = Norms(), None
         self._sums: list[Tensor] = []
         self._last: list[Tensor] = []
+
+    @property
+    def listens(self) -> bool:
+        return self.mode != "zeros" and self.model.condition_dim > 0
 
     def check_data(self, data: TokenData) -> None:
         """`carry` needs rows that go on from each other, overlapping by the horizon, on one device."""
@@ -267,10 +291,10 @@ class Lookahead(MiniGPT):
     def training_flops(self, length: int) -> float:
         """MiniGPT's, the passes for the confidences, and the branches (a forward pass each, the former without logits)."""
         positions, plain = length - self.horizon, self.model.flops_per_token(length, logits=False)
-        before = {"zeros": 0, "shift": self.passes, "carry": self.passes, "rollout": 1}[self.mode] * plain
+        passes = (1 if self.mode == "rollout" else self.passes) if self.listens else 0
         share = 1 / positions if self.lookahead == "last" else self.fraction
         branches = 0.0 if self.target == "real" else share * (self.horizon - 1) * self.model.flops_per_token(length)
-        return super().training_flops(length) + (before + branches) * positions / length
+        return super().training_flops(length) + (passes * plain + branches) * positions / length
 
     # Training ------------------------------------------------------------------------------------------------------
 
@@ -351,6 +375,12 @@ class Lookahead(MiniGPT):
         self._sums, self._last = [], []
         return numbers
 
+    def on_fit_start(self) -> None:
+        """Refuse what a checkpoint could not restore."""
+        require(self.mode != "carry" or self.trainer.world_size == 1,
+                f"method.previous=carry with {self.trainer.world_size} devices: a checkpoint keeps what one device carries; "
+                "set hardware.devices=1 or method.previous=shift")  # fmt: skip
+
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Keep what `carry` hands to the next row."""
         checkpoint["carried"] = self._carried
@@ -378,7 +408,7 @@ class Lookahead(MiniGPT):
         previous_BL = torch.zeros(tokens_BL.shape, device=tokens_BL.device, dtype=self.model.unembedding.dtype)
         if first_B is not None:
             previous_BL[:, 0] = first_B
-        if self.mode == "zeros" or not self.model.condition_dim:
+        if not self.listens:
             return previous_BL
         if self.mode == "rollout":
             return self._rollout(tokens_BL, previous_BL[:, 0])

@@ -76,8 +76,9 @@ def headline(run: RunFiles) -> tuple[float, float, float] | None:
 
 def last_loss(run: RunFiles) -> str:
     """The last logged training loss, as a sentence; empty without one."""
-    points = series(run.history, "train/loss")
-    return f"The last training loss was {points[-1][1]:.3f} {loss_unit(run)}." if points else ""
+    of_model = series(run.history, "train/loss_lm")
+    points, unit = (of_model, "nats per token") if of_model else (series(run.history, "train/loss"), loss_unit(run))
+    return f"The last training loss was {points[-1][1]:.3f} {unit}." if points else ""
 
 
 def loss_unit(run: RunFiles) -> str:

@@ -15,15 +15,16 @@ from torch import Tensor
 BLOCK = 64  # tokens of a block
 
 
-def draw(logits_nV: Tensor, u_n: Tensor) -> Tensor:
+def draw(logits_nV: Tensor, u_n: Tensor, trusted: bool = False) -> Tensor:
     """(n,) int64: token v with probability softmax(logits)_v when u is uniform on [0, 1).
 
-    Tokens whose probability is 0 are never drawn. Raises ValueError for a row without a finite logit.
+    Tokens whose probability is 0 are never drawn. Raises ValueError for a row without a finite largest logit, unless the logits
+    are `trusted`: to look would wait for the device. Such a row then gives token 0.
     """
     weights_nV = (logits_nV - logits_nV.amax(-1, keepdim=True)).exp_()
     weights_nkb = F.pad(weights_nV, (0, -weights_nV.shape[-1] % BLOCK)).unflatten(-1, (-1, BLOCK))
     upto_nk = weights_nkb.sum(-1).double().cumsum(-1)
-    if not bool(torch.isfinite(upto_nk[:, -1]).all()):
+    if not trusted and not bool(torch.isfinite(upto_nk[:, -1]).all()):
         raise ValueError("logits: a row has no finite largest value, so that no token can be drawn")
     target_n1 = (u_n.double() * upto_nk[:, -1]).unsqueeze(1)
     k_n1 = first_above(upto_nk, target_n1)

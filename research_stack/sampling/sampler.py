@@ -22,9 +22,10 @@ from research_stack.corruption.process import Process, to_leave_one_out, to_post
 from research_stack.require import require
 from research_stack.sampling.committers import Committer
 from research_stack.sampling.decoding import Decoding
-from research_stack.sampling.denoiser import Bounded, Corrupted, Denoiser
+from research_stack.sampling.denoiser import Corrupted, Denoiser
 from research_stack.sampling.guidance import guided_logits
 from research_stack.sampling.inits import Init
+from research_stack.sampling.prompts import check_fit, prompt_ids
 from research_stack.sampling.proposers import Proposer
 from research_stack.sampling.selectors import Selector
 from research_stack.sampling.state import Decision, Positions, Proposal, State
@@ -73,6 +74,16 @@ class Sampler:
         self.steps, self.block_length, self.guidance = steps, block_length, float(guidance)
         self.reads, self.times, self.min_time, self.process = reads, times, min_time, process
 
+    @property
+    def name(self) -> str:
+        """What tells it from other decoders: its init, selector and committer."""
+        return " ".join(type(part).__name__ for part in (self.init, self.selector, self.committer))
+
+    def unsuited(self, model: type) -> str | None:
+        """Why models of this class cannot be sampled from so, and what can; None if they can."""
+        fits = hasattr(model, "logits")
+        return None if fits else f"sampler=Sampler fills masks, and {model.__name__} is no denoiser; sampler=gpt or another that writes from left to right fits it"
+
     @torch.inference_mode()
     def sample(
         self,
@@ -94,10 +105,12 @@ class Sampler:
           the one that `first_row=b` gives alone.
         - record: keep the history.
 
-        Raises ValueError when the lengths do not fit the model, or the steps do not cover the blocks.
+        Raises ValueError when the model is no denoiser, the lengths do not fit it, or the steps do not cover the blocks.
         """
-        ids = _prompts(prompts, count, device)
-        _check(denoiser, ids, length)
+        if reason := self.unsuited(type(denoiser)):
+            raise ValueError(reason)
+        ids = prompt_ids(prompts, count, device)
+        check_fit(denoiser, denoiser.vocab, ids, length)
         run = Decoding(self, ids, length, denoiser.vocab, self._process(denoiser), seed, first_row, device)
         run.record(record)
         while len(at := run.live()):
@@ -177,29 +190,6 @@ class Sampler:
         if self.process is not None:
             return self.process.bind(denoiser.vocab.n_real)
         return denoiser.corruption.process if isinstance(denoiser, Corrupted) else None
-
-
-def _prompts(prompts: Sequence[Tensor | Sequence[int]] | None, count: int | None, device: torch.device | str) -> list[Tensor]:
-    """One vector of ids per sequence."""
-    given = [[]] if prompts is None else list(prompts)
-    if prompts is None or len(given) == 1:
-        given = given * (1 if count is None else count)
-    if not given or (count is not None and count != len(given)):
-        raise ValueError(f"count={count} must be the number of prompts ({len(given)}), and at least 1")
-    return [torch.as_tensor(prompt, dtype=torch.int64, device=device).reshape(-1) for prompt in given]
-
-
-def _check(denoiser: Denoiser, prompts: Sequence[Tensor], length: int) -> None:
-    """Whether prompts and length are possible at all."""
-    if length < 0:
-        raise ValueError(f"length={length} must be at least 0")
-    longest, size = max(len(prompt) for prompt in prompts), denoiser.vocab.size
-    if any(bool(((prompt < 0) | (prompt >= size)).any()) for prompt in prompts):
-        raise ValueError(f"prompts=... must hold token ids in [0, {size})")
-    if isinstance(denoiser, Bounded) and longest + length > denoiser.max_length:
-        room = denoiser.max_length - longest
-        near = f"length can be at most {room}" if room > 0 else f"the prompt can have at most {denoiser.max_length - 1} tokens"
-        raise ValueError(f"length={length} after a prompt of {longest} tokens exceeds the model's max_length={denoiser.max_length}: {near}")
 
 
 def _chunks(where_BG: Tensor, vocab_size: int) -> Iterator[Tensor]:

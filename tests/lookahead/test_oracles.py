@@ -5,7 +5,6 @@ import math
 
 import pytest
 import torch
-import torch.nn.functional as F
 from tiny import VOCAB, alone, backbone, batch, far, gradients, lookahead, minigpt, prepared
 
 from research_stack.backbones.attention import for_each_head, up_to_itself
@@ -109,7 +108,9 @@ def ahead(module, rows, i, counts, a, logits, c):
     sequence, future = rows["tokens"][:, : i + 1], 0.0
     for depth in range(1, module.horizon):
         own = draw(logits.detach(), rows["u"][:, i, depth - 1])
-        sequence, a = torch.cat((sequence, own[:, None]), 1), torch.cat((a, scaled(module, c)[:, None]), 1)
+        # `zeros` tells no token anything, an own one neither; nor is a sequence told that is trained with zeros
+        branch = torch.zeros_like(c) if module.mode == "zeros" else scaled(module, c) * rows["keep"]
+        sequence, a = torch.cat((sequence, own[:, None]), 1), torch.cat((a, branch[:, None]), 1)
         hidden = run(module, sequence, a)[:, -1]
         nats, logits = losses(module, hidden, rows["tokens"][:, i + depth + 1], counts[:, i])
         future, c = future + nats, predicted(module, hidden)[1]
@@ -193,6 +194,26 @@ def test_forms_agree_in_float32_to_its_precision():
     values = [module.loss_sum(prepared(module, batch())[0]) for module in modules]
     for value in values[1:]:
         torch.testing.assert_close(value, values[0], rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize("fraction", [1.0, 0.5])
+@pytest.mark.parametrize("form", ("auto", *FORMS))
+def test_forms_run_in_bfloat16(form, fraction):
+    """Under autocast, with the same own tokens in every form, each near what float32 gives for them."""
+    module = lookahead(form=form, fraction=fraction).float()
+    data, own = batch(), torch.randint(VOCAB.n_real, (3, 6), generator=torch.Generator().manual_seed(0))
+    rows, _ = prepared(module, data)
+
+    def future():
+        reading = module.read(rows["tokens"][:, :6], module.previous(rows["tokens"][:, :6]))
+        return module.future(reading, own, module.confidence(reading.hidden_BLD), rows, form)
+
+    exact = future()
+    with torch.autocast("cpu", torch.bfloat16):
+        found = future()
+        module.loss_sum(rows).sum().backward()
+    assert found.dtype == torch.float32 and float(exact.max()) > 1
+    assert far(found, exact) < 0.15
 
 
 # 2. and 3. The last position; no graph ---------------------------------------------------------------------------------
@@ -416,7 +437,7 @@ def no_own_key(monkeypatch, module):
     monkeypatch.setattr(Branches, "_own", lambda self, q, block: (torch.full(q.shape[:3], -torch.inf, dtype=q.dtype), own(self, q, block)[1]))
 
 
-def prefix_by(by):
+def prefix_by(by, name):
     def mutant(monkeypatch, module):
         def mask(queries, keys, like):
             return torch.full((queries, keys), -torch.inf, dtype=like.dtype).triu_(1 + by)
@@ -425,6 +446,7 @@ def prefix_by(by):
         chosen = branches_module.chosen
         monkeypatch.setattr(branches_module, "chosen", lambda q, k, v, s, own, at: chosen(q, k, v, s, own, at + by))
 
+    mutant.__name__ = name
     return mutant
 
 
@@ -475,7 +497,7 @@ def pairs_without_the_last_token(monkeypatch, module):
 
 
 def likeliest_token(monkeypatch, module):
-    monkeypatch.setattr(lookahead_module, "draw", lambda logits, u: logits.argmax(-1))
+    monkeypatch.setattr(lookahead_module, "draw", lambda logits, u, **options: logits.argmax(-1))
 
 
 def real_token(monkeypatch, module):
@@ -521,7 +543,7 @@ def ahead_with_graph(module, rows, i):
 
 
 MUTANTS = [
-    one_place_on, zeros_for_confidence, no_own_key, prefix_by(-1), prefix_by(1), branches_see_each_other, earlier_target, pairs_of_another_pass,
+    one_place_on, zeros_for_confidence, no_own_key, prefix_by(-1, "short_prefix"), prefix_by(1, "long_prefix"), branches_see_each_other, earlier_target, pairs_of_another_pass,
     pairs_of_another_block, pairs_without_the_last_token, likeliest_token, real_token, own_token_one_late, confidence_one_late,
     confidence_not_normalised, graph_through_the_target,
 ]  # fmt: skip
@@ -529,7 +551,7 @@ MUTANTS = [
 
 @pytest.mark.parametrize("fraction", [1.0, 0.5])
 @pytest.mark.parametrize("positions", ["rotary", "learned"])
-@pytest.mark.parametrize("mutant", MUTANTS, ids=[getattr(m, "__name__", str(m)) for m in MUTANTS])
+@pytest.mark.parametrize("mutant", MUTANTS, ids=lambda mutant: mutant.__name__)
 def test_mutants_are_caught(mutant, positions, fraction, monkeypatch):
     module = lookahead({"positions": positions}, form="math", fraction=fraction)
     data = batch(rows=4, length=8)
@@ -553,8 +575,19 @@ def test_a_graph_in_the_second_pass_reaches_nothing():
     assert raw.requires_grad and not future.requires_grad
     assert not module.confidence(reading.hidden_BLD).requires_grad
     assert not module.previous(rows["tokens"]).requires_grad
+    module.loss_sum(rows)
+    assert not any(kept.requires_grad for kept in (*module._sums, *module._last))  # what is kept for the log keeps no graph
     leaf = torch.rand(3, 6, dtype=torch.float64, requires_grad=True)  # and no head lets a gradient into its target
     assert torch.autograd.grad(module.head.losses(raw, leaf).sum(), leaf, materialize_grads=True)[0].abs().max() == 0
+
+
+def test_only_the_pass_over_the_real_tokens_keeps_a_graph(monkeypatch):
+    passes, through = [], Transformer.through
+    monkeypatch.setattr(Transformer, "through", lambda self, tokens, places, look, condition=None: passes.append(
+        (type(look).__name__, torch.is_grad_enabled())) or through(self, tokens, places, look, condition))  # fmt: skip
+    module = lookahead(passes=2, horizon=3)
+    module.loss_sum(prepared(module, batch())[0])
+    assert passes == [("Everything", False)] * 2 + [("Recorder", True)] + [("Branches", False)] * 2
 
 
 # 9. Accumulation and gradients apart -----------------------------------------------------------------------------------
