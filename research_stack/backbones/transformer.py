@@ -120,7 +120,8 @@ class Transformer(nn.Module):
     - condition_dim: C, numbers at each position that the model reads besides the token; 0: none. At the start their effect is zero.
     - conditioning: adaptive: they scale and shift the norms of each block; additive: they are added to the embeddings.
     - keep_size: with condition_dim, the feed-forward is as much narrower as the conditioning has parameters, so that the model
-      has as many (within .1 %) as one without.
+      has as many (within .1 %) as one without. spared: further columns by which each feed-forward is narrower, in exchange for
+      `spared_parameters` of what a method adds.
     - tie_embeddings: the unembedding is the embedding.
     - qk_norm: RMSNorm on queries and keys.
     - checkpoint_blocks: recompute each block in the backward pass instead of keeping its activations.
@@ -144,6 +145,7 @@ class Transformer(nn.Module):
         condition_dim: int = 0,
         conditioning: Literal["adaptive", "additive"] = "adaptive",
         keep_size: bool = True,
+        spared: int = 0,
         tie_embeddings: bool = True,
         qk_norm: bool = False,
         checkpoint_blocks: bool = False,
@@ -158,15 +160,16 @@ class Transformer(nn.Module):
         require(positions in ("rotary", "learned"), f"positions={positions} must be rotary or learned")
         require(conditioning in ("adaptive", "additive"), f"conditioning={conditioning} must be adaptive or additive")
         require(condition_dim >= 0, f"condition_dim={condition_dim} must be at least 0")
+        require(spared >= 0, f"spared={spared} must be at least 0")
         require(not (condition_dim and time_conditioning), f"condition_dim={condition_dim} with time_conditioning=true: the norms can read one of them")
         super().__init__()
         kind, adaptive = FEED_FORWARD[activation], condition_dim if conditioning == "adaptive" else 0
         self.dim, self.layers, self.max_length, self.causal, self.dropout = dim, layers, max_length, causal, dropout
         self.head_dim, self.checkpoint_blocks, self.condition_dim = dim // heads, checkpoint_blocks, condition_dim
         self.ffn_dim = ffn_dim or -(-8 * dim // (32 * kind.matrices)) * 32
-        if condition_dim and keep_size:
-            self.ffn_dim -= self._spared(condition_dim, adaptive, kind.matrices)
-            require(self.ffn_dim >= 1, f"condition_dim={condition_dim} takes more parameters than a feed-forward of ffn_dim={ffn_dim} has; lower it")
+        self.ffn_dim -= spared + (self._columns(condition_dim, adaptive, kind.matrices) if condition_dim and keep_size else 0)
+        require(self.ffn_dim >= 1, f"ffn_dim={ffn_dim} is less than condition_dim={condition_dim} and spared={spared} take of it; lower them")
+        self.spared_parameters = spared * kind.matrices * dim * layers
         self.embedding = nn.Embedding(vocab_size, dim)
         self.places = nn.Embedding(max_length, dim) if positions == "learned" else None
         self.added = nn.Linear(condition_dim, dim) if condition_dim and not adaptive else None
@@ -179,7 +182,7 @@ class Transformer(nn.Module):
         self._initialise(seed)
         self._rope: dict[tuple[torch.device, torch.dtype], Rope] = {}
 
-    def _spared(self, condition_dim: int, adaptive: int, matrices: int) -> int:
+    def _columns(self, condition_dim: int, adaptive: int, matrices: int) -> int:
         """Columns of the feed-forward that have as many parameters as the conditioning: 4 (C + 1) D a block, or (C + 1) D in all."""
         a_block = 4 * (condition_dim + 1) if adaptive else (condition_dim + 1) / self.layers
         return round(a_block / matrices)

@@ -215,7 +215,8 @@ class Lookahead(MiniGPT):
 
     - alpha: weight of the confidence loss; 0 trains the language model alone.
     - lookahead: `dense`, a branch at every position; `last`, at the last position of a row only.
-    - head: scalar, softplus or two_hot (`heads`). head_width: units of its hidden layer; 0: none.
+    - head: scalar, softplus or two_hot (`heads`). head_width: units of its hidden layer; 0: none; None: as many as
+      the parameters allow that the backbone spares (`model.spared`), so that all in all there are as many as in MiniGPT.
     - detach: the head reads the hidden states without sending a gradient into the trunk.
     - ratio: largest norm of the confidence gradient at the last hidden states, as a share of the language model's, for each
       sequence; None: no limit. Parameters of the head are clipped apart from the others in any case.
@@ -240,7 +241,7 @@ class Lookahead(MiniGPT):
         alpha: float = 1.0,
         lookahead: Literal["dense", "last"] = "dense",
         head: Literal["scalar", "softplus", "two_hot"] = "scalar",
-        head_width: int = 0,
+        head_width: int | None = None,
         detach: bool = False,
         ratio: float | None = 0.3,
         target: Literal["own", "real"] = "own",
@@ -253,7 +254,7 @@ class Lookahead(MiniGPT):
         require(alpha >= 0, f"alpha={alpha} must not be negative: it weighs a loss")
         require(lookahead in ("dense", "last"), f"lookahead={lookahead} must be dense or last")
         require(head in HEADS, f"head={head} must be one of {', '.join(HEADS)}")
-        require(head_width >= 0, f"head_width={head_width} must be at least 0; 0: no hidden layer")
+        require(head_width is None or head_width >= 0, f"head_width={head_width} must be at least 0, or null; 0: no hidden layer")
         require(ratio is None or ratio > 0, f"ratio={ratio} must be positive, or null for no limit; method.detach=true sends no gradient at all")
         require(target in ("own", "real"), f"target={target} must be own or real")
         require(previous in ("zeros", "shift", "rollout", "carry"), f"previous={previous} must be one of zeros, shift, rollout, carry")
@@ -267,7 +268,7 @@ class Lookahead(MiniGPT):
         self.alpha, self.lookahead, self.detach, self.ratio, self.target = alpha, lookahead, detach, ratio, target
         self.mode, self.passes, self.dropout, self.fraction, self.form = previous, passes, dropout, fraction, form
         self.parts = {"lm": 1.0, "confidence": alpha}
-        self.head = HEADS[head](model.dim, head_width, seed)
+        self.head = HEADS[head](model.dim, model.spared_parameters // model.dim if head_width is None else head_width, seed)
         self.normaliser = Normaliser()
         self._norms, self._carried = Norms(), None
         self._sums: list[Tensor] = []
