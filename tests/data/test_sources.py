@@ -1,4 +1,5 @@
 """The corpora embedded in Python."""
+import re
 import subprocess
 import sys
 
@@ -6,7 +7,7 @@ import pytest
 
 from research_stack.data import sources
 from research_stack.data.packing import TRAIN, VALIDATION, split
-from research_stack.data.sources import Docstrings, PythonDocs, clean, library_docstrings, without_repeats
+from research_stack.data.sources import Docstrings, PythonCode, PythonDocs, clean, library_docstrings, without_repeats
 
 
 @pytest.fixture(scope="module")
@@ -122,3 +123,25 @@ def test_wrong_options_are_refused():
         PythonDocs(reference=False, docstrings=False)
     with pytest.raises(ValueError, match="^limit=1 "):
         Docstrings(limit=1)
+
+
+# ------------------------------------------------------------------------------------------------------------ source code
+def test_source_code_is_whole_files_with_their_indentation_and_no_repeats():
+    documents = list(PythonCode().documents())
+    by_key = {d.key: d.text for d in documents}
+    assert 300 < len(documents) and sum(len(d.text) for d in documents) > 5_000_000
+    assert "\n    def __init__(self" in by_key["argparse"] and not any(key.startswith("encodings.") for key in by_key)
+    assert max(map(len, re.findall(r"\n+", by_key["argparse"]))) == 2
+    paragraphs = [" ".join(part.split()) for d in documents for part in d.text.split("\n\n")]
+    assert len(paragraphs) == len(set(paragraphs))
+
+
+def test_source_code_has_a_fingerprint_and_limits():
+    assert len(list(PythonCode(limit=3).documents())) == 3
+    assert PythonCode().fingerprint() != PythonCode(limit=3).fingerprint() and "python_code" in PythonCode().fingerprint()
+    with pytest.raises(ValueError, match="^limit=1 must be at least 2"):
+        PythonCode(limit=1)
+
+
+def test_little_of_the_validation_side_of_the_code_stands_in_the_training_side():
+    assert shared_windows(PythonCode(limit=250), fraction=0.15) < 0.05

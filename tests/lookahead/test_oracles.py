@@ -22,6 +22,7 @@ from research_stack.training.module import cut
 pytestmark = pytest.mark.exact
 
 FORMS = ("lse", "sink", "math", "flex")
+pytestmark = pytest.mark.exact
 RULED_OUT = torch.zeros(VOCAB.size, dtype=torch.float64).index_fill(0, torch.tensor(VOCAB.special), -torch.inf)
 
 

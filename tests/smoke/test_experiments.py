@@ -3,8 +3,10 @@ import math
 from pathlib import Path
 
 import pytest
+from hydra.types import RunMode
 
-from research_stack import compose, load, run
+from research_stack import check, compose, load, run
+from research_stack.compose import Composer
 from research_stack.paths import CONF
 
 EXPERIMENTS = sorted(path.stem for path in (CONF / "experiment").glob("*.yaml"))
@@ -50,6 +52,21 @@ def test_every_choice_composes(group):
     for path in sorted((CONF / group).glob("*.yaml")):
         overrides = [f"{group}={path.stem}"] + (["data.path=README.md"] if path.stem in ("text", "hub") and group == "data" else [])
         assert compose(overrides, check=False)[group] is not None
+
+
+@pytest.mark.parametrize("sweep, axes", [
+    ("corruption_matrix", {"corruption"}), ("lookahead_vs_minigpt", {"experiment"}), ("lookahead_frontier", {"method.ratio"}),
+])  # fmt: skip
+def test_every_point_of_a_named_sweep_composes_and_is_checked(sweep, axes):
+    composer = Composer()
+    master, points = composer.points([f"sweep={sweep}", "seed=1,2"])
+    assert len(points) >= 4 and {o.partition("=")[0] for o in points[0]} >= axes | {"seed"}
+    for point in points:
+        check.preflight([composer.compose(point, RunMode.MULTIRUN)], composer)
+
+
+def test_all_named_sweeps_are_tried():
+    assert {path.stem for path in (CONF / "sweep").glob("*.yaml")} == {"corruption_matrix", "lookahead_vs_minigpt", "lookahead_frontier"}
 
 
 def test_every_experiment_states_its_command():
