@@ -101,20 +101,20 @@ PROMISES = {
 def abstention(run: RunFiles) -> list[Html] | None:
     """What was promised and what was kept, for each kind of promise a table and a sentence."""
     rows = [row for row in run.tables.get("abstention", []) if math.isfinite(*reals(row, "target"))]
-    found = [_promise(name, [row for row in rows if row.get("promise") == name]) for name in PROMISES]
-    return [el("h2", "Abstention with a promise"), *(part for part in found if part is not None)] if any(found) else None
+    found = [part for name in PROMISES for part in _promise(name, [row for row in rows if row.get("promise") == name])]
+    return [el("h2", "Abstention with a promise"), *found] if found else None
 
 
-def _promise(name: str, rows: Table) -> Html | None:
-    """The table of one kind of promise."""
+def _promise(name: str, rows: Table) -> list[Html]:
+    """The table of one kind of promise; nothing without rows."""
     if not rows:
-        return None
+        return []
     of, words = PROMISES[name]
     above = "splits above" if name == CONFORMAL else "broken in"
     header = ("score", "target", *(("promised with",) if name == TESTED else ()), "tokens kept", of, "95 % of splits", above, "splits")
     cells = [(_cells(row, name), row.get("score") == "confidence head") for row in rows]
-    return Html("").join([el("h3", name[:1].upper() + name[1:].replace("-", " ")), el("p", promise(rows, name)),
-                          el("div", listing(header, cells), class_="scroll", tabindex="0"), el("p", words, class_="note")])  # fmt: skip
+    return [el("h3", name[:1].upper() + name[1:].replace("-", " ")), el("p", promise(rows, name)),
+            el("div", listing(header, cells), class_="scroll", tabindex="0"), el("p", words, class_="note")]  # fmt: skip
 
 
 def promise(rows: Table, name: str) -> str:

@@ -30,6 +30,7 @@ def test_a_run_with_a_head_shows_everything(tmp_path, lookahead_folder):
         assert words in text, words
     assert "≤" not in text and "At most" not in text  # exact, no bound
     assert "At a target of 10% the confidence head keeps 21.0% of the tokens; 8.9% are kept and wrong on fresh documents. All promises are kept." in text
+    assert not re.search("&lt;(h[1-6]|p|div|table|td|svg)", text), "markup of our own is not escaped"
     assert {path.name for path in (folder / "figures").iterdir()} == {"training.png", "calibration.png", "risk_coverage.png"}
     assert "eval=likelihood" not in text
 

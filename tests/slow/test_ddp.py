@@ -48,6 +48,18 @@ def test_gives_the_losses_of_one(one, tmp_path, overrides):
     assert json.loads((tmp_path / "run" / "result.json").read_text())["status"] == "ok"
 
 
+@pytest.mark.parametrize("overrides", [["hardware=cpu_ddp"], ["hardware=cpu_ddp", "optimization.accumulate=2"]], ids=["ddp", "ddp+accumulate"])
+def test_lookahead_gives_the_losses_of_one(tmp_path, overrides):
+    """Two losses with a denominator each, balanced by sequence; own tokens, running statistics and Muon must not see the cut."""
+    lookahead = ["experiment=lookahead", *ONE]
+    run(*lookahead, f"hydra.run.dir={tmp_path / 'one'}", cwd=tmp_path)
+    run(*lookahead, *overrides, f"hydra.run.dir={tmp_path / 'run'}", cwd=tmp_path)
+    assert_same(losses(tmp_path / "run"), losses(tmp_path / "one"))
+    last = [rows(tmp_path / folder)[-1] for folder in ("one", "run")]
+    for name in ("loss_confidence", "confidence_mean", "confidence_std", "future_mean", "grad_lm", "grad_confidence", "fixed_point"):
+        assert math.isclose(*(row[f"train/{name}"] for row in last), rel_tol=2e-3), name
+
+
 def test_ctrl_c_reaches_all_processes_and_the_run_goes_on(one, tmp_path):
     arguments = [*ONE, "hardware=cpu_ddp", f"hydra.run.dir={tmp_path / 'run'}"]
     process = start(*arguments, cwd=tmp_path)

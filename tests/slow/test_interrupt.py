@@ -30,8 +30,12 @@ def test_interrupted_three_times(tmp_path):
     assert json.loads((cut / "result.json").read_text())["status"] == "ok"
 
 
-def test_killed_without_a_word(tmp_path):
-    command = [*SMALL, "trainer.max_steps=60", "callbacks.checkpoints.every=7"]
+CARRIED = ["experiment=lookahead", "method.previous=carry", "data.order=contiguous", "data.overlap=2"]
+
+
+@pytest.mark.parametrize("experiment", [["experiment=flowlm"], ["experiment=lookahead"], CARRIED], ids=["flowlm", "lookahead", "carry"])
+def test_killed_without_a_word(tmp_path, experiment):
+    command = [*experiment, *SMALL, "trainer.max_steps=60", "callbacks.checkpoints.every=7"]
     run(*command, f"hydra.run.dir={tmp_path / 'whole'}", cwd=tmp_path)
     killed, step = tmp_path / "killed", random.randint(9, 50)  # any step must do; the first checkpoint is at 7
     process = start(*command, f"hydra.run.dir={killed}", cwd=tmp_path)
