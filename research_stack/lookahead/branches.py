@@ -15,6 +15,7 @@ Shapes: B sequences, H heads, K key/value heads, L tokens, n branches of a seque
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import dataclass
 from typing import Literal
 
 import torch
@@ -38,6 +39,14 @@ class Recorder:
         """What the look inside gives."""
         self.pairs[block] = (k_BKLE.detach(), v_BKLE.detach())  # a recomputed block (checkpointing) only writes the same again
         return self.look(q_BHLE, k_BKLE, v_BKLE, block)
+
+
+@dataclass
+class Reading:
+    """What a pass over real tokens gives: last hidden states, and the keys and values of each block, without graph."""
+
+    hidden_BLD: Tensor
+    pairs: Pairs
 
 
 class Branches:
@@ -138,6 +147,11 @@ def written_out(q: Tensor, k: Tensor, v: Tensor, score_BHn: Tensor, value_BHnE: 
     scores_BHnL = (q * q.shape[-1] ** -0.5) @ k.transpose(-1, -2) + mask
     weights_BHnS = torch.cat((scores_BHnL, score_BHn.unsqueeze(-1)), dim=-1).softmax(-1)
     return torch.addcmul(weights_BHnS[..., :-1] @ v, weights_BHnS[..., -1:], value_BHnE)
+
+
+def pick(values_BL: Tensor, at_Bn: Tensor | None) -> Tensor:
+    """(B, n) the values at some positions; all of them for None."""
+    return values_BL if at_Bn is None else values_BL.gather(1, at_Bn)
 
 
 FORM: dict[str, Callable[..., Tensor]] = {"lse": by_lse, "sink": by_sink, "math": by_math, "flex": by_flex}

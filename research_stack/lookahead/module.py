@@ -11,7 +11,6 @@ Shapes: B sequences of S tokens = L positions and the h (horizon) tokens behind;
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal
 
 import torch
@@ -23,7 +22,7 @@ from research_stack.backbones.linear_loss import linear_loss
 from research_stack.backbones.transformer import Transformer
 from research_stack.data.vocabulary import Vocabulary
 from research_stack.lookahead.apart import Norms, apart
-from research_stack.lookahead.branches import FORMS, Branches, Form, Pairs, Recorder
+from research_stack.lookahead.branches import FORMS, Branches, Form, Reading, Recorder, pick
 from research_stack.lookahead.generation import CachedReader
 from research_stack.lookahead.heads import HEADS
 from research_stack.lookahead.previous import Normaliser, after, features, shifted
@@ -37,14 +36,6 @@ if TYPE_CHECKING:
     from research_stack.data.module import TokenData
 
 HORIZON = 2  # x_{i+2} is what a choice at i + 1 is judged by
-
-
-@dataclass
-class Reading:
-    """What a pass over real tokens gives: last hidden states, and the keys and values of each block, without graph."""
-
-    hidden_BLD: Tensor
-    pairs: Pairs
 
 
 class MiniGPT(TrainingModule):
@@ -203,11 +194,6 @@ class MiniGPT(TrainingModule):
     def confidence(self, hidden_BLD: Tensor) -> Tensor | None:
         """(B, L) float32 predicted future losses in nats, without graph; None without a head."""
         return None
-
-
-def pick(values_BL: Tensor, at_Bn: Tensor | None) -> Tensor:
-    """(B, n) the values at some positions; all of them for None."""
-    return values_BL if at_Bn is None else values_BL.gather(1, at_Bn)
 
 
 class Lookahead(MiniGPT):
