@@ -57,7 +57,7 @@ def literal_sums(method, rows):
             branch = method.read(torch.cat((prefix, own[:, None]), 1), told).hidden_BLD[:, -1]
             future = F.cross_entropy((branch @ method.model.unembedding.T.to(branch.dtype)).float() + method.bias_V, tokens[:, i + 2], reduction="none")
         wanted = rows["counts"][:, i] > 0
-        part = torch.stack([lm, method.head.losses(raw, future)[wanted].sum()])
+        part = torch.stack([lm, method.head.losses(raw[wanted], future[wanted]).sum()])
         yield part
         sums = sums + part.detach()
 

@@ -11,6 +11,7 @@ C numbers of a condition.
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from typing import Literal
 
 import torch
@@ -94,15 +95,17 @@ class Block(nn.Module):
 
     def forward(self, x_BLD: Tensor, rope: Rope | None, look: Look, condition: Tensor | None, block: int) -> Tensor:
         """condition: (B, 1, C) or (B, L, C)."""
-        a_BLD, f = self.attention_norm(x_BLD), None
-        if self.modulation is not None and condition is not None:
-            scale, shift, *f = self.modulation(condition).chunk(4, dim=-1)
-            a_BLD = torch.addcmul(shift, a_BLD, 1 + scale)
-        x_BLD = x_BLD + self.drop(self.attention(a_BLD, rope, look, block))
-        h_BLD = self.ffn_norm(x_BLD)
-        if f:
-            h_BLD = torch.addcmul(f[1], h_BLD, 1 + f[0])
-        return x_BLD + self.drop(self.ffn(h_BLD))
+        scale, shift = self._told(condition)
+        x_BLD = x_BLD + self.drop(self.attention(self.attention_norm(x_BLD, scale[0], shift[0]), rope, look, block))
+        return x_BLD + self.drop(self.ffn(self.ffn_norm(x_BLD, scale[1], shift[1])))
+
+    def _told(self, condition: Tensor | None) -> tuple[Sequence[Tensor | None], Sequence[Tensor | None]]:
+        """Scales and shifts of both norms. They are made apart: the backward pass keeps the scales, and must not keep the shifts."""
+        if self.modulation is None or condition is None:
+            return (None, None), (None, None)
+        halves = zip(self.modulation.weight.chunk(2), self.modulation.bias.chunk(2), strict=True)
+        scale, shift = (F.linear(condition, weight, bias).chunk(2, dim=-1) for weight, bias in halves)
+        return scale, shift
 
 
 class Transformer(nn.Module):

@@ -144,8 +144,11 @@ def chosen(q: Tensor, k: Tensor, v: Tensor, score_BHn: Tensor, value_BHnE: Tenso
 
 def written_out(q: Tensor, k: Tensor, v: Tensor, score_BHn: Tensor, value_BHnE: Tensor, mask: Tensor) -> Tensor:
     """softmax over the prefix keys and the own one; the mask is added to the scores."""
-    scores_BHnL = (q * q.shape[-1] ** -0.5) @ k.transpose(-1, -2) + mask
-    weights_BHnS = torch.cat((scores_BHnL, score_BHn.unsqueeze(-1)), dim=-1).softmax(-1)
+    scores_BHnL = ((q * q.shape[-1] ** -0.5) @ k.transpose(-1, -2)).add_(mask)
+    scores_BHnS = torch.cat((scores_BHnL, score_BHn.unsqueeze(-1)), dim=-1)
+    del scores_BHnL  # the largest tensors of a branch pass
+    weights_BHnS = scores_BHnS.softmax(-1)
+    del scores_BHnS
     return torch.addcmul(weights_BHnS[..., :-1] @ v, weights_BHnS[..., -1:], value_BHnE)
 
 

@@ -38,3 +38,20 @@ def test_zeros_stay_finite():
     x = torch.zeros(2, 4, requires_grad=True)
     norm(x).sum().backward()
     assert bool(torch.isfinite(x.grad).all())
+
+
+@pytest.mark.parametrize("shape", [(3, 5, 8), (3, 1, 8)])
+@pytest.mark.parametrize("x_type, told_type", [(torch.float64, torch.float64), (torch.float32, torch.bfloat16)])
+def test_the_adaptive_norm_is_the_norm_scaled_and_shifted(shape, x_type, told_type):
+    x, norm, grad = inputs(x_type)
+    stream = torch.Generator().manual_seed(1)
+    scale, shift = (torch.randn(shape, generator=stream, dtype=torch.float64).to(told_type).requires_grad_() for _ in range(2))
+    out = norm(x, scale, shift)
+    exact = [t.detach().double().requires_grad_() for t in (x, norm.weight, scale, shift)]
+    expected = F.rms_norm(exact[0], (8,), exact[1], torch.finfo(x_type).eps) * (1 + exact[2]) + exact[3]
+    tolerance = 1e-12 if x_type == torch.float64 else 3e-2
+    torch.testing.assert_close(out.double(), expected, rtol=tolerance, atol=tolerance)
+    got = torch.autograd.grad(out, (x, norm.weight, scale, shift), grad)
+    for ours, theirs in zip(got, torch.autograd.grad(expected, exact, grad.double()), strict=True):
+        assert ours.shape == theirs.shape
+        torch.testing.assert_close(ours.double(), theirs, rtol=tolerance, atol=10 * tolerance)
