@@ -38,9 +38,9 @@ def transformer(corruption="gidd", timed=True):
     assert isinstance(flowlm, FlowLM)
     generator = torch.Generator().manual_seed(0)
     with torch.no_grad():
-        for parameter in flowlm.parameters():
-            if parameter.ndim == 2:
-                parameter.normal_(std=0.5, generator=generator)
+        for name, parameter in flowlm.named_parameters():
+            if parameter.ndim == 2:  # large scales of the norms would leave each query one key, whatever the others are
+                parameter.normal_(std=0.05 if "modulation" in name else 0.5, generator=generator)
     return flowlm.double().eval()
 
 
