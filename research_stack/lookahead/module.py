@@ -356,7 +356,7 @@ class Lookahead(MiniGPT):
         squares = self._norms.take()
         if squares is not None:
             lm, confidence = self.total_over_devices(squares).sqrt() / self.trainer.world_size
-            numbers |= {"grad_lm": lm, "grad_confidence": confidence * (self.alpha != 0)}
+            numbers |= {"grad_lm": lm, "grad_confidence": confidence}
         self.normaliser.update(mean, variance)
         self._carried = torch.cat(self._last)
         self._sums, self._last = [], []
