@@ -14,6 +14,7 @@ from dataclasses import dataclass
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
+from research_stack import phases
 from research_stack.annotations import fits, is_built, literals, parsed, written
 from research_stack.build import WHITELIST
 from research_stack.expressions import CannotSay, Evaluator, Opaque
@@ -37,7 +38,7 @@ SET_ELSEWHERE = {
     "check_val_every_n_epoch": "trainer.val_check_interval", "enable_progress_bar": "callbacks.progress",
     "enable_model_summary": "dry_run=true", "use_distributed_sampler": "data",
 }  # fmt: skip
-TOP = {"seed": "int", "dry_run": "bool", "name": "str", "run": "str | None", "prompt": "str | None", "runs": "list"}
+TOP = {"seed": "int", "init_from": "str | None", "dry_run": "bool", "name": "str", "run": "str | None", "prompt": "str | None", "runs": "list"}
 
 
 @dataclass(frozen=True)
@@ -356,6 +357,8 @@ def _problems(point: Composed, done: set[str], seen: set[str]) -> list[Problem]:
             problems += found
             if not found:
                 done.add(name)
+    if not problems and config.get("init_from"):
+        phases.check(point.cfg)
     source = None if problems or config.get("task") == "compare" else check_inputs(point.cfg, config, seen)
     typed = [key_of(o) for o in point.overrides]  # what the command says comes first
     problems.sort(key=lambda p: p.named_in(typed) is None)

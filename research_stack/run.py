@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any
 
 from omegaconf import DictConfig, OmegaConf
 
-from research_stack import provenance, results
+from research_stack import phases, provenance, results
 from research_stack.build import build, named, plain, takes, target
 from research_stack.results import Result, RunFolder
 
@@ -74,13 +74,19 @@ def assemble(cfg: DictConfig) -> Parts:
     data = build(cfg.data, "data", seed=cfg.seed)
     with named("data"):
         data.prepare()
-    model = build(cfg.model, "model", vocab_size=data.vocab.size, seed=cfg.seed)
-    if data.sequence_length > model.max_length:
-        raise ValueError(f"data.sequence_length={data.sequence_length} exceeds model.max_length={model.max_length}: raise one or lower the other")
-    noise = {"corruption": corruption.bind(data.vocab)} if takes(cfg.method, "corruption") else {}  # autoregressive models read no noise
-    method = build(cfg.method, "method", model=model, **noise, vocab=data.vocab, optimization=optimization, seed=cfg.seed)
+    model = build(cfg.model, "model", **taken(cfg.model, data.for_model() | {"seed": cfg.seed}))
+    with named("data"):
+        data.check_fit(model, target(cfg.method))
+    offers = data.for_method() | {"corruption": corruption.bind(data.vocab) if takes(cfg.method, "corruption") else None}
+    method = build(cfg.method, "method", model=model, optimization=optimization, seed=cfg.seed, **taken(cfg.method, offers))
     method.check_data(data)
+    data.repeat = method.steps_per_batch
     return Parts(hardware, data, method)
+
+
+def taken(node: Mapping[str, Any], offers: Mapping[str, Any]) -> dict[str, Any]:
+    """Those of the offered arguments that the class of the node takes."""
+    return {name: value for name, value in offers.items() if takes(node, name)}
 
 
 def train(cfg: DictConfig, place: RunFolder) -> Result:
@@ -96,7 +102,10 @@ def train(cfg: DictConfig, place: RunFolder) -> Result:
     if is_finished(cfg, place):
         log.info("%s is finished; run=new trains it again, task=eval measures it", place.path)
         return finished(place)
+    begun_from = phases.ensure(cfg) if cfg.init_from and not (place.checkpoints / "last.ckpt").is_file() else None
     with place.lock(), log_file(place.path / "run.log"), recorded(cfg, place) as metrics:
+        if begun_from is not None:
+            provenance.add(place.path, {"init_from": str(begun_from.path)})
         if worker.needs_launch(hardware):
             worker.launch(place.path, hardware)
         else:
@@ -124,6 +133,11 @@ def fit(cfg: DictConfig, folder: Path) -> None:
     parts, place = assemble(cfg), RunFolder(folder)
     last = place.checkpoints / "last.ckpt"
     step = load_checkpoint(last)["global_step"] if last.is_file() else 0
+    if cfg.init_from and not step:
+        first = phases.folder_of(cfg)
+        parts.method.begin_from(load_checkpoint(first.checkpoints / "last.ckpt")["state_dict"])
+        refuse_other_codec(first, parts.data)
+        log.info("beginning with the weights of %s", first.path)
     parts.data.start_step = step
     if step:
         refuse_other_data(place, parts.data)
@@ -288,6 +302,13 @@ def refuse_other_data(place: RunFolder, data: TokenData) -> None:
     if trained not in (None, data.fingerprint):
         raise ValueError(f"data: the corpus has changed since {place.path} was trained on it (fingerprint {trained} then, "
                          f"{data.fingerprint} now); bring the old one back, or train anew with run=new")
+
+
+def refuse_other_codec(first: RunFolder, data: TokenData) -> None:
+    """Raise ValueError when the weights to begin with were trained on ids of another tokenizer."""
+    theirs, ours = (results.read_json(first.run_json).get("data") or {}).get("codec"), data.describe().get("codec")
+    if theirs not in (None, ours):
+        raise ValueError(f"init_from={first.path} was trained with another tokenizer than data.tokenizer gives here: the ids would mean other tokens")
 
 
 def leads() -> bool:

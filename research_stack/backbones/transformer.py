@@ -253,6 +253,20 @@ class Transformer(nn.Module):
                 x_BLD = block(x_BLD, rope, look, condition, index)
         return self.norm(x_BLD)
 
+    def read(self, tokens_BL: Tensor, places_BL: Tensor | None = None, seen_BLS: Tensor | None = None, cache: Cache | None = None) -> Tensor:
+        """Hidden states (B, L, D) of a causal pass over packed, padded or cached texts (`causal.CausalBackbone`).
+
+        - places_BL: positions; None: behind the cache, or from 0. seen_BLS: bool, True where a query may look, over the S tokens of the
+          cache and of this pass; None: at all up to itself. cache: grows by these tokens.
+        """
+        start, length = (cache.length if cache is not None else 0), tokens_BL.shape[1]
+        if seen_BLS is None:
+            seen = self._mask(None, length, start)
+        else:
+            seen = seen_BLS.unsqueeze(1)
+        look = Everything(seen, self.causal, self.dropout if self.training else 0.0, cache)
+        return self.through(tokens_BL, slice(start, start + length) if places_BL is None else places_BL, look)
+
     def _time(self, t_B: Tensor | None) -> Tensor | None:
         """The noise level as seen by the blocks; None for a model that takes none."""
         if self.time is None:

@@ -12,8 +12,11 @@ Shapes: N rows, B sequences of a global batch, L tokens of a sequence.
 """
 from __future__ import annotations
 
+import builtins
 import hashlib
 import json
+import keyword
+import string
 from abc import abstractmethod
 from collections.abc import Iterator
 from pathlib import Path
@@ -26,8 +29,8 @@ from torch import Tensor
 from torch.utils.data import DataLoader, IterableDataset, get_worker_info
 
 from research_stack.data.cache import Cache
-from research_stack.data.packing import DUPLICATE, Rows, pack, split, train_texts
-from research_stack.data.sources import Source
+from research_stack.data.packing import DUPLICATE, Rows, pack, require_pairs, split, train_texts
+from research_stack.data.sources import Described, Source
 from research_stack.data.tokenizers import Codec, Tokenizer
 from research_stack.data.vocabulary import Vocabulary
 from research_stack.require import require
@@ -46,8 +49,14 @@ def place() -> tuple[int, int]:
 
 
 def batch_of(rows: Rows) -> Batch:
-    """The rows as tensors: tokens int64 (B, L); eligible, attend and prompt bool (B, L)."""
+    """The rows as tensors: tokens int64 (B, L); eligible, attend and prompt bool (B, L); of packed pairs sample and place int64 (B, L)."""
     return {name: torch.from_numpy(array) for name, array in rows.arrays().items()}
+
+
+def codec_identity(codec: Codec) -> str:
+    """12 hexadecimal digits that tell codecs apart by what they make of a text: ids of one codec mean nothing to a model of another."""
+    ids = codec.encode("\n".join([string.printable, *(f"{word} {word.title()}{word}" for word in keyword.kwlist), builtins.__doc__ or "", str.__doc__ or ""]))
+    return hashlib.sha256(json.dumps([codec.vocab.size, *ids]).encode()).hexdigest()[:12]
 
 
 class StepBatches(IterableDataset):
@@ -56,30 +65,31 @@ class StepBatches(IterableDataset):
     - rows: the N training rows.
     - batch_size: B, over all devices.
     - rank, world: this device's share is rows rank*B/world : (rank+1)*B/world of each batch.
+    - repeat: so many steps one after another see the same batch: step s that of number s // repeat.
     """
 
-    def __init__(self, rows: Rows, batch_size: int, start_step: int, rank: int, world: int) -> None:
-        self.rows, self.batch_size, self.start_step = rows, batch_size, start_step
+    def __init__(self, rows: Rows, batch_size: int, start_step: int, rank: int, world: int, repeat: int = 1) -> None:
+        self.rows, self.batch_size, self.start_step, self.repeat = rows, batch_size, start_step, repeat
         share = batch_size // world
         self.share = slice(rank * share, (rank + 1) * share)
 
     @abstractmethod
     def batch(self, step: int) -> Batch:
-        """This rank's B/world rows of a step."""
+        """This rank's B/world rows of the batch of this number, which is the step where repeat is 1."""
 
     def __iter__(self) -> Iterator[Batch]:
         worker = get_worker_info()  # workers take turns, and DataLoader collects them in that order
         step, stride = (self.start_step + worker.id, worker.num_workers) if worker else (self.start_step, 1)
         while True:
-            yield self.batch(step)
+            yield self.batch(step // self.repeat)
             step += stride
 
 
 class TrainBatches(StepBatches):
     """The rows of each epoch in an order of its own, from the stream (seed, "order", epoch)."""
 
-    def __init__(self, rows: Rows, batch_size: int, seed: int, start_step: int, rank: int, world: int) -> None:
-        super().__init__(rows, batch_size, start_step, rank, world)
+    def __init__(self, rows: Rows, batch_size: int, seed: int, start_step: int, rank: int, world: int, repeat: int = 1) -> None:
+        super().__init__(rows, batch_size, start_step, rank, world, repeat)
         self.seed = seed
         self._orders: dict[int, np.ndarray] = {}
 
@@ -164,6 +174,11 @@ class TokenData(lightning.LightningDataModule):
     - order: of the training rows, `shuffled` anew each epoch, or `contiguous`: row b of a step goes on where row b of the
       step before stopped (plain text only), and batches have a further entry `fresh`, bool (B,), true where it does not.
     - overlap: with `contiguous`, the last tokens of a row that the next step's row begins with again, in [0, L).
+    - pack: several pairs to a row. Batches have two further entries, int64 (B, L): `sample`, the number of the pair in its row
+      (-1 at padding), and `place`, the position within the pair; a method that takes packed rows lets no pair see another.
+    - repeat: step s sees the batch of number s // repeat, for methods that take several steps on one batch of prompts.
+
+    Of prompts alone (documents with the text "") a row is the prompt and padding, and nothing is eligible: `prompts_only`.
 
     `prepare()` must be called before the other attributes are used; it is idempotent, and Lightning calls it too.
     """
@@ -182,6 +197,8 @@ class TokenData(lightning.LightningDataModule):
         path: str | list[str] | None = None,
         order: Literal["shuffled", "contiguous"] = "shuffled",
         overlap: int = 0,
+        pack: bool = False,
+        repeat: int = 1,
     ) -> None:
         super().__init__()
         require(sequence_length >= 2, f"sequence_length={sequence_length} must be at least 2")
@@ -192,11 +209,14 @@ class TokenData(lightning.LightningDataModule):
         require(order in ("shuffled", "contiguous"), f"order={order} must be shuffled or contiguous")
         require(0 <= overlap < sequence_length, f"overlap={overlap} must be at least 0 and below sequence_length={sequence_length}")
         require(overlap == 0 or order == "contiguous", f"overlap={overlap} needs order=contiguous: shuffled rows do not follow one another")
+        require(not pack or order == "shuffled", f"pack={pack} needs order=shuffled: packed pairs have no other")
+        require(repeat >= 1, f"repeat={repeat} must be at least 1")
+        require(repeat == 1 or order == "shuffled", f"repeat={repeat} needs order=shuffled: a row of order=contiguous goes on at every step")
         self.source, self.tokenizer, self.path = source, tokenizer, path
         self.sequence_length, self.batch_size = sequence_length, batch_size
         self.validation_fraction, self.validation_rows = validation_fraction, validation_rows
         self.cache_dir, self.num_workers, self.seed = cache_dir, num_workers, seed
-        self.order, self.overlap = order, overlap
+        self.order, self.overlap, self.pack, self.repeat = order, overlap, pack, repeat
         self.start_step = 0
         self.codec: Codec
         self.train: Rows
@@ -210,11 +230,12 @@ class TokenData(lightning.LightningDataModule):
         self.tokenizer.check()
 
     def prepare(self) -> None:
-        """Build or open the cache. Raises ValueError (no row, no validation document, no such order) or OSError in one line."""
+        """Build or open the cache. Raises ValueError (no row, no validation document, no such order, no pairs to pack) or OSError in one line."""
         if self._meta is not None:
             return
         self.check()
         parts = [PACKING, self.source.fingerprint(), self.tokenizer.fingerprint(), self.sequence_length, self.validation_fraction]
+        parts += ["packed"] * self.pack  # caches of rows that are not packed keep the fingerprint they had
         self.fingerprint = hashlib.sha256(json.dumps(parts).encode()).hexdigest()[:20]
         folder, meta = Cache(self.cache_dir, self.fingerprint).folder(self._build)
         self.codec = self.tokenizer.load(folder)
@@ -227,11 +248,18 @@ class TokenData(lightning.LightningDataModule):
         self._meta = meta
 
     def _build(self, folder: Path) -> dict[str, Any]:
+        if self.pack:
+            require_pairs(self.source)
         sides = split(self.source, self.validation_fraction)
         codec = self.tokenizer.fit(train_texts(self.source, sides))
-        counts = pack(self.source, sides, codec, self.sequence_length, folder)
+        counts = pack(self.source, sides, codec, self.sequence_length, folder, self.pack)
         codec.save(folder)
         for name, count in counts.items():
+            if count["dropped"] == count["documents"] > 0:
+                raise ValueError(
+                    f"sequence_length={self.sequence_length} is too short: all {count['documents']} {name} prompts take more than their room, "
+                    "which is half a row before a response and a row where they stand alone; lengthen it, or shorten the prompts"
+                )
             if not count["rows"]:
                 raise ValueError(
                     f"sequence_length={self.sequence_length} is too long: the {count['documents']} {name} documents have "
@@ -246,10 +274,29 @@ class TokenData(lightning.LightningDataModule):
             raise RuntimeError("call prepare() first")
         return self._meta
 
+    def for_model(self) -> dict[str, Any]:
+        """Constructor arguments that a model may take from the data."""
+        return {"vocab_size": self.vocab.size}
+
+    def for_method(self) -> dict[str, Any]:
+        """Constructor arguments that a method may take from the data."""
+        return {"vocab": self.vocab, "codec": self.codec}
+
+    def check_fit(self, model: Bounded, method: type) -> None:
+        """Raise ValueError when rows are longer than the model, or packed and the method does not keep their pairs apart."""
+        length, longest = self.sequence_length, model.max_length
+        require(length <= longest, f"sequence_length={length} exceeds model.max_length={longest}: raise one or lower the other")
+        require(not self.pack or getattr(method, "keeps_pairs_apart", False), f"pack={self.pack} would let pairs of a row see one another under {method.__name__}; set pack=false")
+
     @property
     def vocab(self) -> Vocabulary:
         """Sizes and special ids of the codec."""
         return self.codec.vocab
+
+    @property
+    def prompts_only(self) -> bool:
+        """Whether the corpus is prompts without responses, for methods that make their own."""
+        return self.train.prompts_only
 
     @property
     def bytes_per_token(self) -> float:
@@ -262,26 +309,34 @@ class TokenData(lightning.LightningDataModule):
         return self.train.take(slice(0, rows)).stream()[:limit]
 
     def validation_documents(self) -> list[str]:
-        """The texts between the end tokens of the validation rows; the first and last of a row may be cut."""
-        stream = self.validation.stream()
-        ends = np.flatnonzero(stream == self.vocab.end)
-        texts = (self.codec.decode(part[part != self.vocab.end]) for part in np.split(stream, ends))
+        """The texts of the validation rows, cut at end tokens and, of pairs, before each prompt; the first and last may be incomplete."""
+        texts = map(self.codec.decode, self.validation.pieces())
         return [text for text in texts if text.strip()]
 
     def describe(self) -> dict[str, Any]:
-        """Fingerprint and sizes: documents, bytes, tokens, rows of both sides; what was removed, cut and dropped."""
+        """Fingerprint and sizes: documents, bytes, tokens, rows of both sides; what was removed, cut, dropped and filled.
+
+        `filled` is the share of the training rows that is not padding. What a source says of itself comes as `source_...`.
+        """
         sides = {f"{side}_{name}": n for side in ("train", "validation") for name, n in self.meta[side].items()}
+        facts = self.source.describe() if isinstance(self.source, Described) else {}
         return {
             "fingerprint": self.fingerprint,
             "path": self.path,
             "vocab_size": self.vocab.size,
+            "codec": codec_identity(self.codec),
             "sequence_length": self.sequence_length,
             "order": self.order,
             "overlap": self.overlap,
+            "pack": self.pack,
+            "repeat": self.repeat,
+            "prompts_only": self.prompts_only,
+            "filled": round(self.train.filled, 4),
             "duplicates": self.meta["duplicates"],
             **sides,
             "bytes_per_token": round(self.bytes_per_token, 4),
             "validation_rows_used": len(self.validation),
+            **{f"source_{name}": fact for name, fact in facts.items()},
         }
 
     def prepare_data(self) -> None:
@@ -300,7 +355,7 @@ class TokenData(lightning.LightningDataModule):
         where = self.start_step, rank, world
         if self.order == "contiguous":
             return self._loader(ContiguousBatches(self.train, self.batch_size, self.overlap, *where))
-        return self._loader(TrainBatches(self.train, self.batch_size, self.seed, *where))
+        return self._loader(TrainBatches(self.train, self.batch_size, self.seed, *where, self.repeat))
 
     def val_dataloader(self) -> DataLoader:
         """Finite, in a fixed order; with w devices the last len(validation) % w rows are left out."""

@@ -7,6 +7,10 @@
   unfilled row is dropped. No padding.
 - Pairs: one row each: prompt, response, end, padding. A response that does not fit is cut (and has no end token);
   a pair whose prompt takes more than half of the row is dropped. Both are counted.
+- Packed pairs: several of them one after another in a row, each whole, so that less of a row is padding. What belongs
+  together is marked, since no pair may see another.
+- Prompts alone (a prompt with the text ""): one row each: prompt, padding. One that is longer than the row is dropped and
+  counted. Nothing in such a row is eligible.
 """
 from __future__ import annotations
 
@@ -24,6 +28,9 @@ from research_stack.data.vocabulary import Vocabulary
 
 TRAIN, VALIDATION, DUPLICATE = range(3)
 ENCODE_TOGETHER = 512  # documents per call of the tokenizer, which spreads them over the cores
+OPEN_ROWS = 64  # rows that a packed pair may still go into; more fill better and cost more
+PADDED, PROMPT, RESPONSE = range(3)  # marks of the positions of packed rows
+FIRST = 4  # added to the mark of a pair's first position
 
 
 def side_of(document: Document, validation_fraction: float) -> int:
@@ -32,21 +39,23 @@ def side_of(document: Document, validation_fraction: float) -> int:
 
 
 def _rank(document: Document) -> float:
-    """A number in [0, 1) that depends on the group, or on the text, alone."""
-    digest = hashlib.sha256((document.group or document.text).encode()).digest()
+    """A number in [0, 1) that depends on the group, or on the text, or on the prompt that stands alone."""
+    digest = hashlib.sha256((document.group or document.text or document.prompt or "").encode()).digest()
     return int.from_bytes(digest[:8], "big") / 2**64
 
 
 def split(source: Source, validation_fraction: float) -> np.ndarray:
     """(documents,) uint8: the side of each document, DUPLICATE for exact copies and for blank texts.
 
+    A prompt with the text "" stands for itself and is kept; a prompt with a text of blanks is not.
     When chance leaves the validation side (or the train side) empty, the document nearest to the threshold crosses over.
     Raises ValueError when there are fewer than two different documents.
     """
     sides, ranks, seen = bytearray(), [], set()
     for document in source.documents():
         identity = hashlib.sha256(f"{document.prompt}\0{document.text}".encode()).digest()[:16]
-        fresh = bool(document.text.strip()) and identity not in seen
+        said = document.text or document.prompt or ""
+        fresh = bool(said.strip()) and identity not in seen
         seen.add(identity)
         ranks.append(_rank(document))
         sides.append(side_of(document, validation_fraction) if fresh else DUPLICATE)
@@ -66,7 +75,7 @@ def split(source: Source, validation_fraction: float) -> np.ndarray:
 
 @dataclass
 class Counts:
-    """What became of the documents of one side. `bytes` and `tokens` are of the texts (responses), before cutting."""
+    """What became of the documents of one side. `bytes` and `tokens` are of the texts (of prompts alone: theirs), before cutting."""
 
     documents: int = 0
     bytes: int = 0
@@ -91,20 +100,24 @@ class RowWriter:
 
     def add(self, document: Document, text: list[int], prompt: list[int] | None) -> None:
         """Append one document: the ids of its text and, for a pair, of its prompt."""
+        alone = prompt is not None and document.text == ""
         self.counts.documents += 1
-        self.counts.bytes += len(document.text.encode())
-        self.counts.tokens += len(text)
+        self.counts.bytes += len((document.prompt if alone else document.text).encode())
+        self.counts.tokens += len(prompt if alone else text)
         if prompt is None:
             self.pending += [*text, self.vocab.end]
             self._cut()
-        elif len(prompt) > self.length // 2:
+        elif len(prompt) > (self.length if alone else self.length // 2):
             self.counts.dropped += 1
         else:
-            ids = [*prompt, *text, self.vocab.end]
+            ids = [*prompt] if alone else [*prompt, *text, self.vocab.end]
             self.counts.truncated += len(ids) > self.length
-            filled = min(len(ids), self.length)
-            row = ids[: self.length] + [self.vocab.pad] * (self.length - filled)
-            self._write(np.array([row]), np.array([[len(prompt), filled]]))
+            self._place(ids[: self.length], len(prompt))
+
+    def _place(self, ids: list[int], prompt: int) -> None:
+        """Write a row of its own for a pair, whose first `prompt` ids are its prompt."""
+        row = ids + [self.vocab.pad] * (self.length - len(ids))
+        self._write(np.array([row]), np.array([[prompt, len(ids)]]))
 
     def _cut(self) -> None:
         rows = len(self.pending) // self.length
@@ -125,6 +138,46 @@ class RowWriter:
         return self.counts
 
 
+class PairPacker(RowWriter):
+    """Writes rows of several pairs, and their marks into `{name}.marks` (rows, L) uint8.
+
+    A pair goes into the first of the open rows that has room for it (first fit), else into a new one; of more than
+    OPEN_ROWS open rows the fullest is written. The span of a row is (prompt length of its first pair, filled length).
+    """
+
+    def __init__(self, folder: Path, name: str, vocab: Vocabulary, length: int) -> None:
+        super().__init__(folder, name, vocab, length)
+        self.marks_file = open(folder / f"{name}.marks", "wb")
+        self.open: list[tuple[list[int], list[int]]] = []  # ids and marks of each row
+
+    def _place(self, ids: list[int], prompt: int) -> None:
+        """Append a pair to a row."""
+        marks = [PROMPT] * prompt + [RESPONSE] * (len(ids) - prompt)
+        marks[0] += FIRST
+        row = next((row for row in self.open if len(row[0]) + len(ids) <= self.length), None)
+        if row is None:
+            self.open.append(row := ([], []))
+        row[0].extend(ids)
+        row[1].extend(marks)
+        if len(self.open) > OPEN_ROWS:
+            self._flush(max(range(len(self.open)), key=lambda i: len(self.open[i][0])))
+
+    def _flush(self, index: int) -> None:
+        """Write one of the open rows."""
+        ids, marks = self.open.pop(index)
+        rest = self.length - len(ids)
+        prompt = next((i for i, mark in enumerate(marks) if mark & RESPONSE), len(marks))
+        self._write(np.array([ids + [self.vocab.pad] * rest]), np.array([[prompt, len(ids)]]))
+        self.marks_file.write(np.array(marks + [PADDED] * rest, np.uint8).tobytes())
+
+    def close(self) -> Counts:
+        """Write the rows that are still open, then close the files."""
+        while self.open:
+            self._flush(0)
+        self.marks_file.close()
+        return super().close()
+
+
 def token_type(vocab: Vocabulary) -> type[np.unsignedinteger]:
     """The smallest type that holds every id."""
     return np.uint16 if vocab.size <= 2**16 else np.uint32
@@ -140,12 +193,18 @@ def encoded(documents: Iterable[Document], codec: Codec) -> Iterator[tuple[Docum
             yield document, text, None if document.prompt is None else next(prompts)
 
 
-def pack(source: Source, sides: np.ndarray, codec: Codec, length: int, folder: Path) -> dict[str, dict[str, int]]:
-    """Write both sides' rows below the folder; returns their counts by name."""
-    writers = {
-        TRAIN: RowWriter(folder, "train", codec.vocab, length),
-        VALIDATION: RowWriter(folder, "validation", codec.vocab, length),
-    }
+def require_pairs(source: Source) -> None:
+    """Raise ValueError at the first document that is no pair of a prompt and a response: it cannot be packed."""
+    for document in source.documents():
+        if document.prompt is None or document.text == "":
+            what = "plain text, which fills its rows anyway" if document.prompt is None else "a prompt without a response"
+            raise ValueError(f"pack=true needs pairs of a prompt and a response, and '{document.key[:200]}' of this corpus is {what}; set pack=false")
+
+
+def pack(source: Source, sides: np.ndarray, codec: Codec, length: int, folder: Path, pairs: bool = False) -> dict[str, dict[str, int]]:
+    """Write both sides' rows below the folder, several pairs to a row with `pairs`; returns their counts by name."""
+    writer = PairPacker if pairs else RowWriter
+    writers = {side: writer(folder, name, codec.vocab, length) for side, name in ((TRAIN, "train"), (VALIDATION, "validation"))}
     places = iter(sides)
     kept = ((side, document) for document in source.documents() if (side := int(next(places))) != DUPLICATE)
     chosen: list[int] = []  # the sides of the documents that the tokenizer has read but not returned yet
@@ -173,10 +232,12 @@ class Rows:
     - tokens: (N, L) memmap, uint16 or uint32.
     - spans: (N, 2) memmap, int32: (prompt length, filled length) of each row.
     - vocab: whose special tokens are not eligible.
+    - marks: (N, L) memmap, uint8, where a row holds several pairs: PADDED, PROMPT or RESPONSE, plus FIRST where a pair
+      begins; None where it holds one pair, one prompt or plain text.
     """
 
-    def __init__(self, tokens: np.ndarray, spans: np.ndarray, vocab: Vocabulary) -> None:
-        self.tokens, self.spans, self.vocab = tokens, spans, vocab
+    def __init__(self, tokens: np.ndarray, spans: np.ndarray, vocab: Vocabulary, marks: np.ndarray | None = None) -> None:
+        self.tokens, self.spans, self.vocab, self.marks = tokens, spans, vocab, marks
         self._special = np.zeros(vocab.size, dtype=bool)
         self._special[list(vocab.special)] = True
 
@@ -184,14 +245,17 @@ class Rows:
     def load(cls, folder: Path, name: str, vocab: Vocabulary, length: int) -> Rows:
         """The rows that `pack` wrote under the name."""
         tokens = np.memmap(folder / f"{name}.tokens", token_type(vocab), "r").reshape(-1, length)
-        return cls(tokens, np.memmap(folder / f"{name}.spans", np.int32, "r").reshape(-1, 2), vocab)
+        spans = np.memmap(folder / f"{name}.spans", np.int32, "r").reshape(-1, 2)
+        file = folder / f"{name}.marks"
+        return cls(tokens, spans, vocab, np.memmap(file, np.uint8, "r").reshape(-1, length) if file.exists() else None)
 
     def __len__(self) -> int:
         return len(self.tokens)
 
     def take(self, rows: np.ndarray | slice) -> Rows:
         """Some of the rows, in the order asked for, as arrays in memory."""
-        return Rows(np.asarray(self.tokens[rows]), np.asarray(self.spans[rows]), self.vocab)
+        marks = None if self.marks is None else np.asarray(self.marks[rows])
+        return Rows(np.asarray(self.tokens[rows]), np.asarray(self.spans[rows]), self.vocab, marks)
 
     def spread(self, count: int) -> Rows:
         """`count` rows evenly spread over all (all of them when there are fewer)."""
@@ -205,7 +269,17 @@ class Rows:
     @property
     def plain(self) -> bool:
         """Whether every row is full and has no prompt: laid end to end, the rows are then the text they were cut from."""
-        return bool((np.asarray(self.spans) == [0, self.tokens.shape[1]]).all())
+        return self.marks is None and bool((np.asarray(self.spans) == [0, self.tokens.shape[1]]).all())
+
+    @property
+    def prompts_only(self) -> bool:
+        """Whether every row is a prompt without a response."""
+        return self.marks is None and bool((self.spans[:, 0] == self.spans[:, 1]).all())
+
+    @property
+    def filled(self) -> float:
+        """The share of the positions that are not padding."""
+        return int(self.spans[:, 1].sum(dtype=np.int64)) / max(self.tokens.size, 1)
 
     def windows(self, starts_B: np.ndarray) -> Rows:
         """Rows (B, L) of plain text that begin at these tokens of the rows laid end to end, as arrays in memory."""
@@ -215,11 +289,21 @@ class Rows:
 
     @property
     def document(self) -> np.ndarray:
-        """(N,) the number of the document in which each row begins: how many have ended before it, or one a row for pairs."""
-        if bool((self.spans[:, 0] > 0).any()):
+        """(N,) the number of the document in which each row begins: how many have ended before it, or one a row for pairs.
+
+        A row of several pairs counts as one document too: what is averaged by document is then averaged by row.
+        """
+        if self.marks is not None or bool((self.spans[:, 0] > 0).any()):
             return np.arange(len(self))
         ends_N = (np.asarray(self.tokens) == self.vocab.end).sum(1)
         return np.cumsum(ends_N) - ends_N
+
+    @property
+    def first(self) -> np.ndarray:
+        """(N, L) bool: positions where a pair, or a prompt that stands alone, begins; nowhere in plain text."""
+        if self.marks is not None:
+            return (self.marks & FIRST) > 0
+        return (np.arange(self.tokens.shape[1]) == 0) & (self.spans[:, :1] > 0)
 
     @property
     def attend(self) -> np.ndarray:
@@ -228,7 +312,9 @@ class Rows:
 
     @property
     def prompt(self) -> np.ndarray:
-        """(N, L) bool: positions of the prompt."""
+        """(N, L) bool: positions of the prompt, or of each of the prompts."""
+        if self.marks is not None:
+            return (self.marks & PROMPT) > 0
         return np.arange(self.tokens.shape[1]) < self.spans[:, :1]
 
     @property
@@ -236,13 +322,29 @@ class Rows:
         """(N, L) bool: may be corrupted and carry loss: neither prompt nor padding nor a special token."""
         return self.attend & ~self.prompt & ~self._special[self.tokens]
 
+    @property
+    def sample(self) -> np.ndarray:
+        """(N, L) int64: the number of the pair in its row, from 0; -1 at padding."""
+        return np.where(self.attend, np.cumsum(self.first, 1) - 1, -1)
+
+    @property
+    def place(self) -> np.ndarray:
+        """(N, L) int64: the position within the pair, from 0; 0 at padding."""
+        at = np.broadcast_to(np.arange(self.tokens.shape[1]), self.tokens.shape)
+        return np.where(self.attend, at - np.maximum.accumulate(np.where(self.first, at, 0), 1), 0)
+
     def stream(self) -> np.ndarray:
         """(n,) int64: every token but padding, row after row, end tokens included (prompts too)."""
         return self.tokens[self.attend].astype(np.int64)
 
+    def pieces(self) -> list[np.ndarray]:
+        """The stream cut after each end token and before each pair, end tokens left out; some may be empty."""
+        stream = self.stream()
+        ends, firsts = np.flatnonzero(stream == self.vocab.end) + 1, np.flatnonzero(self.first[self.attend])
+        return [part[part != self.vocab.end] for part in np.split(stream, np.union1d(ends, firsts))]
+
     def arrays(self) -> dict[str, np.ndarray]:
-        """`tokens` int64, `eligible`, `attend` and `prompt` bool, each (N, L)."""
+        """`tokens` int64, `eligible`, `attend` and `prompt` bool, each (N, L); of packed pairs also `sample` and `place`, int64."""
         tokens = self.tokens.astype(np.int64)
-        return {"tokens": tokens, "eligible": self.eligible, "attend": self.attend, "prompt": self.prompt}
-
-
+        packed = {} if self.marks is None else {"sample": self.sample, "place": self.place}
+        return {"tokens": tokens, "eligible": self.eligible, "attend": self.attend, "prompt": self.prompt, **packed}

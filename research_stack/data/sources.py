@@ -20,7 +20,7 @@ from functools import cached_property
 from itertools import islice
 from pathlib import Path
 from pydoc_data import topics
-from typing import Protocol
+from typing import Any, Protocol, runtime_checkable
 
 from research_stack.require import require
 
@@ -36,16 +36,18 @@ Definition = ast.ClassDef | ast.FunctionDef | ast.AsyncFunctionDef
 class Document:
     """One text of a corpus.
 
-    - text: what is learned; for a pair, the response.
+    - text: what is learned; for a pair, the response; "" for a prompt that stands alone.
     - prompt: what the response answers; None for plain text. It is never corrupted.
     - key: where it comes from (a file and a position), for messages.
     - group: documents of one group stand on one side of the split; empty for a document that stands alone.
+    - value: what the response was worth to its readers, a count such as likes; None where nobody counted.
     """
 
     text: str
     prompt: str | None = None
     key: str = ""
     group: str = ""
+    value: float | None = None
 
 
 class Source(Protocol):
@@ -59,6 +61,14 @@ class Source(Protocol):
 
     def fingerprint(self) -> str:
         """A text that changes whenever the documents may have changed."""
+
+
+@runtime_checkable
+class Described(Protocol):
+    """A source that has more to say of itself than its fingerprint."""
+
+    def describe(self) -> dict[str, Any]:
+        """Facts by name that belong beside every number measured on the corpus."""
 
 
 @dataclass(frozen=True)

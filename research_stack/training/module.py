@@ -63,6 +63,10 @@ class TrainingModule(LightningModule):
 
     # What a family may say besides ---------------------------------------------------------------------------------
 
+    def begin_from(self, state: Mapping[str, Tensor]) -> None:
+        """Begin with the weights of another run, its state dict. Raises ValueError, opening with `init_from`, when it cannot."""
+        raise ValueError(f"init_from: {type(self).__name__} cannot begin with the weights of another run")
+
     def check_data(self, data: TokenData) -> None:
         """Raise ValueError, opening with the config key, when this (prepared) data cannot serve the method."""
 
@@ -73,6 +77,11 @@ class TrainingModule(LightningModule):
     def after_update(self) -> Mapping[str, Tensor]:
         """Called after each optimizer step on every device; numbers to log."""
         return {}
+
+    @property
+    def steps_per_batch(self) -> int:
+        """Optimizer steps that see one batch of the data, one after another."""
+        return 1
 
     def training_flops(self, length: int) -> float:
         """Of one token of a row of `length` in training: forward and backward, which costs twice the forward."""
@@ -116,7 +125,7 @@ class TrainingModule(LightningModule):
     def validation_step(self, batch: Rows, batch_idx: int) -> None:
         """The training loss on held-out rows, always under the same draws, so that steps can be compared."""
         world, rank = self.trainer.world_size, self.global_rank
-        total = len(batch["tokens"]) * world
+        total = count_rows(batch) * world
         # Ranks take turns at the validation rows, so that the first batches are those of one device.
         draws = Draws(self.seed, "validation", batch_idx, total=total, rows=slice(rank, total, world), device=self.device)
         rows, denominator = self.prepare(batch, draws)
@@ -137,7 +146,7 @@ class TrainingModule(LightningModule):
 
     def draws(self, stream: str, step: int, batch: Rows) -> Draws:
         """The numbers of this device's rows, out of those drawn for the whole batch."""
-        rows, world, rank = len(batch["tokens"]), self.trainer.world_size, self.global_rank
+        rows, world, rank = count_rows(batch), self.trainer.world_size, self.global_rank
         return Draws(self.seed, stream, step, total=rows * world, rows=slice(rank * rows, (rank + 1) * rows), device=self.device)
 
     def _part_weights(self) -> Tensor:
@@ -174,9 +183,14 @@ class TrainingModule(LightningModule):
                 f"or optimization.clip, now {self.optimization.clip})")
 
 
+def count_rows(rows: Rows) -> int:
+    """How many rows there are."""
+    return len(next(iter(rows.values())))
+
+
 def cut(rows: Rows, pieces: int) -> Iterator[Rows]:
     """The rows in `pieces` parts of nearly equal size; empty parts are left out."""
-    count = len(next(iter(rows.values())))
+    count = count_rows(rows)
     bounds = [round(i * count / pieces) for i in range(pieces + 1)]
     for start, stop in zip(bounds, bounds[1:], strict=False):
         if stop > start:

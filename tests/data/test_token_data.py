@@ -178,7 +178,7 @@ def test_use_before_prepare_says_so():
 @pytest.mark.parametrize("file", sorted(CONF.glob("*.yaml")), ids=lambda f: f.stem)
 def test_each_config_builds(file, tmp_path):
     config = OmegaConf.create({"data": OmegaConf.load(file)})
-    if "path" in config.data.keys():
+    if OmegaConf.is_missing(config.data, "path"):
         (tmp_path / "some.txt").write_text("x")
         config.data.path = str(tmp_path / "some.txt")
     made = build(config.data, "data", seed=1)

@@ -1,0 +1,302 @@
+"""A Hugging Face causal language model as a `CausalBackbone`, all of it trained or low-rank adapters alone (LoRA, Hu et al. 2021).
+
+What the architecture promises is tried out when the model is built: that it reads from left to right, that a mask and positions
+separate packed texts, that a cache changes nothing and that its logits are its hidden states times its unembedding. A model that
+does otherwise is refused in one line.
+
+Shapes as in `causal.py`; V is the size of the data's vocabulary.
+"""
+from __future__ import annotations
+
+import copy
+import hashlib
+import math
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import torch
+from peft import LoraConfig, PeftModel, get_peft_model
+from torch import Tensor, nn
+from transformers import DynamicCache, PreTrainedModel
+from transformers.pytorch_utils import Conv1D
+
+from research_stack.backbones.pretrained_loading import load, logit_scale, longest, make_room
+from research_stack.backbones.pretrained_trial import try_out
+from research_stack.require import require
+from research_stack.streams import generator
+
+DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
+DIGEST = "base_digest"  # in a checkpoint of adapters: which weights they were put on
+DIGESTED = 256  # numbers of each tensor that the digest reads
+
+
+@dataclass
+class LoRA:
+    """Low-rank adapters W + s B A on the linear maps of a frozen model; B is zero at the start.
+
+    - rank: r. alpha: s = alpha / r, or alpha / sqrt(r) with `rslora` (Kalajdzievski 2023).
+    - dropout: of what A reads, in training.
+    - targets: names of linear maps (q_proj, ...), or all-linear: every one but the unembedding. Experts of a mixture that are kept in one
+      tensor are no linear maps: they stay as they are.
+    """
+
+    rank: int = 8
+    alpha: float = 16.0
+    dropout: float = 0.0
+    targets: list[str] | Literal["all-linear"] = "all-linear"
+    rslora: bool = False
+
+    def __post_init__(self) -> None:
+        require(self.rank >= 1, f"rank={self.rank} must be at least 1")
+        require(self.alpha > 0, f"alpha={self.alpha} must be positive")
+        require(0 <= self.dropout < 1, f"dropout={self.dropout} must lie in [0, 1)")
+
+
+class PretrainedCache:
+    """Keys and values of the tokens read so far; `select` copies rows, so the two grow apart."""
+
+    def __init__(self) -> None:
+        self.held = DynamicCache()  # without a config: it keeps all tokens, whatever the window
+
+    @property
+    def length(self) -> int:
+        """Tokens seen."""
+        return int(self.held.get_seq_length())
+
+    def select(self, rows_R: Tensor) -> PretrainedCache:
+        """The cache of these rows, in the order asked for; a row may come more than once."""
+        chosen = PretrainedCache()
+        chosen.held.layers = [copy.copy(layer) for layer in self.held.layers]
+        for layer in chosen.held.layers:
+            layer.keys, layer.values = layer.keys[rows_R], layer.values[rows_R]
+        return chosen
+
+
+class PretrainedCausal(nn.Module):
+    """Token ids to hidden states; `head` makes logits of them.
+
+    - vocab_size: V, given by the data. Where the model's tables have fewer rows, they get new ones, the mean of the old (Hewitt 2021);
+      where they have more, the surplus is never predicted.
+    - path: a folder with a saved model, or its name on the hub. revision: commit or tag on the hub; null for the newest.
+    - lora: adapters to train on the frozen model, kept in float32; null trains all weights in `dtype`.
+    - dtype: of the weights.
+    - max_length: longest text, in tokens; null: the model's own limit, or its sliding window where that is shorter.
+    - quantization: of the frozen linear maps, through bitsandbytes: 8 bit, or NF4 with double quantisation (QLoRA, Dettmers et al. 2023).
+    - attention: sdpa (torch's scaled dot product) or eager (written out, slower).
+    - checkpoint_blocks: recompute each block in the backward pass instead of keeping its activations.
+    - seed: of the adapters' initial weights, drawn from the stream (seed, "init").
+
+    With adapters, `state_dict` holds them alone, and a digest of the weights they belong to; others are refused on loading.
+    """
+
+    causal = True
+
+    def __init__(
+        self,
+        vocab_size: int,
+        path: str,
+        revision: str | None = None,
+        lora: LoRA | None = None,
+        dtype: Literal["float32", "bfloat16"] = "float32",
+        max_length: int | None = None,
+        quantization: Literal["4bit", "8bit"] | None = None,
+        attention: Literal["sdpa", "eager"] = "sdpa",
+        checkpoint_blocks: bool = False,
+        seed: int = 0,
+    ) -> None:
+        require(vocab_size >= 1, f"vocab_size={vocab_size} must be at least 1")
+        require(max_length is None or max_length >= 2, f"max_length={max_length} must be at least 2")
+        require(quantization is None or lora is not None, f"quantization={quantization} must come with lora: quantised weights are not trained")
+        super().__init__()
+        own = load(path, revision, DTYPES[dtype], attention, quantization)
+        self.path, self.max_length, self.vocab_rows = path, longest(own, path, max_length), vocab_size
+        self.checkpoint_blocks, self.quantized = checkpoint_blocks, quantization is not None
+        make_room(own, vocab_size)
+        self.model: PreTrainedModel | PeftModel = own
+        self.scale = logit_scale(own)
+        self.eval()
+        try_out(self, own)
+        self.dim, self.layers = self.unembedding.shape[1], own.config.get_text_config().num_hidden_layers
+        if checkpoint_blocks:
+            own.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
+        self._kept: frozenset[str] = frozenset()
+        self._apart = False  # whether the adapters are off
+        if lora is not None:
+            self._adapt(own, lora, seed)
+        self.train()
+
+    def _adapt(self, own: PreTrainedModel, lora: LoRA, seed: int) -> None:
+        """Put adapters on the model and freeze the rest."""
+        targets = _targets(own, lora.targets)
+        self._digest = _digest(own)
+        self.model = get_peft_model(own, LoraConfig(
+            r=lora.rank, lora_alpha=lora.alpha, lora_dropout=lora.dropout, target_modules=targets, use_rslora=lora.rslora, task_type="CAUSAL_LM",
+            fan_in_fan_out=any(isinstance(module, Conv1D) for module in own.modules())))
+        stream = generator(seed, "init")
+        for name, parameter in self.model.named_parameters():
+            if ".lora_A." in name:  # as PEFT draws them, but from our stream
+                drawn = nn.init.kaiming_uniform_(torch.empty(parameter.shape), a=math.sqrt(5), generator=stream)
+                parameter.data.copy_(drawn)
+        self._kept = frozenset(name for name, parameter in self.named_parameters() if parameter.requires_grad)
+        self.register_state_dict_post_hook(_leave_base_out)
+        self.register_load_state_dict_pre_hook(_refuse_other_base)
+        self.register_load_state_dict_post_hook(_miss_no_base)
+
+    @property
+    def own(self) -> PreTrainedModel:
+        """The Hugging Face model; adapters, if any, sit in its linear maps."""
+        return self.model.get_base_model() if isinstance(self.model, PeftModel) else self.model
+
+    @property
+    def unembedding(self) -> Tensor:
+        """(V, D)."""
+        weight = self.own.get_output_embeddings().weight
+        return weight if len(weight) == self.vocab_rows else weight[: self.vocab_rows]
+
+    def head(self, hidden_xD: Tensor) -> Tensor:
+        """Logits (..., V) of hidden states (..., D)."""
+        return hidden_xD @ self.unembedding.T.to(hidden_xD.dtype)
+
+    def new_cache(self) -> PretrainedCache:
+        """An empty key-value cache for `read`."""
+        return PretrainedCache()
+
+    def read(
+        self, tokens_BL: Tensor, places_BL: Tensor | None = None, seen_BLS: Tensor | None = None, cache: PretrainedCache | None = None,
+    ) -> Tensor:
+        """Hidden states (B, L, D), normalised, ready for `head`; see `CausalBackbone.read`.
+
+        Raises ValueError for more than max_length tokens without places, another S than cache and pass have, and for a cache in a training pass with checkpoint_blocks.
+        """
+        length = tokens_BL.shape[1] + (cache.length if cache is not None else 0)
+        require(places_BL is not None or length <= self.max_length, f"max_length={self.max_length} is less than the {length} tokens asked for")
+        if seen_BLS is not None and seen_BLS.shape[-1] != length:
+            raise ValueError(f"seen_BLS has {seen_BLS.shape[-1]} columns and must have {length}: the cache's tokens, then these")
+        if cache is not None and self.training and self.checkpoint_blocks:
+            raise ValueError(f"checkpoint_blocks={self.checkpoint_blocks}: blocks that are recomputed cannot fill a cache; call eval() before")
+        if seen_BLS is not None:
+            mask = self._mask(seen_BLS)
+        elif places_BL is not None:  # without a mask, a step in the positions would be taken for a new text
+            mask = torch.ones(len(tokens_BL), length, dtype=torch.bool, device=tokens_BL.device)
+        else:
+            mask = None
+        hidden_BLD = self.own.base_model(
+            input_ids=tokens_BL, position_ids=places_BL, attention_mask=mask, past_key_values=None if cache is None else cache.held,
+            use_cache=cache is not None).last_hidden_state
+        return hidden_BLD if self.scale == 1 else hidden_BLD * self.scale
+
+    forward = read
+
+    def _mask(self, seen_BLS: Tensor) -> Tensor:
+        """(B, 1, L, S) as the attention takes it; a query that may look nowhere takes nothing (sdpa) or the mean of all (eager), no nan."""
+        mask = seen_BLS.unsqueeze(1)
+        if self.own.config._attn_implementation != "eager":
+            return mask
+        dtype = self.own.get_input_embeddings().weight.dtype
+        return torch.zeros(mask.shape, dtype=dtype, device=mask.device).masked_fill(~mask, torch.finfo(dtype).min)
+
+    @contextmanager
+    def without_adapters(self) -> Iterator[None]:
+        """Within it, reading gives the model that the adapters were put on. Raises ValueError for a model that has none."""
+        if not isinstance(self.model, PeftModel):
+            raise ValueError("lora=null: the model has no adapters to do without")
+        if self._apart:
+            yield
+            return
+        self._apart = True
+        self.model.base_model.disable_adapter_layers()  # PEFT's own context looks at every module first, which takes three times as long
+        try:
+            yield
+        finally:
+            self._apart = False
+            self.model.base_model.enable_adapter_layers()
+
+    def kept_names(self) -> frozenset[str]:
+        """Names of the parameters that `state_dict` holds; all of them without adapters."""
+        return self._kept or frozenset(name for name, _ in self.named_parameters())
+
+    def parameters_count(self, embeddings: bool = False) -> int:
+        """Parameters, by default without embedding and unembedding; a quantised one counts as its packed numbers."""
+        tables = {id(p): p.numel() for p in (self.own.get_input_embeddings().weight, self.own.get_output_embeddings().weight)}
+        return sum(p.numel() for p in self.parameters()) - (0 if embeddings else sum(tables.values()))
+
+    def flops_per_token(self, length: int, logits: bool = True) -> float:
+        """Of one forward pass: 2 per weight of a matrix (of the unembedding, if `logits`), 4 L (heads * head width) for the attention of a block.
+
+        Of a mixture's experts, stored as (experts, out, in), those a token goes through count.
+        """
+        text = self.own.config.get_text_config()
+        head_dim = text.to_dict().get("head_dim") or text.hidden_size // text.num_attention_heads
+        matrices = sum(_matrix_weights(module, text.to_dict()) for module in self.own.base_model.modules())
+        return 2 * (matrices + logits * self.unembedding.numel()) + text.num_hidden_layers * 4 * length * text.num_attention_heads * head_dim
+
+
+# Linear maps ------------------------------------------------------------------------------------------------------
+
+
+def _linear(own: PreTrainedModel) -> dict[str, nn.Module]:
+    """The linear maps by their full names, without the unembedding."""
+    head = own.get_output_embeddings()
+    return {name: module for name, module in own.named_modules() if isinstance(module, nn.Linear | Conv1D) and module is not head}
+
+
+def _targets(own: PreTrainedModel, targets: list[str] | str) -> list[str] | str:
+    """The targets as PEFT takes them. Raises ValueError when one of them is no linear map of the model."""
+    if targets == "all-linear":
+        return targets
+    names = list(_linear(own))
+    wanted = [targets] if isinstance(targets, str) else list(targets)
+    lost = [t for t in wanted if not any(name == t or name.endswith(f".{t}") for name in names)]
+    known = ", ".join(dict.fromkeys(name.rpartition(".")[2] for name in names))
+    require(bool(wanted) and not lost, f"lora.targets={wanted} must name linear maps of the model, which has {known} ({', '.join(lost) or 'nothing'} fits none)")
+    return wanted
+
+
+def _matrix_weights(module: nn.Module, text: dict[str, Any]) -> float:
+    """Weights that a token is multiplied with in this module itself."""
+    if isinstance(module, nn.Embedding):
+        return 0
+    if isinstance(module, nn.Linear):  # a quantised one is packed, so its parameter is smaller
+        return module.in_features * module.out_features
+    share = {2: 1.0, 3: (text.get("num_experts_per_tok") or 1) / (text.get("num_local_experts") or text.get("num_experts") or 1)}
+    return sum(p.numel() * share.get(p.ndim, 0.0) for p in module.parameters(recurse=False))
+
+
+# Checkpoints of adapters ------------------------------------------------------------------------------------------
+
+
+def _digest(own: PreTrainedModel) -> Tensor:
+    """(32,) uint8: SHA-256 over names, shapes and the first numbers of the weights."""
+    digest = hashlib.sha256()
+    for name, parameter in own.named_parameters():
+        digest.update(f"{name}{tuple(parameter.shape)}".encode())
+        digest.update(parameter.detach().flatten()[:DIGESTED].cpu().view(torch.uint8).numpy().tobytes())
+    return torch.tensor(list(digest.digest()), dtype=torch.uint8)
+
+
+def _leave_base_out(module: PretrainedCausal, state: dict[str, Any], prefix: str, metadata: dict[str, Any]) -> None:
+    """Take the frozen weights, which lie at `path`, out of the state."""
+    for name in [n for n in state if n.startswith(prefix) and n[len(prefix) :] not in module.kept_names()]:
+        del state[name]
+    state[prefix + DIGEST] = module._digest.clone()
+
+
+def _refuse_other_base(
+    module: PretrainedCausal, state: dict[str, Any], prefix: str, metadata: dict[str, Any], strict: bool, missing: list[str],
+    unexpected: list[str], errors: list[str],
+) -> None:
+    """Adapters mean nothing on weights they were not trained on."""
+    module._prefix = prefix
+    found = state.pop(prefix + DIGEST, None)
+    if found is not None and not torch.equal(found.cpu(), module._digest):
+        errors.append(f"its adapters belong to other weights than those at path={module.path}")
+
+
+def _miss_no_base(module: PretrainedCausal, keys: Any) -> None:
+    """The frozen weights are not missing: they are there already."""
+    mine = [name for name in keys.missing_keys if name.startswith(module._prefix)]
+    for name in mine:
+        if name[len(module._prefix) :] not in module.kept_names():
+            keys.missing_keys.remove(name)

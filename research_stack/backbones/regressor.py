@@ -1,0 +1,61 @@
+"""A multilayer perceptron from a vector to one number.
+
+Shapes: B rows, F inputs.
+"""
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from research_stack.require import require
+from research_stack.streams import generator
+
+
+class Regressor(nn.Module):
+    """Linear layers with GELU (Hendrycks & Gimpel 2016) between them, one number at the end.
+
+    Each row of inputs is first brought to mean 0 and variance 1, since numbers of an embedding of length 1 are small. It computes in
+    the precision of its weights, whatever the precision of training: what it costs is next to nothing.
+
+    - inputs: F, numbers of a row; the data say how many.
+    - hidden: units of each hidden layer; [] for a linear function.
+    - dropout: share of the hidden units that are left out in training, in [0, 1).
+    - seed: of the initial weights, drawn from the stream (seed, "init"). The last layer starts small: near 0 for every row.
+    """
+
+    def __init__(self, inputs: int | None = None, hidden: Sequence[int] = (256,), dropout: float = 0.0, seed: int = 0) -> None:
+        super().__init__()
+        require(inputs is None or inputs >= 1, f"inputs={inputs} must be at least 1")
+        require(all(units >= 1 for units in hidden), f"hidden={list(hidden)} must be numbers of units, each at least 1")
+        require(0 <= dropout < 1, f"dropout={dropout} must lie in [0, 1)")
+        self.inputs, self.dropout = _given(inputs), dropout
+        widths = [self.inputs, *hidden, 1]
+        self.layers = nn.ModuleList(nn.Linear(a, b) for a, b in zip(widths, widths[1:], strict=False))
+        stream = generator(seed, "init")
+        for index, layer in enumerate(self.layers):
+            gain = 0.1 if index == len(hidden) else math.sqrt(2)
+            nn.init.normal_(layer.weight, std=gain / math.sqrt(layer.in_features), generator=stream)
+            nn.init.zeros_(layer.bias)
+
+    def forward(self, features_BF: Tensor) -> Tensor:
+        """(B,) one number per row."""
+        with torch.autocast(features_BF.device.type, enabled=False):
+            x = F.layer_norm(features_BF.to(self.layers[0].weight.dtype), (self.inputs,))
+            for layer in self.layers[:-1]:
+                x = F.dropout(F.gelu(layer(x)), self.dropout, self.training)
+            return self.layers[-1](x).squeeze(-1)
+
+    def flops_per_token(self, length: int = 1) -> float:
+        """Of one forward pass of one row: 2 per weight of a matrix."""
+        return 2.0 * sum(layer.weight.numel() for layer in self.layers)
+
+
+def _given(inputs: int | None) -> int:
+    """The inputs that the data have named. It stands apart because the static check knows the config alone, where there are none yet."""
+    if inputs is None:
+        raise ValueError("inputs=null: this data gives tokens and no vectors; choose a transformer, or data=replies_scored")
+    return inputs

@@ -1,0 +1,1 @@
+"""Post-training of language models: supervised tuning, group-relative policy optimisation, set objectives, reward models."""

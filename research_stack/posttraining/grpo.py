@@ -1,0 +1,335 @@
+"""Group-relative policy optimisation (Shao et al. 2024, arXiv 2402.03300): learning from a reward on completions of one's own.
+
+A step draws N completions for each prompt, rewards them, turns rewards into advantages within each group and takes optimizer steps
+on the policy loss. Log-probabilities are those of the generated ids, the first completion token included, under a live graph.
+
+    loss = policy + beta * KL(policy, reference) - entropy * H(policy)
+
+Shapes: P prompts, N completions of each, B = P * N texts, T most tokens of a completion, L columns.
+"""
+from __future__ import annotations
+
+import copy
+import logging
+from collections.abc import Mapping, Sequence
+from contextlib import nullcontext
+from typing import TYPE_CHECKING, Any, Literal
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from research_stack.backbones.causal import CausalBackbone
+from research_stack.data.tokenizers import Codec
+from research_stack.data.vocabulary import Vocabulary
+from research_stack.evaluation.passk import pass_at_k
+from research_stack.posttraining.advantages import Advantage
+from research_stack.posttraining.objectives import PolicyLoss, k3
+from research_stack.posttraining.policy import Policy, Scores, check_policy_data
+from research_stack.posttraining.rewards.base import Reward, called
+from research_stack.posttraining.rollout import Rollout, Rollouts
+from research_stack.require import require
+from research_stack.streams import Draws
+from research_stack.training.module import Rows
+from research_stack.training.optimization import Optimization
+
+if TYPE_CHECKING:
+    from research_stack.backbones.sentence import SentenceEncoder
+    from research_stack.data.module import TokenData
+
+log = logging.getLogger(__name__)
+
+SAME = 1e-3  # nats per token by which a reference that is the policy may differ from it: the rounding of another pass
+SILENT = 20  # steps between two lines that say that no group tells answers apart
+
+
+class GRPO(Policy):
+    """A policy that is trained on rewards of its own completions.
+
+    - codec: makes texts of ids, for the reward. reward: what a completion is worth. rollouts: how completions are drawn.
+    - advantage: from a group's rewards to what each completion counts. loss: of the policy.
+    - group: N, completions of a prompt.
+    - groups: groups a step learns from; more prompts in a batch are spare: groups whose rewards are all equal are replaced by the
+      next prompts' as long as there are some (dynamic sampling, Yu et al. 2025, arXiv 2503.14476). None: all prompts of the batch.
+    - beta: weight of the penalty k3 on the distance to the reference. reference: `copy` of the policy at the start, the model
+      without its `adapters`, or `none`. sync_every: steps after which the copy moves, by `sync_mix`, towards the policy; 0: never.
+    - entropy: weight of the bonus on the mean entropy of the law of a token.
+    - iterations: passes over the completions of a step; minibatches: optimizer steps of a pass.
+    - mask_truncated: completions that were cut off carry no loss.
+    - encoder: of texts, for advantages that ask for distances between answers.
+    """
+
+    def __init__(
+        self,
+        model: CausalBackbone,
+        vocab: Vocabulary,
+        codec: Codec,
+        optimization: Optimization,
+        seed: int,
+        reward: Reward,
+        rollouts: Rollouts,
+        advantage: Advantage,
+        loss: PolicyLoss,
+        group: int = 16,
+        groups: int | None = None,
+        beta: float = 0.0,
+        reference: Literal["copy", "adapters", "none"] = "copy",
+        sync_every: int = 0,
+        sync_mix: float = 1.0,
+        entropy: float = 0.0,
+        iterations: int = 1,
+        minibatches: int = 1,
+        mask_truncated: bool = False,
+        encoder: SentenceEncoder | None = None,
+    ) -> None:
+        super().__init__(model, vocab, optimization, seed)
+        require(group >= 2, f"group={group} must be at least 2: a completion is judged by the others of its group")
+        require(groups is None or groups >= 1, f"groups={groups} must be at least 1, or null for all prompts of a batch")
+        require(beta >= 0, f"beta={beta} must be at least 0")
+        require(reference in ("copy", "adapters", "none"), f"reference={reference} must be copy, adapters or none")
+        require(beta == 0 or reference != "none", f"beta={beta} needs a reference: reference=copy or adapters")
+        require(sync_every >= 0, f"sync_every={sync_every} must be at least 0")
+        require(sync_every == 0 or reference == "copy", f"sync_every={sync_every} needs reference=copy")
+        require(0 < sync_mix <= 1, f"sync_mix={sync_mix} must lie in (0, 1]")
+        require(iterations >= 1, f"iterations={iterations} must be at least 1")
+        require(minibatches >= 1, f"minibatches={minibatches} must be at least 1")
+        advantage.check(group)
+        reward.check()
+        if advantage.needs == "distances" and encoder is None:
+            raise ValueError(f"encoder=null must be a sentence encoder: advantage={type(advantage).__name__} asks how far answers are apart")
+        self.codec, self.reward, self.rollouts, self.advantage, self.policy_loss = codec, reward, rollouts, advantage, loss
+        self.group, self.groups, self.beta, self.entropy = group, groups, beta, entropy
+        self.sync_every, self.sync_mix, self.iterations, self.minibatches = sync_every, sync_mix, iterations, minibatches
+        self.mask_truncated, self.encoder, self.kind = mask_truncated, encoder, reference
+        self.parts = {"policy": 1.0, **({"kl": beta} if beta else {}), **({"entropy": -entropy} if entropy else {})}
+        self.reference = self._frozen() if beta and reference == "copy" else None
+        if beta and reference == "adapters":
+            with model.without_adapters():  # raises for a model that has none
+                pass
+        self.rows: Rows | None = None  # what the current completions gave, for the steps that go over them again
+        self._numbers: dict[str, Tensor] = {}
+        self._sums: dict[str, Tensor] = {}
+
+    def _frozen(self) -> nn.Module:
+        frozen = copy.deepcopy(self.model)
+        return frozen.requires_grad_(False).eval()  # type: ignore[attr-defined]
+
+    def train(self, mode: bool = True) -> GRPO:
+        """The reference stays in eval mode."""
+        super().train(mode)
+        if self.reference is not None:
+            self.reference.eval()
+        return self
+
+    def begin_from(self, state: Mapping[str, Tensor]) -> None:
+        """The policy, and with it the reference, begins as another run's policy."""
+        super().begin_from(state)
+        if self.reference is not None:
+            self.reference.load_state_dict(self.model.state_dict())
+
+    @property
+    def steps_per_batch(self) -> int:
+        """Optimizer steps on the completions of one batch of prompts."""
+        return self.iterations * self.minibatches
+
+    def check_data(self, data: TokenData) -> None:
+        """Prompts must leave room for completions; """
+        check_policy_data(data, self, self.rollouts.length)
+        require(self.groups is None or self.groups <= data.batch_size, f"method.groups={self.groups} must be at most data.batch_size={data.batch_size}")
+
+    def training_flops(self, length: int) -> float:
+        """Of a prompt's group: writing costs one forward pass, learning three."""
+        return self.group * 4 * self.model.flops_per_token(length)
+
+    # A batch of completions ----------------------------------------------------------------------------------------
+
+    def prepare(self, batch: Rows, draws: Draws) -> tuple[Rows, Tensor]:
+        """This step's share of the completions, drawn anew where the steps on the last ones are done; and the denominators."""
+        turn = self.global_step % self.steps_per_batch
+        if turn == 0 or self.rows is None:
+            self.rows = self.experience(batch, draws)
+        part, count = turn % self.minibatches, len(self.rows["tokens"])
+        rows = {name: tensor[part * count // self.minibatches : (part + 1) * count // self.minibatches] for name, tensor in self.rows.items()}
+        denominator = self.policy_loss.denominator(self._mask(rows), self.rollouts.length)
+        return rows, denominator.expand(len(self.parts))
+
+    def experience(self, batch: Rows, draws: Draws) -> Rows:
+        """Completions of the batch's prompts with their advantages, one row each."""
+        prompts = [tokens[given] for tokens, given in zip(batch["tokens"], batch["prompt"], strict=True)]
+        u_PNT = draws.uniform(self.group, self.rollouts.length)
+        rollout, texts, reward_PN = self._groups_that_differ(prompts, u_PNT)
+        kind_PN, distance_PNN = self._alike(texts)
+        advantage_PN = self.advantage(reward_PN, kind_PN, distance_PNN, self.total_over_devices)
+        rows = {**rollout.rows(), "advantage": advantage_PN.flatten().float()}
+        if self.steps_per_batch > 1 or self.reference is not None or self.kind == "adapters" and self.beta:
+            rows |= self._other_laws(rows)
+        self._numbers = self._describe(reward_PN, kind_PN, rollout, advantage_PN)
+        return rows
+
+    def _groups_that_differ(self, prompts: Sequence[Tensor], u_PNT: Tensor) -> tuple[Rollout, list[list[str]], Tensor]:
+        """The completions to learn from, their texts by prompt, and their rewards (P, N)."""
+        wanted = len(prompts) if self.groups is None else min(-(-self.groups // self.trainer.world_size), len(prompts))
+        kept, asked = self._wave(prompts[:wanted], u_PNT[:wanted]), wanted
+        while asked < len(prompts) and (same := _equal(kept[2]).nonzero()[:, 0].tolist()):
+            more = slice(asked, asked + len(same))
+            fresh, asked = self._wave(prompts[more], u_PNT[more]), min(more.stop, len(prompts))
+            differ = (~_equal(fresh[2])).nonzero()[:, 0].tolist()
+            kept = self._replaced(kept, same[: len(differ)], fresh, differ)
+        return kept
+
+    def _wave(self, prompts: Sequence[Tensor], u_PNT: Tensor) -> tuple[Rollout, list[list[str]], Tensor]:
+        """Draw and reward the completions of these prompts."""
+        with self.quiet():
+            rollout = self.rollouts(self.model, self.vocab, self.bias_V, prompts, u_PNT)
+        flat = [self.codec.decode(ids) for ids in rollout.completions(self.vocab)]
+        asked = [self.codec.decode(prompt.tolist()) for prompt in prompts for _ in range(self.group)]
+        values = torch.from_numpy(called(self.reward, asked, flat)).to(u_PNT.device).view(len(prompts), self.group)
+        return rollout, [flat[start : start + self.group] for start in range(0, len(flat), self.group)], values
+
+    def _replaced(
+        self, old: tuple[Rollout, list[list[str]], Tensor], out: Sequence[int], new: tuple[Rollout, list[list[str]], Tensor], into: Sequence[int]
+    ) -> tuple[Rollout, list[list[str]], Tensor]:
+        """The groups of `old` with those at `out` replaced by the groups of `new` at `into`."""
+        count = len(old[1])
+        order = list(range(count))
+        for place, source in zip(out, into, strict=True):
+            order[place] = count + source
+        index_P = torch.tensor(order, device=old[2].device)
+        index_B = (index_P.unsqueeze(1) * self.group + torch.arange(self.group, device=index_P.device)).flatten()
+        both = Rollout.joined([old[0], new[0]], self.vocab.pad)
+        texts = old[1] + new[1]
+        return both.take(index_B), [texts[place] for place in order], torch.cat([old[2], new[2]])[index_P]
+
+    def _alike(self, texts: Sequence[Sequence[str]]) -> tuple[Tensor | None, Tensor | None]:
+        """(which answers of a group are the same (P, N), how far they are apart (P, N, N)), as far as the advantage asks for it."""
+        names = [{text: place for place, text in enumerate(dict.fromkeys(group))} for group in texts]
+        kind_PN = torch.tensor([[known[text] for text in group] for known, group in zip(names, texts, strict=True)], device=self.device)
+        if self.advantage.needs != "distances":
+            return kind_PN, None
+        assert self.encoder is not None, "checked at construction"
+        e_PNE = torch.from_numpy(self.encoder.embed([text for group in texts for text in group])).view(len(texts), self.group, -1)
+        return kind_PN, (1 - e_PNE @ e_PNE.transpose(1, 2)).to(self.device)
+
+    def _other_laws(self, rows: Rows) -> Rows:
+        """Log-probabilities (B, T) of the completions under the policy that drew them and under the reference."""
+        found: Rows = {}
+        with self.quiet():
+            if self.steps_per_batch > 1:
+                found["old"] = self._scores(rows).logp_BT
+            if self.beta:
+                with self.model.without_adapters() if self.kind == "adapters" else nullcontext():
+                    found["reference"] = self._scores(rows, self.reference).logp_BT
+        return found
+
+    def _scores(self, rows: Rows, model: nn.Module | None = None) -> Scores:
+        return self.scores(rows["tokens"], rows["width"], rows["made"], self.rollouts.temperature, model)
+
+    def _mask(self, rows: Rows) -> Tensor:
+        """(B, T) the tokens that carry loss."""
+        length = int(rows["made"].max())
+        mask_BT = torch.arange(length, device=rows["made"].device) < rows["made"].unsqueeze(1)
+        return mask_BT & rows["ended"].unsqueeze(1) if self.mask_truncated else mask_BT
+
+    # The loss ------------------------------------------------------------------------------------------------------
+
+    def loss_sum(self, rows: Rows) -> Tensor:
+        """(P,) sums of the parts over these completions."""
+        scores, mask_BT = self._scores(rows), self._mask(rows)
+        length = mask_BT.shape[1]
+        old_BT = rows["old"][:, :length] if "old" in rows else scores.logp_BT.detach()
+        policy_BT, clipped_BT = self.policy_loss.per_token(scores.logp_BT, old_BT, rows["advantage"], mask_BT)
+        weight_BT = self.policy_loss.weights(mask_BT, self.rollouts.length)
+        terms = {"policy": policy_BT, "entropy": scores.entropy_BT}
+        if "reference" in rows:
+            terms["kl"] = k3(rows["reference"][:, :length], scores.logp_BT)
+        sums_P = torch.stack([(weight_BT * terms[name].masked_fill(~mask_BT, 0.0)).sum() for name in self.parts])
+        self._count(terms | {"clip_fraction": clipped_BT.float()}, mask_BT)
+        self._prove_first(sums_P, terms, mask_BT)
+        return sums_P
+
+    def _count(self, terms: Mapping[str, Tensor], mask_BT: Tensor) -> None:
+        """Add to the sums that are logged as means per token."""
+        found = {name: value_BT.detach()[mask_BT].sum() for name, value_BT in terms.items() if name != "policy"} | {"tokens": mask_BT.sum()}
+        self._sums = {name: self._sums.get(name, 0) + value for name, value in found.items()}
+
+    def _prove_first(self, sums_P: Tensor, terms: Mapping[str, Tensor], mask_BT: Tensor) -> None:
+        if not self._unproven:
+            return
+        if "kl" in self._unproven:
+            furthest = float(terms["kl"].detach().masked_fill(~mask_BT, 0.0).max())
+            require(furthest <= SAME, f"reference={self.kind}: at the first step the reference must be the policy, and a token's k3 is {furthest:.3g}")
+        self.prove(sums_P, {"kl": "the reference is the policy", "policy": "no group has answers of different worth"})
+
+    # What is logged ------------------------------------------------------------------------------------------------
+
+    def _describe(self, reward_PN: Tensor, kind_PN: Tensor, rollout: Rollout, advantage_PN: Tensor) -> dict[str, Tensor]:
+        """Numbers of this device's completions."""
+        distinct_P = torch.stack([(kind_PN == kind).any(1) for kind in range(self.group)]).sum(0)
+        same = _equal(reward_PN).float().mean()
+        if float(same) == 1 and self.global_step % SILENT == 0:
+            log.warning("step %d: all %d groups have equal rewards (mean %.3g), so that there is nothing to learn from; "
+                        "try another method.rollouts.temperature, a larger method.group or easier prompts", self.global_step, len(reward_PN), reward_PN.mean())
+        return {
+            "reward": reward_PN.mean(), "reward_std": reward_PN.std(1).mean(), "zero_variance": same, "distinct": distinct_P.float().mean() / self.group,
+            "length": rollout.made_B.float().mean(), "truncated": (~rollout.ended_B).float().mean(), "advantage": advantage_PN.abs().mean(),
+        }
+
+    def after_update(self) -> Mapping[str, Tensor]:
+        """Means over the devices of what was counted in this step."""
+        self.moved()
+        sums, self._sums = self._sums, {}
+        tokens = self.total_over_devices(sums.pop("tokens")).clamp_min(1)
+        means = {name: self.total_over_devices(value) / tokens for name, value in sums.items()}
+        numbers = {name: self.total_over_devices(value.float()) / self.trainer.world_size for name, value in self._numbers.items()}
+        if self.reference is not None and self.sync_every and (self.global_step) % self.sync_every == 0:
+            self._sync()
+        return means | numbers
+
+    @torch.no_grad()
+    def _sync(self) -> None:
+        assert self.reference is not None
+        for theirs, ours in zip(self.reference.parameters(), self.model.parameters(), strict=True):
+            theirs.lerp_(ours.to(theirs.dtype), self.sync_mix)
+
+    # Validation ----------------------------------------------------------------------------------------------------
+
+    def on_validation_epoch_start(self) -> None:
+        """Start the sums."""
+        super().on_validation_epoch_start()
+        self._right: list[Tensor] = []
+
+    def validation_step(self, batch: Rows, batch_idx: int) -> None:
+        """Completions of held-out prompts, always from the same random numbers."""
+        world, rank = self.trainer.world_size, self.global_rank
+        total = len(batch["tokens"]) * world
+        draws = Draws(self.seed, "validation", batch_idx, total=total, rows=slice(rank, total, world), device=self.device)
+        prompts = [tokens[given] for tokens, given in zip(batch["tokens"], batch["prompt"], strict=True)]
+        reward_PN = self._wave(prompts, draws.uniform(self.group, self.rollouts.length))[2]
+        self._right.append((reward_PN >= 1).sum(1))
+        self._validation = self._validation + torch.stack([reward_PN.mean(1).sum(), torch.tensor(float(len(prompts)), device=self.device)]).float()
+
+    def on_validation_epoch_end(self) -> None:
+        """Log the mean reward, its opposite as the loss, and pass@k: the chance that one of k answers has a reward of at least 1."""
+        total, count = self.total_over_devices(self._validation)
+        right = torch.cat(self._right).cpu().numpy()
+        ks = [k for k in (1, 8, 32) if k <= self.group]
+        passed = {f"val/pass@{k}": torch.tensor(float(np.sum(pass_at_k(self.group, right, k))), device=self.device) for k in ks}
+        self.log("val/loss", -total / count, prog_bar=True)
+        self.log_dict({"val/reward": total / count, **{name: self.total_over_devices(value) / count for name, value in passed.items()}})
+
+    # Resuming ------------------------------------------------------------------------------------------------------
+
+    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Completions that are still in use belong to the state of the run."""
+        if self.rows is not None and self.global_step % self.steps_per_batch:
+            checkpoint["completions"] = self.rows
+
+    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Go on with them."""
+        if "completions" in checkpoint:
+            self.rows = {name: tensor.to(self.device) for name, tensor in checkpoint["completions"].items()}
+
+
+def _equal(reward_PN: Tensor) -> Tensor:
+    """(P,) whether all rewards of a group are the same."""
+    return (reward_PN == reward_PN[:, :1]).all(1)

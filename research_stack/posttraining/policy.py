@@ -1,0 +1,171 @@
+"""What every post-training method shares: a causal model as a policy over completions.
+
+Special tokens are never written, except the end token, which closes a completion and is learned like any other token. The first
+completion token is scored like the rest: its law is what the model says behind the last token of the prompt.
+
+Shapes: B texts, L columns (prompt, completion, padding), T tokens of the longest completion, V rows of the unembedding.
+"""
+from __future__ import annotations
+
+import logging
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, NamedTuple
+
+import torch
+from torch import Tensor, nn
+
+from research_stack.backbones.causal import CausalBackbone
+from research_stack.backbones.token_logps import token_logps
+from research_stack.data.vocabulary import Vocabulary
+from research_stack.require import require
+from research_stack.sampling.reading import BackboneReader
+from research_stack.training.module import Rows, TrainingModule
+from research_stack.training.optimization import Optimization
+
+if TYPE_CHECKING:
+    from research_stack.data.module import TokenData
+
+log = logging.getLogger(__name__)
+
+WITNESSES = 4096  # numbers of each parameter that are compared to see whether it has moved
+
+
+class Scores(NamedTuple):
+    """What the policy says of completions: ln p of each token and the entropy of its law in nats, and where there is a token, all (B, T)."""
+
+    logp_BT: Tensor
+    entropy_BT: Tensor
+    mask_BT: Tensor
+
+
+class Policy(TrainingModule):
+    """Base of the post-training methods.
+
+    - model: a causal backbone of one's own or of Hugging Face. vocab: of its tokenizer.
+
+    At the first step of a new run each term of the loss must have a gradient and the weights must move; if not, the run stops with
+    one line instead of training for nothing.
+    """
+
+    def __init__(self, model: CausalBackbone, vocab: Vocabulary, optimization: Optimization, seed: int) -> None:
+        super().__init__(optimization, seed)
+        require(model.causal, f"model.causal={model.causal}: a policy writes from left to right; set model.causal=true")
+        self.model, self.vocab = model, vocab
+        bias_V = torch.zeros(len(model.unembedding))
+        bias_V[vocab.size :] = -torch.inf
+        bias_V[[token for token in vocab.special if token != vocab.end]] = -torch.inf
+        self.bias_V: Tensor
+        self.register_buffer("bias_V", bias_V, persistent=False)
+        self._witnesses: dict[str, Tensor] | None = None
+        self._unproven: set[str] = set()
+
+    @property
+    def max_length(self) -> int:
+        """Longest sequence, in tokens."""
+        return self.model.max_length
+
+    def reader(self) -> BackboneReader:
+        """For samplers: texts read token by token with a cache."""
+        return BackboneReader(self.model, self.bias_V)
+
+    def begin_from(self, state: Mapping[str, Tensor]) -> None:
+        """Take over the weights of another run's policy. Raises ValueError in one line when its model is another one."""
+        weights = {name.removeprefix("model."): tensor for name, tensor in state.items() if name.startswith("model.")}
+        try:
+            self.model.load_state_dict(weights)
+        except RuntimeError as error:
+            raise ValueError(f"init_from: that run's model is another one than model ({str(error).splitlines()[-1].strip()})") from error
+
+    # Scores --------------------------------------------------------------------------------------------------------
+
+    def scores(self, tokens_BL: Tensor, width_B: Tensor, made_B: Tensor, temperature: float = 1.0, model: nn.Module | None = None) -> Scores:
+        """Log-probabilities of the completions under the live graph, from the ids as they were generated.
+
+        - tokens_BL: prompt, completion, padding. width_B, made_B: tokens of the prompt and of the completion.
+        - model: who is asked; None: the policy.
+        """
+        model = self.model if model is None else model
+        length = int(made_B.max())
+        order_T = torch.arange(length, device=tokens_BL.device)
+        mask_BT = order_T < made_B.unsqueeze(1)
+        column_BT = (width_B.unsqueeze(1) + order_T).clamp_max(tokens_BL.shape[1] - 1)
+        hidden_BLD = model.read(tokens_BL[:, :-1])
+        row_n, step_n = mask_BT.nonzero(as_tuple=True)
+        column_n = column_BT[row_n, step_n]
+        logp_n, entropy_n = token_logps(hidden_BLD[row_n, column_n - 1], model.unembedding, tokens_BL[row_n, column_n], self.bias_V, temperature)
+        return Scores(_spread(logp_n, mask_BT), _spread(entropy_n, mask_BT), mask_BT)
+
+    @contextmanager
+    def quiet(self) -> Iterator[None]:
+        """No gradients and no dropout."""
+        training = self.model.training
+        self.model.eval()
+        try:
+            with torch.no_grad():
+                yield
+        finally:
+            self.model.train(training)
+
+    # The first step ------------------------------------------------------------------------------------------------
+
+    def trained(self) -> dict[str, nn.Parameter]:
+        """The parameters that are trained, by name."""
+        return {name: parameter for name, parameter in self.named_parameters() if parameter.requires_grad}
+
+    def on_fit_start(self) -> None:
+        """Keep some of the weights of a new run, to see whether they move."""
+        trained = self.trained()
+        if not trained:
+            raise ValueError("model: no parameter is trained; unfreeze some, or put adapters on it (model.lora)")
+        if self.trainer.global_step == 0:
+            self._witnesses = {name: parameter.detach().flatten()[:WITNESSES].clone() for name, parameter in trained.items()}
+            self._unproven = {name for name, weight in self.parts.items() if weight}
+
+    def prove(self, sums_P: Tensor, may_vanish: Mapping[str, str]) -> None:
+        """Raise ValueError for a term of the loss without a gradient; asked once for each term, at the start of a new run.
+
+        - sums_P: the parts of the loss with their graph. may_vanish: terms whose gradient is zero here with good reason, and the reason.
+        """
+        trained = self.trained()
+        for index, name in enumerate(self.parts):
+            if name not in self._unproven or not torch.is_grad_enabled():
+                continue
+            live = sums_P[index].requires_grad
+            grads = torch.autograd.grad(sums_P[index], list(trained.values()), retain_graph=True, allow_unused=True) if live else []
+            reached = [grad for grad in grads if grad is not None]
+            if not reached:
+                raise ValueError(f"loss_{name} reaches none of the {len(trained)} trained parameters (the first is {next(iter(trained))}): it would train nothing")
+            if not any(bool(grad.any()) for grad in reached):
+                if name not in may_vanish:
+                    raise ValueError(f"loss_{name} has a gradient of exactly zero at the first step: it would train nothing")
+                log.info("loss_%s has no gradient yet: %s", name, may_vanish[name])
+                if name == "policy":
+                    continue  # asked again as long as no group tells answers apart
+            self._unproven.discard(name)
+
+    def moved(self) -> None:
+        """Raise ValueError when no weight has moved in the first step of a new run although there was a gradient."""
+        before, self._witnesses = self._witnesses, None
+        if before is None or self._unproven:
+            return
+        if all(torch.equal(parameter.detach().flatten()[:WITNESSES], before[name]) for name, parameter in self.trained().items()):
+            raise ValueError(f"optimization.lr={self.optimization.lr}: the first step has moved no weight")
+
+
+def _spread(value_n: Tensor, mask_BT: Tensor) -> Tensor:
+    """(B, T): the values where the mask is true, in row-major order; 0 elsewhere."""
+    return torch.zeros(mask_BT.shape, dtype=value_n.dtype, device=value_n.device).masked_scatter(mask_BT, value_n)
+
+
+def check_policy_data(data: TokenData, method: Policy, length: int) -> None:
+    """Raise ValueError when the longest prompt and `length` tokens of completion do not fit the model."""
+    spans = data.train.spans
+    longest = int(spans[:, 0].max())
+    require(longest >= 1, f"data={type(data.source).__name__} has no prompts: completions need something to stand behind; use data=expressions, prompts or another of pairs")
+    room = method.max_length - longest
+    require(length <= room, f"method.rollouts.length={length} behind the longest prompt of {longest} tokens exceeds model.max_length={method.max_length}; "
+                            f"{f'lower it to {room}' if room > 0 else f'raise model.max_length to {longest + length}'}")
+
+
+Batch = Rows

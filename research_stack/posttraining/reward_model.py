@@ -1,0 +1,66 @@
+"""RewardModel: what a reply to a prompt will earn, learned from what replies have earned.
+
+Embeddings of prompt and reply come from a frozen encoder through the data; only the regressor on top is trained, by least
+squares (or Huber's loss) on targets that are standardised with mean and deviation of the training side.
+
+Shapes: B pairs, F inputs.
+"""
+from __future__ import annotations
+
+from typing import Any, Literal
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from research_stack.backbones.regressor import Regressor
+from research_stack.data.scored import ScoredPairs
+from research_stack.require import require
+from research_stack.streams import Draws
+from research_stack.training.module import Rows, TrainingModule
+from research_stack.training.optimization import Optimization
+
+
+class RewardModel(TrainingModule):
+    """A regressor of log(1 + engagement) from the embeddings of prompt and reply.
+
+    - model: (B, F) -> (B,), the standardised target.
+    - loss: `mse`, the squared error, or `huber` (Huber 1964), linear beyond `delta`; the mean over the pairs of the batch.
+    - delta: of Huber's loss, in standard deviations of the target.
+    - target_mean, target_std: of the training side; the data give them, and checkpoints keep them.
+    """
+
+    def __init__(
+        self, model: Regressor, optimization: Optimization, seed: int, loss: Literal["mse", "huber"] = "mse", delta: float = 1.0,
+        target_mean: float = 0.0, target_std: float = 1.0,
+    ) -> None:
+        super().__init__(optimization, seed)
+        require(loss in ("mse", "huber"), f"loss={loss} must be mse or huber")
+        require(delta > 0, f"delta={delta} must be positive")
+        require(target_std > 0, f"target_std={target_std} must be positive")
+        self.model, self.loss, self.delta = model, loss, delta
+        self.mean: Tensor
+        self.std: Tensor
+        self.register_buffer("mean", torch.tensor(float(target_mean)))
+        self.register_buffer("std", torch.tensor(float(target_std)))
+
+    def check_data(self, data: Any) -> None:
+        """Raise ValueError for data of another kind."""
+        if not isinstance(data, ScoredPairs):
+            raise ValueError("data: method=reward needs prompts, replies and their engagement as embeddings; choose data=replies_scored")
+
+    def prepare(self, batch: Rows, draws: Draws) -> tuple[Rows, Tensor]:
+        """Features and standardised targets; the loss is divided by the number of pairs."""
+        target_B = (batch["target"] - self.mean) / self.std
+        return {"features": batch["features"], "target": target_B}, torch.tensor(float(len(target_B)), device=target_B.device)
+
+    def loss_sum(self, rows: Rows) -> Tensor:
+        """The summed loss of these pairs, in units of the standardised target."""
+        output_B = self.model(rows["features"])
+        if self.loss == "huber":
+            return F.huber_loss(output_B, rows["target"].to(output_B.dtype), reduction="sum", delta=self.delta)
+        return (output_B - rows["target"]).square().sum()
+
+    def predict(self, features_BF: Tensor) -> Tensor:
+        """(B,) the predicted log(1 + engagement), in nats."""
+        return self.mean + self.std * self.model(features_BF)
