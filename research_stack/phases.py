@@ -6,19 +6,13 @@ points of a sweep that begin alike share one first phase.
 """
 from __future__ import annotations
 
-import logging
-import time
 from pathlib import Path
 
 from omegaconf import DictConfig, OmegaConf
 
 from research_stack import paths, results
 from research_stack.hints import UserError, did_you_mean, nearest
-from research_stack.results import Result, RunFolder
-
-log = logging.getLogger(__name__)
-
-WAIT = 5.0  # seconds between two looks at a first phase that another process trains
+from research_stack.results import RunFolder
 
 
 def is_folder(init_from: str) -> bool:
@@ -64,27 +58,3 @@ def folder_of(cfg: DictConfig) -> RunFolder:
         return RunFolder(Path(cfg.init_from).expanduser())
     phase = first_phase(cfg)
     return RunFolder(paths.OUTPUTS / paths.slug(str(phase.name)) / f"phase_{results.config_hash(phase)}")
-
-
-def ensure(cfg: DictConfig) -> RunFolder:
-    """The finished first phase, trained now where it has not been; a process that trains it already is waited for.
-
-    Raises ValueError when it failed or was left unfinished in a folder of the user's.
-    """
-    place = folder_of(cfg)
-    if is_folder(cfg.init_from):
-        check(cfg)
-        return place
-    from research_stack.run import run
-
-    while place.is_live():
-        log.info("waiting for %s, which another process trains", paths.shown(place.path))
-        time.sleep(WAIT)
-    if not _finished(place):
-        log.info("first phase: %s, in %s", cfg.init_from, paths.shown(place.path))
-        run(first_phase(cfg), place.path)
-    return place
-
-
-def _finished(place: RunFolder) -> bool:
-    return place.result_json.is_file() and Result.load(place.path).status == "ok"

@@ -32,6 +32,8 @@ if TYPE_CHECKING:
 
 log = logging.getLogger(__name__)
 
+WAIT = 5.0  # seconds between two looks at a first phase that another process trains
+
 
 @dataclass
 class Parts:
@@ -84,6 +86,21 @@ def assemble(cfg: DictConfig) -> Parts:
     return Parts(hardware, data, method)
 
 
+def first_phase(cfg: DictConfig) -> RunFolder:
+    """The finished run that this one begins from, trained now where it has not been; a process that trains it already is waited for."""
+    phases.check(cfg)
+    place = phases.folder_of(cfg)
+    if phases.is_folder(cfg.init_from):
+        return place
+    while place.is_live():
+        log.info("waiting for %s, which another process trains", place.path)
+        time.sleep(WAIT)
+    if not place.result_json.is_file() or place.load_result().status != "ok":
+        log.info("first phase: init_from=%s, in %s", cfg.init_from, place.path)
+        run(phases.first_phase(cfg), place.path)
+    return place
+
+
 def taken(node: Mapping[str, Any], offers: Mapping[str, Any]) -> dict[str, Any]:
     """Those of the offered arguments that the class of the node takes."""
     return {name: value for name, value in offers.items() if takes(node, name)}
@@ -102,7 +119,7 @@ def train(cfg: DictConfig, place: RunFolder) -> Result:
     if is_finished(cfg, place):
         log.info("%s is finished; run=new trains it again, task=eval measures it", place.path)
         return finished(place)
-    begun_from = phases.ensure(cfg) if cfg.init_from and not (place.checkpoints / "last.ckpt").is_file() else None
+    begun_from = first_phase(cfg) if cfg.init_from and not (place.checkpoints / "last.ckpt").is_file() else None
     with place.lock(), log_file(place.path / "run.log"), recorded(cfg, place) as metrics:
         if begun_from is not None:
             provenance.add(place.path, {"init_from": str(begun_from.path)})

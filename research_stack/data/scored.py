@@ -12,6 +12,7 @@ import json
 import logging
 import math
 from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Protocol
@@ -126,14 +127,17 @@ class ScoredPairs(lightning.LightningDataModule):
     def check(self) -> None:
         """Raise ValueError or OSError with one line when corpus or encoder cannot be had; reads little."""
         self.source.check()
-        self.encoder.check()
+        with _encoding():
+            self.encoder.check()
 
     def prepare(self) -> None:
         """Embed, or open the cache. Raises ValueError (a pair without prompt, reply or engagement; a constant target) or OSError in one line."""
         if self._meta is not None:
             return
         self.check()
-        parts = [LAYOUT, self.source.fingerprint(), self.encoder.fingerprint(), self.validation_fraction]
+        with _encoding():
+            encoder = self.encoder.fingerprint()
+        parts = [LAYOUT, self.source.fingerprint(), encoder, self.validation_fraction]
         self.fingerprint = hashlib.sha256(json.dumps(["scored", *parts]).encode()).hexdigest()[:20]
         folder, meta = Cache(self.cache_dir, self.fingerprint).folder(self._build)
         texts_UD = np.load(folder / "texts.npy", mmap_mode="r")
@@ -161,7 +165,8 @@ class ScoredPairs(lightning.LightningDataModule):
 
     def _embedded(self, texts: list[str]) -> np.ndarray:
         """(U, D) float32; ValueError for an encoder that gives another shape or a value that is not finite."""
-        texts_UD = np.concatenate([self.encoder.embed(texts[i : i + EMBED_TOGETHER]) for i in range(0, len(texts), EMBED_TOGETHER)])
+        with _encoding():
+            texts_UD = np.concatenate([self.encoder.embed(texts[i : i + EMBED_TOGETHER]) for i in range(0, len(texts), EMBED_TOGETHER)])
         require(texts_UD.shape == (len(texts), self.encoder.dim), f"encoder={texts_UD.shape} must give {(len(texts), self.encoder.dim)} numbers")
         require(bool(np.isfinite(texts_UD).all()), f"encoder={type(self.encoder).__name__} must give finite numbers")
         return texts_UD.astype(np.float32)
@@ -242,6 +247,15 @@ class ScoredPairs(lightning.LightningDataModule):
     @staticmethod
     def _loader(dataset: TrainBatches | ValidationBatches, workers: int) -> DataLoader:
         return DataLoader(dataset, batch_size=None, num_workers=workers, pin_memory=torch.cuda.is_available())
+
+
+@contextmanager
+def _encoding() -> Iterator[None]:
+    """What goes wrong in the encoder as a ValueError that says where it stands in the config."""
+    try:
+        yield
+    except (ValueError, OSError) as error:
+        raise ValueError(f"encoder.{error}") from error
 
 
 @dataclass(frozen=True)

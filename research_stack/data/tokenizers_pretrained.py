@@ -26,6 +26,8 @@ class PretrainedCodec:
         self._add("pad_token", "<|pad|>")
         if tokenizer.eos_token_id is None and tokenizer.sep_token_id is None:
             self._add("eos_token", "<|end|>")
+        if tokenizer.pad_token_id == self._end():  # padding must be told from ends by its id
+            tokenizer.add_special_tokens({"pad_token": "<|pad|>"})
         self.vocab = self._vocabulary()
         self._special = set(self.vocab.special)
         self._shown = special_pieces(self.vocab)
@@ -35,9 +37,11 @@ class PretrainedCodec:
         if self.tokenizer.special_tokens_map.get(role) is None:
             self.tokenizer.add_special_tokens({role: token})
 
+    def _end(self) -> int:
+        return self.tokenizer.sep_token_id if self.tokenizer.eos_token_id is None else self.tokenizer.eos_token_id
+
     def _vocabulary(self) -> Vocabulary:
-        tokenizer = self.tokenizer
-        end = tokenizer.sep_token_id if tokenizer.eos_token_id is None else tokenizer.eos_token_id
+        tokenizer, end = self.tokenizer, self._end()
         ids = set(tokenizer.get_vocab().values())
         size = max(ids) + 1
         added = {i for i, token in tokenizer.added_tokens_decoder.items() if token.special}

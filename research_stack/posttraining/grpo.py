@@ -24,10 +24,11 @@ from research_stack.data.tokenizers import Codec
 from research_stack.data.vocabulary import Vocabulary
 from research_stack.evaluation.passk import pass_at_k
 from research_stack.posttraining.advantages import Advantage
+from research_stack.posttraining.answers import Answers, answers, prompts_of
 from research_stack.posttraining.objectives import PolicyLoss, k3
 from research_stack.posttraining.policy import Policy, Scores, check_policy_data
-from research_stack.posttraining.rewards.base import Reward, called
-from research_stack.posttraining.rollout import Rollout, Rollouts
+from research_stack.posttraining.rewards.base import Reward
+from research_stack.posttraining.rollout import Rollouts
 from research_stack.require import require
 from research_stack.streams import Draws
 from research_stack.training.module import Rows
@@ -155,60 +156,29 @@ class GRPO(Policy):
 
     def experience(self, batch: Rows, draws: Draws) -> Rows:
         """Completions of the batch's prompts with their advantages, one row each."""
-        prompts = [tokens[given] for tokens, given in zip(batch["tokens"], batch["prompt"], strict=True)]
-        u_PNT = draws.uniform(self.group, self.rollouts.length)
-        rollout, texts, reward_PN = self._groups_that_differ(prompts, u_PNT)
-        kind_PN, distance_PNN = self._alike(texts)
-        advantage_PN = self.advantage(reward_PN, kind_PN, distance_PNN, self.total_over_devices)
-        rows = {**rollout.rows(), "advantage": advantage_PN.flatten().float()}
-        if self.steps_per_batch > 1 or self.reference is not None or self.kind == "adapters" and self.beta:
-            rows |= self._other_laws(rows)
-        self._numbers = self._describe(reward_PN, kind_PN, rollout, advantage_PN)
+        found = self._that_differ(prompts_of(batch), draws.uniform(self.group, self.rollouts.length))
+        kind_PN = found.kind_PN()
+        distance_PNN = found.distance_PNN(self.encoder) if self.advantage.needs == "distances" else None
+        advantage_PN = self.advantage(found.reward_PN, kind_PN, distance_PNN, self.total_over_devices, draws.generator)
+        rows = {**found.rollout.rows(), "advantage": advantage_PN.flatten().float()}
+        rows |= self._other_laws(rows)
+        self._numbers = self._describe(found, kind_PN, advantage_PN)
         return rows
 
-    def _groups_that_differ(self, prompts: Sequence[Tensor], u_PNT: Tensor) -> tuple[Rollout, list[list[str]], Tensor]:
-        """The completions to learn from, their texts by prompt, and their rewards (P, N)."""
+    def _that_differ(self, prompts: Sequence[Tensor], u_PNT: Tensor) -> Answers:
+        """The completions to learn from: groups of equal rewards give way to those of spare prompts as long as there are some."""
         wanted = len(prompts) if self.groups is None else min(-(-self.groups // self.trainer.world_size), len(prompts))
-        kept, asked = self._wave(prompts[:wanted], u_PNT[:wanted]), wanted
-        while asked < len(prompts) and (same := _equal(kept[2]).nonzero()[:, 0].tolist()):
+        kept, asked = self.answers(prompts[:wanted], u_PNT[:wanted]), wanted
+        while asked < len(prompts) and (same := kept.same_P.nonzero()[:, 0].tolist()):
             more = slice(asked, asked + len(same))
-            fresh, asked = self._wave(prompts[more], u_PNT[more]), min(more.stop, len(prompts))
-            differ = (~_equal(fresh[2])).nonzero()[:, 0].tolist()
-            kept = self._replaced(kept, same[: len(differ)], fresh, differ)
+            fresh, asked = self.answers(prompts[more], u_PNT[more]), min(more.stop, len(prompts))
+            differ = (~fresh.same_P).nonzero()[:, 0].tolist()
+            kept = kept.replaced(same[: len(differ)], fresh, differ, self.vocab.pad)
         return kept
 
-    def _wave(self, prompts: Sequence[Tensor], u_PNT: Tensor) -> tuple[Rollout, list[list[str]], Tensor]:
-        """Draw and reward the completions of these prompts."""
-        with self.quiet():
-            rollout = self.rollouts(self.model, self.vocab, self.bias_V, prompts, u_PNT)
-        flat = [self.codec.decode(ids) for ids in rollout.completions(self.vocab)]
-        asked = [self.codec.decode(prompt.tolist()) for prompt in prompts for _ in range(self.group)]
-        values = torch.from_numpy(called(self.reward, asked, flat)).to(u_PNT.device).view(len(prompts), self.group)
-        return rollout, [flat[start : start + self.group] for start in range(0, len(flat), self.group)], values
-
-    def _replaced(
-        self, old: tuple[Rollout, list[list[str]], Tensor], out: Sequence[int], new: tuple[Rollout, list[list[str]], Tensor], into: Sequence[int]
-    ) -> tuple[Rollout, list[list[str]], Tensor]:
-        """The groups of `old` with those at `out` replaced by the groups of `new` at `into`."""
-        count = len(old[1])
-        order = list(range(count))
-        for place, source in zip(out, into, strict=True):
-            order[place] = count + source
-        index_P = torch.tensor(order, device=old[2].device)
-        index_B = (index_P.unsqueeze(1) * self.group + torch.arange(self.group, device=index_P.device)).flatten()
-        both = Rollout.joined([old[0], new[0]], self.vocab.pad)
-        texts = old[1] + new[1]
-        return both.take(index_B), [texts[place] for place in order], torch.cat([old[2], new[2]])[index_P]
-
-    def _alike(self, texts: Sequence[Sequence[str]]) -> tuple[Tensor | None, Tensor | None]:
-        """(which answers of a group are the same (P, N), how far they are apart (P, N, N)), as far as the advantage asks for it."""
-        names = [{text: place for place, text in enumerate(dict.fromkeys(group))} for group in texts]
-        kind_PN = torch.tensor([[known[text] for text in group] for known, group in zip(names, texts, strict=True)], device=self.device)
-        if self.advantage.needs != "distances":
-            return kind_PN, None
-        assert self.encoder is not None, "checked at construction"
-        e_PNE = torch.from_numpy(self.encoder.embed([text for group in texts for text in group])).view(len(texts), self.group, -1)
-        return kind_PN, (1 - e_PNE @ e_PNE.transpose(1, 2)).to(self.device)
+    def answers(self, prompts: Sequence[Tensor], u_PNT: Tensor) -> Answers:
+        """Completions of these prompts and what they are worth."""
+        return answers(self, self.codec, self.rollouts, self.reward, prompts, u_PNT)
 
     def _other_laws(self, rows: Rows) -> Rows:
         """Log-probabilities (B, T) of the completions under the policy that drew them and under the reference."""
@@ -241,7 +211,7 @@ class GRPO(Policy):
         weight_BT = self.policy_loss.weights(mask_BT, self.rollouts.length)
         terms = {"policy": policy_BT, "entropy": scores.entropy_BT}
         if "reference" in rows:
-            terms["kl"] = k3(rows["reference"][:, :length], scores.logp_BT)
+            terms["kl"] = k3(rows["reference"][:, :length], scores.logp_BT, mask_BT)
         sums_P = torch.stack([(weight_BT * terms[name].masked_fill(~mask_BT, 0.0)).sum() for name in self.parts])
         self._count(terms | {"clip_fraction": clipped_BT.float()}, mask_BT)
         self._prove_first(sums_P, terms, mask_BT)
@@ -262,10 +232,11 @@ class GRPO(Policy):
 
     # What is logged ------------------------------------------------------------------------------------------------
 
-    def _describe(self, reward_PN: Tensor, kind_PN: Tensor, rollout: Rollout, advantage_PN: Tensor) -> dict[str, Tensor]:
+    def _describe(self, found: Answers, kind_PN: Tensor, advantage_PN: Tensor) -> dict[str, Tensor]:
         """Numbers of this device's completions."""
+        reward_PN, rollout = found.reward_PN, found.rollout
         distinct_P = torch.stack([(kind_PN == kind).any(1) for kind in range(self.group)]).sum(0)
-        same = _equal(reward_PN).float().mean()
+        same = found.same_P.float().mean()
         if float(same) == 1 and self.global_step % SILENT == 0:
             log.warning("step %d: all %d groups have equal rewards (mean %.3g), so that there is nothing to learn from; "
                         "try another method.rollouts.temperature, a larger method.group or easier prompts", self.global_step, len(reward_PN), reward_PN.mean())
@@ -303,8 +274,8 @@ class GRPO(Policy):
         world, rank = self.trainer.world_size, self.global_rank
         total = len(batch["tokens"]) * world
         draws = Draws(self.seed, "validation", batch_idx, total=total, rows=slice(rank, total, world), device=self.device)
-        prompts = [tokens[given] for tokens, given in zip(batch["tokens"], batch["prompt"], strict=True)]
-        reward_PN = self._wave(prompts, draws.uniform(self.group, self.rollouts.length))[2]
+        prompts = prompts_of(batch)
+        reward_PN = self.answers(prompts, draws.uniform(self.group, self.rollouts.length)).reward_PN
         self._right.append((reward_PN >= 1).sum(1))
         self._validation = self._validation + torch.stack([reward_PN.mean(1).sum(), torch.tensor(float(len(prompts)), device=self.device)]).float()
 
@@ -328,8 +299,3 @@ class GRPO(Policy):
         """Go on with them."""
         if "completions" in checkpoint:
             self.rows = {name: tensor.to(self.device) for name, tensor in checkpoint["completions"].items()}
-
-
-def _equal(reward_PN: Tensor) -> Tensor:
-    """(P,) whether all rewards of a group are the same."""
-    return (reward_PN == reward_PN[:, :1]).all(1)

@@ -20,7 +20,7 @@ from research_stack.backbones.token_logps import token_logps
 from research_stack.data.vocabulary import Vocabulary
 from research_stack.require import require
 from research_stack.sampling.reading import BackboneReader
-from research_stack.training.module import Rows, TrainingModule
+from research_stack.training.module import TrainingModule
 from research_stack.training.optimization import Optimization
 
 if TYPE_CHECKING:
@@ -86,13 +86,9 @@ class Policy(TrainingModule):
         - model: who is asked; None: the policy.
         """
         model = self.model if model is None else model
-        length = int(made_B.max())
-        order_T = torch.arange(length, device=tokens_BL.device)
-        mask_BT = order_T < made_B.unsqueeze(1)
-        column_BT = (width_B.unsqueeze(1) + order_T).clamp_max(tokens_BL.shape[1] - 1)
+        row_n, step_n, column_n = completion_columns(width_B, made_B)
+        mask_BT = torch.arange(int(made_B.max()), device=made_B.device) < made_B.unsqueeze(1)
         hidden_BLD = model.read(tokens_BL[:, :-1])
-        row_n, step_n = mask_BT.nonzero(as_tuple=True)
-        column_n = column_BT[row_n, step_n]
         logp_n, entropy_n = token_logps(hidden_BLD[row_n, column_n - 1], model.unembedding, tokens_BL[row_n, column_n], self.bias_V, temperature)
         return Scores(_spread(logp_n, mask_BT), _spread(entropy_n, mask_BT), mask_BT)
 
@@ -153,6 +149,13 @@ class Policy(TrainingModule):
             raise ValueError(f"optimization.lr={self.optimization.lr}: the first step has moved no weight")
 
 
+def completion_columns(width_B: Tensor, made_B: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """(row, place in the completion, column) of every completion token, int64 (n,) each, in row-major order."""
+    order_T = torch.arange(int(made_B.max()), device=made_B.device)
+    row_n, step_n = (order_T < made_B.unsqueeze(1)).nonzero(as_tuple=True)
+    return row_n, step_n, width_B[row_n] + step_n
+
+
 def _spread(value_n: Tensor, mask_BT: Tensor) -> Tensor:
     """(B, T): the values where the mask is true, in row-major order; 0 elsewhere."""
     return torch.zeros(mask_BT.shape, dtype=value_n.dtype, device=value_n.device).masked_scatter(mask_BT, value_n)
@@ -167,5 +170,3 @@ def check_policy_data(data: TokenData, method: Policy, length: int) -> None:
     require(length <= room, f"method.rollouts.length={length} behind the longest prompt of {longest} tokens exceeds model.max_length={method.max_length}; "
                             f"{f'lower it to {room}' if room > 0 else f'raise model.max_length to {longest + length}'}")
 
-
-Batch = Rows

@@ -5,16 +5,18 @@ From tables/reward_heldout.csv, reward_reliability.csv and reward_points.csv.
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 from research_stack.reporting.calibration import Bin, diagonal_axis
 from research_stack.reporting.charts import Axis, Series, axis_of, line_chart
 from research_stack.reporting.html import Html, el
-from research_stack.reporting.next_token import cell
+from research_stack.reporting.next_token import cell, span
 from research_stack.reporting.reading import RunFiles, Table, reals
 from research_stack.reporting.sections import intervals, keys, listing
 
 if TYPE_CHECKING:
+    from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
 TABLES = ("reward_heldout", "reward_reliability", "reward_points")
@@ -52,7 +54,7 @@ def reward_model(run: RunFiles) -> list[Html] | None:
 
 KINDS = {"model": "trained", "control": "control", "ceiling": "of who knows how it was drawn"}
 COLORS = {"model": "var(--c0)", "ceiling": "var(--c2)"}
-HEADER = ("", "Pearson", "Spearman", "R²", "right within a prompt", "slope", "calibration error")
+HEADER = ("", "Pearson", "Spearman", "R²", "95 % interval", "right within a prompt", "95 % interval", "slope", "calibration error")
 
 
 def _bar(row: dict[str, str]) -> dict[str, object]:
@@ -63,12 +65,10 @@ def _bar(row: dict[str, str]) -> dict[str, object]:
 
 
 def _cells(row: dict[str, str]) -> tuple[list[str], bool]:
-    def spread(key: str) -> str:
-        value, low, high = reals(row, key, f"{key}_low", f"{key}_high")
-        return f"{cell(value)} ({cell(low)} to {cell(high)})" if math.isfinite(low) else cell(value)
-
-    slope, error = reals(row, "slope", "calibration_error")
-    return [row.get("name", ""), *map(spread, ("pearson", "spearman", "r2", "within")), cell(slope), cell(error)], row.get("kind") == "model"
+    pearson, spearman, r2, within, slope, error = reals(row, "pearson", "spearman", "r2", "within", "slope", "calibration_error")
+    r2_span, within_span = (span(*reals(row, f"{key}_low", f"{key}_high")) for key in ("r2", "within"))
+    cells = [cell(pearson), cell(spearman), cell(r2), r2_span, cell(within), within_span, cell(slope), cell(error)]
+    return [row.get("name", ""), *cells], row.get("kind") == "model"
 
 
 def _charts(run: RunFiles) -> list[Html]:
@@ -94,35 +94,45 @@ def _chart(axis: Axis, lines: list[Series], name: str) -> Html:
 
 def figure(run: RunFiles) -> Figure | None:
     """figures/reward.png: single pairs and deciles; the correlations beside them."""
-    from research_stack.reporting.figures import BLUE, GREY, INK, new_figure
+    from research_stack.reporting.figures import INK, new_figure
 
-    bins, single, rows = deciles(run), points(run), run.tables.get("reward_heldout", [])
+    bins, rows = deciles(run), run.tables.get("reward_heldout", [])
     if not bins or not rows:
         return None
     drawn, (left, right) = new_figure(9, 3.6, columns=2)
-    values = [v for point in single or [(b.predicted, b.actual) for b in bins] for v in point]
-    left.plot([min(values), max(values)], [min(values), max(values)], "--", color="#98a1aa", linewidth=1)
-    if single:
-        left.plot(*zip(*single, strict=True), ".", color=GREY, alpha=0.3, markersize=4, label="a held-out pair")
-    errors = list(zip(*[b.error or (0.0, 0.0) for b in bins], strict=True))
-    left.errorbar([b.predicted for b in bins], [b.actual for b in bins], yerr=errors, fmt="o-", color=BLUE, markersize=4, linewidth=1.4, capsize=2,
-                  label="deciles, 95 % intervals")  # fmt: skip
-    left.set_xlabel(f"predicted {UNIT}", fontsize=8, color=GREY)
+    _agreement(left, bins, points(run))
     left.set_title(f"actual {UNIT} on unseen prompts", loc="left", fontsize=9, color=INK)
-    left.legend(frameon=False, fontsize=8, labelcolor=GREY)
-    _correlations(right, rows, BLUE, GREY, INK)
+    _correlations(right, rows)
+    right.set_title("Pearson correlation on unseen prompts, 95 % intervals", loc="left", fontsize=9, color=INK)
     return drawn
 
 
-def _correlations(plot: object, rows: Table, blue: str, grey: str, ink: str) -> None:
+def _agreement(plot: Axes, bins: Sequence[Bin], single: Sequence[tuple[float, float]]) -> None:
+    """Predicted against actual: single pairs, deciles over them, the diagonal."""
+    from research_stack.reporting.figures import BLUE, GREY
+
+    values = [v for point in single or [(b.predicted, b.actual) for b in bins] for v in point]
+    plot.plot([min(values), max(values)], [min(values), max(values)], "--", color="#98a1aa", linewidth=1)
+    if single:
+        plot.plot(*zip(*single, strict=True), ".", color=GREY, alpha=0.3, markersize=4, label="a held-out pair")
+    errors = list(zip(*[b.error or (0.0, 0.0) for b in bins], strict=True))
+    plot.errorbar([b.predicted for b in bins], [b.actual for b in bins], yerr=errors, fmt="o-", color=BLUE, markersize=4, linewidth=1.4, capsize=2,
+                  label="deciles, 95 % intervals")  # fmt: skip
+    plot.set_xlabel(f"predicted {UNIT}", fontsize=8, color=GREY)
+    plot.legend(frameon=False, fontsize=8, labelcolor=GREY)
+
+
+def _correlations(plot: Axes, rows: Table) -> None:
+    """The model's correlation between those of its controls and the ceiling."""
+    from research_stack.reporting.figures import BLUE, GREEN, GREY
+
     plot.grid(axis="y", visible=False)
     plot.grid(axis="x", color="#ebe8e1", linewidth=0.8)
     for place, row in enumerate(reversed(rows)):
         value, low, high = reals(row, "pearson", "pearson_low", "pearson_high")
         half = [[value - low], [high - value]] if math.isfinite(low) else None
-        color = blue if row.get("kind") == "model" else grey
+        color = {"model": BLUE, "ceiling": GREEN}.get(row.get("kind", ""), GREY)
         plot.errorbar([value], [place], xerr=half, fmt="o", color=color, markersize=6, capsize=3, linewidth=1.5)
         plot.annotate(f"{value:.3f}", (value, place), xytext=(0, 7), textcoords="offset points", ha="center", fontsize=8, color=color)
     plot.set_yticks(range(len(rows)), [row.get("name", "") for row in reversed(rows)], fontsize=8)
     plot.set_ylim(-0.6, len(rows) - 0.3)
-    plot.set_title("Pearson correlation on unseen prompts, 95 % intervals", loc="left", fontsize=9, color=ink)

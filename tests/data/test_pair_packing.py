@@ -72,6 +72,11 @@ def test_packing_fills_the_rows_and_says_how_far(data):
     assert packed.describe()["pack"] and not alone.describe()["pack"]
 
 
+def test_pairs_that_fit_exactly_fill_their_rows(data):
+    d = data([(f"{i:03}:", "x" * 24 + f"{i:03}") for i in range(100)], pack=True)  # 32 tokens each with the end
+    assert [len(d.train), len(d.validation)] == [-(-d.meta[side]["documents"] // 2) for side in ("train", "validation")]
+
+
 def test_more_rows_than_may_be_open_are_written_once(data):
     pairs = [(f"{i:03}:", "x" * 37 + f"{i:03}") for i in range(3 * OPEN_ROWS)]  # no two fit one row
     d = data(pairs, pack=True)

@@ -234,7 +234,9 @@ def test_the_clipped_objective_is_the_smaller_of_two(policy):
         torch.testing.assert_close(found, expected, atol=1e-12, rtol=0)
 
 
-@pytest.mark.parametrize("policy, sign", [(PolicyLoss("grpo"), 1), (PolicyLoss("grpo", delta=1.3), -1), (PolicyLoss("gspo"), 1), (PolicyLoss("gspo", delta=1.3), -1)])
+@pytest.mark.parametrize("policy, sign", [
+    (PolicyLoss("grpo"), 1), (PolicyLoss("grpo", delta=1.3), -1), (PolicyLoss("gspo"), 1), (PolicyLoss("gspo", delta=1.3), -1),
+])  # fmt: skip
 def test_a_ratio_beyond_all_numbers_is_cut_without_nan(policy, sign):
     logp = torch.tensor([[-1.0, -1.0]], requires_grad=True)
     found, cut = policy.per_token(logp, torch.tensor([[-900.0, -900.0]]), torch.tensor([float(sign)]), torch.ones(1, 2, dtype=torch.bool))
@@ -242,10 +244,25 @@ def test_a_ratio_beyond_all_numbers_is_cut_without_nan(policy, sign):
     assert cut.all() and torch.isfinite(found).all() and torch.equal(logp.grad, torch.zeros(1, 2))
 
 
+@pytest.mark.parametrize("policy", EVERY, ids=repr)
+def test_an_advantage_of_nothing_costs_nothing_whatever_the_ratio(policy):
+    logp = torch.tensor([[-1.0, -900.0, -1.0]], requires_grad=True)
+    found, _ = policy.per_token(logp, torch.tensor([[-900.0, -1.0, -1.0]]), torch.zeros(1), torch.ones(1, 3, dtype=torch.bool))
+    found.sum().backward()
+    assert torch.equal(found.abs(), torch.zeros(1, 3)) and torch.equal(logp.grad.abs(), torch.zeros(1, 3))
+
+
+@pytest.mark.parametrize("policy", EVERY, ids=repr)
+def test_behind_the_end_of_a_completion_each_token_is_nothing(policy):
+    found, cut = policy.per_token(LOGP, OLD, A, MASK)
+    assert (found[MASK] != 0).all() and (found[~MASK] == 0).all() and not cut[~MASK].any()
+
+
 # -------------------------------------------------------------------------------------------------- refusals
 @pytest.mark.parametrize("arguments, message", [
     ({"epsilon": 1.0}, "epsilon=1.0 must lie in"), ({"epsilon_high": -0.1}, "epsilon_high=-0.1 must be positive"),
-    ({"kind": "cispo"}, "epsilon_high=None must be at least 1 for kind=cispo"), ({"kind": "cispo", "epsilon_high": 0.28}, "epsilon_high=0.28 must be at least 1"),
+    ({"kind": "cispo"}, "epsilon_high=None must be at least 1 for kind=cispo"),
+    ({"kind": "cispo", "epsilon_high": 0.28}, "epsilon_high=0.28 must be at least 1"),
     ({"kind": "cispo", "epsilon_high": 5.0, "delta": 9.0}, "delta=9.0 must be null for kind=cispo"), ({"delta": 1.1}, "delta=1.1 must be above 1 . epsilon"),
     ({"delta": 1.25, "epsilon_high": 0.28}, "delta=1.25 must be above 1 . epsilon_high"),
 ])  # fmt: skip

@@ -6,6 +6,7 @@ import hashlib
 import itertools
 import json
 import math
+from pathlib import Path
 
 import lightning
 import numpy as np
@@ -13,11 +14,12 @@ import pytest
 import torch
 import yaml
 
+from research_stack import compose
 from research_stack.backbones.regressor import Regressor
-from research_stack.data.scored import ScoredPairs, ScoredRows
+from research_stack.data import sources_replies
+from research_stack.data.scored import ScoredPairs
 from research_stack.data.sources import Document
 from research_stack.evaluation.context import Context
-from research_stack.paths import CONF
 from research_stack.posttraining.reward_evaluation import (
     LENGTH,
     LINEAR,
@@ -277,6 +279,13 @@ def test_an_encoder_that_gives_something_else_is_refused(tmp_path):
         pairs(tmp_path, encoder=Wrong())
 
 
+def test_an_encoder_that_is_not_there_is_one_line_that_says_where(tmp_path):
+    from research_stack.backbones.sentence import SentenceEncoder
+
+    with pytest.raises(ValueError, match=r"^encoder\.path=.*gone is no folder"):
+        pairs(tmp_path, encoder=SentenceEncoder(str(tmp_path / "gone")))
+
+
 def test_other_data_and_other_models_are_refused(data):
     with pytest.raises(ValueError, match="choose data=replies_scored"):
         method().check_data(object())
@@ -388,16 +397,16 @@ def test_the_card_says_what_it_was_made_of(run):
     assert "SYNTHETIC" not in text
 
 
-def test_the_card_says_when_the_data_are_made_up(run, tmp_path):
-    data, module, _, _ = run
-
-    class Described(Replies):
-        def describe(self):
-            return {"synthetic": True}
-
-    made_up = pairs(tmp_path, Described(200))
-    RewardEvaluation(draws=100)(Context(module, made_up, None, tmp_path, seed=1, device=torch.device("cpu"), autocast=contextlib.nullcontext))
-    assert "**The data are SYNTHETIC.**" in (tmp_path / "reward_card.md").read_text()
+def test_of_synthetic_replies_the_planted_preference_is_the_ceiling(tmp_path):
+    source = sources_replies.Replies(count=300, seed=4)
+    data = pairs(tmp_path, source)
+    module = RewardModel(Regressor(data.features, seed=1), Optimization(), seed=1, **data.for_method())
+    metrics = RewardEvaluation(draws=100)(Context(module, data, None, tmp_path, seed=1, device=torch.device("cpu"), autocast=contextlib.nullcontext))
+    planted = np.array([source.truth[number].log_mean for number in data.validation.number_N])
+    assert metrics["pearson_ceiling"] == pytest.approx(np.corrcoef(planted, data.validation.target_N)[0, 1], abs=0.05)
+    assert metrics["pearson_ceiling"] > 0.6 and metrics["r2_ceiling"] > metrics["r2_linear"] and table(tmp_path, "reward_heldout")[-1]["kind"] == "ceiling"
+    card = (tmp_path / "reward_card.md").read_text()
+    assert "**The data are SYNTHETIC.**" in card and "who knows how the engagement was drawn" in card and "1.2 on_topic" in card
 
 
 def test_only_reward_models_are_judged():
@@ -519,9 +528,19 @@ def test_an_encoder_that_has_changed_or_is_gone_is_one_line(tmp_path, folder_of_
 
 
 # ------------------------------------------------------------------------------------------------------- configs
-def test_the_presets_name_what_the_constructors_take():
-    for group, name in (("method", "reward"), ("model", "regressor"), ("data", "replies_scored"), ("eval", "reward")):
-        assert (CONF / group / f"{name}.yaml").is_file()
-    scored = yaml.safe_load((CONF / "data" / "replies_scored.yaml").read_text())
-    assert scored["_target_"] == "research_stack.data.scored.ScoredPairs"
-    assert isinstance(ScoredRows, type)
+@pytest.mark.parametrize("overrides", [[], ["trainer=smoke"], ["model.hidden=[64,64]", "method.loss=huber", "data.path=replies.jsonl"]])
+def test_the_experiment_composes_and_passes_the_static_check(overrides, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    Path("replies.jsonl").write_text("".join(json.dumps({"prompt": f"p{i}", "reply": f"r{i}", "likes": i, "shares": 0}) + "\n" for i in range(9)))
+    cfg = compose(["experiment=reward", *overrides])
+    assert cfg.trainer.max_steps == (20 if "trainer=smoke" in overrides else 300)
+
+
+@pytest.mark.parametrize("override, message", [
+    ("method.loss=mae", "method.loss=mae must be one of mse, huber"), ("model.dropout=1.5", r"model.dropout=1.5 must lie in \[0, 1\)"),
+    ("eval.reward.bins=1", "eval.reward.bins=1 must be at least 2"), ("data.validation_fraction=0", "data.validation_fraction=0 must lie between 0 and 1"),
+    ("data.source.noise=-1", r"data.source.noise=-1 must lie in \[0, 10\]"),
+])  # fmt: skip
+def test_a_mistake_in_the_config_comes_before_the_run(override, message):
+    with pytest.raises(ValueError, match=message):
+        compose(["experiment=reward", override])

@@ -1,0 +1,92 @@
+"""Completions of prompts with their texts and what these are worth: the one way that training, validation and measurement get them.
+
+Shapes: P prompts, N completions of each, T most tokens of a completion.
+"""
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from research_stack.data.packing import Rows
+from research_stack.data.tokenizers import Codec
+from research_stack.evaluation.diversity import cosine_distances, kinds
+from research_stack.posttraining.rewards.base import Reward, called
+from research_stack.posttraining.rollout import Rollout, Rollouts
+
+if TYPE_CHECKING:
+    from research_stack.backbones.sentence import SentenceEncoder
+    from research_stack.posttraining.policy import Policy
+
+
+@dataclass
+class Answers:
+    """N completions of each of P prompts: their ids, their texts by prompt, and their rewards."""
+
+    rollout: Rollout
+    texts: list[list[str]]
+    reward_PN: Tensor
+
+    @property
+    def same_P(self) -> Tensor:
+        """(P,) whether all rewards of a group are equal."""
+        return (self.reward_PN == self.reward_PN[:, :1]).all(1)
+
+    def replaced(self, out: Sequence[int], new: Answers, into: Sequence[int], pad: int) -> Answers:
+        """These groups with those at `out` replaced by the groups of `new` at `into`."""
+        group, count = self.reward_PN.shape[1], len(self.texts)
+        order = list(range(count))
+        for place, source in zip(out, into, strict=True):
+            order[place] = count + source
+        index_P = torch.tensor(order, device=self.reward_PN.device)
+        index_B = (index_P.unsqueeze(1) * group + torch.arange(group, device=index_P.device)).flatten()
+        texts = self.texts + new.texts
+        rollout = Rollout.joined([self.rollout, new.rollout], pad).take(index_B)
+        return Answers(rollout, [texts[place] for place in order], torch.cat([self.reward_PN, new.reward_PN])[index_P])
+
+    def kind_PN(self) -> Tensor:
+        """(P, N) int64: which answers of a group are the same text."""
+        return torch.from_numpy(np.stack([kinds(group) for group in self.texts])).to(self.reward_PN.device)
+
+    def distance_PNN(self, encoder: SentenceEncoder) -> Tensor:
+        """(P, N, N) cosine distances of what the answers of a group mean."""
+        vectors = encoder.embed([text for group in self.texts for text in group])
+        groups = np.split(vectors, len(self.texts))
+        return torch.from_numpy(np.stack([cosine_distances(group) for group in groups])).to(self.reward_PN.device)
+
+
+def answers(policy: Policy, codec: Codec, rollouts: Rollouts, reward: Reward | None, prompts: Sequence[Tensor], u_PNT: Tensor) -> Answers:
+    """Draw completions from the policy, without gradients and dropout, and reward them; without a reward all get 0.
+
+    - prompts: P vectors of ids. u_PNT: uniform numbers in [0, 1).
+
+    Raises ValueError in one line when a prompt does not fit the model or the reward breaks its contract.
+    """
+    with policy.quiet():
+        rollout = rollouts(policy.model, policy.vocab, policy.bias_V, prompts, u_PNT)
+    count = u_PNT.shape[1]
+    flat = [codec.decode(ids) for ids in rollout.completions(policy.vocab)]
+    asked = [text for text in (codec.decode(prompt.tolist()) for prompt in prompts) for _ in range(count)]
+    values = np.zeros(len(flat)) if reward is None else called(reward, asked, flat)
+    reward_PN = torch.from_numpy(values).to(u_PNT.device).view(len(prompts), count)
+    return Answers(rollout, [flat[start : start + count] for start in range(0, len(flat), count)], reward_PN)
+
+
+def prompts_of(batch: dict[str, Tensor]) -> list[Tensor]:
+    """The prompt of each row as ids; of a packed row that of its first pair."""
+    given = batch["prompt"] & (batch["sample"] == 0) if "sample" in batch else batch["prompt"]
+    return [tokens[mask] for tokens, mask in zip(batch["tokens"], given, strict=True)]
+
+
+def different_prompts(rows: Rows, most: int | None = None) -> list[Tensor]:
+    """The different prompts of some rows as int64 ids, in the order they come, at most so many of them, spread evenly."""
+    arrays = rows.arrays()
+    batch = {name: torch.from_numpy(arrays[name]) for name in ("tokens", "prompt", "sample") if name in arrays}
+    found = list({tuple(prompt.tolist()): prompt for prompt in prompts_of(batch) if len(prompt)}.values())
+    if most is None or most >= len(found):
+        return found
+    return [found[place * len(found) // most] for place in range(most)]

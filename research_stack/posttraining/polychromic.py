@@ -1,0 +1,149 @@
+"""Polychromic SFT: cross entropy of the replies minus lambda times the diversity of what the policy itself would answer.
+
+    loss = CE(replies) - lambda * E[f(y_1, ..., y_n)]
+
+with f the diversity of a set of n completions of one prompt, or, gated by quality, their mean reward times it. A diversity computed
+from sampled texts is a plain number without a gradient. Two terms that have one:
+
+- `score`: the score function. grad E[f] = E[sum_i A_i grad ln p(y_i)] up to the factor that the advantage's scale says, with A_i
+  the set-marginal advantage of f (`advantages.SetMarginal`). Unbiased.
+- `soft`: a differentiable surrogate. Each token of a completion is replaced by the mean embedding under the policy's law at its
+  place; f is the mean cosine distance of the completions' mean embeddings. The prefixes are held fixed, so its gradient is not that of
+  E[f].
+
+Shapes: B pairs of the batch, P prompts of them with N completions each (B = P N), L columns, T most tokens of a completion, D width, V tokens.
+"""
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Literal
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+from torch.utils.checkpoint import checkpoint
+
+from research_stack.backbones.causal import CausalBackbone
+from research_stack.data.tokenizers import Codec
+from research_stack.data.vocabulary import Vocabulary
+from research_stack.posttraining.advantages import Advantage
+from research_stack.posttraining.answers import answers, prompts_of
+from research_stack.posttraining.policy import check_policy_data, completion_columns
+from research_stack.posttraining.rewards.base import Reward
+from research_stack.posttraining.rollout import Rollouts
+from research_stack.posttraining.sft import SFT
+from research_stack.require import require
+from research_stack.streams import Draws
+from research_stack.training.module import Rows
+from research_stack.training.optimization import Optimization
+
+if TYPE_CHECKING:
+    from research_stack.backbones.sentence import SentenceEncoder
+    from research_stack.data.module import TokenData
+
+CHUNK = 512  # positions whose laws over the vocabulary are held at once
+
+
+class PolychromicSFT(SFT):
+    """SFT whose policy is also asked to keep its answers apart.
+
+    - weight: lambda. group: N; of every N pairs of a batch the first one's prompt is answered N times.
+    - advantage: set-marginal, of diversity or of reward times diversity. reward: the gate; None: diversity as it is, garbage included.
+    - estimator: of the gradient of diversity, `score` or `soft`; `soft` is gated by the completions' rewards.
+    - warmup: share of the steps before the diversity term begins: a policy that writes noise is diverse enough.
+    - encoder: of texts, for advantages that ask for distances.
+    """
+
+    def __init__(
+        self, model: CausalBackbone, vocab: Vocabulary, codec: Codec, optimization: Optimization, seed: int, rollouts: Rollouts, advantage: Advantage,
+        reward: Reward | None = None, weight: float = 0.1, group: int = 16, estimator: Literal["score", "soft"] = "score", warmup: float = 0.0,
+        encoder: SentenceEncoder | None = None,
+    ) -> None:
+        super().__init__(model, vocab, optimization, seed)
+        require(group >= 2, f"group={group} must be at least 2: diversity is a property of several answers")
+        require(weight > 0, f"weight={weight} must be above 0; without diversity it is experiment=sft")
+        require(estimator in ("score", "soft"), f"estimator={estimator} must be score or soft")
+        require(0 <= warmup < 1, f"warmup={warmup} must lie in [0, 1)")
+        advantage.check(group)
+        if reward is not None:
+            reward.check()
+        if advantage.needs == "distances" and encoder is None:
+            raise ValueError(f"encoder=null must be a sentence encoder: advantage={type(advantage).__name__} asks how far answers are apart")
+        self.codec, self.rollouts, self.advantage, self.reward = codec, rollouts, advantage, reward
+        self.group, self.estimator, self.warmup, self.encoder = group, estimator, warmup, encoder
+        self.parts = {"reply": 1.0, "diversity": -weight}
+        self._numbers: dict[str, Tensor] = {}
+
+    def check_data(self, data: TokenData) -> None:
+        """As SFT; the batch must hold whole groups, and completions must fit the model."""
+        super().check_data(data)
+        check_policy_data(data, self, self.rollouts.length)
+        require(data.batch_size % self.group == 0, f"data.batch_size={data.batch_size} must be a multiple of method.group={self.group}: one prompt of every so many pairs is answered")
+
+    def prepare(self, batch: Rows, draws: Draws) -> tuple[Rows, Tensor]:
+        """The pairs, and a completion beside each; denominators: reply tokens, completions."""
+        rows, replies_1 = super().prepare(batch, draws)
+        prompts = prompts_of(batch)[:: self.group]
+        if self._waits() or len(prompts) * self.group != len(batch["tokens"]):  # the last validation rows may not fill a group
+            return rows, torch.cat([replies_1, torch.ones_like(replies_1)])
+        u_PNT = draws.uniform(self.rollouts.length).unflatten(0, (len(prompts), self.group))
+        found = answers(self, self.codec, self.rollouts, self.reward, prompts, u_PNT)
+        kind_PN = found.kind_PN()
+        distance_PNN = found.distance_PNN(self.encoder) if self.advantage.needs == "distances" and self.encoder is not None else None
+        advantage_PN = self.advantage(found.reward_PN, kind_PN, distance_PNN, self.total_over_devices, draws.generator)
+        if self.training:
+            apart_PNN = (kind_PN.unsqueeze(2) != kind_PN.unsqueeze(1)).float()
+            self._numbers = {"reward": found.reward_PN.mean(), "distinct": apart_PNN.sum((1, 2)).mean() / (self.group * (self.group - 1))}
+        gate_B = torch.ones(found.reward_PN.numel(), device=self.device) if self.reward is None else found.reward_PN.flatten().float()
+        own = {f"own_{name}": tensor for name, tensor in found.rollout.rows().items()}
+        count_1 = replies_1.new_tensor([len(gate_B)])
+        return {**rows, **own, "advantage": advantage_PN.flatten().float(), "gate": gate_B}, torch.cat([replies_1, count_1])
+
+    def _waits(self) -> bool:
+        """Whether the diversity term has not begun."""
+        return self.trainer.max_steps > 0 and self.global_step < self.warmup * self.trainer.max_steps
+
+    def loss_sum(self, rows: Rows) -> Tensor:
+        """(2,) the summed cross entropy of the replies, and what diversity is the gradient of."""
+        reply = self.reply(rows)
+        if "advantage" not in rows:
+            return torch.stack([reply, reply.detach() * 0])
+        sums_P = torch.stack([reply, self._scored(rows) if self.estimator == "score" else self._soft(rows)])
+        self.prove(sums_P, {"diversity": "all sets of answers are equally good"})
+        return sums_P
+
+    def _scored(self, rows: Rows) -> Tensor:
+        """sum_i A_i ln p(y_i) over the completions."""
+        scores = self.scores(rows["own_tokens"], rows["own_width"], rows["own_made"], self.rollouts.temperature)
+        return (rows["advantage"] * scores.logp_BT.sum(1)).sum()
+
+    def _soft(self, rows: Rows) -> Tensor:
+        """N times the sum over whole groups of the gated mean cosine distance of their completions' soft embeddings."""
+        mean_BD = F.normalize(self.soft_embeddings(rows), dim=-1)
+        total = mean_BD.new_zeros(())
+        for start in range(0, len(mean_BD) - self.group + 1, self.group):
+            e_ND, gate_N = mean_BD[start : start + self.group], rows["gate"][start : start + self.group]
+            weight_NN = gate_N.unsqueeze(1) * gate_N
+            weight_NN = weight_NN - weight_NN.diag().diag()
+            total = total + self.group * (weight_NN * (1 - e_ND @ e_ND.T)).sum() / (self.group * (self.group - 1))
+        return total
+
+    def soft_embeddings(self, rows: Rows) -> Tensor:
+        """(B, D): mean over a completion's places of the mean (constant) embedding under the policy's law there."""
+        row_n, step_n, column_n = completion_columns(rows["own_width"], rows["own_made"])
+        hidden_BLD = self.model.read(rows["own_tokens"][:, :-1])
+        table_VD = self.model.unembedding.detach().float()
+        table_VD = table_VD - table_VD.mean(0)
+
+        def expected(hidden_cD: Tensor) -> Tensor:
+            logits_cV = self.model.head(hidden_cD).float() / self.rollouts.temperature + self.bias_V
+            return logits_cV.softmax(-1) @ table_VD
+
+        soft_nD = torch.cat([checkpoint(expected, part, use_reentrant=False) for part in hidden_BLD[row_n, column_n - 1].split(CHUNK)])
+        sums_BD = soft_nD.new_zeros(len(hidden_BLD), soft_nD.shape[-1]).index_add(0, row_n, soft_nD)
+        return sums_BD / rows["own_made"].unsqueeze(1)
+
+    def after_update(self) -> Mapping[str, Tensor]:
+        """What the policy's own answers were like, means over devices."""
+        super().after_update()
+        return {name: self.total_over_devices(value.float()) / self.trainer.world_size for name, value in self._numbers.items()}
