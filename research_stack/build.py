@@ -79,3 +79,9 @@ def target(node: Mapping[str, Any]) -> type:
 def takes(node: Mapping[str, Any], name: str) -> bool:
     """Whether the constructor of the node's class has this parameter."""
     return name in inspect.signature(target(node)).parameters
+
+
+def needs(node: Mapping[str, Any]) -> set[str]:
+    """The parameters without a default of the node's class."""
+    kinds = (inspect.Parameter.POSITIONAL_OR_KEYWORD, inspect.Parameter.KEYWORD_ONLY)
+    return {name for name, parameter in inspect.signature(target(node)).parameters.items() if parameter.default is parameter.empty and parameter.kind in kinds}

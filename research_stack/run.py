@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Any
 from omegaconf import DictConfig, OmegaConf
 
 from research_stack import phases, provenance, results
-from research_stack.build import build, named, plain, takes, target
+from research_stack.build import build, named, needs, plain, takes, target
 from research_stack.results import Result, RunFolder
 
 if TYPE_CHECKING:
@@ -76,11 +76,13 @@ def assemble(cfg: DictConfig) -> Parts:
     data = build(cfg.data, "data", seed=cfg.seed)
     with named("data"):
         data.prepare()
-    model = build(cfg.model, "model", **taken(cfg.model, data.for_model() | {"seed": cfg.seed}))
+    model = build(cfg.model, "model", **taken(cfg, "model", data.for_model() | {"seed": cfg.seed}))
     with named("data"):
         data.check_fit(model, target(cfg.method))
-    offers = data.for_method() | {"corruption": corruption.bind(data.vocab) if takes(cfg.method, "corruption") else None}
-    method = build(cfg.method, "method", model=model, optimization=optimization, seed=cfg.seed, **taken(cfg.method, offers))
+    offers = data.for_method() | {"model": model, "optimization": optimization, "seed": cfg.seed}
+    if takes(cfg.method, "corruption"):
+        offers["corruption"] = corruption.bind(data.vocab)
+    method = build(cfg.method, "method", **taken(cfg, "method", offers))
     method.check_data(data)
     data.repeat = method.steps_per_batch
     return Parts(hardware, data, method)
@@ -101,9 +103,13 @@ def first_phase(cfg: DictConfig) -> RunFolder:
     return place
 
 
-def taken(node: Mapping[str, Any], offers: Mapping[str, Any]) -> dict[str, Any]:
-    """Those of the offered arguments that the class of the node takes."""
-    return {name: value for name, value in offers.items() if takes(node, name)}
+def taken(cfg: DictConfig, group: str, offers: Mapping[str, Any]) -> dict[str, Any]:
+    """Those of the offered arguments that the class of the node takes. Raises ValueError when it needs one that nobody offers."""
+    missing = needs(cfg[group]) - set(cfg[group]) - set(offers)
+    if missing:
+        raise ValueError(f"{group}={target(cfg[group]).__name__} needs {', '.join(sorted(missing))}, which data={target(cfg.data).__name__} does not give: "
+                         "they do not belong together")
+    return {name: value for name, value in offers.items() if takes(cfg[group], name)}
 
 
 def train(cfg: DictConfig, place: RunFolder) -> Result:
@@ -264,6 +270,8 @@ def sample_run(cfg: DictConfig, place: RunFolder) -> Result:
     """task=sample: decode with `cfg.sampler`, from `cfg.prompt` if given; texts go to standard output and samples.jsonl."""
     from research_stack.evaluation.samples import Samples
 
+    if reason := build(cfg.sampler, "sampler").unsuited(target(cfg.method)):
+        raise ValueError(f"task=sample: {reason}")
     context = open_run(cfg, place)
     samples = Samples(samplers={}, count=1 if cfg.prompt else 3, prompts=[cfg.prompt] if cfg.prompt else None)
     with context.inference():

@@ -2,7 +2,8 @@
 
 The logits of a chunk of positions are made, turned into losses and at once into the gradients of hidden states and
 unembedding, then thrown away. So nothing of them is kept for the backward pass nor made twice: one chunk is the peak
-of memory, and the backward pass only scales what is there (the order of work of Hsu et al. 2024, Liger Kernel).
+of memory, and the backward pass only scales what is there (the order of work of Hsu et al. 2024, Liger Kernel). What needs no
+gradient (the unembedding under adapters) gets none made.
 """
 from __future__ import annotations
 
@@ -11,7 +12,7 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 from torch.autograd import Function
-from torch.autograd.function import FunctionCtx
+from torch.autograd.function import FunctionCtx, once_differentiable
 
 #: Losses of some positions, (c,), from their logits (c, V) and where they stand among all n.
 TokenLosses = Callable[[Tensor, slice], Tensor]
@@ -26,8 +27,9 @@ class _LinearLoss(Function):
         token_losses: TokenLosses, chunk: int, learning: bool,
     ) -> Tensor:
         accurate = torch.promote_types(hidden_nD.dtype, torch.float32)
-        hidden_grad_nD = torch.empty_like(hidden_nD)
-        unembedding_grad_VD = torch.zeros_like(unembedding_VD, dtype=accurate)
+        of_hidden, of_unembedding = (learning and needed for needed in ctx.needs_input_grad[:2])  # type: ignore[attr-defined]
+        hidden_grad_nD = torch.empty_like(hidden_nD) if of_hidden else None
+        unembedding_grad_VD = torch.zeros_like(unembedding_VD, dtype=accurate) if of_unembedding else None
         total = hidden_nD.new_zeros((), dtype=accurate)
         for start in range(0, len(hidden_nD), chunk):
             part = slice(start, start + chunk)
@@ -39,15 +41,18 @@ class _LinearLoss(Function):
             total += loss.detach()
             if learning:
                 slope_cV = torch.autograd.grad(loss, logits_cV)[0].to(hidden_nD.dtype)
-                hidden_grad_nD[part] = slope_cV @ unembedding_VD
-                unembedding_grad_VD += slope_cV.T @ hidden_nD[part]
-        ctx.save_for_backward(hidden_grad_nD, unembedding_grad_VD.to(unembedding_VD.dtype))
+                if hidden_grad_nD is not None:
+                    hidden_grad_nD[part] = slope_cV @ unembedding_VD
+                if unembedding_grad_VD is not None:
+                    unembedding_grad_VD += slope_cV.T @ hidden_nD[part]
+        ctx.save_for_backward(hidden_grad_nD, None if unembedding_grad_VD is None else unembedding_grad_VD.to(unembedding_VD.dtype))
         return total
 
     @staticmethod
+    @once_differentiable
     def backward(ctx: FunctionCtx, grad: Tensor) -> tuple[Tensor | None, ...]:
-        hidden_grad_nD, unembedding_grad_VD = ctx.saved_tensors
-        return hidden_grad_nD * grad.to(hidden_grad_nD.dtype), unembedding_grad_VD * grad.to(unembedding_grad_VD.dtype), *[None] * 5
+        grads = (made if made is None else made * grad.to(made.dtype) for made in ctx.saved_tensors)
+        return *grads, *[None] * 5
 
 
 def linear_loss(

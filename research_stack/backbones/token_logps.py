@@ -1,7 +1,8 @@
 """Log-probabilities of given tokens and entropies of the laws they were drawn from, without keeping the n x V logits.
 
 Losses that are not linear in the log-probability (clipped ratios, penalties) need the numbers themselves with a gradient. The logits
-are made a chunk at a time and made again in the backward pass; where one chunk holds all positions they are kept instead.
+are made a chunk at a time and made again in the backward pass; where one chunk holds all positions they are kept instead. What needs
+no gradient (the unembedding under adapters) gets none made: that of the unembedding is a third of the work.
 
 With z = h W^T / temperature + bias, p = softmax(z) and H = -sum p ln p: d ln p_y / dz = 1_y - p and dH / dz = -p (ln p + H).
 
@@ -12,7 +13,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 from torch.autograd import Function
-from torch.autograd.function import FunctionCtx
+from torch.autograd.function import FunctionCtx, once_differentiable
 
 
 class _TokenLogps(Function):
@@ -36,10 +37,13 @@ class _TokenLogps(Function):
         return logp_n, entropy_n
 
     @staticmethod
+    @once_differentiable
     def backward(ctx: FunctionCtx, grad_logp_n: Tensor, grad_entropy_n: Tensor) -> tuple[Tensor | None, ...]:
         hidden_nD, unembedding_VD, token_n, bias_V, entropy_n, kept = ctx.saved_tensors
-        hidden_grad_nD = torch.empty_like(hidden_nD)
-        unembedding_grad_VD = torch.zeros_like(unembedding_VD, dtype=torch.promote_types(unembedding_VD.dtype, torch.float32))
+        of_hidden, of_unembedding = ctx.needs_input_grad[:2]  # type: ignore[attr-defined]
+        hidden_grad_nD = torch.empty_like(hidden_nD) if of_hidden else None
+        accurate = torch.promote_types(unembedding_VD.dtype, torch.float32)
+        unembedding_grad_VD = torch.zeros_like(unembedding_VD, dtype=accurate) if of_unembedding else None
         bends = bool(grad_entropy_n.any())
         for part in ctx.parts:
             logp_cV = _log_softmax(hidden_nD[part], unembedding_VD, bias_V, ctx.temperature) if kept is None else kept
@@ -51,9 +55,11 @@ class _TokenLogps(Function):
             if bends:
                 slope_cV -= down_cV
             slope_cV = (slope_cV / ctx.temperature).to(hidden_nD.dtype)
-            hidden_grad_nD[part] = slope_cV @ unembedding_VD
-            unembedding_grad_VD += slope_cV.T @ hidden_nD[part]
-        return hidden_grad_nD, unembedding_grad_VD.to(unembedding_VD.dtype), None, None, None, None
+            if hidden_grad_nD is not None:
+                hidden_grad_nD[part] = slope_cV @ unembedding_VD
+            if unembedding_grad_VD is not None:
+                unembedding_grad_VD += slope_cV.T @ hidden_nD[part]
+        return hidden_grad_nD, None if unembedding_grad_VD is None else unembedding_grad_VD.to(unembedding_VD.dtype), None, None, None, None
 
 
 def _log_softmax(hidden_cD: Tensor, unembedding_VD: Tensor, bias_V: Tensor | None, temperature: float) -> Tensor:

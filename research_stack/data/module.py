@@ -176,7 +176,6 @@ class TokenData(lightning.LightningDataModule):
     - overlap: with `contiguous`, the last tokens of a row that the next step's row begins with again, in [0, L).
     - pack: several pairs to a row. Batches have two further entries, int64 (B, L): `sample`, the number of the pair in its row
       (-1 at padding), and `place`, the position within the pair; a method that takes packed rows lets no pair see another.
-    - repeat: step s sees the batch of number s // repeat, for methods that take several steps on one batch of prompts.
 
     Of prompts alone (documents with the text "") a row is the prompt and padding, and nothing is eligible: `prompts_only`.
 
@@ -198,7 +197,6 @@ class TokenData(lightning.LightningDataModule):
         order: Literal["shuffled", "contiguous"] = "shuffled",
         overlap: int = 0,
         pack: bool = False,
-        repeat: int = 1,
     ) -> None:
         super().__init__()
         require(sequence_length >= 2, f"sequence_length={sequence_length} must be at least 2")
@@ -210,14 +208,13 @@ class TokenData(lightning.LightningDataModule):
         require(0 <= overlap < sequence_length, f"overlap={overlap} must be at least 0 and below sequence_length={sequence_length}")
         require(overlap == 0 or order == "contiguous", f"overlap={overlap} needs order=contiguous: shuffled rows do not follow one another")
         require(not pack or order == "shuffled", f"pack={pack} needs order=shuffled: packed pairs have no other")
-        require(repeat >= 1, f"repeat={repeat} must be at least 1")
-        require(repeat == 1 or order == "shuffled", f"repeat={repeat} needs order=shuffled: a row of order=contiguous goes on at every step")
         self.source, self.tokenizer, self.path = source, tokenizer, path
         self.sequence_length, self.batch_size = sequence_length, batch_size
         self.validation_fraction, self.validation_rows = validation_fraction, validation_rows
         self.cache_dir, self.num_workers, self.seed = cache_dir, num_workers, seed
-        self.order, self.overlap, self.pack, self.repeat = order, overlap, pack, repeat
+        self.order, self.overlap, self.pack = order, overlap, pack
         self.start_step = 0
+        self.repeat = 1  # so many steps one after another see the same shuffled batch; the method says it
         self.codec: Codec
         self.train: Rows
         self.validation: Rows
@@ -282,11 +279,12 @@ class TokenData(lightning.LightningDataModule):
         """Constructor arguments that a method may take from the data."""
         return {"vocab": self.vocab, "codec": self.codec}
 
-    def check_fit(self, model: Bounded, method: type) -> None:
+    def check_fit(self, model: Any, method: type) -> None:
         """Raise ValueError when rows are longer than the model, or packed and the method does not keep their pairs apart."""
         length, longest = self.sequence_length, model.max_length
         require(length <= longest, f"sequence_length={length} exceeds model.max_length={longest}: raise one or lower the other")
-        require(not self.pack or getattr(method, "keeps_pairs_apart", False), f"pack={self.pack} would let pairs of a row see one another under {method.__name__}; set pack=false")
+        apart = getattr(method, "keeps_pairs_apart", False)
+        require(not self.pack or apart, f"pack={self.pack} would let pairs of a row see one another under method={method.__name__}; set pack=false")
 
     @property
     def vocab(self) -> Vocabulary:
@@ -329,7 +327,6 @@ class TokenData(lightning.LightningDataModule):
             "order": self.order,
             "overlap": self.overlap,
             "pack": self.pack,
-            "repeat": self.repeat,
             "prompts_only": self.prompts_only,
             "filled": round(self.train.filled, 4),
             "duplicates": self.meta["duplicates"],

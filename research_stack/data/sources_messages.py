@@ -170,7 +170,7 @@ class Instructions(RecordFiles):
         """The pairs of one file."""
         for where, record in records(file, [_layout(file)]):
             conversation = messages_of(record, where)
-            group = next((m["content"] for m in conversation if m["role"] == "user"), "")
+            group = next((m["content"] for m in conversation if m["role"] == "user"), conversation[0]["content"])
             for turn, message in enumerate(conversation):
                 if message["role"] == "assistant":
                     prompt, response = self._template.pair(conversation[:turn], message["content"], where)

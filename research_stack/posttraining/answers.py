@@ -15,7 +15,8 @@ from torch import Tensor
 from research_stack.data.packing import Rows
 from research_stack.data.tokenizers import Codec
 from research_stack.evaluation.diversity import cosine_distances, kinds
-from research_stack.posttraining.rewards.base import Reward, called
+from research_stack.posttraining.rewards.base import Reward
+from research_stack.posttraining.rewards.composite import scored
 from research_stack.posttraining.rollout import Rollout, Rollouts
 
 if TYPE_CHECKING:
@@ -25,11 +26,15 @@ if TYPE_CHECKING:
 
 @dataclass
 class Answers:
-    """N completions of each of P prompts: their ids, their texts by prompt, and their rewards."""
+    """N completions of each of P prompts: their ids, their texts by prompt, and their rewards.
+
+    - parts: what the parts of a composite reward give, float64 arrays by name; those of groups that were replaced included.
+    """
 
     rollout: Rollout
     texts: list[list[str]]
     reward_PN: Tensor
+    parts: dict[str, np.ndarray]
 
     @property
     def same_P(self) -> Tensor:
@@ -46,7 +51,8 @@ class Answers:
         index_B = (index_P.unsqueeze(1) * group + torch.arange(group, device=index_P.device)).flatten()
         texts = self.texts + new.texts
         rollout = Rollout.joined([self.rollout, new.rollout], pad).take(index_B)
-        return Answers(rollout, [texts[place] for place in order], torch.cat([self.reward_PN, new.reward_PN])[index_P])
+        parts = {name: np.concatenate([values, new.parts[name]]) for name, values in self.parts.items()}
+        return Answers(rollout, [texts[place] for place in order], torch.cat([self.reward_PN, new.reward_PN])[index_P], parts)
 
     def kind_PN(self) -> Tensor:
         """(P, N) int64: which answers of a group are the same text."""
@@ -71,9 +77,9 @@ def answers(policy: Policy, codec: Codec, rollouts: Rollouts, reward: Reward | N
     count = u_PNT.shape[1]
     flat = [codec.decode(ids) for ids in rollout.completions(policy.vocab)]
     asked = [text for text in (codec.decode(prompt.tolist()) for prompt in prompts) for _ in range(count)]
-    values = np.zeros(len(flat)) if reward is None else called(reward, asked, flat)
+    values, parts = (np.zeros(len(flat)), {}) if reward is None else scored(reward, asked, flat)
     reward_PN = torch.from_numpy(values).to(u_PNT.device).view(len(prompts), count)
-    return Answers(rollout, [flat[start : start + count] for start in range(0, len(flat), count)], reward_PN)
+    return Answers(rollout, [flat[start : start + count] for start in range(0, len(flat), count)], reward_PN, parts)
 
 
 def prompts_of(batch: dict[str, Tensor]) -> list[Tensor]:

@@ -28,6 +28,7 @@ from research_stack.posttraining.answers import Answers, answers, prompts_of
 from research_stack.posttraining.objectives import PolicyLoss, k3
 from research_stack.posttraining.policy import Policy, Scores, check_policy_data
 from research_stack.posttraining.rewards.base import Reward
+from research_stack.posttraining.rewards.composite import means
 from research_stack.posttraining.rollout import Rollouts
 from research_stack.require import require
 from research_stack.streams import Draws
@@ -40,8 +41,8 @@ if TYPE_CHECKING:
 
 log = logging.getLogger(__name__)
 
-SAME = 1e-3  # nats per token by which a reference that is the policy may differ from it: the rounding of another pass
-SILENT = 20  # steps between two lines that say that no group tells answers apart
+SAME = 1e-5  # k3 of a token, in nats, by which a reference that is the policy may differ from it: both read the same rows
+SILENT = 20  # steps at least between two lines that say that no group tells answers apart
 
 
 class GRPO(Policy):
@@ -110,6 +111,7 @@ class GRPO(Policy):
         self.rows: Rows | None = None  # what the current completions gave, for the steps that go over them again
         self._numbers: dict[str, Tensor] = {}
         self._sums: dict[str, Tensor] = {}
+        self._warned = -SILENT
 
     def _frozen(self) -> nn.Module:
         frozen = copy.deepcopy(self.model)
@@ -134,13 +136,22 @@ class GRPO(Policy):
         return self.iterations * self.minibatches
 
     def check_data(self, data: TokenData) -> None:
-        """Prompts must leave room for completions; """
+        """Prompts must leave room for completions, and there must be as many of them as groups, and completions for every minibatch."""
         check_policy_data(data, self, self.rollouts.length)
         require(self.groups is None or self.groups <= data.batch_size, f"method.groups={self.groups} must be at most data.batch_size={data.batch_size}")
+        completions = (self.groups or data.batch_size) * self.group
+        require(self.minibatches <= completions, f"method.minibatches={self.minibatches} must be at most the {completions} completions of a step")
 
     def training_flops(self, length: int) -> float:
-        """Of a prompt's group: writing costs one forward pass, learning three."""
-        return self.group * 4 * self.model.flops_per_token(length)
+        """Of a prompt's group, by the tokens of a row of `length`: writing costs one forward pass, as do the old law and the reference's, learning three."""
+        whole = length + self.rollouts.length
+        drawn = 1 + (self.steps_per_batch > 1) + (self.beta > 0)
+        passes = drawn / self.steps_per_batch + 3 / self.minibatches
+        return self.group * passes * whole / length * self.model.flops_per_token(whole)
+
+    def tokens_of(self, batch: Rows) -> int:
+        """Tokens of completions."""
+        return 0 if self.rows is None else int(self.rows["made"].sum()) // self.minibatches
 
     # A batch of completions ----------------------------------------------------------------------------------------
 
@@ -152,7 +163,7 @@ class GRPO(Policy):
         part, count = turn % self.minibatches, len(self.rows["tokens"])
         rows = {name: tensor[part * count // self.minibatches : (part + 1) * count // self.minibatches] for name, tensor in self.rows.items()}
         denominator = self.policy_loss.denominator(self._mask(rows), self.rollouts.length)
-        return rows, denominator.expand(len(self.parts))
+        return rows, denominator.repeat(len(self.parts))
 
     def experience(self, batch: Rows, draws: Draws) -> Rows:
         """Completions of the batch's prompts with their advantages, one row each."""
@@ -183,13 +194,17 @@ class GRPO(Policy):
     def _other_laws(self, rows: Rows) -> Rows:
         """Log-probabilities (B, T) of the completions under the policy that drew them and under the reference."""
         found: Rows = {}
+        begins = "kl" in self._unproven and self.global_step == 0
         with self.quiet():
-            if self.steps_per_batch > 1:
-                found["old"] = self._scores(rows).logp_BT
+            own_BT = self._scores(rows).logp_BT if self.steps_per_batch > 1 or begins else None
             if self.beta:
                 with self.model.without_adapters() if self.kind == "adapters" else nullcontext():
                     found["reference"] = self._scores(rows, self.reference).logp_BT
-        return found
+        if begins:
+            furthest = float(k3(found["reference"], own_BT).max())
+            require(furthest <= SAME, f"reference={self.kind}: at the first step the reference must be the policy, and a token's k3 is {furthest:.3g}; "
+                                      "reference=copy is the policy that the run begins with")
+        return found if self.steps_per_batch == 1 else {**found, "old": own_BT}
 
     def _scores(self, rows: Rows, model: nn.Module | None = None) -> Scores:
         return self.scores(rows["tokens"], rows["width"], rows["made"], self.rollouts.temperature, model)
@@ -214,21 +229,14 @@ class GRPO(Policy):
             terms["kl"] = k3(rows["reference"][:, :length], scores.logp_BT, mask_BT)
         sums_P = torch.stack([(weight_BT * terms[name].masked_fill(~mask_BT, 0.0)).sum() for name in self.parts])
         self._count(terms | {"clip_fraction": clipped_BT.float()}, mask_BT)
-        self._prove_first(sums_P, terms, mask_BT)
+        if bool(self._unproven) and bool(mask_BT.any()):
+            self.prove(sums_P, {"kl": "the reference is the policy", "policy": "no group has answers of different worth"})
         return sums_P
 
     def _count(self, terms: Mapping[str, Tensor], mask_BT: Tensor) -> None:
         """Add to the sums that are logged as means per token."""
         found = {name: value_BT.detach()[mask_BT].sum() for name, value_BT in terms.items() if name != "policy"} | {"tokens": mask_BT.sum()}
         self._sums = {name: self._sums.get(name, 0) + value for name, value in found.items()}
-
-    def _prove_first(self, sums_P: Tensor, terms: Mapping[str, Tensor], mask_BT: Tensor) -> None:
-        if not self._unproven:
-            return
-        if "kl" in self._unproven:
-            furthest = float(terms["kl"].detach().masked_fill(~mask_BT, 0.0).max())
-            require(furthest <= SAME, f"reference={self.kind}: at the first step the reference must be the policy, and a token's k3 is {furthest:.3g}")
-        self.prove(sums_P, {"kl": "the reference is the policy", "policy": "no group has answers of different worth"})
 
     # What is logged ------------------------------------------------------------------------------------------------
 
@@ -237,10 +245,12 @@ class GRPO(Policy):
         reward_PN, rollout = found.reward_PN, found.rollout
         distinct_P = torch.stack([(kind_PN == kind).any(1) for kind in range(self.group)]).sum(0)
         same = found.same_P.float().mean()
-        if float(same) == 1 and self.global_step % SILENT == 0:
-            log.warning("step %d: all %d groups have equal rewards (mean %.3g), so that there is nothing to learn from; "
+        if not bool(advantage_PN.any()) and self.global_step - self._warned >= SILENT:
+            self._warned = self.global_step
+            log.warning("step %d: in all %d groups the answers are of equal worth (mean reward %.3g), so that there is nothing to learn from; "
                         "try another method.rollouts.temperature, a larger method.group or easier prompts", self.global_step, len(reward_PN), reward_PN.mean())
-        return {
+        parts = {f"reward_{name}": torch.tensor(mean, device=self.device) for name, mean in means(found.parts).items()} if len(found.parts) > 1 else {}
+        return parts | {
             "reward": reward_PN.mean(), "reward_std": reward_PN.std(1).mean(), "zero_variance": same, "distinct": distinct_P.float().mean() / self.group,
             "length": rollout.made_B.float().mean(), "truncated": (~rollout.ended_B).float().mean(), "advantage": advantage_PN.abs().mean(),
         }
@@ -251,8 +261,8 @@ class GRPO(Policy):
         sums, self._sums = self._sums, {}
         tokens = self.total_over_devices(sums.pop("tokens")).clamp_min(1)
         means = {name: self.total_over_devices(value) / tokens for name, value in sums.items()}
-        numbers = {name: self.total_over_devices(value.float()) / self.trainer.world_size for name, value in self._numbers.items()}
-        if self.reference is not None and self.sync_every and (self.global_step) % self.sync_every == 0:
+        numbers = {name: self.total_over_devices(value.float() / self.trainer.world_size) for name, value in self._numbers.items()}
+        if self.reference is not None and self.sync_every and self.global_step % self.sync_every == 0:
             self._sync()
         return means | numbers
 
@@ -260,7 +270,8 @@ class GRPO(Policy):
     def _sync(self) -> None:
         assert self.reference is not None
         for theirs, ours in zip(self.reference.parameters(), self.model.parameters(), strict=True):
-            theirs.lerp_(ours.to(theirs.dtype), self.sync_mix)
+            if ours.requires_grad:  # the rest is the same for both, and may be no numbers (quantised)
+                theirs.lerp_(ours.to(theirs.dtype), self.sync_mix)
 
     # Validation ----------------------------------------------------------------------------------------------------
 
@@ -291,11 +302,28 @@ class GRPO(Policy):
     # Resuming ------------------------------------------------------------------------------------------------------
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Completions that are still in use belong to the state of the run."""
+        """Completions that are still in use belong to the state of the run: those of every device, and what was logged of them."""
         if self.rows is not None and self.global_step % self.steps_per_batch:
-            checkpoint["completions"] = self.rows
+            mine = [{name: tensor.cpu() for name, tensor in kept.items()} for kept in (self.rows, self._numbers)]
+            checkpoint["completions"] = self._of_all_devices(mine)
+
+    def _of_all_devices(self, mine: Any) -> list[Any]:
+        if self.trainer.world_size == 1:
+            return [mine]
+        every: list[Any] = [None] * self.trainer.world_size
+        torch.distributed.all_gather_object(every, mine)
+        return every
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Go on with them."""
-        if "completions" in checkpoint:
-            self.rows = {name: tensor.to(self.device) for name, tensor in checkpoint["completions"].items()}
+        """Go on with them. Raises ValueError for another number of devices than that which drew them."""
+        if (every := checkpoint.get("completions")) is None:
+            return
+        world = self.trainer.world_size
+        require(len(every) == world, f"hardware.devices={world} must be {len(every)}: the run stopped between two steps on completions that {len(every)} devices hold")
+        self.rows, self._numbers = every[self.global_rank]
+
+    def on_train_start(self) -> None:
+        """Completions that were loaded follow the model to its device."""
+        super().on_train_start()
+        self.rows = None if self.rows is None else {name: tensor.to(self.device) for name, tensor in self.rows.items()}
+        self._numbers = {name: tensor.to(self.device) for name, tensor in self._numbers.items()}

@@ -10,8 +10,9 @@ from __future__ import annotations
 import logging
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
@@ -59,6 +60,8 @@ class Policy(TrainingModule):
         self.register_buffer("bias_V", bias_V, persistent=False)
         self._witnesses: dict[str, Tensor] | None = None
         self._unproven: set[str] = set()
+        self._excused: set[str] = set()
+        self._pushed = False  # whether a term has been seen to have a gradient
 
     @property
     def max_length(self) -> int:
@@ -109,19 +112,22 @@ class Policy(TrainingModule):
         """The parameters that are trained, by name."""
         return {name: parameter for name, parameter in self.named_parameters() if parameter.requires_grad}
 
-    def on_fit_start(self) -> None:
-        """Keep some of the weights of a new run, to see whether they move."""
-        trained = self.trained()
-        if not trained:
+    def configure_optimizers(self) -> dict[str, Any]:
+        """As for every method. Raises ValueError when nothing is trained."""
+        if not self.trained():
             raise ValueError("model: no parameter is trained; unfreeze some, or put adapters on it (model.lora)")
-        if self.trainer.global_step == 0:
-            self._witnesses = {name: parameter.detach().flatten()[:WITNESSES].clone() for name, parameter in trained.items()}
+        return super().configure_optimizers()
+
+    def on_train_start(self) -> None:
+        """Keep some of the weights of a new run, to see whether they move."""
+        if self.global_step == 0:  # known from here on: in on_fit_start a resumed run has not read its step yet
+            self._witnesses = {name: parameter.detach().flatten()[:WITNESSES].clone() for name, parameter in self.trained().items()}
             self._unproven = {name for name, weight in self.parts.items() if weight}
 
     def prove(self, sums_P: Tensor, may_vanish: Mapping[str, str]) -> None:
-        """Raise ValueError for a term of the loss without a gradient; asked once for each term, at the start of a new run.
+        """Raise ValueError for a term of the loss without a gradient; asked at the start of a new run, until the term has had one.
 
-        - sums_P: the parts of the loss with their graph. may_vanish: terms whose gradient is zero here with good reason, and the reason.
+        - sums_P: the parts of the loss with their graph. may_vanish: terms whose gradient may be zero for a good reason, and the reason.
         """
         trained = self.trained()
         for index, name in enumerate(self.parts):
@@ -135,16 +141,18 @@ class Policy(TrainingModule):
             if not any(bool(grad.any()) for grad in reached):
                 if name not in may_vanish:
                     raise ValueError(f"loss_{name} has a gradient of exactly zero at the first step: it would train nothing")
-                log.info("loss_%s has no gradient yet: %s", name, may_vanish[name])
-                if name == "policy":
-                    continue  # asked again as long as no group tells answers apart
+                if name not in self._excused:
+                    log.info("loss_%s has no gradient yet: %s", name, may_vanish[name])
+                self._excused.add(name)
+                continue
+            self._pushed = True
             self._unproven.discard(name)
 
     def moved(self) -> None:
-        """Raise ValueError when no weight has moved in the first step of a new run although there was a gradient."""
-        before, self._witnesses = self._witnesses, None
-        if before is None or self._unproven:
+        """Raise ValueError when no weight of a new run has moved in the first step that had a gradient."""
+        if self._witnesses is None or not self._pushed:
             return
+        before, self._witnesses = self._witnesses, None
         if all(torch.equal(parameter.detach().flatten()[:WITNESSES], before[name]) for name, parameter in self.trained().items()):
             raise ValueError(f"optimization.lr={self.optimization.lr}: the first step has moved no weight")
 
@@ -163,9 +171,10 @@ def _spread(value_n: Tensor, mask_BT: Tensor) -> Tensor:
 
 def check_policy_data(data: TokenData, method: Policy, length: int) -> None:
     """Raise ValueError when the longest prompt and `length` tokens of completion do not fit the model."""
-    spans = data.train.spans
-    longest = int(spans[:, 0].max())
-    require(longest >= 1, f"data={type(data.source).__name__} has no prompts: completions need something to stand behind; use data=expressions, prompts or another of pairs")
+    widths = np.concatenate([data.train.spans[:, 0], data.validation.spans[:, 0]])
+    shortest, longest = int(widths.min()), int(widths.max())
+    require(shortest >= 1, f"data={type(data.source).__name__} has {'rows without a prompt' if longest else 'no prompts'}: completions need something to stand "
+                           "behind; use data=expressions, prompts or another of pairs")
     room = method.max_length - longest
     require(length <= room, f"method.rollouts.length={length} behind the longest prompt of {longest} tokens exceeds model.max_length={method.max_length}; "
                             f"{f'lower it to {room}' if room > 0 else f'raise model.max_length to {longest + length}'}")

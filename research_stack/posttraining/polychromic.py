@@ -84,16 +84,15 @@ class PolychromicSFT(SFT):
         """The pairs, and a completion beside each; denominators: reply tokens, completions."""
         rows, replies_1 = super().prepare(batch, draws)
         prompts = prompts_of(batch)[:: self.group]
-        if self._waits() or len(prompts) * self.group != len(batch["tokens"]):  # the last validation rows may not fill a group
+        if self._waits() or not self.training:  # validation is of the replies alone
             return rows, torch.cat([replies_1, torch.ones_like(replies_1)])
         u_PNT = draws.uniform(self.rollouts.length).unflatten(0, (len(prompts), self.group))
         found = answers(self, self.codec, self.rollouts, self.reward, prompts, u_PNT)
         kind_PN = found.kind_PN()
         distance_PNN = found.distance_PNN(self.encoder) if self.advantage.needs == "distances" and self.encoder is not None else None
         advantage_PN = self.advantage(found.reward_PN, kind_PN, distance_PNN, self.total_over_devices, draws.generator)
-        if self.training:
-            apart_PNN = (kind_PN.unsqueeze(2) != kind_PN.unsqueeze(1)).float()
-            self._numbers = {"reward": found.reward_PN.mean(), "distinct": apart_PNN.sum((1, 2)).mean() / (self.group * (self.group - 1))}
+        apart_PNN = (kind_PN.unsqueeze(2) != kind_PN.unsqueeze(1)).float()
+        self._numbers = {"reward": found.reward_PN.mean(), "apart": apart_PNN.sum((1, 2)).mean() / (self.group * (self.group - 1))}
         gate_B = torch.ones(found.reward_PN.numel(), device=self.device) if self.reward is None else found.reward_PN.flatten().float()
         own = {f"own_{name}": tensor for name, tensor in found.rollout.rows().items()}
         count_1 = replies_1.new_tensor([len(gate_B)])

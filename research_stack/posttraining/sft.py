@@ -25,6 +25,7 @@ class SFT(Policy):
     """Loss on the reply only."""
 
     parts: Mapping[str, float] = {"reply": 1.0}
+    keeps_pairs_apart = True  # of a packed row, see `alone`
 
     def check_data(self, data: TokenData) -> None:
         """The data must be pairs with replies."""

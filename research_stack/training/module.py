@@ -78,6 +78,10 @@ class TrainingModule(LightningModule):
         """Called after each optimizer step on every device; numbers to log."""
         return {}
 
+    def tokens_of(self, batch: Rows) -> int:
+        """Tokens that this device has worked on in the last step, for the progress line."""
+        return next(iter(batch.values())).numel()
+
     @property
     def steps_per_batch(self) -> int:
         """Optimizer steps that see one batch of the data, one after another."""

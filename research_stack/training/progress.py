@@ -30,7 +30,7 @@ class Progress(Callback):
 
     def on_train_batch_end(self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int) -> None:
         """Advance the bar, or write a line where one is due."""
-        self._tokens += batch["tokens"].numel() * trainer.world_size
+        self._tokens += pl_module.tokens_of(batch) * trainer.world_size
         now = time.monotonic()
         if self._bar is not None:
             self._bar.set_postfix(self._figures(trainer), refresh=False)

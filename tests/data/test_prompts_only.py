@@ -91,7 +91,8 @@ def test_lines_records_and_columns(tmp_path):
     pyarrow.parquet.write_table(pyarrow.Table.from_pylist(records), tmp_path / "a.parquet")
     lines = Prompts(str(tmp_path / "a.txt"))
     lines.check()
-    assert [(d.text, d.prompt, d.key) for d in lines.documents()] == [("", p, f"{tmp_path / 'a.txt'}:{n}") for p, n in (("one?", 1), ("two?", 4), ("three?", 5))]
+    expected = [("", prompt, f"{tmp_path / 'a.txt'}:{number}") for prompt, number in (("one?", 1), ("two?", 4), ("three?", 5))]
+    assert [(d.text, d.prompt, d.key) for d in lines.documents()] == expected
     for name in ("a.jsonl", "a.parquet"):
         source = Prompts(str(tmp_path / name), group_field="topic", separator="\n")
         source.check()
@@ -133,7 +134,8 @@ def test_fingerprint_of_prompts(tmp_path):
     (tmp_path / "b.txt").write_text("one\ntwo\n")
     (tmp_path / "c.txt").write_text("one\ntoo\n")
     a, b, c = (Prompts(str(tmp_path / f"{n}.txt")).fingerprint() for n in "abc")
-    assert a == b != c and len({a, Prompts(str(tmp_path / "a.txt"), separator="\n").fingerprint(), Prompts(str(tmp_path / "a.txt"), limit=2).fingerprint()}) == 3
+    others = [Prompts(str(tmp_path / "a.txt"), **option).fingerprint() for option in ({"separator": "\n"}, {"limit": 2})]
+    assert a == b != c and len({a, *others}) == 3
 
 
 def test_the_prompts_of_pairs(corpus):

@@ -123,8 +123,8 @@ def test_a_tokenizers_own_template_to_the_token(tmp_path, chat, template):
 @pytest.mark.parametrize("template", ["plain", "chatml"])
 @pytest.mark.parametrize("kind", ["pretrained", "byte_bpe", "bytes"])
 def test_prompt_and_response_have_the_same_ids_apart_and_together(tmp_path, chat, stories, template, kind):
-    codec = {"pretrained": lambda: Pretrained(chat()).fit([]), "byte_bpe": lambda: ByteBPE(600).fit([m["content"] + "\nuser:\nassistant:\n" for m in TURNS] * 9),
-             "bytes": lambda: Bytes().fit([])}[kind]()  # fmt: skip
+    texts = [m["content"] + "\nuser:\nassistant:\n" for m in TURNS] * 9
+    codec = (Bytes() if kind == "bytes" else ByteBPE(600) if kind == "byte_bpe" else Pretrained(chat())).fit(texts)
     for document in Instructions(write(tmp_path / "a.jsonl", {"messages": TURNS}), template).documents():
         assert codec.encode(document.prompt) + codec.encode(document.text) == codec.encode(document.prompt + document.text)
     if kind == "pretrained" and template == "chatml":
@@ -175,7 +175,8 @@ USER, REPLY = {"role": "user", "content": "q"}, {"role": "assistant", "content":
     ({"messages": ["q", "a"]}, ":2 message 1 must be an object with 'role' and 'content', not a str"),
     ({"messages": []}, ":2 field 'messages' must be a list of messages, not an empty one"),
     ({"messages": "q"}, ":2 field 'messages' must be a list of messages, not str"),
-    ({"conversations": [{"from": "human", "value": "q"}, {"from": "bard", "value": "a"}]}, ":2 message 2 has the unknown from 'bard'; known: system user assistant tool human gpt"),
+    ({"conversations": [{"from": "human", "value": "q"}, {"from": "bard", "value": "a"}]},
+     ":2 message 2 has the unknown from 'bard'; known: system user assistant tool human gpt"),
     ({"prompt": "q", "response": "a"}, ":2 has neither the field 'messages' nor 'conversations'; the fields there: prompt, response"),
 ])  # fmt: skip
 def test_a_wrong_record_is_one_line_with_its_place(tmp_path, record, line):
@@ -209,7 +210,8 @@ def test_wrong_templates(tmp_path, chat):
 def test_fingerprint_follows_file_template_and_limit(tmp_path, chat):
     path = write(tmp_path / "a.jsonl", {"messages": TURNS})
     one, two = chat(), chat(THINKING, name="two")
-    sources = [Instructions(path), Instructions(path, "chatml"), Instructions(path, one), Instructions(path, two), Instructions(path, limit=2), Instructions(), Instructions(limit=9)]
+    sources = [Instructions(path, template) for template in ("plain", "chatml", one, two)]
+    sources += [Instructions(path, limit=2), Instructions(), Instructions(limit=9)]
     assert len({source.fingerprint() for source in sources}) == 7
     assert chat(name="copy") and Instructions(path, str(tmp_path / "copy")).fingerprint() == Instructions(path, one).fingerprint()
 

@@ -126,7 +126,7 @@ def test_what_is_written_is_read_back(tmp_path, suffix):
 
 
 def test_other_names_and_blank_records(tmp_path):
-    rows = [{"post": "a?", "comment": "b", "score": 3}, {"post": "a?", "comment": " ", "score": 1}, {"post": "", "comment": "c", "score": 1}, {"post": "d\n", "comment": "e", "score": 2.5}]
+    rows = [{"post": post, "comment": comment, "score": score} for post, comment, score in (("a?", "b", 3), ("a?", " ", 1), ("", "c", 1), ("d\n", "e", 2.5))]
     (tmp_path / "a.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
     source = Replies(str(tmp_path / "a.jsonl"), "post", "comment", ["score"])
     assert [(d.prompt, d.text, d.value) for d in source.documents()] == [("a?\n", "b", 3.0), ("d\n", "e", 2.5)]

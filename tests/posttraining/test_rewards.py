@@ -213,8 +213,8 @@ def test_the_check_of_a_part_says_where_it_stands():
 
 
 def test_the_presets_build_and_work():
-    heuristic = build(yaml.safe_load((CONF / "reward" / "heuristic.yaml").read_text()), "reward")
+    heuristic = build(yaml.safe_load((CONF / "method" / "reward" / "heuristic.yaml").read_text()), "reward")
     heuristic.check()
     good, bad = heuristic(["How do I bake bread?"] * 2, ["Bake bread slowly in a hot oven, and let it cool on a rack for a while.", "no no no no no no no no no no no no"])
     assert good > bad + 0.3
-    assert build(yaml.safe_load((CONF / "reward" / "expressions.yaml").read_text()), "reward")(["3="], ["1+2"]).tolist() == [1]
+    assert build(yaml.safe_load((CONF / "method" / "reward" / "expressions.yaml").read_text()), "reward")(["3="], ["1+2"]).tolist() == [1]

@@ -1,0 +1,66 @@
+"""How the diversity of a policy's answers moves while it is trained: fixed prompts, measured every so many steps.
+
+`dynamics.json` in the run folder holds all measurements, with their values per prompt, and where the weights came from, so that the
+phases of a policy (SFT, then GRPO) can be drawn as one trajectory.
+"""
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any, Literal
+
+from lightning.pytorch import LightningModule, Trainer
+from lightning.pytorch.callbacks import Callback
+
+from research_stack import results
+from research_stack.data.module import TokenData
+from research_stack.posttraining.answers import different_prompts
+from research_stack.posttraining.measures import Measures
+from research_stack.posttraining.policy import Policy
+from research_stack.require import require
+
+FILE = "dynamics.json"
+
+
+class DiversityDynamics(Callback):
+    """Measures the policy before the first step, every `every` steps and at the end.
+
+    - measures: what is measured. prompts: `held_out` ones of the validation side, or those `trained` on.
+    - most: prompts at most, spread evenly.
+    """
+
+    def __init__(self, measures: Measures, every: int = 50, prompts: Literal["held_out", "trained"] = "held_out", most: int = 32) -> None:
+        require(every >= 1, f"every={every} must be at least 1")
+        require(prompts in ("held_out", "trained"), f"prompts={prompts} must be held_out or trained")
+        require(most >= 1, f"most={most} must be at least 1")
+        self.measures, self.every, self.prompts, self.most = measures, every, prompts, most
+
+    def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Only policies have answers."""
+        if not isinstance(pl_module, Policy):
+            raise ValueError(f"callbacks.dynamics does not fit method={type(pl_module).__name__}: it measures answers to prompts; use it with sft, polychromic or grpo")
+
+    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Measure what training begins with."""
+        if trainer.global_step == 0:
+            self._measure(trainer, pl_module)
+
+    def on_train_batch_end(self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int) -> None:
+        """Measure where it is due."""
+        if trainer.global_step % self.every == 0 or trainer.global_step == trainer.max_steps:
+            self._measure(trainer, pl_module)
+
+    def _measure(self, trainer: Trainer, policy: LightningModule) -> None:
+        """One more point; every device could measure, the first one does."""
+        if not trainer.is_global_zero:
+            return
+        data: TokenData = trainer.datamodule  # type: ignore[attr-defined]
+        prompts = different_prompts(data.validation if self.prompts == "held_out" else data.train, self.most)
+        found = self.measures(policy, data.codec, prompts, policy.seed)
+        path, step = Path(trainer.default_root_dir) / FILE, int(trainer.global_step)
+        kept = results.read_json(path) if path.is_file() else {"points": []}
+        points = [point for point in kept["points"] if point["step"] < step]
+        asked = [data.codec.decode(prompt.tolist()) for prompt in prompts]
+        results.write_json(path, {"method": type(policy).__name__, "count": self.measures.count, "which": self.prompts, "prompts": asked,
+                                  "points": [*points, {"step": step, **found.as_json()}]})  # fmt: skip
+        if step:  # nothing can be logged before the first step
+            policy.log_dict({f"dynamics/{name}": band.value for name, band in found.bands.items() if band.n}, rank_zero_only=True)

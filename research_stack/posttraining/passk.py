@@ -1,0 +1,72 @@
+"""pass@k and diversity of a trained policy, on the prompts it was trained on and on held-out ones.
+
+Writes tables/passk.csv (every number with its interval), tables/passk_curve.csv (pass@k over k) and tables/passk_prompts.csv (a line a
+prompt, with its most frequent right answers), and samples.jsonl.
+"""
+from __future__ import annotations
+
+import csv
+import io
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+import numpy as np
+
+from research_stack import results
+from research_stack.evaluation.context import Context
+from research_stack.evaluation.passk import over_prompts, pass_at_k
+from research_stack.posttraining.answers import different_prompts
+from research_stack.posttraining.measures import Measured, Measures
+from research_stack.posttraining.policy import Policy
+from research_stack.require import require
+
+SHOWN = 3  # answers of a prompt in its line
+
+
+class PassK:
+    """Measures of answers to prompts of both sides of the split.
+
+    - measures: what is measured. most: prompts of each side at most, spread evenly.
+    """
+
+    def __init__(self, measures: Measures, most: int = 64) -> None:
+        require(most >= 1, f"most={most} must be at least 1")
+        self.measures, self.most = measures, most
+
+    def unsuited(self, method: type) -> str | None:
+        """Only policies answer prompts."""
+        return None if issubclass(method, Policy) else "it has no answers to prompts; measure a run of experiment=sft, polychromic or grpo"
+
+    def __call__(self, context: Context) -> dict[str, float]:
+        """The means over prompts; those of held-out prompts begin with `held_out_`."""
+        policy, data = context.method, context.data
+        sides = {"trained": different_prompts(data.train, self.most), "held_out": different_prompts(data.validation, self.most)}
+        asked = {side: [data.codec.decode(prompt.tolist()) for prompt in prompts] for side, prompts in sides.items()}
+        found = {side: self.measures(policy, data.codec, prompts, context.seed) for side, prompts in sides.items()}
+        self._write(context.folder, asked, found)
+        return {("held_out_" if side == "held_out" else "") + name: band.value for side, measured in found.items() for name, band in measured.bands.items() if band.n}
+
+    def _write(self, folder: Path, asked: Mapping[str, Sequence[str]], found: Mapping[str, Measured]) -> None:
+        bands = [[side, name, *band] for side, measured in found.items() for name, band in measured.bands.items()]
+        _table(folder / "tables" / "passk.csv", ["prompts", "metric", "value", "low", "high", "n", "undefined"], bands)
+        ks = [2**power for power in range(20) if 2**power <= self.measures.count]
+        curve = [[side, k, *over_prompts(pass_at_k(self.measures.count, measured.right_PN.sum(1), k))[:3]] for side, measured in found.items() for k in ks]
+        _table(folder / "tables" / "passk_curve.csv", ["prompts", "k", "pass", "low", "high"], curve)
+        lines = [[side, prompt, self.measures.count, *_line(texts, right_N)] for side, measured in found.items()
+                 for prompt, texts, right_N in zip(asked[side], measured.texts, measured.right_PN, strict=True)]  # fmt: skip
+        _table(folder / "tables" / "passk_prompts.csv", ["prompts", "prompt", "answers", "right", "distinct_right", "most_frequent_right"], lines)
+
+
+def _line(texts: Sequence[str], right_N: np.ndarray) -> list[object]:
+    """How many are right, how many different ones, and the most frequent of them."""
+    right = Counter(text for text, good in zip(texts, right_N, strict=True) if good)
+    return [sum(right.values()), len(right), "  ".join(f"{text} x{count}" for text, count in right.most_common(SHOWN))]
+
+
+def _table(path: Path, header: Sequence[str], rows: Sequence[Sequence[object]]) -> None:
+    text = io.StringIO()
+    writer = csv.writer(text, lineterminator="\n")
+    writer.writerow(header)
+    writer.writerows(rows)
+    results.atomic_write(path, text.getvalue())
