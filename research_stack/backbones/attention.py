@@ -41,7 +41,7 @@ class Cache:
 
     def select(self, rows: Tensor) -> Cache:
         """The cache of some of the sequences, in the order asked for; a row may come more than once."""
-        return Cache([None if pair is None else (pair[0][rows], pair[1][rows]) for pair in self.pairs])
+        return Cache([None if pair is None else (pair[0].index_select(0, rows), pair[1].index_select(0, rows)) for pair in self.pairs])
 
 
 @dataclass
@@ -71,6 +71,9 @@ def attend(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None, causal: bool, d
     plain = q.device.type == "cpu" and q.dtype == torch.bfloat16 and k.shape[2] <= SHORT
     if not plain or dropout:
         return F.scaled_dot_product_attention(q, k, v, attn_mask=mask, is_causal=causal, dropout_p=dropout, enable_gqa=k.shape[1] != q.shape[1])
+    if _one_query_for_shared_keys(q, k, mask) and not causal:  # heads that share keys are queries of one head: no copies of the keys
+        q_BKGE = q.unflatten(1, (k.shape[1], -1)).squeeze(3)
+        return attend(q_BKGE, k, v, mask, False, dropout).flatten(1, 2).unsqueeze(2)
     k, v = for_each_head(k, q.shape[1]), for_each_head(v, q.shape[1])
     scores_BHLS = (q * q.shape[-1] ** -0.5) @ k.transpose(-1, -2)
     if causal:
@@ -78,6 +81,11 @@ def attend(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None, causal: bool, d
     elif mask is not None:  # the least number, not -inf: a row of padding must not become nan
         scores_BHLS = scores_BHLS.masked_fill(~mask, torch.finfo(scores_BHLS.dtype).min)
     return scores_BHLS.softmax(-1) @ v
+
+
+def _one_query_for_shared_keys(q: Tensor, k: Tensor, mask: Tensor | None) -> bool:
+    """Whether a text asks with one token, several heads share keys, and all heads look at the same."""
+    return q.shape[2] == 1 and q.shape[1] != k.shape[1] and (mask is None or (mask.ndim == 4 and mask.shape[1] == 1))
 
 
 def up_to_itself(queries: int, keys: int, like: Tensor) -> Tensor:

@@ -65,8 +65,8 @@ class Answers:
         return torch.from_numpy(np.stack([cosine_distances(group) for group in groups])).to(self.reward_PN.device)
 
 
-def answers(policy: Policy, codec: Codec, rollouts: Rollouts, reward: Reward | None, prompts: Sequence[Tensor], u_PNT: Tensor) -> Answers:
-    """Draw completions from the policy, without gradients and dropout, and reward them; without a reward all get 0.
+def answers(policy: Policy, codec: Codec, rollouts: Rollouts, reward: Reward, prompts: Sequence[Tensor], u_PNT: Tensor) -> Answers:
+    """Draw completions from the policy, without gradients and dropout, and reward them.
 
     - prompts: P vectors of ids. u_PNT: uniform numbers in [0, 1).
 
@@ -77,7 +77,7 @@ def answers(policy: Policy, codec: Codec, rollouts: Rollouts, reward: Reward | N
     count = u_PNT.shape[1]
     flat = [codec.decode(ids) for ids in rollout.completions(policy.vocab)]
     asked = [text for text in (codec.decode(prompt.tolist()) for prompt in prompts) for _ in range(count)]
-    values, parts = (np.zeros(len(flat)), {}) if reward is None else scored(reward, asked, flat)
+    values, parts = scored(reward, asked, flat)
     reward_PN = torch.from_numpy(values).to(u_PNT.device).view(len(prompts), count)
     return Answers(rollout, [flat[start : start + count] for start in range(0, len(flat), count)], reward_PN, parts)
 

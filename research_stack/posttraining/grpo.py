@@ -106,6 +106,7 @@ class GRPO(Policy):
         self.parts = {"policy": 1.0, **({"kl": beta} if beta else {}), **({"entropy": -entropy} if entropy else {})}
         self.reference = self._frozen() if beta and reference == "copy" else None
         if beta and reference == "adapters":
+            require(hasattr(model, "without_adapters"), f"reference={reference} needs adapters, which {type(model).__name__} cannot have; use reference=copy")
             with model.without_adapters():  # raises for a model that has none
                 pass
         self.rows: Rows | None = None  # what the current completions gave, for the steps that go over them again

@@ -48,15 +48,16 @@ class PolychromicSFT(SFT):
     """SFT whose policy is also asked to keep its answers apart.
 
     - weight: lambda. group: N; of every N pairs of a batch the first one's prompt is answered N times.
-    - advantage: set-marginal, of diversity or of reward times diversity. reward: the gate; None: diversity as it is, garbage included.
-    - estimator: of the gradient of diversity, `score` or `soft`; `soft` is gated by the completions' rewards.
+    - advantage: set-marginal, of reward times diversity, or of diversity alone. reward: of the answers.
+    - gated: diversity counts as far as answers are right; False: every answer counts as right, garbage included.
+    - estimator: of the gradient of diversity, `score` or `soft`; `soft` weighs each pair of answers by the product of their rewards.
     - warmup: share of the steps before the diversity term begins: a policy that writes noise is diverse enough.
     - encoder: of texts, for advantages that ask for distances.
     """
 
     def __init__(
         self, model: CausalBackbone, vocab: Vocabulary, codec: Codec, optimization: Optimization, seed: int, rollouts: Rollouts, advantage: Advantage,
-        reward: Reward | None = None, weight: float = 0.1, group: int = 16, estimator: Literal["score", "soft"] = "score", warmup: float = 0.0,
+        reward: Reward, gated: bool = True, weight: float = 0.5, group: int = 16, estimator: Literal["score", "soft"] = "score", warmup: float = 0.0,
         encoder: SentenceEncoder | None = None,
     ) -> None:
         super().__init__(model, vocab, optimization, seed)
@@ -65,12 +66,11 @@ class PolychromicSFT(SFT):
         require(estimator in ("score", "soft"), f"estimator={estimator} must be score or soft")
         require(0 <= warmup < 1, f"warmup={warmup} must lie in [0, 1)")
         advantage.check(group)
-        if reward is not None:
-            reward.check()
+        reward.check()
         if advantage.needs == "distances" and encoder is None:
             raise ValueError(f"encoder=null must be a sentence encoder: advantage={type(advantage).__name__} asks how far answers are apart")
         self.codec, self.rollouts, self.advantage, self.reward = codec, rollouts, advantage, reward
-        self.group, self.estimator, self.warmup, self.encoder = group, estimator, warmup, encoder
+        self.gated, self.group, self.estimator, self.warmup, self.encoder = gated, group, estimator, warmup, encoder
         self.parts = {"reply": 1.0, "diversity": -weight}
         self._numbers: dict[str, Tensor] = {}
 
@@ -90,13 +90,13 @@ class PolychromicSFT(SFT):
         found = answers(self, self.codec, self.rollouts, self.reward, prompts, u_PNT)
         kind_PN = found.kind_PN()
         distance_PNN = found.distance_PNN(self.encoder) if self.advantage.needs == "distances" and self.encoder is not None else None
-        advantage_PN = self.advantage(found.reward_PN, kind_PN, distance_PNN, self.total_over_devices, draws.generator)
+        quality_PN = found.reward_PN if self.gated else torch.ones_like(found.reward_PN)
+        advantage_PN = self.advantage(quality_PN, kind_PN, distance_PNN, self.total_over_devices, draws.generator)
         apart_PNN = (kind_PN.unsqueeze(2) != kind_PN.unsqueeze(1)).float()
         self._numbers = {"reward": found.reward_PN.mean(), "apart": apart_PNN.sum((1, 2)).mean() / (self.group * (self.group - 1))}
-        gate_B = torch.ones(found.reward_PN.numel(), device=self.device) if self.reward is None else found.reward_PN.flatten().float()
         own = {f"own_{name}": tensor for name, tensor in found.rollout.rows().items()}
-        count_1 = replies_1.new_tensor([len(gate_B)])
-        return {**rows, **own, "advantage": advantage_PN.flatten().float(), "gate": gate_B}, torch.cat([replies_1, count_1])
+        count_1 = replies_1.new_tensor([quality_PN.numel()])
+        return {**rows, **own, "advantage": advantage_PN.flatten().float(), "quality": quality_PN.flatten().float()}, torch.cat([replies_1, count_1])
 
     def _waits(self) -> bool:
         """Whether the diversity term has not begun."""
@@ -121,8 +121,8 @@ class PolychromicSFT(SFT):
         mean_BD = F.normalize(self.soft_embeddings(rows), dim=-1)
         total = mean_BD.new_zeros(())
         for start in range(0, len(mean_BD) - self.group + 1, self.group):
-            e_ND, gate_N = mean_BD[start : start + self.group], rows["gate"][start : start + self.group]
-            weight_NN = gate_N.unsqueeze(1) * gate_N
+            e_ND, quality_N = mean_BD[start : start + self.group], rows["quality"][start : start + self.group]
+            weight_NN = quality_N.unsqueeze(1) * quality_N
             weight_NN = weight_NN - weight_NN.diag().diag()
             total = total + self.group * (weight_NN * (1 - e_ND @ e_ND.T)).sum() / (self.group * (self.group - 1))
         return total

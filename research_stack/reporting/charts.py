@@ -8,6 +8,7 @@ import math
 import zlib
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from typing import Literal
 
 from research_stack.reporting.curves import Point, log_ticks, number, ticks
 from research_stack.reporting.html import Html, el
@@ -24,6 +25,7 @@ class Series:
     - dots: radius of a dot on every point, 0 for none. line: whether points are joined.
     - errors: half-lengths of vertical bars, or their (lower, upper) parts, one per point, or empty.
     - band: (lower, upper) edges of a shaded area, or None. title: shown when the pointer rests on it.
+    - arrow: whether heads on the line show which way it goes. label: text beside the last point; anchor: the side that lies at the point.
     """
 
     points: Sequence[Point]
@@ -36,6 +38,9 @@ class Series:
     band: tuple[Sequence[Point], Sequence[Point]] | None = None
     dashed: bool = False
     title: str = ""
+    arrow: bool = False
+    label: str = ""
+    anchor: Literal["start", "middle", "end"] = "start"
 
 
 @dataclass
@@ -98,13 +103,38 @@ def line_chart(lines: Sequence[Series], x: Axis, y: Axis, name: str, height: int
             drawn.append(el("path", el("title", one.title) if one.title else None, d=path(one.points), stroke_linejoin="round",
                             stroke_dasharray="3 3" if one.dashed else None,
                             style=f"stroke:{one.color};stroke-width:{one.width};opacity:{one.opacity}"))  # fmt: skip
-        drawn += _marks(one, at)
+        drawn += _marks(one, at) + (_heads(one, at) if one.arrow else [])
     return el(
         "svg", el("title", name), el("clipPath", el("rect", x=LEFT, y=TOP - 6, width=right - LEFT + 6, height=bottom - TOP + 6), id=identity),
         _grid(x, y, right, bottom), el("g", drawn, clip_path=f"url(#{identity})"),
+        [_label(one, at) for one in lines if one.label and one.points],
         el("text", x.label, x=(LEFT + right) / 2, y=height - 3, text_anchor="middle") if x.label else None,
         viewBox=f"0 0 {WIDTH} {height}", role="img", aria_label=name,
     )  # fmt: skip
+
+
+def _label(one: Series, at: Callable[[Point], tuple[float, float]]) -> Html:
+    """Text beside the last point; away from the border that it would run over."""
+    a, b = at(one.points[-1])
+    aside = {"start": 7, "middle": 0, "end": -7}[one.anchor]
+    return el("text", one.label, x=f"{a + aside:.1f}", y=f"{max(TOP + 8, b - 7):.1f}", text_anchor=one.anchor, style=f"fill:{one.color}")
+
+
+def _heads(one: Series, at: Callable[[Point], tuple[float, float]], spacing: float = 55.0) -> list[Html]:
+    """Arrow heads in the middle of segments, at least `spacing` apart, and at the end."""
+    found, since = [], spacing
+    places = [at(point) for point in one.points]
+    for index, ((a, b), (c, d)) in enumerate(zip(places, places[1:], strict=False)):
+        length = math.hypot(c - a, d - b)
+        since += length
+        last = index == len(places) - 2
+        if length < 4 or not (last or since >= spacing):
+            continue
+        since, u, v = 0.0, (c - a) / length, (d - b) / length
+        x, y = (c, d) if last else ((a + c) / 2 + 4 * u, (b + d) / 2 + 4 * v)
+        shape = f"M{x:.1f} {y:.1f}L{x - 9 * u + 4 * v:.1f} {y - 9 * v - 4 * u:.1f}L{x - 9 * u - 4 * v:.1f} {y - 9 * v + 4 * u:.1f}Z"
+        found.append(el("path", d=shape, style=f"fill:{one.color};stroke:none"))
+    return found
 
 
 def _marks(one: Series, at: Callable[[Point], tuple[float, float]]) -> list[Html]:

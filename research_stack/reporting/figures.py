@@ -25,8 +25,10 @@ DPI = 150
 def write_figures(place: RunFolder, run: RunFiles) -> list[Path]:
     """Draw what the run has files for; returns the paths written."""
     from research_stack.reporting import confidence_figures as confidence
+    from research_stack.reporting import passk, policy_training, reward, trajectory_figure
 
-    drawn = {"training.png": confidence.training(run) or training(run), "likelihood.png": likelihood(run)}
+    drawn = {"training.png": confidence.training(run) or policy_training.figure(run) or training(run), "likelihood.png": likelihood(run)}
+    drawn |= {"passk.png": passk.figure(run), "dynamics.png": trajectory_figure.figure(run), "reward.png": reward.figure(run)}
     drawn |= {"calibration.png": confidence.calibration(run), "risk_coverage.png": confidence.risk_coverage(run)}
     drawn |= {f"film_{name}.png": film_figure(film, name) for name, film in run.films.items()}
     return [save(figure, place.figures / name) for name, figure in drawn.items() if figure is not None]
@@ -40,21 +42,26 @@ def save(figure: Figure, path: Path) -> Path:
     return path
 
 
-def new_figure(width: float, height: float, columns: int = 1) -> tuple[Figure, list[Axes]]:
-    """A figure of some inches with a row of plots in the house style."""
+def new_figure(width: float, height: float, columns: int = 1, rows: int = 1) -> tuple[Figure, list[Axes]]:
+    """A figure of some inches with rows of plots in the house style, row by row."""
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 
     figure = Figure(figsize=(width, height), layout="constrained")
     FigureCanvasAgg(figure)
-    plots = list(figure.subplots(1, columns, squeeze=False)[0])
+    plots = list(figure.subplots(rows, columns, squeeze=False).flat)
     for plot in plots:
-        plot.spines[["top", "right", "left"]].set_visible(False)
-        plot.spines["bottom"].set_color("#98a1aa")
-        plot.grid(axis="y", color="#ebe8e1", linewidth=0.8)
-        plot.tick_params(colors=GREY, length=0, labelsize=8)
-        plot.set_axisbelow(True)
+        dress(plot)
     return figure, plots
+
+
+def dress(plot: Axes) -> None:
+    """The house style of a plot."""
+    plot.spines[["top", "right", "left"]].set_visible(False)
+    plot.spines["bottom"].set_color("#98a1aa")
+    plot.grid(axis="y", color="#ebe8e1", linewidth=0.8)
+    plot.tick_params(colors=GREY, length=0, labelsize=8)
+    plot.set_axisbelow(True)
 
 
 def training(run: RunFiles) -> Figure | None:

@@ -18,7 +18,10 @@ from research_stack.results import RunFolder
 
 log = logging.getLogger(__name__)
 
-TABLES = ("next_token", "future_loss", "reliability", "risk_coverage", "abstention", "own_prefix")  # tables/*.csv beside the likelihood
+# tables/*.csv beside the likelihood
+TABLES = ("next_token", "future_loss", "reliability", "risk_coverage", "abstention", "own_prefix", "passk", "passk_curve", "passk_prompts",
+          "reward_heldout", "reward_reliability", "reward_points")  # fmt: skip
+DYNAMICS = "dynamics.json"
 Table = list[dict[str, str]]
 
 
@@ -28,6 +31,8 @@ class RunFiles:
 
     - problems: one line per file that is there but cannot be read.
     - likelihood: rows of tables/likelihood.csv; tables: {name: rows} of the others in TABLES. films: {sampler: film}.
+    - dynamics: what dynamics.json holds. earlier: the runs whose weights this one began with, the first of them first, without
+      their histories, tables and samples.
     """
 
     folder: Path
@@ -45,6 +50,8 @@ class RunFiles:
     tables: dict[str, Table] = field(default_factory=dict)
     samples: list[dict[str, Any]] = field(default_factory=list)
     films: dict[str, dict[str, Any]] = field(default_factory=dict)
+    dynamics: dict[str, Any] = field(default_factory=dict)
+    earlier: list[RunFiles] = field(default_factory=list)
     problems: list[str] = field(default_factory=list)
 
     @property
@@ -64,14 +71,8 @@ class RunFiles:
 
 def read(folder: str | Path) -> RunFiles:
     """Everything in the folder that can be read."""
-    place, found = RunFolder(folder), RunFiles(Path(folder))
-    _read_result(place, found)
-    found.run = _json(place.run_json, found)
-    if place.config_yaml.is_file():
-        try:
-            found.config, found.config_text = place.read_config(), place.config_yaml.read_text(errors="replace")
-        except (ValueError, OSError) as error:
-            found.problems.append(str(error))
+    place, found = RunFolder(folder), read_phase(folder)
+    found.earlier = _earlier(found)
     found.history = results.read_jsonl(place.metrics_jsonl)
     found.samples = results.read_jsonl(place.samples_jsonl)
     found.likelihood = table_of(place, "likelihood", found.problems)
@@ -80,6 +81,53 @@ def read(folder: str | Path) -> RunFiles:
         films = {path.stem: _json(path, found) for path in sorted(place.films.glob("*.json"))}
         found.films = {name: film for name, film in films.items() if film.get("frames") and film.get("pieces")}
     return found
+
+
+def read_phase(folder: str | Path) -> RunFiles:
+    """What a phase says of itself: result, config, where it comes from, and its dynamics; the runs before it are left out."""
+    place, found = RunFolder(folder), RunFiles(Path(folder))
+    _read_result(place, found)
+    found.run = _json(place.run_json, found)
+    if place.config_yaml.is_file():
+        try:
+            found.config, found.config_text = place.read_config(), place.config_yaml.read_text(errors="replace")
+        except (ValueError, OSError) as error:
+            found.problems.append(str(error))
+    path = place.path / DYNAMICS
+    found.dynamics = _json(path, found)
+    if path.is_file() and not isinstance(found.dynamics.get("points"), list) and not any(str(path) in problem for problem in found.problems):
+        found.problems.append(f"{path} has no list of points")
+    if not path.is_file() and found.status == "ok" and found.steps and found.setting("callbacks.dynamics"):
+        found.problems.append(f"{path} is missing though callbacks.dynamics is on")
+    return found
+
+
+def begun_from(run: Mapping[str, Any], folder: Path) -> Path | None:
+    """The folder that run.json's `init_from` names, which is relative to where the run was started; None without one.
+
+    Where runs were moved together it is looked for beside the folders above the run. A folder that is not found is returned as it was written.
+    """
+    if not run.get("init_from"):
+        return None
+    written = Path(str(run["init_from"])).expanduser()
+    places = [Path(str(run.get("cwd") or ".")), *folder.resolve().parents, Path.cwd()]
+    return next((place / written for place in places if (place / written).is_dir()), written)
+
+
+def _earlier(found: RunFiles) -> list[RunFiles]:
+    """The phases before a run, the first one first; one that is gone or that leads back to itself ends the search and is named."""
+    phases: list[RunFiles] = []
+    seen = {found.folder.resolve()}
+    at = begun_from(found.run, found.folder)
+    while at is not None:
+        if not at.is_dir() or at.resolve() in seen:
+            found.problems.append(f"{at}, whose weights the run began with, {'leads back to itself' if at.is_dir() else 'is no longer there'}: that phase is not shown")
+            break
+        seen.add(at.resolve())
+        phases.insert(0, read_phase(at))
+        found.problems += phases[0].problems
+        at = begun_from(phases[0].run, at)
+    return phases
 
 
 def table_of(place: RunFolder, name: str, problems: list[str] | None = None) -> Table:

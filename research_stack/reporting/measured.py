@@ -1,0 +1,89 @@
+"""What the numbers of a policy's answers are called, and how they are written.
+
+Names are those of `posttraining.measures`: pass@k, distinct_right@k, self_bleu, distinct_2, entropy and so on; `_right` ends those that
+are taken over right answers alone.
+"""
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable
+
+NAME = "passk/"  # before the metrics of result.json
+HELD_OUT = "held_out_"
+SURE, DIVERSE, RIGHT = "Sure", "Diverse", "Right"
+FEW = 5  # prompts below which an interval over prompts says nothing
+FEWER_THAN_WANTED = 10  # prompts below which a warning is due
+OF_RIGHT = "_right"
+SHARES = ("pass", "hidden_pass")
+
+
+def parts(metric: str) -> tuple[str, int]:
+    """("distinct_right", 32) of "distinct_right@32"; 0 for a name without a number."""
+    base, _, k = metric.partition("@")
+    return base, int(k) if k.isdigit() else 0
+
+
+def group_of(metric: str) -> str:
+    """What the metric is about: being right, being diverse, being sure."""
+    base, _ = parts(metric)
+    return SURE if base == "entropy" else RIGHT if base in (*SHARES, "reward") else DIVERSE
+
+
+def words(metric: str) -> str:
+    """The metric as one reads it, with its unit where the number needs one; an unknown name as it is."""
+    base, k = parts(metric)
+    alone = base.removesuffix(OF_RIGHT)
+    ngrams = alone.removeprefix("distinct_")
+    found = {
+        "pass": "right at the first try" if k == 1 else f"right within {k} tries", "reward": "mean reward",
+        "distinct_right": f"different right answers among {k}", "distinct": f"different answers among {k}",
+        "hidden_pass": f"hidden preference met within {k} tries", "entropy": "entropy, nats per token", "semantic": "distance of meanings",
+    }.get(base)  # fmt: skip
+    if found is None:
+        found = "self-BLEU" if alone == "self_bleu" else f"distinct-{ngrams}" if ngrams.isdigit() else alone.replace("_", " ")
+        found += ", right answers" if base.endswith(OF_RIGHT) else ""
+    return found
+
+
+def is_share(metric: str) -> bool:
+    """Whether the metric is a probability, written in percent."""
+    return parts(metric)[0] in SHARES
+
+
+def places(metric: str) -> int:
+    """Decimals that are worth showing."""
+    base, k = parts(metric)
+    return 1 if is_share(metric) or k or base.startswith("self_bleu") else 3
+
+
+def written(metric: str, value: float) -> str:
+    """84.3 %, 12.3, .386; a dash for none."""
+    if not math.isfinite(value):
+        return "-"
+    return f"{100 * value:.1f} %" if is_share(metric) else f"{value:.{places(metric)}f}"
+
+
+def written_span(metric: str, low: float, high: float) -> str:
+    """79.0 to 88.5 %; a dash for none."""
+    if not (math.isfinite(low) and math.isfinite(high)):
+        return "-"
+    factor, unit = (100, " %") if is_share(metric) else (1, "")
+    return f"{factor * low:.{places(metric)}f} to {factor * high:.{places(metric)}f}{unit}"
+
+
+def largest(names: Iterable[str], base: str) -> str | None:
+    """The name of this base with the largest k: distinct_right@32; None without one."""
+    found = [(parts(name)[1], name) for name in names if parts(name)[0] == base]
+    return max(found)[1] if found else None
+
+
+def passes(names: Iterable[str]) -> list[str]:
+    """The pass@k among these names, by k."""
+    return sorted((name for name in names if parts(name)[0] == "pass"), key=lambda name: parts(name)[1])
+
+
+def main(names: Iterable[str]) -> list[str]:
+    """The few that tell quality from diversity, in the order in which they are read: pass@k, distinct right, hidden preference, entropy."""
+    names = list(names)
+    chosen = [*passes(names), *(largest(names, base) for base in ("distinct_right", "hidden_pass")), "semantic", "entropy"]
+    return [name for name in chosen if name in names]
