@@ -15,8 +15,10 @@ The split of a step: rollout (TRL's `_generate_single_turn`), reward (the rest o
 In `own` the advantage changes from step to step: Group, pass@k and the polychromic one, exact in both scales. Its time is that of the
 call, and `step_ratio` the median step with it over that with Group.
 
-What bounds them: at these sizes the calls of a decoding step, not its products. That is where ours gains: no logits processors, no masks made
-anew, a prompt read once for its group, no special handling of ends.
+Two workloads: `short` prompts (a third of the tokens of a text) and `long` ones (most of them). What bounds them: a short workload's
+learning is products and activations of a small model, the same for both on the same model; its rollout is calls, and there ours makes
+no masks and runs no logits processors. Long prompts are read by TRL once for each completion, in the rollout and again in the loss.
+`share_of_peak` counts 4 forward passes over every token of every text (one to write, three to learn), read or not.
 """
 import argparse
 import importlib
@@ -29,6 +31,7 @@ import time
 from pathlib import Path
 
 WARM = 3  # steps that are not counted
+WORKLOADS = {"short": {"numbers": 2, "steps": 15}, "long": {"numbers": 20, "steps": 11}}  # numbers that a prompt adds up, steps of a process
 LR = 1e-4
 PARTS = ("rollout", "reward", "learning")
 KINDS = ("trl", "hf", "own")
@@ -44,9 +47,9 @@ def reward():
 # What all kinds share -----------------------------------------------------------------------------------------------
 
 
-def prompts(count=256):
-    """Of unequal lengths."""
-    return [f"what is {i} + {i * i % 1000} times {7 * i}{' and then the rest' * (i % 3)} ?" for i in range(count)]
+def prompts(numbers, count=256):
+    """Sums of so many numbers and up to two more: prompts of unequal lengths."""
+    return ["what is " + " + ".join(str((i + 7) * (k + 3) ** 3 % 9973) for k in range(numbers + i % 3)) + " ?" for i in range(count)]
 
 
 def make(folder, size):
@@ -60,7 +63,7 @@ def make(folder, size):
     codec = tokenizers.Tokenizer(models.BPE())
     codec.pre_tokenizer, codec.decoder = pre_tokenizers.ByteLevel(add_prefix_space=False), decoders.ByteLevel()
     alphabet = pre_tokenizers.ByteLevel.alphabet()
-    codec.train_from_iterator(prompts(4096), trainers.BpeTrainer(
+    codec.train_from_iterator(prompts(5, 4096), trainers.BpeTrainer(
         vocab_size=size["vocab"], special_tokens=special, initial_alphabet=alphabet, show_progress=False))
     torch.manual_seed(0)
     width = size["width"]
@@ -75,7 +78,7 @@ def make(folder, size):
         model.lm_head.weight[:3, 0] = -50.0
     model.save_pretrained(folder)
     PreTrainedTokenizerFast(tokenizer_object=codec, mask_token="<mask>", pad_token="<pad>", eos_token="<end>").save_pretrained(folder)
-    (folder / "prompts.txt").write_text("\n".join(prompts()) + "\n")
+    (folder / "prompts.txt").write_text("\n".join(prompts(size["numbers"])) + "\n")
 
 
 def ffn(width):
@@ -110,7 +113,7 @@ class Clock:
 
 
 def run_trl(folder, size, steps):
-    """The clock of TRL's training."""
+    """(clock, trainer) of TRL's training."""
     import torch
     from datasets import Dataset
     from transformers import AutoModelForCausalLM, AutoTokenizer, TrainerCallback
@@ -135,11 +138,11 @@ def run_trl(folder, size, steps):
         report_to="none", save_strategy="no", disable_tqdm=True, logging_steps=10, seed=0)  # fmt: skip
     trainer = GRPOTrainer(
         model=AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32), args=config, reward_funcs=score, callbacks=[Ticks()],
-        train_dataset=Dataset.from_dict({"prompt": prompts()}), processing_class=AutoTokenizer.from_pretrained(folder))
+        train_dataset=Dataset.from_dict({"prompt": prompts(size["numbers"])}), processing_class=AutoTokenizer.from_pretrained(folder))
     clock.timed(trainer, "_generate_single_turn", "rollout")
     clock.timed(trainer, "_prepare_inputs", "batch")
     trainer.train()
-    return clock
+    return clock, trainer
 
 
 class Rotating:
@@ -172,7 +175,7 @@ def overrides(kind, folder, size, steps):
     hf = ["model=hf_causal", f"model.path={folder}"]
     own = ["model=micro", f"model.dim={size['width']}", f"model.layers={size['layers']}", "model.heads=4", "model.kv_heads=2", "model.qk_norm=true",
            f"model.ffn_dim={ffn(size['width'])}", "model.tie_embeddings=false", "model.max_length=512"]  # fmt: skip
-    return ["experiment=grpo", "callbacks=default", "eval=none", *(hf if kind == "hf" else own), "data=prompts", "~data.source.answers", f"data.path={folder / 'prompts.txt'}", "data.sequence_length=64",
+    return ["experiment=grpo", "callbacks=default", "eval=none", *(hf if kind == "hf" else own), "data=prompts", "~data.source.answers", f"data.path={folder / 'prompts.txt'}", "data.sequence_length=256",
             "data.tokenizer._target_=research_stack.data.tokenizers_pretrained.Pretrained", "~data.tokenizer.vocab_size",
             f"+data.tokenizer.path={folder}", f"data.batch_size={size['prompts']}", f"data.cache_dir={folder / 'cache'}", "method/reward=heuristic",
             f"method.group={size['group']}", f"method.rollouts.length={size['length']}", f"trainer.max_steps={steps}",
@@ -219,10 +222,12 @@ def run_ours(kind, folder, size, steps):
 def measure(kind, folder, size, steps):
     """One JSON line: the counted steps, and what else the kind tells."""
     if kind == "trl":
-        return {"rows": run_trl(folder, size, steps).rows[WARM:]}
+        clock, trainer = run_trl(folder, size, steps)
+        return {"rows": clock.rows[WARM:], "parameters": sum(p.numel() for p in trainer.model.parameters())}
     clock, method = run_ours(kind, folder, size, steps)
-    length = int(method.rows["width"].float().mean()) + size["length"]
-    found = {"rows": clock.rows[WARM:], "parameters": sum(p.numel() for p in method.parameters()),
+    width = float(method.rows["width"].float().mean())
+    length = round(width) + size["length"]
+    found = {"prompt_tokens": width, "rows": clock.rows[WARM:], "parameters": sum(p.numel() for p in method.parameters()),
              "flops": size["prompts"] * length * method.training_flops(length)}  # fmt: skip
     return found | ({"advantages": method.advantage.rows[WARM:]} if kind == "own" else {})
 
@@ -254,6 +259,7 @@ def peak_flops(precision, threads, size=2048):
 
 
 def median(rows, name="step"):
+    """Of one number of the steps."""
     return statistics.median(row[name] for row in rows)
 
 
@@ -276,11 +282,38 @@ def of_advantages(rounds):
                    "step_ratio": round(statistics.median(steps[name]) / plain, 3)} for name in calls}  # fmt: skip
 
 
+def compared(size, steps, rounds):
+    """The numbers of one workload."""
+    with tempfile.TemporaryDirectory() as name:
+        folder = Path(name)
+        make(folder, size)
+        runs = [{kind: in_process(kind, folder, size, steps) for kind in KINDS} for _ in range(rounds)]
+    found = {kind: summary(kind, runs) for kind in KINDS}
+    each = {kind: [round(median(one["trl"]["rows"]) / median(one[kind]["rows"]), 2) for one in runs] for kind in ("hf", "own")}
+    peak, trl = peak_flops(size["precision"], size["threads"]), found["trl"]
+    result = {"prompt_tokens": round(runs[0]["own"]["prompt_tokens"], 1), "peak_gflops": round(peak / 1e9)}
+    for kind in ("hf", "own"):
+        ratios = {"": "seconds", **{f"{part}_": part for part in PARTS}}
+        result |= {f"{kind}_{name}ratio_to_trl": round(trl[key] / found[kind][key], 2) for name, key in ratios.items()} | {f"{kind}_ratio_by_round": each[kind]}
+    for kind in KINDS:
+        facts, numbers = runs[0][kind], found[kind]
+        result |= {f"{kind}_seconds": round(numbers["seconds"], 4), f"{kind}_tokens_per_second": round(numbers["tokens_per_second"]),
+                   f"{kind}_tokens_a_step": int(numbers["tokens_a_step"])}  # fmt: skip
+        result |= {f"{kind}_{part}_seconds": round(numbers[part], 4) for part in PARTS} | {f"{kind}_parameters": facts["parameters"]}
+        if "flops" in facts:
+            result |= {f"{kind}_share_of_peak": round(facts["flops"] / numbers["seconds"] / peak, 3)}
+    for name, numbers in of_advantages(runs).items():
+        result |= {f"{name}_{key}": value for key, value in numbers.items()}
+    return result
+
+
 def main():
     parser = argparse.ArgumentParser()
-    for name, default in {"prompts": 8, "group": 16, "length": 32, "width": 128, "layers": 4, "vocab": 512, "threads": 1, "steps": 23, "rounds": 3}.items():
+    for name, default in {"prompts": 8, "group": 16, "length": 32, "width": 128, "layers": 4, "vocab": 512, "threads": 1, "rounds": 2}.items():
         parser.add_argument(f"--{name}", type=int, default=default)
     parser.add_argument("--precision", choices=["auto", "32", "bf16-mixed"], default="auto")
+    parser.add_argument("--workloads", nargs="+", choices=WORKLOADS, default=list(WORKLOADS))
+    parser.add_argument("--steps", type=int, help="of a process, instead of the workload's")
     parser.add_argument("--kind", choices=KINDS)
     parser.add_argument("--folder", type=Path)
     parser.add_argument("--size", type=json.loads)
@@ -291,28 +324,13 @@ def main():
     from research_stack.hardware import Hardware
 
     size = {name: getattr(options, name) for name in ("prompts", "group", "length", "width", "layers", "vocab", "threads")}
-    size["precision"] = "bf16-mixed" if Hardware(precision=options.precision).resolved_precision() == "bf16-mixed" else "32"
-    with tempfile.TemporaryDirectory() as name:
-        folder = Path(name)
-        make(folder, size)
-        rounds = [{kind: in_process(kind, folder, size, options.steps) for kind in KINDS} for _ in range(options.rounds)]
-    found = {kind: summary(kind, rounds) for kind in KINDS}
-    each = {kind: [median(one["trl"]["rows"]) / median(one[kind]["rows"]) for one in rounds] for kind in ("hf", "own")}
-    peak = peak_flops(size["precision"], size["threads"])
-    result = {**size, "peak_gflops": round(peak / 1e9), "ratio_to_trl": round(found["trl"]["seconds"] / found["hf"]["seconds"], 2),
-              "own_ratio_to_trl": round(found["trl"]["seconds"] / found["own"]["seconds"], 2),
-              "ratio_by_round": [round(x, 2) for x in each["hf"]], "own_ratio_by_round": [round(x, 2) for x in each["own"]]}  # fmt: skip
-    for kind in KINDS:
-        facts, numbers = rounds[0][kind], found[kind]
-        result |= {f"{kind}_seconds": round(numbers["seconds"], 4), f"{kind}_tokens_per_second": round(numbers["tokens_per_second"]),
-                   f"{kind}_tokens_a_step": int(numbers["tokens_a_step"])}  # fmt: skip
-        result |= {f"{kind}_{part}_seconds": round(numbers[part], 4) for part in PARTS}
-        if "flops" in facts:
-            result |= {f"{kind}_parameters": facts["parameters"], f"{kind}_share_of_peak": round(facts["flops"] / numbers["seconds"] / peak, 3)}
-    for name, numbers in of_advantages(rounds).items():
-        result |= {f"{name}_{key}": value for key, value in numbers.items()}
+    size["precision"] = Hardware(precision=options.precision).resolved_precision().removesuffix("-true")
+    result = dict(size)
+    for name in options.workloads:
+        found = compared(size | {"numbers": WORKLOADS[name]["numbers"]}, options.steps or WORKLOADS[name]["steps"], options.rounds)
+        result |= {f"{name}_{key}": value for key, value in found.items()}
     for name, value in result.items():
-        print(f"{name:36s} {value}")
+        print(f"{name:40s} {value}")
     print(json.dumps(result))
 
 

@@ -17,10 +17,11 @@ from research_stack.backbones.causal import CausalBackbone
 WORTH = 0.8  # share of the tokens that may be left to read; above it, one plain pass is faster
 
 
-def hidden_before(model: CausalBackbone, tokens_BL: Tensor, width_B: Tensor, made_B: Tensor) -> Tensor:
+def hidden_before(model: CausalBackbone, tokens_BL: Tensor, width_B: Tensor, made_B: Tensor, share: bool = True) -> Tensor:
     """(n, D) the hidden state before each token of each completion, in row-major order.
 
     - tokens_BL: prompt, completion, padding. width_B, made_B: tokens of the prompt and of the completion, at least 1 each.
+    - share: whether prompts may be read apart from their completions; not by a model that recomputes its blocks, which would fill a cache twice.
     """
     begins_B = _begins(tokens_BL, width_B)
     first_P, copies_B = begins_B.nonzero()[:, 0], begins_B.cumsum(0) - 1
@@ -28,7 +29,7 @@ def hidden_before(model: CausalBackbone, tokens_BL: Tensor, width_B: Tensor, mad
     left, whole = len(first_P) * width + len(tokens_BL) * (length - 1), len(tokens_BL) * (width + length - 1)
     step_T = torch.arange(length, device=tokens_BL.device)
     row_n, step_n = (step_T < made_B.unsqueeze(1)).nonzero(as_tuple=True)
-    if left > WORTH * whole or length == 1:
+    if not share or left > WORTH * whole or length == 1:
         hidden_BLD = model.read(tokens_BL[:, :-1])
         return hidden_BLD[row_n, width_B[row_n] + step_n - 1]
     return _shared(model, tokens_BL, width_B, first_P, copies_B, length)[row_n, step_n]

@@ -14,7 +14,7 @@ from research_stack.reporting.charts import Axis, Series, axis_of, line_chart
 from research_stack.reporting.curves import Band, Point, averaged, is_number
 from research_stack.reporting.html import Html, el
 from research_stack.reporting.sections import keys
-from research_stack.reporting.stability import MOST
+from research_stack.reporting.stability import MOST, POLICY
 from research_stack.reporting.sweep_axes import color_of, label_of
 from research_stack.results import RunFolder
 from research_stack.sweeps import Row, SweepTable
@@ -64,7 +64,8 @@ def panels(table: SweepTable) -> list[Panel]:
     rows = table.rows[:MOST]
     runs = {folder: (results.read_jsonl(RunFolder(folder).metrics_jsonl), run_facts(folder)) for row in rows for folder in row.points}
     logged = [any(is_number(one.get(OWN)) for one in history) for history, _ in runs.values()]
-    if not runs or not (any(logged) or any(flops_of(facts) for _, facts in runs.values())):
+    surrogate = any(is_number(one.get(POLICY)) for history, _ in runs.values() for one in history)  # of a policy gradient: no loss to compare
+    if not runs or surrogate or not (any(logged) or any(flops_of(facts) for _, facts in runs.values())):
         return []
     key = OWN if all(logged) else MIXED
     found: list[Panel] = []

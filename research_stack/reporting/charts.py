@@ -23,7 +23,7 @@ class Series:
 
     - color: a CSS colour. opacity, width: of the line.
     - dots: radius of a dot on every point, 0 for none. line: whether points are joined.
-    - errors: half-lengths of vertical bars, or their (lower, upper) parts, one per point, or empty.
+    - errors: half-lengths of vertical bars, or their (lower, upper) parts, one per point, or empty; widths: the same of horizontal bars.
     - band: (lower, upper) edges of a shaded area, or None. title: shown when the pointer rests on it.
     - arrow: whether heads on the line show which way it goes. label: text beside the last point; anchor: the side that lies at the point.
     """
@@ -35,6 +35,7 @@ class Series:
     dots: float = 0.0
     line: bool = True
     errors: Sequence[float | tuple[float, float] | None] = field(default_factory=list)
+    widths: Sequence[float | None] = field(default_factory=list)
     band: tuple[Sequence[Point], Sequence[Point]] | None = None
     dashed: bool = False
     title: str = ""
@@ -147,6 +148,11 @@ def _marks(one: Series, at: Callable[[Point], tuple[float, float]]) -> list[Html
             below, above = error if isinstance(error, tuple) else (error, error)
             top, low = at((point[0], point[1] + above))[1], at((point[0], point[1] - below))[1]
             shape = f"M{a:.1f} {top:.1f}V{low:.1f}M{a - 4:.1f} {top:.1f}h8M{a - 4:.1f} {low:.1f}h8"
+            found.append(el("path", d=shape, style=f"stroke:{one.color};stroke-width:1.6"))
+        wide = one.widths[index] if index < len(one.widths) else None
+        if wide:
+            left, far = at((point[0] - wide, point[1]))[0], at((point[0] + wide, point[1]))[0]
+            shape = f"M{left:.1f} {b:.1f}H{far:.1f}M{left:.1f} {b - 4:.1f}v8M{far:.1f} {b - 4:.1f}v8"
             found.append(el("path", d=shape, style=f"stroke:{one.color};stroke-width:1.6"))
         if one.dots:
             found.append(el("circle", el("title", one.title) if one.title else None, cx=f"{a:.1f}", cy=f"{b:.1f}", r=one.dots,

@@ -7,7 +7,17 @@ from typing import TYPE_CHECKING
 
 from research_stack.reporting.charts import Axis, Series, axis_of, line_chart
 from research_stack.reporting.html import Html, el
-from research_stack.reporting.measured import DIVERSE, FEW, FEWER_THAN_WANTED, RIGHT, SURE, group_of, words, written, written_span
+from research_stack.reporting.measured import (
+    DIVERSE,
+    FEW,
+    FEWER_THAN_WANTED,
+    RIGHT,
+    SURE,
+    group_of,
+    words,
+    written,
+    written_span,
+)
 from research_stack.reporting.reading import RunFiles, Table, reals
 from research_stack.reporting.sections import keys, listing
 

@@ -7,13 +7,15 @@ import os
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
-from research_stack.reporting import loss_parts, sections
+from research_stack.reporting import loss_parts, passk, policy_training, sections
 from research_stack.reporting.calibration import predictors
 from research_stack.reporting.figures import write_figures
 from research_stack.reporting.html import Html, el, page
 from research_stack.reporting.next_token import decoders, next_token
 from research_stack.reporting.reading import RunFiles, read
+from research_stack.reporting.reward import reward_model
 from research_stack.reporting.selective import abstention, risk_coverage
+from research_stack.reporting.trajectory import dynamics
 from research_stack.results import RunFolder, atomic_write
 
 log = logging.getLogger(__name__)
@@ -22,12 +24,12 @@ HERE = Path(__file__).parent
 
 
 def training(run: RunFiles) -> list[Html] | None:
-    """The two losses apart where there are two, the one loss otherwise."""
-    return loss_parts.training(run) or sections.training(run)
+    """The two losses apart where there are two, the rewards of a policy, the one loss otherwise."""
+    return loss_parts.training(run) or policy_training.training(run) or sections.training(run)
 
 
 SECTIONS: Sequence[Callable[[RunFiles], list[Html] | None]] = (
-    sections.likelihood, next_token, predictors, risk_coverage, abstention, training, decoders, sections.samples, sections.refinement,
+    sections.likelihood, next_token, predictors, risk_coverage, abstention, passk.answers, dynamics, reward_model, training, decoders, sections.samples, sections.refinement,
     sections.provenance,
 )  # fmt: skip
 

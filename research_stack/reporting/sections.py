@@ -10,7 +10,10 @@ from research_stack.reporting import film as films
 from research_stack.reporting.charts import Series, axis_of, line_chart
 from research_stack.reporting.curves import Point, even, number, quantile, series, smooth, thin, ticks
 from research_stack.reporting.html import Html, el
+from research_stack.reporting.policy_words import answers, last_reward
+from research_stack.reporting.policy_words import glance as policy_glance
 from research_stack.reporting.reading import RunFiles, real
+from research_stack.reporting.reward_words import correlation
 from research_stack.reporting.verdicts import FAMILY, held_out
 
 TEXT_LIMIT = 4000  # characters of a sample
@@ -49,7 +52,7 @@ def verdict(run: RunFiles) -> str:
     }.get(run.status, "")  # fmt: skip
     found = headline(run)
     if found is None:
-        rest = held_out(run) or last_loss(run)
+        rest = answers(run) or held_out(run) or correlation(run.metrics) or last_loss(run)
         return (prefix + rest) or "The run ended; nothing was measured."
     value, _, _ = found
     sentence = f"{prefix}At most {value:.2f} nats per held-out token, a perplexity of {math.exp(value):,.4g} or less"
@@ -75,19 +78,41 @@ def headline(run: RunFiles) -> tuple[float, float, float] | None:
 
 
 def last_loss(run: RunFiles) -> str:
-    """The last logged training loss, as a sentence; empty without one."""
-    of_model = series(run.history, "train/loss_lm")
-    points, unit = (of_model, "nats per token") if of_model else (series(run.history, "train/loss"), loss_unit(run))
+    """The last logged training loss, or the reward where the loss is a mere surrogate, as a sentence; empty without one."""
+    if words := last_reward(run):
+        return words
+    of_model, of_replies = series(run.history, "train/loss_lm"), series(run.history, "train/loss_reply")
+    points, unit = (of_model, "nats per token") if of_model else (of_replies, "nats per reply token") if of_replies else (series(run.history, "train/loss"), loss_unit(run))
     return f"The last training loss was {points[-1][1]:.3f} {unit}." if points else ""
 
 
 def loss_unit(run: RunFiles) -> str:
     """What the training loss is measured in."""
+    method = str(run.setting("method._target_")).rpartition(".")[2]
+    if _is_reward_model(run):
+        return "Huber's loss, standardised target" if run.setting("method.loss") == "huber" else "squared standard deviations of the target"
+    if method == "SFT":
+        return "nats per reply token"
     return {"tokens": "nats per token", "answer": "nats per answer token"}.get(str(run.setting("method.loss.normalize")), "nats per position")
+
+
+def _is_reward_model(run: RunFiles) -> bool:
+    return str(run.setting("method._target_")).endswith(".RewardModel")
+
+
+def loss_note(run: RunFiles) -> str:
+    """What is drawn as the loss, and what it is not."""
+    if _is_reward_model(run):
+        mean = ": always predicting the mean gives about 1" if run.setting("method.loss") == "mse" else ""
+        return f"The loss is {loss_words(run)}, in {loss_unit(run)}{mean}. Dots are held-out pairs."
+    return (f"The loss is {loss_words(run)}, in {loss_unit(run)}. It is what the optimizer sees, averaged over noise levels: "
+            "no likelihood, and not comparable between losses or corruptions.")  # fmt: skip
 
 
 def loss_words(run: RunFiles) -> str:
     """Which loss was trained, from its config."""
+    if _is_reward_model(run):
+        return "the error of the predicted engagement"
     positions, weight = run.setting("method.loss.positions"), run.setting("method.loss.weight")
     if positions is None and weight is None:
         return "training loss"
@@ -119,6 +144,9 @@ def glance(run: RunFiles) -> dict[str, str]:
         found["bits per byte"] = f"≤ {metrics['likelihood/bits_per_byte']:.3f}"
     elif math.isfinite(metrics.get(f"{FAMILY}bits_per_byte", math.nan)):
         found["bits per byte"] = f"{metrics[f'{FAMILY}bits_per_byte']:.3f}"
+    found |= policy_glance(run)
+    if math.isfinite(pearson := metrics.get("reward/pearson", math.nan)):
+        found["Pearson, unseen prompts"] = f"{pearson:.2f}"
     model, data = run.run.get("model") or {}, run.run.get("data") or {}
     if isinstance(model.get("parameters"), int):
         found["parameters"] = number(float(f"{model['parameters']:.3g}"))
@@ -216,8 +244,7 @@ def training(run: RunFiles) -> list[Html] | None:
         charts.append(norm_chart(norm, run.setting("optimization.clip")))
     return [
         el("h2", "Training"), el("div", charts, class_="charts"),
-        el("p", f"The loss is {loss_words(run)}, in {loss_unit(run)}. It is what the optimizer sees, averaged over noise levels: "
-           "no likelihood, and not comparable between losses or corruptions.", class_="note"),
+        el("p", loss_note(run), class_="note"),
     ]  # fmt: skip
 
 

@@ -15,7 +15,10 @@ from research_stack.results import RunFolder
 from research_stack.sweeps import SweepTable
 
 MOST = 24  # settings whose curves are drawn
-OWN, MIXED = "train/loss_lm", "train/loss"
+OWN, REPLY, REWARD, MIXED = "train/loss_lm", "train/loss_reply", "train/reward", "train/loss"
+POLICY = "train/loss_policy"  # a surrogate whose height says nothing
+WORDS = {OWN: ("Training loss", "of the language model, smoothed"), REPLY: ("Training loss", "of the replies, nats per token, smoothed"),
+         REWARD: ("Training reward", "mean of the answers drawn, smoothed"), MIXED: ("Training loss", "smoothed")}  # fmt: skip
 
 
 def curve(folder: Path, key: str, log: bool = False) -> list[Point]:
@@ -40,9 +43,10 @@ def mean_and_band(curves: Sequence[Sequence[Point]]) -> tuple[list[Point], tuple
 
 
 def training_key(table: SweepTable) -> str:
-    """The metric of the training loss: that of the language model alone where every run logs it."""
+    """The metric of the training loss: that of the language model or of the replies alone, or the reward of policy gradients, where every run logs it."""
     folders = [folder for row in table.rows[:MOST] for folder in row.points]
-    return OWN if folders and all(curve(folder, OWN) for folder in folders) else MIXED
+    logged = [key for key, sign in ((OWN, OWN), (REPLY, REPLY), (REWARD, POLICY)) if folders and all(curve(folder, sign) and curve(folder, key) for folder in folders)]
+    return logged[0] if logged else MIXED
 
 
 def stability(table: SweepTable, validation: bool = True) -> list[Html] | None:
@@ -52,18 +56,18 @@ def stability(table: SweepTable, validation: bool = True) -> list[Html] | None:
     """
     rows = table.rows[:MOST]
     loss = training_key(table)
-    panels = [_panel(table, loss, "Training loss", "smoothed" if loss == MIXED else "of the language model, smoothed", log=False),
-              _panel(table, "val/loss", "Validation loss", "the training loss on held-out rows", log=False) if validation else None,
+    held_out = ("val/reward", "Held-out reward", "mean of the answers drawn") if loss == REWARD else ("val/loss", "Validation loss", "the training loss on held-out rows")
+    panels = [_panel(table, loss, *WORDS[loss], log=False), _panel(table, *held_out, log=False) if validation else None,
               _panel(table, "train/grad_norm", "Gradient norm", "before clipping, smoothed, log scale", log=True)]  # fmt: skip
     charts = [panel for panel in panels if panel is not None]
     if not charts:
         return None
     entries = [(color_of(i, len(rows)), label_of(row, table), False) for i, row in enumerate(rows)]
     legend = keys([*entries, *([("var(--bad)", "runs without a result, dashed", False)] if table.failures else [])])
+    losses = "" if loss == REWARD else (" Losses of different corruptions or loss settings are different quantities: compare their shapes, not their heights.")
     more = f" The first {MOST} settings are drawn." if len(table.rows) > MOST else ""
     return [el("h2", "Stability"), legend, el("div", charts, class_="charts"),
-            el("p", "Lines are means over seeds, shades reach from the lowest to the highest seed. Losses of different corruptions or loss "
-               "settings are different quantities: compare their shapes, not their heights." + more, class_="note")]  # fmt: skip
+            el("p", "Lines are means over seeds, shades reach from the lowest to the highest seed." + losses + more, class_="note")]  # fmt: skip
 
 
 def _panel(table: SweepTable, key: str, title: str, small: str, log: bool) -> Html | None:

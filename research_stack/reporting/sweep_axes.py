@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from research_stack.reporting import measured
 from research_stack.reporting.charts import Axis, axis_of
 from research_stack.reporting.sections import COLORS
 from research_stack.sweeps import Row, SweepTable, show
@@ -13,7 +14,8 @@ from research_stack.sweeps import Row, SweepTable, show
 # {ending of a metric's name: whether lower is better}; metrics that are not listed have no direction.
 LOWER = {"bound": True, "perplexity": True, "bits_per_byte": True, "loss": True, "gain_over_trigram": False, "accuracy": False,
          "reward": False, "exact_match": False, "f1": False, "nats": True, "loss_lm": True, "ece": True, "brier": True, "aurc": True,
-         "calibration_error": True, "future_nats": True, "r2": False, "r2_over_entropy": False}  # fmt: skip
+         "calibration_error": True, "future_nats": True, "r2": False, "r2_over_entropy": False,
+         "pass": False, "hidden_pass": False, "distinct_right": False}  # fmt: skip
 FIRST = ("likelihood/bound", "likelihood/gain_over_trigram", "lookahead/nats", "lookahead/r2")
 REDUNDANT = ("_low", "_high", "likelihood/perplexity", "/bits_per_byte", "unigram", "trigram")  # say what others say
 GAIN = "/gain_over_trigram"
@@ -21,7 +23,8 @@ GAIN = "/gain_over_trigram"
 
 def better(metric: str) -> bool | None:
     """True where lower is better, False where higher is, None where neither is said."""
-    return LOWER.get(metric.rpartition("/")[2])
+    ending = metric.rpartition("/")[2]
+    return LOWER.get(measured.parts(ending.removeprefix(measured.HELD_OUT))[0] if metric.startswith(measured.NAME) else ending)
 
 
 UNITS = {"likelihood/bound": "nats per token", "lookahead/nats": "nats per token"}
@@ -38,8 +41,16 @@ def metric_words(metric: str) -> str:
     """A metric's name as one reads it."""
     if metric in WORDS:
         return WORDS[metric]
+    if metric.startswith(measured.NAME):
+        return _of_answers(metric.removeprefix(measured.NAME))
     head, slash, ending = metric.rpartition("/")
     return f"{head}{slash}{ENDINGS.get(ending, ending)}".replace("_", " ").replace("/", ": ", 1).replace("/", ", ")
+
+
+def _of_answers(name: str) -> str:
+    """pass@k stays as it is: in a sweep it stands where there is little room."""
+    base = name.removeprefix(measured.HELD_OUT)
+    return ("held out: " if base != name else "") + (base if base in measured.passes([base]) else measured.words(base))
 
 
 def with_unit(metric: str) -> str:
@@ -49,14 +60,28 @@ def with_unit(metric: str) -> str:
 
 def worth_plotting(table: SweepTable) -> list[str]:
     """The metrics that say something of their own, the most important first; seconds come last."""
-    own = [m for m in table.metrics if not m.endswith(REDUNDANT) or m.endswith(GAIN)]
+    answers = _answers_worth_plotting(table)
+    own = [m for m in table.metrics if (not m.endswith(REDUNDANT) or m.endswith(GAIN)) and (not m.startswith(measured.NAME) or m in answers)]
     if not own:
         return list(table.metrics)
-    return sorted(own, key=lambda m: (m == "seconds", FIRST.index(m) if m in FIRST else len(FIRST)))
+    first = (*FIRST, *answers)
+    return sorted(own, key=lambda m: (m == "seconds", first.index(m) if m in first else len(first)))
+
+
+def _answers_worth_plotting(table: SweepTable) -> list[str]:
+    """Of a policy's many numbers: being right, different right answers and the rest of `measured.main`; of held-out prompts, being right."""
+    names = [m.removeprefix(measured.NAME) for m in table.metrics if m.startswith(measured.NAME)]
+    own = measured.main([name for name in names if not name.startswith(measured.HELD_OUT)])
+    passes, others = measured.passes(own), [name for name in own if measured.parts(name)[0] != "pass"]
+    held_out = [name for name in names if name == f"{measured.HELD_OUT}pass@1"]
+    return [measured.NAME + name for name in (*passes[:1], *others[:1], *passes[1:], *others[1:], *held_out)]
 
 
 def label_of(row: Row, table: SweepTable) -> str:
-    """A setting in words: the bare value for one axis of names, key=value otherwise."""
+    """A setting in words: the bare value for one axis of names, key=value otherwise; `sft → group` where it begins with another run."""
+    if "init_from" in row.settings:
+        rest = [show(value) if isinstance(value, str) else f"{table.labels[axis]}={show(value)}" for axis, value in row.settings.items() if axis != "init_from"]
+        return " → ".join([show(row.settings["init_from"]), *([", ".join(rest)] if rest else [])])
     if len(table.axes) == 1 and isinstance(row.settings[table.axes[0]], str):
         return show(row.settings[table.axes[0]])
     return ", ".join(f"{table.labels[axis]}={show(value)}" for axis, value in row.settings.items()) or "the only setting"

@@ -5,10 +5,11 @@ import math
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from research_stack.reporting import two_phase_figures
 from research_stack.reporting.budgets import OWN, panels
 from research_stack.reporting.curves import number
 from research_stack.reporting.figures import BLUE, GREEN, GREY, INK, ORANGE, new_figure, save
-from research_stack.reporting.stability import MOST, curve, mean_and_band, training_key
+from research_stack.reporting.stability import MOST, WORDS, curve, mean_and_band, training_key
 from research_stack.reporting.sweep_axes import grid_of, label_of, with_unit, worth_plotting
 from research_stack.sweeps import SweepTable, show
 
@@ -21,8 +22,8 @@ COLUMNS = 3
 
 
 def write_sweep_figures(folder: Path, table: SweepTable) -> list[Path]:
-    """figures/sweep.png, figures/stability.png and figures/budgets.png, as far as there is something to draw; returns the paths."""
-    drawn = {"sweep.png": metrics_figure(table), "stability.png": stability_figure(table), "budgets.png": budgets_figure(table)}
+    """figures/sweep.png, figures/stability.png, figures/budgets.png and figures/dynamics.png, as far as there is something to draw; returns the paths."""
+    drawn = {"sweep.png": metrics_figure(table), "stability.png": stability_figure(table), "budgets.png": budgets_figure(table), "dynamics.png": two_phase_figures.figure(table)}
     return [save(figure, folder / "figures" / name) for name, figure in drawn.items() if figure is not None]
 
 
@@ -63,7 +64,7 @@ def stability_figure(table: SweepTable) -> Figure | None:
     if not any(mean for _, mean, _ in found[loss]):
         return None
     figure, plots = new_figure(9, 3.4, 2)
-    for plot, (key, lines), title in zip(plots, found.items(), ("training loss, smoothed", "gradient norm before clipping"), strict=True):
+    for plot, (key, lines), title in zip(plots, found.items(), (f"{WORDS[loss][0].lower()}, smoothed", "gradient norm before clipping"), strict=True):
         for index, (row, mean, band) in enumerate(lines):
             if mean:
                 color = PALETTE[index % len(PALETTE)]

@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from research_stack.reporting import budgets, overlays, paired, speed
+from research_stack.reporting import budgets, overlays, paired, speed, two_phase
 from research_stack.reporting.charts import Series, axis_of, heat_map, line_chart
 from research_stack.reporting.html import Html, el, page
 from research_stack.reporting.report import asset
@@ -25,6 +25,7 @@ from research_stack.reporting.sweep_axes import (
     with_unit,
     worth_plotting,
 )
+from research_stack.reporting.sweep_names import named
 from research_stack.results import atomic_write
 from research_stack.sweeps import Row, SweepTable, show, show_mean
 
@@ -43,7 +44,7 @@ def write_sweep_report(folder: str | os.PathLike[str], table: SweepTable) -> Pat
     """
     from research_stack.reporting.sweep_figures import write_sweep_figures
 
-    folder = Path(folder)
+    folder, table = Path(folder), named(table)
     atomic_write(folder / "report.html", render(folder, table))
     write_sweep_figures(folder, table)
     return folder / "report.html"
@@ -54,7 +55,7 @@ def render(folder: Path, table: SweepTable) -> str:
     seeds = max((row.n for row in table.rows), default=0)
     axes = " × ".join(table.labels[axis] for axis in table.axes) or "seeds"
     over = budgets.panels(table)
-    parts = [_header(folder, table, axes), _table_section(table), paired.section(table), _plots(table, axes), budgets.section(table, over),
+    parts = [_header(folder, table, axes), *_results(table), paired.section(table), _plots(table, axes), budgets.section(table, over),
              overlays.section(table), speed.section(table), stability(table, validation=not over), _failures(table), _fine_print(table)]  # fmt: skip
     title = f"{folder.name}: {axes}"
     body = [*(part for part in parts if part), el("footer", f"{len(table.points)} runs, up to {seeds} seeds a setting. Made from the files of the run folders; loads nothing from anywhere.")]
@@ -108,6 +109,20 @@ def _finite(value: float | None) -> bool:
 
 
 # Table ---------------------------------------------------------------------------------------------------------------
+
+
+def as_markdown(table: SweepTable) -> str:
+    """What results.md says below its table: quality and diversity of policies, the differences seed by seed; empty where there is neither."""
+    table = named(table)
+    return "\n".join(part for part in (two_phase.as_markdown(table), paired.as_markdown(table)) if part)
+
+
+def _results(table: SweepTable) -> list[Any]:
+    """All numbers; those of policies, which are many, folded behind the few that are read."""
+    found, policies = _table_section(table), two_phase.section(table)
+    if policies is None or found is None:
+        return [found]
+    return [policies, [el("details", el("summary", "All numbers"), found[1:])]]
 
 
 def _table_section(table: SweepTable) -> list[Html] | None:

@@ -6,8 +6,12 @@ import os
 from pathlib import Path
 
 from research_stack.reporting.calibration import predictor_rows
+from research_stack.reporting.measured import main, words, written, written_span
 from research_stack.reporting.next_token import DECODERS, cell, decoder_rows, next_token_rows, span
+from research_stack.reporting.passk import SIDES, interval, measured, prompts_of
+from research_stack.reporting.policy_words import answers
 from research_stack.reporting.reading import RunFiles, read, real, reals
+from research_stack.reporting.reward_words import correlation
 from research_stack.reporting.sections import MEASURES, duration, headline, last_loss, verdict
 from research_stack.reporting.verdicts import held_out
 
@@ -19,8 +23,8 @@ def summary(folder: str | os.PathLike[str]) -> str:
     blocks = [f"{run.name}: {run.status}{took}"]
     if run.error:
         blocks.append(run.error)
-    blocks += [block for block in (_likelihood(run), _next_token(run), _predictors(run), _decoders(run), _decoding(run)) if block]
-    if headline(run) is not None or held_out(run):
+    blocks += [block for block in (_likelihood(run), _answers(run), _next_token(run), _predictors(run), _decoders(run), _decoding(run)) if block]
+    if headline(run) is not None or held_out(run) or answers(run) or correlation(run.metrics):
         blocks.append(verdict(run))
     elif words := last_loss(run):
         blocks.append(words)
@@ -41,6 +45,17 @@ def _likelihood(run: RunFiles) -> str:
         value, low, high, perplexity, bits = (real(row.get(key)) for key in ("nats_per_token", "low", "high", "perplexity", "bits_per_byte"))
         interval = f"{low:.3f} to {high:.3f}" if math.isfinite(low) else "-"
         lines.append([name, f"{sign}{value:.3f}", interval, f"{sign}{perplexity:,.4g}", f"{sign}{bits:.3f}"])
+    return aligned(lines)
+
+
+def _answers(run: RunFiles) -> str:
+    found = measured(run)
+    if not found:
+        return ""
+    lines = [["answers to prompts", *(text for side in found for text in (f"{prompts_of(found[side])} {SIDES[side]}", "95 % interval"))]]
+    for name in main(list(dict.fromkeys(name for metrics in found.values() for name in metrics))):
+        cells = [(written(name, *reals(metrics.get(name, {}), "value")), written_span(name, *interval(metrics.get(name)))) for metrics in found.values()]
+        lines.append([words(name), *(cell for pair in cells for cell in pair)])
     return aligned(lines)
 
 

@@ -114,7 +114,9 @@ SMALL = {"distinct_right": "mean over prompts", "self_bleu": "100: all answers a
 def panels(phases: Sequence[Phase]) -> list[Panel]:
     """What there is to draw: pass@k together, then the others."""
     names = list(dict.fromkeys(name for phase in phases for name in phase.curves))
-    found = [Panel("Right answers, pass@k", "% of prompts", ofs)] if (ofs := passes(names)) else []
+    ofs = passes(names)
+    fainter = f"; k = {parts(ofs[0])[1]}, fainter {' and '.join(str(parts(name)[1]) for name in ofs[1:])}" if len(ofs) > 1 else ""
+    found = [Panel("Right answers, pass@k", f"% of prompts{fainter}", ofs)] if ofs else []
     for base in PANELS:
         if name := largest(names, base):
             title = words(name).partition(",")[0]
@@ -189,9 +191,7 @@ def _panel(phases: Sequence[Phase], panel: Panel) -> Html:
         for shade, metric in zip(shades(panel.metrics), panel.metrics, strict=True):
             curve = phase.curves.get(metric, [])
             mean, band = scaled(curve, panel.factor)
-            last = index == len(phases) - 1 and len(panel.metrics) > 1
-            drawn.append(Series(mean, color=COLORS[color_index(phases, index)], opacity=shade, dots=2.2, band=band if shade == 1 else None, title=f"{phase.name}: {words(metric)}",
-                                label=f"@{parts(metric)[1]}" if last and mean else "", anchor="end"))  # fmt: skip
+            drawn.append(Series(mean, color=COLORS[color_index(phases, index)], opacity=shade, dots=2.2, band=band if shade == 1 else None, title=f"{phase.name}: {words(metric)}"))
             heights += [y for _, y in mean] + ([y for edge in band for _, y in edge] if band and shade == 1 else [])
     y = axis_of(heights, margin=0.12, floor=0.0 if min(heights, default=0.0) >= 0 else None)
     chart = line_chart([*boundaries(phases, y.low, y.high), *drawn], steps_axis(phases), y, f"{panel.title} over {phases[-1].ends:.0f} optimizer steps")
@@ -234,10 +234,7 @@ def _plane(phases: Sequence[Phase], across: str, up: str) -> Html:
                                 errors=[(100 * (path[-1][1].value - path[-1][1].low), 100 * (path[-1][1].high - path[-1][1].value))]
                                 if math.isfinite(path[-1][1].low) else []))  # fmt: skip
             xs, ys = [*xs, *(x for x, _ in points)], [*ys, *(y for _, y in points)]
-    x, y = axis_of(xs, words(across), margin=0.1), axis_of(ys, margin=0.12)
-    middle = (x.low + x.high) / 2
-    for one in drawn:
-        if one.label:
-            one.anchor = "end" if one.points[-1][0] > middle else "start"
+    reach = max(xs) - min(xs)
+    x, y = axis_of([*xs, max(xs) + 0.25 * reach], words(across)), axis_of(ys, margin=0.12)  # with room for names
     return el("figure", el("figcaption", "Quality against diversity ", el("small", "% right at the first try, upwards; arrows go with time")),
               line_chart(drawn, x, y, f"pass@1 against {words(across)}, a path over {len(phases)} phases"))  # fmt: skip

@@ -8,7 +8,17 @@ from typing import TYPE_CHECKING
 from research_stack.reporting.figures import BLUE, GREEN, GREY, INK, ORANGE, dress
 from research_stack.reporting.measured import parts, words
 from research_stack.reporting.reading import RunFiles
-from research_stack.reporting.trajectory import Panel, Phase, color_index, note, panels, path_in_plane, plane_of, scaled, trajectory
+from research_stack.reporting.trajectory import (
+    Panel,
+    Phase,
+    color_index,
+    note,
+    panels,
+    path_in_plane,
+    plane_of,
+    scaled,
+    trajectory,
+)
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -29,8 +39,8 @@ def drawing(phases: Sequence[Phase]) -> Figure:
     plots = panels(phases)
     plane = plane_of(phases)
     whole, left, right = frame(len(plots), plane is not None)
-    for index, (plot, panel) in enumerate(zip(left, plots, strict=True)):
-        _panel(plot, phases, panel, names=index == 0)
+    for plot, panel in zip(left, plots, strict=True):
+        _panel(plot, phases, panel)
     if plane is not None and right is not None:
         _plane(right, phases, *plane)
     name = " and ".join(dict.fromkeys(phase.name for phase in phases))
@@ -55,7 +65,7 @@ def frame(count: int, plane: bool) -> tuple[Figure, list[Axes], Axes | None]:
     return whole, left, right
 
 
-def _panel(plot: Axes, phases: Sequence[Phase], panel: Panel, names: bool) -> None:
+def _panel(plot: Axes, phases: Sequence[Phase], panel: Panel) -> None:
     for index, phase in enumerate(phases):
         color = PALETTE[color_index(phases, index)]
         for line, metric in enumerate(panel.metrics):
@@ -66,7 +76,8 @@ def _panel(plot: Axes, phases: Sequence[Phase], panel: Panel, names: bool) -> No
                 shade(plot, band, color)
         if phase.begins > 0:
             plot.axvline(phase.begins, color="#98a1aa", linewidth=1, linestyle=(0, (4, 3)))
-    plot.set_title(f"{panel.title} ({panel.small})", loc="left", fontsize=8.5, color=INK, pad=14, parse_math=False)
+    plot.set_title(panel.title, loc="left", fontsize=9, color=INK, pad=14, parse_math=False)
+    plot.set_ylabel(panel.small.partition(";")[0], fontsize=7.5, color=GREY, parse_math=False)
     if len(panel.metrics) > 1:
         plot.legend(frameon=False, fontsize=7, labelcolor=GREY, loc="best")
     for index, phase in enumerate(phases):  # above the plot, between its boundaries
@@ -94,11 +105,11 @@ def _plane(plot: Axes, phases: Sequence[Phase], across: str, up: str) -> None:
             cross(plot, points[-1], [(wide.value - wide.low, wide.high - wide.value), (100 * (good.value - good.low), 100 * (good.high - good.value))], color)
             plot.annotate(f"{phase.name}, step {good.step - phase.begins:.0f}", points[-1], xytext=(9, 9), textcoords="offset points", fontsize=8.5, color=color,
                           weight="bold", parse_math=False)  # fmt: skip
-    plot.set_title(f"Quality against diversity (% right at the first try, over {words(across)})", loc="left", fontsize=8.5, color=INK, parse_math=False)
+    plot.set_title("Quality against diversity, arrows go with time", loc="left", fontsize=9, color=INK, parse_math=False)
     plot.grid(axis="x", color="#ebe8e1", linewidth=0.8)
     plot.set_xlabel(f"{words(across)}: more diverse →", fontsize=8, color=GREY)
     plot.set_ylabel("% right at the first try: better →", fontsize=8, color=GREY)
-    plot.margins(x=0.16, y=0.1)
+    plot.margins(x=0.2, y=0.1)
 
 
 def arrows(plot: Axes, points: Sequence[tuple[float, float]], color: str) -> None:

@@ -136,7 +136,11 @@ def every_choice():
 @pytest.mark.parametrize("choice", every_choice())
 def test_every_option_of_every_group_passes(choice):
     """No false alarm on anything that is in the box (what needs a file of the user's is given one)."""
-    needs = ["data.path=README.md"] if choice in ("data=text", "data=hub") else []
+    group, _, option = choice.partition("=")
+    needs = ["data.path=README.md"] if group == "data" and option in ("text", "hub", "prompts") else []
+    needs += ["method=grpo"] if group.startswith("method/") else []
+    needs += ["model=hf_causal", "model.path=."] if choice == "data/tokenizer=pretrained" else []
+    needs += ["method.reward.run=."] if choice == "method/reward=learned" else []
     composed = Composer().compose([choice, *needs])
     assert [p.message for p in check.check(composed.cfg) if "???" not in p.message] == []
 

@@ -6,7 +6,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from omegaconf import OmegaConf
+from omegaconf import DictConfig, OmegaConf
 
 from research_stack import compose
 from research_stack.build import build
@@ -175,25 +175,32 @@ def test_use_before_prepare_says_so():
         TokenData(PythonDocs(), Bytes()).describe()
 
 
+def config_of(name):
+    """The config as Hydra makes it of the file and its tokenizer."""
+    node = OmegaConf.load(CONF / f"{name}.yaml")
+    chosen = {key: OmegaConf.load(CONF / key / f"{option}.yaml") for entry in node.pop("defaults", []) if isinstance(entry, DictConfig) for key, option in entry.items()}
+    return OmegaConf.merge(OmegaConf.create(chosen), node)
+
+
 @pytest.mark.parametrize("file", sorted(CONF.glob("*.yaml")), ids=lambda f: f.stem)
 def test_each_config_builds(file, tmp_path):
-    config = OmegaConf.create({"data": OmegaConf.load(file)})
-    if OmegaConf.is_missing(config.data, "path"):
-        (tmp_path / "some.txt").write_text("x")
-        config.data.path = str(tmp_path / "some.txt")
-    made = build(config.data, "data", seed=1)
+    (tmp_path / "some.txt").write_text("x")
+    node = config_of(file.stem)
+    if OmegaConf.is_missing(node, "path"):
+        node.path = str(tmp_path / "some.txt")
+    made = build(OmegaConf.to_container(OmegaConf.create({"data": node}), resolve=True)["data"], "data", seed=1)
     made.check()
-    assert made.seed == 1 and ("path" not in config.data.keys() or made.path == made.source.path == config.data.path)
+    assert made.seed == 1 and ("path" not in node or made.path == made.source.path == node.path)
 
 
 def test_smoke_config_is_small_and_whole(tmp_path):
-    made = build(OmegaConf.load(CONF / "smoke.yaml"), "data", seed=1, cache_dir=str(tmp_path))
+    made = build(config_of("smoke"), "data", seed=1, cache_dir=str(tmp_path))
     made.prepare()
     assert len(made.validation) == 16 and next(iter(made.train_dataloader()))["tokens"].shape == (8, 32)
 
 
 def test_python_docs_config_serves_english(tmp_path):
-    made = build(OmegaConf.load(CONF / "python_docs.yaml"), "data", seed=1, cache_dir=str(tmp_path))
+    made = build(config_of("python_docs"), "data", seed=1, cache_dir=str(tmp_path))
     made.prepare()
     said = made.describe()
     assert said["vocab_size"] == 2048 and said["train_rows"] > 3000 and 100 < said["validation_rows_used"] <= 256
