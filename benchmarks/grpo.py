@@ -18,6 +18,7 @@ call, and `step_ratio` the median step with it over that with Group.
 Two workloads: `short` prompts (a third of the tokens of a text) and `long` ones (most of them). What bounds them: a short workload's
 learning is products and activations of a small model, the same for both on the same model; its rollout is calls, and there ours makes
 no masks and runs no logits processors. Long prompts are read by TRL once for each completion, in the rollout and again in the loss.
+`cpu_ratio` compares the seconds of CPU, which other work on the machine changes less than those of the clock.
 `share_of_peak` counts 4 forward passes over every token of every text (one to write, three to learn), read or not.
 """
 import argparse
@@ -90,7 +91,7 @@ class Clock:
     """Seconds of the steps and of their parts, and the tokens that were written in each."""
 
     def __init__(self):
-        self.last, self.rows, self.now = time.perf_counter(), [], {}
+        self.last, self.last_cpu, self.rows, self.now = time.perf_counter(), time.process_time(), [], {}
 
     def timed(self, owner, method, name):
         """Let calls of the owner's method count as this part."""
@@ -107,9 +108,9 @@ class Clock:
     def tick(self, tokens):
         """A step has ended."""
         now, batch, rollout = time.perf_counter(), self.now["batch"], self.now["rollout"]
-        step = now - self.last
-        self.rows.append({"step": step, "rollout": rollout, "reward": batch - rollout, "learning": step - batch, "tokens": tokens})
-        self.last, self.now = now, {}
+        step, cpu = now - self.last, time.process_time()
+        self.rows.append({"step": step, "cpu": cpu - self.last_cpu, "rollout": rollout, "reward": batch - rollout, "learning": step - batch, "tokens": tokens})
+        self.last, self.last_cpu, self.now = now, cpu, {}
 
 
 def run_trl(folder, size, steps):
@@ -267,7 +268,7 @@ def summary(kind, rounds):
     """Medians over the steps of all rounds."""
     rows = [row for found in rounds for row in found[kind]["rows"]]
     numbers = {"seconds": median(rows), "tokens_per_second": median(rows, "tokens") / median(rows), "tokens_a_step": median(rows, "tokens")}
-    return numbers | {part: median(rows, part) for part in PARTS}
+    return numbers | {name: median(rows, name) for name in (*PARTS, "cpu")}
 
 
 def of_advantages(rounds):
@@ -293,7 +294,7 @@ def compared(size, steps, rounds):
     peak, trl = peak_flops(size["precision"], size["threads"]), found["trl"]
     result = {"prompt_tokens": round(runs[0]["own"]["prompt_tokens"], 1), "peak_gflops": round(peak / 1e9)}
     for kind in ("hf", "own"):
-        ratios = {"": "seconds", **{f"{part}_": part for part in PARTS}}
+        ratios = {"": "seconds", **{f"{part}_": part for part in (*PARTS, "cpu")}}
         result |= {f"{kind}_{name}ratio_to_trl": round(trl[key] / found[kind][key], 2) for name, key in ratios.items()} | {f"{kind}_ratio_by_round": each[kind]}
     for kind in KINDS:
         facts, numbers = runs[0][kind], found[kind]

@@ -25,7 +25,8 @@ class Series:
     - dots: radius of a dot on every point, 0 for none. line: whether points are joined.
     - errors: half-lengths of vertical bars, or their (lower, upper) parts, one per point, or empty; widths: the same of horizontal bars.
     - band: (lower, upper) edges of a shaded area, or None. title: shown when the pointer rests on it.
-    - arrow: whether heads on the line show which way it goes. label: text beside the last point; anchor: the side that lies at the point.
+    - arrow: whether heads on the line show which way it goes. label: text beside the last point; anchor: the side that lies at the point;
+      below: whether it stands below the point.
     """
 
     points: Sequence[Point]
@@ -42,6 +43,7 @@ class Series:
     arrow: bool = False
     label: str = ""
     anchor: Literal["start", "middle", "end"] = "start"
+    below: bool = False
 
 
 @dataclass
@@ -115,10 +117,10 @@ def line_chart(lines: Sequence[Series], x: Axis, y: Axis, name: str, height: int
 
 
 def _label(one: Series, at: Callable[[Point], tuple[float, float]]) -> Html:
-    """Text beside the last point; away from the border that it would run over."""
+    """Text beside the last point, below the upper border."""
     a, b = at(one.points[-1])
     aside = {"start": 7, "middle": 0, "end": -7}[one.anchor]
-    return el("text", one.label, x=f"{a + aside:.1f}", y=f"{max(TOP + 8, b - 7):.1f}", text_anchor=one.anchor, style=f"fill:{one.color}")
+    return el("text", one.label, x=f"{a + aside:.1f}", y=f"{max(TOP + 8, b + (16 if one.below else -7)):.1f}", text_anchor=one.anchor, style=f"fill:{one.color}")
 
 
 def _heads(one: Series, at: Callable[[Point], tuple[float, float]], spacing: float = 55.0) -> list[Html]:

@@ -45,6 +45,13 @@ def words(metric: str) -> str:
     return found
 
 
+def short(metric: str) -> str:
+    """The metric in a column's few letters, with its unit."""
+    base, k = parts(metric)
+    found = {"pass": metric, "distinct_right": f"different right of {k}", "hidden_pass": "hidden preference", "entropy": "entropy, nats", "semantic": "distance of meanings"}
+    return found.get(base, words(metric)) + (", %" if is_share(metric) else "")
+
+
 def is_share(metric: str) -> bool:
     """Whether the metric is a probability, written in percent."""
     return parts(metric)[0] in SHARES

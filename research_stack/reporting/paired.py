@@ -119,7 +119,7 @@ def as_cells(one: Paired) -> list[str]:
     places = max(0, 1 - math.floor(math.log10(one.error))) if one.error > 0 else 0
     form = f".{places}f" if 0 < one.error and places < 8 else ".4g"
     interval = f"{one.low:{form}} to {one.high:{form}}"
-    return [metric_words(one.metric), f"{one.first} − {one.second}", show_mean(one.difference, one.error), interval, p, str(one.n)]
+    return [metric_words(one.metric), " − ".join(f"({name})" if "→" in name else name for name in (one.first, one.second)), show_mean(one.difference, one.error), interval, p, str(one.n)]
 
 
 def note(found: Sequence[Paired], settings: int) -> str:

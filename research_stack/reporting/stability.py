@@ -64,7 +64,7 @@ def stability(table: SweepTable, validation: bool = True) -> list[Html] | None:
         return None
     entries = [(color_of(i, len(rows)), label_of(row, table), False) for i, row in enumerate(rows)]
     legend = keys([*entries, *([("var(--bad)", "runs without a result, dashed", False)] if table.failures else [])])
-    losses = "" if loss == REWARD else (" Losses of different corruptions or loss settings are different quantities: compare their shapes, not their heights.")
+    losses = "" if loss == REWARD else " Losses of different corruptions or loss settings are different quantities: compare their shapes, not their heights."
     more = f" The first {MOST} settings are drawn." if len(table.rows) > MOST else ""
     return [el("h2", "Stability"), legend, el("div", charts, class_="charts"),
             el("p", "Lines are means over seeds, shades reach from the lowest to the highest seed." + losses + more, class_="note")]  # fmt: skip

@@ -19,6 +19,7 @@ LOWER = {"bound": True, "perplexity": True, "bits_per_byte": True, "loss": True,
 FIRST = ("likelihood/bound", "likelihood/gain_over_trigram", "lookahead/nats", "lookahead/r2")
 REDUNDANT = ("_low", "_high", "likelihood/perplexity", "/bits_per_byte", "unigram", "trigram")  # say what others say
 GAIN = "/gain_over_trigram"
+APART = 0.12  # between the lines of a column of names, of the distance of two columns
 
 
 def better(metric: str) -> bool | None:
@@ -127,9 +128,12 @@ class Grid:
         """The row of a setting; None if it has no result."""
         return self.cells.get((self.columns.index(column), self.lines.index(line)))
 
-    def place(self, column: Any) -> float:
-        """Where a column lies on the x axis."""
-        return float(column) if self.numeric else float(self.columns.index(column))
+    def place(self, column: Any, line: Any = None) -> float:
+        """Where a column lies on the x axis; the lines of a column of names lie beside each other."""
+        if self.numeric:
+            return float(column)
+        aside = APART * (self.lines.index(line) - (len(self.lines) - 1) / 2) if line in self.lines and len(self.lines) > 1 else 0.0
+        return self.columns.index(column) + aside
 
     def axis(self) -> Axis:
         """The x axis."""

@@ -41,13 +41,14 @@ def metrics_figure(table: SweepTable) -> Figure | None:
 def _metric(plot: Axes, table: SweepTable, metric: str) -> None:
     grid = grid_of(table)
     for index, line in enumerate(grid.lines):
-        rows = [(grid.place(x), row) for x in grid.columns if (row := grid.at(x, line)) is not None and row.mean(metric) is not None]
+        rows = [(grid.place(x, line), row) for x in grid.columns if (row := grid.at(x, line)) is not None and row.mean(metric) is not None]
         errors = [row.standard_error(metric) for _, row in rows]
         plot.errorbar([x for x, _ in rows], [row.mean(metric) for _, row in rows], yerr=[e if e and math.isfinite(e) else 0.0 for e in errors],
                       fmt="o-" if grid.numeric else "o", color=PALETTE[index % len(PALETTE)], markersize=5, capsize=3, linewidth=1.4,
                       label=f"{grid.line_label} {show(line)}" if len(grid.lines) > 1 else None)  # fmt: skip
     if not grid.numeric:
         plot.set_xticks(range(len(grid.columns)), [show(c) for c in grid.columns], rotation=20, ha="right", fontsize=7)
+        plot.set_xlim(-0.5, len(grid.columns) - 0.5)
     elif grid.log:
         plot.set_xscale("log")
     plot.set_xlabel(grid.column_label, fontsize=8, color=GREY)

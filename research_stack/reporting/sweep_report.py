@@ -180,7 +180,7 @@ def plot(table: SweepTable, grid: Grid, metric: str) -> Html:
                                             grid.column_label, grid.line_label, f"{metric} over {grid.column_label} and {grid.line_label}"))  # fmt: skip
     drawn, ends = [], []
     for index, line in enumerate(grid.lines):
-        pairs = [(grid.place(x), row) for x in grid.columns if (row := grid.at(x, line)) is not None and _finite(row.mean(metric))]
+        pairs = [(grid.place(x, line), row) for x in grid.columns if (row := grid.at(x, line)) is not None and _finite(row.mean(metric))]
         points = [(x, row.mean(metric) or 0.0) for x, row in pairs]
         errors = [row.standard_error(metric) for _, row in pairs]
         color = color_of(index, len(grid.lines))

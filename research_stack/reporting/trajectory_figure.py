@@ -79,7 +79,7 @@ def _panel(plot: Axes, phases: Sequence[Phase], panel: Panel) -> None:
     plot.set_title(panel.title, loc="left", fontsize=9, color=INK, pad=14, parse_math=False)
     plot.set_ylabel(panel.small.partition(";")[0], fontsize=7.5, color=GREY, parse_math=False)
     if len(panel.metrics) > 1:
-        plot.legend(frameon=False, fontsize=7, labelcolor=GREY, loc="best")
+        plot.legend(fontsize=7, labelcolor=GREY, loc="best", handlelength=3.5, edgecolor="none", framealpha=0.85)
     for index, phase in enumerate(phases):  # above the plot, between its boundaries
         plot.annotate(phase.name, ((phase.begins + phase.ends) / 2, 1), xycoords=("data", "axes fraction"), xytext=(0, 3), textcoords="offset points",
                       ha="center", fontsize=7.5, color=PALETTE[color_index(phases, index)], parse_math=False)  # fmt: skip

@@ -19,7 +19,7 @@ from research_stack.reporting.trajectory import Moment, Panel, Phase, name_of, p
 from research_stack.sweeps import Row, SweepTable, show, show_mean
 
 MOST = 12  # settings that are drawn
-FAINT = "var(--faint)"
+FAINT, SOFT = "var(--faint)", "var(--soft)"
 
 
 @dataclass(frozen=True)
@@ -98,7 +98,7 @@ def columns(found: Sequence[Line]) -> list[str]:
 
 def head(found: Sequence[Line]) -> list[str]:
     """The header of the table."""
-    return ["first phase", "then", "seeds", *(f"{measured.words(name)}{', %' if measured.is_share(name) else ''}" for name in columns(found))]
+    return ["first phase", "then", "seeds", *map(measured.short, columns(found))]
 
 
 def cells(line: Line, names: Sequence[str]) -> list[str]:
@@ -107,8 +107,15 @@ def cells(line: Line, names: Sequence[str]) -> list[str]:
     for name in names:
         factor, key = 100.0 if measured.is_share(name) else 1.0, measured.NAME + name
         mean, error = line.row.mean(key), line.row.standard_error(key)
-        numbers.append(show_mean(None if mean is None else factor * mean, None if error is None else factor * error))
+        numbers.append(brief(None if mean is None else factor * mean, None if error is None else factor * error))
     return [line.first or "-", line.then or "-", str(line.row.n), *numbers]
+
+
+def brief(mean: float | None, error: float | None) -> str:
+    """As `show_mean`, with two decimals at most where the number is large enough for them: few seeds may agree by chance."""
+    if mean is None or error is None or not math.isfinite(error) or not 0 < error < 0.05 or abs(mean) < 1:
+        return show_mean(mean, error)
+    return f"{mean:.2f} ± {error:.2f}"
 
 
 def note(found: Sequence[Line]) -> str:
@@ -137,7 +144,7 @@ def section(table: SweepTable) -> list[Html] | None:
     drawn = [chart for chart in (_plane(found), *_panels(found)) if chart is not None]
     legend = [(color, label, False) for label, color, _ in legend_of(found)]
     return [
-        el("h2", "Quality and diversity"), el("div", listing(head(found), [(cells(line, names), not line.then) for line in found], text=(0, 1)), class_="scroll", tabindex="0"),
+        el("h2", "Quality and diversity"), el("div", listing(head(found), [(cells(line, names), not line.then) for line in found], text=(0, 1)), class_="scroll wrap", tabindex="0"),
         el("p", note(found), class_="note"), keys(legend) if drawn else None, el("div", drawn, class_="charts") if drawn else None,
         el("p", drawing_note(found), class_="note") if drawn else None,
     ]  # fmt: skip
@@ -156,9 +163,9 @@ class Look(NamedTuple):
 
 def looks(found: Sequence[Line]) -> list[Look]:
     """A colour for each setting beside the first phase and dashes for the second first phase; colours alone where there are more than two."""
-    firsts, thens = (list(dict.fromkeys(part)) for part in zip(*((line.first, line.then) for line in found if line.then or not line.runs[0].earlier), strict=True))
-    plain = len(firsts) > 2
     settings = [line for line in found if not is_phase(line, found)]
+    firsts, thens = (list(dict.fromkeys(getattr(line, part) for line in settings)) for part in ("first", "then"))
+    plain = len(firsts) > 2
     return [Look(line.label, None if is_phase(line, found) else settings.index(line) if plain else thens.index(line.then),
                  not plain and line.first in firsts and firsts.index(line.first) == 1) for line in found]  # fmt: skip
 
@@ -170,7 +177,7 @@ def is_phase(line: Line, found: Sequence[Line]) -> bool:
 
 def css(color: int | None) -> str:
     """The colour on the page."""
-    return FAINT if color is None else COLORS[color % len(COLORS)]
+    return SOFT if color is None else COLORS[color % len(COLORS)]
 
 
 def legend_of(found: Sequence[Line]) -> list[tuple[str, str, bool]]:
@@ -286,6 +293,36 @@ def spots(found: Sequence[Line]) -> tuple[list[Spot], str]:
     return placed, across or ""
 
 
+class Side(NamedTuple):
+    """Where a label stands beside its point."""
+
+    left: bool
+    below: bool
+
+
+def label_sides(places: Sequence[tuple[float, float]], texts: Sequence[str], letter: float = 0.018, line: float = 0.075) -> list[Side]:
+    """For each point the first of four sides on which its label runs over no point and no label before it; the first one if none is free.
+
+    - places: as shares of the plot's width and height. letter, line: width and height of a character, as such shares.
+    """
+    taken = [(x - letter, y - line / 5, x + letter, y + line / 5) for x, y in places]
+    found = []
+    for (x, y), text in zip(places, texts, strict=True):
+        boxes = {}
+        for side in (Side(False, False), Side(False, True), Side(True, False), Side(True, True)):
+            near, far = (x - letter, x - letter * (len(text) + 1)) if side.left else (x + letter, x + letter * (len(text) + 1))
+            bottom = y - 1.3 * line if side.below else y + 0.3 * line
+            boxes[side] = (min(near, far), bottom, max(near, far), bottom + line)
+        free = [side for side, box in boxes.items() if box[0] >= 0 and box[2] <= 1.02 and not any(_overlap(box, other) for other in taken)]
+        found.append(free[0] if free else Side(False, False))
+        taken.append(boxes[found[-1]])
+    return found
+
+
+def _overlap(a: tuple[float, float, float, float], b: tuple[float, float, float, float]) -> bool:
+    return a[0] < b[2] and b[0] < a[2] and a[1] < b[3] and b[1] < a[3]
+
+
 def origins(placed: Sequence[Spot]) -> list[tuple[Spot, Spot]]:
     """(first phase, setting) of the settings whose first phase has a place."""
     found = [spot.line for spot in placed]
@@ -298,10 +335,12 @@ def _plane(found: Sequence[Line]) -> Html | None:
     if len(placed) < 2:
         return None
     drawn = [Series([start.place, end.place], color=css(end.look.color), width=1, opacity=0.6, arrow=True, dashed=end.look.dashed) for start, end in origins(placed)]
-    drawn += [Series([spot.place], color=css(spot.look.color), line=False, dots=4.5, errors=[spot.errors[1]], widths=[spot.errors[0]], title=spot.line.label,
-                     label=spot.line.label) for spot in placed]  # fmt: skip
     xs = [spot.place[0] + sign * spot.errors[0] for spot in placed for sign in (-1, 1)]
     ys = [spot.place[1] + sign * spot.errors[1] for spot in placed for sign in (-1, 1)]
     room = 0.35 * (max(xs) - min(xs))  # for the names
+    x, y = axis_of([*xs, max(xs) + room], measured.words(across)), axis_of(ys, margin=0.12)
+    sides = label_sides([(x.place(spot.place[0]), y.place(spot.place[1])) for spot in placed], [spot.line.label for spot in placed])
+    drawn += [Series([spot.place], color=css(spot.look.color), line=False, dots=4.5, errors=[spot.errors[1]], widths=[spot.errors[0]], title=spot.line.label,
+                     label=spot.line.label, anchor="end" if side.left else "start", below=side.below) for spot, side in zip(placed, sides, strict=True)]  # fmt: skip
     return el("figure", el("figcaption", "Quality against diversity ", el("small", "% right at the first try, upwards")),
-              line_chart(drawn, axis_of([*xs, max(xs) + room], measured.words(across)), axis_of(ys, margin=0.12), "pass@1 against different right answers"))  # fmt: skip
+              line_chart(drawn, x, y, "pass@1 against different right answers"))  # fmt: skip

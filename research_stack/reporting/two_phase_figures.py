@@ -9,7 +9,7 @@ from research_stack.reporting.figures import BLUE, GREEN, GREY, INK, ORANGE
 from research_stack.reporting.measured import words
 from research_stack.reporting.trajectory import Panel, panels, scaled
 from research_stack.reporting.trajectory_figure import cross, frame, shade
-from research_stack.reporting.two_phase import Spot, Stretch, drawing_note, lines, origins, single, spots, stretches
+from research_stack.reporting.two_phase import Spot, Stretch, drawing_note, label_sides, lines, origins, single, spots, stretches
 from research_stack.sweeps import SweepTable
 
 if TYPE_CHECKING:
@@ -38,6 +38,8 @@ def figure(table: SweepTable) -> Figure | None:
         _panel(plot, drawn, panel)
     if right is not None and len(placed) > 1:
         _plane(right, placed, across)
+    elif left:
+        left[0].legend(frameon=False, fontsize=7, labelcolor=GREY)
     whole.suptitle(drawing_note(found), x=0.008, ha="left", fontsize=8.5, color=GREY, wrap=True)
     return whole
 
@@ -46,7 +48,7 @@ def _panel(plot: Axes, drawn: Sequence[Stretch], panel: Panel) -> None:
     for look, phase in drawn:
         mean, band = scaled(phase.curves.get(panel.metrics[0], []), panel.factor)
         if mean:
-            plot.plot(*zip(*mean, strict=True), "--" if look.dashed else "-", color=color_of(look.color), linewidth=1.5)
+            plot.plot(*zip(*mean, strict=True), "--" if look.dashed else "-", color=color_of(look.color), linewidth=1.5, label=look.label)
             shade(plot, band, color_of(look.color))
     if any(phase.begins < 0 for _, phase in drawn):
         plot.axvline(0, color=FAINT, linewidth=1, linestyle=(0, (4, 3)))
@@ -59,13 +61,19 @@ def _plane(plot: Axes, placed: Sequence[Spot], across: str) -> None:
     for start, end in origins(placed):
         plot.annotate("", end.place, xytext=start.place, arrowprops={"arrowstyle": "-|>", "color": color_of(end.look.color), "linewidth": 1.1, "alpha": 0.7,
                       "linestyle": "--" if end.look.dashed else "-", "shrinkB": 6, "mutation_scale": 13})  # fmt: skip
-    for spot in placed:
+    xs, ys = ([value for spot in placed for value in (spot.place[axis] - spot.errors[axis], spot.place[axis] + spot.errors[axis])] for axis in (0, 1))
+    wide, high = max(xs) - min(xs) or 1.0, max(ys) - min(ys) or 1.0
+    plot.set_xlim(min(xs) - 0.12 * wide, max(xs) + 0.35 * wide)
+    plot.set_ylim(min(ys) - 0.12 * high, max(ys) + 0.12 * high)
+    fractions = [tuple(plot.transAxes.inverted().transform(plot.transData.transform(spot.place))) for spot in placed]
+    sides = label_sides(fractions, [spot.line.label for spot in placed], letter=0.014, line=0.045)
+    for spot, side in zip(placed, sides, strict=True):
         halves = [(error, error) for error in spot.errors]
         phase = spot.look.color is None
         cross(plot, spot.place, halves, color_of(spot.look.color), marker="s" if phase else "o", hollow=spot.look.dashed)
-        plot.annotate(spot.line.label, spot.place, xytext=(9, 7), textcoords="offset points", fontsize=8.5, color=GREY if phase else color_of(spot.look.color), parse_math=False)
+        plot.annotate(spot.line.label, spot.place, xytext=(-9 if side.left else 9, -13 if side.below else 7), ha="right" if side.left else "left",
+                      textcoords="offset points", fontsize=8.5, color=GREY if phase else color_of(spot.look.color), parse_math=False)  # fmt: skip
     plot.set_title("Quality against diversity after training, standard errors over seeds", loc="left", fontsize=9, color=INK)
     plot.grid(axis="x", color="#ebe8e1", linewidth=0.8)
     plot.set_xlabel(f"{words(across)}: more diverse →", fontsize=8, color=GREY)
     plot.set_ylabel("% right at the first try: better →", fontsize=8, color=GREY)
-    plot.margins(x=0.25, y=0.1)

@@ -48,6 +48,19 @@ def test_causal_plain_products_agree_with_the_kernel():
     assert torch.allclose(attend(q, k[:, :2], v[:, :2], None, True, 0.0).float(), exact, atol=0.03)
 
 
+@pytest.mark.parametrize("kv_heads", [4, 2, 1])
+@pytest.mark.parametrize("masked", [False, True])
+def test_one_query_needs_no_copies_of_shared_keys(kv_heads, masked, monkeypatch):
+    q, k, v = (torch.randn(3, heads, length, E, generator=torch.Generator().manual_seed(i)).bfloat16()
+               for i, (heads, length) in enumerate(((4, 1), (kv_heads, S), (kv_heads, S))))  # fmt: skip
+    mask = (torch.arange(S) >= torch.tensor([0, 3, 5]).unsqueeze(1))[:, None, None] if masked else None
+    found = attend(q, k, v, mask, False, 0.0)
+    exact = F.scaled_dot_product_attention(q.float(), k.float(), v.float(), attn_mask=mask, enable_gqa=True)
+    assert found.shape == (3, 4, 1, E) and torch.allclose(found.float(), exact, atol=0.03)
+    monkeypatch.setattr(attention, "_one_query_for_shared_keys", lambda *_: False)
+    assert torch.equal(attend(q, k, v, mask, False, 0.0), found)
+
+
 def test_a_row_of_padding_is_finite():
     x = torch.randn(2, 2, L, E).bfloat16()
     mask = torch.ones(2, 1, 1, L, dtype=torch.bool)

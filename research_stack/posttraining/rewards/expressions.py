@@ -1,16 +1,13 @@
 """The task "write an expression equal to N": right or wrong, decided by exact arithmetic. No torch."""
 from __future__ import annotations
 
-import re
 from collections.abc import Sequence
 
 import numpy as np
 
 from research_stack.data.arithmetic import is_answer
+from research_stack.data.sources_expressions import number_of
 from research_stack.posttraining.rewards.base import shown
-
-PROMPT = re.compile(r"(-?[0-9]+)=")
-
 
 class Expressions:
     """1 for an expression over whole numbers with + - * / and parentheses that is exactly N, 0 for anything else.
@@ -31,7 +28,7 @@ class Expressions:
 
 def number(prompt: str) -> int:
     """The N of a prompt "N=". Raises ValueError for any other text."""
-    found = PROMPT.fullmatch(prompt)
+    found = number_of(prompt)
     if found is None:
         raise ValueError(f"prompt={shown(prompt)} must be a whole number and an equals sign, as in '12='; choose data=expressions")
-    return int(found[1])
+    return found
