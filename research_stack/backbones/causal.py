@@ -30,6 +30,8 @@ class CausalBackbone(Protocol):
     """Longest text, in tokens."""
     causal: bool
     """True."""
+    checkpoint_blocks: bool
+    """Whether blocks are computed again in the backward pass; such a model cannot fill a cache with gradients."""
 
     def read(
         self, tokens_BL: Tensor, places_BL: Tensor | None = None, seen_BLS: Tensor | None = None, cache: CausalCache | None = None,

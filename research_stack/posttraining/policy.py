@@ -19,6 +19,7 @@ from torch import Tensor, nn
 from research_stack.backbones.causal import CausalBackbone
 from research_stack.backbones.token_logps import token_logps
 from research_stack.data.vocabulary import Vocabulary
+from research_stack.posttraining.shared_prompts import hidden_before
 from research_stack.require import require
 from research_stack.sampling.reading import BackboneReader
 from research_stack.training.module import TrainingModule
@@ -91,8 +92,8 @@ class Policy(TrainingModule):
         model = self.model if model is None else model
         row_n, step_n, column_n = completion_columns(width_B, made_B)
         mask_BT = torch.arange(int(made_B.max()), device=made_B.device) < made_B.unsqueeze(1)
-        hidden_BLD = model.read(tokens_BL[:, :-1])
-        logp_n, entropy_n = token_logps(hidden_BLD[row_n, column_n - 1], model.unembedding, tokens_BL[row_n, column_n], self.bias_V, temperature)
+        hidden_nD = hidden_before(model, tokens_BL, width_B, made_B, share=not model.checkpoint_blocks)
+        logp_n, entropy_n = token_logps(hidden_nD, model.unembedding, tokens_BL[row_n, column_n], self.bias_V, temperature)
         return Scores(_spread(logp_n, mask_BT), _spread(entropy_n, mask_BT), mask_BT)
 
     @contextmanager

@@ -26,7 +26,7 @@ class Series:
     - errors: half-lengths of vertical bars, or their (lower, upper) parts, one per point, or empty; widths: the same of horizontal bars.
     - band: (lower, upper) edges of a shaded area, or None. title: shown when the pointer rests on it.
     - arrow: whether heads on the line show which way it goes. label: text beside the last point; anchor: the side that lies at the point;
-      below: whether it stands below the point.
+      rise: 0 for a label above the point, 1 for a line higher, -1 for below it, and so on.
     """
 
     points: Sequence[Point]
@@ -43,7 +43,7 @@ class Series:
     arrow: bool = False
     label: str = ""
     anchor: Literal["start", "middle", "end"] = "start"
-    below: bool = False
+    rise: int = 0
 
 
 @dataclass
@@ -120,7 +120,7 @@ def _label(one: Series, at: Callable[[Point], tuple[float, float]]) -> Html:
     """Text beside the last point, below the upper border."""
     a, b = at(one.points[-1])
     aside = {"start": 7, "middle": 0, "end": -7}[one.anchor]
-    return el("text", one.label, x=f"{a + aside:.1f}", y=f"{max(TOP + 8, b + (16 if one.below else -7)):.1f}", text_anchor=one.anchor, style=f"fill:{one.color}")
+    return el("text", one.label, x=f"{a + aside:.1f}", y=f"{max(TOP + 8, b - 13 * one.rise + (3 if one.rise < 0 else -7)):.1f}", text_anchor=one.anchor, style=f"fill:{one.color}")
 
 
 def _heads(one: Series, at: Callable[[Point], tuple[float, float]], spacing: float = 55.0) -> list[Html]:

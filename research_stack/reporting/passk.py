@@ -2,6 +2,7 @@
 from __future__ import annotations
 
 import math
+import re
 from collections.abc import Mapping
 from typing import TYPE_CHECKING
 
@@ -138,7 +139,7 @@ def _prompts(run: RunFiles) -> list[Html]:
     if not rows:
         return []
     header = ("prompt", "", "right", "different right", "most frequent right answers")
-    lines = [([shortened(row.get("prompt", "")), SIDES[side], f"{100 * _share(row):.0f} %", row.get("distinct_right", ""), shortened(row.get("most_frequent_right", ""))], False)
+    lines = [([shortened(row.get("prompt", "")), SIDES[side], f"{100 * _share(row):.0f} %", row.get("distinct_right", ""), shortened(apart(row.get("most_frequent_right", "")))], False)
              for side, row in rows]  # fmt: skip
     shown = el("div", listing(header, lines, text=(0, 1, 4)), class_="scroll", tabindex="0")
     title = f"{len(rows)} prompts, the hardest first"
@@ -148,6 +149,11 @@ def _prompts(run: RunFiles) -> list[Html]:
 def _share(row: Mapping[str, str]) -> float:
     right, count = reals(row, "right", "answers")
     return right / count if count > 0 and math.isfinite(right) else 0.0
+
+
+def apart(counted: str) -> str:
+    """`6+1 x2  4+3 x1` as `6+1 ×2 · 4+3 ×1`, since a page shows two blanks as one."""
+    return re.sub(r" x(\d+)(?:  |$)", r" ×\1 · ", counted).removesuffix(" · ")
 
 
 def shortened(text: str) -> str:

@@ -47,14 +47,15 @@ def _metric(plot: Axes, table: SweepTable, metric: str) -> None:
                       fmt="o-" if grid.numeric else "o", color=PALETTE[index % len(PALETTE)], markersize=5, capsize=3, linewidth=1.4,
                       label=f"{grid.line_label} {show(line)}" if len(grid.lines) > 1 else None)  # fmt: skip
     if not grid.numeric:
-        plot.set_xticks(range(len(grid.columns)), [show(c) for c in grid.columns], rotation=20, ha="right", fontsize=7)
+        plot.set_xticks(range(len(grid.columns)), [show(c) for c in grid.columns], rotation=20, ha="right", fontsize=7, parse_math=False)
         plot.set_xlim(-0.5, len(grid.columns) - 0.5)
     elif grid.log:
         plot.set_xscale("log")
     plot.set_xlabel(grid.column_label, fontsize=8, color=GREY)
     plot.set_title(with_unit(metric), loc="left", fontsize=9, color=INK, parse_math=False)
     if len(grid.lines) > 1:
-        plot.legend(frameon=False, fontsize=7, labelcolor=GREY)
+        for text in plot.legend(frameon=False, fontsize=7, labelcolor=GREY).get_texts():
+            text.set_parse_math(False)
 
 
 def stability_figure(table: SweepTable) -> Figure | None:
@@ -76,7 +77,8 @@ def stability_figure(table: SweepTable) -> Figure | None:
         plot.set_xlabel("optimizer step", fontsize=8, color=GREY)
         if key == "train/grad_norm":
             plot.set_yscale("log")
-    plots[0].legend(frameon=False, fontsize=7, labelcolor=GREY)
+    for text in plots[0].legend(frameon=False, fontsize=7, labelcolor=GREY).get_texts():
+        text.set_parse_math(False)
     return figure
 
 

@@ -44,7 +44,7 @@ def drawing(phases: Sequence[Phase]) -> Figure:
     if plane is not None and right is not None:
         _plane(right, phases, *plane)
     name = " and ".join(dict.fromkeys(phase.name for phase in phases))
-    whole.suptitle(f"Answers of the policy over {name}. {note(phases)}", x=0.008, ha="left", fontsize=8.5, color=GREY, wrap=True)
+    whole.suptitle(f"Answers of the policy over {name}. {note(phases)}", x=0.008, ha="left", fontsize=8.5, color=GREY, wrap=True, parse_math=False)
     return whole
 
 

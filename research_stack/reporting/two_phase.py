@@ -59,7 +59,7 @@ def _setting(table: SweepTable, row: Row) -> Line:
     rest = {axis: value for axis, value in row.settings.items() if axis != INIT}
     words = ", ".join(show(value) if isinstance(value, str) else f"{table.labels[axis]}={show(value)}" for axis, value in rest.items())
     first = show(row.settings[INIT]) if INIT in row.settings else before[0].name if before else ""
-    return Line(first, words or ("" if not before else runs[0].name if first else label_of(row, table)), row, runs)
+    return Line(first, words or (runs[0].name if before else label_of(row, table)), row, runs)
 
 
 def _with_earlier(folder: Path) -> RunFiles:
@@ -113,7 +113,7 @@ def cells(line: Line, names: Sequence[str]) -> list[str]:
 
 def brief(mean: float | None, error: float | None) -> str:
     """As `show_mean`, with two decimals at most where the number is large enough for them: few seeds may agree by chance."""
-    if mean is None or error is None or not math.isfinite(error) or not 0 < error < 0.05 or abs(mean) < 1:
+    if mean is None or error is None or not math.isfinite(error) or not 0.005 <= error < 0.095 or abs(mean) < 1:
         return show_mean(mean, error)
     return f"{mean:.2f} ± {error:.2f}"
 
@@ -294,14 +294,17 @@ def spots(found: Sequence[Line]) -> tuple[list[Spot], str]:
 
 
 class Side(NamedTuple):
-    """Where a label stands beside its point."""
+    """Where a label stands: to the left of its point or to the right, 0 lines above it, 1 more, or -1 for below it."""
 
     left: bool
-    below: bool
+    rise: int
+
+
+SIDES = tuple(Side(left, rise) for rise in (0, -1, 1, -2) for left in (False, True))
 
 
 def label_sides(places: Sequence[tuple[float, float]], texts: Sequence[str], letter: float = 0.018, line: float = 0.075) -> list[Side]:
-    """For each point the first of four sides on which its label runs over no point and no label before it; the first one if none is free.
+    """For each point the first side on which its label runs over no point and no label before it; the first of all if none is free.
 
     - places: as shares of the plot's width and height. letter, line: width and height of a character, as such shares.
     """
@@ -309,12 +312,12 @@ def label_sides(places: Sequence[tuple[float, float]], texts: Sequence[str], let
     found = []
     for (x, y), text in zip(places, texts, strict=True):
         boxes = {}
-        for side in (Side(False, False), Side(False, True), Side(True, False), Side(True, True)):
+        for side in SIDES:
             near, far = (x - letter, x - letter * (len(text) + 1)) if side.left else (x + letter, x + letter * (len(text) + 1))
-            bottom = y - 1.3 * line if side.below else y + 0.3 * line
+            bottom = y + line * side.rise + line * (0.3 if side.rise >= 0 else -0.3)
             boxes[side] = (min(near, far), bottom, max(near, far), bottom + line)
         free = [side for side, box in boxes.items() if box[0] >= 0 and box[2] <= 1.02 and not any(_overlap(box, other) for other in taken)]
-        found.append(free[0] if free else Side(False, False))
+        found.append(free[0] if free else SIDES[0])
         taken.append(boxes[found[-1]])
     return found
 
@@ -341,6 +344,6 @@ def _plane(found: Sequence[Line]) -> Html | None:
     x, y = axis_of([*xs, max(xs) + room], measured.words(across)), axis_of(ys, margin=0.12)
     sides = label_sides([(x.place(spot.place[0]), y.place(spot.place[1])) for spot in placed], [spot.line.label for spot in placed])
     drawn += [Series([spot.place], color=css(spot.look.color), line=False, dots=4.5, errors=[spot.errors[1]], widths=[spot.errors[0]], title=spot.line.label,
-                     label=spot.line.label, anchor="end" if side.left else "start", below=side.below) for spot, side in zip(placed, sides, strict=True)]  # fmt: skip
+                     label=spot.line.label, anchor="end" if side.left else "start", rise=side.rise) for spot, side in zip(placed, sides, strict=True)]  # fmt: skip
     return el("figure", el("figcaption", "Quality against diversity ", el("small", "% right at the first try, upwards")),
               line_chart(drawn, x, y, "pass@1 against different right answers"))  # fmt: skip

@@ -9,7 +9,17 @@ from research_stack.reporting.figures import BLUE, GREEN, GREY, INK, ORANGE
 from research_stack.reporting.measured import words
 from research_stack.reporting.trajectory import Panel, panels, scaled
 from research_stack.reporting.trajectory_figure import cross, frame, shade
-from research_stack.reporting.two_phase import Spot, Stretch, drawing_note, label_sides, lines, origins, single, spots, stretches
+from research_stack.reporting.two_phase import (
+    Spot,
+    Stretch,
+    drawing_note,
+    label_sides,
+    lines,
+    origins,
+    single,
+    spots,
+    stretches,
+)
 from research_stack.sweeps import SweepTable
 
 if TYPE_CHECKING:
@@ -39,7 +49,8 @@ def figure(table: SweepTable) -> Figure | None:
     if right is not None and len(placed) > 1:
         _plane(right, placed, across)
     elif left:
-        left[0].legend(frameon=False, fontsize=7, labelcolor=GREY)
+        for text in left[0].legend(frameon=False, fontsize=7, labelcolor=GREY).get_texts():
+            text.set_parse_math(False)
     whole.suptitle(drawing_note(found), x=0.008, ha="left", fontsize=8.5, color=GREY, wrap=True)
     return whole
 
@@ -71,7 +82,7 @@ def _plane(plot: Axes, placed: Sequence[Spot], across: str) -> None:
         halves = [(error, error) for error in spot.errors]
         phase = spot.look.color is None
         cross(plot, spot.place, halves, color_of(spot.look.color), marker="s" if phase else "o", hollow=spot.look.dashed)
-        plot.annotate(spot.line.label, spot.place, xytext=(-9 if side.left else 9, -13 if side.below else 7), ha="right" if side.left else "left",
+        plot.annotate(spot.line.label, spot.place, xytext=(-9 if side.left else 9, 11 * side.rise + (7 if side.rise >= 0 else -2)), ha="right" if side.left else "left",
                       textcoords="offset points", fontsize=8.5, color=GREY if phase else color_of(spot.look.color), parse_math=False)  # fmt: skip
     plot.set_title("Quality against diversity after training, standard errors over seeds", loc="left", fontsize=9, color=INK)
     plot.grid(axis="x", color="#ebe8e1", linewidth=0.8)

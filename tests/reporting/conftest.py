@@ -215,3 +215,93 @@ def run_folder():
 def base_config():
     """The config that `make_run` saves by default."""
     return CONFIG
+
+
+# Policies: SFT, then GRPO ----------------------------------------------------------------------------------------------
+
+PHASES = {"sft": "sft.SFT", "polychromic": "polychromic.PolychromicSFT", "grpo": "grpo.GRPO"}
+HELD_OUT = 2  # held-out prompts, too few for an interval
+
+
+def dynamics_of(points, prompts=28, which="trained", count=32, method="GRPO"):
+    """dynamics.json of {step: (pass@1, distinct right)}."""
+    def band(value, wide=0.04, n=prompts):
+        return {"value": value, "low": value - wide, "high": value + wide, "n": n, "undefined": prompts - n}
+
+    found = [{"step": step, "metrics": {"pass@1": band(good), "pass@8": band(min(1.0, 2 * good)), "pass@32": band(1.0, 0.0), "reward": band(good),
+              "distinct_right@32": band(wide, 1.0), "self_bleu": band(60.0 + step / 10), "distinct_2": band(0.4), "entropy": band(1.2 - good),
+              "self_bleu_right": {"value": None, "low": None, "high": None, "n": 0, "undefined": prompts}}, "per_prompt": {}}
+             for step, (good, wide) in points.items()]  # fmt: skip
+    return {"method": method, "count": count, "which": which, "prompts": [f"{i}=" for i in range(prompts)], "points": found}
+
+
+def policy_rows(steps, kind, seed=0):
+    """What sft, polychromic and grpo log."""
+    rng, rows = random.Random(seed), []
+    for step in range(1, steps + 1):
+        row = {"step": step, "time": 0.1 * step, "train/grad_norm": math.exp(rng.gauss(0, 0.3)), "train/lr": 0.001}
+        if kind == "grpo":
+            row |= {"train/loss": rng.gauss(0, 0.01), "train/loss_policy": rng.gauss(0, 0.01), "train/reward": 0.5 + 0.4 * step / steps + rng.gauss(0, 0.02),
+                    "train/entropy": 1 - 0.7 * step / steps, "train/clip_fraction": 0.0, "train/length": 5 + rng.random(), "train/truncated": 0.01 * rng.random(),
+                    "train/zero_variance": 0.25 * rng.random(), "train/distinct": 1 - 0.5 * step / steps}  # fmt: skip
+            row |= {"val/loss": -0.2, "val/reward": 0.2} if step % 20 == 0 else {}
+        else:
+            row |= {"train/loss": 1 + rng.random(), "train/loss_reply": 1 + rng.random()} | ({"train/reward": 0.1, "train/apart": rng.random()} if kind == "polychromic" else {})
+            row |= {"val/loss": 1.6, "val/loss_reply": 1.6} if step % 20 == 0 else {}
+        rows.append(row)
+    return rows
+
+
+def answers_of(good, wide):
+    """{metric: (value, half of its interval)} of the trained prompts."""
+    return {"pass@1": (good, 0.05), "pass@8": (min(1.0, 2 * good), 0.02), "pass@32": (1.0, 0.0), "reward": (good, 0.05), "distinct_right@32": (wide, 0.4),
+            "distinct@32": (wide + 4, 0.5), "self_bleu": (80.0, 1.0), "distinct_2": (0.12, 0.01), "hidden_pass@32": (0.3, 0.02), "entropy": (1.2 - good, 0.03)}  # fmt: skip
+
+
+def write_passk(folder, good, wide, prompts=28, texts=("1+1", "4-2")):
+    """The three tables of eval=passk."""
+    own = [["trained", name, value, value - half, value + half, prompts, 0] for name, (value, half) in answers_of(good, wide).items()]
+    other = [["held_out", name, 0.5 * value, 0.5 * value, 0.5 * value, HELD_OUT, 0] for name, (value, _) in answers_of(good, wide).items()]
+    other.append(["held_out", "self_bleu_right", 70.0, 60.0, 80.0, 1, 1])
+    write_table(folder, "passk", "prompts,metric,value,low,high,n,undefined", own + other)
+    write_table(folder, "passk_curve", "prompts,k,pass,low,high",
+                [[side, k, min(1.0, share * good * k), share * good, 1.0] for side, share in (("trained", 1), ("held_out", 0.5)) for k in (1, 2, 4, 8, 16, 32)])  # fmt: skip
+    lines = [["trained", f"{i}=", 128, 10 * (i % 10), 3, "  ".join(f"{text} x{i}" for text in texts)] for i in range(prompts)]
+    write_table(folder, "passk_prompts", "prompts,prompt,answers,right,distinct_right,most_frequent_right", [*lines, ["held_out", "99=", 128, 7, 2, texts[0]]])
+
+
+def make_policy(folder, kind="grpo", seed=1, init_from=None, init="sft", points=None, good=0.84, wide=2.3, steps=100, advantage="group", evaluated=True, texts=("1+1", "4-2")):
+    """The run folder of a phase: {step: (pass@1, distinct right)} while training, `good` and `wide` after it."""
+    method = {"_target_": f"research_stack.posttraining.{PHASES[kind]}"}
+    if kind == "grpo":
+        kinds = {"group": {"_target_": "research_stack.posttraining.advantages.Group", "scale": "group"}}
+        marginal = {"_target_": "research_stack.posttraining.advantages.SetMarginal", "objective": advantage, "size": 8, "scale": "unbiased"}
+        method["advantage"] = kinds.get(advantage, marginal)
+    config = {"name": kind, "seed": seed, "init_from": init if init_from else None, "method": method, "eval": {"passk": {"most": 64}},
+              "callbacks": {"dynamics": {"every": 50}}, "optimization": {"clip": 1.0, "ema": 0.99}, "trainer": {"max_steps": steps}}  # fmt: skip
+    make_run(folder, config=config, steps=max(steps, 7), evaluated=False)
+    (folder / "run.json").write_text(json.dumps({"command": "research-stack", "name": kind, "seed": seed, "cwd": str(folder.parent), "overrides": [f"method/advantage={advantage}"]
+                                                 if kind == "grpo" else [], **({"init_from": str(init_from)} if init_from else {})}))  # fmt: skip
+    (folder / "metrics.jsonl").write_text("".join(json.dumps(row) + "\n" for row in policy_rows(steps, kind, seed)))
+    points = points or ({0: (0.0, 0.0), 50: (0.3, 8.0), 100: (0.55, 15.7)} if kind != "grpo" else {0: (0.54, 15.0), 50: (0.7, 6.0), 100: (good, wide)})
+    (folder / "dynamics.json").write_text(json.dumps(dynamics_of(points)))
+    result = json.loads((folder / "result.json").read_text()) | {"steps": steps}
+    if evaluated:
+        own = {f"passk/{name}": value for name, (value, _) in answers_of(good, wide).items()}
+        result["metrics"] = own | {f"passk/held_out_{name}": 0.5 * value for name, (value, _) in answers_of(good, wide).items()}
+        write_passk(folder, good, wide, texts=texts)
+    (folder / "result.json").write_text(json.dumps(result))
+    return folder
+
+
+@pytest.fixture
+def policy_folder():
+    """Makes the run folder of a phase, see `make_policy`."""
+    return make_policy
+
+
+@pytest.fixture
+def two_phases(tmp_path):
+    """(SFT, the GRPO that began with it)."""
+    sft = make_policy(tmp_path / "outputs" / "sft" / "a", "sft", good=0.55, wide=15.7)
+    return sft, make_policy(tmp_path / "outputs" / "grpo" / "b", init_from="outputs/sft/a")
