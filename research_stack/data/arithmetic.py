@@ -14,7 +14,7 @@ from functools import lru_cache
 
 OPERATORS = "+-*/"
 TOKEN = re.compile(r"\d+|[-+*/()]")
-LONGEST = 200  # characters; deeper nesting than this allows is no answer anyone wants
+LONGEST = 200  # characters, and so parentheses within parentheses: the parser calls itself
 
 
 class _Parser:
@@ -56,10 +56,14 @@ class _Parser:
         return Fraction(int(self._take()))
 
 
-@lru_cache(maxsize=65536)  # completions of a group repeat one another
 def value(text: str) -> Fraction | None:
-    """The exact value of an expression; None for what is no expression, or divides by zero."""
-    tokens = TOKEN.findall(text) if len(text) <= LONGEST and text.isascii() else []
+    """The exact value of an expression; None for what is no expression, divides by zero, or is longer than LONGEST."""
+    return _value(text) if len(text) <= LONGEST and text.isascii() and text.count("(") == text.count(")") else None
+
+
+@lru_cache(maxsize=65536)  # completions of a group repeat one another
+def _value(text: str) -> Fraction | None:
+    tokens = TOKEN.findall(text)
     if not tokens or "".join(tokens) != text:
         return None
     parser = _Parser(tokens)

@@ -15,7 +15,7 @@ from research_stack.data.sources import Document
 from research_stack.require import require
 
 EXTRACTION = 1  # raise it when the answers change: it is part of the fingerprint
-PATIENCE = 2_000_000  # expressions drawn before a number counts as out of reach
+PATIENCE = 100_000  # expressions in a row that bring nothing new before the rest counts as out of reach; 10,000 happen with the defaults
 BINDS = {"+": 1, "-": 1, "*": 2, "/": 2}
 
 

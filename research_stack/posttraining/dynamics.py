@@ -5,11 +5,14 @@ phases of a policy (SFT, then GRPO) can be drawn as one trajectory.
 """
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Literal
 
 from lightning.pytorch import LightningModule, Trainer
-from lightning.pytorch.callbacks import Callback
+from lightning.pytorch.callbacks import Callback, WeightAveraging
+from torch import Tensor
 
 from research_stack import results
 from research_stack.data.module import TokenData
@@ -22,7 +25,7 @@ FILE = "dynamics.json"
 
 
 class DiversityDynamics(Callback):
-    """Measures the policy before the first step, every `every` steps and at the end.
+    """Measures the policy before the first step, every `every` steps and at the end: the average of its weights where one is kept.
 
     - measures: what is measured. prompts: `held_out` ones of the validation side, or those `trained` on.
     - most: prompts at most, spread evenly.
@@ -33,6 +36,7 @@ class DiversityDynamics(Callback):
         require(prompts in ("held_out", "trained"), f"prompts={prompts} must be held_out or trained")
         require(most >= 1, f"most={most} must be at least 1")
         self.measures, self.every, self.prompts, self.most = measures, every, prompts, most
+        self._asked: list[Tensor] | None = None
 
     def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Only policies have answers."""
@@ -54,8 +58,11 @@ class DiversityDynamics(Callback):
         if not trainer.is_global_zero:
             return
         data: TokenData = trainer.datamodule  # type: ignore[attr-defined]
-        prompts = different_prompts(data.validation if self.prompts == "held_out" else data.train, self.most)
-        found = self.measures(policy, data.codec, prompts, policy.seed)
+        if self._asked is None:
+            self._asked = different_prompts(data.validation if self.prompts == "held_out" else data.train, self.most)
+        prompts = self._asked
+        with averaged(trainer, policy):
+            found = self.measures(policy, data.codec, prompts, policy.seed)
         path, step = Path(trainer.default_root_dir) / FILE, int(trainer.global_step)
         kept = results.read_json(path) if path.is_file() else {"points": []}
         points = [point for point in kept["points"] if point["step"] < step]
@@ -64,3 +71,16 @@ class DiversityDynamics(Callback):
                                   "points": [*points, {"step": step, **found.as_json()}]})  # fmt: skip
         if step:  # nothing can be logged before the first step
             policy.log_dict({f"dynamics/{name}": band.value for name, band in found.bands.items() if band.n}, rank_zero_only=True)
+
+
+@contextmanager
+def averaged(trainer: Trainer, module: LightningModule) -> Iterator[None]:
+    """Hold the average of the weights, where one is kept, as validation does: it is what is saved and what a next phase begins with."""
+    keepers = [callback for callback in trainer.callbacks if isinstance(callback, WeightAveraging)]
+    for keeper in keepers:
+        keeper.on_validation_epoch_start(trainer, module)
+    try:
+        yield
+    finally:
+        for keeper in keepers:
+            keeper.on_validation_epoch_end(trainer, module)

@@ -79,13 +79,16 @@ class PolychromicSFT(SFT):
         super().check_data(data)
         check_policy_data(data, self, self.rollouts.length)
         require(data.batch_size % self.group == 0, f"data.batch_size={data.batch_size} must be a multiple of method.group={self.group}: one prompt of every so many pairs is answered")
+        self._check_pieces(data.batch_size)
 
     def prepare(self, batch: Rows, draws: Draws) -> tuple[Rows, Tensor]:
         """The pairs, and a completion beside each; denominators: reply tokens, completions."""
         rows, replies_1 = super().prepare(batch, draws)
-        prompts = prompts_of(batch)[:: self.group]
+        if self.training:
+            self._check_share(len(rows["tokens"]))
         if self._waits() or not self.training:  # validation is of the replies alone
             return rows, torch.cat([replies_1, torch.ones_like(replies_1)])
+        prompts = prompts_of(batch)[:: self.group]
         u_PNT = draws.uniform(self.rollouts.length).unflatten(0, (len(prompts), self.group))
         found = answers(self, self.codec, self.rollouts, self.reward, prompts, u_PNT)
         kind_PN = found.kind_PN()
@@ -97,6 +100,19 @@ class PolychromicSFT(SFT):
         own = {f"own_{name}": tensor for name, tensor in found.rollout.rows().items()}
         count_1 = replies_1.new_tensor([quality_PN.numel()])
         return {**rows, **own, "advantage": advantage_PN.flatten().float(), "quality": quality_PN.flatten().float()}, torch.cat([replies_1, count_1])
+
+    def _check_pieces(self, pairs: int) -> None:
+        """Raise ValueError where the pieces of a step would cut a group apart that `soft` looks at as a whole."""
+        groups, pieces = pairs // self.group, self.optimization.accumulate
+        require(self.estimator == "score" or groups % pieces == 0,
+                f"optimization.accumulate={pieces} must divide the {groups} groups of a step: estimator={self.estimator} cannot cut a group apart; "
+                "choose another, or estimator=score")
+
+    def _check_share(self, pairs: int) -> None:
+        """Raise ValueError where this device's share of a batch is not of whole groups; from the first step on, warmup or not."""
+        world = self.trainer.world_size
+        require(pairs % self.group == 0, f"data.batch_size={pairs * world} on {world} devices must be a multiple of {world} x method.group={self.group}: a group stays on one device")
+        self._check_pieces(pairs)
 
     def _waits(self) -> bool:
         """Whether the diversity term has not begun."""
@@ -131,11 +147,12 @@ class PolychromicSFT(SFT):
         """(B, D): mean over a completion's places of the mean (constant) embedding under the policy's law there."""
         row_n, step_n, column_n = completion_columns(rows["own_width"], rows["own_made"])
         hidden_BLD = self.model.read(rows["own_tokens"][:, :-1])
-        table_VD = self.model.unembedding.detach().float()
+        exact = torch.promote_types(self.model.unembedding.dtype, torch.float32)
+        table_VD = self.model.unembedding.detach().to(exact)
         table_VD = table_VD - table_VD.mean(0)
 
         def expected(hidden_cD: Tensor) -> Tensor:
-            logits_cV = self.model.head(hidden_cD).float() / self.rollouts.temperature + self.bias_V
+            logits_cV = self.model.head(hidden_cD).to(exact) / self.rollouts.temperature + self.bias_V
             return logits_cV.softmax(-1) @ table_VD
 
         soft_nD = torch.cat([checkpoint(expected, part, use_reentrant=False) for part in hidden_BLD[row_n, column_n - 1].split(CHUNK)])

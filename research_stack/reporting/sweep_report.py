@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from research_stack.reporting import budgets, overlays, paired, speed, two_phase
+from research_stack.reporting import budgets, overlays, paired, speed, two_phase, two_phase_page
 from research_stack.reporting.charts import Series, axis_of, heat_map, line_chart
 from research_stack.reporting.html import Html, el, page
 from research_stack.reporting.report import asset
@@ -119,7 +119,7 @@ def as_markdown(table: SweepTable) -> str:
 
 def _results(table: SweepTable) -> list[Any]:
     """All numbers; those of policies, which are many, folded behind the few that are read."""
-    found, policies = _table_section(table), two_phase.section(table)
+    found, policies = _table_section(table), two_phase_page.section(table)
     if policies is None or found is None:
         return [found]
     return [policies, [el("details", el("summary", "All numbers"), found[1:])]]

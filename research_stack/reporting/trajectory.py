@@ -34,8 +34,7 @@ class Phase:
 
     - begins, ends: optimizer steps since the first phase began.
     - curves: {metric: its moments, on the same axis}. prompts, count: how many were asked, how many answers each. which: held_out or trained.
-    - asked: the prompts themselves. averaged: whether a run that begins with it has the moving average of its weights, not the weights
-      that were measured.
+    - asked: the prompts themselves.
     """
 
     name: str
@@ -45,7 +44,6 @@ class Phase:
     which: str = ""
     count: int = 0
     asked: tuple[str, ...] = field(default=(), repr=False)
-    averaged: bool = False
 
     @property
     def prompts(self) -> int:
@@ -81,8 +79,7 @@ def trajectory(run: RunFiles) -> list[Phase]:
         last = max([m.step for curve in curves.values() for m in curve], default=begins)
         ends = max(last, begins + phase.steps)
         if curves:
-            found.append(Phase(name_of(phase), begins, ends, curves, str(phase.dynamics.get("which", "")), _count(phase.dynamics), _asked(phase.dynamics),
-                               bool(phase.setting("optimization.ema"))))  # fmt: skip
+            found.append(Phase(name_of(phase), begins, ends, curves, str(phase.dynamics.get("which", "")), _count(phase.dynamics), _asked(phase.dynamics)))
         begins = ends
     return found if moments(run.dynamics) else []
 
@@ -183,8 +180,6 @@ def note(phases: Sequence[Phase]) -> str:
     found = f"{asked}, drawn alike at every measurement. Shades are 95 % bootstrap intervals over prompts."
     if any((phase.asked, phase.which, phase.count) != (last.asked, last.which, last.count) for phase in phases):
         found += " The phases were asked other prompts, or gave another number of answers: a jump between them may be due to that."
-    elif any(phase.averaged for phase in phases[:-1]):
-        found += " A phase begins with the moving average of the weights of the one before, which was measured on the weights themselves: hence small jumps between them."
     if 0 < last.prompts < FEWER_THAN_WANTED:
         found += f" Only {last.prompts} prompt{'s' if last.prompts > 1 else ''}: what is seen here may be chance."
     return found

@@ -9,12 +9,12 @@ from research_stack.reporting.figures import BLUE, GREEN, GREY, INK, ORANGE
 from research_stack.reporting.measured import words
 from research_stack.reporting.trajectory import Panel, panels, scaled
 from research_stack.reporting.trajectory_figure import cross, frame, shade
-from research_stack.reporting.two_phase import (
+from research_stack.reporting.two_phase import lines
+from research_stack.reporting.two_phase_page import (
     Spot,
     Stretch,
     drawing_note,
     label_sides,
-    lines,
     origins,
     single,
     spots,

@@ -174,7 +174,7 @@ DEVICES = ["experiment=grpo", *SMOKE, "optimization.lr=.001", "method.group=8", 
 def first(tmp_path_factory):
     """A first phase after which some answers are right."""
     place = tmp_path_factory.mktemp("first") / "run"
-    run(compose(["experiment=sft", *SMOKE, "trainer.max_steps=80"]), place)
+    run(compose(["experiment=sft", *SMOKE, "trainer.max_steps=60"]), place)
     return f"init_from={place}"
 
 

@@ -5,7 +5,7 @@ import shutil
 import pytest
 
 from research_stack import sweeps
-from research_stack.reporting import two_phase, two_phase_figures
+from research_stack.reporting import two_phase, two_phase_figures, two_phase_page
 from research_stack.reporting.budgets import panels as budget_panels
 from research_stack.reporting.stability import training_key
 from research_stack.reporting.sweep_axes import better, grid_of, label_of, metric_words, worth_plotting
@@ -99,35 +99,35 @@ def test_the_surrogate_is_no_loss_to_compare(sweep):
 
 def test_tracks_are_means_over_seeds_that_meet_at_zero(sweep):
     found = two_phase.lines(named(sweep(inits=("sft",), advantages=("group", "max"))))
-    first, last = two_phase.track(found[1])
+    first, last = two_phase_page.track(found[1])
     assert (first.begins, first.ends, last.begins, last.ends) == (-100, 0, 0, 100)
     moment = last.curves["pass@1"][-1]
     assert (moment.step, moment.value, moment.low, moment.high) == (100, pytest.approx(0.715), pytest.approx(0.71), pytest.approx(0.72))
-    assert len(two_phase.stretches(found)) == 3  # the first phase once, and two settings
+    assert len(two_phase_page.stretches(found)) == 3  # the first phase once, and two settings
 
 
 def test_looks(sweep):
     found = two_phase.lines(named(sweep()))
-    looks = dict(zip((line.label for line in found), two_phase.looks(found), strict=True))
+    looks = dict(zip((line.label for line in found), two_phase_page.looks(found), strict=True))
     assert looks["sft"].color is None and looks["sft → group"].color == looks["polychromic → group"].color == 0
     assert looks["sft → group"].dashed and not looks["polychromic → group"].dashed
 
 
 def test_places_in_the_plane(sweep):
     found = two_phase.lines(named(sweep()))
-    placed, across = two_phase.spots(found)
-    assert across == "distinct_right@32" and len(placed) == 8 and len(two_phase.origins(placed)) == 6
+    placed, across = two_phase_page.spots(found)
+    assert across == "distinct_right@32" and len(placed) == 8 and len(two_phase_page.origins(placed)) == 6
     spot = next(spot for spot in placed if spot.line.label == "sft → group")
     assert spot.place == (3.0, pytest.approx(71.5)) and spot.errors == (0.0, pytest.approx(0.5))
     assert two_phase_figures.figure(named(sweep())) is not None
 
 
 def test_labels_keep_clear_of_each_other():
-    first, second = two_phase.label_sides([(0.2, 0.5), (0.22, 0.5)], ["polychromic", "polychromic"])
+    first, second = two_phase_page.label_sides([(0.2, 0.5), (0.22, 0.5)], ["polychromic", "polychromic"])
     assert first != second
-    (alone,) = two_phase.label_sides([(0.95, 0.5)], ["a long label"])
+    (alone,) = two_phase_page.label_sides([(0.95, 0.5)], ["a long label"])
     assert alone.left
-    crowd = two_phase.label_sides([(0.2, 0.5), (0.2, 0.5), (0.2, 0.5)], ["polychromic"] * 3)
+    crowd = two_phase_page.label_sides([(0.2, 0.5), (0.2, 0.5), (0.2, 0.5)], ["polychromic"] * 3)
     assert len(set(crowd)) == 3
 
 
@@ -143,12 +143,12 @@ def test_policies_without_a_first_phase(tmp_path, policy_folder):
     found = two_phase.lines(named(sweeps.collect(folders)))
     assert [(line.first, line.row.n) for line in found] == [("", 2), ("", 2)] and all(line.then for line in found)
     assert "0: the last phase begins" not in render(tmp_path, sweeps.collect(folders))
-    assert all(math.isfinite(moment.value) for line in found for phase in two_phase.track(line) for moment in phase.curves["pass@1"])
+    assert all(math.isfinite(moment.value) for line in found for phase in two_phase_page.track(line) for moment in phase.curves["pass@1"])
 
 
 def test_other_sweeps_have_none_of_this(tmp_path, run_folder):
     table = sweeps.collect([run_folder(tmp_path / "a")])
-    assert two_phase.section(table) is None and two_phase.as_markdown(table) == "" and two_phase_figures.figure(table) is None
+    assert two_phase_page.section(table) is None and two_phase.as_markdown(table) == "" and two_phase_figures.figure(table) is None
     assert named(table).axes == table.axes
 
 
@@ -167,5 +167,5 @@ def test_dynamics_that_are_gone_leave_the_table(sweep):
     table = named(sweep(inits=("sft",), advantages=("group", "max")))
     for point in table.points:
         (point.folder / "dynamics.json").write_text("{")
-    assert two_phase.stretches(two_phase.lines(table)) == [] and "different right of 32" in "".join(map(str, two_phase.section(table)))
+    assert two_phase_page.stretches(two_phase.lines(table)) == [] and "different right of 32" in "".join(map(str, two_phase_page.section(table)))
     assert two_phase_figures.figure(table) is not None
