@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from contextlib import AbstractContextManager
 from typing import Literal
 
 import torch
@@ -267,6 +268,10 @@ class Transformer(nn.Module):
         look = Everything(seen, self.causal, self.dropout if self.training else 0.0, cache)
         return self.through(tokens_BL, slice(start, start + length) if places_BL is None else places_BL, look)
 
+    def without_adapters(self) -> AbstractContextManager[None]:
+        """There are none: raises ValueError."""
+        raise ValueError("model=Transformer has none")
+
     def _time(self, t_B: Tensor | None) -> Tensor | None:
         """The noise level as seen by the blocks; None for a model that takes none."""
         if self.time is None:
@@ -337,7 +342,7 @@ def rotate(x_BLHE: Tensor, rope_L1E: Rope | None) -> Tensor:
     if rope_L1E is None:
         return x_BLHE
     cos, sin = (table.to(x_BLHE.dtype) for table in rope_L1E)
-    return _Rotation.apply(x_BLHE, cos, sin)
+    return _Rotation.apply(x_BLHE, cos, sin) if torch.is_grad_enabled() else turned(x_BLHE, cos, sin)
 
 
 def sinusoids(t_B: Tensor) -> Tensor:

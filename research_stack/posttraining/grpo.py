@@ -106,9 +106,7 @@ class GRPO(Policy):
         self.parts = {"policy": 1.0, **({"kl": beta} if beta else {}), **({"entropy": -entropy} if entropy else {})}
         self.reference = self._frozen() if beta and reference == "copy" else None
         if beta and reference == "adapters":
-            require(hasattr(model, "without_adapters"), f"reference={reference} needs adapters, which {type(model).__name__} cannot have; use reference=copy")
-            with model.without_adapters():  # raises for a model that has none
-                pass
+            _require_adapters(model)
         self.rows: Rows | None = None  # what the current completions gave, for the steps that go over them again
         self._numbers: dict[str, Tensor] = {}
         self._sums: dict[str, Tensor] = {}
@@ -328,3 +326,12 @@ class GRPO(Policy):
         super().on_train_start()
         self.rows = None if self.rows is None else {name: tensor.to(self.device) for name, tensor in self.rows.items()}
         self._numbers = {name: tensor.to(self.device) for name, tensor in self._numbers.items()}
+
+
+def _require_adapters(model: CausalBackbone) -> None:
+    """Raise ValueError for a model without adapters."""
+    try:
+        with model.without_adapters():
+            pass
+    except ValueError as error:
+        raise ValueError(f"reference=adapters needs adapters, and {error}; use reference=copy") from error

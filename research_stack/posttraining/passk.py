@@ -53,7 +53,7 @@ class PassK:
         ks = [2**power for power in range(20) if 2**power <= self.measures.count]
         curve = [[side, k, *over_prompts(pass_at_k(self.measures.count, measured.right_PN.sum(1), k))[:3]] for side, measured in found.items() for k in ks]
         _table(folder / "tables" / "passk_curve.csv", ["prompts", "k", "pass", "low", "high"], curve)
-        lines = [[side, prompt, self.measures.count, *_line(texts, right_N)] for side, measured in found.items()
+        lines = [[side, one_line(prompt), self.measures.count, *_line(texts, right_N)] for side, measured in found.items()
                  for prompt, texts, right_N in zip(asked[side], measured.texts, measured.right_PN, strict=True)]  # fmt: skip
         _table(folder / "tables" / "passk_prompts.csv", ["prompts", "prompt", "answers", "right", "distinct_right", "most_frequent_right"], lines)
 
@@ -61,7 +61,12 @@ class PassK:
 def _line(texts: Sequence[str], right_N: np.ndarray) -> list[object]:
     """How many are right, how many different ones, and the most frequent of them."""
     right = Counter(text for text, good in zip(texts, right_N, strict=True) if good)
-    return [sum(right.values()), len(right), "  ".join(f"{text} x{count}" for text, count in right.most_common(SHOWN))]
+    return [sum(right.values()), len(right), "  ".join(f"{one_line(text)} x{count}" for text, count in right.most_common(SHOWN))]
+
+
+def one_line(text: str) -> str:
+    """The text with everything that does not print escaped, line breaks above all: programs that read tables end a row there."""
+    return "".join(letter if letter.isprintable() else repr(letter)[1:-1] for letter in text)
 
 
 def _table(path: Path, header: Sequence[str], rows: Sequence[Sequence[object]]) -> None:

@@ -32,6 +32,15 @@ class Letters:
         return "".join(LETTERS[i] for i in map(int, ids) if i < len(LETTERS))
 
 
+@pytest.fixture(autouse=True)
+def one_thread():
+    """A run takes all cores, and the process keeps them: tensors of a few numbers are slower for it, on a busy machine many times."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
+
+
 @pytest.fixture
 def codec():
     """Letters."""

@@ -439,7 +439,7 @@ def test_what_cannot_be_is_refused(grpo, backbone):
     with pytest.raises(ValueError, match="^lora=null: the model has no adapters"):
         grpo("pretrained", reference="adapters", beta=0.1)
     for options, message in (
-        ({"reference": "adapters", "beta": 0.1}, "reference=adapters needs adapters, which Transformer cannot have; use reference=copy"), ({"reference": "none", "beta": 0.1}, "beta=0.1 needs a reference: reference=copy or adapters"),
+        ({"reference": "adapters", "beta": 0.1}, "reference=adapters needs adapters, and model=Transformer has none; use reference=copy"), ({"reference": "none", "beta": 0.1}, "beta=0.1 needs a reference: reference=copy or adapters"),
         ({"group": 1}, "group=1 must be at least 2"), ({"groups": 0}, "groups=0 must be at least 1, or null"), ({"beta": -1.0}, "beta=-1.0 must be at least 0"),
         ({"reference": "ema"}, "reference=ema must be copy, adapters or none"), ({"sync_every": -1}, "sync_every=-1 must be at least 0"),
         ({"sync_every": 2, "reference": "none"}, "sync_every=2 needs reference=copy"), ({"sync_mix": 0.0}, r"sync_mix=0.0 must lie in \(0, 1\]"),
@@ -554,6 +554,7 @@ def test_a_run_that_stopped_anywhere_goes_on_with_its_completions_and_its_refere
     again = grpo(**options)
     rest = fit(again, batches[stop:], steps=6, goes_on=True)
     assert first + rest == logged and same_state(again, whole)
+    assert not again._pushed and again._witnesses is None, "only a new run proves its first step"
 
 
 def test_completions_are_kept_only_while_they_are_in_use(grpo, fit, tmp_path):

