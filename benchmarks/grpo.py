@@ -176,7 +176,7 @@ def overrides(kind, folder, size, steps):
     hf = ["model=hf_causal", f"model.path={folder}"]
     own = ["model=micro", f"model.dim={size['width']}", f"model.layers={size['layers']}", "model.heads=4", "model.kv_heads=2", "model.qk_norm=true",
            f"model.ffn_dim={ffn(size['width'])}", "model.tie_embeddings=false", "model.max_length=512"]  # fmt: skip
-    return ["experiment=grpo", "callbacks=default", "eval=none", *(hf if kind == "hf" else own), "data=prompts", "~data.source.answers", f"data.path={folder / 'prompts.txt'}", "data.sequence_length=256",
+    return ["experiment=grpo", "callbacks=default", "eval=none", *(hf if kind == "hf" else own), "data=prompts", f"data.path={folder / 'prompts.txt'}", "data.sequence_length=256",
             "data/tokenizer=pretrained", f"data.tokenizer.path={folder}", f"data.batch_size={size['prompts']}", f"data.cache_dir={folder / 'cache'}", "method/reward=heuristic",
             f"method.group={size['group']}", f"method.rollouts.length={size['length']}", f"trainer.max_steps={steps}",
             "trainer.val_check_interval=1000000", "callbacks.checkpoints.every=1000000", f"optimization.lr={LR}", "optimization.warmup_steps=0",

@@ -1,6 +1,8 @@
 """Each mistake is one line that names key, value, place and the nearest choice; exit code 2, nothing started."""
 from __future__ import annotations
 
+import shlex
+
 import pytest
 
 MISTAKES = {
@@ -113,3 +115,59 @@ def test_a_bug_shows_its_traceback(conf, fake_run, command):
     fake_run.raises[1] = TypeError("a bug")
     with pytest.raises(TypeError, match="a bug"):
         command()
+
+
+# ------------------------------------------------------------------------------- our own configs, post-training
+POLICY = {
+    "experiment=grpo method.group=1": ["method.group=1 must be at least 2", "command line"],
+    "experiment=polychromic method.group=1": ["method.group=1 must be at least 2: diversity is a property of several answers"],
+    "experiment=polychromic method.weight=0": ["method.weight=0 must be above 0; without diversity it is experiment=sft"],
+    "experiment=polychromic method.estimator=hard": ["method.estimator=hard must be one of score, soft"],
+    "experiment=grpo init_from=sftt": ["init_from=sftt is neither the folder of a run nor an experiment", "did you mean 'sft'"],
+    "experiment=grpo init_from=outputs/nowhere": ["init_from=outputs/nowhere is no run folder (no such folder)"],
+    "experiment=grpo init_from='sft model.heads=2'": ["that run's model is another one", "model.heads: 2 there, 4 here"],
+    "experiment=grpo method/advantage=polychromatic": ["no such method/advantage", "did you mean 'polychromic'", "pass_at_k"],
+    "experiment=grpo method/reward=expresions": ["no such method/reward", "did you mean 'expressions'"],
+    "experiment=grpo method.loss.kind=dapoo": ["method.loss.kind=dapoo must be one of grpo, dapo", "did you mean 'dapo'"],
+    "experiment=grpo method.advantage.scale=grup": ["method.advantage.scale=grup must be one of group, batch, none", "did you mean 'group'"],
+    "experiment=grpo method.beta=.1 method.reference=none": ["method.beta=0.1 needs a reference: reference=copy or adapters"],
+    "experiment=grpo eval.passk.measures.count=1": ["eval.passk.measures.count=1 must be at least 2"],
+    "experiment=sft callbacks.dynamics.prompts=heldout": ["callbacks.dynamics.prompts=heldout must be one of held_out, trained", "did you mean 'held_out'"],
+    "experiment=sft data.source.answers=-1": ["data.source.answers=-1 must be at least 0"],
+}
+#: Mistakes that only the objects of a run show: before its first step.
+BUILT = {
+    "experiment=sft data=smoke": ["data=PythonDocs has no pairs of prompt and reply; choose data=expressions"],
+    "experiment=sft data=smoke +data.pack=true": ["pack"],
+    "experiment=grpo data=smoke": ["data=PythonDocs has no prompts: completions need something to stand behind; use data=expressions"],
+    "experiment=grpo method.rollouts.length=2000": ["method.rollouts.length=2000 behind the longest prompt of 3 tokens exceeds model.max_length=1024; lower it to 1021"],
+    "experiment=grpo model.max_length=8 method.rollouts.length=8": ["exceeds model.max_length=8; lower it to 5"],
+    "experiment=grpo method/advantage=diversity +method.advantage.diversity=distance": ["method.encoder=null must be a sentence encoder: advantage=SetMarginal asks how far answers are apart"],
+    "experiment=polychromic +method.advantage.diversity=distance": ["encoder=null must be a sentence encoder"],
+    "experiment=polychromic data.batch_size=100": ["data.batch_size=100 must be a multiple of method.group=16"],
+    "experiment=polychromic method.estimator=soft data.batch_size=48 optimization.accumulate=2": ["optimization.accumulate=2 must divide the 3 groups of a step"],
+    "experiment=polychromic method.group=4 data.batch_size=16": ["size=8 must be less than group=4"],
+}
+
+
+@pytest.mark.parametrize("line", POLICY)
+def test_mistakes_about_policies_are_one_line_and_nothing_starts(line, fake_run, command, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    code, out, err = command(*shlex.split(line.replace("='", "=\"'").replace("2'", "2'\"")))
+    assert code == 2 and out == "" and err.startswith("research-stack: error: ") and err.count("\n") == 1, err
+    for part in POLICY[line]:
+        assert part in err, err
+    assert fake_run.calls == [] and not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize("line", BUILT)
+def test_mistakes_about_policies_that_building_shows_are_one_line_before_the_first_step(line, command, tmp_path, monkeypatch):
+    from research_stack.training.module import TrainingModule
+
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(TrainingModule, "training_step", lambda *a: 1 / 0)
+    code, _, err = command(*line.split(), "trainer.max_steps=2", "hardware.threads=1")
+    last = err.strip().splitlines()[-1]
+    assert code == 2 and last.startswith("research-stack: error: ") and "Traceback" not in err, err
+    for part in BUILT[line]:
+        assert part in last, last

@@ -162,10 +162,8 @@ def test_a_method_without_answers_is_one_line_before_the_first_step(monkeypatch)
 
 
 @pytest.mark.parametrize("option, message", [
-    ("callbacks.dynamics.every=0", "callbacks.dynamics.every=0 must be at least 1"), ("callbacks.dynamics.most=0", "callbacks.dynamics.most=0 must be at least 1"),
-    ("callbacks.dynamics.prompts=all", "callbacks.dynamics.prompts=all must be one of held_out, trained"), ("callbacks.dynamics.measures.count=1", "callbacks.dynamics.measures.count=1 must be at least 2"),
-    ("callbacks.dynamics.measures.ks=[1,64]", r"callbacks.dynamics.measures.ks=\[1, 64\] must lie in 1 .. count=32"), ("eval.passk.most=0", "eval.passk.most=0 must be at least 1"),
-    ("eval.passk.measures.count=16", r"eval.passk.measures.ks=\[1, 8, 32\] must lie in 1 .. count=16|eval.passk.measures.count=16"),
+    ("callbacks.dynamics.every=0", "callbacks.dynamics.every=0 must be at least 1"), ("callbacks.dynamics.measures.ks=[1,64]", r"callbacks.dynamics.measures.ks=\[1, 64\] must lie in 1 .. count=32"),
+    ("eval.passk.most=0", "eval.passk.most=0 must be at least 1"),
 ])  # fmt: skip
 def test_options_that_cannot_be(option, message):
     with pytest.raises(ValueError, match=message):
