@@ -25,6 +25,8 @@ if TYPE_CHECKING:
 
 log = logging.getLogger(__name__)
 
+BARE = 32  # tokens of a text behind a bare prompt: rows of prompts alone say nothing of how long an answer is
+
 
 class Samples:
     """Decodes with each sampler and measures the decoding.
@@ -76,7 +78,7 @@ class Samples:
         """What the sampler did, and the prompts ("" without)."""
         data, ids = context.data, self.prompt_ids(context)
         longest = max(map(len, ids))
-        length = self.length or data.sequence_length - longest
+        length = self.length or (BARE if data.prompts_only else data.sequence_length - longest)
         if length < 1:
             raise ValueError(f"prompts={longest} tokens leave no room in a sequence of {data.sequence_length}; shorten them")
         trace = sampler.sample(context.method, prompts=ids, count=len(ids), length=length, seed=context.seed, record=True, device=context.device)
