@@ -110,7 +110,7 @@ def cells(line: Line, names: Sequence[str]) -> list[str]:
 
 def brief(mean: float | None, error: float | None) -> str:
     """As `show_mean`, with two decimals at most where the number is large enough for them: few seeds may agree by chance."""
-    if mean is None or error is None or not math.isfinite(error) or error >= 0.1 or abs(mean) < 1:
+    if mean is None or error is None or not math.isfinite(error) or error == 0 or error >= 0.1 or abs(mean) < 1:
         return show_mean(mean, error)
     return f"{mean:.2f} ± {error:.2f}"
 
