@@ -190,7 +190,7 @@ def quiet_lightning() -> None:
 
     import lightning  # noqa: F401  sets up the handlers that are taken down here
 
-    warnings.filterwarnings("ignore", module="lightning|torch.utils.data")
+    warnings.filterwarnings("ignore", module="lightning|torch.utils.data|transformers")
     for name in ("lightning", "lightning.pytorch", "lightning.fabric"):
         logger = logging.getLogger(name)
         logger.setLevel(logging.ERROR)

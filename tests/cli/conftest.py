@@ -158,7 +158,7 @@ def fake_run(monkeypatch):
         (Path(folder) / "report.html").write_text(f"{len(table.points)} points")
         return Path(folder) / "report.html"
 
-    report.write_sweep_report = write_sweep_report
+    report.write_sweep_report, report.as_markdown = write_sweep_report, lambda table: ""
     monkeypatch.setitem(sys.modules, "research_stack.run", module)
     monkeypatch.setitem(sys.modules, "research_stack.reporting.sweep_report", report)
     return fake
