@@ -241,14 +241,14 @@ def collect(folder: Path, points: Sequence[Path]) -> list[str]:
     """Write the table and the report of the points that exist; returns the failed ones, as `point: error`."""
     from research_stack import sweeps
     from research_stack.reporting.sweep_names import named
-    from research_stack.reporting.sweep_report import as_markdown, write_sweep_report
+    from research_stack.reporting.sweep_report import as_markdown, as_text, write_sweep_report
 
     if not any((p / "result.json").is_file() for p in points):
         return []
     table = named(sweeps.collect(list(dict.fromkeys(points))))
     sweeps.write_table(folder, table, as_markdown(table))
     report = write_sweep_report(folder, table)
-    sys.stdout.write(f"{table.as_text(shutil.get_terminal_size().columns).rstrip()}\n\n{paths.shown(report)}\n")
+    sys.stdout.write(f"{as_text(table, shutil.get_terminal_size().columns).rstrip()}\n\n{paths.shown(report)}\n")
     return [f"{f.folder.name}: {f.error or f.status}" for f in table.failures]
 
 

@@ -147,12 +147,12 @@ class SweepTable:
     def as_text(self, width: int = 100) -> str:
         """The table for a terminal of `width` columns: as many metrics as fit, then the failures."""
         shown = self.estimates
-        while len(shown) > 1 and max(map(len, _aligned(*self.cells(shown))), default=0) > width:
+        while len(shown) > 1 and max(map(len, aligned(*self.cells(shown))), default=0) > width:
             shown.pop()
-        lines = _aligned(*self.cells(shown)) if self.rows else []
+        lines = aligned(*self.cells(shown)) if self.rows else []
         if len(shown) < len(self.metrics):
             lines.append(f"{len(self.metrics) - len(shown)} more metrics in results.csv")
-        return "\n".join([*lines, *(_failure_line(failure) for failure in self.failures)])
+        return "\n".join([*lines, *(failure_line(failure) for failure in self.failures)])
 
 
 # ------------------------------------------------------------------------------------------------ reading
@@ -308,7 +308,7 @@ def _cell(row: Row, metric: str) -> str:
     return text if count in (0, row.n) else f"{text} (n={count})"
 
 
-def _aligned(header: Sequence[str], rows: Sequence[Sequence[str]]) -> list[str]:
+def aligned(header: Sequence[str], rows: Sequence[Sequence[str]]) -> list[str]:
     """Lines with aligned columns."""
     widths = [max(map(len, column)) for column in zip(header, *rows, strict=True)]
     line = "  ".join("-" * width for width in widths)
@@ -316,7 +316,7 @@ def _aligned(header: Sequence[str], rows: Sequence[Sequence[str]]) -> list[str]:
     return [texts[0], line, *texts[1:]]
 
 
-def _failure_line(failure: Failure) -> str:
+def failure_line(failure: Failure) -> str:
     what = " ".join(f"{axis}={show(value)}" for axis, value in failure.settings.items())
     what += f" seed={failure.seed}" if failure.seed is not None else ""
     return f"{failure.status}: {what.strip() or failure.folder.name} ({failure.folder})" + (f": {failure.error}" if failure.error else "")
@@ -336,7 +336,7 @@ def as_markdown(table: SweepTable) -> str:
         lines += ["", f"Along with `{axis}` change: {', '.join(f'`{key}`' for key in keys)}."]
     if table.failures:
         lines += ["", f"{len(table.failures)} of {len(table.points)} runs have no result:", ""]
-        lines += [f"- {_failure_line(failure)}" for failure in table.failures]
+        lines += [f"- {failure_line(failure)}" for failure in table.failures]
     return "\n".join(lines) + "\n"
 
 

@@ -117,6 +117,11 @@ def as_markdown(table: SweepTable) -> str:
     return "\n".join(part for part in (two_phase.as_markdown(table), paired.as_markdown(table)) if part)
 
 
+def as_text(table: SweepTable, width: int) -> str:
+    """The table for a terminal of `width` columns: quality and diversity where runs answered prompts, else as many metrics as fit."""
+    return two_phase.as_text(table) or table.as_text(width)
+
+
 def _results(table: SweepTable) -> list[Any]:
     """All numbers; those of policies, which are many, folded behind the few that are read."""
     found, policies = _table_section(table), two_phase_page.section(table)

@@ -11,7 +11,7 @@ from research_stack.reporting.reading import RunFiles, begun_from, read_phase
 from research_stack.reporting.sweep_axes import label_of
 from research_stack.reporting.sweep_names import INIT
 from research_stack.reporting.trajectory import name_of
-from research_stack.sweeps import Row, SweepTable, show, show_mean
+from research_stack.sweeps import Row, SweepTable, aligned, failure_line, show, show_mean
 
 
 @dataclass(frozen=True)
@@ -130,3 +130,11 @@ def as_markdown(table: SweepTable) -> str:
     rows = [head(found), ["---", "---", *["---:"] * (len(columns(found)) + 1)], *(cells(line, columns(found)) for line in found)]
     body = "\n".join(f"| {' | '.join(cell.replace('|', chr(92) + '|') for cell in row)} |" for row in rows)
     return f"## Quality and diversity\n\n{body}\n\n{note(found)}\n"
+
+
+def as_text(table: SweepTable) -> str:
+    """The table for a terminal, then the failures; empty where no run answered prompts."""
+    found = lines(table)
+    if not found:
+        return ""
+    return "\n".join([*aligned(head(found), [cells(line, columns(found)) for line in found]), *map(failure_line, table.failures)])

@@ -158,7 +158,7 @@ def fake_run(monkeypatch):
         (Path(folder) / "report.html").write_text(f"{len(table.points)} points")
         return Path(folder) / "report.html"
 
-    report.write_sweep_report, report.as_markdown = write_sweep_report, lambda table: ""
+    report.write_sweep_report, report.as_markdown, report.as_text = write_sweep_report, lambda table: "", lambda table, width: table.as_text(width)
     monkeypatch.setitem(sys.modules, "research_stack.run", module)
     monkeypatch.setitem(sys.modules, "research_stack.reporting.sweep_report", report)
     return fake

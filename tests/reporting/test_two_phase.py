@@ -66,6 +66,8 @@ def test_first_phases_are_lines_of_their_own(sweep):
     cells = [two_phase.cells(line, two_phase.columns(found)) for line in found]
     assert cells[4][:4] == ["sft", "-", "2", "44.5 ± 1.5"] and cells[5][:4] == ["sft", "group", "2", "71.50 ± 0.50"]
     assert cells[0][6] == "11 ± 0"
+    printed = two_phase.as_text(named(sweep())).splitlines()
+    assert len(printed) == 2 + len(found) and "71.50 ± 0.50" in printed[7] and len(set(map(len, printed))) == 1
 
 
 def test_one_seed_has_no_error_and_a_shared_phase_counts_once(sweep):
