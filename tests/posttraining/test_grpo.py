@@ -436,7 +436,7 @@ def test_rounding_and_dropout_make_no_other_model_of_the_reference(grpo, backbon
 
 
 def test_what_cannot_be_is_refused(grpo, backbone):
-    with pytest.raises(ValueError, match="^lora=null: the model has no adapters"):
+    with pytest.raises(ValueError, match="^reference=adapters needs adapters, and lora=null: the model has no adapters"):
         grpo("pretrained", reference="adapters", beta=0.1)
     for options, message in (
         ({"reference": "adapters", "beta": 0.1}, "reference=adapters needs adapters, and model=Transformer has none; use reference=copy"), ({"reference": "none", "beta": 0.1}, "beta=0.1 needs a reference: reference=copy or adapters"),
