@@ -165,7 +165,7 @@ def test_a_run_is_measured_and_sampled_from(digits, capsys):
 
 
 # --------------------------------------------------------------------------------------------------- processes
-SMOKE = ["trainer=smoke", "eval=none", "callbacks=default", "trainer.val_check_interval=100"]
+SMOKE = ["eval=none", "callbacks=default", "trainer.val_check_interval=100"]
 DEVICES = ["experiment=grpo", *SMOKE, "optimization.lr=.001", "method.group=8", "data.batch_size=8", "hardware.precision=32"]
 
 
@@ -173,7 +173,7 @@ DEVICES = ["experiment=grpo", *SMOKE, "optimization.lr=.001", "method.group=8", 
 def first(tmp_path_factory):
     """A first phase after which some answers are right."""
     place = tmp_path_factory.mktemp("first") / "run"
-    run(compose(["experiment=sft", *SMOKE, "trainer.max_steps=60"]), place)
+    run(compose(["experiment=sft", *SMOKE, "trainer.max_steps=150"]), place)
     return f"init_from={place}"
 
 
@@ -188,10 +188,9 @@ def processes(monkeypatch):
 
 @pytest.mark.slow
 @pytest.mark.parametrize("options", [
-    ["method.advantage.scale=batch", "method.beta=.1", "method.entropy=.01"],
-    ["method.loss.kind=dr_grpo", "method.iterations=2", "method.mask_truncated=true"],
+    ["method.advantage.scale=batch", "method.beta=.1", "method.entropy=.01", "method.iterations=2", "method.mask_truncated=true"],
     ["method.loss.kind=grpo", "optimization.accumulate=2", "method.beta=.1", "method.sync_every=2"],
-], ids=["batch", "passes", "pieces"])  # fmt: skip
+], ids=["passes", "pieces"])  # fmt: skip
 def test_two_devices_take_the_steps_of_one(tmp_path, processes, first, options):
     """Losses, norms and all that is logged; in time rounding makes another token of one draw."""
     for name, hardware in (("one", "cpu"), ("two", "cpu_ddp")):
@@ -205,17 +204,16 @@ def test_two_devices_take_the_steps_of_one(tmp_path, processes, first, options):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("hardware", ["cpu", "cpu_ddp"])
-def test_killed_without_a_word_between_two_passes(tmp_path, processes, first, hardware):
+def test_killed_without_a_word_between_two_passes(tmp_path, processes, first):
     """Every device goes on with its own completions."""
-    command = [*DEVICES, first, f"hardware={hardware}", "trainer.max_steps=40", "method.iterations=3", "method.beta=.1", "callbacks.checkpoints.every=7"]
+    command = [*DEVICES, first, "hardware=cpu_ddp", "trainer.max_steps=40", "method.iterations=3", "method.beta=.1", "callbacks.checkpoints.every=7"]
     processes.run(*command, f"hydra.run.dir={tmp_path / 'whole'}", cwd=tmp_path)
     process = processes.start(*command, f"hydra.run.dir={tmp_path / 'killed'}", cwd=tmp_path)
     processes.wait_for(lambda: len(processes.rows(tmp_path / "killed")) >= 9, process, tmp_path)
     process.kill()
     process.wait()
     assert 0 < len(history("killed")) < 40 and last("killed")["global_step"] in (7, 14)  # neither is a multiple of 3
-    assert len(last("killed")["completions"]) == (2 if hardware == "cpu_ddp" else 1)
+    assert len(last("killed")["completions"]) == 2
     processes.run("run=killed", cwd=tmp_path)
     assert history("killed") == history("whole")
     assert json.loads((tmp_path / "killed" / "result.json").read_text())["status"] == "ok"
