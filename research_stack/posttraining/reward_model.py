@@ -30,6 +30,8 @@ class RewardModel(TrainingModule):
     - target_mean, target_std: of the training side; the data give them, and checkpoints keep them.
     """
 
+    counted = "pairs"
+
     def __init__(
         self, model: Regressor, optimization: Optimization, seed: int, loss: Literal["mse", "huber"] = "mse", delta: float = 1.0,
         target_mean: float = 0.0, target_std: float = 1.0,
@@ -48,6 +50,10 @@ class RewardModel(TrainingModule):
         """Raise ValueError for data of another kind."""
         if not isinstance(data, ScoredPairs):
             raise ValueError("data: method=reward needs prompts, replies and their engagement as embeddings; choose data=replies_scored")
+
+    def tokens_of(self, batch: Rows) -> int:
+        """Pairs."""
+        return len(batch["features"])
 
     def prepare(self, batch: Rows, draws: Draws) -> tuple[Rows, Tensor]:
         """Features and standardised targets; the loss is divided by the number of pairs."""

@@ -44,6 +44,8 @@ class TrainingModule(LightningModule):
 
     #: {name: weight in the loss} of the sums that `loss_sum` gives; empty for a single one, which is the loss.
     parts: Mapping[str, float] = {}
+    #: What `tokens_of` counts, for the progress line.
+    counted: str = "tokens"
 
     def __init__(self, optimization: Optimization, seed: int) -> None:
         super().__init__()
@@ -79,7 +81,7 @@ class TrainingModule(LightningModule):
         return {}
 
     def tokens_of(self, batch: Rows) -> int:
-        """Tokens that this device has worked on in the last step, for the progress line."""
+        """How much this device has worked on in the last step, for the progress line."""
         return next(iter(batch.values())).numel()
 
     @property

@@ -31,6 +31,7 @@ class Progress(Callback):
     def on_train_batch_end(self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int) -> None:
         """Advance the bar, or write a line where one is due."""
         self._tokens += pl_module.tokens_of(batch) * trainer.world_size
+        self._counted = pl_module.counted
         now = time.monotonic()
         if self._bar is not None:
             self._bar.set_postfix(self._figures(trainer), refresh=False)
@@ -43,8 +44,8 @@ class Progress(Callback):
         done, spent = trainer.global_step - self._first, now - self._start
         left = spent / max(1, done) * (trainer.max_steps - trainer.global_step)
         figures = "  ".join(f"{name} {value}" for name, value in self._figures(trainer).items())
-        log.info("step %d/%d  %s  %.0f tokens/s  %.0f s left",
-                 trainer.global_step, trainer.max_steps, figures, self._tokens / max(spent, 1e-9), left)
+        log.info("step %d/%d  %s  %.0f %s/s  %.0f s left",
+                 trainer.global_step, trainer.max_steps, figures, self._tokens / max(spent, 1e-9), self._counted, left)
 
     def _figures(self, trainer: Trainer) -> dict[str, str]:
         shown = {"train/loss": "loss", "train/grad_norm": "grad", "val/loss": "val"}
