@@ -317,6 +317,7 @@ def aligned(header: Sequence[str], rows: Sequence[Sequence[str]]) -> list[str]:
 
 
 def failure_line(failure: Failure) -> str:
+    """A run without a result, in a line: its settings, its folder, why."""
     what = " ".join(f"{axis}={show(value)}" for axis, value in failure.settings.items())
     what += f" seed={failure.seed}" if failure.seed is not None else ""
     return f"{failure.status}: {what.strip() or failure.folder.name} ({failure.folder})" + (f": {failure.error}" if failure.error else "")
