@@ -1,6 +1,6 @@
 """Runs that begin with the weights of another one: `init_from`.
 
-`init_from` is the folder of a finished run, or an experiment with overrides: `sft`, or `'sft trainer=short'`. That one then has this
+`init_from` is the folder of a finished run, or an experiment with overrides: `sft`, or `"sft trainer=short"`. That one then has this
 run's seed and hardware, and is looked for among the finished runs of its experiment; where there is none it is trained first. So the
 points of a sweep that begin alike share one first phase.
 """
