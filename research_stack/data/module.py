@@ -20,7 +20,7 @@ import string
 from abc import abstractmethod
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 import lightning
 import numpy as np
@@ -35,6 +35,10 @@ from research_stack.data.tokenizers import Codec, Tokenizer
 from research_stack.data.vocabulary import Vocabulary
 from research_stack.require import require
 from research_stack.streams import generator
+
+if TYPE_CHECKING:
+    from research_stack.sampling.denoiser import Bounded
+    from research_stack.training.module import TrainingModule
 
 PACKING = 1  # raise it when split, packing or file format change: it is part of the fingerprint
 Batch = dict[str, Tensor]
@@ -279,12 +283,11 @@ class TokenData(lightning.LightningDataModule):
         """Constructor arguments that a method may take from the data."""
         return {"vocab": self.vocab, "codec": self.codec}
 
-    def check_fit(self, model: Any, method: type) -> None:
+    def check_fit(self, model: Bounded, method: type[TrainingModule]) -> None:
         """Raise ValueError when rows are longer than the model, or packed and the method does not keep their pairs apart."""
         length, longest = self.sequence_length, model.max_length
         require(length <= longest, f"sequence_length={length} exceeds model.max_length={longest}: raise one or lower the other")
-        apart = getattr(method, "keeps_pairs_apart", False)
-        require(not self.pack or apart, f"pack={self.pack} would let pairs of a row see one another under method={method.__name__}; set pack=false")
+        require(not self.pack or method.keeps_pairs_apart, f"pack={self.pack} would let pairs of a row see one another under method={method.__name__}; set pack=false")
 
     @property
     def vocab(self) -> Vocabulary:

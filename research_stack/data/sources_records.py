@@ -1,7 +1,6 @@
 """What the sources that read records have in common: finding the files, judging them early, one line for each mistake. No torch."""
 from __future__ import annotations
 
-import hashlib
 import os
 from abc import ABC, abstractmethod
 from collections.abc import Iterator
@@ -10,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from research_stack.data.sources import Document
-from research_stack.data.sources_text import CHECK_CHARS, expand, read_jsonl, read_parquet
+from research_stack.data.sources_text import CHECK_CHARS, digest_of, expand, read_jsonl, read_parquet
 from research_stack.require import require
 
 
@@ -63,13 +62,7 @@ class RecordFiles(ABC):
 
     def digest(self) -> str:
         """SHA-256 of the files' bytes, in order; where the files lie does not matter."""
-        digest = hashlib.sha256()
-        for file in self.files():
-            digest.update(f"{file.suffix.lower()}\0{file.stat().st_size}\0".encode())
-            with open(file, "rb") as stream:
-                while chunk := stream.read(1 << 22):
-                    digest.update(chunk)
-        return digest.hexdigest()
+        return digest_of(self.files())
 
 
 def records(file: Path, fields: list[str]) -> Iterator[tuple[str, dict[str, Any]]]:

@@ -215,10 +215,15 @@ class Text:
 
     def fingerprint(self) -> str:
         """SHA-256 of the files' bytes, in order, and the options; where the files lie does not matter."""
-        digest = hashlib.sha256()
-        for file in self.files():
-            digest.update(f"{file.suffix.lower()}\0{file.stat().st_size}\0".encode())
-            with open(file, "rb") as stream:
-                while chunk := stream.read(1 << 22):
-                    digest.update(chunk)
-        return f"text{EXTRACTION}-{self.field}-{self.prompt_field}-{self.document_chars}-{digest.hexdigest()}"
+        return f"text{EXTRACTION}-{self.field}-{self.prompt_field}-{self.document_chars}-{digest_of(self.files())}"
+
+
+def digest_of(files: Iterable[Path]) -> str:
+    """SHA-256 of the files' bytes, in order; where the files lie does not matter."""
+    digest = hashlib.sha256()
+    for file in files:
+        digest.update(f"{file.suffix.lower()}\0{file.stat().st_size}\0".encode())
+        with open(file, "rb") as stream:
+            while chunk := stream.read(1 << 22):
+                digest.update(chunk)
+    return digest.hexdigest()

@@ -44,6 +44,8 @@ class TrainingModule(LightningModule):
 
     #: {name: weight in the loss} of the sums that `loss_sum` gives; empty for a single one, which is the loss.
     parts: Mapping[str, float] = {}
+    #: Whether pairs that share a row (`data.pack`) cannot see one another.
+    keeps_pairs_apart: bool = False
     #: What `tokens_of` counts, for the progress line.
     counted: str = "tokens"
 
