@@ -34,6 +34,8 @@ CONFIG = "config"
 OF_THE_COMMAND = ("task", "run", "eval", "sampler", "hardware", "prompt", "logger", "dry_run", "seed", "launcher")
 #: Keys that resuming a folder may add to the command without their being a config of its own.
 OF_RESUMING = ("run", "task", "dry_run", "logger", "hardware", "callbacks", "launcher", "name")
+#: Checkpoints of a run; not the hidden `.tmp-...-best.ckpt` that a process leaves which is killed while it writes one (`files.atomic_path`).
+CHECKPOINTS = "[!.]*.ckpt"
 
 
 class _Repository(CachingConfigRepository):
@@ -271,7 +273,7 @@ def run_folder(path: str) -> RunFolder:
 
 def trained(folder: RunFolder) -> None:
     """Raise UserError if the run has no checkpoint."""
-    if not any(folder.checkpoints.glob("*.ckpt")):
+    if not any(folder.checkpoints.glob(CHECKPOINTS)):
         raise UserError(f"run={shown(folder.path)} has no checkpoint in {shown(folder.checkpoints)}")
 
 
@@ -279,6 +281,6 @@ def sound_checkpoint(folder: RunFolder, advice: str = "") -> None:
     """Raise UserError for a checkpoint of the run that was cut off: the end of the file is read, no more."""
     import zipfile
 
-    for path in sorted(p for p in folder.checkpoints.glob("*.ckpt") if p.is_file()):
+    for path in sorted(p for p in folder.checkpoints.glob(CHECKPOINTS) if p.is_file()):
         if not zipfile.is_zipfile(path):
             raise UserError(f"{shown(path)} is no whole checkpoint ({path.stat().st_size} bytes; the file is truncated or damaged){advice}")

@@ -11,7 +11,7 @@ from __future__ import annotations
 import copy
 import hashlib
 import math
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any, Literal
@@ -86,9 +86,11 @@ class PretrainedCausal(nn.Module):
     - quantization: of the frozen linear maps, through bitsandbytes: 8 bit, or NF4 with double quantisation (QLoRA, Dettmers et al. 2023).
     - attention: sdpa (torch's scaled dot product) or eager (written out, slower).
     - checkpoint_blocks: recompute each block in the backward pass instead of keeping its activations.
+    - frozen: no weight is trained; `adapt` may put adapters on it later. device_map: how a frozen model is laid over devices (`auto`);
+      null: on one device, with the rest of the run.
     - seed: of the adapters' initial weights, drawn from the stream (seed, "init").
 
-    With adapters, `state_dict` holds them alone, and a digest of the weights they belong to; others are refused on loading.
+    With adapters or `frozen`, `state_dict` holds the adapters alone, and a digest of the weights they belong to; others are refused on loading.
     """
 
     causal = True
@@ -104,13 +106,17 @@ class PretrainedCausal(nn.Module):
         quantization: Literal["4bit", "8bit"] | None = None,
         attention: Literal["sdpa", "eager"] = "sdpa",
         checkpoint_blocks: bool = False,
+        frozen: bool = False,
+        device_map: str | None = None,
         seed: int = 0,
     ) -> None:
+        require(device_map is None or frozen, f"device_map={device_map} must come with a frozen model: what is trained lies on one device")
         require(vocab_size >= 1, f"vocab_size={vocab_size} must be at least 1")
         require(max_length is None or max_length >= 2, f"max_length={max_length} must be at least 2")
-        require(quantization is None or lora is not None, f"quantization={quantization} must come with lora: quantised weights are not trained")
+        require(quantization is None or lora is not None or frozen, f"quantization={quantization} must come with lora: quantised weights are not trained")
         super().__init__()
-        own = load(path, revision, DTYPES[dtype], attention, quantization)
+        own = load(path, revision, DTYPES[dtype], attention, quantization, device_map)
+        self.mapped = device_map is not None
         self.path, self.max_length, self.vocab_rows = path, longest(own, path, max_length), vocab_size
         self.checkpoint_blocks, self.quantized = checkpoint_blocks, quantization is not None
         make_room(own, vocab_size)
@@ -121,16 +127,27 @@ class PretrainedCausal(nn.Module):
         self.dim, self.layers = self.unembedding.shape[1], own.config.get_text_config().num_hidden_layers
         if checkpoint_blocks:
             own.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
-        self._kept: frozenset[str] = frozenset()
+        self._frozen, self._kept = False, frozenset()
         self._apart = False  # whether the adapters are off
+        if lora is not None or frozen:
+            self._freeze(own)
         if lora is not None:
-            self._adapt(own, lora, seed)
+            self.adapt(lora, seed)
         self.train()
 
-    def _adapt(self, own: PreTrainedModel, lora: LoRA, seed: int) -> None:
-        """Put adapters on the model and freeze the rest."""
+    def _freeze(self, own: PreTrainedModel) -> None:
+        """Train none of the weights, and keep none of them in a checkpoint."""
+        self._digest, self._frozen = _digest(own), True
+        own.requires_grad_(False)
+        self.register_state_dict_post_hook(_leave_base_out)
+        self.register_load_state_dict_pre_hook(_refuse_other_base)
+        self.register_load_state_dict_post_hook(_miss_no_base)
+
+    def adapt(self, lora: LoRA, seed: int) -> None:
+        """Put adapters, which are trained, on the frozen model; once. Raises ValueError for targets that it has not."""
+        require(self._frozen and not isinstance(self.model, PeftModel), f"lora={lora} must be put on a frozen model without adapters")
+        own = self.own
         targets = _targets(own, lora.targets)
-        self._digest = _digest(own)
         self.model = get_peft_model(own, LoraConfig(
             r=lora.rank, lora_alpha=lora.alpha, lora_dropout=lora.dropout, target_modules=targets, use_rslora=lora.rslora, task_type="CAUSAL_LM",
             fan_in_fan_out=any(isinstance(module, Conv1D) for module in own.modules())))
@@ -140,9 +157,6 @@ class PretrainedCausal(nn.Module):
                 drawn = nn.init.kaiming_uniform_(torch.empty(parameter.shape), a=math.sqrt(5), generator=stream)
                 parameter.data.copy_(drawn)
         self._kept = frozenset(name for name, parameter in self.named_parameters() if parameter.requires_grad)
-        self.register_state_dict_post_hook(_leave_base_out)
-        self.register_load_state_dict_pre_hook(_refuse_other_base)
-        self.register_load_state_dict_post_hook(_miss_no_base)
 
     @property
     def own(self) -> PreTrainedModel:
@@ -168,6 +182,8 @@ class PretrainedCausal(nn.Module):
     ) -> Tensor:
         """Hidden states (B, L, D), normalised, ready for `head`; see `CausalBackbone.read`.
 
+        - tokens_BL: int64, or float (B, L, D): vectors that are read as if they were embeddings.
+
         Raises ValueError for more than max_length tokens without places, another S than cache and pass have, and for a cache in a training pass with checkpoint_blocks.
         """
         length = tokens_BL.shape[1] + (cache.length if cache is not None else 0)
@@ -182,8 +198,9 @@ class PretrainedCausal(nn.Module):
             mask = torch.ones(len(tokens_BL), length, dtype=torch.bool, device=tokens_BL.device)
         else:
             mask = None
+        given = {"inputs_embeds" if tokens_BL.is_floating_point() else "input_ids": tokens_BL}
         hidden_BLD = self.own.base_model(
-            input_ids=tokens_BL, position_ids=places_BL, attention_mask=mask, past_key_values=None if cache is None else cache.held,
+            **given, position_ids=places_BL, attention_mask=mask, past_key_values=None if cache is None else cache.held,
             use_cache=cache is not None).last_hidden_state
         return hidden_BLD if self.scale == 1 else hidden_BLD * self.scale
 
@@ -196,6 +213,10 @@ class PretrainedCausal(nn.Module):
             return mask
         dtype = self.own.get_input_embeddings().weight.dtype
         return torch.zeros(mask.shape, dtype=dtype, device=mask.device).masked_fill(~mask, torch.finfo(dtype).min)
+
+    def _apply(self, fn: Callable[..., Any], recurse: bool = True) -> PretrainedCausal:
+        """A model that is laid over devices stays where it lies."""
+        return self if self.mapped else super()._apply(fn, recurse)
 
     @contextmanager
     def without_adapters(self) -> Iterator[None]:
@@ -214,8 +235,8 @@ class PretrainedCausal(nn.Module):
             self.model.base_model.enable_adapter_layers()
 
     def kept_names(self) -> frozenset[str]:
-        """Names of the parameters that `state_dict` holds; all of them without adapters."""
-        return self._kept or frozenset(name for name, _ in self.named_parameters())
+        """Names of the parameters that `state_dict` holds: the adapters of a frozen model, else all."""
+        return self._kept if self._frozen else frozenset(name for name, _ in self.named_parameters())
 
     def parameters_count(self, embeddings: bool = False) -> int:
         """Parameters, by default without embedding and unembedding; a quantised one counts as its packed numbers."""

@@ -18,9 +18,12 @@ KNOWN_LAYERS = {"full_attention", "sliding_attention"}
 LINE = 200  # characters of a foreign error that are told
 
 
-def load(path: str, revision: str | None, dtype: torch.dtype, attention: str, quantization: str | None) -> PreTrainedModel:
-    """The saved model on CPU (quantised: on this process's GPU). Raises ValueError in one line when that is no causal language model."""
+def load(path: str, revision: str | None, dtype: torch.dtype, attention: str, quantization: str | None, device_map: str | None = None) -> PreTrainedModel:
+    """The saved model on CPU (quantised: on this process's GPU; with a device map: as it says). Raises ValueError in one line when that is no causal language model."""
     place, options = _place(path), {} if quantization is None else _quantized(quantization)
+    if device_map is not None:
+        require(importlib.util.find_spec("accelerate") is not None, f"device_map={device_map} needs the package accelerate, which is not installed")
+        options["device_map"] = device_map
     try:
         config = AutoConfig.from_pretrained(place, revision=revision or "main")
     except Exception as error:  # damaged files and the network raise anything

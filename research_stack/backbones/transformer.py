@@ -241,7 +241,10 @@ class Transformer(nn.Module):
         """
         if isinstance(places, slice):  # to look into a tensor would wait for the device
             require(places.stop <= self.max_length, f"max_length={self.max_length} is less than the {places.stop} tokens asked for")
-        x_BLD = self.embedding(tokens_BL)
+        return self.through_vectors(self.embedding(tokens_BL), places, look, condition)
+
+    def through_vectors(self, x_BLD: Tensor, places: Places, look: Look, condition: Tensor | None = None) -> Tensor:
+        """As `through`, of vectors in the place of the tokens' embeddings."""
         if self.places is not None:
             x_BLD = x_BLD + self.places.weight[places]
         if self.added is not None and condition is not None:

@@ -25,11 +25,19 @@ DPI = 150
 def write_figures(place: RunFolder, run: RunFiles) -> list[Path]:
     """Draw what the run has files for; returns the paths written."""
     from research_stack.reporting import confidence_figures as confidence
-    from research_stack.reporting import passk, policy_training, reward, trajectory_figure
+    from research_stack.reporting import (
+        latentwire_figures,
+        latentwire_losses,
+        passk,
+        policy_training,
+        reward,
+        trajectory_figure,
+    )
 
-    drawn = {"training.png": confidence.training(run) or policy_training.figure(run) or training(run), "likelihood.png": likelihood(run)}
+    drawn = {"training.png": confidence.training(run) or policy_training.figure(run) or latentwire_losses.figure(run) or training(run), "likelihood.png": likelihood(run)}
     drawn |= {"passk.png": passk.figure(run), "dynamics.png": trajectory_figure.figure(run), "reward.png": reward.figure(run)}
     drawn |= {"calibration.png": confidence.calibration(run), "risk_coverage.png": confidence.risk_coverage(run)}
+    drawn |= latentwire_figures.figures(run)
     drawn |= {f"film_{name}.png": film_figure(film, name) for name, film in run.films.items()}
     return [save(figure, place.figures / name) for name, figure in drawn.items() if figure is not None]
 

@@ -7,7 +7,7 @@ import os
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
-from research_stack.reporting import loss_parts, passk, policy_training, sections
+from research_stack.reporting import latentwire, latentwire_losses, loss_parts, passk, policy_training, sections
 from research_stack.reporting.calibration import predictors
 from research_stack.reporting.figures import write_figures
 from research_stack.reporting.html import Html, el, page
@@ -24,13 +24,13 @@ HERE = Path(__file__).parent
 
 
 def training(run: RunFiles) -> list[Html] | None:
-    """The two losses apart where there are two, the rewards of a policy, the one loss otherwise."""
-    return loss_parts.training(run) or policy_training.training(run) or sections.training(run)
+    """The two losses apart where there are two, the rewards of a policy, the parts of a wire's loss, the one loss otherwise."""
+    return loss_parts.training(run) or policy_training.training(run) or latentwire_losses.training(run) or sections.training(run)
 
 
 SECTIONS: Sequence[Callable[[RunFiles], list[Html] | None]] = (
-    sections.likelihood, next_token, predictors, risk_coverage, abstention, passk.answers, dynamics, reward_model, training, decoders, sections.samples, sections.refinement,
-    sections.provenance,
+    sections.likelihood, next_token, predictors, risk_coverage, abstention, passk.answers, dynamics, reward_model, latentwire.answers, training, decoders, sections.samples,
+    sections.refinement, sections.provenance,
 )  # fmt: skip
 
 

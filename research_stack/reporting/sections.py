@@ -7,6 +7,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from research_stack.reporting import film as films
+from research_stack.reporting import latentwire_words
 from research_stack.reporting.charts import Series, axis_of, line_chart
 from research_stack.reporting.curves import Point, even, number, quantile, series, smooth, thin, ticks
 from research_stack.reporting.html import Html, el
@@ -52,7 +53,7 @@ def verdict(run: RunFiles) -> str:
     }.get(run.status, "")  # fmt: skip
     found = headline(run)
     if found is None:
-        rest = answers(run) or held_out(run) or correlation(run.metrics) or last_loss(run)
+        rest = answers(run) or held_out(run) or correlation(run.metrics) or latentwire_words.verdict(run) or latentwire_words.last_step(run) or last_loss(run)
         return (prefix + rest) or "The run ended; nothing was measured."
     value, _, _ = found
     sentence = f"{prefix}At most {value:.2f} nats per held-out token, a perplexity of {math.exp(value):,.4g} or less"
@@ -93,6 +94,8 @@ def loss_unit(run: RunFiles) -> str:
         return "Huber's loss, standardised target" if run.setting("method.loss") == "huber" else "squared standard deviations of the target"
     if method == "SFT":
         return "nats per reply token"
+    if latentwire_words.is_wire(run):
+        return "in all, the weighted sum of its parts"
     return {"tokens": "nats per token", "answer": "nats per answer token"}.get(str(run.setting("method.loss.normalize")), "nats per position")
 
 
@@ -144,7 +147,7 @@ def glance(run: RunFiles) -> dict[str, str]:
         found["bits per byte"] = f"≤ {metrics['likelihood/bits_per_byte']:.3f}"
     elif math.isfinite(metrics.get(f"{FAMILY}bits_per_byte", math.nan)):
         found["bits per byte"] = f"{metrics[f'{FAMILY}bits_per_byte']:.3f}"
-    found |= policy_glance(run)
+    found |= policy_glance(run) | latentwire_words.glance(run)
     if math.isfinite(pearson := metrics.get("reward/pearson", math.nan)):
         found["Pearson, unseen prompts"] = f"{pearson:.2f}"
     model, data = run.run.get("model") or {}, run.run.get("data") or {}
@@ -379,7 +382,7 @@ def _again(run: RunFiles) -> list[Html]:
     sha = (run.run.get("git") or {}).get("sha")
     again = f"git checkout {sha[:12]} && {command}" if sha else command
     lines = [("go on where it stopped", f"research-stack run={folder}")] if run.status != "ok" else []
-    measures = "" if run.tables else " eval=likelihood"
+    measures = "" if run.tables or latentwire_words.verdict(run) else " eval=latentwire" if latentwire_words.is_wire(run) else " eval=likelihood"
     lines += [("run it again from the start", again), ("measure it anew", f"research-stack task=eval run={folder}{measures}"),
               ("sample from it", f"research-stack task=sample run={folder}")]  # fmt: skip
     return [el("h3", "Again"), el("pre", "\n".join(f"# {what}\n{text}" for what, text in lines))]

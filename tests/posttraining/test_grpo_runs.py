@@ -165,7 +165,7 @@ def test_a_run_is_measured_and_sampled_from(digits, capsys):
 
 
 # --------------------------------------------------------------------------------------------------- processes
-SMOKE = ["eval=none", "callbacks=default", "trainer.val_check_interval=100"]
+SMOKE = ["eval=none", "callbacks=default", "trainer.val_check_interval=100", "hardware.threads=1"]
 DEVICES = ["experiment=grpo", *SMOKE, "optimization.lr=.001", "method.group=8", "data.batch_size=8", "hardware.precision=32"]
 
 
@@ -191,10 +191,10 @@ def processes(monkeypatch):
     ["method.advantage.scale=batch", "method.beta=.1", "method.entropy=.01", "method.iterations=2", "method.mask_truncated=true"],
     ["method.loss.kind=grpo", "optimization.accumulate=2", "method.beta=.1", "method.sync_every=2"],
 ], ids=["passes", "pieces"])  # fmt: skip
-def test_two_devices_take_the_steps_of_one(tmp_path, processes, first, options):
+def test_two_devices_take_the_steps_of_one(first, options):
     """Losses, norms and all that is logged; in time rounding makes another token of one draw."""
     for name, hardware in (("one", "cpu"), ("two", "cpu_ddp")):
-        processes.run(*DEVICES, first, *options, "trainer.max_steps=4", f"hardware={hardware}", f"hydra.run.dir={tmp_path / name}", cwd=tmp_path)
+        run(compose([*DEVICES, first, *options, "trainer.max_steps=4", f"hardware={hardware}"]), name)
     one, two = history("one"), history("two")
     assert len(one) == len(two) == 4 and one[0]["train/reward"] > 0 and one[0]["train/grad_norm"] > 0
     for ours, theirs in zip(two, one, strict=True):
@@ -207,23 +207,23 @@ def test_two_devices_take_the_steps_of_one(tmp_path, processes, first, options):
 def test_killed_without_a_word_between_two_passes(tmp_path, processes, first):
     """Every device goes on with its own completions."""
     command = [*DEVICES, first, "hardware=cpu_ddp", "trainer.max_steps=40", "method.iterations=3", "method.beta=.1", "callbacks.checkpoints.every=7"]
-    processes.run(*command, f"hydra.run.dir={tmp_path / 'whole'}", cwd=tmp_path)
+    run(compose(command), "whole")
     process = processes.start(*command, f"hydra.run.dir={tmp_path / 'killed'}", cwd=tmp_path)
     processes.wait_for(lambda: len(processes.rows(tmp_path / "killed")) >= 9, process, tmp_path)
     process.kill()
     process.wait()
     assert 0 < len(history("killed")) < 40 and last("killed")["global_step"] in (7, 14)  # neither is a multiple of 3
     assert len(last("killed")["completions"]) == 2
-    processes.run("run=killed", cwd=tmp_path)
+    run(compose("run=killed"), "killed")
     assert history("killed") == history("whole")
     assert json.loads((tmp_path / "killed" / "result.json").read_text())["status"] == "ok"
 
 
 @pytest.mark.slow
-def test_sft_on_two_devices_takes_the_steps_of_one(tmp_path, processes):
+def test_sft_on_two_devices_takes_the_steps_of_one():
     command = ["experiment=sft", *SMOKE, "trainer.max_steps=10", "data.pack=true", "data.sequence_length=40", "data.batch_size=16"]
     for name, hardware in (("one", "cpu"), ("two", "cpu_ddp")):
-        processes.run(*command, f"hardware={hardware}", "hardware.precision=32", f"hydra.run.dir={tmp_path / name}", cwd=tmp_path)
+        run(compose([*command, f"hardware={hardware}", "hardware.precision=32"]), name)
     for ours, theirs in zip(history("two"), history("one"), strict=True):
         for name in ours:
             assert math.isclose(ours[name], theirs[name], rel_tol=2e-4, abs_tol=1e-6), (ours["step"], name)

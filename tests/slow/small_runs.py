@@ -1,4 +1,4 @@
-"""Small real runs for the slow tests: the command line in a process of its own, and what it logged."""
+"""Small real runs for the slow tests: the command line in a process of its own, and what it logged; what is left alone runs in this one."""
 from __future__ import annotations
 
 import json
@@ -7,11 +7,16 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Mapping
+from contextlib import chdir
 from pathlib import Path
+
+from research_stack import compose
+from research_stack import run as run_config
 
 ROOT = Path(__file__).resolve().parents[2]
 RESEARCH_STACK = [sys.executable, "-m", "research_stack"]
-SMALL = ["model=smoke", "data=smoke", "trainer=smoke", "eval=none", "trainer.val_check_interval=10", "callbacks.checkpoints.every=1000"]
+SMALL = ["model=smoke", "data=smoke", "trainer=smoke", "eval=none", "trainer.val_check_interval=10", "callbacks.checkpoints.every=1000",
+         "hardware.threads=1"]  # fmt: skip
 
 
 def start(*arguments: str, cwd: Path, environment: Mapping[str, str] | None = None) -> subprocess.Popen[str]:
@@ -35,6 +40,12 @@ def finish(process: subprocess.Popen[str], cwd: Path, seconds: float = 240) -> i
 def run(*arguments: str, cwd: Path) -> None:
     """Run `research-stack ARGUMENTS` to a good end."""
     assert finish(start(*arguments, cwd=cwd), cwd) == 0, log_of(cwd)
+
+
+def run_here(*arguments: str, folder: Path) -> None:
+    """The same as `run`, in this process: it saves importing what this one has imported, seven CPU seconds."""
+    with chdir(folder.parent):
+        assert run_config(compose(arguments), folder).status == "ok"
 
 
 def log_of(cwd: Path) -> str:

@@ -15,11 +15,12 @@ from importlib.util import find_spec
 import pytest
 import slurm_cluster
 from omegaconf import OmegaConf
-from small_runs import SMALL, finish, log_of, losses, rows, run, start, wait_for
+from small_runs import SMALL, finish, log_of, losses, rows, run_here, start, wait_for
 
 pytestmark = pytest.mark.slow
 
-STEPS = 600  # about seven seconds
+STEPS = 600  # about seven seconds: SLURM takes some to preempt
+SIGNALLED = 150  # for a signal that is sent at once
 COMMAND = ["-m", *SMALL, f"trainer.max_steps={STEPS}", "launcher=slurm", "hardware=slurm_cpu", "hardware.resources.timeout_min=60",
            "hardware.resources.mem_gb=2", "hardware.resources.cpus_per_task=1", "seed=1,2"]  # fmt: skip
 
@@ -39,9 +40,9 @@ def environment():
 @pytest.fixture(scope="module")
 def alone(tmp_path_factory):
     """The losses of seed 2 on this machine, undisturbed."""
-    cwd = tmp_path_factory.mktemp("alone")
-    run(*SMALL, f"trainer.max_steps={STEPS}", "seed=2", "hardware.threads=1", f"hydra.run.dir={cwd / 'run'}", cwd=cwd)
-    return losses(cwd / "run")
+    folder = tmp_path_factory.mktemp("alone") / "run"
+    run_here(*SMALL, f"trainer.max_steps={STEPS}", "seed=2", folder=folder)
+    return losses(folder)
 
 
 def slurm(environment, *command: str) -> str:
@@ -76,14 +77,14 @@ def test_a_preempted_job_is_requeued_and_gives_the_same_losses(environment, alon
 
 def test_two_tasks_of_one_job_train_one_model(environment, tmp_path):
     """Data parallelism through srun, preempted by a signal that reaches the second task only."""
-    arguments = [*COMMAND[:-1], "seed=2", "hardware.devices=2", "hardware.strategy=ddp"]
+    arguments = [*COMMAND[:-1], f"trainer.max_steps={SIGNALLED}", "seed=2", "hardware.devices=2", "hardware.strategy=ddp"]
     process = start(*arguments, cwd=tmp_path, environment=environment)
     wait_for(lambda: len(rows(point(tmp_path, 2))) >= 12, process, tmp_path)
     os.kill(second_task(tmp_path), signal.SIGUSR2)
     assert finish(process, tmp_path) == 0, log_of(tmp_path)
     text = (point(tmp_path, 2) / "run.log").read_text()
     assert "SIGUSR2 at step" in text and "resuming" in text, text
-    run(*SMALL, f"trainer.max_steps={STEPS}", "seed=2", "hardware=cpu_ddp", "hardware.threads=1", f"hydra.run.dir={tmp_path / 'here'}", cwd=tmp_path)
+    run_here(*SMALL, f"trainer.max_steps={SIGNALLED}", "seed=2", "hardware=cpu_ddp", folder=tmp_path / "here")
     assert losses(point(tmp_path, 2)) == losses(tmp_path / "here")
 
 

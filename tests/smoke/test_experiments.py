@@ -57,13 +57,6 @@ def test_mistakes_that_only_building_shows_come_before_training(tmp_path, monkey
         assert not (tmp_path / "run" / "checkpoints").exists()
 
 
-@pytest.mark.parametrize("group", ["corruption", "model", "data", "sampler", "trainer", "eval", "hardware", "method", "logger"])
-def test_every_choice_composes(group):
-    for path in sorted((CONF / group).glob("*.yaml")):
-        overrides = [f"{group}={path.stem}"] + (["data.path=README.md"] if path.stem in ("text", "hub") and group == "data" else [])
-        assert compose(overrides, check=False)[group] is not None
-
-
 @pytest.mark.parametrize("sweep, axes", [
     ("corruption_matrix", {"corruption"}), ("lookahead_vs_minigpt", {"experiment"}), ("lookahead_frontier", {"method.ratio"}),
     ("two_phase", {"init_from", "method/advantage"}),

@@ -1,0 +1,73 @@
+"""What a reader makes of its latents first: states of the wire's slots, and input embeddings made of them.
+
+Shapes: B rows, M slots, d numbers of a slot, P = M * expand positions, H width of the states, D width of the reader.
+"""
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+
+from research_stack.backbones.attention import Everything
+from research_stack.backbones.norm import RMSNorm
+from research_stack.backbones.transformer import Attention, Block, SwiGLU
+from research_stack.latentwire.reader import Reader
+from research_stack.require import require
+from research_stack.streams import generator
+
+HINTS = 33  # an answer length in tokens, 0 to 32
+
+
+class Adapter(nn.Module):
+    """Numbers from the wire to states of each position, and to vectors as large as the reader's embeddings.
+
+    - slots, numbers: M and d at most. dim, layers, heads: of the blocks in which the positions see one another.
+    - expand: positions of the reader to a slot.
+    - hint: whether an answer length comes with the latents.
+    - seed: of the initial weights.
+    """
+
+    def __init__(self, reader: Reader, slots: int, numbers: int, dim: int, layers: int, heads: int, expand: int, hint: bool, seed: int) -> None:
+        super().__init__()
+        require(expand >= 1, f"expand={expand} must be at least 1")
+        require(heads >= 1 and dim % heads == 0, f"heads={heads} must divide dim={dim}")
+        self.dim, self.expand = dim, expand
+        self.enter = nn.Linear(numbers, expand * dim)
+        self.place_PH = nn.Parameter(torch.empty(slots * expand, dim))
+        self.hint = nn.Embedding(HINTS, dim) if hint else None
+        self.blocks = nn.ModuleList(Block(dim, Attention(dim, heads, heads, False), SwiGLU(dim, -(-8 * dim // 96) * 32), 0.0, 0) for _ in range(layers))
+        self.norm = RMSNorm(dim)
+        self.leave = nn.Linear(dim, reader.width)
+        mean_D, size = calibration(reader)
+        self.mean_D = nn.Parameter(mean_D)
+        self.size = nn.Parameter(size)
+        stream = generator(seed, "adapter", reader.path)
+        for name, parameter in self.named_parameters():
+            if parameter.ndim == 2:
+                std = 0.5 if name == "place_PH" else 0.02 if name.startswith("hint") else parameter.shape[1] ** -0.5
+                nn.init.normal_(parameter, std=std * (0.3 if ".out." in name or ".down." in name else 1.0), generator=stream)
+        nn.init.zeros_(self.enter.bias)
+        nn.init.zeros_(self.leave.bias)
+
+    def forward(self, latents_BMd: Tensor, slots_M: Tensor, hint_B: Tensor | None = None) -> Tensor:
+        """States (B, P, H).
+
+        - slots_M: which slots these are. hint_B: int64, a length in tokens; longer ones count as the longest.
+        """
+        place_PH = self.place_PH.unflatten(0, (-1, self.expand))[slots_M].flatten(0, 1)
+        x_BPH = self.enter(latents_BMd).unflatten(-1, (self.expand, self.dim)).flatten(1, 2) + place_PH
+        if self.hint is not None and hint_B is not None:
+            x_BPH = x_BPH + self.hint(hint_B.clamp(0, HINTS - 1)).unsqueeze(1)
+        for index, block in enumerate(self.blocks):
+            x_BPH = block(x_BPH, None, Everything(), None, index)
+        return self.norm(x_BPH)
+
+    def vectors(self, states_BPH: Tensor) -> Tensor:
+        """Input embeddings (B, P, D): at the start with the mean of the reader's own and about their spread."""
+        return self.mean_D + self.size * self.leave(states_BPH)
+
+
+@torch.no_grad()
+def calibration(reader: Reader) -> tuple[Tensor, Tensor]:
+    """(mean (D,), standard deviation ()) of the reader's input embeddings over its tokens and dimensions, on CPU."""
+    table_VD = reader.embeddings.weight[: len(reader.tokenizer)].float()
+    return table_VD.mean(0).cpu(), (table_VD - table_VD.mean(0)).square().mean().sqrt().cpu()

@@ -1,0 +1,96 @@
+"""What a feature of LatentWire is: parameters, losses or knobs that the config adds, with five hooks and what it gives a reader."""
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
+
+from torch import Tensor, nn
+
+from research_stack.latentwire.receiver import Condition
+
+if TYPE_CHECKING:
+    from research_stack.latentwire.module import LatentWire
+
+
+@dataclass
+class Group:
+    """Parameters with a learning rate of their own.
+
+    - factor: of `optimization.lr`.
+    """
+
+    name: str
+    parameters: Sequence[nn.Parameter]
+    factor: float = 1.0
+
+
+@dataclass
+class Step:
+    """What is known when a batch starts; features may change it.
+
+    - number: of the optimizer step; None when nothing is trained (validation, evaluation). total: of all steps.
+    - slots: how many slots are sent, the private ones included. tokens: of an answer that carry loss (K).
+    """
+
+    number: int | None
+    total: int
+    slots: int
+    tokens: int
+
+
+@dataclass
+class Sent:
+    """The latents of a batch on their way to one reader.
+
+    - latents_BMd: as the reader gets them, slots_M: which slots they are. states_BPH: of its adapter, places_P: which of its positions.
+    - bytes_BN, seen_BN: what was encoded (None at a receiver, who has not got it); extra: further tensors of the batch.
+    """
+
+    latents_BMd: Tensor
+    slots_M: Tensor
+    states_BPH: Tensor
+    places_P: Tensor
+    bytes_BN: Tensor | None = None
+    seen_BN: Tensor | None = None
+    extra: Mapping[str, Tensor] = field(default_factory=dict)
+
+
+class Feature(nn.Module):
+    """Something that is off unless the config lists it under `method.features`.
+
+    - conflicts: names of features it cannot be used with.
+    """
+
+    conflicts: tuple[str, ...] = ()
+
+    def build_modules(self, method: LatentWire) -> None:
+        """Make the parameters, once readers, adapters and the wire are there. Raises ValueError, opening with a key of the feature."""
+
+    def on_optimizer_build(self) -> list[Group]:
+        """The feature's trained parameters; all of them must be in one of its groups."""
+        own = [p for p in self.parameters() if p.requires_grad]
+        return [Group("weights", own)] if own else []
+
+    def on_batch_start(self, step: Step) -> None:
+        """Change what the step does."""
+
+    def condition(self, reader: str, sent: Sent, condition: Condition) -> Condition:
+        """What the reader of this name is given, beside or instead of what it would be given."""
+        return condition
+
+    def on_loss_aggregate(self, reader: str, sent: Sent) -> Mapping[str, tuple[Tensor, Tensor]]:
+        """Further losses: {name: (sum over rows, with gradient; its share of the denominator)}; weights are `weights()`."""
+        return {}
+
+    def weights(self) -> Mapping[str, float]:
+        """The weight of each loss that `on_loss_aggregate` gives."""
+        return {}
+
+    def metrics_snapshot(self) -> dict[str, float]:
+        """Numbers to log after a step."""
+        return {}
+
+    def describe(self) -> dict[str, Any]:
+        """Parameters and status, listed when a run starts and kept with it."""
+        return {"parameters": sum(p.numel() for p in self.parameters()), "trained": sum(p.numel() for p in self.parameters() if p.requires_grad)}

@@ -1,0 +1,75 @@
+"""Deep prefix: the latents as keys and values of every layer instead of input embeddings (Li & Liang 2021, P-tuning v2: Liu et al. 2022)."""
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import torch
+from torch import Tensor, nn
+
+from research_stack.latentwire.features.base import Feature, Sent
+from research_stack.latentwire.reader import Reader
+from research_stack.latentwire.receiver import Condition, told
+from research_stack.require import require
+from research_stack.streams import generator
+
+if TYPE_CHECKING:
+    from research_stack.latentwire.module import LatentWire
+
+
+class DeepPrefix(Feature):
+    """Keys and values of each layer and position: the mean of real text's, plus its deviation times what a linear map of the state says.
+
+    - texts: contexts whose keys and values are read for mean and deviation; 0 starts from zero mean and unit deviation.
+    - gate: initial factor of what the latents say; it is learned for each layer, keys and values apart.
+    """
+
+    conflicts = ("coprocessor",)
+
+    def __init__(self, texts: int = 64, gate: float = 1.0) -> None:
+        require(texts >= 0, f"texts={texts} must not be negative")
+        require(gate > 0, f"gate={gate} must be positive: with 0 the latents would say nothing, and nothing would be learned")
+        super().__init__()
+        self.texts, self.gate = texts, gate
+
+    def build_modules(self, method: LatentWire) -> None:
+        """A linear map, a mean and a deviation for each reader."""
+        self.maps = nn.ModuleDict({name: _Prefix(reader, method, self) for name, reader in method.readers.items()})
+
+    def condition(self, reader: str, sent: Sent, condition: Condition) -> Condition:
+        """Keys and values in the place of the vectors."""
+        return Condition(prefix=self.maps[reader](sent.states_BPH, sent.places_P), changes=condition.changes)
+
+
+class _Prefix(nn.Module):
+    """States (B, P, H) to the keys and values of one reader."""
+
+    def __init__(self, reader: Reader, method: LatentWire, feature: DeepPrefix) -> None:
+        super().__init__()
+        self.shape = (reader.layers, 2, reader.kv_heads, reader.kv_width)
+        numbers = 2 * reader.layers * reader.kv_heads * reader.kv_width
+        positions = method.adapters[method.name_of(reader)].place_PH.shape[0]
+        self.out = nn.Linear(method.adapter_dim, numbers, bias=False)
+        nn.init.normal_(self.out.weight, std=method.adapter_dim**-0.5, generator=generator(method.seed, "deep_prefix", reader.path))
+        mean, deviation = keys_values_of(reader, method.some_contexts(feature.texts), positions) if feature.texts else (torch.zeros(self.shape), torch.ones(self.shape))
+        self.mean = nn.Parameter(mean.unsqueeze(0).repeat(positions, 1, 1, 1, 1))
+        self.register_buffer("deviation", deviation)
+        self.gate = nn.Parameter(torch.full((reader.layers, 2, 1, 1), feature.gate))
+
+    def forward(self, states_BPH: Tensor, places_P: Tensor) -> list[tuple[Tensor, Tensor]]:
+        said = self.out(states_BPH).unflatten(-1, self.shape)
+        both_BPLtKE = self.mean[places_P] + self.gate * self.deviation * said
+        return [(layer[0], layer[1]) for layer in both_BPLtKE.permute(2, 3, 0, 4, 1, 5)]
+
+
+@torch.no_grad()
+def keys_values_of(reader: Reader, texts: list[str], positions: int) -> tuple[Tensor, Tensor]:
+    """Mean and standard deviation, each (layers, 2, K, E), of the reader's keys and values of texts, behind the lead.
+
+    Keys are those of the first `positions` tokens, so that they are turned to the positions the latents will stand at.
+    """
+    given = told(reader, [reader.ids(text)[:positions] for text in texts])
+    rows = given.seen_BP.clone()
+    rows[:, : rows.shape[1] - positions] = False  # padding stands on the left, and the lead before the text
+    kept = [torch.stack((layer.keys, layer.values)).permute(1, 3, 0, 2, 4)[rows].float() for layer in given.cache.held.layers]
+    stacked = torch.stack(kept)  # (layers, n, 2, K, E)
+    return stacked.mean(1).cpu(), stacked.std(1).clamp_min(1e-4).cpu()

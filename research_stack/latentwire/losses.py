@@ -1,0 +1,95 @@
+"""The losses of LatentWire, each a small class with a weight of its own.
+
+A loss gets what one reader has read and gives the sum over its rows; what the sums are divided by, `count` says beforehand, from the
+batch alone, so that a batch cut in pieces gives the same loss.
+
+Shapes: B rows, A tokens of an answer at most, V rows of the unembedding.
+"""
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from research_stack.latentwire.features.base import Sent
+from research_stack.require import require
+from research_stack.training.module import Rows
+
+if TYPE_CHECKING:
+    from research_stack.latentwire.module import LatentWire
+
+
+@dataclass
+class Read:
+    """What one reader made of the latents of some rows.
+
+    - name: of the reader. sent: what it was given; raw_BMd: the encoder's latents before the quantiser, its slots alone.
+    - logits_BAV: of each token of the answer, from its latents. target_BA: those tokens. counts_BA: bool, where there is one.
+    - tokens: K, tokens of an answer that carry loss. rows: the whole of the batch's tensors.
+    """
+
+    name: str
+    sent: Sent
+    raw_BMd: Tensor
+    logits_BAV: Tensor
+    target_BA: Tensor
+    counts_BA: Tensor
+    tokens: int
+    rows: Rows
+
+
+class Loss(ABC):
+    """Base of the losses; `weight` 0 leaves one out."""
+
+    weight: float
+
+    def prepare(self, method: LatentWire) -> None:
+        """Called once, when readers and adapters are there."""
+
+    def count(self, counts_BA: Tensor, tokens: int) -> Tensor:
+        """The denominator's share of one reader and these rows, (): rows."""
+        return torch.tensor(float(len(counts_BA)), device=counts_BA.device)
+
+    @abstractmethod
+    def __call__(self, read: Read) -> Tensor:
+        """(): the sum over the rows, with gradient."""
+
+
+def _require_weight(weight: float) -> None:
+    require(weight >= 0, f"weight={weight} must not be negative; 0 leaves the loss out")
+
+
+class FirstToken(Loss):
+    """Cross entropy of the first token of the answer, in nats."""
+
+    def __init__(self, weight: float = 1.0) -> None:
+        _require_weight(weight)
+        self.weight = weight
+
+    def count(self, counts_BA: Tensor, tokens: int) -> Tensor:
+        """Rows with an answer."""
+        return counts_BA[:, 0].sum()
+
+    def __call__(self, read: Read) -> Tensor:
+        kept_B = read.counts_BA[:, 0]
+        return F.cross_entropy(read.logits_BAV[kept_B, 0].float(), read.target_BA[kept_B, 0], reduction="sum")
+
+
+class AnswerTokens(Loss):
+    """Cross entropy of the first K tokens of the answer, its end included, in nats; the mean is over tokens."""
+
+    def __init__(self, weight: float = 1.0) -> None:
+        _require_weight(weight)
+        self.weight = weight
+
+    def count(self, counts_BA: Tensor, tokens: int) -> Tensor:
+        """Tokens."""
+        return counts_BA[:, :tokens].sum()
+
+    def __call__(self, read: Read) -> Tensor:
+        kept_BA = read.counts_BA[:, : read.tokens]
+        return F.cross_entropy(read.logits_BAV[:, : read.tokens][kept_BA].float(), read.target_BA[:, : read.tokens][kept_BA], reduction="sum")

@@ -1,0 +1,302 @@
+"""LatentWire: a context as a short message of bytes that several different frozen language models can answer questions from.
+
+Encoder, pooling and quantiser make the numbers of the wire's slots, shared ones first, then those of each reader alone; each reader's
+adapter makes of shared and own slots what it reads in the context's place. Trained are encoder, pooling, adapters and what the features
+add; the readers' weights never change.
+
+Shapes: B rows, N bytes, M slots that a reader gets, d numbers of a slot, A tokens of an answer, L tokens of prompt and answer.
+"""
+from __future__ import annotations
+
+import hashlib
+import logging
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor, nn
+
+from research_stack.data.question import Question
+from research_stack.latentwire import wire as bytes_of_wire
+from research_stack.latentwire.adapter import HINTS, Adapter
+from research_stack.latentwire.encoder import ByteEncoder, Pooling, as_bytes
+from research_stack.latentwire.features.base import Feature, Group, Sent, Step
+from research_stack.latentwire.losses import Loss, Read
+from research_stack.latentwire.quantize import Quantizer
+from research_stack.latentwire.reader import Reader, padded
+from research_stack.latentwire.receiver import Condition, Opened, opened, read
+from research_stack.require import require
+from research_stack.streams import Draws, generator
+from research_stack.training.module import Rows, TrainingModule
+from research_stack.training.optimization import Optimization
+
+if TYPE_CHECKING:
+    from research_stack.data.questions import QuestionData
+
+log = logging.getLogger(__name__)
+
+
+class LatentWire(TrainingModule):
+    """Contexts to latents to the answers of frozen readers.
+
+    - model: the encoder. quantizer: what becomes of its numbers on the wire.
+    - readers: the frozen models, by name. slots: what a reader gets, of which `private` are its own. numbers: d of a slot.
+    - losses, features: by name; a loss of weight 0 is left out. questions: of the data, numbered as in its batches.
+    - tokens: K, of an answer that carry loss. train_encoder: false trains adapters and features alone.
+    - pooling_heads: of the pooling. adapter_dim, adapter_layers, adapter_heads, expand: of the adapters.
+    - hint: whether a length of the answer travels with the latents, one byte that the sender predicts.
+    """
+
+    counted = "questions"
+
+    def __init__(
+        self, model: ByteEncoder, quantizer: Quantizer, readers: Mapping[str, Reader], losses: Mapping[str, Loss], questions: Sequence[Question],
+        optimization: Optimization, seed: int, features: Mapping[str, Feature] | None = None, slots: int = 32, private: int = 8, numbers: int = 16,
+        tokens: int = 6, train_encoder: bool = True, pooling_heads: int = 4, adapter_dim: int = 128, adapter_layers: int = 1, adapter_heads: int = 4,
+        expand: int = 1, hint: bool = False,
+    ) -> None:
+        require(private >= 0, f"private={private} must not be negative")
+        require(slots > private, f"slots={slots} must be more than private={private}: what is left is what the readers share")
+        require(slots <= 256, f"slots={slots} must be at most 256")
+        require(1 <= numbers <= 256, f"numbers={numbers} must lie in 1 .. 256")
+        require(tokens >= 1, f"tokens={tokens} must be at least 1")
+        super().__init__(optimization, seed)
+        require(len(readers) >= 1, f"readers={list(readers)} must name at least one")
+        self.losses: dict[str, Loss] = {name: loss for name, loss in losses.items() if loss.weight > 0}
+        require(bool(self.losses), f"losses={list(losses)} must hold one with a weight above 0")
+        chosen = dict(features or {})
+        refuse_conflicts(chosen)
+        self.model, self.quantizer, self.readers, self.questions = model, quantizer.bind(numbers), nn.ModuleDict(readers), questions
+        self.slots, self.private, self.numbers, self.tokens, self.adapter_dim = slots, private, numbers, tokens, adapter_dim
+        self.train_encoder, self.hint = train_encoder, hint
+        self.pooling = Pooling(model.dim, self.shared + private * len(readers), numbers, pooling_heads, seed)
+        self.hinted = nn.Linear(numbers, HINTS) if hint else None
+        self.adapters = nn.ModuleDict({
+            name: Adapter(reader, slots, numbers, adapter_dim, adapter_layers, adapter_heads, expand, hint, seed) for name, reader in readers.items()})
+        for part in (model, self.pooling) if not train_encoder else ():
+            part.requires_grad_(False)
+        self.features = nn.ModuleDict(chosen)
+        for name, feature in chosen.items():
+            try:
+                feature.build_modules(self)
+            except ValueError as error:
+                raise ValueError(f"features.{name}.{error}") from error
+        for loss in self.losses.values():
+            loss.prepare(self)
+        self.parts = {name: loss.weight for name, loss in self.losses.items()} | {k: w for f in chosen.values() for k, w in f.weights().items()}
+        if hint:
+            self.parts["hint"] = 1.0
+        self.weights_token: str | None = None
+
+    @property
+    def shared(self) -> int:
+        """Slots that all readers get."""
+        return self.slots - self.private
+
+    def name_of(self, reader: Reader) -> str:
+        """What the config calls it."""
+        return next(name for name, own in self.readers.items() if own is reader)
+
+    def some_contexts(self, count: int) -> list[str]:
+        """Different contexts of the data, spread evenly."""
+        texts = list(dict.fromkeys(question.context for question in self.questions))
+        return [texts[i * len(texts) // min(count, len(texts))] for i in range(min(count, len(texts)))]
+
+    # From bytes to what a reader sees -------------------------------------------------------------------------------
+
+    def slots_of(self, reader: str, slots: int) -> Tensor:
+        """(M,) int64: which of the pooling's slots go to the reader when so many are sent: the first shared ones, then its own."""
+        require(self.private < slots <= self.slots, f"slots={slots} must lie in {self.private + 1} .. {self.slots}: more than the private part, at most what was trained")
+        own = self.shared + self.private * list(self.readers).index(reader)
+        return torch.tensor([*range(slots - self.private), *range(own, own + self.private)], device=self.device)
+
+    def raw(self, bytes_BN: Tensor, seen_BN: Tensor) -> Tensor:
+        """(B, all slots, d): the encoder's numbers before the quantiser."""
+        with torch.set_grad_enabled(self.train_encoder and torch.is_grad_enabled()):
+            return self.pooling(self.model(bytes_BN, seen_BN)).float()
+
+    def predicted_hint(self, latents_BMd: Tensor) -> Tensor | None:
+        """Logits (B, lengths) of the answer's length, from the latents alone; None without hints."""
+        return None if self.hinted is None else self.hinted(latents_BMd.mean(1))
+
+    def sent(self, reader: str, latents_BMd: Tensor, slots_M: Tensor, hint_B: Tensor | None = None, **more: Any) -> Sent:
+        """What the reader's adapter makes of its latents; `slots_M` as in `slots_of`."""
+        local_M = torch.where(slots_M < self.shared, slots_M, self.shared + (slots_M - self.shared) % max(1, self.private))
+        adapter = self.adapters[reader]
+        states_BPH = adapter(latents_BMd, local_M, hint_B)
+        places_P = (local_M.unsqueeze(1) * adapter.expand + torch.arange(adapter.expand, device=local_M.device)).flatten()
+        return Sent(latents_BMd=latents_BMd, slots_M=slots_M, states_BPH=states_BPH, places_P=places_P, **more)
+
+    def condition(self, reader: str, sent: Sent) -> Condition:
+        """What the reader is given: vectors, as the features change them."""
+        condition = Condition(vectors_BPD=self.adapters[reader].vectors(sent.states_BPH))
+        for feature in self.features.values():
+            condition = feature.condition(reader, sent, condition)
+        return condition
+
+    def opened(self, reader: str, sent: Sent) -> Opened:
+        """The reader's cache with the latents in it."""
+        return opened(self.readers[reader], self.condition(reader, sent), len(sent.latents_BMd))
+
+    # The wire -------------------------------------------------------------------------------------------------------
+
+    def fingerprint(self) -> str:
+        """Of the weights that sender and receiver must share; messages of another encoder are refused."""
+        if self.weights_token is None or self.training:
+            digest = hashlib.sha256()
+            for name, tensor in self.state_dict().items():
+                digest.update(name.encode() + tensor.detach().cpu().contiguous().flatten()[:4096].view(torch.uint8).numpy().tobytes())
+            self.weights_token = digest.hexdigest()[:16]
+        return self.weights_token
+
+    def salt(self, reader: str) -> bytes:
+        """What the check byte of messages to this reader is keyed with."""
+        return bytes_of_wire.salt_of(self.fingerprint(), reader)
+
+    @torch.no_grad()
+    def encode(self, contexts: list[str], reader: str, slots: int | None = None) -> list[bytes]:
+        """The messages to one reader. Raises ValueError for a context that is empty or longer than the encoder reads."""
+        check_contexts(contexts, self.model.max_length)
+        bytes_BN, seen_BN = (t.to(self.device) for t in as_bytes(contexts))
+        raw_BMd = self.raw(bytes_BN, seen_BN)[:, self.slots_of(reader, slots or self.slots)]
+        logits_BH = self.predicted_hint(self.quantizer(raw_BMd))
+        hints = None if logits_BH is None else logits_BH.argmax(-1).tolist()
+        return bytes_of_wire.messages(self.quantizer, raw_BMd, self.salt(reader), hints)
+
+    @torch.no_grad()
+    def decode(self, messages: list[bytes], reader: str) -> Sent:
+        """What the reader's adapter makes of messages of one size. Raises ValueError for one that is damaged or for somebody else."""
+        found = [bytes_of_wire.decode(message, self.salt(reader)) for message in messages]
+        latents_BMd = torch.stack([message.latents() for message in found]).to(self.device)
+        require(latents_BMd.shape[2] == self.numbers, f"message holds slots of {latents_BMd.shape[2]} numbers, and this receiver knows {self.numbers}")
+        hints = None if found[0].hint is None else torch.tensor([message.hint for message in found], device=self.device)
+        return self.sent(reader, latents_BMd, self.slots_of(reader, latents_BMd.shape[1]), hints)
+
+    # Training -------------------------------------------------------------------------------------------------------
+
+    def check_data(self, data: QuestionData) -> None:
+        """Contexts must not be empty nor longer than the encoder reads."""
+        check_contexts([q.context for q in self.questions], self.model.max_length)
+
+    def prepare(self, batch: Rows, draws: Draws) -> tuple[Rows, Tensor]:
+        """Bytes of the contexts; for each reader prompt and answer, and which tokens are the answer's."""
+        asked = [self.questions[i] for i in batch["question"].tolist()]
+        step = self._step_started()
+        bytes_BN, seen_BN = as_bytes([q.context for q in asked])
+        rows = {"bytes": bytes_BN, "seen": seen_BN, "context": torch.arange(len(asked))}
+        for name, reader in self.readers.items():
+            rows |= {f"{key}.{name}": tensor for key, tensor in asked_of(reader, asked, draws).items()}
+        for name, feature in self.features.items():
+            rows |= {f"{name}.{key}": tensor for key, tensor in feature.rows(asked).items()} if hasattr(feature, "rows") else {}
+        rows = {name: tensor.to(self.device) for name, tensor in rows.items()}
+        self._now = step
+        return rows, self._denominators(rows, step)
+
+    def _step_started(self) -> Step:
+        number = self.global_step if self.training else None
+        step = Step(number, int(self.trainer.max_steps), self.slots, self.tokens)
+        for feature in self.features.values():
+            feature.on_batch_start(step)
+        return step
+
+    def _denominators(self, rows: Rows, step: Step) -> Tensor:
+        """(P,) what the sums of `parts` are divided by."""
+        counts = [rows[f"counts.{name}"] for name in self.readers]
+        of_losses = [sum(loss.count(counts_BA, step.tokens) for counts_BA in counts) for loss in self.losses.values()]
+        rest = len(self.parts) - len(of_losses)
+        each = torch.tensor(float(len(rows["bytes"]) * len(self.readers)), device=self.device)
+        return torch.stack([torch.as_tensor(c, dtype=torch.float32, device=self.device) for c in of_losses] + [each] * rest)
+
+    def loss_sum(self, rows: Rows) -> Tensor:
+        """(P,) the sums of the losses over rows and readers."""
+        raw_BMd = self.raw(rows["bytes"], rows["seen"])
+        latents_BMd = self.quantizer(raw_BMd)
+        sums: dict[str, Tensor] = {}
+        for name in self.readers:
+            for part, value in self._of_reader(name, raw_BMd, latents_BMd, rows).items():
+                sums[part] = sums[part] + value if part in sums else value
+        return torch.stack([sums[part] for part in self.parts])
+
+    def _of_reader(self, name: str, raw_BMd: Tensor, latents_BMd: Tensor, rows: Rows) -> dict[str, Tensor]:
+        slots_M = self.slots_of(name, self._now.slots)
+        counts_BA, target_BA = rows[f"counts.{name}"], rows[f"target.{name}"]
+        own_BMd, hint_B, found = latents_BMd[:, slots_M], None, {}
+        if self.hinted is not None:
+            length_B = counts_BA.sum(1).clamp_max(HINTS - 1)
+            logits_BH = self.hinted(own_BMd.mean(1))
+            found["hint"], hint_B = torch.nn.functional.cross_entropy(logits_BH, length_B, reduction="sum"), logits_BH.argmax(-1)
+        sent = self.sent(name, own_BMd, slots_M, hint_B, bytes_BN=rows["bytes"], seen_BN=rows["seen"])
+        logits_BAV = self.answer_logits(name, self.opened(name, sent), rows)
+        self._noted(name, logits_BAV[:, 0], target_BA[:, 0], counts_BA[:, 0])
+        given = Read(name, sent, raw_BMd[:, slots_M], logits_BAV, target_BA, counts_BA, self._now.tokens, rows)
+        found |= {key: loss(given) for key, loss in self.losses.items()}
+        for feature in self.features.values():
+            found |= feature.on_loss_aggregate(name, sent)
+        return found
+
+    def answer_logits(self, name: str, given: Opened, rows: Rows) -> Tensor:
+        """(B, A, V): what the reader says of each token of the answer, behind the prompt."""
+        reader, at_BA = self.readers[name], rows[f"at.{name}"]
+        hidden_BLD = read(reader, given, rows[f"tokens.{name}"], rows[f"told.{name}"])
+        return reader.model.head(hidden_BLD.gather(1, at_BA.unsqueeze(-1).expand(-1, -1, hidden_BLD.shape[-1])))
+
+    def _noted(self, name: str, first_BV: Tensor, target_B: Tensor, counts_B: Tensor) -> None:
+        """Keep how often the first token was the likeliest, for the log."""
+        right_B = (first_BV.argmax(-1) == target_B) & counts_B
+        self.accuracy[name] = right_B.sum() / counts_B.sum().clamp_min(1)
+
+    @property
+    def accuracy(self) -> dict[str, Tensor]:
+        """FirstTok@1 of the last batch by reader."""
+        if not hasattr(self, "_accuracy"):
+            self._accuracy: dict[str, Tensor] = {}
+        return self._accuracy
+
+    def after_update(self) -> Mapping[str, Tensor]:
+        """FirstTok@1 on the batch, and what the features say."""
+        said = {f"first1_{name}": value.detach() for name, value in self.accuracy.items()}
+        for name, feature in self.features.items():
+            said |= {f"{name}/{key}": torch.tensor(float(value), device=self.device) for key, value in feature.metrics_snapshot().items()}
+        return said
+
+    def training_flops(self, length: int) -> float:
+        """Of one byte of a context in training, the readers left out."""
+        return 3 * self.model.flops_per_token(length)
+
+    # Optimizer ------------------------------------------------------------------------------------------------------
+
+    def groups(self) -> list[Group]:
+        """All that is trained, part by part and feature by feature."""
+        found = [Group("encoder", [*self.model.parameters(), *self.pooling.parameters()])] if self.train_encoder else []
+        rest = [] if self.hinted is None else list(self.hinted.parameters())
+        found += [Group(f"adapter.{name}", [*adapter.parameters()]) for name, adapter in self.adapters.items()] + ([Group("hint", rest)] if rest else [])
+        for name, feature in self.features.items():
+            found += [Group(f"{name}.{group.name}", group.parameters, group.factor) for group in feature.on_optimizer_build()]
+        return found
+
+
+def refuse_conflicts(features: Mapping[str, Feature]) -> None:
+    """Raise ValueError for features that cannot be used together."""
+    for name, feature in features.items():
+        for other in feature.conflicts:
+            if other in features:
+                raise ValueError(f"features.{name} cannot be used with features.{other}: choose one of them")
+
+
+def check_contexts(contexts: Sequence[str], longest: int) -> None:
+    """Raise ValueError for an empty context, or one of more bytes than the encoder reads."""
+    for context in dict.fromkeys(contexts):
+        require(bool(context.strip()), "data: a context is empty, there is nothing to send")
+        if (size := len(context.encode())) > longest:
+            raise ValueError(f"model.max_length={longest} is less than the {size} bytes of a context ({context[:40]!r}...); raise it, or set data.long=window or drop")
+
+
+def asked_of(reader: Reader, asked: Sequence[Question], draws: Draws) -> dict[str, Tensor]:
+    """Prompt and answer of each question for one reader: tokens and told (B, L), at (B, A) the places that say the answer's tokens,
+    target (B, A), counts (B, A) where there is one. Of several answers the first counts. A row whose answer runs into its prompt counts nothing."""
+    prompts = [reader.asked(q.question) for q in asked]
+    answers = [reader.answered(q.question, q.answers[0]) or [] for q in asked]
+    tokens_BL, told_BL = padded([p + a[:-1] for p, a in zip(prompts, answers, strict=True)], reader.end, left=False)
+    target_BA, counts_BA = padded(answers, reader.end, left=False)
+    at_BA = torch.tensor([len(p) - 1 for p in prompts]).unsqueeze(1) + torch.arange(target_BA.shape[1])
+    return {"tokens": tokens_BL, "told": told_BL, "at": at_BA.clamp_max(tokens_BL.shape[1] - 1), "target": target_BA, "counts": counts_BA}

@@ -1,0 +1,132 @@
+"""A reader: a frozen causal language model with its own tokenizer, and how a question is put to it.
+
+What a reader sees is `lead, context or latents, prompt, answer, end`. The pieces are tokenised apart, so the prompt is the same whatever
+stands before it: the lead is what the tokenizer itself puts in front of a text (or the end token, where that is nothing) and serves
+as attention sink (Xiao et al. 2024); the answer's tokens are those of prompt and answer read together.
+"""
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any, Literal
+
+import torch
+from torch import Tensor, nn
+from transformers import AutoTokenizer
+
+from research_stack.backbones.pretrained import PretrainedCausal
+from research_stack.require import require
+
+PROMPT = "\nQ: {question}\nA:"
+
+
+class Reader(nn.Module):
+    """A frozen causal language model that answers questions about what it is given.
+
+    - path: a folder with a saved model and tokenizer, or a name on the hub. revision: commit or tag on the hub.
+    - prompt: what follows the context; `{question}` stands for the question. The answer follows it behind a blank.
+    - length: tokens of an answer at most, its end included.
+    - dtype, attention, quantization, device_map: as in `PretrainedCausal`; `auto` lays the model over the devices there are.
+
+    Raises ValueError in one line for a path without model or tokenizer, an encoder, a model without a key-value cache (each model is
+    tried out) and a tokenizer that knows no end of text.
+    """
+
+    def __init__(
+        self,
+        path: str,
+        revision: str | None = None,
+        prompt: str = PROMPT,
+        length: int = 12,
+        dtype: Literal["float32", "bfloat16"] = "float32",
+        attention: Literal["sdpa", "eager"] = "sdpa",
+        quantization: Literal["4bit", "8bit"] | None = None,
+        device_map: str | None = None,
+    ) -> None:
+        require("{question}" in prompt, f"prompt={prompt} must hold {{question}}")
+        require(length >= 1, f"length={length} must be at least 1")
+        super().__init__()
+        self.path, self.prompt, self.length = path, prompt, length
+        self.tokenizer = _tokenizer(path, revision)
+        self.end = _end(self.tokenizer, path)
+        self.model = PretrainedCausal(len(self.tokenizer), path, revision, dtype=dtype, attention=attention, quantization=quantization, device_map=device_map, frozen=True)
+        front = self.tokenizer("").input_ids
+        self.lead = [i for i in front if i != self.tokenizer.eos_token_id] or [self.end]
+        text = self.model.own.config.get_text_config()
+        self.layers, self.width, self.kv_heads = text.num_hidden_layers, text.hidden_size, text.num_key_value_heads
+        self.kv_width = text.to_dict().get("head_dim") or text.hidden_size // text.num_attention_heads
+        self.eval()
+
+    def train(self, mode: bool = True) -> Reader:
+        """A frozen model is never in training mode: its dropout stays off."""
+        return super().train(False)
+
+    @property
+    def device(self) -> torch.device:
+        """Where its embeddings lie."""
+        return self.model.unembedding.device
+
+    @property
+    def embeddings(self) -> nn.Embedding:
+        """The table of input embeddings."""
+        return self.model.own.get_input_embeddings()
+
+    def blocks(self) -> nn.ModuleList:
+        """Its decoder layers, the first one first."""
+        found = [m for m in self.model.own.base_model.modules() if isinstance(m, nn.ModuleList) and len(m) == self.layers]
+        if not found:
+            raise ValueError(f"path={self.path}: {type(self.model.own).__name__} has no list of {self.layers} layers")
+        return found[0]
+
+    # Words ---------------------------------------------------------------------------------------------------------
+
+    def ids(self, text: str) -> list[int]:
+        """The tokens of a text, without those that a tokenizer puts around it."""
+        return self.tokenizer(text, add_special_tokens=False).input_ids
+
+    def asked(self, question: str) -> list[int]:
+        """The tokens of the prompt."""
+        return self.ids(self.prompt.format(question=question))
+
+    def answered(self, question: str, answer: str) -> list[int] | None:
+        """The tokens of the answer and the end, as prompt and answer are tokenised together, cut to `length`.
+
+        None where they run into one another, so that the prompt's tokens do not begin those of both.
+        """
+        front = self.asked(question)
+        both = self.ids(f"{self.prompt.format(question=question)} {answer}")
+        if both[: len(front)] != front or (answer and len(both) == len(front)):
+            return None
+        return [*both[len(front) :], self.end][: self.length]
+
+    def text(self, ids: Sequence[int]) -> str:
+        """The answer that the tokens spell: up to the end token or the end of the line, without blanks around it."""
+        kept = list(ids)
+        if self.end in kept:
+            kept = kept[: kept.index(self.end)]
+        return self.tokenizer.decode(kept, skip_special_tokens=True).strip().split("\n")[0].strip()
+
+
+def padded(ids: Sequence[Sequence[int]], fill: int, left: bool, device: torch.device | str = "cpu") -> tuple[Tensor, Tensor]:
+    """(tokens int64 (B, L), seen bool (B, L)) of rows of different lengths; L is at least 1."""
+    longest = max(1, *map(len, ids)) if ids else 1
+    tokens_BL, seen_BL = torch.full((len(ids), longest), fill), torch.zeros(len(ids), longest, dtype=torch.bool)
+    for row, own in enumerate(ids):
+        where = slice(longest - len(own), longest) if left else slice(0, len(own))
+        tokens_BL[row, where] = torch.tensor(own, dtype=torch.long)
+        seen_BL[row, where] = True
+    return tokens_BL.to(device), seen_BL.to(device)
+
+
+def _tokenizer(path: str, revision: str | None) -> Any:
+    try:
+        return AutoTokenizer.from_pretrained(path, revision=revision or "main")
+    except Exception as error:  # damaged files and the network raise anything
+        line = f"{type(error).__name__}: {error}".splitlines()[0][:160]
+        raise ValueError(f"path={path} holds no tokenizer that can be loaded: {line}") from error
+
+
+def _end(tokenizer: Any, path: str) -> int:
+    """The id of the end of a text. Raises ValueError when there is none."""
+    end = tokenizer.eos_token_id
+    require(end is not None, f"path={path}: its tokenizer has no end token (eos_token): answers could not end")
+    return int(end)

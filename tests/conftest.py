@@ -1,0 +1,28 @@
+"""How many processes the tests run in, and what each of them computes on."""
+from __future__ import annotations
+
+import os
+
+import pytest
+
+MOST = 8  # processes; each loads torch, lightning and transformers
+
+
+def pytest_configure(config):
+    """Give each process of pytest-xdist a core of its own.
+
+    Else each run takes all cores for its threads, and threads that wait for one another on busy cores are thirty times slower than one.
+    The slow tests say hardware.threads=1; the processes they start share all cores.
+    """
+    worker = getattr(config, "workerinput", {}).get("workerid")  # gw0, gw1, ...
+    if worker is not None and config.option.markexpr != "slow" and hasattr(os, "sched_setaffinity"):
+        cores = sorted(os.sched_getaffinity(0))
+        os.sched_setaffinity(0, {cores[int(worker[2:]) % len(cores)]})
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_xdist_auto_num_workers(config):
+    """Processes for `-n auto`, which pyproject.toml says: one per core for all the tests; none beside this one for chosen files, which run sooner so."""
+    if config.args != config.getini("testpaths"):
+        return 0
+    return min(MOST, len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1)
