@@ -20,7 +20,7 @@ from research_stack.build import WHITELIST
 from research_stack.expressions import CannotSay, Evaluator, Opaque
 from research_stack.hints import UserError, choices, did_you_mean, nearest, one_line
 from research_stack.paths import key_of
-from research_stack.signatures import Module, Parameter, Signature, UnknownTarget, signature
+from research_stack.signatures import Module, Parameter, Signature, UnknownTarget, resolve, signature
 
 if TYPE_CHECKING:
     from omegaconf import DictConfig
@@ -215,7 +215,7 @@ def _violation(path: str, test: ast.expr, message: ast.expr | None, evaluate: Ev
 def check(cfg: DictConfig | Mapping[str, Any]) -> list[Problem]:
     """Every mistake that can be told from the config and the sources alone."""
     config = _resolved(cfg)
-    return [*_unresolved(cfg), *_top(config), *_trainer(config), *(p for path, node in nodes(config) for p in check_node(path, node))]
+    return [*_unresolved(cfg), *_top(config), *_trainer(config), *_conflicts(config), *(p for path, node in nodes(config) for p in check_node(path, node))]
 
 
 def _resolved(cfg: Any) -> dict[str, Any]:
@@ -289,15 +289,43 @@ def _trainer(config: Mapping[str, Any]) -> Iterator[Problem]:
             yield Problem(f"trainer.{key}", f"trainer.{key}={_short(node[key])} must be a whole number of steps, at least 1")
 
 
+def _conflicts(config: Any, path: str = "") -> Iterator[Problem]:
+    """Nodes side by side of which a class names the other in its `conflicts`, each pair once."""
+    if not isinstance(config, Mapping):
+        return
+    named = {str(name): _named_conflicts(node) for name, node in config.items()}
+    for name, others in named.items():
+        for other in others:
+            if other in named and (name < other or name not in named[other]):
+                yield Problem(f"{path}{name}", f"{path}{name} cannot be used with {path}{other}: choose one of them")
+    for name, node in config.items():
+        yield from _conflicts(node, f"{path}{name}.")
+
+
+def _named_conflicts(node: Any) -> Sequence[str]:
+    """The class attribute `conflicts` of a node's target, as it stands in the source."""
+    try:
+        found = resolve(str(node["_target_"])) if isinstance(node, Mapping) and "_target_" in node else None
+    except UnknownTarget:  # it is told of as such
+        return ()
+    for statement in found.node.body if found is not None and isinstance(found.node, ast.ClassDef) else ():
+        targets = statement.targets if isinstance(statement, ast.Assign) else [statement.target] if isinstance(statement, ast.AnnAssign) else []
+        if [ast.unparse(target) for target in targets] == ["conflicts"] and statement.value is not None:
+            value = _literal(statement.value)
+            return [str(name) for name in value] if isinstance(value, list | tuple) else ()
+    return ()
+
+
 def check_inputs(cfg: Any, config: Mapping[str, Any], seen: set[str]) -> Problem | None:
-    """Let the data's source and tokenizer look whether their files are there, if their modules do without torch.
+    """Let the data's source (or each of its sources) and tokenizer look whether their files are there, if their modules do without torch.
 
     - cfg, config: the config as composed, and as plain Python.
     - seen: descriptions of nodes that were found well; one that is in it is not looked at again.
     """
     data = config.get("data")
-    for part in ("source", "tokenizer"):
-        node = data.get(part) if isinstance(data, Mapping) else None
+    data = data if isinstance(data, Mapping) else {}
+    several = {f"sources.{name}": node for name, node in (data.get("sources") or {}).items() if isinstance(node, Mapping) and node.get("path", "") is not None}
+    for part, node in {"source": data.get("source"), "tokenizer": data.get("tokenizer"), **several}.items():
         name = json.dumps(node, sort_keys=True, default=str)
         if not isinstance(node, Mapping) or name in seen:
             continue
@@ -349,7 +377,7 @@ def _problems(point: Composed, done: set[str], seen: set[str]) -> list[Problem]:
         config = _resolved(point.cfg)
     except Unresolved as error:
         return [error.problem]
-    problems += [*_top(config), *_trainer(config)]
+    problems += [*_top(config), *_trainer(config), *_conflicts(config)]
     for path, node in nodes(config):
         name = path + json.dumps(node, sort_keys=True, default=str)
         if name not in done:  # the points of a sweep share most of their nodes

@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     pass
 
 log = logging.getLogger(__name__)
+WIRE = {"send": ("RUN", "READER"), "receive": ("RUN", "READER", "QUESTION")}
 SHOWING = ("--cfg", "--info", "--shell-completion", "--hydra-help", "--version")
 EXAMPLES = """\
   research-stack                                       train and measure the default experiment
@@ -32,6 +33,8 @@ EXAMPLES = """\
   research-stack task=sample run=FOLDER prompt="..."   sample from it
   research-stack task=compare runs=[A,B]               one table of several runs
   research-stack dry_run=true                          show config, parameters, memory, steps; train nothing
+  research-stack send RUN READER < text > message      a context as the bytes of a message to one reader
+  research-stack receive RUN READER "..." < message    what the reader answers to a question about it
   research-stack why trainer.max_steps                 every file and line that sets a key
   research-stack --cfg job                             print the composed config
   eval "$(research-stack -sc install=bash)"            tab completion (also zsh, fish)"""
@@ -61,6 +64,8 @@ def dispatch(arguments: Sequence[str]) -> int:
     """Do what the command line says."""
     if arguments and arguments[0] == "why":
         return why(arguments[1:])
+    if arguments and arguments[0] in WIRE:
+        return over_the_wire(*arguments)
     command = Command.parse(arguments)
     if "--help" in command.flags:
         sys.stdout.write(help_text())
@@ -109,6 +114,21 @@ def why(arguments: Sequence[str]) -> int:
     if not arguments or "=" in arguments[0] or arguments[0].startswith("-"):
         raise UserError("why needs a key: research-stack why trainer.max_steps [overrides]")
     sys.stdout.write(report(arguments[0], arguments[1:], Composer()) + "\n")
+    return 0
+
+
+def over_the_wire(verb: str, *arguments: str) -> int:
+    """`research-stack send RUN READER` and `research-stack receive RUN READER QUESTION`: standard input to standard output."""
+    if len(arguments) != len(WIRE[verb]):
+        raise UserError(f"{verb} needs {', '.join(WIRE[verb])}: research-stack {verb} {' '.join(WIRE[verb])} < {'context > message' if verb == 'send' else 'message'}")
+    from research_stack.latentwire import sending
+    from research_stack.run import load
+
+    run, reader, *question = arguments
+    context, given = load(run), sys.stdin.buffer.read()
+    out = sending.send(context, reader, given) if verb == "send" else f"{sending.receive(context, reader, *question, given)}\n".encode()
+    sys.stdout.buffer.write(out)
+    sys.stdout.buffer.flush()
     return 0
 
 

@@ -165,7 +165,7 @@ def fit(cfg: DictConfig, folder: Path) -> None:
     if step:
         refuse_other_data(place, parts.data)
     if leads():
-        provenance.add(place.path, {"data": parts.data.describe(), "model": model_facts(parts)})
+        provenance.add(place.path, {"data": parts.data.describe(), "model": model_facts(parts), "method": parts.method.describe()})
     loggers = [JsonlLogger(place.path, start_step=step), *chosen_loggers(cfg, place)]
     callbacks = [build(node, f"callbacks.{name}") for name, node in plain(cfg.callbacks).items()]
     callbacks = [RowBeforeCheckpoint(loggers[0]), ConfigInside(plain(cfg)), *([Ema(cfg.optimization.ema)] if cfg.optimization.ema else []), *callbacks]

@@ -1,8 +1,8 @@
 """The sender: the bytes of a context to M latents of d numbers.
 
 Bytes become vectors with hashed n-grams (as in the Byte Latent Transformer, Pagnoni et al. 2024), optionally in patches by a strided
-convolution, and go through a bidirectional transformer (`ByteEncoder`). M learned queries pool what comes out; a gated second pooling with the
-same weights reads the vectors that went in, a linear shortcut around the blocks that lets the latents learn before the blocks do (`Pooling`).
+convolution, and go through a bidirectional transformer (`ByteEncoder`). M learned queries pool what comes out; a gated second pooling reads
+the bytes' own vectors, a shortcut around patches and blocks that lets the latents learn before the blocks do (`Pooling`).
 
 Shapes: B contexts, N bytes, T = ceil(N / patch) patches, D width, M slots, d numbers of a slot, H heads of E numbers.
 """
@@ -92,9 +92,10 @@ class ByteEncoder(nn.Module):
         Raises ValueError for more than max_length bytes.
         """
         require(bytes_BN.shape[1] <= self.max_length, f"max_length={self.max_length} is less than the {bytes_BN.shape[1]} bytes of a context")
-        entered_BTD, seen_BT = self._patched(self.embed(torch.where(seen_BN, bytes_BN, BYTES - 1)) * seen_BN.unsqueeze(-1), seen_BN)
-        look = Everything(seen_BT[:, None, None, :])
-        return Encoded(entered_BTD, self.transformer.through_vectors(entered_BTD, slice(0, entered_BTD.shape[1]), look), seen_BT)
+        entered_BND = self.embed(torch.where(seen_BN, bytes_BN, BYTES - 1)) * seen_BN.unsqueeze(-1)
+        x_BTD, seen_BT = self._patched(entered_BND, seen_BN)
+        states_BTD = self.transformer.through_vectors(x_BTD, slice(0, x_BTD.shape[1]), Everything(seen_BT[:, None, None, :]))
+        return Encoded(entered_BND, seen_BN, states_BTD, seen_BT)
 
     def _patched(self, x_BND: Tensor, seen_BN: Tensor) -> tuple[Tensor, Tensor]:
         """Vectors (B, T, D) of the patches, and which of them are no padding (B, T)."""
@@ -111,15 +112,37 @@ class ByteEncoder(nn.Module):
 
 
 class Encoded(NamedTuple):
-    """Vectors before and states after the blocks, both (B, T, D), and where there is no padding (B, T)."""
+    """Vectors of the bytes before the blocks (B, N, D), states of the patches behind them (B, T, D), and where there is no padding."""
 
-    entered_BTD: Tensor
+    entered_BND: Tensor
+    seen_BN: Tensor
     states_BTD: Tensor
     seen_BT: Tensor
 
 
+class Attend(nn.Module):
+    """Attention of M learned queries over some vectors, heads side by side.
+
+    - dim: D. slots: M. heads: H.
+    """
+
+    def __init__(self, dim: int, slots: int, heads: int) -> None:
+        super().__init__()
+        self.heads = heads
+        self.query_MD = nn.Parameter(torch.empty(slots, dim))
+        self.key, self.value = nn.Linear(dim, dim, bias=False), nn.Linear(dim, dim, bias=False)
+
+    def forward(self, x_BTD: Tensor, seen_BT: Tensor) -> Tensor:
+        """(B, M, D)."""
+        key_BHTE, value_BHTE = (part.unflatten(-1, (self.heads, -1)).transpose(1, 2) for part in (self.key(x_BTD), self.value(x_BTD)))
+        query_HME = self.query_MD.unflatten(-1, (self.heads, -1)).transpose(0, 1).to(key_BHTE.dtype)
+        scores_BHMT = query_HME @ key_BHTE.transpose(-1, -2) / math.sqrt(key_BHTE.shape[-1])
+        weights_BHMT = scores_BHMT.masked_fill(~seen_BT[:, None, None, :], torch.finfo(scores_BHMT.dtype).min).softmax(-1)
+        return (weights_BHMT.to(value_BHTE.dtype) @ value_BHTE).transpose(1, 2).flatten(2)
+
+
 class Pooling(nn.Module):
-    """States to M latents of d numbers: attention of M learned queries, with a gated shortcut around the blocks.
+    """States to M latents of d numbers: pooled states, plus a gate for each slot times what is pooled of the bytes' own vectors.
 
     - dim: D of the encoder. slots, numbers: M and d. heads: of the queries. seed: of the initial weights.
     """
@@ -127,31 +150,19 @@ class Pooling(nn.Module):
     def __init__(self, dim: int, slots: int, numbers: int, heads: int, seed: int) -> None:
         super().__init__()
         require(heads >= 1 and dim % heads == 0, f"heads={heads} must divide the encoder's dim={dim}")
-        self.heads = heads
-        self.query_MD = nn.Parameter(torch.empty(slots, dim))
-        self.key, self.value, self.short = (nn.Linear(dim, dim, bias=False) for _ in range(3))
+        self.after, self.before = Attend(dim, slots, heads), Attend(dim, slots, heads)
         self.gate_M1 = nn.Parameter(torch.ones(slots, 1))
         self.norm, self.out = RMSNorm(dim), nn.Linear(dim, numbers)
         stream = generator(seed, "pooling")
         for name, parameter in self.named_parameters():
             if parameter.ndim == 2 and name != "gate_M1":
-                nn.init.normal_(parameter, std=1.0 if name == "query_MD" else dim**-0.5, generator=stream)
+                nn.init.normal_(parameter, std=1.0 if name.endswith("query_MD") else dim**-0.5, generator=stream)
         nn.init.zeros_(self.out.bias)
 
     def forward(self, encoded: Encoded) -> Tensor:
         """(B, M, d)."""
-        key_BHTE = self._heads(self.key(encoded.states_BTD))
-        query_HME = self.query_MD.unflatten(-1, (self.heads, -1)).transpose(0, 1).to(key_BHTE.dtype)
-        scores_BHMT = query_HME @ key_BHTE.transpose(-1, -2) / math.sqrt(key_BHTE.shape[-1])
-        weights_BHMT = scores_BHMT.masked_fill(~encoded.seen_BT[:, None, None, :], torch.finfo(scores_BHMT.dtype).min).softmax(-1)
-        after_BMD, before_BMD = (
-            (weights_BHMT.to(value_BTD.dtype) @ self._heads(value_BTD)).transpose(1, 2).flatten(2)
-            for value_BTD in (self.value(encoded.states_BTD), self.short(encoded.entered_BTD)))
+        after_BMD, before_BMD = self.after(encoded.states_BTD, encoded.seen_BT), self.before(encoded.entered_BND, encoded.seen_BN)
         return self.out(self.norm(after_BMD + self.gate_M1 * before_BMD))
-
-    def _heads(self, x_BTD: Tensor) -> Tensor:
-        """(B, H, T, E)."""
-        return x_BTD.unflatten(-1, (self.heads, -1)).transpose(1, 2)
 
 
 def as_bytes(texts: list[str]) -> tuple[Tensor, Tensor]:

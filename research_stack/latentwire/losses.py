@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import torch
 import torch.nn.functional as F
@@ -43,11 +43,15 @@ class Read:
 
 
 class Loss(ABC):
-    """Base of the losses; `weight` 0 leaves one out."""
+    """Base of the losses; `weight` 0 leaves one out, unless a stage of a curriculum gives it another.
+
+    - needs_context: whether `rows` must hold the context's tokens for each reader, `context.<reader>` (B, C) and `context_seen.<reader>`.
+    """
 
     weight: float
+    needs_context: bool = False
 
-    def prepare(self, method: LatentWire) -> None:
+    def prepare(self, method: LatentWire) -> None:  # noqa: B027  most have nothing to prepare
         """Called once, when readers and adapters are there."""
 
     def count(self, counts_BA: Tensor, tokens: int) -> Tensor:
@@ -58,16 +62,24 @@ class Loss(ABC):
     def __call__(self, read: Read) -> Tensor:
         """(): the sum over the rows, with gradient."""
 
+    def after_update(self) -> None:  # noqa: B027
+        """Called after each optimizer step."""
 
-def _require_weight(weight: float) -> None:
-    require(weight >= 0, f"weight={weight} must not be negative; 0 leaves the loss out")
+    def describe(self) -> dict[str, Any]:
+        """What is kept with the run."""
+        return {"weight": self.weight}
+
+
+def exact(x: Tensor) -> Tensor:
+    """The tensor in float32, or as it is where it is more exact."""
+    return x.to(torch.promote_types(x.dtype, torch.float32))
 
 
 class FirstToken(Loss):
     """Cross entropy of the first token of the answer, in nats."""
 
     def __init__(self, weight: float = 1.0) -> None:
-        _require_weight(weight)
+        require(weight >= 0, f"weight={weight} must not be negative; 0 leaves the loss out")
         self.weight = weight
 
     def count(self, counts_BA: Tensor, tokens: int) -> Tensor:
@@ -83,7 +95,7 @@ class AnswerTokens(Loss):
     """Cross entropy of the first K tokens of the answer, its end included, in nats; the mean is over tokens."""
 
     def __init__(self, weight: float = 1.0) -> None:
-        _require_weight(weight)
+        require(weight >= 0, f"weight={weight} must not be negative; 0 leaves the loss out")
         self.weight = weight
 
     def count(self, counts_BA: Tensor, tokens: int) -> Tensor:

@@ -19,8 +19,10 @@ from torch import Tensor, nn
 from research_stack.data.question import Question
 from research_stack.latentwire import wire as bytes_of_wire
 from research_stack.latentwire.adapter import HINTS, Adapter
+from research_stack.latentwire.curriculum import Curriculum, Stage
 from research_stack.latentwire.encoder import ByteEncoder, Pooling, as_bytes
 from research_stack.latentwire.features.base import Feature, Group, Sent, Step
+from research_stack.latentwire.features.listing import refuse_other_features
 from research_stack.latentwire.losses import Loss, Read
 from research_stack.latentwire.quantize import Quantizer
 from research_stack.latentwire.reader import Reader, padded
@@ -45,6 +47,10 @@ class LatentWire(TrainingModule):
     - tokens: K, of an answer that carry loss. train_encoder: false trains adapters and features alone.
     - pooling_heads: of the pooling. adapter_dim, adapter_layers, adapter_heads, expand: of the adapters.
     - hint: whether a length of the answer travels with the latents, one byte that the sender predicts.
+    - asked: questions of each context that a training batch holds; a context is encoded once for all of them.
+    - stages: of the training, with slots and weights of the losses of their own (`Stage`); null: none. Validation, and what is sent
+      unless another number of slots is asked for, are always as in the last one.
+    - lr_factors: of `optimization.lr`, for `encoder` and `adapter`; features have their own.
     """
 
     counted = "questions"
@@ -53,22 +59,28 @@ class LatentWire(TrainingModule):
         self, model: ByteEncoder, quantizer: Quantizer, readers: Mapping[str, Reader], losses: Mapping[str, Loss], questions: Sequence[Question],
         optimization: Optimization, seed: int, features: Mapping[str, Feature] | None = None, slots: int = 32, private: int = 8, numbers: int = 16,
         tokens: int = 6, train_encoder: bool = True, pooling_heads: int = 4, adapter_dim: int = 128, adapter_layers: int = 1, adapter_heads: int = 4,
-        expand: int = 1, hint: bool = False,
+        expand: int = 1, hint: bool = False, asked: int = 1, stages: Sequence[Stage | Mapping[str, Any]] | None = None, lr_factors: Mapping[str, float] | None = None,
     ) -> None:
         require(private >= 0, f"private={private} must not be negative")
         require(slots > private, f"slots={slots} must be more than private={private}: what is left is what the readers share")
         require(slots <= 256, f"slots={slots} must be at most 256")
         require(1 <= numbers <= 256, f"numbers={numbers} must lie in 1 .. 256")
         require(tokens >= 1, f"tokens={tokens} must be at least 1")
+        require(asked >= 1, f"asked={asked} must be at least 1")
         super().__init__(optimization, seed)
         require(len(readers) >= 1, f"readers={list(readers)} must name at least one")
-        self.losses: dict[str, Loss] = {name: loss for name, loss in losses.items() if loss.weight > 0}
+        self.curriculum, self.lr_factors = Curriculum(stages), {"encoder": 1.0, "adapter": 1.0} | dict(lr_factors or {})
+        require(len(self.lr_factors) == 2, f"lr_factors={lr_factors} must be of encoder and adapter alone")
+        self.losses: dict[str, Loss] = {name: loss for name, loss in losses.items() if loss.weight > 0 or self.curriculum.uses(name)}
         require(bool(self.losses), f"losses={list(losses)} must hold one with a weight above 0")
         chosen = dict(features or {})
         refuse_conflicts(chosen)
         self.model, self.quantizer, self.readers, self.questions = model, quantizer.bind(numbers), nn.ModuleDict(readers), questions
         self.slots, self.private, self.numbers, self.tokens, self.adapter_dim = slots, private, numbers, tokens, adapter_dim
-        self.train_encoder, self.hint = train_encoder, hint
+        self.train_encoder, self.hint, self.asked = train_encoder, hint, asked
+        self.of_context: dict[str, list[int]] = {}
+        for number, question in enumerate(questions):
+            self.of_context.setdefault(question.context, []).append(number)
         self.pooling = Pooling(model.dim, self.shared + private * len(readers), numbers, pooling_heads, seed)
         self.hinted = nn.Linear(numbers, HINTS) if hint else None
         self.adapters = nn.ModuleDict({
@@ -86,12 +98,18 @@ class LatentWire(TrainingModule):
         self.parts = {name: loss.weight for name, loss in self.losses.items()} | {k: w for f in chosen.values() for k, w in f.weights().items()}
         if hint:
             self.parts["hint"] = 1.0
+        self.curriculum.bind({name: loss.weight for name, loss in losses.items()} | self.parts, slots, private)
         self.weights_token: str | None = None
 
     @property
     def shared(self) -> int:
         """Slots that all readers get."""
         return self.slots - self.private
+
+    @property
+    def final_slots(self) -> int:
+        """Slots that are sent when the training is over: `slots`, or those of the last stage."""
+        return self.curriculum.slots(None, 0, self.slots)
 
     def name_of(self, reader: Reader) -> str:
         """What the config calls it."""
@@ -158,7 +176,7 @@ class LatentWire(TrainingModule):
         """The messages to one reader. Raises ValueError for a context that is empty or longer than the encoder reads."""
         check_contexts(contexts, self.model.max_length)
         bytes_BN, seen_BN = (t.to(self.device) for t in as_bytes(contexts))
-        raw_BMd = self.raw(bytes_BN, seen_BN)[:, self.slots_of(reader, slots or self.slots)]
+        raw_BMd = self.raw(bytes_BN, seen_BN)[:, self.slots_of(reader, slots or self.final_slots)]
         logits_BH = self.predicted_hint(self.quantizer(raw_BMd))
         hints = None if logits_BH is None else logits_BH.argmax(-1).tolist()
         return bytes_of_wire.messages(self.quantizer, raw_BMd, self.salt(reader), hints)
@@ -180,24 +198,42 @@ class LatentWire(TrainingModule):
 
     def prepare(self, batch: Rows, draws: Draws) -> tuple[Rows, Tensor]:
         """Bytes of the contexts; for each reader prompt and answer, and which tokens are the answer's."""
-        asked = [self.questions[i] for i in batch["question"].tolist()]
+        asked = [self.questions[i] for number in batch["question"].tolist() for i in self._with_others(number)]
         step = self._step_started()
         bytes_BN, seen_BN = as_bytes([q.context for q in asked])
-        rows = {"bytes": bytes_BN, "seen": seen_BN, "context": torch.arange(len(asked))}
+        known = {text: number for number, text in enumerate(dict.fromkeys(q.context for q in asked))}
+        rows = {"bytes": bytes_BN, "seen": seen_BN, "context": torch.tensor([known[q.context] for q in asked])}
         for name, reader in self.readers.items():
-            rows |= {f"{key}.{name}": tensor for key, tensor in asked_of(reader, asked, draws).items()}
+            of_reader = asked_of(reader, asked, draws) | (context_of(reader, asked) if any(loss.needs_context for loss in self.losses.values()) else {})
+            rows |= {f"{key}.{name}": tensor for key, tensor in of_reader.items()}
         for name, feature in self.features.items():
             rows |= {f"{name}.{key}": tensor for key, tensor in feature.rows(asked).items()} if hasattr(feature, "rows") else {}
         rows = {name: tensor.to(self.device) for name, tensor in rows.items()}
         self._now = step
         return rows, self._denominators(rows, step)
 
+    def _with_others(self, number: int) -> list[int]:
+        """A question and, in training, those of its context that follow it, `asked` in all where there are so many."""
+        if not self.training or self.asked == 1:
+            return [number]
+        same = self.of_context[self.questions[number].context]
+        at = same.index(number)
+        return [*same[at:], *same[:at]][: self.asked]
+
+    def tokens_of(self, batch: Rows) -> int:
+        """Questions of the step."""
+        return sum(len(self._with_others(number)) for number in batch["question"].tolist())
+
     def _step_started(self) -> Step:
-        number = self.global_step if self.training else None
-        step = Step(number, int(self.trainer.max_steps), self.slots, self.tokens)
+        number, total = self.global_step if self.training else None, int(self.trainer.max_steps)
+        step = Step(number, total, self.curriculum.slots(number, total, self.slots), self.tokens)
         for feature in self.features.values():
             feature.on_batch_start(step)
         return step
+
+    def weights_at(self, step: int | None) -> Mapping[str, float]:
+        """What the losses count in a step: those of its stage."""
+        return self.curriculum.weights(step, int(self.trainer.max_steps), self.parts)
 
     def _denominators(self, rows: Rows, step: Step) -> Tensor:
         """(P,) what the sums of `parts` are divided by."""
@@ -209,8 +245,11 @@ class LatentWire(TrainingModule):
 
     def loss_sum(self, rows: Rows) -> Tensor:
         """(P,) the sums of the losses over rows and readers."""
-        raw_BMd = self.raw(rows["bytes"], rows["seen"])
-        latents_BMd = self.quantizer(raw_BMd)
+        _, which_B = rows["context"].unique(return_inverse=True)
+        first_C = torch.full((int(which_B.max()) + 1,), len(which_B), device=self.device).scatter_reduce(
+            0, which_B, torch.arange(len(which_B), device=self.device), "amin")  # where each context stands first
+        raw_CMd = self.raw(rows["bytes"][first_C], rows["seen"][first_C])
+        raw_BMd, latents_BMd = raw_CMd[which_B], self.quantizer(raw_CMd)[which_B]
         sums: dict[str, Tensor] = {}
         for name in self.readers:
             for part, value in self._of_reader(name, raw_BMd, latents_BMd, rows).items():
@@ -231,7 +270,7 @@ class LatentWire(TrainingModule):
         given = Read(name, sent, raw_BMd[:, slots_M], logits_BAV, target_BA, counts_BA, self._now.tokens, rows)
         found |= {key: loss(given) for key, loss in self.losses.items()}
         for feature in self.features.values():
-            found |= feature.on_loss_aggregate(name, sent)
+            found |= feature.on_loss_aggregate(given)
         return found
 
     def answer_logits(self, name: str, given: Opened, rows: Rows) -> Tensor:
@@ -256,8 +295,25 @@ class LatentWire(TrainingModule):
         """FirstTok@1 on the batch, and what the features say."""
         said = {f"first1_{name}": value.detach() for name, value in self.accuracy.items()}
         for name, feature in self.features.items():
+            feature.after_update()
             said |= {f"{name}/{key}": torch.tensor(float(value), device=self.device) for key, value in feature.metrics_snapshot().items()}
-        return said
+        for loss in self.losses.values():
+            loss.after_update()
+        return said | ({"slots": torch.tensor(float(self._now.slots), device=self.device)} if len(self.curriculum) else {})
+
+    def forget(self) -> None:
+        """What the features have kept of the step."""
+        for feature in self.features.values():
+            feature.forget()
+
+    def load_state_dict(self, state_dict: Mapping[str, Any], strict: bool = True, assign: bool = False) -> Any:
+        """As torch does it. Raises ValueError that names the features a checkpoint lacks or has too many."""
+        refuse_other_features(state_dict, self.features)
+        return super().load_state_dict(state_dict, strict, assign)
+
+    def describe(self) -> dict[str, Any]:
+        """The losses, with the teachers' config hashes."""
+        return {"losses": {name: loss.describe() for name, loss in self.losses.items()}}
 
     def training_flops(self, length: int) -> float:
         """Of one byte of a context in training, the readers left out."""
@@ -265,11 +321,12 @@ class LatentWire(TrainingModule):
 
     # Optimizer ------------------------------------------------------------------------------------------------------
 
-    def groups(self) -> list[Group]:
+    def optimizer_groups(self) -> list[Group]:
         """All that is trained, part by part and feature by feature."""
-        found = [Group("encoder", [*self.model.parameters(), *self.pooling.parameters()])] if self.train_encoder else []
+        encoder, adapter = self.lr_factors["encoder"], self.lr_factors["adapter"]
+        found = [Group("encoder", [*self.model.parameters(), *self.pooling.parameters()], encoder)] if self.train_encoder else []
         rest = [] if self.hinted is None else list(self.hinted.parameters())
-        found += [Group(f"adapter.{name}", [*adapter.parameters()]) for name, adapter in self.adapters.items()] + ([Group("hint", rest)] if rest else [])
+        found += [Group(f"adapter.{name}", [*own.parameters()], adapter) for name, own in self.adapters.items()] + ([Group("hint", rest)] if rest else [])
         for name, feature in self.features.items():
             found += [Group(f"{name}.{group.name}", group.parameters, group.factor) for group in feature.on_optimizer_build()]
         return found
@@ -289,6 +346,12 @@ def check_contexts(contexts: Sequence[str], longest: int) -> None:
         require(bool(context.strip()), "data: a context is empty, there is nothing to send")
         if (size := len(context.encode())) > longest:
             raise ValueError(f"model.max_length={longest} is less than the {size} bytes of a context ({context[:40]!r}...); raise it, or set data.long=window or drop")
+
+
+def context_of(reader: Reader, asked: Sequence[Question]) -> dict[str, Tensor]:
+    """The contexts as one reader has them: context (B, C), context_seen (B, C) where there is a token."""
+    context_BC, seen_BC = padded([reader.ids(q.context) for q in asked], reader.end, left=False)
+    return {"context": context_BC, "context_seen": seen_BC}
 
 
 def asked_of(reader: Reader, asked: Sequence[Question], draws: Draws) -> dict[str, Tensor]:

@@ -43,6 +43,7 @@ class Reader(nn.Module):
         device_map: str | None = None,
     ) -> None:
         require("{question}" in prompt, f"prompt={prompt} must hold {{question}}")
+        require(prompt.strip() != "{question}", f"prompt={prompt} must hold more than {{question}}: an empty question would leave nothing to read")
         require(length >= 1, f"length={length} must be at least 1")
         super().__init__()
         self.path, self.prompt, self.length = path, prompt, length
@@ -52,8 +53,9 @@ class Reader(nn.Module):
         front = self.tokenizer("").input_ids
         self.lead = [i for i in front if i != self.tokenizer.eos_token_id] or [self.end]
         text = self.model.own.config.get_text_config()
-        self.layers, self.width, self.kv_heads = text.num_hidden_layers, text.hidden_size, text.num_key_value_heads
-        self.kv_width = text.to_dict().get("head_dim") or text.hidden_size // text.num_attention_heads
+        said = text.to_dict()  # older architectures do not tell key heads from query heads
+        self.layers, self.width, self.kv_heads = text.num_hidden_layers, text.hidden_size, said.get("num_key_value_heads") or text.num_attention_heads
+        self.kv_width = said.get("head_dim") or text.hidden_size // text.num_attention_heads
         self.eval()
 
     def train(self, mode: bool = True) -> Reader:

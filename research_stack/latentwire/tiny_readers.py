@@ -69,7 +69,7 @@ class TinyReader(Reader):
                                   "heads": heads, "steps": steps, "batch": batch, "lr": lr, "seed": seed, "prompt": prompt}  # fmt: skip
         fingerprint = hashlib.sha256(json.dumps(["reader", recipe], sort_keys=True).encode()).hexdigest()[:20]
         folder, self.facts = Cache(cache_dir, fingerprint).folder(lambda empty: trained(empty, recipe, law))
-        super().__init__(str(folder), prompt=prompt, length=length)
+        super().__init__(str(folder), prompt=prompt, length=length, attention="eager")  # for few keys on a CPU several times faster than sdpa
 
 
 def trained(folder: Path, recipe: dict[str, Any], law: Law) -> dict[str, Any]:

@@ -345,6 +345,11 @@ class Lookahead(MiniGPT):
         self._sums.append(torch.stack([value.sum().float() for value in values]))
         self._last.append(told_BL[:, -1])
 
+    def forget(self) -> None:
+        """The sums of this step."""
+        self._sums, self._last = [], []
+        self._norms.take()
+
     def after_update(self) -> Mapping[str, Tensor]:
         """Move the running statistics; mean and spread of predicted and actual, gradient norms of both parts, and
         `fixed_point`: rms change in nats of the confidences between the pass they were fed from and the next."""

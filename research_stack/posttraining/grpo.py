@@ -237,6 +237,10 @@ class GRPO(Policy):
         found = {name: value_BT.detach()[mask_BT].sum() for name, value_BT in terms.items() if name != "policy"} | {"tokens": mask_BT.sum()}
         self._sums = {name: self._sums.get(name, 0) + value for name, value in found.items()}
 
+    def forget(self) -> None:
+        """The sums of this step."""
+        self._sums = {}
+
     # What is logged ------------------------------------------------------------------------------------------------
 
     def _describe(self, found: Answers, kind_PN: Tensor, advantage_PN: Tensor) -> dict[str, Tensor]:

@@ -34,7 +34,7 @@ from research_stack.posttraining.rollout import Rollouts
 from research_stack.posttraining.sft import SFT
 from research_stack.require import require
 from research_stack.streams import Draws
-from research_stack.training.module import Rows
+from research_stack.training.module import Rows, count_rows
 from research_stack.training.optimization import Optimization
 
 if TYPE_CHECKING:
@@ -107,6 +107,13 @@ class PolychromicSFT(SFT):
         require(self.estimator == "score" or groups % pieces == 0,
                 f"optimization.accumulate={pieces} must divide the {groups} groups of a step: estimator={self.estimator} cannot cut a group apart; "
                 "choose another, or estimator=score")
+
+    def finer(self, rows: Rows) -> int | None:
+        """As for every method; with estimator=soft into pieces of whole groups."""
+        if self.estimator == "score":
+            return super().finer(rows)
+        groups = count_rows(rows) // self.group
+        return next((pieces for pieces in range(2 * self.pieces, groups + 1) if groups % pieces == 0), None)
 
     def _check_share(self, pairs: int) -> None:
         """Raise ValueError where this device's share of a batch is not of whole groups; from the first step on, warmup or not."""

@@ -78,7 +78,7 @@ def read(folder: str | Path) -> RunFiles:
     found.likelihood = table_of(place, "likelihood", found.problems)
     found.tables = {name: rows for name in TABLES if (rows := table_of(place, name, found.problems))}
     if place.films.is_dir():
-        films = {path.stem: _json(path, found) for path in sorted(place.films.glob("*.json"))}
+        films = {path.stem: _json(path, found) for path in sorted(place.films.glob("[!.]*.json"))}
         found.films = {name: film for name, film in films.items() if film.get("frames") and film.get("pieces")}
     return found
 

@@ -15,7 +15,8 @@ from research_stack.sweeps import Row, SweepTable, show
 LOWER = {"bound": True, "perplexity": True, "bits_per_byte": True, "loss": True, "gain_over_trigram": False, "accuracy": False,
          "reward": False, "exact_match": False, "f1": False, "nats": True, "loss_lm": True, "ece": True, "brier": True, "aurc": True,
          "calibration_error": True, "future_nats": True, "r2": False, "r2_over_entropy": False,
-         "pass": False, "hidden_pass": False, "distinct_right": False}  # fmt: skip
+         "pass": False, "hidden_pass": False, "distinct_right": False,
+         "f1_latent": False}  # fmt: skip
 FIRST = ("likelihood/bound", "likelihood/gain_over_trigram", "lookahead/nats", "lookahead/r2")
 REDUNDANT = ("_low", "_high", "likelihood/perplexity", "/bits_per_byte", "unigram", "trigram")  # say what others say
 GAIN = "/gain_over_trigram"
@@ -35,7 +36,7 @@ WORDS = {"likelihood/bound": "bound", "likelihood/perplexity": "perplexity bound
          "lookahead/r2_entropy": "R² of an entropy fit", "lookahead/r2_over_entropy": "R² above an entropy fit",
          "lookahead/ece": "calibration error (ECE)", "lookahead/brier": "Brier score"}  # fmt: skip
 ENDINGS = {"aurc": "AURC", "calibration_error": "calibration error, nats", "future_nats": "future loss, nats per token",
-           "loss_lm": "loss of the language model", "ece": "ECE", "r2": "R²"}  # fmt: skip
+           "loss_lm": "loss of the language model", "ece": "ECE", "r2": "R²", "f1_latent": "F1 from latents"}  # fmt: skip
 
 
 def metric_words(metric: str) -> str:
@@ -62,7 +63,8 @@ def with_unit(metric: str) -> str:
 def worth_plotting(table: SweepTable) -> list[str]:
     """The metrics that say something of their own, the most important first; seconds come last."""
     answers = _answers_worth_plotting(table)
-    own = [m for m in table.metrics if (not m.endswith(REDUNDANT) or m.endswith(GAIN)) and (not m.startswith(measured.NAME) or m in answers)]
+    own = [m for m in table.metrics if (not m.endswith(REDUNDANT) or m.endswith(GAIN)) and (not m.startswith(measured.NAME) or m in answers)
+           and (not m.startswith("latentwire/") or better(m) is not None)]  # fmt: skip
     if not own:
         return list(table.metrics)
     first = (*FIRST, *answers)

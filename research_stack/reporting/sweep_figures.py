@@ -5,7 +5,7 @@ import math
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from research_stack.reporting import two_phase_figures
+from research_stack.reporting import latentwire_sweep, two_phase_figures
 from research_stack.reporting.budgets import OWN, panels
 from research_stack.reporting.curves import number
 from research_stack.reporting.figures import BLUE, GREEN, GREY, INK, ORANGE, new_figure, save
@@ -30,7 +30,7 @@ def write_sweep_figures(folder: Path, table: SweepTable) -> list[Path]:
 def metrics_figure(table: SweepTable) -> Figure | None:
     """The three most important metrics with standard errors."""
     metrics = worth_plotting(table)[:COLUMNS]
-    if len(table.rows) < 2 or not metrics:
+    if len(table.rows) < 2 or not metrics or not latentwire_sweep.comparable(table):
         return None
     figure, plots = new_figure(3.6 * len(metrics), 3.3, len(metrics))
     for plot, metric in zip(plots, metrics, strict=True):

@@ -8,7 +8,16 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from research_stack.reporting import budgets, overlays, paired, speed, two_phase, two_phase_page
+from research_stack.reporting import (
+    budgets,
+    latentwire_sweep,
+    latentwire_sweep_page,
+    overlays,
+    paired,
+    speed,
+    two_phase,
+    two_phase_page,
+)
 from research_stack.reporting.charts import Series, axis_of, heat_map, line_chart
 from research_stack.reporting.html import Html, el, page
 from research_stack.reporting.report import asset
@@ -55,7 +64,8 @@ def render(folder: Path, table: SweepTable) -> str:
     seeds = max((row.n for row in table.rows), default=0)
     axes = " × ".join(table.labels[axis] for axis in table.axes) or "seeds"
     over = budgets.panels(table)
-    parts = [_header(folder, table, axes), *_results(table), paired.section(table), _plots(table, axes), budgets.section(table, over),
+    compared = [paired.section(table), _plots(table, axes)] if latentwire_sweep.comparable(table) else []
+    parts = [_header(folder, table, axes), *_results(table), *compared, budgets.section(table, over),
              overlays.section(table), speed.section(table), stability(table, validation=not over), _failures(table), _fine_print(table)]  # fmt: skip
     title = f"{folder.name}: {axes}"
     body = [*(part for part in parts if part), el("footer", f"{len(table.points)} runs, up to {seeds} seeds a setting. Made from the files of the run folders; loads nothing from anywhere.")]
@@ -81,6 +91,8 @@ def verdict(table: SweepTable) -> str:
     found = next(((m, better(m)) for m in worth_plotting(table) if better(m) is not None), None)
     if not table.rows:
         return "No run has a result."
+    if told := latentwire_sweep.headline(table):
+        return told
     if found is None or len(table.rows) < 2:
         return f"{sum(row.n for row in table.rows)} runs."
     metric, lower = found
@@ -112,29 +124,30 @@ def _finite(value: float | None) -> bool:
 
 
 def as_markdown(table: SweepTable) -> str:
-    """What results.md says below its table: quality and diversity of policies, the differences seed by seed; empty where there is neither."""
+    """What results.md says below its table: quality and diversity of policies, wires of latents against their baseline, the differences seed by seed."""
     table = named(table)
-    return "\n".join(part for part in (two_phase.as_markdown(table), paired.as_markdown(table)) if part)
+    differences = paired.as_markdown(table) if latentwire_sweep.comparable(table) else ""
+    return "\n".join(part for part in (two_phase.as_markdown(table), latentwire_sweep.as_markdown(table), differences) if part)
 
 
 def as_text(table: SweepTable, width: int) -> str:
-    """The table for a terminal of `width` columns: quality and diversity where runs answered prompts, else as many metrics as fit."""
-    return two_phase.as_text(table) or table.as_text(width)
+    """The table for a terminal of `width` columns: quality and diversity where runs answered prompts, wires of latents beside their baseline, else as many metrics as fit."""
+    return two_phase.as_text(table) or latentwire_sweep.as_text(table, width) or table.as_text(width)
 
 
 def _results(table: SweepTable) -> list[Any]:
-    """All numbers; those of policies, which are many, folded behind the few that are read."""
-    found, policies = _table_section(table), two_phase_page.section(table)
-    if policies is None or found is None:
+    """All numbers; those of policies and of wires of latents, which are many, folded behind the few that are read."""
+    found, few = _table_section(table), two_phase_page.section(table) or latentwire_sweep_page.section(table)
+    if few is None or found is None:
         return [found]
-    return [policies, [el("details", el("summary", "All numbers"), found[1:])]]
+    return [few, [el("details", el("summary", "All numbers"), found[1:])]]
 
 
 def _table_section(table: SweepTable) -> list[Html] | None:
     if not table.rows:
         return None
     metrics = table.estimates
-    best = {metric: _best(table.rows, metric) for metric in metrics}
+    best = {metric: _best(table.rows, metric) if latentwire_sweep.comparable(table) else None for metric in metrics}
     head = [*(el("th", table.labels[axis]) for axis in table.axes), el("th", "seeds", class_="num"),
             *(el("th", with_unit(metric), class_="num") for metric in metrics)]  # fmt: skip
     body = []

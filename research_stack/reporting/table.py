@@ -5,6 +5,7 @@ import math
 import os
 from pathlib import Path
 
+from research_stack.reporting import latentwire_words
 from research_stack.reporting.calibration import predictor_rows
 from research_stack.reporting.measured import main, words, written, written_span
 from research_stack.reporting.next_token import DECODERS, cell, decoder_rows, next_token_rows, span
@@ -23,8 +24,8 @@ def summary(folder: str | os.PathLike[str]) -> str:
     blocks = [f"{run.name}: {run.status}{took}"]
     if run.error:
         blocks.append(run.error)
-    blocks += [block for block in (_likelihood(run), _answers(run), _next_token(run), _predictors(run), _decoders(run), _decoding(run)) if block]
-    if headline(run) is not None or held_out(run) or answers(run) or correlation(run.metrics):
+    blocks += [block for block in (_likelihood(run), _answers(run), _next_token(run), _predictors(run), _decoders(run), _decoding(run), *map(aligned, latentwire_words.terminal(run))) if block]
+    if headline(run) is not None or held_out(run) or answers(run) or correlation(run.metrics) or latentwire_words.verdict(run) or latentwire_words.last_step(run):
         blocks.append(verdict(run))
     elif words := last_loss(run):
         blocks.append(words)

@@ -18,7 +18,8 @@ from lightning import LightningModule
 from torch import Tensor
 
 from research_stack.streams import Draws, seed_of
-from research_stack.training.optimization import Optimization
+from research_stack.training.memory import Statistics, TooLarge, is_out_of_memory
+from research_stack.training.optimization import Group, Optimization
 
 if TYPE_CHECKING:
     from research_stack.data.module import TokenData
@@ -53,7 +54,7 @@ class TrainingModule(LightningModule):
         super().__init__()
         self.automatic_optimization = False
         self.optimization, self.seed = optimization, seed
-        self._scheduler_steps: int | None = None
+        self.pieces = optimization.accumulate  # more once a piece did not fit into memory
 
     # What a family implements -------------------------------------------------------------------------------------
 
@@ -78,9 +79,28 @@ class TrainingModule(LightningModule):
         """Groups of parameters whose gradients are clipped each by its own norm; together all that are trained."""
         return [list(self.parameters())]
 
+    def describe(self) -> dict[str, Any]:
+        """What is kept with the run beside its config."""
+        return {}
+
     def after_update(self) -> Mapping[str, Tensor]:
         """Called after each optimizer step on every device; numbers to log."""
         return {}
+
+    def weights_at(self, step: int | None) -> Mapping[str, float]:
+        """What the parts count at an optimizer step, in the order of `parts`; None: in validation, the same whenever it comes."""
+        return self.parts
+
+    def optimizer_groups(self) -> Sequence[Group] | None:
+        """Groups with learning rates of their own, that together hold each trained parameter once; None: all are one."""
+        return None
+
+    def finer(self, rows: Rows) -> int | None:
+        """Into how many pieces to cut the rows when `pieces` were too large for the memory; None when no finer cut is possible."""
+        return min(2 * self.pieces, count_rows(rows)) if self.pieces < count_rows(rows) else None
+
+    def forget(self) -> None:
+        """Drop what `loss_sum` has kept of this step for `after_update`, since the step begins again; buffers are restored without it."""
 
     def tokens_of(self, batch: Rows) -> int:
         """How much this device has worked on in the last step, for the progress line."""
@@ -99,24 +119,18 @@ class TrainingModule(LightningModule):
 
     def configure_optimizers(self) -> dict[str, Any]:
         """AdamW and its schedule over `trainer.max_steps`."""
-        optimizer = self.optimization.optimizer(self)
+        optimizer = self.optimization.optimizer(self, self.optimizer_groups())
         factor = self.optimization.factor(int(self.trainer.max_steps))
         return {"optimizer": optimizer, "lr_scheduler": torch.optim.lr_scheduler.LambdaLR(optimizer, factor)}
 
     def training_step(self, batch: Rows, batch_idx: int) -> Tensor:
         """One optimizer step; returns the batch's loss over all devices, without gradient."""
         step = self.global_step
-        torch.manual_seed(seed_of(self.seed, "dropout", step, self.global_rank))  # dropout draws from the global stream
+        self._seed_dropout()
         rows, denominator = self.prepare(batch, self.draws("corruption", step, batch))
         denominator = self.total_over_devices(denominator).clamp_min(1)
-        pieces = list(cut(rows, self.optimization.accumulate))
-        means, weights = torch.zeros((), device=self.device), self._part_weights()
-        for index, piece in enumerate(pieces):
-            with self._gradients_stay_here(index < len(pieces) - 1):
-                # Data parallelism averages gradients over devices; the factor makes that a sum.
-                part = self.loss_sum(piece) / denominator
-                self.manual_backward((part * weights).sum() * self.trainer.world_size)
-            means = means + part.detach()
+        weights = self._part_weights(step)
+        means = self._gradients(rows, denominator, weights)
         norm = self._clip()
         means = self.total_over_devices(means)
         loss = (means * weights).sum()
@@ -147,19 +161,69 @@ class TrainingModule(LightningModule):
         """Log the mean over all validation rows of all devices."""
         total, denominator = self.total_over_devices(self._validation).unbind(-1)
         means = total / denominator.clamp_min(1)
-        self.log("val/loss", (means * self._part_weights()).sum(), prog_bar=True)
+        self.log("val/loss", (means * self._part_weights(None)).sum(), prog_bar=True)
         self.log_dict({f"val/{name}": value for name, value in self._named(means).items()})
 
     # Pieces --------------------------------------------------------------------------------------------------------
+
+    def _gradients(self, rows: Rows, denominator: Tensor, weights: Tensor) -> Tensor:
+        """This device's share of the parts' means, () or (P,), with the gradient of the loss left in the parameters.
+
+        A step that does not fit into memory begins again in more pieces, which later steps keep. That changes no number but the dropout,
+        and statistics that a family takes of each piece.
+        """
+        before = Statistics(self) if self.trainer.world_size == 1 else None
+        while True:
+            try:
+                return self._piece_by_piece(rows, denominator, weights)
+            except RuntimeError as error:
+                if not is_out_of_memory(error):
+                    raise
+                self._cut_finer(rows, error)
+            # Here the error is gone, and with it the tensors that its frames held.
+            self.optimizers().zero_grad(set_to_none=True)
+            self.forget()
+            before.restore()
+            self._seed_dropout()
+            if self.device.type == "cuda":
+                torch.cuda.empty_cache()
+
+    def _piece_by_piece(self, rows: Rows, denominator: Tensor, weights: Tensor) -> Tensor:
+        pieces, means = list(cut(rows, self.pieces)), torch.zeros((), device=self.device)
+        for index, piece in enumerate(pieces):
+            with self._gradients_stay_here(index < len(pieces) - 1):
+                # Data parallelism averages gradients over devices; the factor makes that a sum.
+                part = self.loss_sum(piece) / denominator
+                self.manual_backward((part * weights).sum() * self.trainer.world_size)
+            means = means + part.detach()
+        return means
+
+    def _cut_finer(self, rows: Rows, error: RuntimeError) -> None:
+        """Raise `pieces`. Raises TooLarge in one line where they cannot be, or where other devices would not do the same."""
+        count, world, line = count_rows(rows), self.trainer.world_size, str(error).splitlines()[0][:160]
+        most = -(-count // self.pieces)
+        what = f"optimization.accumulate={self.pieces}: step {self.global_step} does not fit into memory with {most} row{'s' * (most > 1)} at once"
+        if world > 1:
+            raise TooLarge(f"{what} on one of {world} devices; raise it ({line})") from error
+        pieces = self.finer(rows)
+        if pieces is None:
+            raise TooLarge(f"{what}, and cannot be cut finer; take shorter rows or a smaller model ({line})") from error
+        log.warning("step %d does not fit into memory with %d rows at once: from now on the %d rows of a step are cut into %d pieces, not %d (%s)",
+                    self.global_step, most, count, pieces, self.pieces, line)
+        self.pieces = pieces
+
+    def _seed_dropout(self) -> None:
+        """Dropout draws from the global stream."""
+        torch.manual_seed(seed_of(self.seed, "dropout", self.global_step, self.global_rank))
 
     def draws(self, stream: str, step: int, batch: Rows) -> Draws:
         """The numbers of this device's rows, out of those drawn for the whole batch."""
         rows, world, rank = count_rows(batch), self.trainer.world_size, self.global_rank
         return Draws(self.seed, stream, step, total=rows * world, rows=slice(rank * rows, (rank + 1) * rows), device=self.device)
 
-    def _part_weights(self) -> Tensor:
+    def _part_weights(self, step: int | None) -> Tensor:
         """() or (P,): what each sum counts in the loss."""
-        return torch.tensor(list(self.parts.values()) or 1.0, device=self.device)
+        return torch.tensor(list(self.weights_at(step).values()) or 1.0, device=self.device)
 
     def _named(self, means: Tensor) -> dict[str, Tensor]:
         """The parts by name, `loss_` in front; none for a single sum."""

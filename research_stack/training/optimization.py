@@ -2,14 +2,27 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
-from typing import Literal
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
+from typing import Any, Literal
 
 import torch
 from torch import nn
 
 from research_stack.require import require
 from research_stack.training.muon import Together, hidden_matrices
+
+
+@dataclass
+class Group:
+    """Parameters with a learning rate of their own.
+
+    - factor: of `optimization.lr`.
+    """
+
+    name: str
+    parameters: Sequence[nn.Parameter]
+    factor: float = 1.0
 
 
 class Optimization:
@@ -60,29 +73,43 @@ class Optimization:
             warmup_steps, schedule, final_ratio, decay_share)
         self.clip, self.accumulate, self.ema, self.algorithm = clip, accumulate, ema, optimizer
 
-    def optimizer(self, module: nn.Module) -> torch.optim.Optimizer:
-        """The optimizer of the module's trainable parameters; ValueError when Muon would have nothing to do."""
+    def optimizer(self, module: nn.Module, groups: Sequence[Group] | None = None) -> torch.optim.Optimizer:
+        """The optimizer of the module's trainable parameters.
+
+        - groups: each gets `param_groups` of its own (matrices of Muon, decayed, not decayed) with its name and its learning rate.
+
+        Raises ValueError when Muon would have nothing to do, and when the groups do not hold each trained parameter once.
+        """
         trained = [p for p in module.parameters() if p.requires_grad]
         embeddings = {id(p) for m in module.modules() if isinstance(m, nn.Embedding) for p in m.parameters()}
         decayed = {id(p) for p in trained if p.ndim >= 2 and id(p) not in embeddings}
-        if self.algorithm == "adamw":
-            return self._adamw(trained, decayed)
-        hidden = hidden_matrices(module)
-        if not hidden:
+        hidden = hidden_matrices(module) if self.algorithm == "muon" else []
+        if self.algorithm == "muon" and not hidden:
             raise ValueError("optimization.optimizer=muon has no matrix to train: no trainable nn.Linear of more than one input and output "
                              "but embeddings; use adamw")
-        muon = torch.optim.Muon(hidden, lr=self.lr, weight_decay=self.weight_decay, adjust_lr_fn="match_rms_adamw")
+        if groups is None:
+            parts = [(trained, {})]
+        else:
+            require_each_once(module, groups)
+            parts = [([p for p in group.parameters if p.requires_grad], {"name": group.name, "lr": self.lr * group.factor}) for group in groups]
         taken = {id(p) for p in hidden}
-        others = [p for p in trained if id(p) not in taken]
-        return Together(muon, self._adamw(others, decayed)) if others else Together(muon)
+        of_muon = [{"params": own, **more} for own, more in ((_within(hidden, part), more) for part, more in parts) if own]
+        of_adamw = [group for part, more in parts for group in self._decayed_apart([p for p in part if id(p) not in taken], decayed, more)]
+        adamw = torch.optim.AdamW(of_adamw, lr=self.lr, betas=self.betas, eps=self.eps, fused=True) if of_adamw else None
+        if not of_muon:
+            if adamw is None:
+                raise ValueError("optimization: no parameter is trained")
+            return adamw
+        muon = torch.optim.Muon(of_muon, lr=self.lr, weight_decay=self.weight_decay, adjust_lr_fn="match_rms_adamw")
+        return Together(muon) if adamw is None else Together(muon, adamw)
 
-    def _adamw(self, trained: list[nn.Parameter], decayed: set[int]) -> torch.optim.AdamW:
-        """Fused AdamW in two groups: the parameters whose ids are in `decayed`, and the rest."""
+    def _decayed_apart(self, trained: list[nn.Parameter], decayed: set[int], more: dict[str, Any]) -> list[dict[str, Any]]:
+        """Groups of the parameters whose ids are in `decayed`, and of the rest; empty ones are left out."""
         groups = [
-            {"params": [p for p in trained if id(p) in decayed], "weight_decay": self.weight_decay},
-            {"params": [p for p in trained if id(p) not in decayed], "weight_decay": 0.0},
+            {"params": [p for p in trained if id(p) in decayed], "weight_decay": self.weight_decay, **more},
+            {"params": [p for p in trained if id(p) not in decayed], "weight_decay": 0.0, **more},
         ]
-        return torch.optim.AdamW([g for g in groups if g["params"]], lr=self.lr, betas=self.betas, eps=self.eps, fused=True)
+        return [group for group in groups if group["params"]]
 
     def factor(self, total_steps: int) -> Callable[[int], float]:
         """The learning rate of step s (0-based) as a share of `lr`."""
@@ -103,3 +130,25 @@ class Optimization:
     def _wsd(self, progress: float) -> float:
         left = min(1.0, (1 - progress) / self.decay_share)
         return self.final_ratio + (1 - self.final_ratio) * left
+
+
+def require_each_once(module: nn.Module, groups: Sequence[Group]) -> None:
+    """Raise ValueError unless the groups have different names, factors above 0 and together each trained parameter of the module once."""
+    names = [group.name for group in groups]
+    require(len(set(names)) == len(names), f"groups={names} must have different names")
+    for group in groups:
+        require(group.factor > 0, f"factor={group.factor} of group {group.name} must be positive")
+    places: dict[int, list[str]] = {}
+    for group in groups:
+        for parameter in group.parameters:
+            places.setdefault(id(parameter), []).append(group.name)
+    for name, parameter in module.named_parameters():
+        where = places.get(id(parameter), [])
+        if parameter.requires_grad and len(where) != 1:
+            raise ValueError(f"groups={names} must hold each trained parameter once: {name} is in {' and in '.join(where) or 'none of them'}")
+
+
+def _within(parameters: Iterable[nn.Parameter], part: Sequence[nn.Parameter]) -> list[nn.Parameter]:
+    """Those of the parameters that are of the part, in their own order."""
+    own = {id(p) for p in part}
+    return [p for p in parameters if id(p) in own]

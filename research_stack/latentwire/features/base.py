@@ -1,28 +1,18 @@
 """What a feature of LatentWire is: parameters, losses or knobs that the config adds, with five hooks and what it gives a reader."""
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 from torch import Tensor, nn
 
 from research_stack.latentwire.receiver import Condition
+from research_stack.training.optimization import Group
 
 if TYPE_CHECKING:
+    from research_stack.latentwire.losses import Read
     from research_stack.latentwire.module import LatentWire
-
-
-@dataclass
-class Group:
-    """Parameters with a learning rate of their own.
-
-    - factor: of `optimization.lr`.
-    """
-
-    name: str
-    parameters: Sequence[nn.Parameter]
-    factor: float = 1.0
 
 
 @dataclass
@@ -79,13 +69,19 @@ class Feature(nn.Module):
         """What the reader of this name is given, beside or instead of what it would be given."""
         return condition
 
-    def on_loss_aggregate(self, reader: str, sent: Sent) -> Mapping[str, tuple[Tensor, Tensor]]:
-        """Further losses: {name: (sum over rows, with gradient; its share of the denominator)}; weights are `weights()`."""
+    def on_loss_aggregate(self, read: Read) -> Mapping[str, Tensor]:
+        """Further losses of what one reader read: {name: sum over its rows, with gradient}, to be divided by rows; weights are `weights()`."""
         return {}
 
     def weights(self) -> Mapping[str, float]:
         """The weight of each loss that `on_loss_aggregate` gives."""
         return {}
+
+    def after_update(self) -> None:
+        """Called after each optimizer step on every device; a feature that learns from the batch as a whole changes its buffers here."""
+
+    def forget(self) -> None:
+        """Drop what `on_loss_aggregate` has kept for `after_update`: the step begins again."""
 
     def metrics_snapshot(self) -> dict[str, float]:
         """Numbers to log after a step."""

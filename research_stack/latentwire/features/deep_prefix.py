@@ -67,9 +67,10 @@ def keys_values_of(reader: Reader, texts: list[str], positions: int) -> tuple[Te
 
     Keys are those of the first `positions` tokens, so that they are turned to the positions the latents will stand at.
     """
-    given = told(reader, [reader.ids(text)[:positions] for text in texts])
-    rows = given.seen_BP.clone()
-    rows[:, : rows.shape[1] - positions] = False  # padding stands on the left, and the lead before the text
-    kept = [torch.stack((layer.keys, layer.values)).permute(1, 3, 0, 2, 4)[rows].float() for layer in given.cache.held.layers]
+    read = [reader.ids(text)[:positions] for text in texts]
+    given = told(reader, read)
+    lengths_B1, width = torch.tensor([[len(ids)] for ids in read], device=reader.device), given.seen_BP.shape[1]
+    text_BP = torch.arange(width, device=reader.device) >= width - lengths_B1  # padding stands on the left, and the lead before the text
+    kept = [torch.stack((layer.keys, layer.values)).permute(1, 3, 0, 2, 4)[text_BP].float() for layer in given.cache.held.layers]
     stacked = torch.stack(kept)  # (layers, n, 2, K, E)
     return stacked.mean(1).cpu(), stacked.std(1).clamp_min(1e-4).cpu()

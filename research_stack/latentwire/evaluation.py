@@ -1,0 +1,238 @@
+"""What readers answer from latents, beside what they answer from as many bytes or tokens of text, the whole text and nothing.
+
+Writes tables/latentwire.csv (scores by path), latentwire_paired.csv (paths against one another on the same questions),
+latentwire_scores.csv (single questions), latentwire_bytes.csv (parts of a message), latentwire_examples.csv and latentwire_latency.csv.
+
+Shapes: n questions.
+"""
+from __future__ import annotations
+
+import csv
+import io
+import logging
+import math
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from research_stack.data.question import Question
+from research_stack.data.questions import QuestionData
+from research_stack.evaluation import paired
+from research_stack.latentwire import paths, wire
+from research_stack.latentwire.latency import Latency
+from research_stack.latentwire.module import LatentWire
+from research_stack.latentwire.paths import HEAD, LATENT, NONE, SHUFFLED, TEXT, TOKENS, Answered, Asker
+from research_stack.latentwire.text_baselines import ratio_of_bytes
+from research_stack.latentwire.useful_bits import useful_bits
+from research_stack.require import require
+from research_stack.results import RunFolder, atomic_write
+
+if TYPE_CHECKING:
+    from research_stack.evaluation.context import Context
+
+log = logging.getLogger(__name__)
+
+POOLED = "all"  # the questions of all data sets, where there are several
+COMPARED = (*((LATENT, path) for path in (HEAD, paths.TAIL, paths.ZLIB, TOKENS, SHUFFLED, TEXT, paths.ZEROS)), (SHUFFLED, NONE))
+SHOWN = (LATENT, SHUFFLED, NONE, TEXT, HEAD, TOKENS)  # answers of the examples
+Table = list[dict[str, Any]]
+
+
+class LatentWireEvaluation:
+    """Exact match, F1 and FirstTok@k of every reader along every path (`paths`), bytes, ratio and time to the first token.
+
+    Latents go through real bytes: the message is written, counted and read back. Intervals are 95 %, by a bootstrap over the groups of
+    questions that depend on one another; they do not cover a new training run.
+
+    - most: questions of each data set, spread evenly over the validation side; None for all. batch: questions read together.
+    - slots: further M to send, of more than the method's private slots and at most all of its slots; others are left out. The first shared ones are sent.
+    - examples: questions of each data set whose answers are kept as texts. draws: of the bootstrap.
+    - latency: how times are taken; None: not at all.
+    """
+
+    def __init__(
+        self, most: int | None = 512, batch: int = 64, slots: list[int] | None = None, examples: int = 6, draws: int = 1000, latency: Latency | None = None,
+    ) -> None:
+        require(most is None or most >= 2, f"most={most} must be at least 2, or null for all")
+        require(batch >= 1, f"batch={batch} must be at least 1")
+        require(examples >= 1, f"examples={examples} must be at least 1")
+        require(draws >= 100, f"draws={draws} must be at least 100")
+        if slots is not None and any(not 1 <= number <= wire.MOST for number in slots):
+            raise ValueError(f"slots={slots} must be numbers from 1 to {wire.MOST}")
+        self.most, self.batch, self.slots, self.examples, self.draws, self.latency = most, batch, slots, examples, draws, latency
+
+    def unsuited(self, method: type) -> str | None:
+        """Only LatentWire sends latents."""
+        return None if issubclass(method, LatentWire) else "it measures readers of latents; choose the eval of this method"
+
+    def __call__(self, context: Context) -> dict[str, float]:
+        """The numbers of each reader as `<reader>/<name>`, on all questions; what is not defined (a ratio to 0) is left out."""
+        method, data = context.method, context.data
+        assert isinstance(method, LatentWire) and isinstance(data, QuestionData)
+        questions = chosen([data.questions[i] for i in data.validation], self.most)
+        found = self._answers(method, questions, context.seed)
+        scores = Scores(questions, found, method, self.draws, context.seed)
+        write_table(context.folder, "latentwire", scores.rows())
+        write_table(context.folder, "latentwire_paired", scores.paired())
+        write_table(context.folder, "latentwire_scores", scores.single())
+        write_table(context.folder, "latentwire_bytes", bytes_table(method))
+        write_table(context.folder, "latentwire_examples", self._examples(method, questions, found))
+        if self.latency is not None:
+            write_table(context.folder, "latentwire_latency", self.latency(method, [q.context for q in questions], questions[0].question))
+        return {name: value for name, value in scores.metrics(data).items() if math.isfinite(value)}
+
+    def _answers(self, method: LatentWire, questions: Sequence[Question], seed: int) -> list[Answered]:
+        """Every reader along every path."""
+        others = paths.strangers(questions, seed)
+        if others is None:
+            log.warning("latents of another example are left out: a data set's questions are of too few groups")
+        found, wanted = [], settings(method, self.slots or [])
+        for name in method.readers:
+            asker = Asker(method, name, questions, self.batch)
+            found += asker.whole()
+            for slots in wanted:
+                found += asker.sent(slots, others, controls=slots == method.final_slots)
+        return found
+
+    def _examples(self, method: LatentWire, questions: Sequence[Question], found: Sequence[Answered]) -> Table:
+        """The same questions for every reader, spread evenly over those of each data set."""
+        table = []
+        asked = chosen(questions, self.examples)
+        for name in method.readers:
+            said = {one.path: one.answers for one in found if one.reader == name and one.slots in (None, method.final_slots)}
+            messages = Asker(method, name, asked, self.batch).messages(method.final_slots)
+            for question, message in zip(asked, messages, strict=True):
+                at = questions.index(question)
+                texts = {path: said[path][at] if path in said else "" for path in SHOWN}
+                table.append({"dataset": question.dataset, "reader": name, "context": question.context, "question": question.question,
+                              "answers": " | ".join(question.answers), **texts, "message_hex": message.hex()})  # fmt: skip
+        return table
+
+
+class Scores:
+    """The answers of all readers as tables.
+
+    - questions: n, in the order of the answers. draws, seed: of the bootstrap.
+    """
+
+    def __init__(self, questions: Sequence[Question], answered: Sequence[Answered], method: LatentWire, draws: int, seed: int) -> None:
+        self.questions, self.answered, self.method, self.draws, self.seed = questions, answered, method, draws, seed
+        self.group_n = np.array([f"{q.dataset}\0{q.group}" for q in questions])
+        self.context_n = np.array([len(q.context.encode()) for q in questions], dtype=np.float64)
+        names = list(dict.fromkeys(q.dataset for q in questions))
+        dataset_n = np.array([q.dataset for q in questions])
+        self.sides = {POOLED: np.arange(len(questions))} if len(names) > 1 else {}
+        self.sides |= {name: np.flatnonzero(dataset_n == name) for name in names}
+
+    def main(self, one: Answered) -> bool:
+        """Whether it is of the setting that was trained, or of none."""
+        return one.slots in (None, self.method.final_slots)
+
+    def rows(self) -> Table:
+        """A row for each data set, reader, path and M."""
+        return [self._row(dataset, at, one) for dataset, at in self.sides.items() for one in self.answered]
+
+    def _row(self, dataset: str, at: np.ndarray, one: Answered) -> dict[str, Any]:
+        bytes_n, context_n = one.bytes_n[at], self.context_n[at]
+        ratio = ratio_of_bytes(context_n, bytes_n) if (bytes_n > 0).all() else None
+        means = {name: paired.mean(values_n[at], self.group_n[at], self.draws, self.seed) for name, values_n in (("f1", one.f1_n), ("em", one.exact_n))}
+        return {
+            "dataset": dataset, "reader": one.reader, "path": one.path, "slots": one.slots,
+            "bits": None if one.slots is None or one.path == TOKENS else self.method.quantizer.bits, "bytes": bytes_n.mean(),
+            "ratio": ratio and ratio.of_means, "ratio_mean": ratio and ratio.mean, "prefill_tokens": one.positions_n[at].mean(),
+            **{f"{name}{end}": value for name, mean in means.items() for end, value in zip(("", "_low", "_high"), mean, strict=True)},
+            **{f"first{k}": known_mean(one.first_nK[at, i]) for i, k in enumerate(paths.FIRST)}, "questions": len(at), "main": int(self.main(one)),
+        }  # fmt: skip
+
+    def of(self, reader: str) -> dict[str, Answered]:
+        """{path: the answers} of one reader at the trained setting."""
+        return {one.path: one for one in self.answered if one.reader == reader and self.main(one)}
+
+    def paired(self) -> Table:
+        """F1 of two paths on the same questions, for the pairs of COMPARED."""
+        table = []
+        for dataset, at in self.sides.items():
+            for reader in self.method.readers:
+                said = self.of(reader)
+                for first, second in COMPARED:
+                    if first in said and second in said:
+                        found = paired.compare(said[first].f1_n[at], said[second].f1_n[at], self.group_n[at], self.draws, self.seed)
+                        table.append({"dataset": dataset, "reader": reader, "comparison": f"{first}-{second}", "difference": found.difference.value,
+                                      "low": found.difference.low, "high": found.difference.high, "p": found.p, "ratio": found.ratio.value,
+                                      "ratio_low": found.ratio.low, "ratio_high": found.ratio.high})  # fmt: skip
+        return table
+
+    def single(self) -> Table:
+        """Every question at the trained setting."""
+        return [{"dataset": q.dataset, "reader": one.reader, "path": one.path, "question": q.key, "f1": f1, "em": exact}
+                for one in self.answered if self.main(one) for q, f1, exact in zip(self.questions, one.f1_n, one.exact_n, strict=True)]  # fmt: skip
+
+    def metrics(self, data: QuestionData) -> dict[str, float]:
+        """The numbers of result.json, on the questions of all data sets together."""
+        found = {}
+        for reader in self.method.readers:
+            said = self.of(reader)
+            mean, latent = {path: float(one.f1_n.mean()) for path, one in said.items()}, said[LATENT]
+            over = paired.ratio(latent.f1_n, said[HEAD].f1_n, self.group_n, self.draws, self.seed)
+            own = {f"f1_{path}": mean[path] for path in (LATENT, TEXT, HEAD, NONE, SHUFFLED) if path in mean}
+            own |= {"exact_latent": float(latent.exact_n.mean()), "first1": known_mean(latent.first_nK[:, 0]),
+                    "share_of_text": mean[LATENT] / mean[TEXT] if mean[TEXT] else math.nan,
+                    "over_text_bytes": over.value, "over_text_bytes_low": over.low, "over_text_bytes_high": over.high,
+                    "bytes": float(latent.bytes_n.mean()), "ratio": ratio_of_bytes(self.context_n, latent.bytes_n).of_means}  # fmt: skip
+            own |= {"collapse": mean[LATENT] - mean[SHUFFLED]} if SHUFFLED in mean else {}
+            bits = useful_bits(data.sources.values(), next(iter(self.sides)), own["exact_latent"])
+            own |= {} if bits is None else {"useful_bits": bits, "useful_bits_share": bits / (8 * own["bytes"])}
+            found |= {f"{reader}/{name}": value for name, value in own.items()}
+        return found
+
+
+def chosen(questions: Sequence[Question], most: int | None) -> list[Question]:
+    """At most so many questions of each data set, spread evenly, data set by data set."""
+    found: list[Question] = []
+    for dataset in dict.fromkeys(q.dataset for q in questions):
+        own = [q for q in questions if q.dataset == dataset]
+        count = min(most or len(own), len(own))
+        found += [own[i * len(own) // count] for i in range(count)]
+    return found
+
+
+def settings(method: LatentWire, slots: Iterable[int]) -> list[int]:
+    """M as training ended with it, then those of `slots` that the method can send."""
+    wanted = sorted(set(slots) - {method.final_slots})
+    known = [number for number in wanted if method.private < number <= method.slots]
+    if known != wanted:
+        log.warning("slots=%s: only %d to %d can be sent, of more than the private part and at most what was trained", wanted, method.private + 1, method.slots)
+    return [method.final_slots, *known]
+
+
+def bytes_table(method: LatentWire) -> Table:
+    """The parts of a message to one reader, and of one to all of them together."""
+    together = method.final_slots + method.private * (len(method.readers) - 1)
+    one = wire.parts_of(method.final_slots, method.numbers, method.quantizer.format, method.hint)
+    # beyond what one message can hold there is none to all readers
+    every = wire.parts_of(together, method.numbers, method.quantizer.format, method.hint) if together <= wire.MOST else {}
+    return [{"part": part, "reader_bytes": size, "broadcast_bytes": every.get(part)} for part, size in one.items()]
+
+
+def known_mean(values_n: np.ndarray) -> float:
+    """The mean of those that are no NaN; NaN without any."""
+    known = values_n[~np.isnan(values_n)]
+    return float(known.mean()) if len(known) else math.nan
+
+
+def write_table(folder: Path, name: str, table: Sequence[Mapping[str, Any]]) -> None:
+    """tables/<name>.csv with the columns of the first row; numbers to six digits, nothing where one is None or NaN."""
+    text = io.StringIO()
+    writer = csv.DictWriter(text, list(table[0]), lineterminator="\n")
+    writer.writeheader()
+    writer.writerows({key: cell(value) for key, value in row.items()} for row in table)
+    atomic_write(RunFolder(folder).tables / f"{name}.csv", text.getvalue())
+
+
+def cell(value: Any) -> Any:
+    """As a table holds it."""
+    if value is None or (isinstance(value, float | np.floating) and math.isnan(value)):
+        return ""
+    return f"{value:.6g}" if isinstance(value, float | np.floating) else value

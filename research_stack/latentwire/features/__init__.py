@@ -1,0 +1,1 @@
+"""Features of LatentWire: off unless `method/features` lists them."""

@@ -1,0 +1,163 @@
+"""Time to the first token of an answer: a context as latents, from text to message to reader, against the reader reading the text itself.
+
+Both ways end in the same code: what was read lies in a cache, the prompt is read behind it, and the likeliest token is taken. Latents:
+the text to a message (`encode`), the message to keys and values or vectors (`adapt`), lead, latents and prompt through the reader
+(`prefill`). Text: its tokens (`encode`), then lead, text and prompt through the reader (`prefill`). A batch of one.
+"""
+from __future__ import annotations
+
+import logging
+import time
+from collections.abc import Callable, Sequence
+from functools import partial
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch
+
+from research_stack.latentwire import wire
+from research_stack.latentwire.features.lora import plain
+from research_stack.latentwire.module import LatentWire
+from research_stack.latentwire.paths import LATENT, TEXT
+from research_stack.latentwire.reader import Reader
+from research_stack.latentwire.receiver import Opened, opened, read, told
+from research_stack.latentwire.text_baselines import head
+from research_stack.require import require
+
+log = logging.getLogger(__name__)
+
+SHORTEST = 32  # bytes
+
+
+class Taken(NamedTuple):
+    """Seconds of one pass and where it ended.
+
+    - positions: at the reader, lead and prompt included. memory: bytes of its key-value cache. pack: to write and read the message, a part of
+      encode and adapt.
+    """
+
+    encode: float
+    adapt: float
+    prefill: float
+    total: float
+    positions: int
+    memory: int
+    pack: float = 0.0
+
+
+class Latency:
+    """Milliseconds to the first token for contexts of several lengths.
+
+    - lengths: of contexts in bytes, each at most what the encoder reads; None: doubled from 32 up to that. Contexts of the data are joined.
+    - warm: passes before those that count, at least 3. repeats: those that count; the two ways take turns.
+    """
+
+    def __init__(self, lengths: list[int] | None = None, warm: int = 3, repeats: int = 15) -> None:
+        require(warm >= 3, f"warm={warm} must be at least 3")
+        require(repeats >= 1, f"repeats={repeats} must be at least 1")
+        if lengths is not None and (not lengths or min(lengths) < 1):
+            raise ValueError(f"lengths={lengths} must be numbers of bytes above 0, or null")
+        self.lengths, self.warm, self.repeats = lengths, warm, repeats
+
+    def __call__(self, method: LatentWire, contexts: Sequence[str], question: str) -> list[dict[str, Any]]:
+        """A row for each reader, length and way: medians, the 90th percentile of the whole, and the cache's MiB.
+
+        `receiver_ms` is what the receiver alone takes, without `encode`; `pack_ms` is writing and reading the message, within encode and adapt.
+        """
+        texts = joined(contexts, self.lengths or doubled(method.model.max_length), method.model.max_length)
+        table = []
+        for name, reader in method.readers.items():
+            prompt = reader.asked(question)
+            for text in texts:
+                ways = {LATENT: partial(from_latents, method, name, text, prompt)}
+                if len(reader.ids(text)) + len(reader.lead) + len(prompt) <= reader.model.max_length:
+                    ways[TEXT] = partial(from_text, reader, text, prompt)
+                table += [self._row(name, method.final_slots, way, text, taken) for way, taken in self._measured(ways).items()]
+            spoken = {row["path"]: row["total_ms"] for row in table}
+            log.info("%s: %s ms to the first token of %d bytes", name, ", ".join(f"{way} {ms:.1f}" for way, ms in spoken.items()), len(texts[-1].encode()))
+        return table
+
+    def _measured(self, ways: dict[str, Callable[[], Taken]]) -> dict[str, list[Taken]]:
+        found: dict[str, list[Taken]] = {way: [] for way in ways}
+        for number in range(self.warm + self.repeats):
+            for way, take in ways.items():  # in turn, so that drifts of the machine hit both
+                found[way] += [take()] if number >= self.warm else [take()][:0]
+        return found
+
+    @staticmethod
+    def _row(reader: str, slots: int, way: str, text: str, taken: Sequence[Taken]) -> dict[str, Any]:
+        def median(values: list[float]) -> float:
+            return 1000 * float(np.median(values))
+
+        return {
+            "reader": reader, "context_bytes": len(text.encode()), "slots": slots if way == LATENT else None, "path": way,
+            "encode_ms": median([one.encode for one in taken]), "adapt_ms": median([one.adapt for one in taken]),
+            "prefill_ms": median([one.prefill for one in taken]), "total_ms": median([one.total for one in taken]),
+            "total_p90_ms": 1000 * float(np.quantile([one.total for one in taken], 0.9)), "prefill_tokens": taken[-1].positions,
+            "memory_mib": taken[-1].memory / 2**20, "receiver_ms": median([one.total - one.encode for one in taken]),
+            "pack_ms": median([one.pack for one in taken]),
+        }  # fmt: skip
+
+
+def from_latents(method: LatentWire, name: str, text: str, prompt: Sequence[int]) -> Taken:
+    """One pass from the text through a message to the first token."""
+    reader, device = method.readers[name], method.device
+    start = now(device)
+    message = method.encode([text], name)
+    sent = now(device)
+    condition = method.condition(name, method.decode(message, name))
+    adapted = now(device)
+    given = opened(reader, condition, 1)
+    first_token(reader, given, prompt)
+    end = now(device)
+    found = wire.decode(message[0], method.salt(name))
+    wire.encode(found, method.salt(name))
+    return Taken(sent - start, adapted - sent, end - adapted, end - start, given.cache.length, cache_bytes(given), now(device) - end)
+
+
+def from_text(reader: Reader, text: str, prompt: Sequence[int]) -> Taken:
+    """One pass from the text to the first token, by the reader as it was before training."""
+    with plain(reader):
+        start = now(reader.device)
+        ids = reader.ids(text)
+        split = now(reader.device)
+        given = told(reader, [ids])
+        first_token(reader, given, prompt)
+        end = now(reader.device)
+    return Taken(split - start, 0.0, end - split, end - start, given.cache.length, cache_bytes(given))
+
+
+@torch.no_grad()
+def first_token(reader: Reader, given: Opened, prompt: Sequence[int]) -> int:
+    """The likeliest token behind the prompt."""
+    tokens_1L = torch.tensor([list(prompt)], device=reader.device)
+    hidden_1LD = read(reader, given, tokens_1L, torch.ones_like(tokens_1L, dtype=torch.bool))
+    return int(reader.model.head(hidden_1LD[:, -1]).argmax())
+
+
+def now(device: torch.device) -> float:
+    """Seconds, when all that the device was given to do is done."""
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
+    return time.perf_counter()
+
+
+def cache_bytes(given: Opened) -> int:
+    """Of all keys and values that the reader holds."""
+    return sum(part.numel() * part.element_size() for layer in given.cache.held.layers for part in (layer.keys, layer.values))
+
+
+def doubled(longest: int) -> list[int]:
+    """32, 64, ... up to and with the longest."""
+    return [*(SHORTEST << i for i in range(longest.bit_length()) if SHORTEST << i < longest), longest]
+
+
+def joined(contexts: Sequence[str], lengths: Sequence[int], longest: int) -> list[str]:
+    """A text of each length in bytes, a character shorter where it would be cut: contexts one after another. Longer ones than the encoder reads are left out."""
+    wanted, text = sorted({length for length in lengths if length <= longest}), ""
+    require(bool(wanted), f"lengths={list(lengths)} must hold one that the encoder reads: at most model.max_length={longest}")
+    for number in range(max(wanted)):  # every context adds a byte at least
+        if len(text.encode()) >= max(wanted):
+            break
+        text += f"{contexts[number % len(contexts)]} "
+    return [head(text, length) for length in wanted]

@@ -1,0 +1,52 @@
+"""Sender and receiver as two processes that share a trained run and otherwise only the bytes of a message.
+
+    research-stack send RUN READER < context > message
+    research-stack receive RUN READER QUESTION < message
+"""
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from research_stack.hints import did_you_mean
+from research_stack.latentwire.module import LatentWire
+from research_stack.latentwire.receiver import greedy
+from research_stack.require import require
+
+if TYPE_CHECKING:
+    from research_stack.evaluation.context import Context
+
+
+def send(context: Context, reader: str, text: bytes) -> bytes:
+    """The message of a context in UTF-8 to one reader; a line break at its very end is left out.
+
+    Raises ValueError in one line for other runs and readers, bytes that are no text, an empty context and one that is too long.
+    """
+    method = method_of(context, reader)
+    try:
+        said = text.decode().removesuffix("\n").removesuffix("\r")
+    except UnicodeDecodeError as error:
+        raise ValueError(f"context={len(text)} bytes must be text in UTF-8: byte {error.start} is not") from error
+    with context.inference():
+        return method.encode([said], reader)[0]
+
+
+def receive(context: Context, reader: str, question: str, message: bytes) -> str:
+    """What the reader answers to a question about the context that the message is of.
+
+    Raises ValueError in one line for other runs and readers, and for a message that is damaged, or is of another encoder, or for another reader.
+    """
+    method = method_of(context, reader)
+    own = method.readers[reader]
+    with context.inference():
+        given = method.opened(reader, method.decode([message], reader))
+        answers, _ = greedy(own, given, [own.asked(question)], own.length)
+    return own.text(answers[0])
+
+
+def method_of(context: Context, reader: str) -> LatentWire:
+    """The run's method. Raises ValueError if it sends no latents, or has no such reader."""
+    method = context.method
+    require(isinstance(method, LatentWire), f"run={context.folder} must be one of LatentWire, not of {type(method).__name__}")
+    assert isinstance(method, LatentWire)
+    require(reader in method.readers, f"reader={reader} must be one of the run's{did_you_mean(reader, list(method.readers), 'they')}")
+    return method

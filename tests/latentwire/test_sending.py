@@ -1,0 +1,106 @@
+"""A message from one process to another, as the command line sends it; mistakes are one line."""
+import importlib
+import io
+import subprocess
+import sys
+from types import SimpleNamespace
+
+import pytest
+import torch
+from tiny_wires import context, facts, folders, wire
+
+from research_stack import cli, compose, run
+from research_stack.latentwire.receiver import greedy
+from research_stack.latentwire.sending import send
+
+QUESTION = "Where does Ada live?"
+
+
+@pytest.fixture(scope="module")
+def places(tmp_path_factory):
+    return folders(tmp_path_factory.mktemp("readers"))
+
+
+@pytest.fixture(scope="module")
+def here(places, tmp_path_factory):
+    data = facts(contexts=20)
+    return context(wire(places, data), data, tmp_path_factory.mktemp("run"))
+
+
+@pytest.fixture
+def command(here, monkeypatch):
+    """The command with bytes as standard input: (exit code, bytes of standard output, standard error)."""
+
+    def called(*arguments, given=b""):
+        out, errors = SimpleNamespace(buffer=io.BytesIO()), io.StringIO()
+        monkeypatch.setattr(importlib.import_module("research_stack.run"), "load", lambda folder: here)
+        monkeypatch.setattr(sys, "stdin", SimpleNamespace(buffer=io.BytesIO(given)))
+        monkeypatch.setattr(sys, "stdout", out)
+        monkeypatch.setattr(sys, "stderr", errors)
+        code = cli.main(arguments)
+        return code, out.buffer.getvalue(), errors.getvalue()
+
+    return called
+
+
+def test_a_message_is_all_that_the_receiver_needs(here, command):
+    method, text = here.method, here.data.questions[0].context
+    for name, reader in method.readers.items():
+        code, message, said = command("send", "RUN", name, given=f"{text}\n".encode())
+        assert (code, said) == (0, "") and message == method.encode([text], name)[0] and len(message) == 14
+        code, answer, said = command("receive", "RUN", name, QUESTION, given=message)
+        with torch.inference_mode():
+            ids, _ = greedy(reader, method.opened(name, method.decode([message], name)), [reader.asked(QUESTION)], reader.length)
+        assert (code, said) == (0, "") and answer == f"{reader.text(ids[0])}\n".encode()
+
+
+def test_other_contexts_are_other_messages(here):
+    first, second = (send(here, "llama", q.context.encode()) for q in (here.data.questions[0], here.data.questions[-1]))
+    assert first != second and len(first) == len(second)
+    assert send(here, "llama", here.data.questions[0].context.encode() + b"\r\n") == first
+
+
+@pytest.mark.parametrize("given, said", [
+    (b"", "a context is empty"), (b"\n", "a context is empty"), (b"caf\xe9", "must be text in UTF-8: byte 3 is not"), (b"x" * 300, "max_length=256"),
+])  # fmt: skip
+def test_what_cannot_be_sent_is_said_in_one_line(command, given, said):
+    code, out, error = command("send", "RUN", "llama", given=given)
+    assert (code, out) == (2, b"") and said in error and error.count("\n") == 1
+
+
+def test_what_cannot_be_received_is_said_in_one_line(here, command):
+    message = send(here, "llama", b"Ada lives in Oslo.")
+    flipped = bytes([*message[:5], message[5] ^ 4, *message[6:]])
+    for reader, given, said in (("llama", flipped, "damaged"), ("llama", message[:-1], "cut short"), ("llama", b"", "must be more"),
+                                ("qwen", message, "for another reader"), ("lama", message, "did you mean 'llama'")):  # fmt: skip
+        code, out, error = command("receive", "RUN", reader, QUESTION, given=given)
+        assert (code, out) == (2, b"") and said in error and error.count("\n") == 1, error
+    code, _, error = command("receive", "RUN", "llama", given=message)
+    assert code == 2 and "RUN READER QUESTION" in error
+    assert command("send", "RUN")[0] == 2
+
+
+def test_another_method_sends_nothing(here):
+    other = SimpleNamespace(method=torch.nn.Linear(1, 1), folder="RUN")
+    with pytest.raises(ValueError, match="run=RUN must be one of LatentWire, not of Linear"):
+        send(other, "llama", b"text")
+
+
+@pytest.mark.slow
+def test_two_processes_share_a_run_and_a_file_of_bytes(places, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    options = ["experiment=latentwire", "method/readers=pretrained", *(f"method.readers.{key}.path={path}" for key, path in zip("ab", places.values(), strict=True)),
+               "trainer=smoke", "trainer.max_steps=2", "trainer.val_check_interval=2", "eval=none", "model.dim=16", "model.layers=1", "data.sources.qa_facts.contexts=60",
+               "data.batch_size=4", "method.features.deep_prefix.texts=4", "hardware.threads=1"]  # fmt: skip
+    assert run(compose(options), "run").status == "ok"
+
+    def process(*arguments, given):
+        return subprocess.run([sys.executable, "-m", "research_stack", *arguments], input=given, capture_output=True)
+
+    sent = process("send", "run", "a", given=b"Ada lives in Oslo. Ada is a baker.\n")
+    assert sent.returncode == 0 and len(sent.stdout) == 36, sent.stderr
+    answers = [process("receive", "run", "a", QUESTION, given=sent.stdout) for _ in range(2)]
+    assert all(answer.returncode == 0 for answer in answers) and answers[0].stdout == answers[1].stdout and answers[0].stdout.endswith(b"\n")
+    refused = process("receive", "run", "b", QUESTION, given=sent.stdout)
+    assert refused.returncode in (0, 2)  # one message in 256 is taken
+    assert refused.returncode == 0 or refused.stderr.count(b"\n") == 1

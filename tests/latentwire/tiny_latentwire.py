@@ -1,0 +1,104 @@
+"""Readers of a few thousand random weights, questions, and a LatentWire of them small enough to be differentiated number by number."""
+import copy
+import functools
+import sys
+import tempfile
+from pathlib import Path
+from types import SimpleNamespace
+
+import torch
+
+from research_stack.data.question import Question
+from research_stack.latentwire.encoder import ByteEncoder, as_bytes
+from research_stack.latentwire.quantize import FSQ
+from research_stack.latentwire.reader import Reader
+from research_stack.streams import Draws, generator
+
+sys.path.append(str(Path(__file__).parents[1] / "backbones"))  # pretrained_models
+
+FACTS = [("Ada eats rice. Ada is nine.", "What does Ada eat?", "rice"), ("Ben has a cat.", "Which pet does Ben have?", "cat"),
+         ("Mira lives in New York and drinks cocoa.", "Where does Mira live?", "New York"), ("Omar drives a van.", "What does Omar drive?", "van")]  # fmt: skip
+ASKED = [Question(f"test:{i}", "qa_facts", context, question, (answer,), "squad", str(i)) for i, (context, question, answer) in enumerate(FACTS)]
+STEPS = 10
+
+
+@functools.cache
+def folder_of(kind):
+    """A folder with a saved Llama (4 layers) or Qwen3 (2 layers), made once for each process and removed at its end."""
+    from pretrained_models import llama, qwen
+
+    place = tempfile.TemporaryDirectory(prefix=f"tiny-{kind}-")
+    KEPT.append(place)
+    return str(llama(place.name, seed=1, num_hidden_layers=4) if kind == "llama" else qwen(place.name, seed=2))
+
+
+KEPT = []
+
+
+@functools.cache
+def _made(kind):
+    return Reader(folder_of(kind), length=8)
+
+
+def reader(kind="llama", double=False):
+    """A reader of its own."""
+    made = copy.deepcopy(_made(kind))
+    return made.double() if double else made
+
+
+def method(features=None, double=False, train=True, **options):
+    """A LatentWire of both readers, with a trainer that only counts."""
+    from research_stack.latentwire.losses import AnswerTokens, FirstToken  # these import lightning, which takes seconds
+    from research_stack.latentwire.module import LatentWire
+    from research_stack.training.optimization import Optimization
+
+    made = LatentWire(**{
+        "model": ByteEncoder(dim=16, layers=1, heads=2, grams=[2], buckets=32, max_length=64), "quantizer": FSQ(8, normalize=False),
+        "readers": {"llama": reader("llama"), "qwen": reader("qwen")}, "losses": {"first": FirstToken(), "answer": AnswerTokens()}, "questions": ASKED,
+        "optimization": Optimization(lr=1e-2, warmup_steps=0), "seed": 0, "features": features, "slots": 5, "private": 1, "numbers": 3, "tokens": 4,
+        "pooling_heads": 2, "adapter_dim": 8, "adapter_heads": 2, **options})  # fmt: skip
+    made._trainer = SimpleNamespace(max_steps=STEPS, world_size=1, global_step=0, global_rank=0)
+    made.train(train)
+    return made.double() if double else made
+
+
+def prepared(made, number=0, rows=4):
+    """The rows and denominators of one step."""
+    made._trainer.global_step = number
+    draws = Draws(0, "test", number, total=rows)
+    return made.prepare({"question": torch.arange(rows)}, draws)
+
+
+def sent_of(made, name, slots=None, rows=4, dtype=None):
+    """Random latents on their way to the reader, with the bytes of the contexts."""
+    slots_M = made.slots_of(name, slots or made.slots)
+    latents_BMd = torch.rand((rows, len(slots_M), made.numbers), generator=generator(0, "latents", name)) * 2 - 1
+    bytes_BN, seen_BN = as_bytes([q.context for q in ASKED[:rows]])
+    return made.sent(name, latents_BMd.to(dtype or next(made.adapters.parameters()).dtype), slots_M, bytes_BN=bytes_BN, seen_BN=seen_BN)
+
+
+def stirred(module, scale=0.3):
+    """The module after its parameters have been moved from where they start, those that are 0 too."""
+    with torch.no_grad():
+        for name, parameter in module.named_parameters():
+            if parameter.requires_grad:
+                parameter.add_(scale * torch.randn(parameter.shape, generator=generator(0, "stir", name)).to(parameter))
+    return module
+
+
+def train_step(made, optimizer, number):
+    """One optimizer step as the trainer takes it; the loss."""
+    torch.manual_seed(number)
+    rows, denominator = prepared(made, number)
+    loss = (made.loss_sum(rows) / denominator.clamp_min(1) * torch.tensor(list(made.parts.values()))).sum()
+    optimizer.zero_grad()
+    loss.backward()
+    optimizer.step()
+    made.said = made.after_update()
+    return float(loss.detach())
+
+
+@torch.no_grad()
+def slope(of, step=0.02):
+    """The derivative of `of` at 0 by central differences of fourth order; norms of the readers compute in float32, so steps must not be small."""
+    return float(8 * (of(step) - of(-step)) - (of(2 * step) - of(-2 * step))) / (12 * step)
