@@ -249,17 +249,20 @@ class LatentWire(TrainingModule):
         first_C = torch.full((int(which_B.max()) + 1,), len(which_B), device=self.device).scatter_reduce(
             0, which_B, torch.arange(len(which_B), device=self.device), "amin")  # where each context stands first
         raw_CMd = self.raw(rows["bytes"][first_C], rows["seen"][first_C])
-        raw_BMd, latents_BMd = raw_CMd[which_B], self.quantizer(raw_CMd)[which_B]
+        # Numbers that share a scale must be those of one message, which holds a reader's slots alone.
+        together = self.quantizer.format.groups(1) == 0
+        raw_BMd, latents_BMd = raw_CMd[which_B], self.quantizer(raw_CMd)[which_B] if together else None
         sums: dict[str, Tensor] = {}
         for name in self.readers:
             for part, value in self._of_reader(name, raw_BMd, latents_BMd, rows).items():
                 sums[part] = sums[part] + value if part in sums else value
         return torch.stack([sums[part] for part in self.parts])
 
-    def _of_reader(self, name: str, raw_BMd: Tensor, latents_BMd: Tensor, rows: Rows) -> dict[str, Tensor]:
+    def _of_reader(self, name: str, raw_BMd: Tensor, latents_BMd: Tensor | None, rows: Rows) -> dict[str, Tensor]:
         slots_M = self.slots_of(name, self._now.slots)
         counts_BA, target_BA = rows[f"counts.{name}"], rows[f"target.{name}"]
-        own_BMd, hint_B, found = latents_BMd[:, slots_M], None, {}
+        own_BMd = self.quantizer(raw_BMd[:, slots_M]) if latents_BMd is None else latents_BMd[:, slots_M]
+        hint_B, found = None, {}
         if self.hinted is not None:
             length_B = counts_BA.sum(1).clamp_max(HINTS - 1)
             logits_BH = self.hinted(own_BMd.mean(1))

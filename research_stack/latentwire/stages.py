@@ -22,6 +22,9 @@ class StageHandoff(Callback):
     there has them. Other methods, and runs without stages, are left alone.
     """
 
+    def __init__(self) -> None:
+        self._handed_over_at = -1  # a run that is stopped validates once more
+
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Say which stages there are. Raises ValueError, opening with `method.stages`, for one without a step."""
         if not _has_stages(pl_module):
@@ -47,8 +50,9 @@ class StageHandoff(Callback):
         """Write both files if a stage ends at this step."""
         step = trainer.global_step
         ends = method.curriculum.ends(int(trainer.max_steps)) if _has_stages(method) else []
-        if step not in ends:
+        if step not in ends or step == self._handed_over_at:
             return
+        self._handed_over_at = step
         number = ends.index(step) + 1
         done = _law(trainer, method, step - 1)
         follows = None if step == ends[-1] else _law(trainer, method, step)

@@ -22,6 +22,7 @@ import torch.nn.functional as F
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors, trainers
 from torch import Tensor
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast, Qwen3Config, Qwen3ForCausalLM
+from transformers.utils import logging as hub_logging
 
 from research_stack.backbones.transformer import Transformer
 from research_stack.data.cache import Cache
@@ -83,6 +84,7 @@ def trained(folder: Path, recipe: dict[str, Any], law: Law) -> dict[str, Any]:
         max_length=LONGEST, causal=True, qk_norm=qwen, seed=seed_of(recipe["seed"], recipe["architecture"]))
     log.info("training the tiny %s reader: %d steps", recipe["architecture"], recipe["steps"])
     fit(model, rows_of(tokenizer, made, recipe["prompt"]), recipe)
+    hub_logging.disable_progress_bar()  # of the shards written
     saved(model, tokenizer, qwen).save_pretrained(folder)
     tokenizer.save_pretrained(folder)
     text, none = tried(Reader(str(folder), prompt=recipe["prompt"]), held_out)
@@ -141,7 +143,7 @@ def fit(model: Transformer, rows: Iterator[tuple[list[int], list[float]]], recip
         optimizer.zero_grad(set_to_none=True)
         if time.monotonic() - spoken > LINES:
             spoken = time.monotonic()
-            log.info("reader step %d/%d  loss %.3f", step + 1, recipe["steps"], float(loss))
+            log.info("reader step %d/%d  loss %.3f", step + 1, recipe["steps"], loss.item())
 
 
 def _tensors(batch: list[tuple[list[int], list[float]]]) -> tuple[Tensor, Tensor]:

@@ -161,7 +161,7 @@ class TrainingModule(LightningModule):
         """Log the mean over all validation rows of all devices."""
         total, denominator = self.total_over_devices(self._validation).unbind(-1)
         means = total / denominator.clamp_min(1)
-        self.log("val/loss", (means * self._part_weights(None)).sum(), prog_bar=True)
+        self.log("val/loss", (means * self._part_weights()).sum(), prog_bar=True)
         self.log_dict({f"val/{name}": value for name, value in self._named(means).items()})
 
     # Pieces --------------------------------------------------------------------------------------------------------
@@ -221,7 +221,7 @@ class TrainingModule(LightningModule):
         rows, world, rank = count_rows(batch), self.trainer.world_size, self.global_rank
         return Draws(self.seed, stream, step, total=rows * world, rows=slice(rank * rows, (rank + 1) * rows), device=self.device)
 
-    def _part_weights(self, step: int | None) -> Tensor:
+    def _part_weights(self, step: int | None = None) -> Tensor:
         """() or (P,): what each sum counts in the loss."""
         return torch.tensor(list(self.weights_at(step).values()) or 1.0, device=self.device)
 

@@ -1,9 +1,10 @@
 """Features: nothing changes at the start, gradients are finite differences, groups hold every parameter once, checkpoints bring each feature back."""
 import copy
+import itertools
 import math
+import os
 import subprocess
 import sys
-import time
 
 import pytest
 import torch
@@ -24,7 +25,7 @@ from research_stack.latentwire.features.listing import KNOWN, described, lines, 
 from research_stack.latentwire.features.lora import ReaderLoRA, plain
 from research_stack.latentwire.losses import Read
 from research_stack.latentwire.module import refuse_conflicts
-from research_stack.latentwire.receiver import Condition, greedy, opened, told
+from research_stack.latentwire.receiver import Condition, greedy, told
 from research_stack.streams import generator
 
 MAKERS = {
@@ -102,10 +103,9 @@ def test_texts_that_are_all_shorter_than_the_prefix_leave_the_lead_out():
 
 @pytest.mark.parametrize("name", [*COSTLESS, "deep_prefix"])
 def test_gradients_of_what_a_reader_is_given_are_finite_differences(name):
-    made = made_of([name], double=True, train=False)
-    who = "llama"
+    made, who = method({name: ReaderLoRA(rank=2, targets=["q_proj", "down_proj"]) if name == "lora" else MAKERS[name]()}, double=True, train=False), "llama"
     owner = made.readers[who] if name == "lora" else made.features[name].maps[who]
-    stirred(owner)
+    stirred(owner, 0.05)
     sent = sent_of(made, who)
     sent.states_BPH = sent.states_BPH.detach()
     rows, _ = prepared(made)
@@ -132,9 +132,9 @@ def check_slopes(loss, owner):
             parameter.data.copy_(start + step * way)
             return loss()
 
-        found, expected = slope(moved, 0.01), float((parameter.grad * way).sum())
+        found, expected = slope(moved), float((parameter.grad * way).sum())
         parameter.data.copy_(start)
-        assert found == pytest.approx(expected, rel=1e-2, abs=5e-3), name
+        assert found == pytest.approx(expected, rel=1e-5, abs=1e-7), name
         assert parameter.grad.abs().max() > 0, name
 
 
@@ -161,15 +161,14 @@ def test_all_features_together_train_everything_but_the_readers(names):
     made = made_of(names)
     stirred(made.features, 0.05)
     before = {n: p.detach().clone() for n, p in made.readers.named_parameters() if "lora_" not in n}
-    optimizer = torch.optim.SGD([p for group in made.groups() for p in group.parameters], lr=1e-2)
+    optimizer = torch.optim.SGD([p for group in made.optimizer_groups() for p in group.parameters], lr=1e-2)
     for number in range(2):
         train_step(made, optimizer, number)
-    unmoved = [n for n, p in made.named_parameters() if p.requires_grad and (p.grad is None or not p.grad.abs().sum() > 0)]
+    unmoved = [n for n, p in made.named_parameters() if p.requires_grad and p.numel() and (p.grad is None or not p.grad.abs().sum() > 0)]
     # a prefix takes the vectors' place, so the adapters' last map has nothing to do
     allowed = [".mean_D", ".size", ".leave.weight", ".leave.bias"] if "deep_prefix" in names else []
     assert [n for n in unmoved if not n.endswith(tuple(allowed))] == []
     assert all(torch.equal(p, before[n]) for n, p in made.readers.named_parameters() if n in before) and before
-    assert any(f"{part}.loss" not in made.said for part in names)
     for name in names:
         assert name == "lora" or name == "deep_prefix" or any(key.startswith(f"{name}/") for key in made.said), name
 
@@ -180,7 +179,7 @@ def test_all_features_together_train_everything_but_the_readers(names):
 @pytest.mark.parametrize("names", [*([n] for n in MAKERS), *ALL.values()], ids=[*MAKERS, *ALL])
 def test_every_trained_parameter_is_in_one_group(names):
     made = made_of(names)
-    groups = made.groups()
+    groups = made.optimizer_groups()
     held = [id(p) for group in groups for p in group.parameters]
     assert len(held) == len(set(held)) and set(held) == {id(p) for p in made.parameters() if p.requires_grad}
     named = [group.name for group in groups]
@@ -192,7 +191,7 @@ def test_every_trained_parameter_is_in_one_group(names):
 
 def test_adapters_have_a_learning_rate_of_their_own():
     made = method({"lora": ReaderLoRA(rank=2, factor=0.25, readers=["qwen"])})
-    assert [(g.name, g.factor) for g in made.groups() if g.name.startswith("lora")] == [("lora.qwen", 0.25)]
+    assert [(g.name, g.factor) for g in made.optimizer_groups() if g.name.startswith("lora")] == [("lora.qwen", 0.25)]
 
 
 # LoRA -------------------------------------------------------------------------------------------------------------------
@@ -246,7 +245,7 @@ def test_dropout_of_adapters_is_on_in_training_steps_alone():
     assert drops and not any(m.training for m in drops)  # built
     first, second = twice()
     assert all(m.training for m in drops) and not torch.allclose(first, second)
-    assert not any(m.training for n, m in made.readers.named_modules() if m not in drops)  # nothing else of the readers
+    assert not any(m.training for own in made.readers.values() for m in own.modules() if m not in drops)  # nothing else of the readers
     made.eval()  # as for validation, and for messages
     assert not any(m.training for m in drops)
     first, second = twice()
@@ -363,7 +362,7 @@ def test_how_many_slots_are_kept_follows_the_law(law, ratio):
 def test_keeping_all_gets_rarer_over_the_ramp():
     feature = LatentDropout(keep_from=0.9, keep_to=0.1, ramp=0.5)
     assert [round(feature.keep(n, 100), 9) for n in (0, 25, 50, 99)] == [0.9, 0.5, 0.1, 0.1]
-    assert LatentDropout(keep_from=1, keep_to=0.3, ramp=0).keep(0, 100) == 0.3
+    assert LatentDropout(keep_from=1, keep_to=0.3, ramp=0).keep(0, 100) == pytest.approx(0.3)
     assert set(drawn(LatentDropout(keep_from=1, keep_to=1), 200)) == {8}
 
 
@@ -473,6 +472,10 @@ def test_more_tokens_than_the_method_has_are_refused(options, message):
 # Heads --------------------------------------------------------------------------------------------------------------------
 
 
+def grams(data, n):
+    return {data[i : i + n] for i in range(len(data) - n + 1)}
+
+
 @pytest.mark.exact
 def test_grams_are_those_of_the_text_alone():
     texts = ["abcab", "ab", "x", "", "bcabc"]
@@ -480,9 +483,10 @@ def test_grams_are_those_of_the_text_alone():
         found = hashed_grams(*as_bytes(texts), n, 1 << 20)
         for row, text in enumerate(texts):
             data = text.encode()
-            own = {data[i : i + n] for i in range(len(data) - n + 1)}
-            assert int(found[row].sum()) == len(own), (n, text)  # the buckets are many, so no two share one
-        assert torch.equal(found[0], found[4]) == (n == 3)  # the same three grams in another order
+            assert int(found[row].sum()) == len(grams(data, n)), (n, text)  # the buckets are many, so no two share one
+        for row, other in itertools.combinations(range(len(texts)), 2):
+            same = grams(texts[row].encode(), n) == grams(texts[other].encode(), n)
+            assert torch.equal(found[row], found[other]) == same, (n, texts[row], texts[other])
     few = hashed_grams(*as_bytes(texts), 2, 3)
     assert few.shape == (5, 3) and few[3].sum() == 0 and set(few.unique().tolist()) == {0, 1}
 
@@ -564,7 +568,7 @@ def test_losses_of_pieces_add_up_and_count_with_their_weight(name):
 def test_a_checkpoint_brings_every_feature_back_and_training_goes_on_as_if_uninterrupted(names):
     def begin():
         made = made_of(names)
-        return made, torch.optim.AdamW([p for g in made.groups() for p in g.parameters], lr=1e-2)
+        return made, torch.optim.AdamW([p for g in made.optimizer_groups() for p in g.parameters], lr=1e-2)
 
     made, optimizer = begin()
     losses = [train_step(made, optimizer, number) for number in range(6)]
@@ -609,7 +613,7 @@ def test_features_are_listed_with_status_and_parameters():
     assert set(rows) == set(KNOWN) == set(MAKERS)
     assert {name for name, row in rows.items() if row["status"] == "off"} == {"coprocessor"}
     for name, row in rows.items():
-        trained = sum(p.numel() for g in made.groups() if g.name.partition(".")[0] == name for p in g.parameters)
+        trained = sum(p.numel() for g in made.optimizer_groups() if g.name.partition(".")[0] == name for p in g.parameters)
         assert row["trained"] == trained and (row["parameters"] == trained), name
     table = lines(described(made))
     assert len(table) == 1 + len(KNOWN) and len({len(line) for line in table}) == 1
@@ -631,10 +635,10 @@ def test_features_that_exclude_each_other_are_refused_by_name():
     ("deep_prefix,coprocessor", "coprocessor cannot be used with method.features.deep_prefix"), ("deep_prefx", "did you mean 'deep_prefix'?")])  # fmt: skip
 def test_the_command_refuses_in_one_line_and_loads_nothing(features, expected):
     code = "import sys; sys.modules['torch'] = None; from research_stack.cli import main; sys.exit(main())"
-    started = time.monotonic()
+    before = os.times().children_user
     done = subprocess.run([sys.executable, "-c", code, "experiment=latentwire", f"method/features=[{features}]"], capture_output=True, text=True)
     assert done.returncode == 2 and expected in done.stderr and done.stderr.count("\n") == 1, done.stderr
-    assert time.monotonic() - started < 10
+    assert os.times().children_user - before < 2  # seconds of computing; torch alone takes more
 
 
 BAD = {

@@ -6,8 +6,7 @@ from types import SimpleNamespace
 import pytest
 import torch
 import torch.nn.functional as F
-from pretrained_models import llama
-from tiny_wires import ROOM, facts, folders
+from tiny_wires import ROOM, facts, folders, llama
 
 from research_stack.backbones.pretrained import LoRA
 from research_stack.check import check_node
@@ -117,7 +116,7 @@ def test_the_divergence_is_never_negative(distilled):
 
 def test_several_teachers_are_averaged_as_probabilities(places, data, distilled):
     method, rows, _, logits = distilled
-    large = Reader(places["large"])
+    large = Reader(places["large"], length=4)
     also = text_logits(large, data, data.train[:6], rows["target.llama"].shape[1])
     for own, expected in ((True, (logits["llama"].softmax(-1) + also.softmax(-1)) / 2), (False, also.softmax(-1))):
         loss = KD(temperature=1.0, own=own, teachers={"llama": {"large": large}, "qwen": {"same": method.readers["qwen"]}})
@@ -290,7 +289,8 @@ def test_gradients_are_those_of_differences_in_float64(distilled, name):
         where = {"kd": "logits_BAV", "rms": "raw_BMd"}.get(name)
         start = (getattr(read, where) if where else read.sent.states_BPH).clone().requires_grad_()
         if name == "kd":
-            loss.taught = lambda read, kept=loss.taught(read): kept  # computed once
+            taught = loss.taught(read)
+            loss.taught = lambda read: taught  # computed once
 
         def value(x):
             setattr(read if where else read.sent, where or "states_BPH", x)
@@ -314,8 +314,8 @@ def test_each_loss_reaches_encoder_and_adapters(whole, name):
     value = sums_P[list(method.parts).index(name)]
     encoder, adapter = method.model.embed.byte.weight, method.adapters["qwen"].enter.weight
     assert torch.isfinite(value) and value > 0
-    found = torch.autograd.grad(value, [encoder, adapter], allow_unused=True)
-    assert found[0].abs().max() > 0 and (name == "rms") == (found[1] is None)
+    found = torch.autograd.grad(value, [encoder, adapter])
+    assert found[0].any() and (name == "rms") != bool(found[1].any())
 
 
 def test_a_batch_in_three_pieces_has_the_losses_of_the_whole(whole):

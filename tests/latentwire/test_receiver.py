@@ -286,4 +286,4 @@ def test_gradients_of_deltas_and_vectors_are_finite_differences(own):
     loss(0.0, 0).backward()
     for index, (leaf, way) in enumerate(zip(leaves, ways, strict=True)):
         found, expected = slope(lambda step, index=index: loss(step, index)), float((leaf.grad * way).sum())
-        assert found == pytest.approx(expected, rel=5e-3, abs=2e-3) and abs(found) > 0.01, index
+        assert found == pytest.approx(expected, rel=1e-6, abs=1e-7) and abs(found) > 0.01, index

@@ -1,20 +1,18 @@
 """Readers of a few thousand random weights, questions, and a LatentWire of them small enough to be differentiated number by number."""
 import copy
 import functools
-import sys
 import tempfile
-from pathlib import Path
 from types import SimpleNamespace
 
 import torch
+import torch.nn.functional as F
+from pretrained_models import llama, qwen
 
 from research_stack.data.question import Question
 from research_stack.latentwire.encoder import ByteEncoder, as_bytes
 from research_stack.latentwire.quantize import FSQ
 from research_stack.latentwire.reader import Reader
 from research_stack.streams import Draws, generator
-
-sys.path.append(str(Path(__file__).parents[1] / "backbones"))  # pretrained_models
 
 FACTS = [("Ada eats rice. Ada is nine.", "What does Ada eat?", "rice"), ("Ben has a cat.", "Which pet does Ben have?", "cat"),
          ("Mira lives in New York and drinks cocoa.", "Where does Mira live?", "New York"), ("Omar drives a van.", "What does Omar drive?", "van")]  # fmt: skip
@@ -25,8 +23,6 @@ STEPS = 10
 @functools.cache
 def folder_of(kind):
     """A folder with a saved Llama (4 layers) or Qwen3 (2 layers), made once for each process and removed at its end."""
-    from pretrained_models import llama, qwen
-
     place = tempfile.TemporaryDirectory(prefix=f"tiny-{kind}-")
     KEPT.append(place)
     return str(llama(place.name, seed=1, num_hidden_layers=4) if kind == "llama" else qwen(place.name, seed=2))
@@ -43,7 +39,15 @@ def _made(kind):
 def reader(kind="llama", double=False):
     """A reader of its own."""
     made = copy.deepcopy(_made(kind))
-    return made.double() if double else made
+    return doubled(made) if double else made
+
+
+def doubled(module):
+    """The module in float64, and the norms of transformers too, which would compute in float32."""
+    for norm in module.modules():
+        if type(norm).__name__ in ("LlamaRMSNorm", "Qwen3RMSNorm"):
+            norm.forward = functools.partial(F.rms_norm, normalized_shape=norm.weight.shape, weight=norm.weight, eps=norm.variance_epsilon)
+    return module.double()
 
 
 def method(features=None, double=False, train=True, **options):
@@ -59,7 +63,7 @@ def method(features=None, double=False, train=True, **options):
         "pooling_heads": 2, "adapter_dim": 8, "adapter_heads": 2, **options})  # fmt: skip
     made._trainer = SimpleNamespace(max_steps=STEPS, world_size=1, global_step=0, global_rank=0)
     made.train(train)
-    return made.double() if double else made
+    return doubled(made) if double else made
 
 
 def prepared(made, number=0, rows=4):
@@ -99,6 +103,6 @@ def train_step(made, optimizer, number):
 
 
 @torch.no_grad()
-def slope(of, step=0.02):
-    """The derivative of `of` at 0 by central differences of fourth order; norms of the readers compute in float32, so steps must not be small."""
-    return float(8 * (of(step) - of(-step)) - (of(2 * step) - of(-2 * step))) / (12 * step)
+def slope(of, step=1e-5):
+    """The derivative of `of` at 0 by central differences."""
+    return float(of(step) - of(-step)) / (2 * step)
