@@ -50,6 +50,7 @@ class Loss(ABC):
 
     weight: float
     needs_context: bool = False
+    needs_vectors: bool = False  # whether it reads the adapters' input embeddings
 
     def prepare(self, method: LatentWire) -> None:  # noqa: B027  most have nothing to prepare
         """Called once, when readers and adapters are there."""

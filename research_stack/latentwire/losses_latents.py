@@ -42,6 +42,8 @@ def table_of(reader: Reader) -> Table:
 class OfVectors(Loss):
     """Base of the losses on the adapters' input embeddings."""
 
+    needs_vectors = True
+
     def __init__(self, weight: float = 1.0) -> None:
         require(weight >= 0, f"weight={weight} must not be negative; 0 leaves the loss out")
         self.weight = weight

@@ -22,7 +22,7 @@ from research_stack.latentwire.adapter import HINTS, Adapter
 from research_stack.latentwire.curriculum import Curriculum, Stage
 from research_stack.latentwire.encoder import ByteEncoder, Pooling, as_bytes
 from research_stack.latentwire.features.base import Feature, Group, Sent, Step
-from research_stack.latentwire.features.listing import refuse_other_features
+from research_stack.latentwire.features.listing import described, lines, refuse_other_features
 from research_stack.latentwire.losses import Loss, Read
 from research_stack.latentwire.quantize import Quantizer
 from research_stack.latentwire.reader import Reader, padded
@@ -95,6 +95,11 @@ class LatentWire(TrainingModule):
                 raise ValueError(f"features.{name}.{error}") from error
         for loss in self.losses.values():
             loss.prepare(self)
+        if any(feature.replaces_vectors for feature in chosen.values()) and not any(loss.needs_vectors for loss in self.losses.values()):
+            for adapter in self.adapters.values():  # what nothing reads has no gradient, and several devices wait for one
+                adapter.mean_D.requires_grad_(False)
+                adapter.size.requires_grad_(False)
+                adapter.leave.requires_grad_(False)
         self.parts = {name: loss.weight for name, loss in self.losses.items()} | {k: w for f in chosen.values() for k, w in f.weights().items()}
         if hint:
             self.parts["hint"] = 1.0
@@ -315,8 +320,14 @@ class LatentWire(TrainingModule):
         return super().load_state_dict(state_dict, strict, assign)
 
     def describe(self) -> dict[str, Any]:
-        """The losses, with the teachers' config hashes."""
-        return {"losses": {name: loss.describe() for name, loss in self.losses.items()}}
+        """The losses, with the teachers' config hashes, and every feature: on or off, with its parameters."""
+        return {"losses": {name: loss.describe() for name, loss in self.losses.items()}, "features": described(self)}
+
+    def on_fit_start(self) -> None:
+        """List the features."""
+        if self.global_rank == 0:
+            for line in lines(described(self)):
+                log.info(line)
 
     def training_flops(self, length: int) -> float:
         """Of one byte of a context in training, the readers left out."""

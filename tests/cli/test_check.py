@@ -144,7 +144,7 @@ def test_every_option_of_every_group_passes(choice, composer):
     """No false alarm on anything that is in the box (what needs a file of the user's is given one)."""
     group, _, option = choice.partition("=")
     needs = ["data.path=README.md"] if group == "data" and option in ("text", "hub", "prompts", "squad", "hotpotqa", "nq") else []
-    needs += [f"method={'grpo' if group in ('method/advantage', 'method/reward') else 'latentwire'}"] if group.startswith("method/") else []
+    needs += [f"method={'grpo' if group in ('method/advantage', 'method/reward') else 'latentwire'}"] if group.startswith("method/") else ["experiment=latentwire"] if group == "ablation" else []
     needs += ["model=hf_causal", "model.path=."] if choice == "data/tokenizer=pretrained" else []
     needs += ["method.reward.run=."] if choice == "method/reward=learned" else []
     composed = composer.compose([choice, *needs])

@@ -203,10 +203,33 @@ def table(folder, name):
         return list(csv.DictReader(file))
 
 
+class Other:
+    """Data with these questions for validation."""
+
+    def __new__(cls, data, questions):
+        made = type("Other", (type(data),), {"__init__": lambda self: None, "questions": questions})()
+        made.validation, made.sources = np.arange(len(questions)), data.sources
+        return made
+
+
 @pytest.fixture(scope="module")
-def measured(method, data, tmp_path_factory):
+def golden(method, data):
+    """Questions whose gold answers are some of what the random readers say, so that every path scores."""
+    asked = chosen([data.questions[i] for i in data.validation], 12)
+    golds = [set() for _ in asked]
+    with torch.inference_mode():
+        for name in NAMES:
+            asker = Asker(method, name, asked, 4)
+            for one in [*asker.whole(), *asker.sent(5, strangers(asked, 1), controls=True)]:
+                for i in range(2 + PATHS.index(one.path)):
+                    golds[i] |= {one.answers[i]}
+    return [replace(q, answers=(*sorted(own), "a word"), start=-1) for q, own in zip(asked, golds, strict=True)]
+
+
+@pytest.fixture(scope="module")
+def measured(method, data, golden, tmp_path_factory):
     folder = tmp_path_factory.mktemp("run")
-    here = context(method, data, folder)
+    here = context(method, Other(data, golden), folder)
     with here.inference():
         metrics = LatentWireEvaluation(most=12, batch=5, slots=[3], examples=2, draws=200, latency=Latency([40, 200], repeats=2))(here)
     return folder, metrics
@@ -219,6 +242,7 @@ def test_the_tables_hold_what_the_report_reads(measured, method):
     for name in NAMES:
         main = {path: found.main("qa_facts", name, path) for path in PATHS}
         assert all(row.main and row.questions == 12 for row in main.values())
+        assert len({main[path].f1.value for path in ("none", "shuffled", "latent")} | {0}) == 4, "or what follows says nothing"
         assert [row.slots for row in found.of("qa_facts", name, "latent")] == [3, 5]
         assert main["latent"].bytes == 14 and main["latent"].bits == 4
         assert main["latent"].ratio == pytest.approx(main["text"].bytes / 14, rel=1e-4)
@@ -228,6 +252,8 @@ def test_the_tables_hold_what_the_report_reads(measured, method):
         assert main["latent"].f1.low <= main["latent"].f1.value <= main["latent"].f1.high
         difference = found.paired["qa_facts", name, "latent-shuffled"].difference
         assert difference.value == pytest.approx(main["latent"].f1.value - main["shuffled"].f1.value, abs=1e-5)
+        assert metrics[f"{name}/share_of_text"] == pytest.approx(main["latent"].f1.value / main["text"].f1.value, rel=1e-4)
+        assert metrics[f"{name}/over_text_bytes"] == pytest.approx(found.paired["qa_facts", name, "latent-text_bytes"].ratio.value, rel=1e-4)
         assert metrics[f"{name}/collapse"] == pytest.approx(difference.value, abs=1e-6)
         assert {comparison for _, reader, comparison in found.paired if reader == name} == {
             "latent-text_bytes", "latent-text_bytes_tail", "latent-text_zlib", "latent-text_tokens", "latent-shuffled", "latent-text", "latent-zeros", "shuffled-none"}
@@ -247,14 +273,14 @@ def test_single_scores_add_up_to_the_means(measured):
             assert np.mean([float(line["em"]) for line in own]) == pytest.approx(float(row["em"]), abs=1e-5)
 
 
-def test_examples_hold_answers_and_messages(measured, method, data):
+def test_examples_hold_answers_and_messages(measured, method, golden):
     folder, _ = measured
     rows = table(folder, "latentwire_examples")
     assert len(rows) == 4 and rows[0]["context"] == rows[2]["context"] != rows[1]["context"]
     for row in rows:
         reader, name = method.readers[row["reader"]], row["reader"]
         assert bytes.fromhex(row["message_hex"]) == method.encode([row["context"]], name)[0]
-        asked = next(q for q in data.questions if (q.context, q.question) == (row["context"], row["question"]))
+        asked = next(q for q in golden if (q.context, q.question) == (row["context"], row["question"]))
         assert row["answers"] == " | ".join(asked.answers)
         assert row["text"] == alone(reader, told(reader, [reader.ids(row["context"])]), asked)[0]
         assert row["latent"] == alone(reader, method.opened(name, method.decode([bytes.fromhex(row["message_hex"])], name)), asked)[0]
@@ -266,23 +292,15 @@ def test_parts_of_a_message_sum_to_its_length(method, data):
     assert sum(row["broadcast_bytes"] for row in rows) == 3 + -(-7 * 4 * 4 // 8) + 1  # the private slots of both
 
 
-def test_several_data_sets_are_pooled_and_kept_apart(method, asked, data, tmp_path):
-    class Two(type(data)):
-        def __init__(self):
-            self.validation = np.arange(8)
-            self.sources = data.sources
-
-        @property
-        def questions(self):
-            return [replace(q, dataset="squad" if i % 4 == 0 else q.dataset) for i, q in enumerate(asked[:8])]
-
-    here = context(method, Two(), tmp_path)
+def test_several_data_sets_are_pooled_and_kept_apart(method, golden, data, tmp_path):
+    two = [replace(q, dataset="squad" if i % 4 == 0 else q.dataset) for i, q in enumerate(golden[:8])]
+    here = context(method, Other(data, two), tmp_path)
     with here.inference():
         metrics = LatentWireEvaluation(most=5, draws=100)(here)
     rows = {(row["dataset"], row["reader"], row["path"]): row for row in table(tmp_path, "latentwire")}
     pooled, first, second = (rows[name, "llama", "text"] for name in ("all", "qa_facts", "squad"))
     assert [int(row["questions"]) for row in (pooled, first, second)] == [7, 5, 2]
-    assert float(pooled["em"]) == pytest.approx((5 * float(first["em"]) + 2 * float(second["em"])) / 7, abs=1e-5)
+    assert float(pooled["em"]) == pytest.approx((5 * float(first["em"]) + 2 * float(second["em"])) / 7, abs=1e-5) and float(pooled["em"]) > 0
     assert "llama/useful_bits" not in metrics and not (tmp_path / "tables" / "latentwire_latency.csv").exists()
 
 

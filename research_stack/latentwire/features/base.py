@@ -53,6 +53,7 @@ class Feature(nn.Module):
     """
 
     conflicts: tuple[str, ...] = ()
+    replaces_vectors: bool = False  # whether the reader gets something else in the place of input embeddings
 
     def build_modules(self, method: LatentWire) -> None:
         """Make the parameters, once readers, adapters and the wire are there. Raises ValueError, opening with a key of the feature."""

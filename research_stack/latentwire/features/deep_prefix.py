@@ -24,6 +24,7 @@ class DeepPrefix(Feature):
     """
 
     conflicts = ("coprocessor",)
+    replaces_vectors = True
 
     def __init__(self, texts: int = 64, gate: float = 1.0) -> None:
         require(texts >= 0, f"texts={texts} must not be negative")

@@ -41,6 +41,7 @@ class ReaderLoRA(Feature):
         self.lora, self.wanted, self.factor = LoRA(rank, alpha, dropout, targets, rslora), readers, factor
         self.register_buffer("rank", torch.tensor(rank))  # in a checkpoint: that there were adapters, and of which rank
         self.adapted: dict[str, list[nn.Parameter]] = {}
+        self.ups: dict[str, list[nn.Parameter]] = {}
         self.dropouts: list[nn.Module] = []
 
     def build_modules(self, method: LatentWire) -> None:
@@ -53,6 +54,7 @@ class ReaderLoRA(Feature):
             reader.model.adapt(self.lora, seed_of(method.seed, "lora", name))
             reader.eval()  # PEFT's new modules come in training mode
             self.adapted[name] = [p for p in reader.parameters() if p.requires_grad]
+            self.ups[name] = [p for place, p in reader.named_parameters() if ".lora_B." in place]
             self.dropouts += [own for place, own in reader.named_modules() if ".lora_dropout." in place]
 
     def on_optimizer_build(self) -> list[Group]:
@@ -63,6 +65,10 @@ class ReaderLoRA(Feature):
         """A reader is never in training mode, but the dropout of its adapters is while they are trained."""
         for dropout in self.dropouts:
             dropout.train(step.number is not None)
+
+    def metrics_snapshot(self) -> dict[str, float]:
+        """Root mean square of B, 0 at the start, by reader."""
+        return {f"rms_{name}": float(torch.cat([p.detach().flatten() for p in ups]).square().mean().sqrt()) for name, ups in self.ups.items()}
 
     def describe(self) -> dict[str, Any]:
         """The adapters, which are kept in the readers."""
