@@ -28,7 +28,7 @@ from research_stack.latentwire.quantize import Quantizer
 from research_stack.latentwire.reader import Reader, padded
 from research_stack.latentwire.receiver import Condition, Opened, opened, read
 from research_stack.require import require
-from research_stack.streams import Draws, generator
+from research_stack.streams import Draws
 from research_stack.training.module import Rows, TrainingModule
 from research_stack.training.optimization import Optimization
 

@@ -221,7 +221,7 @@ def golden(method, data):
         for name in NAMES:
             asker = Asker(method, name, asked, 4)
             for one in [*asker.whole(), *asker.sent(5, strangers(asked, 1), controls=True)]:
-                for i in range(2 + PATHS.index(one.path)):
+                for i in {"none": [11], "shuffled": [7, 8, 9], "latent": range(6), "text": range(4)}.get(one.path, [6, 10]):
                     golds[i] |= {one.answers[i]}
     return [replace(q, answers=(*sorted(own), "a word"), start=-1) for q, own in zip(asked, golds, strict=True)]
 
@@ -242,7 +242,7 @@ def test_the_tables_hold_what_the_report_reads(measured, method):
     for name in NAMES:
         main = {path: found.main("qa_facts", name, path) for path in PATHS}
         assert all(row.main and row.questions == 12 for row in main.values())
-        assert len({main[path].f1.value for path in ("none", "shuffled", "latent")} | {0}) == 4, "or what follows says nothing"
+        assert 0 < main["none"].f1.value != main["shuffled"].f1.value > 0, "or what follows says nothing"
         assert [row.slots for row in found.of("qa_facts", name, "latent")] == [3, 5]
         assert main["latent"].bytes == 14 and main["latent"].bits == 4
         assert main["latent"].ratio == pytest.approx(main["text"].bytes / 14, rel=1e-4)
