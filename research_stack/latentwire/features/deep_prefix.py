@@ -50,7 +50,7 @@ class _Prefix(nn.Module):
         numbers = 2 * reader.layers * reader.kv_heads * reader.kv_width
         positions = method.adapters[method.name_of(reader)].place_PH.shape[0]
         self.out = nn.Linear(method.adapter_dim, numbers, bias=False)
-        nn.init.normal_(self.out.weight, std=method.adapter_dim**-0.5, generator=generator(method.seed, "deep_prefix", reader.path))
+        nn.init.normal_(self.out.weight, std=method.adapter_dim**-0.5, generator=generator(method.seed, "deep_prefix", method.name_of(reader)))
         mean, deviation = keys_values_of(reader, method.some_contexts(feature.texts), positions) if feature.texts else (torch.zeros(self.shape), torch.ones(self.shape))
         self.mean = nn.Parameter(mean.unsqueeze(0).repeat(positions, 1, 1, 1, 1))
         self.register_buffer("deviation", deviation)
