@@ -346,7 +346,7 @@ class LatentWire(TrainingModule):
         encoder, adapter = self.lr_factors["encoder"], self.lr_factors["adapter"]
         found = [Group("encoder", [*self.model.parameters(), *self.pooling.parameters()], encoder)] if self.train_encoder else []
         rest = [] if self.hinted is None else list(self.hinted.parameters())
-        found += [Group(f"adapter.{name}", [*own.parameters()], adapter) for name, own in self.adapters.items()] + ([Group("hint", rest)] if rest else [])
+        found += [Group(f"adapter.{name}", [p for p in own.parameters() if p.requires_grad], adapter) for name, own in self.adapters.items()] + ([Group("hint", rest)] if rest else [])
         for name, feature in self.features.items():
             found += [Group(f"{name}.{group.name}", group.parameters, group.factor) for group in feature.on_optimizer_build()]
         return found
