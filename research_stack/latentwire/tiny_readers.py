@@ -37,11 +37,12 @@ from research_stack.training.optimization import Optimization
 
 log = logging.getLogger(__name__)
 
-LAYOUT = 1  # raise it when what is trained changes: it is part of the fingerprint
+LAYOUT = 2  # raise it when what is trained changes: it is part of the fingerprint
 LONGEST = 1024  # tokens that the readers can read
 TOKENIZER_CONTEXTS = 2000  # the tokenizer learns from
 HELD_OUT = 200  # contexts the finished reader is tried on
 CONTEXT_WEIGHT = 0.1  # of a token of context or question in the loss; one of an answer counts 1
+WITHOUT = 16  # every so many contexts one is left out, so that a reader has learned to guess: what no context gives is then no babble
 LINES = 10.0  # seconds between two lines in the log
 
 
@@ -119,8 +120,8 @@ def rows_of(tokenizer: PreTrainedTokenizerFast, made: Iterator[Made], prompt: st
         return tokenizer(text, add_special_tokens=False).input_ids
 
     lead = tokenizer.eos_token_id if tokenizer.bos_token_id is None else tokenizer.bos_token_id
-    for one in made:
-        tokens = [lead, *ids(one.context)]
+    for number, one in enumerate(made, 1):
+        tokens = [lead, *(ids(one.context) if number % WITHOUT else [])]
         weights = [CONTEXT_WEIGHT] * len(tokens)
         for question, answer, _ in one.asked:
             asked, said = ids(prompt.format(question=question)), [*ids(f" {answer}"), tokenizer.eos_token_id]
