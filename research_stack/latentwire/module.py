@@ -14,6 +14,7 @@ from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from research_stack.data.question import Question
@@ -105,6 +106,7 @@ class LatentWire(TrainingModule):
             self.parts["hint"] = 1.0
         self.curriculum.bind({name: loss.weight for name, loss in losses.items()} | self.parts, slots, private)
         self.weights_token: str | None = None
+        self.accuracy: dict[str, Tensor] = {}  # FirstTok@1 by reader, of the last piece of a batch
 
     @property
     def shared(self) -> int:
@@ -216,8 +218,6 @@ class LatentWire(TrainingModule):
         for name, reader in self.readers.items():
             of_reader = asked_of(reader, asked, draws) | (context_of(reader, asked) if any(loss.needs_context for loss in self.losses.values()) else {})
             rows |= {f"{key}.{name}": tensor for key, tensor in of_reader.items()}
-        for name, feature in self.features.items():
-            rows |= {f"{name}.{key}": tensor for key, tensor in feature.rows(asked).items()} if hasattr(feature, "rows") else {}
         rows = {name: tensor.to(self.device) for name, tensor in rows.items()}
         self._now = step
         return rows, self._denominators(rows, step)
@@ -275,8 +275,8 @@ class LatentWire(TrainingModule):
         hint_B, found = None, {}
         if self.hinted is not None:
             length_B = counts_BA.sum(1).clamp_max(HINTS - 1)
-            logits_BH = self.hinted(own_BMd.mean(1))
-            found["hint"], hint_B = torch.nn.functional.cross_entropy(logits_BH, length_B, reduction="sum"), logits_BH.argmax(-1)
+            logits_BH = self.predicted_hint(own_BMd)
+            found["hint"], hint_B = F.cross_entropy(logits_BH, length_B, reduction="sum"), logits_BH.argmax(-1)
         sent = self.sent(name, own_BMd, slots_M, hint_B, bytes_BN=rows["bytes"], seen_BN=rows["seen"])
         logits_BAV = self.answer_logits(name, self.opened(name, sent), rows)
         self._noted(name, logits_BAV[:, 0], target_BA[:, 0], counts_BA[:, 0])
@@ -296,13 +296,6 @@ class LatentWire(TrainingModule):
         """Keep how often the first token was the likeliest, for the log."""
         right_B = (first_BV.argmax(-1) == target_B) & counts_B
         self.accuracy[name] = right_B.sum() / counts_B.sum().clamp_min(1)
-
-    @property
-    def accuracy(self) -> dict[str, Tensor]:
-        """FirstTok@1 of the last batch by reader."""
-        if not hasattr(self, "_accuracy"):
-            self._accuracy: dict[str, Tensor] = {}
-        return self._accuracy
 
     def after_update(self) -> Mapping[str, Tensor]:
         """FirstTok@1 on the batch, and what the features say."""
