@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 from research_stack.reporting.figures import BLUE, GREEN, GREY, INK, ORANGE, new_figure
 from research_stack.reporting.latentwire import bits_words
-from research_stack.reporting.latentwire_page import WIDE
+from research_stack.reporting.latentwire_page import EDGE, WIDE
 from research_stack.reporting.latentwire_tables import (
     HEAD,
     LATENT,
@@ -211,7 +211,7 @@ def latency_figure(wire: Wire) -> Figure | None:
         if max(times) > WIDE * min(times):
             plot.set_yscale("log")
         else:
-            plot.set_ylim(bottom=0)
+            plot.set_ylim(0, EDGE * max(times))  # a single late pass must not set the scale
         places = sorted({row.context_bytes for rows in paths.values() for row in rows})
         plot.set_xticks(places, [f"{place:,.0f}" for place in places])
         plot.minorticks_off()

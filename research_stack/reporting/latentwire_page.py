@@ -27,6 +27,7 @@ from research_stack.reporting.sections import keys, listing
 
 MOST_EXAMPLES = 12
 LONG, LONG_HEX = 1500, 400  # characters of a context, bytes of a message that are shown
+EDGE = 1.5  # of the largest median time: where whiskers to the 90th percentile are cut, so that one late pass does not set the scale
 WIDE = 20  # an axis that spans more than this factor is logarithmic
 LATENTS = ("var(--c0)", "var(--c3)", "var(--c2)", "var(--c4)")
 
@@ -100,7 +101,8 @@ def _ever(paths: Mapping[str, Sequence[Timed]], slots: float) -> bool:
 def latency_chart(reader: str, paths: Mapping[str, Sequence[Timed]]) -> Html | None:
     """Milliseconds over bytes of the context, with the place where the context is four times as many tokens as there are latents."""
     rows = [row for own in paths.values() for row in own]
-    lengths, times = [row.context_bytes for row in rows], [v for row in rows for v in (row.total, row.p90) if math.isfinite(v)]
+    edge = EDGE * max((row.total for row in rows), default=0.0)
+    lengths, times = [row.context_bytes for row in rows], [min(v, edge) for row in rows for v in (row.total, row.p90) if math.isfinite(v)]
     if len(set(lengths)) < 2:
         return None
     log = max(times) > WIDE * min(times)
@@ -113,15 +115,15 @@ def latency_chart(reader: str, paths: Mapping[str, Sequence[Timed]]) -> Html | N
             lines.append(
                 Series([(place, y.low), (place, y.high)], color="var(--faint)", width=1.2, dashed=True, label=f"{OFTEN}\u00a0×\u00a0{m:g}", anchor="middle")
             )
-    lines.append(_times(paths.get(TEXT, ()), "var(--c1)", "whole text"))
-    lines += [_times(with_slots(paths, m), LATENTS[i % len(LATENTS)], f"{m:g} latents") for i, m in enumerate(slots_timed(paths))]
+    lines.append(_times(paths.get(TEXT, ()), "var(--c1)", "whole text", edge))
+    lines += [_times(with_slots(paths, m), LATENTS[i % len(LATENTS)], f"{m:g} latents", edge) for i, m in enumerate(slots_timed(paths))]
     chart = line_chart(lines, x, y, f"time to the first token of {reader} over the length of the context")
     scales = ", log scales" if x.log and y.log else ""
     return el("figure", el("figcaption", f"{reader} ", el("small", f"ms to the first token{scales}")), chart)
 
 
-def _times(rows: Sequence[Timed], color: str, title: str) -> Series:
-    errors = [(0.0, row.p90 - row.total) if row.p90 > row.total else None for row in rows]
+def _times(rows: Sequence[Timed], color: str, title: str, edge: float) -> Series:
+    errors = [(0.0, min(row.p90, edge) - row.total) if row.p90 > row.total else None for row in rows]
     return Series([(row.context_bytes, row.total) for row in rows], color=color, dots=3.2, errors=errors, title=title)
 
 
