@@ -341,7 +341,7 @@ def test_the_mixture_runs_without_a_file():
 def test_the_default_needs_no_file_and_is_soon_there():
     data = config_of("qa_facts")
     data.prepare()
-    assert len(data.questions) == 20_000 and len(data.validation) == 512 and 130 < data.describe()["qa_facts_context_bytes"] < 142
+    assert len(data.questions) == 8_000 * 5 and len(data.validation) == 512 and 130 < data.describe()["qa_facts_context_bytes"] < 142
 
 
 @pytest.mark.parametrize("name", ["squad", "hotpotqa", "nq"])
