@@ -91,7 +91,7 @@ class Hardware:
 
     def _has_bf16(self) -> bool:
         if self.accelerator == "cpu":
-            return bool(cpu_flags() & set(BF16_FLAGS))
+            return cpu_multiplies_bf16()
         import torch
 
         return torch.cuda.is_available() and torch.cuda.is_bf16_supported(including_emulation=False)
@@ -218,6 +218,11 @@ def cpu_flags(cpuinfo: Path = Path("/proc/cpuinfo")) -> set[str]:
         return set()
     lines = (line for line in cpuinfo.read_text().splitlines() if line.startswith("flags"))
     return set(next(lines, "").partition(":")[2].split())
+
+
+def cpu_multiplies_bf16() -> bool:
+    """Whether the CPU has matrix products of bfloat16; without them they are emulated, many times slower than float32."""
+    return bool(cpu_flags() & set(BF16_FLAGS))
 
 
 def usable_cores() -> int:

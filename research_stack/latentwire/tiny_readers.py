@@ -28,7 +28,7 @@ from research_stack.backbones.transformer import Transformer
 from research_stack.data.cache import Cache
 from research_stack.data.facts import Law, Made
 from research_stack.data.sources_facts import Facts
-from research_stack.hardware import BF16_FLAGS, cpu_flags
+from research_stack.hardware import cpu_multiplies_bf16
 from research_stack.latentwire.reader import PROMPT, Reader, padded
 from research_stack.latentwire.receiver import greedy, told
 from research_stack.require import require
@@ -158,7 +158,7 @@ def _tensors(batch: list[tuple[list[int], list[float]]]) -> tuple[Tensor, Tensor
 
 def _loss(model: Transformer, tokens_BL: Tensor, weights_BL: Tensor) -> Tensor:
     kept_BL = weights_BL[:, 1:] > 0
-    with torch.autocast("cpu", torch.bfloat16, enabled=bool(cpu_flags() & set(BF16_FLAGS))):
+    with torch.autocast("cpu", torch.bfloat16, enabled=cpu_multiplies_bf16()):
         logits_nV = model.head(model(tokens_BL[:, :-1])[kept_BL]).float()
     weights_n = weights_BL[:, 1:][kept_BL]
     return (F.cross_entropy(logits_nV, tokens_BL[:, 1:][kept_BL], reduction="none") * weights_n).sum() / weights_n.sum()

@@ -10,7 +10,7 @@ import torch
 from torch import nn
 
 from research_stack.require import require
-from research_stack.training.muon import Together, hidden_matrices
+from research_stack.training.muon import Muon, Together, hidden_matrices
 
 
 @dataclass
@@ -100,7 +100,7 @@ class Optimization:
             if adamw is None:
                 raise ValueError("optimization: no parameter is trained")
             return adamw
-        muon = torch.optim.Muon(of_muon, lr=self.lr, weight_decay=self.weight_decay, adjust_lr_fn="match_rms_adamw")
+        muon = Muon(of_muon, lr=self.lr, weight_decay=self.weight_decay)
         return Together(muon) if adamw is None else Together(muon, adamw)
 
     def _decayed_apart(self, trained: list[nn.Parameter], decayed: set[int], more: dict[str, Any]) -> list[dict[str, Any]]:

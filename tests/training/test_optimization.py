@@ -7,11 +7,12 @@ import torch
 from torch import nn
 from torch.utils.data import DataLoader
 
+from research_stack import hardware
 from research_stack.check import check_node
 from research_stack.training.checkpoint import AtomicCheckpointIO, Checkpoints, load_checkpoint
 from research_stack.training.ema import Ema
 from research_stack.training.module import TrainingModule
-from research_stack.training.muon import Together, hidden_matrices
+from research_stack.training.muon import Muon, Together, hidden_matrices, orthogonal
 from research_stack.training.optimization import Optimization
 
 
@@ -135,7 +136,7 @@ def test_one_optimizer_is_bit_for_bit_the_two_run_apart():
     others = [p for p in apart.parameters() if p.requires_grad and all(p is not h for h in hidden)]
     tables = [apart.untied, apart.unembedding.weight, apart.score.weight, apart.from_one.weight, apart.convolution.weight]
     groups = [{"params": tables, "weight_decay": 0.2}, {"params": [p for p in others if all(p is not t for t in tables)], "weight_decay": 0.0}]
-    muon = torch.optim.Muon(hidden, lr=0.01, weight_decay=0.2, adjust_lr_fn="match_rms_adamw")
+    muon = Muon(hidden, lr=0.01, weight_decay=0.2)
     adamw = torch.optim.AdamW(groups, lr=0.01, betas=(0.9, 0.95), eps=1e-8, fused=True)
 
     class Both:
@@ -148,6 +149,34 @@ def test_one_optimizer_is_bit_for_bit_the_two_run_apart():
     learn(apart, Both(), range(3))
     assert same(together, apart)
     assert not torch.equal(together.up.weight, Net().up.weight) and not torch.equal(together.norm.weight, Net().norm.weight)
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float32])
+def test_muon_is_that_of_torch_but_for_the_dtype_of_its_iteration(dtype):
+    own, peer = Net(), Net()
+    of_own, of_peer = Muon([own.up.weight, own.down.weight], 0.01, 0.2, dtype), torch.optim.Muon([peer.up.weight, peer.down.weight], 0.01, 0.2, adjust_lr_fn="match_rms_adamw")
+    learn(own, of_own, range(3)), learn(peer, of_peer, range(3))
+    start = Net()
+    for a, b, c in zip(own.parameters(), peer.parameters(), start.parameters(), strict=True):
+        assert torch.equal(a, b) if dtype == torch.bfloat16 else (a - b).norm() <= 0.03 * (b - c).norm()  # bfloat16 has 8 bits
+
+
+@pytest.mark.parametrize("shape", [(24, 24), (8, 40), (40, 8)])
+def test_the_iteration_is_its_polynomial_of_the_singular_values(shape):
+    torch.manual_seed(0)
+    matrix = torch.randn(shape, dtype=torch.float64)
+    found = orthogonal(matrix, (3.4445, -4.775, 2.0315), 5, 1e-7)
+    left, values, right = torch.linalg.svd(matrix / matrix.norm(), full_matrices=False)
+    for _ in range(5):
+        values = 3.4445 * values - 4.775 * values**3 + 2.0315 * values**5
+    torch.testing.assert_close(found, left @ values.diag() @ right)
+    assert values.min() > 0.6 and values.max() < 1.3
+
+
+@pytest.mark.parametrize(("flags", "dtype"), [("amx_bf16", torch.bfloat16), ("avx512_bf16", torch.bfloat16), ("avx2", torch.float32)])
+def test_a_cpu_without_products_of_bfloat16_iterates_in_float32(monkeypatch, flags, dtype):
+    monkeypatch.setattr(hardware, "cpu_flags", lambda: {flags})
+    assert Muon([nn.Parameter(torch.zeros(2, 2))], 0.01, 0.0).on_cpu == dtype
 
 
 @pytest.mark.parametrize("shape", [(64, 64), (32, 128), (128, 32)])
@@ -218,7 +247,7 @@ def test_a_closure_is_called_once_with_gradients():
 
 
 def test_muon_alone_and_with_nothing_to_do():
-    assert [type(part) for part in Optimization(optimizer="muon").optimizer(nn.Linear(3, 3, bias=False)).parts] == [torch.optim.Muon]
+    assert [type(part) for part in Optimization(optimizer="muon").optimizer(nn.Linear(3, 3, bias=False)).parts] == [Muon]
     assert hidden_matrices(nn.Linear(3, 1)) == []
     with pytest.raises(ValueError, match=r"^optimization\.optimizer=muon has no matrix to train"):
         Optimization(optimizer="muon").optimizer(nn.Linear(3, 1))
