@@ -22,7 +22,7 @@ from torch import Tensor, nn
 from transformers import DynamicCache, PreTrainedModel
 from transformers.pytorch_utils import Conv1D
 
-from research_stack.backbones.pretrained_loading import load, logit_scale, longest, make_room
+from research_stack.backbones.pretrained_loading import cache_name, load, logit_scale, longest, make_room
 from research_stack.backbones.pretrained_trial import try_out
 from research_stack.require import require
 from research_stack.streams import generator
@@ -121,7 +121,7 @@ class PretrainedCausal(nn.Module):
         self.checkpoint_blocks, self.quantized = checkpoint_blocks, quantization is not None
         make_room(own, vocab_size)
         self.model: PreTrainedModel | PeftModel = own
-        self.scale = logit_scale(own)
+        self.scale, self._cache_name = logit_scale(own), cache_name(own)
         self.eval()
         try_out(self, own)
         self.dim, self.layers = self.unembedding.shape[1], own.config.get_text_config().num_hidden_layers
@@ -200,8 +200,8 @@ class PretrainedCausal(nn.Module):
             mask = None
         given = {"inputs_embeds" if tokens_BL.is_floating_point() else "input_ids": tokens_BL}
         hidden_BLD = self.own.base_model(
-            **given, position_ids=places_BL, attention_mask=mask, past_key_values=None if cache is None else cache.held,
-            use_cache=cache is not None).last_hidden_state
+            **given, position_ids=places_BL, attention_mask=mask, use_cache=cache is not None,
+            **{self._cache_name: None if cache is None else cache.held}).last_hidden_state
         return hidden_BLD if self.scale == 1 else hidden_BLD * self.scale
 
     forward = read

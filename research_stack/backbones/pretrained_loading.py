@@ -2,6 +2,7 @@
 from __future__ import annotations
 
 import importlib.util
+import inspect
 import os
 from pathlib import Path
 from typing import Any
@@ -116,3 +117,8 @@ def logit_scale(own: PreTrainedModel) -> float:
     """The constant that some models multiply their logits with; here the hidden states carry it."""
     text = own.config.get_text_config().to_dict()
     return float(text.get("logit_scale") or 1) / float(text.get("logits_scaling") or 1)
+
+
+def cache_name(own: PreTrainedModel) -> str:
+    """How the model's forward calls its key-value cache: transformers 5.24 renamed it, older releases and models with code of their own did not."""
+    return "cache" if "cache" in inspect.signature(own.base_model.forward).parameters else "past_key_values"

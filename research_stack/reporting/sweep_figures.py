@@ -5,7 +5,7 @@ import math
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from research_stack.reporting import latentwire_sweep, two_phase_figures
+from research_stack.reporting import latentwire_figures, latentwire_sizes, latentwire_sweep, two_phase_figures
 from research_stack.reporting.budgets import OWN, panels
 from research_stack.reporting.curves import number
 from research_stack.reporting.figures import BLUE, GREEN, GREY, INK, ORANGE, new_figure, save
@@ -22,8 +22,10 @@ COLUMNS = 3
 
 
 def write_sweep_figures(folder: Path, table: SweepTable) -> list[Path]:
-    """figures/sweep.png, figures/stability.png, figures/budgets.png and figures/dynamics.png, as far as there is something to draw; returns the paths."""
+    """figures/*.png, as far as there is something to draw; returns the paths."""
     drawn = {"sweep.png": metrics_figure(table), "stability.png": stability_figure(table), "budgets.png": budgets_figure(table), "dynamics.png": two_phase_figures.figure(table)}
+    if (wire := latentwire_sizes.sizes(table)) is not None:
+        drawn |= {"latentwire.png": latentwire_figures.rate_figure(wire), "latentwire_slots.png": latentwire_figures.slots_figure(wire)}
     return [save(figure, folder / "figures" / name) for name, figure in drawn.items() if figure is not None]
 
 

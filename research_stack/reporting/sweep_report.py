@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from research_stack.reporting import (
     budgets,
+    latentwire_sizes,
     latentwire_sweep,
     latentwire_sweep_page,
     overlays,
@@ -65,7 +66,7 @@ def render(folder: Path, table: SweepTable) -> str:
     axes = " × ".join(table.labels[axis] for axis in table.axes) or "seeds"
     over = budgets.panels(table)
     compared = [paired.section(table), _plots(table, axes)] if latentwire_sweep.comparable(table) else []
-    parts = [_header(folder, table, axes), *_results(table), *compared, budgets.section(table, over),
+    parts = [_header(folder, table, axes), latentwire_sizes.section(table), *_results(table), *compared, budgets.section(table, over),
              overlays.section(table), speed.section(table), stability(table, validation=not over), _failures(table), _fine_print(table)]  # fmt: skip
     title = f"{folder.name}: {axes}"
     body = [*(part for part in parts if part), el("footer", f"{len(table.points)} runs, up to {seeds} seeds a setting. Made from the files of the run folders; loads nothing from anywhere.")]

@@ -1,5 +1,7 @@
 """Hugging Face models as backbones: against their own forward pass, alone against packed, adapters against what LoRA promises."""
 import importlib.util
+import warnings
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -32,6 +34,7 @@ from transformers import (
 )
 
 from research_stack.backbones.pretrained import LoRA, PretrainedCausal
+from research_stack.backbones.pretrained_loading import cache_name
 from research_stack.build import build
 from research_stack.compose import compose
 from research_stack.data.tokenizers_pretrained import Pretrained
@@ -91,6 +94,23 @@ def test_a_cache_step_by_step_gives_the_whole(folders, kind, attention):
         parts = [m.read(ids[:, :4], cache=cache)] + [m.read(ids[:, i : i + 1], cache=cache) for i in range(4, 8)] + [m.read(ids[:, 8:], cache=cache)]
         assert cache.length == 10
         torch.testing.assert_close(torch.cat(parts, 1), m.read(ids), **EXACT)
+
+
+def test_the_cache_has_the_name_that_the_model_knows(folders):
+    class Older:
+        """As before transformers 5.24."""
+
+        def forward(self, input_ids, past_key_values=None):
+            raise AssertionError
+
+    older = SimpleNamespace(base_model=Older())
+    assert cache_name(older) == "past_key_values"
+    m = model(folders["llama"])
+    with warnings.catch_warnings(), torch.no_grad():
+        warnings.simplefilter("error", FutureWarning)
+        cache = m.new_cache()
+        m.read(tokens(), cache=cache)
+    assert cache.length == tokens().shape[1]
 
 
 def test_selected_rows_grow_apart_from_the_cache_they_come_from(folders):
