@@ -47,6 +47,8 @@ class Reader(nn.Module):
         require(length >= 1, f"length={length} must be at least 1")
         super().__init__()
         self.path, self.prompt, self.length = path, prompt, length
+        self._asked: dict[str, list[int]] = {}  # tokenising each batch anew took a tenth of a training step
+        self._answered: dict[tuple[str, str], list[int] | None] = {}
         self.tokenizer = _tokenizer(path, revision)
         self.end = _end(self.tokenizer, path)
         self.model = PretrainedCausal(len(self.tokenizer), path, revision, dtype=dtype, attention=attention, quantization=quantization, device_map=device_map, frozen=True)
@@ -87,13 +89,20 @@ class Reader(nn.Module):
 
     def asked(self, question: str) -> list[int]:
         """The tokens of the prompt."""
-        return self.ids(self.prompt.format(question=question))
+        if question not in self._asked:
+            self._asked[question] = self.ids(self.prompt.format(question=question))
+        return self._asked[question]
 
     def answered(self, question: str, answer: str) -> list[int] | None:
         """The tokens of the answer and the end, as prompt and answer are tokenised together, cut to `length`.
 
         None where they run into one another, so that the prompt's tokens do not begin those of both.
         """
+        if (question, answer) not in self._answered:
+            self._answered[question, answer] = self._together(question, answer)
+        return self._answered[question, answer]
+
+    def _together(self, question: str, answer: str) -> list[int] | None:
         front = self.asked(question)
         both = self.ids(f"{self.prompt.format(question=question)} {answer}")
         if both[: len(front)] != front or (answer and len(both) == len(front)):
