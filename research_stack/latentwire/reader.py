@@ -100,14 +100,16 @@ class Reader(nn.Module):
         """
         if (question, answer) not in self._answered:
             self._answered[question, answer] = self._together(question, answer)
-        return self._answered[question, answer]
+        both = self._answered[question, answer]
+        return None if both is None else both[: self.length]
 
     def _together(self, question: str, answer: str) -> list[int] | None:
+        """As `answered`, of any length."""
         front = self.asked(question)
         both = self.ids(f"{self.prompt.format(question=question)} {answer}")
         if both[: len(front)] != front or (answer and len(both) == len(front)):
             return None
-        return [*both[len(front) :], self.end][: self.length]
+        return [*both[len(front) :], self.end]
 
     def text(self, ids: Sequence[int]) -> str:
         """The answer that the tokens spell: up to the end token or the end of the line, without blanks around it."""
