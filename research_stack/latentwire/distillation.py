@@ -18,10 +18,10 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from research_stack.backbones.pretrained import DIGEST
-from research_stack.latentwire.losses import Loss, Read, exact
+from research_stack.latentwire.losses import Loss, Read, exact, once
 from research_stack.latentwire.reader import Reader
+from research_stack.latentwire.receiver import Opened, told
 from research_stack.latentwire.receiver import read as read_on
-from research_stack.latentwire.receiver import told
 from research_stack.require import require
 
 if TYPE_CHECKING:
@@ -92,11 +92,13 @@ class KD(Loss):
         return taught_BKV, torch.special.entr(first_BV).sum(-1) / math.log(first_BV.shape[-1])
 
     def _logits(self, teacher: Reader, read: Read) -> Tensor:
-        """(B, K, V) behind the context as text."""
+        """(B, K, V) behind the context as text, which is read once for all its questions."""
         teacher.to(read.logits_BAV.device)
-        tokens_BC, lengths_B = read.rows[f"context.{read.name}"].tolist(), read.rows[f"context_seen.{read.name}"].sum(1).tolist()
+        first_C, which_B = once(read.rows["context"])
+        tokens_CN, lengths_C = read.rows[f"context.{read.name}"][first_C].tolist(), read.rows[f"context_seen.{read.name}"][first_C].sum(1).tolist()
         with without_adapters(teacher):
-            given = told(teacher, [ids[:length] for ids, length in zip(tokens_BC, lengths_B, strict=True)])
+            texts = told(teacher, [ids[:length] for ids, length in zip(tokens_CN, lengths_C, strict=True)])
+            given = Opened(texts.cache.select(which_B), texts.seen_BP[which_B])
             hidden_BLD = read_on(teacher, given, read.rows[f"tokens.{read.name}"], read.rows[f"told.{read.name}"])
         at_BK = read.rows[f"at.{read.name}"][:, : read.tokens]
         return teacher.model.head(hidden_BLD.gather(1, at_BK.unsqueeze(-1).expand(-1, -1, hidden_BLD.shape[-1])))

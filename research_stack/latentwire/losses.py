@@ -106,3 +106,10 @@ class AnswerTokens(Loss):
     def __call__(self, read: Read) -> Tensor:
         kept_BA = read.counts_BA[:, : read.tokens]
         return F.cross_entropy(read.logits_BAV[:, : read.tokens][kept_BA].float(), read.target_BA[:, : read.tokens][kept_BA], reduction="sum")
+
+
+def once(context_B: Tensor) -> tuple[Tensor, Tensor]:
+    """(first_C: the row in which each context stands first, which_B: the number of each row's context among those) of the contexts' numbers."""
+    _, which_B = context_B.unique(return_inverse=True)
+    rows_B = torch.arange(len(which_B), device=which_B.device)
+    return torch.full((int(which_B.max()) + 1,), len(which_B), device=which_B.device).scatter_reduce(0, which_B, rows_B, "amin"), which_B

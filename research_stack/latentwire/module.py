@@ -24,7 +24,7 @@ from research_stack.latentwire.curriculum import Curriculum, Stage
 from research_stack.latentwire.encoder import ByteEncoder, Pooling, as_bytes
 from research_stack.latentwire.features.base import Feature, Group, Sent, Step
 from research_stack.latentwire.features.listing import described, lines, refuse_other_features
-from research_stack.latentwire.losses import Loss, Read
+from research_stack.latentwire.losses import Loss, Read, once
 from research_stack.latentwire.quantize import Quantizer
 from research_stack.latentwire.reader import Reader, padded
 from research_stack.latentwire.receiver import Condition, Opened, opened, read
@@ -106,7 +106,7 @@ class LatentWire(TrainingModule):
             self.parts["hint"] = 1.0
         self.curriculum.bind({name: loss.weight for name, loss in losses.items()} | self.parts, slots, private)
         self.weights_token: str | None = None
-        self.accuracy: dict[str, Tensor] = {}  # FirstTok@1 by reader, of the last piece of a batch
+        self.first_right: dict[str, Tensor] = {}  # by reader: (first tokens that were the likeliest, those that count) of the step so far
 
     @property
     def shared(self) -> int:
@@ -255,9 +255,7 @@ class LatentWire(TrainingModule):
 
     def loss_sum(self, rows: Rows) -> Tensor:
         """(P,) the sums of the losses over rows and readers."""
-        _, which_B = rows["context"].unique(return_inverse=True)
-        first_C = torch.full((int(which_B.max()) + 1,), len(which_B), device=self.device).scatter_reduce(
-            0, which_B, torch.arange(len(which_B), device=self.device), "amin")  # where each context stands first
+        first_C, which_B = once(rows["context"])
         raw_CMd = self.raw(rows["bytes"][first_C], rows["seen"][first_C])
         # Numbers that share a scale must be those of one message, which holds a reader's slots alone.
         together = self.quantizer.format.groups(1) == 0
@@ -279,7 +277,8 @@ class LatentWire(TrainingModule):
             found["hint"], hint_B = F.cross_entropy(logits_BH, length_B, reduction="sum"), logits_BH.argmax(-1)
         sent = self.sent(name, own_BMd, slots_M, hint_B, bytes_BN=rows["bytes"], seen_BN=rows["seen"])
         logits_BAV = self.answer_logits(name, self.opened(name, sent), rows)
-        self._noted(name, logits_BAV[:, 0], target_BA[:, 0], counts_BA[:, 0])
+        if self.training:
+            self._noted(name, logits_BAV[:, 0], target_BA[:, 0], counts_BA[:, 0])
         given = Read(name, sent, raw_BMd[:, slots_M], logits_BAV, target_BA, counts_BA, self._now.tokens, rows)
         found |= {key: loss(given) for key, loss in self.losses.items()}
         for feature in self.features.values():
@@ -293,13 +292,14 @@ class LatentWire(TrainingModule):
         return reader.model.head(hidden_BLD.gather(1, at_BA.unsqueeze(-1).expand(-1, -1, hidden_BLD.shape[-1])))
 
     def _noted(self, name: str, first_BV: Tensor, target_B: Tensor, counts_B: Tensor) -> None:
-        """Keep how often the first token was the likeliest, for the log."""
+        """Count how often the first token is the likeliest, for the log."""
         right_B = (first_BV.argmax(-1) == target_B) & counts_B
-        self.accuracy[name] = right_B.sum() / counts_B.sum().clamp_min(1)
+        self.first_right[name] = self.first_right.get(name, 0) + torch.stack([right_B.sum(), counts_B.sum()])
 
     def after_update(self) -> Mapping[str, Tensor]:
         """FirstTok@1 on the batch, and what the features say."""
-        said = {f"first1_{name}": value.detach() for name, value in self.accuracy.items()}
+        said = {f"first1_{name}": right / asked.clamp_min(1) for name, (right, asked) in self.first_right.items()}
+        self.first_right = {}
         for name, feature in self.features.items():
             feature.after_update()
             said |= {f"{name}/{key}": torch.tensor(float(value), device=self.device) for key, value in feature.metrics_snapshot().items()}
@@ -308,7 +308,8 @@ class LatentWire(TrainingModule):
         return said | ({"slots": torch.tensor(float(self._now.slots), device=self.device)} if len(self.curriculum) else {})
 
     def forget(self) -> None:
-        """What the features have kept of the step."""
+        """What was kept of the step."""
+        self.first_right = {}
         for feature in self.features.values():
             feature.forget()
 

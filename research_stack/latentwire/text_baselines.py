@@ -25,13 +25,6 @@ def tail(text: str, budget: int) -> str:
     return _between(data, max(0, len(data) - _checked(budget)), len(data))
 
 
-def middle(text: str, budget: int) -> str:
-    """What lies whole within the `budget` bytes around the middle; otherwise as `head`."""
-    data = text.encode()
-    start = max(0, len(data) - _checked(budget)) // 2
-    return _between(data, start, start + budget)
-
-
 def _between(data: bytes, start: int, stop: int) -> str:
     return data[start:stop].decode("utf-8", "ignore")  # only the characters that are cut can be undecodable
 

@@ -10,14 +10,16 @@ from tiny_wires import ROOM, facts, folders, llama
 
 from research_stack.backbones.pretrained import LoRA
 from research_stack.check import check_node
+from research_stack.latentwire import distillation
 from research_stack.latentwire.distillation import KD, config_hash
 from research_stack.latentwire.encoder import ByteEncoder
 from research_stack.latentwire.features.base import Sent
-from research_stack.latentwire.losses import AnswerTokens, FirstToken, Read
+from research_stack.latentwire.losses import AnswerTokens, FirstToken, Read, once
 from research_stack.latentwire.losses_latents import Alignment, Manifold, RawRMS, Scale, table_of
 from research_stack.latentwire.module import LatentWire
 from research_stack.latentwire.quantize import FSQ
 from research_stack.latentwire.reader import Reader
+from research_stack.latentwire.receiver import told
 from research_stack.streams import generator
 from research_stack.training.module import cut
 from research_stack.training.optimization import Optimization
@@ -106,6 +108,19 @@ def test_distillation_is_its_formula(distilled, temperature):
             expected += temperature**2 * float((p * (p / q).log()).sum())
     assert float(loss(read)) == pytest.approx(expected, rel=1e-4)
     assert loss.count(read.counts_BA, 3) == read.counts_BA[:, :3].sum() > len(read.counts_BA)
+
+
+def test_a_teacher_reads_a_context_once_for_all_its_questions(distilled, monkeypatch):
+    method, rows, loss, _ = distilled
+    texts = []
+    monkeypatch.setattr(distillation, "told", lambda reader, given: texts.append(given) or told(reader, given))
+    loss(one_read(method, rows))
+    assert len(rows["context"]) == 6 and len(rows["context"].unique()) == 3 == len(texts[0]) and len({tuple(text) for text in texts[0]}) == 3
+
+
+def test_the_first_row_of_each_context_and_the_context_of_each_row():
+    first_C, which_B = once(torch.tensor([7, 2, 7, 5, 2]))
+    assert first_C.tolist() == [1, 3, 0] and which_B.tolist() == [2, 0, 2, 1, 0]
 
 
 def test_the_divergence_is_never_negative(distilled):
@@ -320,8 +335,11 @@ def test_each_loss_reaches_encoder_and_adapters(whole, name):
 
 def test_a_batch_in_three_pieces_has_the_losses_of_the_whole(whole):
     method, rows, denominators = whole
+    method.forget()
     sums_P = method.loss_sum(rows)
+    right, method.first_right = method.first_right, {}
     pieces = [method.loss_sum(piece) for piece in cut(rows, 3)]
+    assert {name: both.tolist() for name, both in method.first_right.items()} == {name: both.tolist() for name, both in right.items()}
     assert len({float(piece[0]) for piece in pieces}) == 3
     torch.testing.assert_close(sum(pieces), sums_P, rtol=2e-4, atol=1e-5)
     by_name = dict(zip(method.parts, denominators.tolist(), strict=True))
