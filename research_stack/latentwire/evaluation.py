@@ -48,12 +48,14 @@ class LatentWireEvaluation:
 
     - most: questions of each data set, spread evenly over the validation side; None for all. batch: questions read together.
     - slots: further M to send, of more than the method's private slots and at most all of its slots; others are left out. The first shared ones are sent.
+    - curve: times the bytes of a message in which head and tail of the text are measured too, beside those in as many.
     - examples: questions of each data set whose answers are kept as texts. draws: of the bootstrap.
     - latency: how times are taken; None: not at all.
     """
 
     def __init__(
-        self, most: int | None = 512, batch: int = 64, slots: list[int] | None = None, examples: int = 6, draws: int = 1000, latency: Latency | None = None,
+        self, most: int | None = 512, batch: int = 64, slots: list[int] | None = None, curve: list[float] | None = None, examples: int = 6, draws: int = 1000,
+        latency: Latency | None = None,
     ) -> None:
         require(most is None or most >= 2, f"most={most} must be at least 2, or null for all")
         require(batch >= 1, f"batch={batch} must be at least 1")
@@ -61,7 +63,9 @@ class LatentWireEvaluation:
         require(draws >= 100, f"draws={draws} must be at least 100")
         if slots is not None and any(not 1 <= number <= wire.MOST for number in slots):
             raise ValueError(f"slots={slots} must be numbers from 1 to {wire.MOST}")
-        self.most, self.batch, self.slots, self.examples, self.draws, self.latency = most, batch, slots, examples, draws, latency
+        if any(factor <= 0 for factor in curve or []):
+            raise ValueError(f"curve={curve} must be numbers above 0")
+        self.most, self.batch, self.slots, self.curve, self.examples, self.draws, self.latency = most, batch, slots, curve or [], examples, draws, latency
 
     def unsuited(self, method: type) -> str | None:
         """Only LatentWire sends latents."""
@@ -94,6 +98,7 @@ class LatentWireEvaluation:
             found += asker.whole()
             for slots in wanted:
                 found += asker.sent(slots, others, controls=slots == method.final_slots)
+            found += asker.curve(method.final_slots, self.curve)
         return found
 
     def _examples(self, method: LatentWire, questions: Sequence[Question], found: Sequence[Answered]) -> Table:
@@ -101,7 +106,7 @@ class LatentWireEvaluation:
         table = []
         asked = chosen(questions, self.examples)
         for name in method.readers:
-            said = {one.path: one.answers for one in found if one.reader == name and one.slots in (None, method.final_slots)}
+            said = {one.path: one.answers for one in found if one.reader == name and one.slots in (None, method.final_slots) and not one.beside}
             messages = Asker(method, name, asked, self.batch).messages(method.final_slots)
             for question, message in zip(asked, messages, strict=True):
                 at = questions.index(question)
@@ -128,7 +133,7 @@ class Scores:
 
     def main(self, one: Answered) -> bool:
         """Whether it is of the setting that was trained, or of none."""
-        return one.slots in (None, self.method.final_slots)
+        return one.slots in (None, self.method.final_slots) and not one.beside
 
     def rows(self) -> Table:
         """A row for each data set, reader, path and M."""

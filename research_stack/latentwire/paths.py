@@ -19,7 +19,7 @@ import time
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, nullcontext
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TypeVar
 
 import numpy as np
@@ -50,7 +50,7 @@ class Answered:
     - slots: M of the messages, or of those whose size a text was cut to; None where there is no such size.
     - answers: texts. f1_n, exact_n: their scores. first_nK: FirstTok@1, 5, 10; NaN for questions without a first token.
     - bytes_n: what was sent: the message, the text in UTF-8, or compressed. positions_n: read up to the answer, lead and prompt included.
-    - seconds: of all questions.
+    - seconds: of all questions. beside: a part of the text that is not as large as a message: a point of its curve alone.
     """
 
     reader: str
@@ -63,6 +63,7 @@ class Answered:
     bytes_n: np.ndarray
     positions_n: np.ndarray
     seconds: float
+    beside: bool = False
 
 
 class Asker:
@@ -110,7 +111,7 @@ class Asker:
         return self._asked(path, slots, lambda rows: told(self.reader, [texts[i] for i in rows]), order, sizes, plain(self.reader))
 
     def from_cut(self, path: str, cut: Callable[[str, int], str], slots: int, budgets: Sequence[int]) -> Answered:
-        """The answers to each context cut by `cut(context, its budget)`."""
+        """The answers to each context cut by `cut(context, its budget of bytes)`."""
         kept = [cut(q.context, budget) for q, budget in zip(self.questions, budgets, strict=True)]
         sizes = [(zlib_bytes(text) if text else 0) if path == ZLIB else len(text.encode()) for text in kept]
         return self.from_texts(path, slots, [self.reader.ids(text) for text in kept], sizes)
@@ -136,6 +137,12 @@ class Asker:
         found += [self.from_cut(path, cut, slots, sizes) for path, cut in ((HEAD, head), (TAIL, tail), (ZLIB, zlib_fits))]
         first = [first_tokens(self.reader.ids(q.context), slots) for q in self.questions]
         return [*found, self.from_texts(TOKENS, slots, first, [len(self.reader.tokenizer.decode(ids).encode()) for ids in first])]
+
+    def curve(self, slots: int, times: Sequence[float]) -> list[Answered]:
+        """Head and tail of the texts in so many times the bytes of their messages."""
+        sizes = [len(message) for message in self.messages(slots)]
+        budgets = [[round(factor * size) for size in sizes] for factor in times]
+        return [replace(self.from_cut(path, cut, slots, budget), slots=None, beside=True) for budget in budgets for path, cut in ((HEAD, head), (TAIL, tail))]
 
     def _asked(
         self, path: str, slots: int | None, given: Callable[[Sequence[int]], Opened], order: Sequence[int], sizes: Sequence[int],

@@ -231,7 +231,7 @@ def measured(method, data, golden, tmp_path_factory):
     folder = tmp_path_factory.mktemp("run")
     here = context(method, Other(data, golden), folder)
     with here.inference():
-        metrics = LatentWireEvaluation(most=12, batch=5, slots=[3], examples=2, draws=200, latency=Latency([40, 200], repeats=2))(here)
+        metrics = LatentWireEvaluation(most=12, batch=5, slots=[3], curve=[0.5, 2], examples=2, draws=200, latency=Latency([40, 200], repeats=2))(here)
     return folder, metrics
 
 
@@ -246,6 +246,8 @@ def test_the_tables_hold_what_the_report_reads(measured, method):
         assert all(row.main and row.questions == 12 for row in main.values())
         assert [row.slots for row in found.of("qa_facts", name, "latent")] == [3, 5]
         assert main["latent"].bytes == 14 and main["latent"].bits == 4
+        parts = [(row.bytes, row.main) for row in found.of("qa_facts", name, "text_bytes_tail")]
+        assert parts == [(7, False), (10, False), (14, True), (28, False)], "half, three slots, the message, double"
         assert main["latent"].ratio == pytest.approx(main["text"].bytes / 14, rel=1e-4)
         assert math.isnan(main["none"].ratio) and main["text"].ratio == 1
         assert main["none"].prefill < main["text_tokens"].prefill == main["latent"].prefill < main["text"].prefill
@@ -314,7 +316,7 @@ def test_questions_are_spread_evenly():
 def test_only_latentwire_is_measured(method):
     assert LatentWireEvaluation().unsuited(type(method)) is None
     assert "choose the eval" in LatentWireEvaluation().unsuited(torch.nn.Linear)
-    for mistake in ({"most": 1}, {"batch": 0}, {"slots": [0]}, {"draws": 10}, {"examples": 0}):
+    for mistake in ({"most": 1}, {"batch": 0}, {"slots": [0]}, {"draws": 10}, {"examples": 0}, {"curve": [0]}):
         with pytest.raises(ValueError, match=f"{next(iter(mistake))}="):
             LatentWireEvaluation(**mistake)
 
