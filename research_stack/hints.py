@@ -232,10 +232,13 @@ def of_node(node: Any, parent: str, missing: str, override: str) -> str:
 
 
 def without(override: str, composer: Composer, overrides: Sequence[str]) -> Any:
-    """The config of the command without one override; the default config if that has a mistake too."""
+    """The config of the command without one override; if that has a mistake too, of its choices of groups alone; else the default config."""
     from hydra.errors import HydraException
 
-    try:
-        return composer.load([o for o in overrides if o != override and "," not in o])
-    except HydraException:
-        return composer.default if composer.default is not None else {}
+    rest = [o for o in overrides if o != override and "," not in o]
+    for tried in (rest, [o for o in rest if o.partition("=")[0].partition("@")[0] in composer.groups()]):
+        try:
+            return composer.load(tried)
+        except HydraException:
+            continue
+    return composer.default if composer.default is not None else {}

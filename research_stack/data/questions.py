@@ -163,7 +163,7 @@ class QuestionData(lightning.LightningDataModule):
 
     def for_method(self) -> dict[str, Any]:
         """Constructor arguments that a method may take from the data."""
-        return {"questions": self.questions}
+        return {"questions": self.questions, "trained_on": self.train}
 
     def check_fit(self, model: Any, method: type) -> None:
         """Raise ValueError in one line when a context is longer than `model.max_length`, bytes of an encoder of bytes, where the model has such a limit."""
@@ -257,7 +257,7 @@ def _weights(weights: Mapping[str, float] | None, named: list[str], present: lis
     """The weights of the sources that are present, summing to 1. Raises ValueError in one line that names the key."""
     given = dict.fromkeys(present, 1.0) if weights is None else weights
     for name, weight in given.items():
-        require(name in named, f"weights.{name}={weight} must be of a source; the sources are {', '.join(named)}")
+        require(name in named, f"weights.{name}={weight} must be of a source; the sources are {', '.join(named)}; a source that is taken out takes its weight with it: ~data.weights.{name}")
         require(math.isfinite(weight) and weight > 0, f"weights.{name}={weight} must be above 0; leave the source out instead")
     for name in present:
         require(name in given, f"weights.{name} must be given: every source needs a weight, or weights=null for the same for all")

@@ -55,6 +55,8 @@ class HotpotQA(QuestionFiles):
         supporting = {title for title, _ in _named(record.get("supporting_facts"), ("title", "sent_id"), "supporting_facts", where)}
         others = len(paragraphs) if self.distractors == "all" else 0 if self.distractors == "supporting" else int(self.distractors)
         for title, sentences in paragraphs:
+            if not (isinstance(title, str) and isinstance(sentences, list) and all(isinstance(sentence, str) for sentence in sentences)):
+                raise ValueError(f"path={where} field 'context' must hold a title and a list of sentences for each paragraph")
             others -= title not in supporting
             if title in supporting or others >= 0:
                 yield title, " ".join(text for sentence in sentences if (text := " ".join(sentence.split())))

@@ -59,6 +59,9 @@ class NaturalQuestions(QuestionFiles):
             raise ValueError(f"path={where} has a question and its answers and no context (NQ-open): there is nothing to compress; use the simplified files")
         words, tags = _tokens(record, where)
         marked = [_annotation(row, where) for row in rows_of(record.get("annotations"), "annotations", where)]
+        ends = [end for a in marked for _, end in (*a.short, *([a.long] if a.long else []))]
+        if max(ends, default=0) > len(words):
+            raise ValueError(f"path={where} has an answer that ends at token {max(ends)} of a page of {len(words)}")
         chosen = next((a for a in marked if a.long and (a.short or a.yes_no)), None)
         if chosen is None and not self.unanswerable:
             raise Unfit(f"path={where} has no short answer", "no short answer", expected=True)
@@ -123,7 +126,10 @@ def _annotation(row: dict[str, Any], where: str) -> Annotation:
     """One annotator's marks. Raises ValueError in one line for another layout."""
     long = row.get("long_answer")
     short = [_span_of(span, where) for span in rows_of(row.get("short_answers", []), "short_answers", where)]
-    return Annotation(_span_of(long if isinstance(long, dict) else {}, where), tuple(span for span in short if span), YES_NO.get(row.get("yes_no_answer", "NONE")))
+    yes_no = row.get("yes_no_answer", "NONE")
+    if not isinstance(yes_no, str | int):
+        raise ValueError(f"path={where} field 'yes_no_answer' holds a {type(yes_no).__name__}, not YES, NO or NONE")
+    return Annotation(_span_of(long if isinstance(long, dict) else {}, where), tuple(span for span in short if span), YES_NO.get(yes_no))
 
 
 def _span_of(row: dict[str, Any], where: str) -> Span | None:

@@ -67,7 +67,7 @@ class Squad(QuestionFiles):
 def _official(file: Path, articles: list[dict[str, Any]], version: str) -> Iterator[Located]:
     """(file, record) of each question of the official layout. Raises ValueError in one line where it is malformed."""
     for article in articles:
-        for paragraph in article["paragraphs"]:
+        for paragraph in rows_of(article["paragraphs"], "paragraphs", str(file)):
             for asked in rows_of(paragraph.get("qas"), "qas", str(file)):
                 yield str(file), {**asked, "title": article.get("title"), "context": paragraph.get("context"), "version": version}
 

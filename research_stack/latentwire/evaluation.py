@@ -8,6 +8,7 @@ Shapes: n questions.
 from __future__ import annotations
 
 import csv
+import hashlib
 import io
 import logging
 import math
@@ -26,6 +27,7 @@ from research_stack.latentwire.module import LatentWire
 from research_stack.latentwire.paths import HEAD, LATENT, NONE, SHUFFLED, TEXT, TOKENS, Answered, Asker
 from research_stack.latentwire.text_baselines import ratio_of_bytes
 from research_stack.latentwire.useful_bits import useful_bits
+from research_stack.latentwire.wire import MOST
 from research_stack.require import require
 from research_stack.results import RunFolder, atomic_write
 
@@ -61,8 +63,8 @@ class LatentWireEvaluation:
         require(batch >= 1, f"batch={batch} must be at least 1")
         require(examples >= 1, f"examples={examples} must be at least 1")
         require(draws >= 100, f"draws={draws} must be at least 100")
-        if slots is not None and any(not 1 <= number <= wire.MOST for number in slots):
-            raise ValueError(f"slots={slots} must be numbers from 1 to {wire.MOST}")
+        if slots is not None and any(not 1 <= number <= MOST for number in slots):
+            raise ValueError(f"slots={slots} must be numbers from 1 to {MOST}")
         if any(factor <= 0 for factor in curve or []):
             raise ValueError(f"curve={curve} must be numbers above 0")
         self.most, self.batch, self.slots, self.curve, self.examples, self.draws, self.latency = most, batch, slots, curve or [], examples, draws, latency
@@ -91,7 +93,7 @@ class LatentWireEvaluation:
         """Every reader along every path."""
         others = paths.strangers(questions, seed)
         if others is None:
-            log.warning("latents of another example are left out: a data set's questions are of too few groups")
+            log.warning("latents of another example are left out: more than half of a data set's questions are about one context")
         found, wanted = [], settings(method, self.slots or [])
         for name in method.readers:
             asker = Asker(method, name, questions, self.batch)
@@ -124,7 +126,7 @@ class Scores:
 
     def __init__(self, questions: Sequence[Question], answered: Sequence[Answered], method: LatentWire, draws: int, seed: int) -> None:
         self.questions, self.answered, self.method, self.draws, self.seed = questions, answered, method, draws, seed
-        self.group_n = np.array([f"{q.dataset}\0{q.group}" for q in questions])
+        self.group_n = np.array(groups_of(questions))
         self.context_n = np.array([len(q.context.encode()) for q in questions], dtype=np.float64)
         names = list(dict.fromkeys(q.dataset for q in questions))
         dataset_n = np.array([q.dataset for q in questions])
@@ -171,8 +173,8 @@ class Scores:
 
     def single(self) -> Table:
         """Every question at the trained setting."""
-        return [{"dataset": q.dataset, "reader": one.reader, "path": one.path, "question": q.key, "f1": f1, "em": exact}
-                for one in self.answered if self.main(one) for q, f1, exact in zip(self.questions, one.f1_n, one.exact_n, strict=True)]  # fmt: skip
+        return [{"dataset": q.dataset, "reader": one.reader, "path": one.path, "question": q.key, "group": group, "f1": f1, "em": exact}
+                for one in self.answered if self.main(one) for q, group, f1, exact in zip(self.questions, self.group_n, one.f1_n, one.exact_n, strict=True)]  # fmt: skip
 
     def metrics(self, data: QuestionData) -> dict[str, float]:
         """The numbers of result.json, on the questions of all data sets together."""
@@ -203,6 +205,18 @@ def chosen(questions: Sequence[Question], most: int | None) -> list[Question]:
     return found
 
 
+def groups_of(questions: Sequence[Question]) -> list[str]:
+    """What a question belongs to, for the bootstrap: its group (an article, say), or its context where the whole data set is one group."""
+    found = [q.group for q in questions]
+    for dataset in dict.fromkeys(q.dataset for q in questions):
+        own = [i for i, q in enumerate(questions) if q.dataset == dataset]
+        if len({found[i] for i in own}) == 1:
+            log.warning("the %d questions of %s are all of one group: their intervals are over its contexts, and say nothing of others", len(own), dataset)
+            for i in own:
+                found[i] = hashlib.sha256(questions[i].context.encode()).hexdigest()[:12]
+    return [f"{q.dataset}:{group}" for q, group in zip(questions, found, strict=True)]
+
+
 def settings(method: LatentWire, slots: Iterable[int]) -> list[int]:
     """M as training ended with it, then those of `slots` that the method can send."""
     wanted = sorted(set(slots) - {method.final_slots})
@@ -217,7 +231,7 @@ def bytes_table(method: LatentWire) -> Table:
     together = method.final_slots + method.private * (len(method.readers) - 1)
     one = wire.parts_of(method.final_slots, method.numbers, method.quantizer.format, method.hint)
     # beyond what one message can hold there is none to all readers
-    every = wire.parts_of(together, method.numbers, method.quantizer.format, method.hint) if together <= wire.MOST else {}
+    every = wire.parts_of(together, method.numbers, method.quantizer.format, method.hint) if together <= MOST else {}
     return [{"part": part, "reader_bytes": size, "broadcast_bytes": every.get(part)} for part, size in one.items()]
 
 

@@ -73,7 +73,7 @@ class Latency:
                 if len(reader.ids(text)) + len(reader.lead) + len(prompt) <= reader.model.max_length:
                     ways[TEXT] = partial(from_text, reader, text, prompt)
                 table += [self._row(name, method.final_slots, way, text, taken) for way, taken in self._measured(ways).items()]
-            spoken = {row["path"]: row["total_ms"] for row in table}
+            spoken = {row["path"]: row["total_ms"] for row in table if (row["reader"], row["context_bytes"]) == (name, len(texts[-1].encode()))}
             log.info("%s: %s ms to the first token of %d bytes", name, ", ".join(f"{way} {ms:.1f}" for way, ms in spoken.items()), len(texts[-1].encode()))
         return table
 

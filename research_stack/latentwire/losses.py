@@ -1,7 +1,7 @@
 """The losses of LatentWire, each a small class with a weight of its own.
 
 A loss gets what one reader has read and gives the sum over its rows; what the sums are divided by, `count` says beforehand, from the
-batch alone, so that a batch cut in pieces gives the same loss.
+batch alone, so that a batch cut in pieces gives the same loss of the same latents.
 
 Shapes: B rows, A tokens of an answer at most, V rows of the unembedding.
 """

@@ -11,6 +11,7 @@ from __future__ import annotations
 import hashlib
 import logging
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -29,7 +30,7 @@ from research_stack.latentwire.quantize import Quantizer
 from research_stack.latentwire.reader import Reader, padded
 from research_stack.latentwire.receiver import Condition, Opened, opened, read
 from research_stack.require import require
-from research_stack.streams import Draws
+from research_stack.streams import Draws, generator
 from research_stack.training.module import Rows, TrainingModule
 from research_stack.training.optimization import Optimization
 
@@ -52,6 +53,8 @@ class LatentWire(TrainingModule):
     - stages: of the training, with slots and weights of the losses of their own (`Stage`); null: none. Validation, and what is sent
       unless another number of slots is asked for, are always as in the last one.
     - lr_factors: of `optimization.lr`, for `encoder` and `adapter`; features have their own.
+    - trained_on: numbers of the questions of the training side, None for all: nothing else is read before the training. max_steps: of the
+      training; if it is known, stages without a step are refused at once.
     """
 
     counted = "questions"
@@ -61,6 +64,7 @@ class LatentWire(TrainingModule):
         optimization: Optimization, seed: int, features: Mapping[str, Feature] | None = None, slots: int = 32, private: int = 8, numbers: int = 16,
         tokens: int = 6, train_encoder: bool = True, pooling_heads: int = 4, adapter_dim: int = 128, adapter_layers: int = 1, adapter_heads: int = 4,
         expand: int = 1, hint: bool = False, asked: int = 1, stages: Sequence[Stage | Mapping[str, Any]] | None = None, lr_factors: Mapping[str, float] | None = None,
+        trained_on: Sequence[int] | None = None, max_steps: int | None = None,
     ) -> None:
         require(private >= 0, f"private={private} must not be negative")
         require(slots > private, f"slots={slots} must be more than private={private}: what is left is what the readers share")
@@ -68,6 +72,8 @@ class LatentWire(TrainingModule):
         require(1 <= numbers <= 256, f"numbers={numbers} must lie in 1 .. 256")
         require(tokens >= 1, f"tokens={tokens} must be at least 1")
         require(asked >= 1, f"asked={asked} must be at least 1")
+        require(pooling_heads >= 1 and model.dim % pooling_heads == 0, f"pooling_heads={pooling_heads} must divide the encoder's dim={model.dim}")
+        require(adapter_heads >= 1 and adapter_dim % adapter_heads == 0, f"adapter_heads={adapter_heads} must divide adapter_dim={adapter_dim}")
         super().__init__(optimization, seed)
         require(len(readers) >= 1, f"readers={list(readers)} must name at least one")
         self.curriculum, self.lr_factors = Curriculum(stages), {"encoder": 1.0, "adapter": 1.0} | dict(lr_factors or {})
@@ -79,11 +85,11 @@ class LatentWire(TrainingModule):
         self.model, self.quantizer, self.readers, self.questions = model, quantizer.bind(numbers), nn.ModuleDict(readers), questions
         self.slots, self.private, self.numbers, self.tokens, self.adapter_dim = slots, private, numbers, tokens, adapter_dim
         self.train_encoder, self.hint, self.asked = train_encoder, hint, asked
-        self.of_context: dict[str, list[int]] = {}
-        for number, question in enumerate(questions):
-            self.of_context.setdefault(question.context, []).append(number)
+        self.of_context: dict[str, list[int]] = {}  # of the training side
+        for number in range(len(questions)) if trained_on is None else map(int, trained_on):
+            self.of_context.setdefault(questions[number].context, []).append(number)
         self.pooling = Pooling(model.dim, self.shared + private * len(readers), numbers, pooling_heads, seed)
-        self.hinted = nn.Linear(numbers, HINTS) if hint else None
+        self.hinted = hint_head(numbers, seed) if hint else None
         self.adapters = nn.ModuleDict({
             name: Adapter(reader, slots, numbers, adapter_dim, adapter_layers, adapter_heads, expand, hint, seed, name) for name, reader in readers.items()})
         for part in (model, self.pooling) if not train_encoder else ():
@@ -105,6 +111,8 @@ class LatentWire(TrainingModule):
         if hint:
             self.parts["hint"] = 1.0
         self.curriculum.bind({name: loss.weight for name, loss in losses.items()} | self.parts, slots, private)
+        if max_steps is not None:
+            self.curriculum.ends(max_steps)
         self.weights_token: str | None = None
         self.first_right: dict[str, Tensor] = {}  # by reader: (first tokens that were the likeliest, those that count) of the step so far
 
@@ -123,8 +131,8 @@ class LatentWire(TrainingModule):
         return next(name for name, own in self.readers.items() if own is reader)
 
     def some_contexts(self, count: int) -> list[str]:
-        """Different contexts of the data, spread evenly."""
-        texts = list(dict.fromkeys(question.context for question in self.questions))
+        """Different contexts of the training side, spread evenly."""
+        texts = list(self.of_context)
         return [texts[i * len(texts) // min(count, len(texts))] for i in range(min(count, len(texts)))]
 
     # From bytes to what a reader sees -------------------------------------------------------------------------------
@@ -206,7 +214,7 @@ class LatentWire(TrainingModule):
 
     def check_data(self, data: QuestionData) -> None:
         """Contexts must not be empty nor longer than the encoder reads."""
-        check_contexts([q.context for q in self.questions], self.model.max_length)
+        check_contexts([q.context for q in self.questions], self.model.max_length, "; raise it, or set data.long=window or drop")
 
     def prepare(self, batch: Rows, draws: Draws) -> tuple[Rows, Tensor]:
         """Bytes of the contexts; for each reader prompt and answer, and which tokens are the answer's."""
@@ -338,11 +346,12 @@ class LatentWire(TrainingModule):
     def optimizer_groups(self) -> list[Group]:
         """All that is trained, part by part and feature by feature."""
         encoder, adapter = self.lr_factors["encoder"], self.lr_factors["adapter"]
-        found = [Group("encoder", [*self.model.parameters(), *self.pooling.parameters()], encoder)] if self.train_encoder else []
+        whole = [*self.model.parameters(), *(p for p in self.pooling.parameters() if p is not self.pooling.gate_M1)]
+        found = [Group("encoder", whole, encoder), Group("gates", [self.pooling.gate_M1], encoder, decay=False)] if self.train_encoder else []
         rest = [] if self.hinted is None else list(self.hinted.parameters())
         found += [Group(f"adapter.{name}", [p for p in own.parameters() if p.requires_grad], adapter) for name, own in self.adapters.items()] + ([Group("hint", rest)] if rest else [])
         for name, feature in self.features.items():
-            found += [Group(f"{name}.{group.name}", group.parameters, group.factor) for group in feature.on_optimizer_build()]
+            found += [replace(group, name=f"{name}.{group.name}") for group in feature.on_optimizer_build()]
         return found
 
 
@@ -354,12 +363,20 @@ def refuse_conflicts(features: Mapping[str, Feature]) -> None:
                 raise ValueError(f"features.{name} cannot be used with features.{other}: choose one of them")
 
 
-def check_contexts(contexts: Sequence[str], longest: int) -> None:
+def check_contexts(contexts: Sequence[str], longest: int, way_out: str = "") -> None:
     """Raise ValueError for an empty context, or one of more bytes than the encoder reads."""
     for context in dict.fromkeys(contexts):
-        require(bool(context.strip()), "data: a context is empty, there is nothing to send")
+        require(bool(context.strip()), f"context={context!r} is empty: there is nothing to send")
         if (size := len(context.encode())) > longest:
-            raise ValueError(f"model.max_length={longest} is less than the {size} bytes of a context ({context[:40]!r}...); raise it, or set data.long=window or drop")
+            raise ValueError(f"model.max_length={longest} is less than the {size} bytes of a context ({context[:40]!r}...){way_out}")
+
+
+def hint_head(numbers: int, seed: int) -> nn.Linear:
+    """Latents to logits of the answer's length, its weights from the stream (seed, "hint")."""
+    head = nn.Linear(numbers, HINTS)
+    nn.init.normal_(head.weight, std=numbers**-0.5, generator=generator(seed, "hint"))
+    nn.init.zeros_(head.bias)
+    return head
 
 
 def context_of(reader: Reader, asked: Sequence[Question]) -> dict[str, Tensor]:

@@ -135,7 +135,8 @@ class Asker:
             found += [self.from_messages(SHUFFLED, slots, [messages[i] for i in others])] if others is not None else []
             found += [self.from_zeros(slots, sizes[0])]
         found += [self.from_cut(path, cut, slots, sizes) for path, cut in ((HEAD, head), (TAIL, tail), (ZLIB, zlib_fits))]
-        first = [first_tokens(self.reader.ids(q.context), slots) for q in self.questions]
+        positions = slots * self.method.adapters[self.name].expand
+        first = [first_tokens(self.reader.ids(q.context), positions) for q in self.questions]
         return [*found, self.from_texts(TOKENS, slots, first, [len(self.reader.tokenizer.decode(ids).encode()) for ids in first])]
 
     def curve(self, slots: int, times: Sequence[float]) -> list[Answered]:
@@ -187,14 +188,18 @@ def parts(items: Sequence[Item], size: int) -> Iterator[Sequence[Item]]:
 def strangers(questions: Sequence[Question], seed: int) -> list[int] | None:
     """For each question the number of another one of its data set, of another group and another context; each serves once.
 
-    They are drawn by the seed. None where a data set has no such arrangement: a group or context holds more than half of its questions.
+    They are drawn by the seed. Of a data set of which one group holds more than half, as a single article does, another context is enough;
+    None where one context holds more than half too.
     """
     partner, rng = [-1] * len(questions), np.random.default_rng(seed_of(seed, "strangers"))
     for dataset in dict.fromkeys(q.dataset for q in questions):
         own = [i for i, q in enumerate(questions) if q.dataset == dataset]
-        label = _together([questions[i] for i in own])
-        largest = max(Counter(label).values())
-        if 2 * largest > len(own):
+        for marks in (("group", "context"), ("context",)):
+            label = _together([questions[i] for i in own], marks)
+            largest = max(Counter(label).values())
+            if 2 * largest <= len(own):
+                break
+        else:
             return None
         rank = {group: place for place, group in enumerate(rng.permutation(sorted(set(label))).tolist())}
         mixed = sorted(rng.permutation(len(own)).tolist(), key=lambda at: rank[label[at]])  # group after group, both in random order
@@ -203,8 +208,8 @@ def strangers(questions: Sequence[Question], seed: int) -> list[int] | None:
     return partner
 
 
-def _together(questions: Sequence[Question]) -> list[int]:
-    """(n,) labels that questions share which a chain of common groups or contexts joins."""
+def _together(questions: Sequence[Question], marks: Sequence[str]) -> list[int]:
+    """(n,) labels that questions share which a chain of common groups or contexts joins, or of those that `marks` names."""
     label, seen = list(range(len(questions))), {}
 
     def root(i: int) -> int:
@@ -214,6 +219,7 @@ def _together(questions: Sequence[Question]) -> list[int]:
         return i
 
     for i, question in enumerate(questions):
-        for mark in (("group", question.group), ("context", question.context)):
-            label[root(i)] = root(seen.setdefault(mark, i))
+        named = {"group": question.group, "context": question.context}
+        for mark in marks:
+            label[root(i)] = root(seen.setdefault((mark, named[mark]), i))
     return [root(i) for i in range(len(questions))]

@@ -84,7 +84,8 @@ class FSQ(Quantizer):
     - levels: L, 2 to 256. A number takes ceil(log2 L) bits, so powers of two waste nothing.
     - normalize: whether to normalise. In training by the batch, in evaluation by running statistics, which stay with the sender.
     - momentum: weight of a batch in the running statistics. eps: added to the variance.
-    - sync: several devices normalise by the batch of all of them, as one device would; otherwise each by its own part.
+    - sync: several devices normalise by the batch of all of them, as one device would; otherwise each by its own part. The pieces that
+      `optimization.accumulate` cuts a batch into are always normalised by themselves, as batch normalisation does: they change its numbers.
     """
 
     def __init__(self, levels: int = 16, normalize: bool = True, momentum: float = 0.1, eps: float = 1e-5, sync: bool = True) -> None:
@@ -111,7 +112,7 @@ class FSQ(Quantizer):
         require(hasattr(self, "mean_d"), "width=None must be given by bind(width) before latents are normalised")
         if not self.training:
             return (z_BMd - self.mean_d) * (self.variance_d + self.eps).rsqrt()
-        require(z_BMd.shape[:2].numel() > 1, f"z_BMd={tuple(z_BMd.shape)} must hold more than one slot: a batch of one has no variance")
+        require(z_BMd.shape[:2].numel() > 1, "normalize=true needs more than one slot in a training batch, whose variance it divides by; raise data.batch_size or method.slots")
         count = self._over_devices(z_BMd.new_tensor(z_BMd.shape[:2].numel()))
         mean_d = self._over_devices(z_BMd.sum((0, 1))) / count
         variance_d = self._over_devices((z_BMd - mean_d).square().sum((0, 1))) / count

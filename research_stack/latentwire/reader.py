@@ -16,7 +16,8 @@ from transformers import AutoTokenizer
 from research_stack.backbones.pretrained import PretrainedCausal
 from research_stack.require import require
 
-PROMPT = "\nQ: {question}\nA:"
+QUESTION = "{question}"
+PROMPT = f"\nQ: {QUESTION}\nA:"
 
 
 class Reader(nn.Module):
@@ -42,8 +43,8 @@ class Reader(nn.Module):
         quantization: Literal["4bit", "8bit"] | None = None,
         device_map: str | None = None,
     ) -> None:
-        require("{question}" in prompt, f"prompt={prompt} must hold {{question}}")
-        require(prompt.strip() != "{question}", f"prompt={prompt} must hold more than {{question}}: an empty question would leave nothing to read")
+        require(QUESTION in prompt, f"prompt={prompt} must hold {QUESTION}")
+        require(prompt.strip() != QUESTION, f"prompt={prompt} must hold more than {QUESTION}: an empty question would leave nothing to read")
         require(length >= 1, f"length={length} must be at least 1")
         super().__init__()
         self.path, self.prompt, self.length = path, prompt, length
@@ -87,10 +88,14 @@ class Reader(nn.Module):
         """The tokens of a text, without those that a tokenizer puts around it."""
         return self.tokenizer(text, add_special_tokens=False).input_ids
 
+    def put(self, question: str) -> str:
+        """The prompt with the question in it."""
+        return self.prompt.replace(QUESTION, question)
+
     def asked(self, question: str) -> list[int]:
         """The tokens of the prompt."""
         if question not in self._asked:
-            self._asked[question] = self.ids(self.prompt.format(question=question))
+            self._asked[question] = self.ids(self.put(question))
         return self._asked[question]
 
     def answered(self, question: str, answer: str) -> list[int] | None:
@@ -104,9 +109,9 @@ class Reader(nn.Module):
         return None if both is None else both[: self.length]
 
     def _together(self, question: str, answer: str) -> list[int] | None:
-        """As `answered`, of any length."""
+        """As `answered`, of any length; the end alone for an answer that is empty."""
         front = self.asked(question)
-        both = self.ids(f"{self.prompt.format(question=question)} {answer}")
+        both = self.ids(f"{self.put(question)} {answer}") if answer else front
         if both[: len(front)] != front or (answer and len(both) == len(front)):
             return None
         return [*both[len(front) :], self.end]

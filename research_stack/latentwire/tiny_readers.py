@@ -29,7 +29,7 @@ from research_stack.data.cache import Cache
 from research_stack.data.facts import Law, Made
 from research_stack.data.sources_facts import Facts
 from research_stack.hardware import cpu_multiplies_bf16
-from research_stack.latentwire.reader import PROMPT, Reader, padded
+from research_stack.latentwire.reader import PROMPT, QUESTION, Reader, padded
 from research_stack.latentwire.receiver import greedy, told
 from research_stack.require import require
 from research_stack.streams import seed_of
@@ -110,7 +110,7 @@ def tokenizer_of(architecture: str, texts: list[str], tokens: int) -> PreTrained
 
 
 def _whole(made: Made, prompt: str) -> str:
-    return made.context + "".join(f"{prompt.format(question=question)} {answer}" for question, answer, _ in made.asked)
+    return made.context + "".join(f"{prompt.replace(QUESTION, question)} {answer}" for question, answer, _ in made.asked)
 
 
 def rows_of(tokenizer: PreTrainedTokenizerFast, made: Iterator[Made], prompt: str) -> Iterator[tuple[list[int], list[float]]]:
@@ -124,7 +124,7 @@ def rows_of(tokenizer: PreTrainedTokenizerFast, made: Iterator[Made], prompt: st
         tokens = [lead, *(ids(one.context) if number % WITHOUT else [])]
         weights = [CONTEXT_WEIGHT] * len(tokens)
         for question, answer, _ in one.asked:
-            asked, said = ids(prompt.format(question=question)), [*ids(f" {answer}"), tokenizer.eos_token_id]
+            asked, said = ids(prompt.replace(QUESTION, question)), [*ids(f" {answer}"), tokenizer.eos_token_id]
             tokens, weights = tokens + asked + said, weights + [CONTEXT_WEIGHT] * len(asked) + [1.0] * len(said)
         yield tokens, weights
 

@@ -238,7 +238,7 @@ def comparisons(wire: Wire) -> list[Html]:
         numbers = [cell(gap.value, "{:+.3f}"), span(gap.low, gap.high, "{:+.3f}"), p, cell(ratio.value, "{:.2f}"), span(ratio.low, ratio.high, "{:.2f}")]
         lines.append(([names, reader, *numbers], wire.stands(dataset, reader, first, second) not in (0, None)))
     header = ("F1, question by question", "reader", "difference", "95 % interval", "p", "ratio", "95 % interval")
-    words = ("Bootstrap over questions, pairs kept together; p by flipping signs. Bold: the interval of the difference leaves out zero. Nothing is corrected "
+    words = ("Bootstrap over questions, those of one context or article together; p by flipping signs. Bold: the interval of the difference leaves out zero. Nothing is corrected "
              "for the number of comparisons.")  # fmt: skip
     return [
         el("h3", "Compared question by question"),

@@ -12,7 +12,7 @@ import statistics
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import yaml
 
@@ -30,11 +30,19 @@ GATE = 0.15  # FirstTok@1 that the baseline needs for every reader
 F1, SHARE, FIRST = "f1_latent", "share_of_text", "first1"  # the metrics of a reader
 
 
+class Asked(NamedTuple):
+    """A question of a data set and the group it belongs to."""
+
+    dataset: str
+    question: str
+    group: str
+
+
 @dataclass(frozen=True)
 class Difference:
     """Mean difference of a setting's F1 and the baseline's over the same questions.
 
-    - low, high: 95 % interval over questions (Student's t), NaN without their scores. questions: how many both were asked, 0 without scores.
+    - low, high: 95 % interval over groups of questions (Student's t), NaN without their scores. questions: how many both were asked, 0 without scores.
       seeds: how many both have.
     """
 
@@ -167,39 +175,52 @@ def _differences(table: SweepTable, row: Row, first: Row, names: Sequence[str]) 
 def difference(table: SweepTable, row: Row, first: Row, reader: str) -> Difference | None:
     """Of F1 by latents, over the seeds that both have: by question where the runs kept their scores, of the means otherwise.
 
-    A question's difference is its mean over the seeds in which both runs were asked it. None if no seed is shared.
+    A question's difference is its mean over the seeds in which both runs were asked it; questions of one group (a context, an article) count
+    as one draw. None if no seed is shared.
     """
     own, other = (dict(zip(one.seeds, one.points, strict=True)) for one in (row, first))
     seeds = [seed for seed in own if seed in other]
-    by_question: dict[tuple[str, str], list[float]] = {}
+    by_question: dict[Asked, list[float]] = {}
     for seed in seeds:
         a, b = question_scores(own[seed], reader), question_scores(other[seed], reader)
         for question in a.keys() & b.keys():
             by_question.setdefault(question, []).append(a[question] - b[question])
     if len(by_question) > 1:
-        values = [statistics.fmean(by_question[question]) for question in sorted(by_question)]
-        mean, _, low, high, _ = paired(values, [0.0] * len(values))
-        return Difference(mean, low, high, len(values), len(seeds))
+        return Difference(*over_groups({question: statistics.fmean(values) for question, values in by_question.items()}), len(by_question), len(seeds))
     metrics = {point.folder: point.metrics for point in table.points}
     means = [metrics.get(own[seed], {}).get(key(reader, F1), math.nan) - metrics.get(other[seed], {}).get(key(reader, F1), math.nan) for seed in seeds]
     means = [value for value in means if is_number(value)]
     return Difference(statistics.fmean(means), math.nan, math.nan, 0, len(means)) if means else None
 
 
-def question_scores(folder: Path, reader: str) -> dict[tuple[str, str], float]:
-    """{(data set, question): F1 by latents} of tables/latentwire_scores.csv."""
+def over_groups(values: Mapping[Asked, float]) -> tuple[float, float, float]:
+    """(mean over questions, low, high): a 95 % interval (Student's t) over the groups, which are drawn whole; NaN ends for fewer than two.
+
+    The mean is a ratio of two sums over groups, of values and of questions; its linearisation has a value for each group (Cochran 1977, section 6).
+    """
+    mean, sums = statistics.fmean(values.values()), dict.fromkeys(((asked.dataset, asked.group) for asked in sorted(values)), 0.0)
+    for asked in sorted(values):
+        sums[asked.dataset, asked.group] += values[asked] - mean
+    if len(sums) < 2:
+        return mean, math.nan, math.nan
+    _, _, low, high, _ = paired([mean + len(sums) / len(values) * rest for rest in sums.values()], [0.0] * len(sums))
+    return mean, low, high
+
+
+def question_scores(folder: Path, reader: str) -> dict[Asked, float]:
+    """{question: F1 by latents} of tables/latentwire_scores.csv."""
     path = RunFolder(folder).tables / "latentwire_scores.csv"
     return _scores(folder, path.stat().st_mtime_ns).get(reader, {}) if path.is_file() else {}
 
 
 @functools.lru_cache(maxsize=256)
-def _scores(folder: Path, written: int) -> dict[str, dict[tuple[str, str], float]]:
-    """{reader: {(data set, question): F1}} of a file as it was `written`: the page, the terminal and results.md all ask for it."""
-    found: dict[str, dict[tuple[str, str], float]] = {}
+def _scores(folder: Path, written: int) -> dict[str, dict[Asked, float]]:
+    """{reader: {question: F1}} of a file as it was `written`: the page, the terminal and results.md all ask for it."""
+    found: dict[str, dict[Asked, float]] = {}
     for row in table_of(RunFolder(folder), "latentwire_scores"):
         value, name = reals(row, "f1")[0], row.get("question") or row.get("key", "")
         if row.get("path") == LATENT and name and math.isfinite(value):
-            found.setdefault(row.get("reader", ""), {})[row.get("dataset", ""), name] = value
+            found.setdefault(row.get("reader", ""), {})[Asked(row.get("dataset", ""), name, row.get("group") or name)] = value
     return found
 
 

@@ -17,12 +17,13 @@ from research_stack.training.muon import Muon, Together, hidden_matrices
 class Group:
     """Parameters with a learning rate of their own.
 
-    - factor: of `optimization.lr`.
+    - factor: of `optimization.lr`. decay: False for what has more than one dimension and is no matrix: no weight decay.
     """
 
     name: str
     parameters: Sequence[nn.Parameter]
     factor: float = 1.0
+    decay: bool = True
 
 
 class Optimization:
@@ -38,7 +39,8 @@ class Optimization:
     - schedule: `cosine`, `wsd` (constant, then linear decay over the last `decay_share` of the steps) or `constant`.
     - clip: largest global gradient norm (2-norm over all parameters); null for no clipping.
     - accumulate: pieces into which each device cuts its share of the batch. It saves memory and changes no
-      number: the loss stays the sum over the whole batch divided by the whole batch's denominator.
+      number but dropout's and the statistics of a batch, where a method takes such (`latentwire.quantize.FSQ`): the loss stays the sum over
+      the whole batch divided by the whole batch's denominator.
     - ema: decay of the exponential moving average of the weights used for evaluation; 0 turns it off.
     """
 
@@ -82,7 +84,8 @@ class Optimization:
         """
         trained = [p for p in module.parameters() if p.requires_grad]
         embeddings = {id(p) for m in module.modules() if isinstance(m, nn.Embedding) for p in m.parameters()}
-        decayed = {id(p) for p in trained if p.ndim >= 2 and id(p) not in embeddings}
+        spared = embeddings | {id(p) for group in groups or () if not group.decay for p in group.parameters}
+        decayed = {id(p) for p in trained if p.ndim >= 2 and id(p) not in spared}
         hidden = hidden_matrices(module) if self.algorithm == "muon" else []
         if self.algorithm == "muon" and not hidden:
             raise ValueError("optimization.optimizer=muon has no matrix to train: no trainable nn.Linear of more than one input and output "

@@ -129,6 +129,8 @@ def test_squad_questions_that_cannot_be_asked(tmp_path, content, message):
     ([{**flat(), "answers": {"text": ["Rollo"], "answer_start": ["0"]}}], r"field 'answer_start' must hold a whole number, not '0'$"),
     ({"data": 3}, r"must hold a list of records, or an object with such a list under 'data'$"),
     ([], r"holds no question that can be asked$"),
+    ({"data": [{"title": "T", "paragraphs": 5}]}, r"field 'paragraphs' must hold a list of records"),
+    ({"data": [{"title": "T", "paragraphs": ["x"]}]}, r"field 'paragraphs' must hold a list of records"),
 ])  # fmt: skip
 def test_squad_of_another_layout(tmp_path, content, message):
     for strict in (True, False):
@@ -232,6 +234,7 @@ def test_hotpotqa_questions_that_cannot_be_asked(tmp_path, record, options, mess
 @pytest.mark.parametrize("change, message", [
     ({"context": "Oslo"}, "field 'context' must hold a list of records"), ({"context": [["Oslo", "no list"]]}, "field 'context' must hold pairs of title and sentences$"),
     ({"supporting_facts": [{"title": "Oslo"}]}, "field 'supporting_facts' must hold pairs of title and sent_id$"), ({"answer": None}, "field 'answer' holds a NoneType"),
+    ({"context": [["Oslo", ["It rains.", 3]]]}, "field 'context' must hold a title and a list of sentences for each paragraph$"),
 ])  # fmt: skip
 def test_hotpotqa_of_another_layout(tmp_path, change, message):
     with pytest.raises(ValueError, match=rf"^path=[^\n]*:record 1 {message}"):
@@ -332,6 +335,8 @@ def test_nq_without_an_answer_is_left_out_and_counted_unless_it_is_asked(tmp_pat
     (nq(annotation(long=(0, 3), short=((0, 1),))), r":1: the short answer of 'Rain' is empty; set strict=false"),
     (nq(annotation(long=(3, 4), short=((3, 4),))), r":1: the context is empty"),
     (nq({**annotation(), "short_answers": [{"start_byte": 3}]}), r":1 has an answer without start_token and end_token$"),
+    (nq(annotation(yes_no=["YES"])), r":1 field 'yes_no_answer' holds a list, not YES, NO or NONE$"),
+    (nq(annotation(short=((10, 999),))), r":1 has an answer that ends at token 999 of a page of \d+$"),
     ({**nq(), "annotations": None}, r":1 field 'annotations' must hold a list of records"),
     ({key: value for key, value in nq().items() if key != "question_text"}, r":1 has no field 'question_text'"),
 ])  # fmt: skip

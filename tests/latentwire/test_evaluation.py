@@ -11,7 +11,7 @@ from tiny_wires import context, facts, folders, wire
 from research_stack.data.question import Question
 from research_stack.evaluation import qa
 from research_stack.latentwire import latency, paths
-from research_stack.latentwire.evaluation import LatentWireEvaluation, bytes_table, chosen, settings
+from research_stack.latentwire.evaluation import LatentWireEvaluation, bytes_table, chosen, groups_of, settings
 from research_stack.latentwire.features.lora import ReaderLoRA
 from research_stack.latentwire.latency import Latency
 from research_stack.latentwire.paths import Asker, strangers
@@ -192,9 +192,22 @@ def test_strangers_do_not_share_a_context_across_groups():
         assert all({i, j} - {0, 1, 2} for i, j in enumerate(strangers(asked, seed)))  # a and b hang together
 
 
-@pytest.mark.parametrize("groups", ["a", "aa", "aab", "aaabb"])
-def test_without_strangers_there_are_none(groups):
-    assert strangers([question(i, group) for i, group in enumerate(groups)], 1) is None
+def test_one_article_has_strangers_of_other_contexts():
+    asked = [question(i, "article", f"paragraph {i // 2}") for i in range(6)] + [question(i, group, dataset="other") for i, group in enumerate("xyz")]
+    found = strangers(asked, 3)
+    assert sorted(found) == list(range(9)) and all(asked[i].context != asked[j].context and asked[i].dataset == asked[j].dataset for i, j in enumerate(found))
+
+
+def test_questions_of_one_group_alone_are_drawn_by_context(caplog):
+    asked = [question(i, "article", f"paragraph {i // 2}") for i in range(4)] + [question(9, "x", dataset="o"), question(8, "y", dataset="o")]
+    first, same, third, _, x, y = groups_of(asked)
+    assert first == same != third and (x, y) == ("o:x", "o:y")
+    assert "4 questions of d are all of one group" in caplog.text
+
+
+@pytest.mark.parametrize("contexts", ["a", "aa", "aab", "aaabb"])
+def test_without_strangers_there_are_none(contexts):
+    assert strangers([question(i, "article", context) for i, context in enumerate(contexts)], 1) is None
 
 
 # ------------------------------------------------------------------------------------------------ tables
@@ -267,7 +280,7 @@ def test_the_tables_hold_what_the_report_reads(measured, method):
 def test_single_scores_add_up_to_the_means(measured):
     folder, _ = measured
     single, rows = table(folder, "latentwire_scores"), table(folder, "latentwire")
-    assert len(single) == 2 * 9 * 12 and list(single[0]) == ["dataset", "reader", "path", "question", "f1", "em"]
+    assert len(single) == 2 * 9 * 12 and list(single[0]) == ["dataset", "reader", "path", "question", "group", "f1", "em"]
     for row in rows:
         own = [line for line in single if (line["reader"], line["path"]) == (row["reader"], row["path"])]
         if row["main"] == "1":

@@ -27,6 +27,7 @@ from research_stack.latentwire.losses import Read
 from research_stack.latentwire.module import refuse_conflicts
 from research_stack.latentwire.receiver import Condition, greedy, told
 from research_stack.streams import generator
+from research_stack.training.optimization import Optimization
 
 MAKERS = {
     "lora": lambda: ReaderLoRA(rank=2), "layer_adapters": lambda: LayerAdapters(width=8, heads=2), "deep_prefix": lambda: DeepPrefix(texts=4),
@@ -88,7 +89,7 @@ def test_a_prefix_at_the_start_has_the_mean_and_spread_of_text():
     every = torch.cat(rows, dim=2)
     assert len({r.shape[2] for r in rows}) == 3 and max(r.shape[2] for r in rows) == positions
     close(mean, every.mean(2))
-    close(deviation, every.std(2))
+    close(deviation, every.std(2, correction=0))
 
 
 def test_texts_that_are_all_shorter_than_the_prefix_leave_the_lead_out():
@@ -185,8 +186,40 @@ def test_every_trained_parameter_is_in_one_group(names):
     named = [group.name for group in groups]
     assert len(named) == len(set(named))
     for name in names:
-        expected = {"lora": {"lora.llama", "lora.qwen"}, "latent_dropout": set(), "adaptive_tokens": set()}.get(name, {f"{name}.weights"})
+        expected = {"lora": {"lora.llama", "lora.qwen"}, "latent_dropout": set(), "adaptive_tokens": set(), "deep_prefix": {"deep_prefix.weights", "deep_prefix.starts"}}.get(name, {f"{name}.weights"})
         assert {n for n in named if n.partition(".")[0] == name} == expected
+
+
+def test_gates_and_what_starts_from_text_do_not_decay():
+    made = method({"deep_prefix": DeepPrefix()})
+    names = {id(p): name for name, p in made.named_parameters()}
+    optimizer = Optimization(weight_decay=0.1).optimizer(made, made.optimizer_groups())
+    spared = {names[id(p)] for group in optimizer.param_groups if not group["weight_decay"] for p in group["params"]}
+    assert {"pooling.gate_M1", *(f"features.deep_prefix.maps.{reader}.{part}" for reader in ("llama", "qwen") for part in ("gate", "mean"))} <= spared
+    assert not {"features.deep_prefix.maps.llama.out.weight", "pooling.out.weight"} & spared
+
+
+def test_only_the_training_side_is_read_before_training():
+    made = method({"deep_prefix": DeepPrefix()}, trained_on=[0, 2])
+    assert made.some_contexts(9) == list(dict.fromkeys([ASKED[0].context, ASKED[2].context]))
+    other = method({"deep_prefix": DeepPrefix()}, trained_on=[1, 3])
+    assert not torch.equal(made.features["deep_prefix"].maps["llama"].mean, other.features["deep_prefix"].maps["llama"].mean)
+
+
+def test_all_weights_come_from_the_seed():
+    first, second = (method({"deep_prefix": DeepPrefix()}, hint=True).state_dict() for _ in range(2))
+    assert all(torch.equal(first[name], second[name]) for name in first) and first["hinted.weight"].any()
+
+
+def test_one_slot_starts_from_text_without_nan():
+    made = method({"deep_prefix": DeepPrefix(texts=1)}, slots=1, private=0)
+    assert all(p.isfinite().all() for p in made.features.parameters()) and all(b.isfinite().all() for b in made.features.buffers())
+
+
+@pytest.mark.parametrize("options, message", [({"pooling_heads": 3}, "^pooling_heads=3 must divide the encoder's dim=16$"), ({"adapter_heads": 3}, "^adapter_heads=3 must divide adapter_dim=8$")])
+def test_heads_that_do_not_divide_are_named(options, message):
+    with pytest.raises(ValueError, match=message):
+        method(**options)
 
 
 def test_adapters_have_a_learning_rate_of_their_own():

@@ -89,7 +89,12 @@ def test_an_answer_is_cut_to_its_length(own):
 
 
 def test_no_answer_is_the_end(own):
-    assert own.answered("Why?", "")[-1] == own.end and own.text(own.answered("Why?", "")) == ""
+    assert own.answered("Why?", "") == [own.end] and own.text([own.end]) == ""
+
+
+def test_braces_of_a_prompt_or_question_are_text(own):
+    own.prompt = "{context} {question} {"
+    assert own.asked("{a}?") == own.ids("{context} {a}? {")
 
 
 def test_an_answer_that_runs_into_the_prompt_is_refused(tmp_path):

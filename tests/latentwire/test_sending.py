@@ -61,7 +61,7 @@ def test_other_contexts_are_other_messages(here):
 
 
 @pytest.mark.parametrize("given, said", [
-    (b"", "a context is empty"), (b"\n", "a context is empty"), (b"caf\xe9", "must be text in UTF-8: byte 3 is not"), (b"x" * 300, "max_length=256"),
+    (b"", "is empty: there is nothing to send"), (b"\n", "is empty: there is nothing to send"), (b"caf\xe9", "must be text in UTF-8: byte 3 is not"), (b"x" * 300, "max_length=256"),
 ])  # fmt: skip
 def test_what_cannot_be_sent_is_said_in_one_line(command, given, said):
     code, out, error = command("send", "RUN", "llama", given=given)

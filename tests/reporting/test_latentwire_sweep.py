@@ -88,6 +88,31 @@ def test_a_difference_is_paired_by_question_over_the_seeds(sweep):
 
 
 @pytest.mark.exact
+def test_questions_of_a_group_are_drawn_together():
+    """A group of k equal answers tells as much as one: the interval is that of the groups."""
+    rng = random.Random(5)
+    of_group = [0.1 + rng.gauss(0, 0.3) for _ in range(40)]
+    alone = {latentwire_sweep.Asked("d", f"{g}", f"{g}"): value for g, value in enumerate(of_group)}
+    copies = {latentwire_sweep.Asked("d", f"{g}.{copy}", f"{g}"): value for g, value in enumerate(of_group) for copy in range(5)}
+    assert latentwire_sweep.over_groups(copies) == pytest.approx(latentwire_sweep.over_groups(alone))
+    mean, low, high = latentwire_sweep.over_groups({latentwire_sweep.Asked("d", str(q), "one"): 0.1 * q for q in range(3)})
+    assert mean == pytest.approx(0.1) and math.isnan(low) and math.isnan(high)
+
+
+@pytest.mark.exact
+def test_the_interval_of_uneven_groups_covers_the_mean_over_questions():
+    rng, covered = random.Random(3), 0
+    for _ in range(400):
+        values = {}
+        for g in range(60):
+            shift = rng.gauss(0, 0.2)
+            values |= {latentwire_sweep.Asked("d", f"{g}.{q}", str(g)): 0.1 + shift + rng.gauss(0, 0.1) for q in range(rng.randint(1, 6))}
+        _, low, high = latentwire_sweep.over_groups(values)
+        covered += low <= 0.1 <= high
+    assert 0.92 <= covered / 400 <= 0.98
+
+
+@pytest.mark.exact
 def test_the_interval_covers_a_true_difference():
     """Coverage of the interval that `difference` takes, on differences of known mean."""
     from research_stack.reporting.paired import paired

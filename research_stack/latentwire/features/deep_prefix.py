@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor, nn
 
-from research_stack.latentwire.features.base import Feature, Sent
+from research_stack.latentwire.features.base import Feature, Group, Sent
 from research_stack.latentwire.reader import Reader
 from research_stack.latentwire.receiver import Condition, told
 from research_stack.require import require
@@ -35,6 +35,11 @@ class DeepPrefix(Feature):
     def build_modules(self, method: LatentWire) -> None:
         """A linear map, a mean and a deviation for each reader."""
         self.maps = nn.ModuleDict({name: _Prefix(reader, method, self) for name, reader in method.readers.items()})
+
+    def on_optimizer_build(self) -> list[Group]:
+        """The maps; and, without weight decay, means and gates, which do not start near 0."""
+        kept = [p for own in self.maps.values() for p in (own.mean, own.gate)]
+        return [Group("weights", [own.out.weight for own in self.maps.values()]), Group("starts", kept, decay=False)]
 
     def condition(self, reader: str, sent: Sent, condition: Condition) -> Condition:
         """Keys and values in the place of the vectors."""
@@ -74,4 +79,4 @@ def keys_values_of(reader: Reader, texts: list[str], positions: int) -> tuple[Te
     text_BP = torch.arange(width, device=reader.device) >= width - lengths_B1  # padding stands on the left, and the lead before the text
     kept = [torch.stack((layer.keys, layer.values)).permute(1, 3, 0, 2, 4)[text_BP].float() for layer in given.cache.held.layers]
     stacked = torch.stack(kept)  # (layers, n, 2, K, E)
-    return stacked.mean(1).cpu(), stacked.std(1).clamp_min(1e-4).cpu()
+    return stacked.mean(1).cpu(), stacked.std(1, correction=0).clamp_min(1e-4).cpu()
