@@ -63,8 +63,8 @@ class LatentWireEvaluation:
         require(batch >= 1, f"batch={batch} must be at least 1")
         require(examples >= 1, f"examples={examples} must be at least 1")
         require(draws >= 100, f"draws={draws} must be at least 100")
-        if slots is not None and any(not 1 <= number <= MOST for number in slots):
-            raise ValueError(f"slots={slots} must be numbers from 1 to {MOST}")
+        if any(not 1 <= number <= 256 for number in slots or []):  # wire.MOST, as a number: what is checked before anything is imported
+            raise ValueError(f"slots={slots} must be numbers from 1 to 256")
         if any(factor <= 0 for factor in curve or []):
             raise ValueError(f"curve={curve} must be numbers above 0")
         self.most, self.batch, self.slots, self.curve, self.examples, self.draws, self.latency = most, batch, slots, curve or [], examples, draws, latency

@@ -44,6 +44,7 @@ MISTAKES = {
     "=tiny": ["'=tiny' lacks a key"],
     "seed=[1": ["seed=[1 cannot be read", "quote it"],
     "~modle": ["no 'modle' to delete", "did you mean 'model'"],
+    "model=small model.drop_out=.1 model.widht=3": ["model.drop_out=.1", "Model has no parameter 'drop_out'", "did you mean 'dropout'"],
     "--multirum": ["--multirum is no option", "--multirun"],
     "--cfg": ["--cfg needs a value"],
     "--cfg jbo": ["one of job, hydra, all"],

@@ -8,6 +8,7 @@ import pytest
 import torch
 from tiny_wires import context, facts, folders, wire
 
+from research_stack.check import check_node
 from research_stack.data.question import Question
 from research_stack.evaluation import qa
 from research_stack.latentwire import latency, paths
@@ -17,6 +18,7 @@ from research_stack.latentwire.latency import Latency
 from research_stack.latentwire.paths import Asker, strangers
 from research_stack.latentwire.receiver import greedy, told
 from research_stack.latentwire.useful_bits import fano_bits, useful_bits
+from research_stack.latentwire.wire import MOST
 from research_stack.reporting import latentwire_tables
 from research_stack.reporting.reading import RunFiles
 
@@ -324,6 +326,13 @@ def test_questions_are_spread_evenly():
     asked = [question(i, "a") for i in range(10)] + [question(i, "a", dataset="e") for i in range(2)]
     assert [q.key for q in chosen(asked, 4)] == ["d:0", "d:2", "d:5", "d:7", "e:0", "e:1"]
     assert chosen(asked, None) == asked
+
+
+def test_the_slots_that_are_taken_are_those_a_message_can_hold():
+    LatentWireEvaluation(slots=[1, MOST])
+    for slots in ([0], [MOST + 1]):
+        node = {"_target_": "research_stack.latentwire.evaluation.LatentWireEvaluation", "slots": slots}
+        assert [p.message for p in check_node("eval", node)] == [f"eval.slots={slots} must be numbers from 1 to {MOST}"]
 
 
 def test_only_latentwire_is_measured(method):
