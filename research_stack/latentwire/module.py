@@ -31,7 +31,7 @@ from research_stack.latentwire.reader import Reader, padded
 from research_stack.latentwire.receiver import Condition, Opened, opened, read
 from research_stack.require import require
 from research_stack.streams import Draws, generator
-from research_stack.training.module import Rows, TrainingModule
+from research_stack.training.module import Rows, TrainingModule, cut
 from research_stack.training.optimization import Optimization
 
 if TYPE_CHECKING:
@@ -267,12 +267,39 @@ class LatentWire(TrainingModule):
         raw_CMd = self.raw(rows["bytes"][first_C], rows["seen"][first_C])
         # Numbers that share a scale must be those of one message, which holds a reader's slots alone.
         together = self.quantizer.format.groups(1) == 0
-        raw_BMd, latents_BMd = raw_CMd[which_B], self.quantizer(raw_CMd)[which_B] if together else None
+        return self._sums(rows, raw_CMd[which_B], self.quantizer(raw_CMd)[which_B] if together else None)
+
+    def _sums(self, rows: Rows, raw_BMd: Tensor, latents_BMd: Tensor | None) -> Tensor:
         sums: dict[str, Tensor] = {}
         for name in self.readers:
             for part, value in self._of_reader(name, raw_BMd, latents_BMd, rows).items():
                 sums[part] = sums[part] + value if part in sums else value
         return torch.stack([sums[part] for part in self.parts])
+
+    def _piece_by_piece(self, rows: Rows, denominator: Tensor, weights: Tensor) -> Tensor:
+        """As for every method; where the quantiser takes statistics of a batch, they are those of the whole batch, not of a piece.
+
+        The contexts are encoded piece by piece without a graph, the readers' pieces leave their gradients at the latents, and the encoder runs once
+        more, with a graph, to take them on (GradCache, Gao et al. 2021). On several devices the pieces are normalised by themselves.
+        """
+        if self.pieces == 1 or not self.quantizer.of_batch or self.trainer.world_size > 1:
+            return super()._piece_by_piece(rows, denominator, weights)
+        first_C, which_B = once(rows["context"])
+        parts = [(rows["bytes"][some], rows["seen"][some]) for some in first_C.chunk(self.pieces)]
+        with torch.no_grad():
+            raw_CMd = torch.cat([self.raw(*part) for part in parts])
+        raw_CMd.requires_grad_()
+        latents_CMd = self.quantizer(raw_CMd)
+        leaf_CMd, means = latents_CMd.detach().requires_grad_(), torch.zeros((), device=self.device)
+        for piece in cut({**rows, "which": which_B}, self.pieces):
+            part = self._sums(piece, raw_CMd[piece["which"]], leaf_CMd[piece["which"]]) / denominator
+            self.manual_backward((part * weights).sum())
+            means = means + part.detach()
+        self.manual_backward(latents_CMd, leaf_CMd.grad)
+        if self.train_encoder:
+            for part, gradient in zip(parts, raw_CMd.grad.split([len(part[0]) for part in parts]), strict=True):
+                self.manual_backward(self.raw(*part), gradient)
+        return means
 
     def _of_reader(self, name: str, raw_BMd: Tensor, latents_BMd: Tensor | None, rows: Rows) -> dict[str, Tensor]:
         slots_M = self.slots_of(name, self._now.slots)

@@ -27,6 +27,7 @@ class Quantizer(nn.Module):
     """Base of the quantisers: latents to numbers of a `format` and back."""
 
     format: Format  #: how the numbers are written; a reader needs nothing else
+    of_batch = False  #: whether a latent in training depends on the others of its batch
 
     @property
     def name(self) -> str:
@@ -84,8 +85,7 @@ class FSQ(Quantizer):
     - levels: L, 2 to 256. A number takes ceil(log2 L) bits, so powers of two waste nothing.
     - normalize: whether to normalise. In training by the batch, in evaluation by running statistics, which stay with the sender.
     - momentum: weight of a batch in the running statistics. eps: added to the variance.
-    - sync: several devices normalise by the batch of all of them, as one device would; otherwise each by its own part. The pieces that
-      `optimization.accumulate` cuts a batch into are always normalised by themselves, as batch normalisation does: they change its numbers.
+    - sync: several devices normalise by the batch of all of them, as one device would; otherwise each by its own part.
     """
 
     def __init__(self, levels: int = 16, normalize: bool = True, momentum: float = 0.1, eps: float = 1e-5, sync: bool = True) -> None:
@@ -94,6 +94,7 @@ class FSQ(Quantizer):
         require(eps > 0, f"eps={eps} must be above 0")
         super().__init__()
         self.format = Levels(levels)
+        self.of_batch = normalize
         self.levels, self.normalize, self.momentum, self.eps, self.sync = levels, normalize, momentum, eps, sync
 
     def bind(self, width: int) -> FSQ:

@@ -39,8 +39,7 @@ class Optimization:
     - schedule: `cosine`, `wsd` (constant, then linear decay over the last `decay_share` of the steps) or `constant`.
     - clip: largest global gradient norm (2-norm over all parameters); null for no clipping.
     - accumulate: pieces into which each device cuts its share of the batch. It saves memory and changes no
-      number but dropout's and the statistics of a batch, where a method takes such (`latentwire.quantize.FSQ`): the loss stays the sum over
-      the whole batch divided by the whole batch's denominator.
+      number but dropout's: the loss stays the sum over the whole batch divided by the whole batch's denominator.
     - ema: decay of the exponential moving average of the weights used for evaluation; 0 turns it off.
     """
 
