@@ -49,7 +49,8 @@ class LatentWireEvaluation:
     questions that depend on one another; they do not cover a new training run.
 
     - most: questions of each data set, spread evenly over the validation side; None for all. batch: questions read together.
-    - slots: further M to send, of more than the method's private slots and at most all of its slots; others are left out. The first shared ones are sent.
+    - slots: further M to send, of more than the method's private slots and at most all of its slots; others are left out. The first shared ones are
+      sent. None: half and three quarters of those that were trained.
     - curve: times the bytes of a message in which head and tail of the text are measured too, beside those in as many.
     - examples: questions of each data set whose answers are kept as texts. draws: of the bootstrap.
     - latency: how times are taken; None: not at all.
@@ -94,7 +95,7 @@ class LatentWireEvaluation:
         others = paths.strangers(questions, seed)
         if others is None:
             log.warning("latents of another example are left out: more than half of a data set's questions are about one context")
-        found, wanted = [], settings(method, self.slots or [])
+        found, wanted = [], settings(method, self.slots)
         for name in method.readers:
             asker = Asker(method, name, questions, self.batch)
             found += asker.whole()
@@ -217,13 +218,14 @@ def groups_of(questions: Sequence[Question]) -> list[str]:
     return [f"{q.dataset}:{group}" for q, group in zip(questions, found, strict=True)]
 
 
-def settings(method: LatentWire, slots: Iterable[int]) -> list[int]:
-    """M as training ended with it, then those of `slots` that the method can send."""
-    wanted = sorted(set(slots) - {method.final_slots})
+def settings(method: LatentWire, slots: Iterable[int] | None) -> list[int]:
+    """M as training ended with it, then those of `slots` that the method can send; None: half and three quarters of it."""
+    final = method.final_slots
+    wanted = sorted(set((final // 2, 3 * final // 4) if slots is None else slots) - {final})
     known = [number for number in wanted if method.private < number <= method.slots]
-    if known != wanted:
+    if known != wanted and slots is not None:
         log.warning("slots=%s: only %d to %d can be sent, of more than the private part and at most what was trained", wanted, method.private + 1, method.slots)
-    return [method.final_slots, *known]
+    return [final, *known]
 
 
 def bytes_table(method: LatentWire) -> Table:

@@ -171,7 +171,8 @@ def test_fewer_slots_are_the_first_ones(method, asked):
     one, all_of_them = (method.decode(method.encode([asked[0].context], "qwen", slots), "qwen") for slots in (3, 5))
     assert one.slots_M.tolist() == [0, 5, 6] and all_of_them.slots_M.tolist() == [0, 1, 2, 5, 6]
     assert torch.equal(one.latents_BMd, all_of_them.latents_BMd[:, [0, 3, 4]])
-    assert settings(method, [5, 4, 2, 9, 3, 3]) == [5, 3, 4]
+    assert settings(method, [5, 4, 2, 9, 3, 3]) == [5, 3, 4] and settings(method, []) == [5]
+    assert settings(method, None) == [5, 3]  # half, 2, are the private ones
 
 
 # ------------------------------------------------------------------------------------------------ another example
