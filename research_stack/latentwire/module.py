@@ -25,6 +25,7 @@ from research_stack.latentwire.curriculum import Curriculum, Stage
 from research_stack.latentwire.encoder import ByteEncoder, Pooling, as_bytes
 from research_stack.latentwire.features.base import Feature, Group, Sent, Step
 from research_stack.latentwire.features.listing import described, lines, refuse_other_features
+from research_stack.latentwire.late import state_with_late_readers
 from research_stack.latentwire.losses import Loss, Read, once
 from research_stack.latentwire.quantize import Quantizer
 from research_stack.latentwire.reader import Reader, padded
@@ -206,9 +207,11 @@ class LatentWire(TrainingModule):
         return self.sent(reader, latents_BMd, self.slots_of(reader, latents_BMd.shape[1]), hints)
 
     def train(self, mode: bool = True) -> LatentWire:
-        """As torch does it; weights that may have changed since have another fingerprint."""
+        """As torch does it; weights that may have changed since have another fingerprint. A sender that is not trained keeps its statistics."""
         self.weights_token = None
-        return super().train(mode)
+        super().train(mode)
+        self.quantizer.train(mode and self.train_encoder)
+        return self
 
     # Training -------------------------------------------------------------------------------------------------------
 
@@ -347,6 +350,14 @@ class LatentWire(TrainingModule):
         self.first_right = {}
         for feature in self.features.values():
             feature.forget()
+
+    def begin_from(self, state: Mapping[str, Tensor]) -> None:
+        """Encoder and quantiser of another run, and all of the readers that both have; a reader that joins late begins with an adapter of its own.
+
+        It is sent what the other run's first reader was, private slots included. Raises ValueError for other sizes and other features.
+        """
+        refuse_other_features(state, self.features)
+        self.load_state_dict(state_with_late_readers(self, state))
 
     def load_state_dict(self, state_dict: Mapping[str, Any], strict: bool = True, assign: bool = False) -> Any:
         """As torch does it. Raises ValueError that names the features a checkpoint lacks or has too many."""
