@@ -10,7 +10,8 @@ from pathlib import Path
 from research_stack.reporting import latentwire
 from research_stack.reporting.html import Html, el
 from research_stack.reporting.latentwire_sweep import baseline
-from research_stack.reporting.latentwire_tables import EQUAL_BYTES, LATENT, TOKENS, Measured, Score, Wire, load
+from research_stack.reporting.latentwire_tables import EQUAL_BYTES, LATENT, TEXT, TOKENS, Measured, Score, Wire, load
+from research_stack.reporting.latentwire_words import joined, share, size_words
 from research_stack.reporting.reading import RunFiles
 from research_stack.sweeps import Row, SweepTable
 
@@ -53,6 +54,20 @@ def _mean(found: Sequence[Measured], main: bool) -> Measured:
     one, scored = found[0], [Score(*(mean([getattr(row, name)[i] for row in found]) for i in range(3))) for name in ("f1", "em")]
     first = tuple(mean([row.first[k] for row in found]) for k in range(len(one.first)))
     return Measured(one.dataset, one.reader, one.path, one.slots, one.bits, mean([row.bytes for row in found]), one.ratio, one.ratio_mean, one.prefill, *scored, first, one.questions, main)
+
+
+def verdict(table: SweepTable) -> str:
+    """What each size keeps of the whole text, in a sentence; empty for another kind of sweep."""
+    wire = sizes(table)
+    if wire is None:
+        return ""
+    dataset, found = wire.datasets[0], {}
+    for reader in wire.readers:
+        for row in wire.of(dataset, reader, LATENT):
+            found.setdefault(row.bytes, []).append(f"{100 * share(row, wire.main(dataset, reader, TEXT)):.0f}\u00a0%")
+    first, *rest = [f"{size_words(size)} bytes {{}}{joined(kept)}" for size, kept in sorted(found.items())]
+    said = [first.format("of latents keep "), *(one.format("") for one in rest)]
+    return f"{', '.join(said)} of what {joined(wire.readers)} answer from the whole text (F1)."
 
 
 def section(table: SweepTable) -> list[Html] | None:

@@ -92,7 +92,7 @@ def verdict(table: SweepTable) -> str:
     found = next(((m, better(m)) for m in worth_plotting(table) if better(m) is not None), None)
     if not table.rows:
         return "No run has a result."
-    if told := latentwire_sweep.headline(table):
+    if told := latentwire_sizes.verdict(table) or latentwire_sweep.headline(table):
         return told
     if found is None or len(table.rows) < 2:
         return f"{sum(row.n for row in table.rows)} runs."

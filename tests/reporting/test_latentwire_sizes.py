@@ -46,6 +46,7 @@ def test_each_setting_is_a_point_and_the_first_one_the_main(table):
 def test_the_page_and_the_figures_show_it(table, tmp_path):
     found = table(CURVE)
     page = write_sweep_report(tmp_path / "sweep", found).read_text()
+    assert "16 bytes of latents keep 55\u00a0% and 41\u00a0%, 36 bytes 98\u00a0% and 82\u00a0%, 72 bytes 103\u00a0% and 87\u00a0% of what llama and qwen answer from the whole text (F1)." in page
     assert "What a byte is worth" in page and page.count("F1 against bytes on the wire") == 2 and page.count("F1 against the number of latents") == 2
     names = {path.name for path in write_sweep_figures(tmp_path / "sweep", found)}
     assert {"latentwire.png", "latentwire_slots.png"} <= names
