@@ -65,6 +65,7 @@ def test_mistakes_that_only_building_shows_come_before_training(tmp_path, monkey
 @pytest.mark.parametrize("sweep, axes", [
     ("corruption_matrix", {"corruption"}), ("lookahead_vs_minigpt", {"experiment"}), ("lookahead_frontier", {"method.ratio"}),
     ("two_phase", {"init_from", "method/advantage"}), ("latentwire_ablation", {"ablation"}),
+    ("latentwire_bytes", {"method.slots"}),
 ])  # fmt: skip
 def test_every_point_of_a_named_sweep_composes_and_is_checked(sweep, axes):
     composer = Composer()
@@ -75,7 +76,7 @@ def test_every_point_of_a_named_sweep_composes_and_is_checked(sweep, axes):
 
 
 def test_all_named_sweeps_are_tried():
-    assert {path.stem for path in (CONF / "sweep").glob("*.yaml")} == {"corruption_matrix", "lookahead_vs_minigpt", "lookahead_frontier", "two_phase", "latentwire_ablation"}
+    assert {path.stem for path in (CONF / "sweep").glob("*.yaml")} == {"corruption_matrix", "lookahead_vs_minigpt", "lookahead_frontier", "two_phase", "latentwire_ablation", "latentwire_bytes"}
 
 
 def test_every_experiment_states_its_command():
