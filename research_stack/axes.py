@@ -13,6 +13,7 @@ from typing import Any
 from research_stack import results
 from research_stack.results import ABSENT
 
+PRESET = "ablation"  # a group whose choices change keys anywhere: where it was swept, it says best what differs
 LEAVES_SHOWN = 3  # keys of one group choice that are shown each by itself (mask_ratio, corruption_rate)
 TARGET = "._target_"
 
@@ -42,10 +43,13 @@ def find_axes(configs: Sequence[Mapping[str, Any]], names: Sequence[Any], choice
     for key, column in columns.items():
         if len(set(partition := partition_of(column))) > 1:
             classes.setdefault(partition, []).append(key)
+    preset = [choice.get(PRESET) for choice in choices]
+    own = partition_of(preset)
+    under = [part for part in classes if None not in preset and _refines(own, part)]
+    axes = [Axis(PRESET, preset, [key for part in under for key in classes.pop(part)])] if under else []
     dependent = _dependent(classes, columns)
     labels = {"name": list(names)}
     labels |= {group: [choice.get(group) for choice in choices] for group in dict.fromkeys(key.partition(".")[0] for key in keys)}
-    axes: list[Axis] = []
     for partition, keys in classes.items():
         if partition not in dependent:
             hidden = [key for part, owner in dependent.items() if owner == partition for key in classes[part]]

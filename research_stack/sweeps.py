@@ -22,7 +22,7 @@ from pathlib import Path
 from typing import Any
 
 from research_stack import results
-from research_stack.axes import find_axes, shortest
+from research_stack.axes import PRESET, find_axes, shortest
 from research_stack.results import ABSENT, RunFolder
 
 log = logging.getLogger(__name__)
@@ -217,7 +217,7 @@ def settings_of(plain: Mapping[str, Any]) -> dict[str, Any]:
 def _choices(place: RunFolder, plain: Mapping[str, Any]) -> dict[str, str]:
     overrides = results.read_json(place.run_json).get("overrides", []) if place.run_json.is_file() else []
     pairs = (override.lstrip("+").partition("=") for override in overrides)
-    return {group: choice for group, _, choice in pairs if isinstance(plain.get(group), Mapping)}
+    return {group: choice for group, _, choice in pairs if isinstance(plain.get(group), Mapping) or group == PRESET}
 
 
 def collect(points: Sequence[str | os.PathLike[str]]) -> SweepTable:

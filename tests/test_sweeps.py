@@ -105,6 +105,20 @@ def test_a_choice_goes_by_the_name_that_was_typed(tmp_path):
     assert [row.settings for row in table.rows] == [{"sampler": "flowlm"}, {"sampler": "llada"}]
 
 
+def test_an_ablation_is_one_axis_by_its_name_beside_others(tmp_path):
+    """Each changes keys of its own, some of them the same ones; what else was swept stays an axis."""
+    changes = {"none": {}, "big": {"model": {"dim": 9, "extra": {"a": 1}}}, "wide": {"model": {"dim": 9}, "data": {"size": 2}}}
+    runs = []
+    for name, change in changes.items():
+        for lr in (1, 2):
+            runs.append(make(tmp_path / f"{name}{lr}", 1, {"b": lr}, **{"model": {"dim": 3}, "data": {"size": 1}, "optimization": {"lr": lr}} | change))
+            results.write_json(runs[-1] / "run.json", {"overrides": [f"ablation={name}", "seed=1"]})
+    table = sweeps.collect(runs)
+    assert table.axes == ["ablation", "optimization.lr"]
+    assert [tuple(row.settings.values()) for row in table.rows] == [(name, lr) for name in ("big", "none", "wide") for lr in (1, 2)]
+    assert set(table.collapsed["ablation"]) == {"model.dim", "model.extra.a", "data.size"}
+
+
 def test_experiments_are_told_apart_by_name(tmp_path):
     runs = [make(tmp_path / name, 1, {"b": len(name)}, name=name, sampler=node, method={"_target_": f"research_stack.{name}"},
                  corruption=HYBRID | {"_target_": f"research_stack.{name}C"}) for name, node in SAMPLERS.items()]  # fmt: skip

@@ -247,8 +247,9 @@ def headline(table: SweepTable) -> str:
     better, worse = (sum(all(one.side == side for one in line.differences.values()) for line in rest) for side in (1, -1))
     changes = joined([f"{one.value:+.3f} ({reader}{_span(one)})" for reader, one in best.differences.items()])
     every = "every reader" if len(values) > 1 else next(iter(values))
-    counts = f"Of {len(rest)} setting{'s' if len(rest) > 1 else ''} {better or 'none'} {'is' if better < 2 else 'are'} better than the baseline, "
-    return f"{counts}{found[0].label}, for {every} and {worse or 'none'} worse; the best, {best.label}, changes F1 by {changes}."
+    counts = f"Of {len(rest)} setting{'s' if len(rest) > 1 else ''} {better or 'none'} {'is' if better < 2 else 'are'} better than the baseline"
+    known = "" if found[0].label == "baseline" else f", {found[0].label},"
+    return f"{counts}{known} for {every} and {worse or 'none'} worse; the best, {best.label}, changes F1 by {changes}."
 
 
 def percent(value: float) -> str:

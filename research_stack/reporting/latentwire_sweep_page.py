@@ -11,7 +11,7 @@ from research_stack.reporting.latentwire_sweep import Line, cells, comparable, h
 from research_stack.reporting.sections import listing
 from research_stack.sweeps import SweepTable
 
-MOST = 14  # settings that are drawn
+MOST = 24  # settings that are drawn
 ROW = 22  # height of a setting in a chart
 
 
