@@ -71,7 +71,7 @@ def panels(table: SweepTable) -> list[Panel]:
     found: list[Panel] = []
     for title, label, place in BUDGETS:
         curves = [Curve(row, *averaged(_curve(*runs[folder], key, place) for folder in row.points)) for row in rows]
-        if curves := [curve for curve in curves if curve.mean]:
+        if curves := [curve for curve in curves if len(curve.mean) > 1]:  # a single validation is no line
             found.append(Panel(title, label, key, curves, found[0].y if found else loss_axis(curves)))
     return found
 

@@ -143,6 +143,17 @@ def test_a_run_without_the_own_loss_is_compared_by_the_mixed_one(compare):
     assert {panel.key for panel in budgets.panels(table)} == {"val/loss"}
 
 
+def test_a_single_validation_is_no_curve(compare, tmp_path):
+    table = compare(seeds=(1,), shifts=(-0.05,))
+    assert "Validation loss over each budget" in render(tmp_path, table)
+    for point in table.points:
+        rows = [json.loads(line) for line in (point.folder / "metrics.jsonl").read_text().splitlines()]
+        last = max(i for i, row in enumerate(rows) if "val/loss" in row)
+        rows = [row if i == last else {k: v for k, v in row.items() if not k.startswith("val/")} for i, row in enumerate(rows)]
+        (point.folder / "metrics.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    assert budgets.panels(table) == [] and "Validation loss over each budget" not in render(tmp_path, table)
+
+
 # Speed and overlays --------------------------------------------------------------------------------------------------
 
 
