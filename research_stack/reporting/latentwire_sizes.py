@@ -51,7 +51,7 @@ def _mean(found: Sequence[Measured], main: bool) -> Measured:
     def mean(values: Sequence[float]) -> float:
         return statistics.fmean(values) if all(map(math.isfinite, values)) else math.nan
 
-    one, scored = found[0], [Score(*(mean([getattr(row, name)[i] for row in found]) for i in range(3))) for name in ("f1", "em")]
+    one, scored = found[0], [Score(*map(mean, zip(*scores, strict=True))) for scores in ([row.f1 for row in found], [row.em for row in found])]
     first = tuple(mean([row.first[k] for row in found]) for k in range(len(one.first)))
     return Measured(one.dataset, one.reader, one.path, one.slots, one.bits, mean([row.bytes for row in found]), one.ratio, one.ratio_mean, one.prefill, *scored, first, one.questions, main)
 
