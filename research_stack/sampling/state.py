@@ -20,7 +20,7 @@ from research_stack.streams import generator
 class RowStreams:
     """One random stream per sequence, so that a sequence gets the same numbers alone and in any batch, on any device.
 
-    - seed, rows: row b draws from the stream (seed, "sampling", rows[b]).
+    - seed, rows, name: row b draws from the stream (seed, name, rows[b]).
     """
 
     def __init__(self, seed: int, rows: Sequence[int], device: torch.device | str, name: str = "sampling") -> None:

@@ -517,7 +517,7 @@ def plain_gidd_corrections(denoiser, prompt, z, draws, steps, patience, temperat
 def test_gidd_is_ancestral_sampling_and_then_the_correction_loop_of_its_code():
     """von Ruette et al. 2025: sharpened proposals, the likeliest that differs, self-accuracy with patience, t0 = .01."""
     endings, prompt = set(), torch.tensor([4, 8])
-    settings = [(25, 2, 0.1, 20), (60, 32, 0.001, 8), (4, 32, 0.1, 20)]
+    settings = [(25, 4, 2.0, 20), (60, 32, 0.001, 8), (4, 32, 0.1, 20)]
     for seed, (steps, patience, temperature, length) in itertools.product(range(6), settings):
         denoiser = Context(seed=seed)
         sampler = named("gidd", f"sampler.steps={steps}", f"sampler.stopper.patience={patience}", "sampler.init.steps=9",
