@@ -38,7 +38,7 @@ SET_ELSEWHERE = {
     "check_val_every_n_epoch": "trainer.val_check_interval", "enable_progress_bar": "callbacks.progress",
     "enable_model_summary": "dry_run=true", "use_distributed_sampler": "data",
 }  # fmt: skip
-TOP = {"seed": "int", "init_from": "str | None", "dry_run": "bool", "name": "str", "run": "str | None", "prompt": "str | None", "runs": "list"}
+TOP = {"seed": "int", "init_from": "str | None", "dry_run": "bool", "smoke": "bool", "name": "str", "run": "str | None", "prompt": "str | None", "runs": "list"}
 
 
 @dataclass(frozen=True)

@@ -28,6 +28,7 @@ from research_stack import hints, paths, results
 from research_stack.hints import UserError
 from research_stack.paths import key_of, known_runs, shown
 from research_stack.results import RunFolder
+from research_stack.smoke import shrink
 
 CONFIG = "config"
 #: Top-level keys that task=eval and task=sample take from the command line; the rest is the saved run's.
@@ -185,13 +186,15 @@ def compose(*overrides: str | Iterable[str], check: bool = True) -> DictConfig:
 
 
 def settle(composed: Composed) -> Composed:
-    """The config a command really runs: with `run=FOLDER`, that of the saved run and what the command may change."""
+    """The config a command really runs: with `run=FOLDER`, that of the saved run and what the command may change; with debug=smoke, made small."""
     cfg = composed.cfg
     if cfg.get("run") in (None, "new"):
         if cfg.get("task") in ("eval", "sample"):
             newest = known_runs()
             raise UserError(f"task={cfg.task} needs run=FOLDER, a finished run"
                             f"{f'; the newest is run={shown(newest[0])}' if newest else ''}")
+        if cfg.get("smoke"):
+            shrink(cfg, composed.overrides)
         return composed
     return Composed(composed.overrides, of_saved_run(cfg, composed.overrides), composed.hydra)
 

@@ -42,7 +42,8 @@ def first_phase(cfg: DictConfig) -> DictConfig:
         if (key := re.split(r"[./=]", override.lstrip("+~"), maxsplit=1)[0]) in RESERVED:
             raise UserError(f"init_from={cfg.init_from}: {override} cannot be set there: a first phase is trained with the seed and hardware of this run, so leave {key} out")
     try:
-        phase = compose(f"experiment={name}", *overrides, f"seed={cfg.seed}")
+        trial = ["debug=smoke"] if cfg.get("smoke") else []
+        phase = compose(f"experiment={name}", *trial, *overrides, f"seed={cfg.seed}")
     except UserError as error:
         raise UserError(f"init_from={cfg.init_from}: {error}") from error
     OmegaConf.update(phase, "hardware", cfg.hardware, merge=False)

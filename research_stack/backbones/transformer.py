@@ -132,6 +132,9 @@ class Transformer(nn.Module):
     - seed: of the initial weights, drawn from the stream (seed, "init").
     """
 
+    #: See research_stack.smoke.
+    smoke = {"layers": 2}
+
     def __init__(
         self,
         vocab_size: int,

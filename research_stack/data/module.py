@@ -186,6 +186,9 @@ class TokenData(lightning.LightningDataModule):
     `prepare()` must be called before the other attributes are used; it is idempotent, and Lightning calls it too.
     """
 
+    #: See research_stack.smoke.
+    smoke = {"batch_size": 16, "validation_rows": 32}
+
     def __init__(
         self,
         source: Source,

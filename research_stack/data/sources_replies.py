@@ -34,6 +34,9 @@ class Replies(RecordFiles):
     - count, noise, seed: of the synthetic ones (see `planted.replies`); without meaning for files.
     """
 
+    #: See research_stack.smoke.
+    smoke = {"count": 200, "limit": 200}
+
     def __init__(
         self,
         path: str | list[str] | None = None,

@@ -50,6 +50,9 @@ class Likelihood:
     run. Writes tables/likelihood.csv.
     """
 
+    #: See research_stack.smoke.
+    smoke = {"max_sequences": 16, "samples": 1}
+
     def __init__(
         self, processes: Sequence[str] = ("absorbing",), samples: int = 4, max_sequences: int | None = 256, p_u: float = 0.1
     ) -> None:

@@ -56,6 +56,9 @@ class LatentWireEvaluation:
     - latency: how times are taken; None: not at all.
     """
 
+    #: See research_stack.smoke.
+    smoke = {"most": 8, "batch": 8, "slots": [], "curve": [], "draws": 100, "latency": None}
+
     def __init__(
         self, most: int | None = 512, batch: int = 64, slots: list[int] | None = None, curve: list[float] | None = None, examples: int = 6, draws: int = 1000,
         latency: Latency | None = None,

@@ -50,6 +50,9 @@ class LookaheadCalibration:
     Intervals are by document, and cover neither a new training run nor, for R2, the fit of the controls.
     """
 
+    #: See research_stack.smoke.
+    smoke = {"samples": 2, "max_sequences": 16, "probe_sequences": 16, "splits": 10, "rollout_sequences": 1}
+
     def __init__(
         self, samples: int = 8, max_sequences: int | None = None, probe_sequences: int = 512, bins: int = 15,
         targets: Sequence[float] = (0.05, 0.1, 0.2, 0.3), delta: float = 0.1, splits: int = 200, rollout_sequences: int = 8,

@@ -30,6 +30,9 @@ class PassK:
     - measures: what is measured. most: prompts of each side at most, spread evenly.
     """
 
+    #: See research_stack.smoke.
+    smoke = {"most": 2}
+
     def __init__(self, measures: Measures, most: int = 64) -> None:
         require(most >= 1, f"most={most} must be at least 1")
         self.measures, self.most = measures, most

@@ -63,6 +63,9 @@ class RewardEvaluation:
     - draws: of the bootstrap. bins: of reliability. ridge: penalty of the linear control. points: of the scatter plot, at most.
     """
 
+    #: See research_stack.smoke.
+    smoke = {"draws": 100, "points": 100}
+
     def __init__(self, draws: int = 1000, bins: int = 10, ridge: float = 300.0, points: int = 600) -> None:
         require(draws >= 100, f"draws={draws} must be at least 100")
         require(bins >= 2, f"bins={bins} must be at least 2")

@@ -50,6 +50,9 @@ class Sampler:
     - process: the diffusion process of conversions and reverse kernels; None: that of the denoiser's own corruption.
     """
 
+    #: See research_stack.smoke.
+    smoke = {"steps": 16}
+
     def __init__(
         self,
         init: Init | Sampler,
