@@ -13,6 +13,7 @@ import logging
 import math
 import os
 import secrets
+import shutil
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
@@ -60,6 +61,30 @@ def atomic_path(path: str | os.PathLike[str]) -> Iterator[Path]:
     finally:
         with suppress(OSError):  # renamed, never made, or in a folder that is none: the error above says it
             temporary.unlink()
+
+
+@contextmanager
+def atomic_folder(path: str | os.PathLike[str]) -> Iterator[Path]:
+    """A temporary folder beside `path` to fill, which takes its place on leaving; an older one of that name goes then.
+
+    After any error the temporary folder is gone and the old one stands. OSError as in `atomic_path`.
+    """
+    path = Path(path)
+    temporary, old = (path.with_name(f".tmp-{os.getpid()}-{secrets.token_hex(4)}-{path.name}") for _ in range(2))
+    try:
+        temporary.mkdir(parents=True)
+        yield temporary
+        for file in temporary.rglob("*"):
+            _fsync(file)
+        if path.exists():
+            os.replace(path, old)
+        os.replace(temporary, path)
+        _fsync(path.parent)
+    except OSError as error:
+        raise unwritable(path, error) from error
+    finally:
+        for left in (temporary, old):
+            shutil.rmtree(left, ignore_errors=True)
 
 
 def atomic_write(path: str | os.PathLike[str], content: str | bytes) -> None:

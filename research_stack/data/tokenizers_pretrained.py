@@ -4,11 +4,14 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Iterable
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from research_stack.data.sources_text import nearest
 from research_stack.data.tokenizers import printable, special_pieces
 from research_stack.data.vocabulary import Vocabulary
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
 
 FOLDER = "pretrained_tokenizer"
 ANCHOR = "a"  # decoded before a piece, so that decoders that drop a leading space keep the piece's own
@@ -73,6 +76,10 @@ class PretrainedCodec:
     def save(self, folder: Path) -> None:
         """Write the tokenizer, added tokens included."""
         self.tokenizer.save_pretrained(str(folder / FOLDER))
+
+    def to_transformers(self) -> PreTrainedTokenizerBase:
+        """The tokenizer itself, added tokens included."""
+        return self.tokenizer
 
 
 class Pretrained:
