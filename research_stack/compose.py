@@ -230,7 +230,7 @@ def of_saved_run(cfg: DictConfig, overrides: Sequence[str]) -> DictConfig:
     provenance.refuse_edited(folder)
     if cfg.task not in ("eval", "sample"):
         keys = {key_of(o) for o in overrides if not is_hydra(o)}
-        if {key.split(".")[0].split("/")[0] for key in keys - {results.LENGTH}} <= set(OF_RESUMING):
+        if all(_of_resuming(key) for key in keys):
             return _with_nodes(saved, cfg, (o for o in overrides if not is_hydra(o)))
         _refuse_another(folder, saved, cfg, sorted(keys))
         return cfg
@@ -239,6 +239,11 @@ def of_saved_run(cfg: DictConfig, overrides: Sequence[str]) -> DictConfig:
             raise UserError(f"{override} cannot be set with task={cfg.task}: the run's own config says it; "
                             f"the command line may set {', '.join(OF_THE_COMMAND)} ({shown(folder.config_yaml)})")
     return _with_nodes(saved, cfg, (o for o in overrides if not is_hydra(o)))
+
+
+def _of_resuming(key: str) -> bool:
+    """Whether a key may stand beside `run=FOLDER` without the rest of the run's config."""
+    return key.split(".")[0].split("/")[0] in OF_RESUMING or key == results.LENGTH or (key.startswith("trainer.") and not results.is_science(key))
 
 
 def _with_nodes(saved: DictConfig, cfg: DictConfig, overrides: Iterable[str]) -> DictConfig:

@@ -120,6 +120,8 @@ def refuse_another(cfg: DictConfig, place: RunFolder) -> None:
     if not said:
         return
     longer = results.extension(saved, cfg)
+    if [key for key, _, _ in results.differing_keys(saved, cfg)] == [results.LENGTH] and longer is None:
+        raise Refused(f"run={place.path}: a run can be made longer, not shorter ({said})")
     if longer is None:
         raise Refused(f"run={place.path} was started with another config ({said})")
     if cfg.get("run") is None:

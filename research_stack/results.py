@@ -48,7 +48,7 @@ ABSENT = "(absent)"  # stands for a key that one of two configs lacks, in `diffe
 NOT_SCIENCE = (
     "task", "run", "runs", "prompt", "dry_run", "name", "logger", "callbacks", "launcher", "sweep", "debug", "hydra",
     "experiment", "trainer.enable_progress_bar", "trainer.enable_model_summary", "trainer.log_every_n_steps",
-    "trainer.default_root_dir", "data.cache_dir",
+    "trainer.default_root_dir", "trainer.max_time", "data.cache_dir",
 )  # fmt: skip
 HARDWARE_SCIENCE = ("precision",)
 LENGTH = "trainer.max_steps"  # the one key of science that a run which has begun may be given anew, if it grows
@@ -134,10 +134,8 @@ def differences(old: Any, new: Any, typed: Sequence[str] = ()) -> str:
 
     - typed: keys of the command line, of groups too.
     """
-    def was_typed(key: str) -> bool:
-        return any(key == own or key.startswith(own + ".") for own in (key.replace("/", ".") for key in typed))
-
-    differing = sorted(differing_keys(old, new), key=lambda row: not was_typed(row[0]))
+    own = [key.replace("/", ".") for key in typed]
+    differing = sorted(differing_keys(old, new), key=lambda row: (row[0] not in own, not any(row[0].startswith(f"{key}.") for key in own)))
     shown = "; ".join(f"{key}: {there} there, {here} now" for key, there, here in differing[:4])
     return shown + (f"; and {len(differing) - 4} more" if len(differing) > 4 else "")
 
