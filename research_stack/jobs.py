@@ -56,7 +56,7 @@ def is_mistake(error: BaseException) -> bool:
 
     A ValueError from inside a library is a bug of ours: it keeps its traceback.
     """
-    if isinstance(error, UserError | OSError):
+    if isinstance(error, UserError | OSError | Refused | Stopped):
         return True
     return isinstance(error, ValueError | ArithmeticError) and _origin(error.__traceback__).is_relative_to(PACKAGE)
 

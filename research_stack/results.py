@@ -314,8 +314,9 @@ class RunFolder(os.PathLike[str]):
         write_json(self.result_json, fresh | {"started": old.get("started") or now(), "finished": None, "steps": 0})
 
     def trained(self, steps: int) -> None:
-        """All optimizer steps are made; what comes now can be made again without them."""
-        self._update({"steps": int(steps), "trained": True})
+        """All optimizer steps are made; what comes now can be made again without them. Training without a status has nothing to say it in."""
+        if self.result_json.is_file():
+            self._update({"steps": int(steps), "trained": True})
 
     def measured(self, metrics: Mapping[str, float]) -> Result:
         """The final metrics, and how long it took; the status follows by `finish`, once the report is there."""
