@@ -24,7 +24,7 @@ from hydra.plugins.config_source import ConfigResult
 from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf, open_dict
 
-from research_stack import hints, paths, results
+from research_stack import hints, paths, provenance, results
 from research_stack.hints import UserError
 from research_stack.paths import key_of, known_runs, shown
 from research_stack.results import RunFolder
@@ -218,8 +218,9 @@ def of_saved_run(cfg: DictConfig, overrides: Sequence[str]) -> DictConfig:
 
     - task=eval, task=sample: nodes of OF_THE_COMMAND that the command names replace the saved ones; any other key on
       the command line is refused.
-    - task=train: the run goes on with its own config. A command that says only `run=FOLDER` needs no more; one that
-      leads to another config is refused with the keys that differ.
+    - task=train: the run goes on with its own config. A command that says only `run=FOLDER` needs no more, and
+      `trainer.max_steps=N` beside it makes the run longer; one that leads to another config is refused with the keys that
+      differ, the typed ones first.
 
     Raises UserError if the folder is no run.
     """
@@ -229,16 +230,23 @@ def of_saved_run(cfg: DictConfig, overrides: Sequence[str]) -> DictConfig:
     if cfg.task in ("eval", "sample"):
         trained(folder)
     sound_checkpoint(folder)
+    provenance.refuse_edited(folder)
     if cfg.task not in ("eval", "sample"):
-        if set(named) <= set(OF_RESUMING):
+        keys = {key_of(o) for o in overrides if not is_hydra(o)}
+        if all(_of_resuming(key) for key in keys):
             return _with_nodes(saved, cfg, (o for o in overrides if not is_hydra(o)))
-        _refuse_another(folder, saved, cfg)
+        _refuse_another(folder, saved, cfg, sorted(keys))
         return cfg
     for key, override in named.items():
         if key not in OF_THE_COMMAND:
             raise UserError(f"{override} cannot be set with task={cfg.task}: the run's own config says it; "
                             f"the command line may set {', '.join(OF_THE_COMMAND)} ({shown(folder.config_yaml)})")
     return _with_nodes(saved, cfg, (o for o in overrides if not is_hydra(o)))
+
+
+def _of_resuming(key: str) -> bool:
+    """Whether a key may stand beside `run=FOLDER` without the rest of the run's config."""
+    return key.split(".")[0].split("/")[0] in OF_RESUMING or key == results.LENGTH or (key.startswith("trainer.") and not results.is_science(key))
 
 
 def _with_nodes(saved: DictConfig, cfg: DictConfig, overrides: Iterable[str]) -> DictConfig:
@@ -252,13 +260,13 @@ def _with_nodes(saved: DictConfig, cfg: DictConfig, overrides: Iterable[str]) ->
     return merged
 
 
-def _refuse_another(folder: RunFolder, saved: DictConfig, cfg: DictConfig) -> None:
-    differing = results.differing_keys(saved, cfg)
-    if differing:
-        said = "; ".join(f"{key}: {old} there, {new} now" for key, old, new in differing[:4])
-        more = f"; and {len(differing) - 4} more" if len(differing) > 4 else ""
-        raise UserError(f"run={shown(folder.path)} was started with another config ({said}{more}); "
-                        f"give the same overrides, or only run={shown(folder.path)} to go on with its own")
+def _refuse_another(folder: RunFolder, saved: DictConfig, cfg: DictConfig, typed: Sequence[str]) -> None:
+    """Raise UserError for another config, but for one that makes the run longer."""
+    said = results.differences(saved, cfg, typed)
+    if said and results.extension(saved, cfg) is None:
+        raise UserError(f"run={shown(folder.path)} was started with another config ({said}); "
+                        f"give the same overrides, or only run={shown(folder.path)} to go on with its own, "
+                        f"and {results.LENGTH}=N to make it longer")
 
 
 def run_folder(path: str) -> RunFolder:

@@ -16,7 +16,7 @@ from research_stack import results
 from research_stack.compose import Composed, settle
 from research_stack.hints import UserError, one_line
 from research_stack.paths import PACKAGE, point_name, shown
-from research_stack.results import Result, RunFolder
+from research_stack.results import Refused, Result, RunFolder, Stopped
 
 log = logging.getLogger(__name__)
 #: Overrides that hand the naming of points, and nothing of logging or config files, to us. A cluster job resolves
@@ -56,7 +56,7 @@ def is_mistake(error: BaseException) -> bool:
 
     A ValueError from inside a library is a bug of ours: it keeps its traceback.
     """
-    if isinstance(error, UserError | OSError):
+    if isinstance(error, UserError | OSError | Refused | Stopped):
         return True
     return isinstance(error, ValueError | ArithmeticError) and _origin(error.__traceback__).is_relative_to(PACKAGE)
 
@@ -138,6 +138,8 @@ def record(cfg: DictConfig, folder: Path, error: Exception) -> Result:
     from research_stack.worker import is_helper_rank
 
     place = RunFolder(folder)
+    if isinstance(error, Refused | Stopped):  # the run's own records say all there is to say
+        return Result(folder, place.load_result().status, error=said(error))
     if place.result_json.is_file() and place.load_result().status == "failed":
         return place.load_result()
     if place.is_live() or cfg.task != "train" or is_helper_rank():  # the folder is not ours to write

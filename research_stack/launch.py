@@ -128,7 +128,7 @@ def run_folder(composed: Composed) -> Path:
 
 
 def unfinished_run(cfg: DictConfig) -> Path | None:
-    """The newest run below outputs/<name> of the same config that was interrupted and that no process holds."""
+    """The newest run below outputs/<name> of the same config that can go on and that no process holds."""
     from research_stack.results import Result, RunFolder, config_hash
 
     wanted = config_hash(cfg)
@@ -138,7 +138,7 @@ def unfinished_run(cfg: DictConfig) -> Path | None:
         except ValueError as error:
             log.warning("%s", error)
             continue
-        if result.status == "interrupted" and result.hash == wanted and not RunFolder(path.parent).is_live():
+        if result.can_go_on and result.hash == wanted and not RunFolder(path.parent).is_live():
             return path.parent
     return None
 

@@ -8,6 +8,7 @@ outputs/history.jsonl gets one line per run that ended, however it ended; severa
 """
 from __future__ import annotations
 
+import hashlib
 import logging
 import os
 import platform
@@ -32,6 +33,7 @@ DISTRIBUTIONS = (
     "research-stack", "torch", "lightning", "hydra-core", "omegaconf", "transformers", "tokenizers", "datasets", "peft", "numpy",
     "pyarrow", "matplotlib", "wandb", "tensorboard", "submitit", "hydra-submitit-launcher", "scipy",
 )  # fmt: skip
+KEPT = ("data", "model", "method", "init_from", "configs")  # facts of run.json that all parts of a run share
 DIFF_LIMIT = 1_000_000  # bytes; a larger difference is named but not kept
 GROUPS = ("method", "model", "corruption", "data", "sampler", "trainer", "eval", "hardware", "logger", "launcher")
 CPU_FLAGS = ("avx2", "avx512f", "avx512_bf16", "amx_bf16", "amx_tile", "bf16", "sve")  # what decides the matmul speed
@@ -84,7 +86,9 @@ def _git(*arguments: str) -> str | None:
 
 
 def code() -> tuple[dict[str, Any] | None, str]:
-    """({"sha", "branch", "dirty", "untracked"}, difference to the commit) of the checkout the package runs from.
+    """({"sha", "branch", "dirty", "changes", "untracked"}, difference to the commit) of the checkout the package runs from.
+
+    changes: a digest of the difference, None without one.
 
     (None, "") when the package is installed, also where the folder it is installed in lies in somebody's
     checkout: the package's own files must be tracked there.
@@ -96,8 +100,13 @@ def code() -> tuple[dict[str, Any] | None, str]:
         return None, ""
     status, difference = _git("status", "--porcelain") or "", _git("diff", "HEAD", "--no-color", "--no-ext-diff") or ""
     untracked = [line[3:] for line in status.splitlines() if line.startswith("??")]
-    facts = {"sha": sha.strip(), "branch": (branch or "").strip(), "dirty": bool(difference), "untracked": untracked[:50]}
+    facts = {"sha": sha.strip(), "branch": (branch or "").strip(), "dirty": bool(difference), "changes": _digest(difference),
+             "untracked": untracked[:50]}  # fmt: skip
     return facts, redact(difference)
+
+
+def _digest(difference: str) -> str | None:
+    return hashlib.sha256(difference.encode()).hexdigest()[:12] if difference else None
 
 
 def versions() -> dict[str, str]:
@@ -147,10 +156,12 @@ def _pairs(lines: Sequence[str]) -> Iterator[tuple[str, str]]:
 
 
 # ----------------------------------------------------------------------------------------------- run.json
-def begin(folder: str | os.PathLike[str], config: Any, argv: Sequence[str] | None = None) -> dict[str, Any]:
+def begin(folder: str | os.PathLike[str], config: Any, argv: Sequence[str] | None = None, resumed: bool = False) -> dict[str, Any]:
     """Write run.json (and diff.patch where the code differs from its commit); returns what it holds.
 
-    A resumed run keeps the records of its earlier parts under "earlier": command, commit, host and start of each.
+    A resumed run keeps the records of its earlier parts under "earlier": command, commit, host and start of each, and the result
+    of a part that had ended well before it was made longer. What it knows of its data, its model and the weights it began with
+    stays, to be compared with what it goes on with; code that has changed since is told in the log.
     """
     place, argv = RunFolder(folder), list(sys.argv if argv is None else argv)
     plain = results.plain_config(config)
@@ -164,7 +175,12 @@ def begin(folder: str | os.PathLike[str], config: Any, argv: Sequence[str] | Non
         "started": results.now(), "data": None,
     }  # fmt: skip
     if place.run_json.is_file():
-        facts["earlier"] = _earlier(place)
+        old = results.read_json(place.run_json)
+        facts["earlier"] = _earlier(place, old)
+        if resumed:
+            facts |= {key: old[key] for key in KEPT if old.get(key) is not None}
+            _tell_changes(old, facts)
+    facts["configs"] = list(dict.fromkeys([*facts.get("configs", []), facts["hash"], *_saved_hash(place)]))
     if difference:
         facts["git"]["diff"] = _keep(place.path / "diff.patch", difference)
     results.write_json(place.run_json, facts)
@@ -180,11 +196,52 @@ def _keep(path: Path, difference: str) -> str | None:
     return path.name
 
 
-def _earlier(place: RunFolder) -> list[dict[str, Any]]:
-    old = results.read_json(place.run_json)
+def _earlier(place: RunFolder, old: Mapping[str, Any]) -> list[dict[str, Any]]:
     part = {key: old.get(key) for key in ("command", "started", "slurm")}
     part |= {"sha": (old.get("git") or {}).get("sha"), "host": (old.get("machine") or {}).get("host")}
+    if place.result_json.is_file() and (result := results.read_json(place.result_json)).get("status") == "ok":
+        part["result"] = result
     return [*old.get("earlier", []), part]
+
+
+def _saved_hash(place: RunFolder) -> list[str]:
+    """The hash of config.yaml as it will be read back."""
+    return [results.config_hash(place.read_config())] if place.config_yaml.is_file() else []
+
+
+def refuse_edited(place: RunFolder) -> None:
+    """Raise Refused when config.yaml is none of those that the run was started with: it would not say how the weights were made."""
+    known = results.read_json(place.run_json).get("configs") if place.run_json.is_file() else None
+    if known and (now := results.config_hash(place.read_config())) not in known:
+        raise results.Refused(f"{place.config_yaml} has been edited since its run was started (hash {known[-1]} then, {now} now): bring the old one back, "
+                              "or train the new one in a folder of its own")
+
+
+def allow(folder: str | os.PathLike[str], config: Any) -> None:
+    """Count the config among those of the run before it is written: a kill right then must not make an edited one of it."""
+    place = RunFolder(folder)
+    known = results.read_json(place.run_json).get("configs", [])
+    add(place, {"configs": list(dict.fromkeys([*known, results.config_hash(config)]))})
+
+
+def tell_changes(place: RunFolder) -> None:
+    """Say in the log when code or libraries are not those that the run was last trained with."""
+    if place.run_json.is_file():
+        _tell_changes(results.read_json(place.run_json), {"git": code()[0], "versions": versions()})
+
+
+def _tell_changes(old: Mapping[str, Any], new: Mapping[str, Any]) -> None:
+    then, now = (facts.get("git") or {} for facts in (old, new))
+    if then.get("sha") and now.get("sha") and (then["sha"], then.get("changes")) != (now["sha"], now.get("changes")):
+        log.warning("the code has changed since this run was last trained: %s then, %s now", _commit(then), _commit(now))
+    before, after = (facts.get("versions") or {} for facts in (old, new))
+    changed = [f"{name} {before[name]} then, {after[name]} now" for name in before if name in after and before[name] != after[name]]
+    if changed:
+        log.warning("libraries have changed since this run was last trained: %s", "; ".join(changed))
+
+
+def _commit(git: Mapping[str, Any]) -> str:
+    return f"commit {git['sha'][:12]}{' with changes of its own' if git.get('dirty') else ''}"
 
 
 def add(folder: str | os.PathLike[str], facts: Mapping[str, Any]) -> None:

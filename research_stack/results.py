@@ -12,7 +12,7 @@ import math
 import os
 import socket
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
@@ -35,8 +35,8 @@ from research_stack.files import (
 )
 
 __all__ = [
-    "ABSENT", "Result", "RunFolder", "Status", "append_jsonl", "atomic_path", "atomic_write", "canonical", "config_hash", "differing_keys",
-    "flatten", "is_run", "is_science", "now", "plain_config", "read_json", "read_jsonl", "replace_last_jsonl", "science", "to_json",
+    "ABSENT", "Refused", "Result", "RunFolder", "Status", "Stopped", "append_jsonl", "atomic_path", "atomic_write", "canonical", "config_hash", "differences", "differing_keys",
+    "extension", "flatten", "is_run", "is_science", "now", "plain_config", "read_json", "read_jsonl", "replace_last_jsonl", "science", "to_json",
     "truncate_jsonl_after_step", "write_json",
 ]  # fmt: skip
 
@@ -48,9 +48,18 @@ ABSENT = "(absent)"  # stands for a key that one of two configs lacks, in `diffe
 NOT_SCIENCE = (
     "task", "run", "runs", "prompt", "dry_run", "smoke", "name", "logger", "callbacks", "launcher", "sweep", "debug", "hydra",
     "experiment", "trainer.enable_progress_bar", "trainer.enable_model_summary", "trainer.log_every_n_steps",
-    "trainer.default_root_dir", "data.cache_dir",
+    "trainer.default_root_dir", "trainer.max_time", "data.cache_dir",
 )  # fmt: skip
 HARDWARE_SCIENCE = ("precision",)
+LENGTH = "trainer.max_steps"  # the one key of science that a run which has begun may be given anew, if it grows
+
+
+class Stopped(ValueError):
+    """Training has stopped below `trainer.max_steps`, by no error: the run is interrupted and can go on."""
+
+
+class Refused(ValueError):
+    """A run that has begun cannot go on as it is asked to: its records are left as they were."""
 
 
 # ----------------------------------------------------------------------------------------------- config
@@ -111,6 +120,26 @@ def differing_keys(old: Any, new: Any) -> list[tuple[str, Any, Any]]:
     return [(key, x, y) for key, x, y in pairs if canonical(x) != canonical(y)]
 
 
+def extension(old: Any, new: Any) -> tuple[int, int] | None:
+    """(steps before, steps now) where a config differs from an earlier one by more training steps alone; None otherwise."""
+    differing = differing_keys(old, new)
+    if [key for key, _, _ in differing] != [LENGTH]:
+        return None
+    _, before, now = differing[0]
+    return (before, now) if isinstance(before, int) and isinstance(now, int) and before < now else None
+
+
+def differences(old: Any, new: Any, typed: Sequence[str] = ()) -> str:
+    """The first four keys in which two configs differ, as text, those that the command typed before all others; "" for none.
+
+    - typed: keys of the command line, of groups too.
+    """
+    own = [key.replace("/", ".") for key in typed]
+    differing = sorted(differing_keys(old, new), key=lambda row: (row[0] not in own, not any(row[0].startswith(f"{key}.") for key in own)))
+    shown = "; ".join(f"{key}: {there} there, {here} now" for key, there, here in differing[:4])
+    return shown + (f"; and {len(differing) - 4} more" if len(differing) > 4 else "")
+
+
 # ---------------------------------------------------------------------------------------------- folders
 def now() -> str:
     """The time in UTC, ISO 8601, whole seconds."""
@@ -132,6 +161,7 @@ class Result:
     - metrics: final numbers by name ("likelihood/bound", ...).
     - seconds: wall time over all parts of the run.
     - error: one line, if it failed.
+    - trained: whether all its steps are made: only evaluations and report can be left.
     """
 
     folder: Path
@@ -141,6 +171,12 @@ class Result:
     steps: int = 0
     hash: str = ""
     error: str | None = None
+    trained: bool = False
+
+    @property
+    def can_go_on(self) -> bool:
+        """Whether the command that started it goes on with it: it was interrupted, or failed when all its steps were made."""
+        return self.status == "interrupted" or (self.status == "failed" and self.trained)
 
     @classmethod
     def load(cls, folder: str | os.PathLike[str]) -> Result:
@@ -209,12 +245,14 @@ class RunFolder(os.PathLike[str]):
 
     # ---- lock
     @contextmanager
-    def lock(self) -> Iterator[None]:
+    def lock(self, patience: float = 0.5) -> Iterator[None]:
         """Hold the folder for the life of a run; OSError names the holder if another process has it.
+
+        - patience: seconds to wait for the other process.
 
         The kernel frees the lock when the process ends, however it ends. The .lock file itself stays.
         """
-        descriptor = self._open_lock()
+        descriptor = self._open_lock(patience)
         _held.add(descriptor)
         try:
             remove_stale(self.path)
@@ -225,7 +263,7 @@ class RunFolder(os.PathLike[str]):
                 flock(descriptor, fcntl.LOCK_UN)  # at once, whatever else may still have it open
                 os.close(descriptor)
 
-    def _open_lock(self, patience: float = 0.5) -> int:
+    def _open_lock(self, patience: float) -> int:
         """The descriptor of the lock; a moment's patience, for `is_live` of others looks by locking."""
         path, deadline = self.path / ".lock", time.monotonic() + patience
         try:
@@ -275,8 +313,23 @@ class RunFolder(os.PathLike[str]):
         fresh = {"status": "running", "hash": hash, "metrics": {}, "seconds": self._before, "started": now()}
         write_json(self.result_json, fresh | {"started": old.get("started") or now(), "finished": None, "steps": 0})
 
+    def trained(self, steps: int) -> None:
+        """All optimizer steps are made; what comes now can be made again without them. Training without a status has nothing to say it in."""
+        if self.result_json.is_file():
+            self._update({"steps": int(steps), "trained": True})
+
+    def measured(self, metrics: Mapping[str, float]) -> Result:
+        """The final metrics, and how long it took; the status follows by `finish`, once the report is there."""
+        kept = self._read_result()["metrics"]
+        self._update({"metrics": {**kept, **metrics}, "seconds": round(self.seconds(), 3), "finished": now()})
+        return self.load_result()
+
+    def _update(self, changed: Mapping[str, Any]) -> None:
+        with self._result_lock():
+            write_json(self.result_json, self._read_result() | changed)
+
     def finish(self, metrics: Mapping[str, float], steps: int) -> Result:
-        """The run ended well: status ok, its final metrics and the optimizer steps it made."""
+        """The run ended well: status ok, its final metrics and the optimizer steps it made. Nothing may be left to do."""
         return self._end("ok", steps, metrics)
 
     def fail(self, error: BaseException | str, steps: int = 0) -> Result:
@@ -291,13 +344,15 @@ class RunFolder(os.PathLike[str]):
     def _end(self, status: Status, steps: int, metrics: Mapping[str, float], error: str | None = None) -> Result:
         with self._result_lock():
             value = self._read_result() if self.result_json.is_file() else {"hash": "", "metrics": {}, "started": None}
-            value |= {"status": status, "metrics": {**value["metrics"], **metrics}, "seconds": round(self.seconds(), 3)}
-            value |= {"finished": now(), "steps": int(steps)} | ({"error": error} if error else {})
+            value |= {"status": status, "metrics": {**value["metrics"], **metrics}}
+            value |= {} if value.get("finished") else {"finished": now(), "seconds": round(self.seconds(), 3)}
+            value |= {} if value.get("trained") else {"steps": int(steps)}
+            value |= {"error": error} if error else {}
             write_json(self.result_json, value)
         return self.load_result()
 
     def merge_metrics(self, metrics: Mapping[str, float], measured: Mapping[str, Any] | None = None) -> Result:
-        """Add metrics to result.json (task=eval), replacing those of the same name; safe with several writers.
+        """Add metrics to result.json as they come, replacing those of the same name; safe with several writers.
 
         - measured: the evaluations they come from, {name: node}; kept, since config.yaml says how others were made.
         """
@@ -312,10 +367,11 @@ class RunFolder(os.PathLike[str]):
         value = self._read_result()
         status = value["status"]
         if status == "running" and not self.is_live():
-            status = "interrupted"
+            value = self._read_result()  # its process may have ended well since: it says so before it lets go of the folder
+            status = "interrupted" if value["status"] == "running" else value["status"]
         metrics = {k: math.nan if v is None else v for k, v in value["metrics"].items()}
         seconds, steps = float(value.get("seconds") or 0.0), int(value.get("steps") or 0)
-        return Result(self.path, status, metrics, seconds, steps, value.get("hash") or "", value.get("error"))
+        return Result(self.path, status, metrics, seconds, steps, value.get("hash") or "", value.get("error"), bool(value.get("trained")))
 
     def _read_result(self) -> dict[str, Any]:
         if not self.result_json.is_file():

@@ -19,6 +19,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, NoReturn
 
 from research_stack.hardware import under_srun, under_torchrun
+from research_stack.results import Refused, Stopped
 
 if TYPE_CHECKING:
     from research_stack.hardware import Hardware
@@ -28,6 +29,7 @@ log = logging.getLogger(__name__)
 INTERRUPTS = (signal.SIGINT, signal.SIGTERM)
 SAVE_SECONDS = 120  # what saving a checkpoint may take once told to stop; also how long a hung rank is waited for when another fails
 PR_SET_PDEATHSIG = 1  # prctl(2)
+HANDED_ON = {"UserError": ValueError, "Stopped": Stopped, "Refused": Refused}  # by the name under which a rank records it
 
 
 class WorkerFailed(RuntimeError):
@@ -78,7 +80,7 @@ def launch(folder: Path, hardware: Hardware) -> None:
     """Train the saved config of the folder in `hardware.devices` processes on this machine; returns when they are done.
 
     Ctrl-C and SIGTERM are passed on; the processes save a checkpoint and SystemExit(130 or 143) follows. Raises
-    ValueError with the line of the rank that failed first when it was a mistake of the user's, else WorkerFailed.
+    ValueError with the line of the rank that failed first when it was a mistake of the user's or asked to stop, else WorkerFailed.
     """
     from torch.distributed import run as torchrun
     from torch.distributed.elastic.multiprocessing.api import SignalException
@@ -101,8 +103,8 @@ def _raise_for(rank: int, exitcode: int, message: str) -> None:
     kind, _, text = message.partition(": ")
     if exitcode in (128 + s for s in INTERRUPTS):  # the rank itself was told to stop
         raise SystemExit(exitcode)
-    if kind == "UserError":
-        raise ValueError(text)
+    if kind in HANDED_ON:
+        raise HANDED_ON[kind](text)
     how = f"died of {signal.Signals(-exitcode).name}" if exitcode < 0 else f"failed ({message.splitlines()[0]})"
     raise WorkerFailed(f"rank {rank} {how}; the run goes on from its last checkpoint when it is started again")
 
@@ -179,6 +181,9 @@ def main(folder: str) -> int:
             fit(OmegaConf.load(Path(folder) / "config.yaml"), Path(folder))
     except SystemExit as stop:  # told to stop, by research_stack.preemption
         return int(stop.code or 0)
+    except (Stopped, Refused) as error:
+        get_error_handler().record_exception(error)
+        return 1
     except (ValueError, OSError) as error:
         get_error_handler().record_exception(UserError(str(error)))
         return 1

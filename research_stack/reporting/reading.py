@@ -69,9 +69,12 @@ class RunFiles:
         return node
 
 
-def read(folder: str | Path) -> RunFiles:
-    """Everything in the folder that can be read."""
-    place, found = RunFolder(folder), read_phase(folder)
+def read(folder: str | Path, status: str | None = None) -> RunFiles:
+    """Everything in the folder that can be read.
+
+    - status: of the run, in place of what its files say.
+    """
+    place, found = RunFolder(folder), read_phase(folder, status)
     found.earlier = _earlier(found)
     found.history = results.read_jsonl(place.metrics_jsonl)
     found.samples = results.read_jsonl(place.samples_jsonl)
@@ -83,10 +86,11 @@ def read(folder: str | Path) -> RunFiles:
     return found
 
 
-def read_phase(folder: str | Path) -> RunFiles:
+def read_phase(folder: str | Path, status: str | None = None) -> RunFiles:
     """What a phase says of itself: result, config, where it comes from, and its dynamics; the runs before it are left out."""
     place, found = RunFolder(folder), RunFiles(Path(folder))
     _read_result(place, found)
+    found.status = status or found.status
     found.run = _json(place.run_json, found)
     if place.config_yaml.is_file():
         try:

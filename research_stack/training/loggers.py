@@ -23,6 +23,7 @@ from lightning.pytorch.loggers.logger import Logger
 from lightning.pytorch.utilities import rank_zero_only
 
 from research_stack import results
+from research_stack.require import require
 from research_stack.results import RunFolder
 
 
@@ -124,6 +125,9 @@ class Wandb(WandbLogger):
     - project, group, tags: how wandb files the run.
     - offline: None decides by WANDB_MODE, then by whether there is a key (WANDB_API_KEY or netrc).
 
+    Raises ValueError for names that wandb does not take, and for online without a key.
+
+
     The id is made of the run's name, config hash and folder, so that a resumed run goes on in the same wandb run.
     `wandb sync FOLDER/wandb/offline-run-*` uploads an offline run later.
     """
@@ -142,6 +146,11 @@ class Wandb(WandbLogger):
         mode = os.environ.get("WANDB_MODE") if offline is None else None
         if mode is None:
             mode = "offline" if (not logged_in() if offline is None else offline) else "online"
+        require(mode != "online" or logged_in(), f"offline={offline} needs a key: wandb login, or WANDB_API_KEY; offline=null stays offline without one")
+        try:
+            wandb.Settings(project=project, run_group=group, run_tags=tuple(tags))
+        except (wandb.errors.UsageError, ValueError) as error:
+            raise ValueError(f"project={project}, group={group}, tags={list(tags)} are not what wandb takes: {' '.join(str(error).split())}") from error
         super().__init__(
             name=f"{config.get('name')} {place.path.name}", save_dir=place.path, project=project, id=identity, config=config,
             group=group, tags=list(tags), mode=mode, settings=wandb.Settings(console="off", silent=True))  # fmt: skip
@@ -160,7 +169,7 @@ class Wandb(WandbLogger):
 
 def logged_in() -> bool:
     """Whether wandb would find an API key: in WANDB_API_KEY or in the netrc file."""
-    if os.environ.get("WANDB_API_KEY"):
+    if os.environ.get("WANDB_API_KEY") or os.environ.get("WANDB_IDENTITY_TOKEN_FILE"):
         return True
     host = urlparse(os.environ.get("WANDB_BASE_URL", "https://api.wandb.ai")).hostname or "api.wandb.ai"
     path = Path(os.environ.get("NETRC", "~/.netrc")).expanduser()
