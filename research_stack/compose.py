@@ -26,6 +26,7 @@ from omegaconf import DictConfig, OmegaConf, open_dict
 
 from research_stack import hints, paths, results
 from research_stack.hints import UserError
+from research_stack.literal import as_config
 from research_stack.paths import key_of, known_runs, shown
 from research_stack.results import RunFolder
 
@@ -221,7 +222,7 @@ def of_saved_run(cfg: DictConfig, overrides: Sequence[str]) -> DictConfig:
     Raises UserError if the folder is no run.
     """
     folder = run_folder(str(cfg.run))
-    saved = OmegaConf.create(folder.read_config())
+    saved = as_config(folder.read_config())
     named = {key_of(o).split(".")[0].split("/")[0]: o for o in overrides if not is_hydra(o)}
     if cfg.task in ("eval", "sample"):
         trained(folder)
@@ -241,7 +242,7 @@ def of_saved_run(cfg: DictConfig, overrides: Sequence[str]) -> DictConfig:
 def _with_nodes(saved: DictConfig, cfg: DictConfig, overrides: Iterable[str]) -> DictConfig:
     """The saved config with what these overrides set in the new one: whole nodes for groups, else single keys."""
     merged = OmegaConf.create(OmegaConf.to_container(saved))
-    resolved = OmegaConf.create(OmegaConf.to_container(cfg, resolve=True))
+    resolved = as_config(OmegaConf.to_container(cfg, resolve=True))
     for key in ("run", "task", "dry_run", "prompt", *map(key_of, overrides)):
         key = "hardware" if key == "launcher" else key
         value = OmegaConf.select(resolved, key)

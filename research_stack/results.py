@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import fcntl
 import hashlib
+import io
 import json
 import math
 import os
@@ -33,6 +34,7 @@ from research_stack.files import (
     unwritable,
     write_json,
 )
+from research_stack.literal import as_config, refuse_interpolations, unescaped
 
 __all__ = [
     "ABSENT", "Result", "RunFolder", "Status", "append_jsonl", "atomic_path", "atomic_write", "canonical", "config_hash", "differing_keys",
@@ -190,22 +192,27 @@ class RunFolder(os.PathLike[str]):
         """Save the resolved config as config.yaml."""
         from omegaconf import OmegaConf
 
-        atomic_write(self.config_yaml, OmegaConf.to_yaml(OmegaConf.create(plain_config(config))))
+        atomic_write(self.config_yaml, OmegaConf.to_yaml(as_config(plain_config(config))))
 
     def read_config(self) -> dict[str, Any]:
-        """The saved config as plain Python; ValueError in one line if the folder is no run or the file is damaged."""
+        """The saved config as plain Python; ValueError in one line if the folder is no run or the file is damaged.
+
+        Nothing in it is resolved: an interpolation, which only somebody's hand can have put there, is refused.
+        """
         from omegaconf import OmegaConf
         from yaml import YAMLError
 
         if not self.config_yaml.is_file():
             raise ValueError(f"run={self.path} is no run: it has no config.yaml")
         try:
-            config = OmegaConf.to_container(OmegaConf.load(self.config_yaml))
+            text = self.config_yaml.read_text(encoding="utf-8")
+            config = OmegaConf.to_container(OmegaConf.load(io.StringIO(text)))
         except (YAMLError, UnicodeDecodeError, OSError) as error:
             raise ValueError(f"{self.config_yaml} cannot be read: {' '.join(str(error).split())}") from error
         if not isinstance(config, dict) or not config:
             raise ValueError(f"{self.config_yaml} holds no config")
-        return config
+        refuse_interpolations(self.config_yaml, text)
+        return unescaped(config)
 
     # ---- lock
     @contextmanager
