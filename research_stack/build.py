@@ -9,6 +9,7 @@ from typing import Any
 
 from omegaconf import OmegaConf
 
+from research_stack.redaction import refuse_masked
 from research_stack.targets import SPECIAL, refused, refused_object
 
 logging.getLogger("hydra.utils").setLevel(logging.CRITICAL)  # what it tells, over several lines, the errors here tell in one
@@ -45,6 +46,7 @@ def build(node: Any, path: str, /, **arguments: Any) -> Any:
     node = plain(node)
     if not isinstance(node, Mapping) or "_target_" not in node:
         raise ValueError(f"{path}={node} must be a mapping with a _target_")
+    refuse_masked({key: value for key, value in node.items() if key not in arguments}, path)
     for where, found in nodes(node, path):
         target(found, where)
         if special := next((name for name in SPECIAL if name in found), None):

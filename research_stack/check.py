@@ -19,6 +19,7 @@ from research_stack.annotations import fits, is_built, literals, parsed, written
 from research_stack.expressions import CannotSay, Evaluator, Opaque
 from research_stack.hints import UserError, choices, did_you_mean, nearest, one_line
 from research_stack.paths import key_of
+from research_stack.redaction import refuse_masked
 from research_stack.signatures import Module, Parameter, Signature, UnknownTarget, resolve, signature
 from research_stack.targets import SPECIAL, refused
 
@@ -331,6 +332,7 @@ def check_inputs(cfg: Any, config: Mapping[str, Any], seen: set[str]) -> Problem
         if not isinstance(node, Mapping) or name in seen:
             continue
         try:
+            refuse_masked(node, f"data.{part}")
             _look(node)
         except (ValueError, OSError) as error:
             return _input_problem(cfg, f"data.{part}", node, one_line(error).removeprefix(f"{part}."))

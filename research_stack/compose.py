@@ -11,6 +11,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
+from typing import Any
 
 from hydra._internal.config_loader_impl import ConfigLoaderImpl
 from hydra._internal.config_repository import CachingConfigRepository
@@ -24,7 +25,7 @@ from hydra.plugins.config_source import ConfigResult
 from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf, open_dict
 
-from research_stack import hints, paths, results
+from research_stack import hints, paths, redaction, results
 from research_stack.hints import UserError
 from research_stack.literal import as_config
 from research_stack.paths import key_of, known_runs, shown
@@ -222,21 +223,33 @@ def of_saved_run(cfg: DictConfig, overrides: Sequence[str]) -> DictConfig:
     Raises UserError if the folder is no run.
     """
     folder = run_folder(str(cfg.run))
-    saved = as_config(folder.read_config())
-    named = {key_of(o).split(".")[0].split("/")[0]: o for o in overrides if not is_hydra(o)}
+    saved, overrides = _given_again(folder.read_config(), cfg, [o for o in overrides if not is_hydra(o)])
+    named = {key_of(o).split(".")[0].split("/")[0]: o for o in overrides}
     if cfg.task in ("eval", "sample"):
         trained(folder)
     sound_checkpoint(folder)
     if cfg.task not in ("eval", "sample"):
         if set(named) <= set(OF_RESUMING):
-            return _with_nodes(saved, cfg, (o for o in overrides if not is_hydra(o)))
+            return _with_nodes(saved, cfg, overrides)
         _refuse_another(folder, saved, cfg)
         return cfg
     for key, override in named.items():
         if key not in OF_THE_COMMAND:
             raise UserError(f"{override} cannot be set with task={cfg.task}: the run's own config says it; "
                             f"the command line may set {', '.join(OF_THE_COMMAND)} ({shown(folder.config_yaml)})")
-    return _with_nodes(saved, cfg, (o for o in overrides if not is_hydra(o)))
+    return _with_nodes(saved, cfg, overrides)
+
+
+def _given_again(saved: dict[str, Any], cfg: DictConfig, overrides: Sequence[str]) -> tuple[DictConfig, list[str]]:
+    """The saved config with the values that had been masked in it and that the command gives again, and the other overrides."""
+    texts, lost, rest = dict(redaction.leaves(saved)), {}, []
+    for override in overrides:
+        text, value = texts.get(key_of(override), ""), OmegaConf.select(cfg, key_of(override))
+        if redaction.MASKED in text and isinstance(value, str):
+            lost |= {path: value for path, other in texts.items() if other == text}  # what copied it was masked alike
+        else:
+            rest.append(override)
+    return as_config(redaction.filled(saved, lost)), rest
 
 
 def _with_nodes(saved: DictConfig, cfg: DictConfig, overrides: Iterable[str]) -> DictConfig:

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import logging
 import os
-import sys
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -17,8 +16,10 @@ from typing import TYPE_CHECKING, Any
 
 from omegaconf import DictConfig, OmegaConf
 
-from research_stack import phases, provenance, results
+from research_stack import phases, provenance, results, terminal
 from research_stack.build import build, named, needs, plain, takes, target
+from research_stack.literal import as_config
+from research_stack.redaction import Formatter, hand_over, masked
 from research_stack.results import Result, RunFolder
 
 if TYPE_CHECKING:
@@ -130,7 +131,7 @@ def train(cfg: DictConfig, place: RunFolder) -> Result:
         if begun_from is not None:
             provenance.add(place.path, {"init_from": str(begun_from.path)})
         if worker.needs_launch(hardware):
-            worker.launch(place.path, hardware)
+            worker.launch(place.path, hardware, hand_over(plain(cfg)))
         else:
             fit(cfg, place.path)
         metrics |= evaluate(cfg, place)
@@ -166,9 +167,11 @@ def fit(cfg: DictConfig, folder: Path) -> None:
         refuse_other_data(place, parts.data)
     if leads():
         provenance.add(place.path, {"data": parts.data.describe(), "model": model_facts(parts), "method": parts.method.describe()})
-    loggers = [JsonlLogger(place.path, start_step=step), *chosen_loggers(cfg, place)]
+    own = JsonlLogger(place.path, start_step=step)
+    own.open()
+    loggers = [own, *chosen_loggers(cfg, place)]
     callbacks = [build(node, f"callbacks.{name}") for name, node in plain(cfg.callbacks).items()]
-    callbacks = [RowBeforeCheckpoint(loggers[0]), ConfigInside(plain(cfg)), *([Ema(cfg.optimization.ema)] if cfg.optimization.ema else []), *callbacks]
+    callbacks = [RowBeforeCheckpoint(own), ConfigInside(masked(plain(cfg))), *([Ema(cfg.optimization.ema)] if cfg.optimization.ema else []), *callbacks]
     trainer = build(
         cfg.trainer, "trainer", default_root_dir=str(place.path), logger=loggers,
         callbacks=[*callbacks, Preemption(place.path)], enable_progress_bar=False,
@@ -277,7 +280,7 @@ def sample_run(cfg: DictConfig, place: RunFolder) -> Result:
     with context.inference():
         rows = samples.decode(context, name=context.sampler.name, sampler=context.sampler)
     for row in rows:
-        sys.stdout.write(f"{row['prompt']}{row['text']}\n{'-' * 40}\n")
+        terminal.write(f"{row['prompt']}{row['text']}\n{'-' * 40}\n")
     results.append_jsonl(place.samples_jsonl, rows)
     return place.load_result()
 
@@ -356,7 +359,7 @@ def finished(place: RunFolder) -> Result:
     """The folder's result, and its summary on standard output."""
     from research_stack.reporting import summary
 
-    sys.stdout.write(summary(place.path) + "\n")
+    terminal.write(summary(place.path) + "\n")
     return place.load_result()
 
 
@@ -370,8 +373,10 @@ def steps_done(place: RunFolder) -> int:
 def log_file(path: Path) -> Iterator[None]:
     """Also write the log's lines to a file."""
     path.parent.mkdir(parents=True, exist_ok=True)
+    if path.is_symlink():
+        raise OSError(f"{path} is a link: a run folder's log is a file in it; move it away")
     handler = logging.FileHandler(path)
-    handler.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(name)s: %(message)s"))
+    handler.setFormatter(Formatter("%(asctime)s %(levelname)s %(name)s: %(message)s"))
     logging.getLogger().addHandler(handler)
     try:
         yield
@@ -409,6 +414,6 @@ def describe(cfg: DictConfig, place: RunFolder) -> Result:
         **{f"data {key}": f"{value:,}" if isinstance(value, int | float) else str(value) for key, value in data.items()},
     }
     width = max(map(len, rows))
-    sys.stdout.write(OmegaConf.to_yaml(cfg, resolve=True) + "\n")
-    sys.stdout.writelines(f"{key:<{width}}  {value}\n" for key, value in rows.items())
+    terminal.write(OmegaConf.to_yaml(as_config(masked(plain(cfg)))) + "\n")
+    terminal.write("".join(f"{key:<{width}}  {value}\n" for key, value in rows.items()))
     return results.Result(place.path, "ok", {"parameters": float(facts["parameters"]), "tokens": float(tokens)})

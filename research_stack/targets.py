@@ -11,6 +11,7 @@ import os
 import sys
 from functools import cache
 from importlib.util import find_spec
+from pathlib import Path
 from typing import Any
 
 from research_stack.hints import UserError, nearest
@@ -49,6 +50,13 @@ def search_working_directory() -> None:
     """
     if os.environ.get(VARIABLE) and os.getcwd() not in sys.path:
         sys.path.append(os.getcwd())
+
+
+def folders() -> list[str]:
+    """Where the packages opted into lie, for processes of other working directories and paths."""
+    specs = (find_spec(name) for name in packages() if name != OWN)
+    places = ((spec.submodule_search_locations or [spec.origin])[0] for spec in specs if spec)
+    return list(dict.fromkeys(str(Path(place).parent) for place in places if place))
 
 
 def refused(target: Any) -> str | None:

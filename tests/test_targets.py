@@ -1,10 +1,7 @@
 """A config runs nothing but constructors of classes that a config may name, from wherever it came."""
 from __future__ import annotations
 
-import os
-import subprocess
 import sys
-from pathlib import Path
 
 import pytest
 from omegaconf import OmegaConf
