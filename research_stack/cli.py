@@ -129,8 +129,13 @@ def over_the_wire(verb: str, *arguments: str) -> int:
     from research_stack.run import load
 
     run, reader, *question = arguments
-    context, given = load(run), sys.stdin.buffer.read()
-    out = sending.send(context, reader, given) if verb == "send" else f"{sending.receive(context, reader, *question, given)}\n".encode()
+    context = load(run)
+    given = sending.given(context, verb, sys.stdin.buffer)
+    if verb == "receive":
+        answer = sending.receive(context, reader, *question, given)
+        out = f"{terminal.visible(answer) if sys.stdout.isatty() else answer}\n".encode()
+    else:
+        out = sending.send(context, reader, given)
     sys.stdout.buffer.write(out)
     sys.stdout.buffer.flush()
     return 0

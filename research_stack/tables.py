@@ -7,14 +7,18 @@ import re
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
-_FORMULA = re.compile(r"'*[=+\-@\t\r].", re.DOTALL)  # as programs that open tables see it
+_FORMULA = re.compile(r"'*[=+\-@\t].", re.DOTALL)  # as programs that open tables see it
 
 
 def cell(value: Any) -> Any:
-    """A value as it is written: a text that could be taken for a formula gets an apostrophe in front, numbers stay."""
-    if not isinstance(value, str) or not _FORMULA.match(value) or _is_number(value):
+    """A value as it is written: a text that could be taken for a formula gets an apostrophe in front, numbers stay.
+
+    A carriage return becomes a line end: the csv module writes one unquoted, and a reader ends the row there.
+    """
+    if not isinstance(value, str):
         return value
-    return "'" + value
+    value = value.replace("\r\n", "\n").replace("\r", "\n")
+    return "'" + value if _FORMULA.match(value) and not _is_number(value) else value
 
 
 def text_of(written: str) -> str:

@@ -86,7 +86,11 @@ class SentenceEncoder:
         """D, the numbers of a vector; loads no weights."""
         from transformers import AutoConfig
 
-        return int(AutoConfig.from_pretrained(self._place, trust_remote_code=False, **self._options).hidden_size)
+        self.check()
+        try:
+            return int(AutoConfig.from_pretrained(self._place, trust_remote_code=False, **self._options).hidden_size)
+        except Exception as error:  # as of the weights
+            raise self._unloadable(error) from error
 
     def fingerprint(self) -> str:
         """What the vectors depend on: the SHA-256 of the files of a folder, name and revision on the hub, and max_length.
@@ -153,11 +157,14 @@ class SentenceEncoder:
                     self._place, dtype=torch.float32, use_safetensors=True, trust_remote_code=False, output_loading_info=True, **self._options
                 )
         except Exception as error:  # a damaged file makes the loaders raise anything
-            line = f"{type(error).__name__}: {error}".splitlines()[0]
-            raise OSError(f"path={self._place} holds no encoder that can be loaded: {line}") from error
+            raise self._unloadable(error) from error
         missing = sorted(key for key in found["missing_keys"] if UNUSED not in key)
         require(not missing, f"path={self._place} must hold every weight: {len(missing)} are missing, the first is {missing[:1]}")
         return tokenizer, model.eval().requires_grad_(False).to(self.device)
+
+    def _unloadable(self, error: Exception) -> OSError:
+        line = f"{type(error).__name__}: {error}".splitlines()[0]
+        return OSError(f"path={self._place} holds no encoder that can be loaded: {line}")
 
     @property
     def _place(self) -> str:
