@@ -2,14 +2,16 @@
 from __future__ import annotations
 
 import sys
+import zipfile
 
 import pytest
 from omegaconf import OmegaConf
 
 from research_stack import build as building
-from research_stack import results, targets
+from research_stack import compose, load, results, run, targets
 from research_stack.build import build
 from research_stack.check import check_node
+from research_stack.cli import main
 from research_stack.hints import UserError
 from research_stack.literal import as_config, escaped, unescaped
 from research_stack.results import RunFolder
@@ -62,8 +64,8 @@ def test_nothing_foreign_is_built_at_any_depth_and_the_check_says_so_first(nothi
         problems = [problem.message for problem in check_node("data", bad)]
         assert len(problems) <= 1
         unseen += [] if problems else [target]
-    assert unseen == ["research_stack.hardware", "research_stack.targets.VARIABLE", "research_stack.files.log", "research_stack",
-                      "research_stack."]  # what is bound to no class, function or import: building it decides  # fmt: skip
+    assert unseen == ["research_stack.hardware", "research_stack.targets.VARIABLE", "research_stack.files.log",
+                      "research_stack.no_such.Thing", "research_stack", "research_stack."]  # what is bound to no class, function or import: building it decides  # fmt: skip
 
 
 def test_what_a_config_may_name(nothing_runs):
@@ -175,3 +177,53 @@ def test_a_package_is_opted_into_by_an_installed_distribution(project, monkeypat
         assert build({"_target_": "myproj.noise.Growing"}, "corruption").most == 0.9
     finally:
         targets.installed.cache_clear()
+
+
+# Folders of somebody else ----------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def foreign(tmp_path, monkeypatch):
+    """Writes a run folder as somebody might send it: a finished run of ours, with one thing in its config changed. (folder, what would be made)"""
+    monkeypatch.chdir(tmp_path)
+    kept = OmegaConf.to_container(compose("model=smoke", "data=smoke", "trainer=smoke"), resolve=True)
+
+    def sent(key, value):
+        config = as_config(kept)
+        OmegaConf.update(config, key, value, force_add=True)
+        place = RunFolder(tmp_path / "theirs")
+        results.atomic_write(place.config_yaml, OmegaConf.to_yaml(config))
+        results.write_json(place.run_json, {})
+        place.start(results.config_hash(config))
+        place.finish({}, 3)
+        place.checkpoints.mkdir(exist_ok=True)
+        with zipfile.ZipFile(place.checkpoints / "last.ckpt", "w") as archive:
+            archive.writestr("archive/data.pkl", b"")
+        return place.path
+
+    return sent, tmp_path / "made"
+
+
+def test_a_foreign_run_folder_runs_nothing(foreign, capfd, monkeypatch):
+    sent, made = foreign
+    monkeypatch.setenv("SOME_VARIABLE", "leaked")
+    writes = {"_target_": "research_stack.files.atomic_write", "path": str(made), "content": "x"}
+    runs = {"_target_": "research_stack.provenance.subprocess.check_call", "_args_": [["touch", str(made)]]}
+    by_command = {"model": [], "data.source": ["task=eval"], "trainer.plugins": ["task=sample"], "prompt": ["task=eval"]}
+    reads = {"_target_": "torch.load", "f": "x", "weights_only": False}
+    for key, value in {"model": writes, "method.loss": runs, "data.source": reads, "callbacks.more": writes, "trainer.plugins": [runs], "eval.more.deep": [{"x": writes}],
+                       "sampler.steps": runs, "hardware": writes, "model.dim": r"${oc.env:SOME_VARIABLE}", "prompt": "${oc.decode:1}"}.items():  # fmt: skip
+        folder = sent(key, value) if not isinstance(value, str) else sent("name", "marked")
+        if isinstance(value, str):
+            with (folder / "config.yaml").open("a") as file:
+                file.write(f"more:\n  x: {value}\n")
+        if key in by_command:
+            code = main([*by_command[key], f"run={folder}"])
+            out, err = capfd.readouterr()
+            assert code == 2 and err.count("\n") == 1 and out == "" and "leaked" not in err, (key, err)
+            assert "_target_" in err or "config.yaml" in err, err
+        with pytest.raises(ValueError, match="_target_|is an interpolation"):  # no check comes before it here
+            run(as_config(RunFolder(folder).read_config()), folder.with_name("again"))
+        assert not made.exists()
+    with pytest.raises(ValueError, match="is an interpolation"):
+        load(folder)
