@@ -16,11 +16,12 @@ from typing import TYPE_CHECKING, Any
 
 from research_stack import phases
 from research_stack.annotations import fits, is_built, literals, parsed, written
-from research_stack.build import WHITELIST
 from research_stack.expressions import CannotSay, Evaluator, Opaque
 from research_stack.hints import UserError, choices, did_you_mean, nearest, one_line
 from research_stack.paths import key_of
+from research_stack.redaction import refuse_masked
 from research_stack.signatures import Module, Parameter, Signature, UnknownTarget, resolve, signature
+from research_stack.targets import SPECIAL, refused
 
 if TYPE_CHECKING:
     from omegaconf import DictConfig
@@ -28,7 +29,6 @@ if TYPE_CHECKING:
     from research_stack.compose import Composed, Composer
 
 TASKS = ("train", "eval", "sample", "compare")
-SPECIAL = ("_target_", "_partial_", "_convert_", "_recursive_", "_args_")  # keys of Hydra's instantiate
 WITHOUT_TORCH = ("research_stack.data.sources", "research_stack.data.tokenizers")  # modules whose classes have `check()`
 #: Keys of lightning.Trainer that belong to other nodes.
 SET_ELSEWHERE = {
@@ -73,9 +73,11 @@ def check_node(path: str, node: Mapping[str, Any]) -> Iterator[Problem]:
     """The mistakes of one node."""
     target = node["_target_"]
     key = f"{path}._target_"
-    if not isinstance(target, str) or target.split(".")[0] not in WHITELIST:
-        near = f"; the allowed packages are {', '.join(WHITELIST)}"
-        yield Problem(key, f"{key}={target} lies outside the packages a config may name{near}")
+    if reason := refused(target):
+        yield Problem(key, f"{key}={target} {reason}")
+        return
+    if special := next((name for name in SPECIAL if name in node), None):
+        yield Problem(f"{path}.{special}", f"{path}.{special}={_short(node[special])} cannot be set: nodes are built one way")
         return
     try:
         known = signature(target)
@@ -85,7 +87,7 @@ def check_node(path: str, node: Mapping[str, Any]) -> Iterator[Problem]:
         guess = f"; did you mean '{name[0]}.{near[0]}'?" if near else choices(sorted(error.names), "there are")
         yield Problem(key, f"{key}={target}: {name[0]} has no '{name[2]}'{guess}")
         return
-    given = {str(k): v for k, v in node.items() if k not in SPECIAL}
+    given = {str(k): v for k, v in node.items() if k != "_target_"}
     problems = list(_keys_and_values(path, known, given))
     yield from problems or conditions(path, known, given)
 
@@ -330,6 +332,7 @@ def check_inputs(cfg: Any, config: Mapping[str, Any], seen: set[str]) -> Problem
         if not isinstance(node, Mapping) or name in seen:
             continue
         try:
+            refuse_masked(node, f"data.{part}")
             _look(node)
         except (ValueError, OSError) as error:
             return _input_problem(cfg, f"data.{part}", node, one_line(error).removeprefix(f"{part}."))
@@ -342,7 +345,7 @@ def _look(node: Mapping[str, Any]) -> None:
     home = signature(str(node.get("_target_"))).module
     if home is not None and home.name.startswith(WITHOUT_TORCH):
         kind = vars(import_module(home.name))[str(node["_target_"]).rpartition(".")[2]]
-        kind(**{k: v for k, v in node.items() if k not in SPECIAL}).check()
+        kind(**{k: v for k, v in node.items() if k != "_target_"}).check()
 
 
 def _input_problem(cfg: Any, path: str, node: Mapping[str, Any], text: str) -> Problem:

@@ -12,7 +12,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
-from research_stack import paths
+from research_stack import paths, redaction, targets, terminal
 from research_stack.command import Command, complain, composer_of
 from research_stack.hints import UserError
 
@@ -43,6 +43,10 @@ EXAMPLES = """\
 def main(argv: Sequence[str] | None = None) -> int:
     """The console script; returns the exit code."""
     arguments = list(sys.argv[1:] if argv is None else argv)
+    targets.search_working_directory()
+    for argument in arguments:
+        redaction.redact_override(argument)  # what it holds is masked from here on
+    sys.excepthook = redaction.excepthook
     try:
         return dispatch(arguments)
     except UserError as error:
@@ -113,7 +117,7 @@ def why(arguments: Sequence[str]) -> int:
 
     if not arguments or "=" in arguments[0] or arguments[0].startswith("-"):
         raise UserError("why needs a key: research-stack why trainer.max_steps [overrides]")
-    sys.stdout.write(report(arguments[0], arguments[1:], Composer()) + "\n")
+    terminal.write(report(arguments[0], arguments[1:], Composer()) + "\n")
     return 0
 
 
@@ -125,8 +129,13 @@ def over_the_wire(verb: str, *arguments: str) -> int:
     from research_stack.run import load
 
     run, reader, *question = arguments
-    context, given = load(run), sys.stdin.buffer.read()
-    out = sending.send(context, reader, given) if verb == "send" else f"{sending.receive(context, reader, *question, given)}\n".encode()
+    context = load(run)
+    given = sending.given(context, verb, sys.stdin.buffer)
+    if verb == "receive":
+        answer = sending.receive(context, reader, *question, given)
+        out = f"{terminal.visible(answer) if sys.stdout.isatty() else answer}\n".encode()
+    else:
+        out = sending.send(context, reader, given)
     sys.stdout.buffer.write(out)
     sys.stdout.buffer.flush()
     return 0

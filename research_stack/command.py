@@ -7,8 +7,9 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from research_stack import paths
+from research_stack import paths, terminal
 from research_stack.hints import UserError, choices, nearest
+from research_stack.redaction import redact
 
 if TYPE_CHECKING:
     from research_stack.compose import Composer
@@ -83,5 +84,5 @@ def composer_of(command: Command) -> Composer:
 
 def complain(message: str, code: int = 2) -> int:
     """Write one line on standard error and return the exit code."""
-    sys.stderr.write(f"research-stack: {'error: ' if code == 2 else ''}{' '.join(message.split())}\n")
+    sys.stderr.write(f"research-stack: {'error: ' if code == 2 else ''}{terminal.visible(redact(' '.join(message.split())))}\n")
     return code

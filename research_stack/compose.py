@@ -11,6 +11,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
+from typing import Any
 
 from hydra._internal.config_loader_impl import ConfigLoaderImpl
 from hydra._internal.config_repository import CachingConfigRepository
@@ -24,8 +25,9 @@ from hydra.plugins.config_source import ConfigResult
 from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf, open_dict
 
-from research_stack import hints, paths, provenance, results
+from research_stack import hints, paths, provenance, redaction, results
 from research_stack.hints import UserError
+from research_stack.literal import as_config
 from research_stack.paths import key_of, known_runs, shown
 from research_stack.results import RunFolder
 from research_stack.smoke import shrink
@@ -225,8 +227,8 @@ def of_saved_run(cfg: DictConfig, overrides: Sequence[str]) -> DictConfig:
     Raises UserError if the folder is no run.
     """
     folder = run_folder(str(cfg.run))
-    saved = OmegaConf.create(folder.read_config())
-    named = {key_of(o).split(".")[0].split("/")[0]: o for o in overrides if not is_hydra(o)}
+    saved, overrides = _given_again(folder.read_config(), cfg, [o for o in overrides if not is_hydra(o)])
+    named = {key_of(o).split(".")[0].split("/")[0]: o for o in overrides}
     if cfg.task in ("eval", "sample"):
         trained(folder)
     sound_checkpoint(folder)
@@ -234,14 +236,26 @@ def of_saved_run(cfg: DictConfig, overrides: Sequence[str]) -> DictConfig:
     if cfg.task not in ("eval", "sample"):
         keys = {key_of(o) for o in overrides if not is_hydra(o)}
         if all(_of_resuming(key) for key in keys):
-            return _with_nodes(saved, cfg, (o for o in overrides if not is_hydra(o)))
+            return _with_nodes(saved, cfg, overrides)
         _refuse_another(folder, saved, cfg, sorted(keys))
         return cfg
     for key, override in named.items():
         if key not in OF_THE_COMMAND:
             raise UserError(f"{override} cannot be set with task={cfg.task}: the run's own config says it; "
                             f"the command line may set {', '.join(OF_THE_COMMAND)} ({shown(folder.config_yaml)})")
-    return _with_nodes(saved, cfg, (o for o in overrides if not is_hydra(o)))
+    return _with_nodes(saved, cfg, overrides)
+
+
+def _given_again(saved: dict[str, Any], cfg: DictConfig, overrides: Sequence[str]) -> tuple[DictConfig, list[str]]:
+    """The saved config with the values that had been masked in it and that the command gives again, and the other overrides."""
+    texts, lost, rest = dict(redaction.leaves(saved)), {}, []
+    for override in overrides:
+        text, value = texts.get(key_of(override), ""), OmegaConf.select(cfg, key_of(override))
+        if redaction.MASKED in text and isinstance(value, str):
+            lost |= {path: value for path, other in texts.items() if other == text}  # what copied it was masked alike
+        else:
+            rest.append(override)
+    return as_config(redaction.filled(saved, lost)), rest
 
 
 def _of_resuming(key: str) -> bool:
@@ -252,7 +266,7 @@ def _of_resuming(key: str) -> bool:
 def _with_nodes(saved: DictConfig, cfg: DictConfig, overrides: Iterable[str]) -> DictConfig:
     """The saved config with what these overrides set in the new one: whole nodes for groups, else single keys."""
     merged = OmegaConf.create(OmegaConf.to_container(saved))
-    resolved = OmegaConf.create(OmegaConf.to_container(cfg, resolve=True))
+    resolved = as_config(OmegaConf.to_container(cfg, resolve=True))
     for key in ("run", "task", "dry_run", "prompt", *map(key_of, overrides)):
         key = "hardware" if key == "launcher" else key
         value = OmegaConf.select(resolved, key)

@@ -12,10 +12,11 @@ from hydra.core.hydra_config import HydraConfig
 from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf
 
-from research_stack import results
+from research_stack import results, targets
 from research_stack.compose import Composed, settle
 from research_stack.hints import UserError, one_line
 from research_stack.paths import PACKAGE, point_name, shown
+from research_stack.redaction import Formatter
 from research_stack.results import Refused, Result, RunFolder, Stopped
 
 log = logging.getLogger(__name__)
@@ -44,7 +45,7 @@ def set_up_logging() -> None:
     root = logging.getLogger()
     if not any(isinstance(h, _Terminal) for h in root.handlers):
         handler = _Terminal()
-        handler.setFormatter(logging.Formatter("%(asctime)s %(message)s", datefmt="%H:%M:%S"))
+        handler.setFormatter(Formatter("%(asctime)s %(message)s", datefmt="%H:%M:%S"))
         root.addHandler(handler)
     root.setLevel(logging.INFO)
     for name in ("hydra", "httpx", "urllib3", "fsspec"):
@@ -79,6 +80,7 @@ def job(cfg: DictConfig) -> Result:
     """Run one composed config in the folder Hydra made for it."""
     hydra = HydraConfig.get()
     sys.argv = typed or sys.argv
+    targets.search_working_directory()  # in a cluster job too
     set_up_logging()
     folder = Path(shown(hydra.runtime.output_dir))
     try:

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from research_stack import paths
+from research_stack import paths, terminal
 from research_stack.command import Command, complain, quoted
 from research_stack.hints import UserError
 
@@ -248,7 +248,7 @@ def collect(folder: Path, points: Sequence[Path]) -> list[str]:
     table = named(sweeps.collect(list(dict.fromkeys(points))))
     sweeps.write_table(folder, table, as_markdown(table))
     report = write_sweep_report(folder, table)
-    sys.stdout.write(f"{as_text(table, shutil.get_terminal_size().columns).rstrip()}\n\n{paths.shown(report)}\n")
+    terminal.write(f"{as_text(table, shutil.get_terminal_size().columns).rstrip()}\n\n{paths.shown(report)}\n")
     return [f"{f.folder.name}: {f.error or f.status}" for f in table.failures]
 
 

@@ -13,6 +13,8 @@ from collections.abc import Iterable, Sequence
 from datetime import datetime
 from pathlib import Path
 
+from research_stack.redaction import redact_override
+
 PACKAGE = Path(__file__).resolve().parent
 #: Inside the package when installed from a wheel, beside it in a checkout.
 CONF = next(p for p in (PACKAGE / "conf", PACKAGE.parent / "conf") if p.is_dir())
@@ -49,7 +51,10 @@ def is_unnamed(override: str) -> bool:
 def point_name(overrides: Iterable[str]) -> str:
     """The folder name of a sweep's point: its overrides sorted by key, as in `corruption.mask_ratio=.3,seed=1`."""
     named = sorted((o for o in overrides if not is_unnamed(o)), key=key_of)
-    return slug(",".join(o.lstrip("+") for o in named)) if named else "defaults"
+    said = ",".join(o.lstrip("+") for o in named)
+    shown = ",".join(redact_override(o.lstrip("+")) for o in named)
+    apart = "" if shown == said else f"-{hashlib.sha256(said.encode()).hexdigest()[:8]}"  # of points that differ in a secret alone
+    return slug(shown + apart) if named else "defaults"
 
 
 def sweep_folder(names: Iterable[str], group: str | None, swept: Sequence[str]) -> Path:

@@ -12,7 +12,6 @@ import hashlib
 import logging
 import os
 import platform
-import re
 import shlex
 import socket
 import subprocess
@@ -24,6 +23,7 @@ from typing import Any
 
 import research_stack
 from research_stack import results
+from research_stack.redaction import redact, redact_override
 from research_stack.results import RunFolder
 
 log = logging.getLogger(__name__)
@@ -40,27 +40,16 @@ CPU_FLAGS = ("avx2", "avx512f", "avx512_bf16", "amx_bf16", "amx_tile", "bf16", "
 SLURM_NAMES = ("SLURM_JOB_ID", "SLURM_ARRAY_JOB_ID", "SLURM_ARRAY_TASK_ID", "SLURM_RESTART_COUNT", "SLURM_JOB_PARTITION",
                "SLURM_JOB_NODELIST", "SLURM_NTASKS")  # fmt: skip
 
-# An argument whose key says it is a secret, a token that is recognisable by its own form, a password within a URL.
-_SECRET_KEY = re.compile(r"(?i)\b([\w.\-]*(?:token|secret|passw(?:or)?d|api_?key|access_?key|credential)[\w\-]*\s*[=:]\s*)(?!null\b)\S+")
-_SECRET_FORM = re.compile(r"\b(?:hf_\w{16,}|sk-[\w\-]{16,}|gh[pousr]_\w{20,}|github_pat_\w{20,}|glpat-[\w\-]{16,}|xox[abps]-[\w\-]{10,}|AKIA[0-9A-Z]{16})")
-_SECRET_URL = re.compile(r"(://[^/\s:@]*:)[^@/\s]+@")
-
 
 # ------------------------------------------------------------------------------------------------ pieces
-def redact(text: str) -> str:
-    """The text with secrets masked: `api_key=...`, `hf_...`, `https://user:password@host`."""
-
-    def mask(match: re.Match[str]) -> str:
-        key = match.group(1)
-        harmless = re.search(r"(?i)tokenizer|tokens|token_(?!=)", key) and not re.search(r"(?i)secret|passw|key|credential", key)
-        return match.group(0) if harmless else key + "***"
-
-    return _SECRET_URL.sub(r"\1***@", _SECRET_FORM.sub("***", _SECRET_KEY.sub(mask, text)))
-
-
 def command_line(argv: Sequence[str]) -> str:
-    """The command as one would type it in a shell; `python -m` and the console script read the same."""
-    return shlex.join(["research-stack", *argv[1:]] if _is_ours(argv[0]) else list(argv))
+    """The command as one would type it in a shell, secrets masked; `python -m` and the console script read the same."""
+    return " ".join(["research-stack" if _is_ours(argv[0]) else shlex.quote(argv[0]), *map(_typed, argv[1:])])
+
+
+def _typed(argument: str) -> str:
+    quoted = shlex.quote(argument) != argument  # a mask itself needs no quotes
+    return shlex.quote(redact_override(argument)) if quoted else redact_override(argument)
 
 
 def _is_ours(program: str) -> bool:
@@ -167,8 +156,8 @@ def begin(folder: str | os.PathLike[str], config: Any, argv: Sequence[str] | Non
     plain = results.plain_config(config)
     git, difference = code()
     facts = {
-        "command": redact(command_line(argv)), "argv": [redact(argument) for argument in argv],
-        "overrides": [redact(override) for override in overrides_of(argv)], "cwd": os.getcwd(), "pid": os.getpid(),
+        "command": command_line(argv), "argv": [redact_override(argument) for argument in argv],
+        "overrides": [redact_override(override) for override in overrides_of(argv)], "cwd": os.getcwd(), "pid": os.getpid(),
         "name": plain.get("name"), "seed": plain.get("seed"), "hash": results.config_hash(plain),
         "git": git, "python": platform.python_version(), "versions": versions(), "machine": machine(),
         "slurm": {name: os.environ[name] for name in SLURM_NAMES if name in os.environ} or None,
@@ -283,8 +272,8 @@ def history(folder: str | os.PathLike[str], config: Any, task: str = "train", pa
     line = {
         "folder": str(place.path), "task": task, "name": plain.get("name"), "status": result.get("status"),
         "hash": results.config_hash(plain), "sha": (started.get("git") or {}).get("sha"), "seed": plain.get("seed"),
-        "command": redact(command_line(sys.argv)), "argv": [redact(argument) for argument in sys.argv],
-        "overrides": [redact(override) for override in overrides_of(sys.argv)], "choices": choices(plain),
+        "command": command_line(sys.argv), "argv": [redact_override(argument) for argument in sys.argv],
+        "overrides": [redact_override(override) for override in overrides_of(sys.argv)], "choices": choices(plain),
         "host": socket.gethostname(), "started": result.get("started"), "finished": results.now(),
         "seconds": result.get("seconds"), "steps": result.get("steps"), "metrics": result.get("metrics", {}),
         "error": result.get("error"),

@@ -15,7 +15,8 @@ from typing import TYPE_CHECKING
 
 from omegaconf import DictConfig
 
-from research_stack import provenance, results
+from research_stack import provenance, results, terminal
+from research_stack.redaction import Formatter
 from research_stack.results import Refused, Result, RunFolder, Stopped
 
 if TYPE_CHECKING:
@@ -142,7 +143,7 @@ def finished(place: RunFolder) -> Result:
     """The folder's result, and its summary on standard output."""
     from research_stack.reporting import summary
 
-    sys.stdout.write(summary(place.path) + "\n")
+    terminal.write(summary(place.path) + "\n")
     return place.load_result()
 
 
@@ -164,8 +165,10 @@ class _LogFile(logging.FileHandler):
 def log_file(path: Path) -> Iterator[None]:
     """Also write the log's lines to a file."""
     path.parent.mkdir(parents=True, exist_ok=True)
+    if path.is_symlink():
+        raise OSError(f"{path} is a link: a run folder's log is a file in it; move it away")
     handler = _LogFile(path)
-    handler.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(name)s: %(message)s"))
+    handler.setFormatter(Formatter("%(asctime)s %(levelname)s %(name)s: %(message)s"))
     logging.getLogger().addHandler(handler)
     try:
         yield

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import fcntl
 import hashlib
+import io
 import json
 import math
 import os
@@ -24,6 +25,7 @@ from research_stack.files import (
     atomic_path,
     atomic_write,
     flock,
+    open_lock,
     read_json,
     read_jsonl,
     remove_stale,
@@ -33,6 +35,8 @@ from research_stack.files import (
     unwritable,
     write_json,
 )
+from research_stack.literal import as_config, refuse_interpolations, unescaped
+from research_stack.redaction import masked, redact
 
 __all__ = [
     "ABSENT", "Refused", "Result", "RunFolder", "Status", "Stopped", "append_jsonl", "atomic_path", "atomic_write", "canonical", "config_hash", "differences", "differing_keys",
@@ -91,8 +95,8 @@ def is_science(key: str) -> bool:
 
 
 def science(config: Any) -> dict[str, Any]:
-    """{dotted key: value} of the keys that can change the numbers."""
-    return {key: value for key, value in flatten(plain_config(config)).items() if is_science(key)}
+    """{dotted key: value} of the keys that can change the numbers; secrets are masked, as in a saved config."""
+    return {key: value for key, value in flatten(masked(plain_config(config))).items() if is_science(key)}
 
 
 def canonical(value: Any) -> Any:
@@ -223,25 +227,30 @@ class RunFolder(os.PathLike[str]):
 
     # ---- config
     def write_config(self, config: Any) -> None:
-        """Save the resolved config as config.yaml."""
+        """Save the resolved config, its secrets masked, as config.yaml."""
         from omegaconf import OmegaConf
 
-        atomic_write(self.config_yaml, OmegaConf.to_yaml(OmegaConf.create(plain_config(config))))
+        atomic_write(self.config_yaml, OmegaConf.to_yaml(as_config(masked(plain_config(config)))))
 
     def read_config(self) -> dict[str, Any]:
-        """The saved config as plain Python; ValueError in one line if the folder is no run or the file is damaged."""
+        """The saved config as plain Python; ValueError in one line if the folder is no run or the file is damaged.
+
+        Nothing in it is resolved: an interpolation, which only somebody's hand can have put there, is refused.
+        """
         from omegaconf import OmegaConf
         from yaml import YAMLError
 
         if not self.config_yaml.is_file():
             raise ValueError(f"run={self.path} is no run: it has no config.yaml")
         try:
-            config = OmegaConf.to_container(OmegaConf.load(self.config_yaml))
+            text = self.config_yaml.read_text(encoding="utf-8")
+            config = OmegaConf.to_container(OmegaConf.load(io.StringIO(text)))
         except (YAMLError, UnicodeDecodeError, OSError) as error:
             raise ValueError(f"{self.config_yaml} cannot be read: {' '.join(str(error).split())}") from error
         if not isinstance(config, dict) or not config:
             raise ValueError(f"{self.config_yaml} holds no config")
-        return config
+        refuse_interpolations(self.config_yaml, text)
+        return unescaped(config)
 
     # ---- lock
     @contextmanager
@@ -268,7 +277,7 @@ class RunFolder(os.PathLike[str]):
         path, deadline = self.path / ".lock", time.monotonic() + patience
         try:
             self.path.mkdir(parents=True, exist_ok=True)
-            descriptor = os.open(path, os.O_RDWR | os.O_CREAT, 0o666)
+            descriptor = open_lock(path)
         except OSError as error:
             raise unwritable(path, error) from error
         while True:
@@ -281,16 +290,18 @@ class RunFolder(os.PathLike[str]):
                     os.close(descriptor)
                     raise OSError(f"run={self.path} is in use by {holder or 'another process'}") from error
                 time.sleep(0.02)
+        if os.pread(descriptor, 4, 0) not in (b"", b"pid "):
+            os.close(descriptor)
+            raise OSError(f"{path} must be a lock, and holds something else: move it away")
         os.ftruncate(descriptor, 0)
         os.pwrite(descriptor, f"pid {os.getpid()} on host {socket.gethostname()}\n".encode(), 0)
         return descriptor
 
     def is_live(self) -> bool:
         """Whether a process holds the folder now."""
-        try:
-            descriptor = os.open(self.path / ".lock", os.O_RDONLY)
-        except FileNotFoundError:
+        if not (self.path / ".lock").exists():
             return False
+        descriptor = open_lock(self.path / ".lock")
         try:
             flock(descriptor, fcntl.LOCK_SH | fcntl.LOCK_NB)
         except BlockingIOError:
@@ -335,7 +346,7 @@ class RunFolder(os.PathLike[str]):
     def fail(self, error: BaseException | str, steps: int = 0) -> Result:
         """The run ended by an error, kept as one line."""
         text = error if isinstance(error, str) else f"{type(error).__name__}: {error}"
-        return self._end("failed", steps, {}, " ".join(text.split()) or "unknown error")
+        return self._end("failed", steps, {}, redact(" ".join(text.split())) or "unknown error")
 
     def interrupted(self, steps: int = 0) -> Result:
         """The run was stopped (Ctrl-C, preemption) and can go on."""
@@ -387,7 +398,7 @@ class RunFolder(os.PathLike[str]):
         path = self.path / ".result.lock"
         try:
             self.path.mkdir(parents=True, exist_ok=True)
-            descriptor = os.open(path, os.O_RDWR | os.O_CREAT, 0o666)
+            descriptor = open_lock(path)
         except OSError as error:
             raise unwritable(path, error) from error
         try:

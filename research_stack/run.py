@@ -6,7 +6,6 @@ are stages that hand over through the folder alone: what is evaluated is what wa
 from __future__ import annotations
 
 import logging
-import sys
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -15,9 +14,10 @@ from typing import TYPE_CHECKING, Any
 
 from omegaconf import DictConfig, OmegaConf
 
-from research_stack import phases, provenance, results
+from research_stack import phases, provenance, results, terminal
 from research_stack.build import build, named, needs, plain, takes, target
 from research_stack.hints import one_line
+from research_stack.literal import as_config
 from research_stack.recording import (
     finished,
     is_finished,
@@ -28,6 +28,7 @@ from research_stack.recording import (
     refuse_other_codec,
     refuse_other_data,
 )
+from research_stack.redaction import hand_over, masked
 from research_stack.results import Result, RunFolder
 
 if TYPE_CHECKING:
@@ -157,7 +158,7 @@ def train(cfg: DictConfig, place: RunFolder) -> Result:
                 if begun_from is not None:
                     provenance.add(place.path, {"init_from": str(begun_from.path)})
                 if worker.needs_launch(hardware):
-                    worker.launch(place.path, hardware)
+                    worker.launch(place.path, hardware, hand_over(plain(cfg)))
                 else:
                     fit(cfg, place.path)
                 metrics |= evaluate(cfg, place)
@@ -197,7 +198,9 @@ def fit(cfg: DictConfig, folder: Path) -> None:
     if has_ended(saved, cfg.trainer.max_steps):
         log.info("%s is trained, %d steps: evaluations and report are left to do", place.path, step)
         if leads():
-            JsonlLogger(place.path, start_step=step).finalize("success")
+            rows = JsonlLogger(place.path, start_step=step)
+            rows.open()
+            rows.finalize("success")
             place.trained(step)
         return
     del saved  # its weights
@@ -213,10 +216,14 @@ def fit(cfg: DictConfig, folder: Path) -> None:
         refuse_other_data(place, parts.data)
     if leads():
         provenance.add(place.path, {"data": parts.data.describe(), "model": model_facts(parts), "method": parts.method.describe()})
-    loggers = [JsonlLogger(place.path, start_step=step), *outside]
+    own = JsonlLogger(place.path, start_step=step)
+    own.open()
+    loggers = [own, *outside]
     chosen = {name: build(node, f"callbacks.{name}") for name, node in plain(cfg.callbacks).items()}
-    callbacks = [RowBeforeCheckpoint(loggers[0]), Monitors(chosen), Learning(), *([Longer(length, cfg.trainer.max_steps)] if length != cfg.trainer.max_steps else []), ConfigInside(plain(cfg)),
-                 *([Ema(cfg.optimization.ema)] if cfg.optimization.ema else []), *chosen.values(), Ending()]
+    longer = [Longer(length, cfg.trainer.max_steps)] if length != cfg.trainer.max_steps else []
+    average = [Ema(cfg.optimization.ema)] if cfg.optimization.ema else []
+    callbacks = [RowBeforeCheckpoint(own), Monitors(chosen), Learning(), *longer, ConfigInside(masked(plain(cfg))), *average,
+                 *chosen.values(), Ending()]
     trainer = build(
         cfg.trainer, "trainer", default_root_dir=str(place.path), logger=loggers,
         callbacks=[*callbacks, Preemption(place.path)], enable_progress_bar=False,
@@ -345,7 +352,7 @@ def sample_run(cfg: DictConfig, place: RunFolder) -> Result:
         rows = samples.decode(context, name=context.sampler.name, sampler=context.sampler)
     results.append_jsonl(place.samples_jsonl, rows)  # kept before it is shown: a terminal may refuse what it cannot write
     for row in rows:
-        sys.stdout.write(f"{row['prompt']}{row['text']}\n{'-' * 40}\n")
+        terminal.write(f"{row['prompt']}{row['text']}\n{'-' * 40}\n")
     return place.load_result()
 
 
@@ -379,6 +386,6 @@ def describe(cfg: DictConfig, place: RunFolder) -> Result:
         **{f"data {key}": f"{value:,}" if isinstance(value, int | float) else str(value) for key, value in data.items()},
     }
     width = max(map(len, rows))
-    sys.stdout.write(OmegaConf.to_yaml(cfg, resolve=True) + "\n")
-    sys.stdout.writelines(f"{key:<{width}}  {value}\n" for key, value in rows.items())
+    terminal.write(OmegaConf.to_yaml(as_config(masked(plain(cfg)))) + "\n")
+    terminal.write("".join(f"{key:<{width}}  {value}\n" for key, value in rows.items()))
     return results.Result(place.path, "ok", {"parameters": float(facts["parameters"]), "tokens": float(tokens)})

@@ -18,6 +18,8 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+from research_stack.files import open_lock
+
 log = logging.getLogger(__name__)
 CHUNK = 1 << 22  # bytes read at a time for the checksum
 
@@ -117,7 +119,7 @@ class Cache:
     @contextmanager
     def _lock(self) -> Iterator[None]:
         """Held by one process at a time; the kernel releases it when the process dies."""
-        with open(self.root / f"{self.fingerprint}.lock", "w") as file:
+        with os.fdopen(open_lock(self.root / f"{self.fingerprint}.lock")) as file:
             try:
                 fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
             except BlockingIOError:

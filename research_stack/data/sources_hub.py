@@ -64,7 +64,7 @@ class Hub:
                 loaded = datasets.load_dataset(self.path, self.name, revision=self.revision)
         except ConnectionError as error:
             raise OSError(f"path={self.path} cannot be had from the hub: {_first_line(error)}") from error
-        except (FileNotFoundError, ValueError, datasets.exceptions.DatasetsError) as error:
+        except (FileNotFoundError, ValueError, RuntimeError, datasets.exceptions.DatasetsError) as error:
             raise ValueError(f"path={self.path} cannot be loaded: {_first_line(error)}") from error
         if isinstance(loaded, datasets.Dataset):
             return loaded

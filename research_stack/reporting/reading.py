@@ -15,6 +15,7 @@ from typing import Any
 
 from research_stack import results
 from research_stack.results import RunFolder
+from research_stack.tables import read_csv
 
 log = logging.getLogger(__name__)
 
@@ -140,12 +141,11 @@ def table_of(place: RunFolder, name: str, problems: list[str] | None = None) -> 
     if not path.is_file():
         return []
     try:
-        rows = list(csv.DictReader(path.read_text(errors="replace").splitlines()))
+        return read_csv(path.read_text(errors="replace"))
     except (csv.Error, OSError) as error:
         if problems is not None:
             problems.append(f"{path} cannot be read: {error}")
         return []
-    return [{key: cell or "" for key, cell in row.items() if isinstance(key, str)} for row in rows]
 
 
 def _read_result(place: RunFolder, found: RunFiles) -> None:

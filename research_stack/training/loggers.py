@@ -5,9 +5,7 @@ seconds since the run began, earlier parts of a resumed run included. Everything
 """
 from __future__ import annotations
 
-import csv
 import hashlib
-import io
 import netrc
 import os
 import re
@@ -22,7 +20,7 @@ from lightning.pytorch.loggers import TensorBoardLogger, WandbLogger
 from lightning.pytorch.loggers.logger import Logger
 from lightning.pytorch.utilities import rank_zero_only
 
-from research_stack import results
+from research_stack import results, tables
 from research_stack.require import require
 from research_stack.results import RunFolder
 
@@ -42,11 +40,14 @@ class JsonlLogger(Logger):
         self.folder = RunFolder(folder)
         self._row: dict[str, Any] = {}  # the last one, which may still grow
         self._begun, self._before = time.monotonic(), 0.0
-        self._open(start_step)
+        self._start_step: int | None = start_step  # until it has been opened
 
     @rank_zero_only
-    def _open(self, start_step: int) -> None:
-        path = self.folder.metrics_jsonl
+    def open(self) -> None:
+        """Drop the rows beyond the start step; the first row that is logged does so too. Making the object changes no file: a config can ask for that."""
+        if self._start_step is None:
+            return
+        path, start_step, self._start_step = self.folder.metrics_jsonl, self._start_step, None
         results.truncate_jsonl_after_step(path, start_step if start_step > 0 else -1)
         rows = results.read_jsonl(path)
         self._row = rows[-1] if rows else {}
@@ -76,6 +77,7 @@ class JsonlLogger(Logger):
 
         - step: Lightning's count, of the step just made, from 0; written as the number of steps done.
         """
+        self.open()
         done = self._row.get("step", 0) if step is None else step + 1
         values = {name: value for name, value in metrics.items() if name != "epoch"}  # batches are endless: always 0
         if self._row.get("step") != done:
@@ -94,12 +96,7 @@ class JsonlLogger(Logger):
 
 
 def _csv(rows: Sequence[Mapping[str, Any]]) -> str:
-    columns = dict.fromkeys(name for row in rows for name in row)
-    text = io.StringIO()
-    writer = csv.DictWriter(text, list(columns), lineterminator="\n")
-    writer.writeheader()
-    writer.writerows(rows)
-    return text.getvalue()
+    return tables.as_csv(list(dict.fromkeys(name for row in rows for name in row)), rows)
 
 
 class RowBeforeCheckpoint(Callback):

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from research_stack import check, paths, signatures
+from research_stack import paths, signatures, targets
 from research_stack.cli import main
 from research_stack.results import RunFolder, config_hash
 
@@ -112,7 +112,8 @@ def conf(tmp_path, monkeypatch):
         return classes / "toylib" if name == "toylib" else real(name)
 
     monkeypatch.setattr(signatures, "_root", roots)
-    monkeypatch.setattr(check, "WHITELIST", (*check.WHITELIST, "toylib"))
+    monkeypatch.setenv(targets.VARIABLE, "toylib")
+    monkeypatch.syspath_prepend(classes)
     monkeypatch.setattr(paths, "CONF", root)
     for cached in (signatures.module, signatures.signature):
         cached.cache_clear()
