@@ -10,6 +10,7 @@ import hashlib
 import json
 import math
 import os
+import re
 import socket
 import time
 from collections.abc import Iterator, Mapping
@@ -35,8 +36,8 @@ from research_stack.files import (
 )
 
 __all__ = [
-    "ABSENT", "Result", "RunFolder", "Status", "append_jsonl", "atomic_path", "atomic_write", "canonical", "config_hash", "differing_keys",
-    "flatten", "is_run", "is_science", "now", "plain_config", "read_json", "read_jsonl", "replace_last_jsonl", "science", "to_json",
+    "ABSENT", "InUse", "Result", "RunFolder", "Status", "append_jsonl", "atomic_path", "atomic_write", "canonical", "config_hash", "differing_keys",
+    "flatten", "is_location", "is_place", "is_run", "is_science", "literal", "now", "plain_config", "read_json", "read_jsonl", "replace_last_jsonl", "science", "to_json",
     "truncate_jsonl_after_step", "write_json",
 ]  # fmt: skip
 
@@ -51,6 +52,11 @@ NOT_SCIENCE = (
     "trainer.default_root_dir", "data.cache_dir",
 )  # fmt: skip
 HARDWARE_SCIENCE = ("precision",)
+# Last parts of keys that say where something lies, not what it is: `data.path`, `model.path`, `data.source.template`, ...
+LOCATIONS = ("path", "template", "squad", "hotpotqa", "nq", "run")
+# The nodes whose places are judged by a fingerprint when they are opened (corpus, tokenizer, frozen models). Their texts count in the hash,
+# since they name points and first phases, but not where a folder's own config is compared with another one.
+FINGERPRINTED = ("data.", "model.", "method.readers.")
 
 
 # ----------------------------------------------------------------------------------------------- config
@@ -81,6 +87,26 @@ def is_science(key: str) -> bool:
     return key != "hardware" and not any(key == k or key.startswith(k + ".") for k in NOT_SCIENCE)
 
 
+def is_location(key: str, value: Any = "") -> bool:
+    """Whether a dotted key, and its value, say where something lies: files, folders, a name on the hub."""
+    texts = [value] if isinstance(value, str) else value
+    return "." in key and key.rpartition(".")[2] in LOCATIONS and isinstance(texts, list | tuple) and all(isinstance(text, str) for text in texts)
+
+
+def is_place(key: str, value: Any = "") -> bool:
+    """Whether it is a location that may change without the run being another one: a fingerprint tells whether what lies there is the same."""
+    return key.startswith(FINGERPRINTED) and is_location(key, value)
+
+
+def literal(value: Any) -> Any:
+    """A plain value as OmegaConf takes it word for word: `${` in its texts is escaped, so that nothing in it is looked up."""
+    if isinstance(value, str):
+        return re.sub(r"(\\*)\$\{", lambda match: f"{match[1] * 2}\\${{", value)
+    if isinstance(value, list | tuple):
+        return [literal(v) for v in value]
+    return {k: literal(v) for k, v in value.items()} if isinstance(value, Mapping) else value
+
+
 def science(config: Any) -> dict[str, Any]:
     """{dotted key: value} of the keys that can change the numbers."""
     return {key: value for key, value in flatten(plain_config(config)).items() if is_science(key)}
@@ -105,10 +131,10 @@ def config_hash(config: Any) -> str:
 
 
 def differing_keys(old: Any, new: Any) -> list[tuple[str, Any, Any]]:
-    """(dotted key, old value, new value) where two configs differ in what changes the numbers, sorted by key."""
+    """(dotted key, old value, new value) where two configs differ in what changes the numbers, sorted by key; two places do not count."""
     a, b = science(old), science(new)
     pairs = ((key, a.get(key, ABSENT), b.get(key, ABSENT)) for key in sorted(a.keys() | b.keys()))
-    return [(key, x, y) for key, x, y in pairs if canonical(x) != canonical(y)]
+    return [(key, x, y) for key, x, y in pairs if canonical(x) != canonical(y) and not (is_place(key, x) and is_place(key, y))]
 
 
 # ---------------------------------------------------------------------------------------------- folders
@@ -160,6 +186,18 @@ def _forget_locks() -> None:
 os.register_at_fork(after_in_child=_forget_locks)
 
 
+def _is_at(path: Path, descriptor: int) -> bool:
+    """Whether the open file is the one of that name."""
+    try:
+        return os.path.samestat(os.fstat(descriptor), os.stat(path))
+    except FileNotFoundError:
+        return False
+
+
+class InUse(OSError):
+    """Another process holds the run folder."""
+
+
 class RunFolder(os.PathLike[str]):
     """The folder of one run: the names of its files, its lock and its status."""
 
@@ -190,7 +228,7 @@ class RunFolder(os.PathLike[str]):
         """Save the resolved config as config.yaml."""
         from omegaconf import OmegaConf
 
-        atomic_write(self.config_yaml, OmegaConf.to_yaml(OmegaConf.create(plain_config(config))))
+        atomic_write(self.config_yaml, OmegaConf.to_yaml(OmegaConf.create(literal(plain_config(config)))))
 
     def read_config(self) -> dict[str, Any]:
         """The saved config as plain Python; ValueError in one line if the folder is no run or the file is damaged."""
@@ -210,7 +248,7 @@ class RunFolder(os.PathLike[str]):
     # ---- lock
     @contextmanager
     def lock(self) -> Iterator[None]:
-        """Hold the folder for the life of a run; OSError names the holder if another process has it.
+        """Hold the folder for the life of a run; InUse names the holder if another process has it.
 
         The kernel frees the lock when the process ends, however it ends. The .lock file itself stays.
         """
@@ -228,21 +266,23 @@ class RunFolder(os.PathLike[str]):
     def _open_lock(self, patience: float = 0.5) -> int:
         """The descriptor of the lock; a moment's patience, for `is_live` of others looks by locking."""
         path, deadline = self.path / ".lock", time.monotonic() + patience
-        try:
-            self.path.mkdir(parents=True, exist_ok=True)
-            descriptor = os.open(path, os.O_RDWR | os.O_CREAT, 0o666)
-        except OSError as error:
-            raise unwritable(path, error) from error
         while True:
             try:
+                self.path.mkdir(parents=True, exist_ok=True)
+                descriptor = os.open(path, os.O_RDWR | os.O_CREAT, 0o666)
+            except OSError as error:
+                raise unwritable(path, error) from error
+            try:
                 flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-                break
+                if _is_at(path, descriptor):  # else the folder was put aside meanwhile
+                    break
             except BlockingIOError as error:
                 if time.monotonic() > deadline:
                     holder = os.pread(descriptor, 200, 0).decode(errors="replace").strip()
                     os.close(descriptor)
-                    raise OSError(f"run={self.path} is in use by {holder or 'another process'}") from error
+                    raise InUse(f"run={self.path} is in use by {holder or 'another process'}") from error
                 time.sleep(0.02)
+            os.close(descriptor)
         os.ftruncate(descriptor, 0)
         os.pwrite(descriptor, f"pid {os.getpid()} on host {socket.gethostname()}\n".encode(), 0)
         return descriptor

@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any
 
 from omegaconf import DictConfig, OmegaConf
 
-from research_stack import phases, provenance, results
+from research_stack import paths, phases, provenance, results
 from research_stack.build import build, named, needs, plain, takes, target
 from research_stack.results import Result, RunFolder
 
@@ -53,14 +53,13 @@ def run(cfg: DictConfig, folder: str | Path | None = None) -> Result:
     tasks: Mapping[str, Callable[[DictConfig, RunFolder], Result]] = {"train": train, "eval": evaluate_run, "sample": sample_run}
     if cfg.task not in tasks:
         raise ValueError(f"task={cfg.task} must be one of {', '.join(tasks)}")
-    place = RunFolder(folder if folder is not None else cfg.run or new_folder(cfg.name))
-    return describe(cfg, place) if cfg.dry_run else tasks[cfg.task](cfg, place)
+    if cfg.dry_run:
+        return describe(cfg, RunFolder(folder if folder is not None else cfg.run or paths.next_run_folder(cfg.name)))
+    return tasks[cfg.task](cfg, RunFolder(folder if folder is not None else cfg.run or new_folder(cfg.name)))
 
 
 def new_folder(name: str) -> Path:
-    """outputs/<name>/<time>, which does not exist yet."""
-    from research_stack import paths
-
+    """outputs/<name>/<time>, made here and nobody else's."""
     return paths.new_run_folder(name)
 
 
@@ -94,12 +93,14 @@ def first_phase(cfg: DictConfig) -> RunFolder:
     place = phases.folder_of(cfg)
     if phases.is_folder(cfg.init_from):
         return place
-    while place.is_live():
-        log.info("waiting for %s, which another process trains", place.path)
-        time.sleep(WAIT)
-    if not place.result_json.is_file() or place.load_result().status != "ok":
-        log.info("first phase: init_from=%s, in %s", cfg.init_from, place.path)
-        run(phases.first_phase(cfg), place.path)
+    while not place.result_json.is_file() or place.load_result().status != "ok":
+        try:
+            log.info("first phase: init_from=%s, in %s", cfg.init_from, place.path)
+            run(phases.first_phase(cfg), place.path)
+            break
+        except results.InUse:
+            log.info("waiting for %s, which another process trains", place.path)
+            time.sleep(WAIT)
     return place
 
 
