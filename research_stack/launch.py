@@ -13,9 +13,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from research_stack import paths
-from research_stack.command import Command, complain, quoted
+from research_stack.command import Command, complain
 from research_stack.hints import UserError
 from research_stack.results import InUse
+from research_stack.texts import quoted
 
 if TYPE_CHECKING:
     from omegaconf import DictConfig

@@ -214,6 +214,7 @@ class RunFolder(os.PathLike[str]):
         self.tables = self.path / "tables"
         self.films = self.path / "films"
         self.checkpoints = self.path / "checkpoints"
+        self.tokenizer = self.path / "tokenizer"
         self._begun = time.monotonic()
         self._before = 0.0  # seconds of the earlier parts of a resumed run
 

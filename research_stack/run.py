@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import logging
 import os
+import shutil
 import sys
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -22,6 +23,7 @@ from research_stack.build import build, named, needs, plain, takes, target
 from research_stack.results import Result, RunFolder
 
 if TYPE_CHECKING:
+    from lightning import LightningDataModule
     from lightning.pytorch.loggers import Logger
 
     from research_stack.data.module import TokenData
@@ -66,15 +68,21 @@ def new_folder(name: str) -> Path:
 # Stages -----------------------------------------------------------------------------------------------------------
 
 
-def assemble(cfg: DictConfig) -> Parts:
-    """Build every object of the run; every constructor has checked its arguments when this returns."""
+def assemble(cfg: DictConfig, codec_of: RunFolder | None = None) -> Parts:
+    """Build every object of the run; every constructor has checked its arguments when this returns.
+
+    - codec_of: a trained run that is only to go on from a prompt: its tokenizer is enough, and no corpus is read.
+    """
     hardware = build(cfg.hardware, "hardware")
     hardware.apply()
     corruption = build(cfg.corruption, "corruption")
     optimization = build(cfg.optimization, "optimization")
     data = build(cfg.data, "data", seed=cfg.seed)
     with named("data"):
-        data.prepare()
+        if codec_of is None:
+            data.prepare()
+        else:
+            data.prepare_codec(codec_of.tokenizer, bool((results.read_json(codec_of.run_json).get("data") or {}).get("prompts_only")))
     model = build(cfg.model, "model", **taken(cfg, "model", data.for_model() | {"seed": cfg.seed}))
     with named("data"):
         data.check_fit(model, target(cfg.method))
@@ -82,7 +90,8 @@ def assemble(cfg: DictConfig) -> Parts:
     if takes(cfg.method, "corruption"):
         offers["corruption"] = corruption.bind(data.vocab)
     method = build(cfg.method, "method", **taken(cfg, "method", offers))
-    method.check_data(data)
+    if codec_of is None:
+        method.check_data(data)
     data.repeat = method.steps_per_batch
     return Parts(hardware, data, method)
 
@@ -166,6 +175,7 @@ def fit(cfg: DictConfig, folder: Path) -> None:
     if step:
         refuse_other_data(place, parts.data)
     if leads():
+        keep_codec(parts.data, place, anew=not step)
         provenance.add(place.path, {"data": parts.data.describe(), "model": model_facts(parts), "method": parts.method.describe()})
     loggers = [JsonlLogger(place.path, start_step=step), *chosen_loggers(cfg, place)]
     callbacks = [build(node, f"callbacks.{name}") for name, node in plain(cfg.callbacks).items()]
@@ -238,13 +248,17 @@ def load(folder: str | Path, overrides: Sequence[str] = ()) -> Context:
     return open_run(for_run(folder, overrides), RunFolder(folder))
 
 
-def open_run(cfg: DictConfig, place: RunFolder) -> Context:
-    """The trained method of a folder with its data and sampler, ready to measure."""
+def open_run(cfg: DictConfig, place: RunFolder, codec_alone: bool = False) -> Context:
+    """The trained method of a folder with its data and sampler, ready to measure.
+
+    - codec_alone: there is a prompt to go on from: of the data the tokenizer that the run keeps is enough.
+    """
     from research_stack.evaluation.context import Context
     from research_stack.training.checkpoint import load_checkpoint
 
-    parts = assemble(cfg)
-    refuse_other_data(place, parts.data)
+    parts = assemble(cfg, place if codec_alone else None)
+    if not codec_alone:
+        refuse_other_data(place, parts.data)
     checkpoint = load_checkpoint(place.checkpoints / "last.ckpt")
     try:
         parts.method.load_state_dict(checkpoint["state_dict"])
@@ -273,13 +287,13 @@ def sample_run(cfg: DictConfig, place: RunFolder) -> Result:
 
     if reason := build(cfg.sampler, "sampler").unsuited(target(cfg.method)):
         raise ValueError(f"task=sample: {reason}")
-    context = open_run(cfg, place)
+    context = open_run(cfg, place, codec_alone=bool(cfg.prompt) and place.tokenizer.is_dir())
     samples = Samples(samplers={}, count=1 if cfg.prompt else 3, prompts=[cfg.prompt] if cfg.prompt else None)
     with context.inference():
         rows = samples.decode(context, name=context.sampler.name, sampler=context.sampler)
+    results.append_jsonl(place.samples_jsonl, rows)  # before they are shown: a terminal may refuse what it cannot write
     for row in rows:
         sys.stdout.write(f"{row['prompt']}{row['text']}\n{'-' * 40}\n")
-    results.append_jsonl(place.samples_jsonl, rows)
     return place.load_result()
 
 
@@ -335,6 +349,20 @@ def refuse_other_codec(first: RunFolder, data: TokenData) -> None:
     theirs, ours = (results.read_json(first.run_json).get("data") or {}).get("codec"), data.describe().get("codec")
     if theirs not in (None, ours):
         raise ValueError(f"init_from={first.path} was trained with another tokenizer than data.tokenizer gives here: the ids would mean other tokens")
+
+
+def keep_codec(data: LightningDataModule, place: RunFolder, anew: bool) -> None:
+    """Keep the tokenizer in the run's folder, whole or not at all: texts are sampled with it when the corpus is gone."""
+    from research_stack.data.module import TokenData
+
+    if not isinstance(data, TokenData) or (place.tokenizer.is_dir() and not anew):
+        return
+    for part in (*place.path.glob(".tmp-*-tokenizer"), place.tokenizer):  # what a killed process left, or a run that came to nothing
+        shutil.rmtree(part, ignore_errors=True)
+    part = place.path / f".tmp-{os.getpid()}-tokenizer"
+    part.mkdir()
+    data.codec.save(part)
+    os.rename(part, place.tokenizer)
 
 
 def leads() -> bool:

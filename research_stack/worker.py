@@ -18,6 +18,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, NoReturn
 
+from research_stack import outlet
 from research_stack.hardware import under_srun, under_torchrun
 
 if TYPE_CHECKING:
@@ -219,5 +220,6 @@ def leave(code: int) -> NoReturn:
 
 
 if __name__ == "__main__":
+    outlet.open_streams()
     die_with_parent()
     leave(main(sys.argv[1]))
