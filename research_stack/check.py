@@ -20,7 +20,7 @@ from research_stack.build import WHITELIST
 from research_stack.expressions import CannotSay, Evaluator, Opaque
 from research_stack.hints import UserError, choices, did_you_mean, nearest, one_line
 from research_stack.paths import key_of
-from research_stack.results import RunFolder, is_place
+from research_stack.results import RunFolder, flatten, is_place
 from research_stack.signatures import Module, Parameter, Signature, UnknownTarget, resolve, signature
 
 if TYPE_CHECKING:
@@ -258,8 +258,6 @@ def _unresolved(cfg: Any) -> Iterator[Problem]:
     """Keys that must be given (`???`)."""
     from omegaconf import OmegaConf
 
-    from research_stack.results import flatten
-
     tree = OmegaConf.to_container(cfg, resolve=False) if OmegaConf.is_config(cfg) else cfg
     for key, value in sorted(flatten(tree).items()):
         if isinstance(value, str) and value == "???":
@@ -355,9 +353,12 @@ def _input_problem(cfg: Any, path: str, node: Mapping[str, Any], text: str) -> P
 
 
 def _origin(cfg: Any, key: str) -> str:
-    """The key that a key copies by interpolation (`path: ${data.path}`), or itself."""
-    link = re.fullmatch(r"\$\{([\w.]+)\}", str(raw(cfg, key)))
-    return link[1] if link else key
+    """The key that a key copies by interpolation (`path: ${data.path}`), or itself; in a saved config, the shortest of the same place."""
+    value = raw(cfg, key)
+    if link := re.fullmatch(r"\$\{([\w.]+)\}", str(value)):
+        return link[1]
+    same = (k for k, v in flatten(raw(cfg, "data")).items() if v == value and is_place(f"data.{k}", v))
+    return min((f"data.{k}" for k in same), key=len, default=key)
 
 
 def preflight(points: Sequence[Composed], composer: Composer) -> None:

@@ -7,12 +7,13 @@ from __future__ import annotations
 
 import shutil
 import sys
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
+
 from research_stack import completion, listing, outlet
 from research_stack.command import Command, complain, composer_of, folders_of, show
 from research_stack.hints import UserError
 from research_stack.texts import require_utf8
+
 WIRE = {"send": ("RUN", "READER"), "receive": ("RUN", "READER", "QUESTION")}
 SHOWING = ("--cfg", "--info", "--shell-completion", "--hydra-help", "--version")
 EXAMPLES = (
@@ -139,10 +140,11 @@ def over_the_wire(verb: str, *arguments: str) -> int:
     """`research-stack send RUN READER` and `research-stack receive RUN READER QUESTION`: standard input to standard output."""
     if len(arguments) != len(WIRE[verb]):
         raise UserError(f"{verb} needs {', '.join(WIRE[verb])}: research-stack {verb} {' '.join(WIRE[verb])} < {'context > message' if verb == 'send' else 'message'}")
+    run, reader, *question = *arguments[:2], *(require_utf8(text, "the question") for text in arguments[2:])
+
     from research_stack.latentwire import sending
     from research_stack.run import load
 
-    run, reader, *question = arguments[:2] + tuple(require_utf8(text, "the question") for text in arguments[2:])
     context, given = load(run), sys.stdin.buffer.read()
     out = sending.send(context, reader, given) if verb == "send" else f"{sending.receive(context, reader, *question, given)}\n".encode()
     sys.stdout.buffer.write(out)

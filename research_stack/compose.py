@@ -38,6 +38,8 @@ CONFIG = "config"
 OF_THE_COMMAND = ("task", "run", "eval", "sampler", "hardware", "prompt", "logger", "dry_run", "seed", "launcher")
 #: Keys that resuming a folder may add to the command without their being a config of its own.
 OF_RESUMING = ("run", "task", "dry_run", "logger", "hardware", "callbacks", "launcher", "name")
+#: Keys without which no command can be told what to do.
+OF_EVERY_CONFIG = ("name", "task", "seed", "run", "runs", "prompt", "dry_run")
 #: Checkpoints of a run; not the hidden `.tmp-...-best.ckpt` that a process leaves which is killed while it writes one (`files.atomic_path`).
 CHECKPOINTS = "[!.]*.ckpt"
 
@@ -133,6 +135,9 @@ class Composer:
             hydra = cfg.hydra
             with open_dict(cfg):
                 del cfg["hydra"]
+        if lacking := [key for key in OF_EVERY_CONFIG if key not in cfg]:
+            file = next((f for folder in self.folders if (f := folder / f"{self.config_name}.yaml").is_file()), self.config_name)
+            raise UserError(f"{shown(file)} lacks {', '.join(lacking)}: a config has the keys of {shown(paths.CONF / 'config.yaml')}")
         self._known_options(overrides)
         self._refuse_references_to_hydra(cfg, overrides)
         return Composed(tuple(overrides), cfg, hydra)

@@ -80,7 +80,7 @@ def job(cfg: DictConfig) -> Result:
     hydra = HydraConfig.get()
     sys.argv = typed or sys.argv
     set_up_logging()
-    folder = Path(shown(hydra.runtime.output_dir))
+    folder = Path(shown(OmegaConf.to_container(hydra.runtime)["output_dir"]))  # as it is: `${` in a name is no reference
     try:
         composed = settle(Composed(tuple(OmegaConf.to_container(hydra.overrides.task)), cfg, hydra))
         if hydra.mode == RunMode.MULTIRUN:

@@ -107,6 +107,15 @@ def literal(value: Any) -> Any:
     return {k: literal(v) for k, v in value.items()} if isinstance(value, Mapping) else value
 
 
+def unescaped(value: Any) -> Any:
+    """The plain value of which OmegaConf keeps `literal(value)`; a reference that is not escaped stays the text it is."""
+    if isinstance(value, str):
+        return re.sub(r"((?:\\\\)*)\\\$\{", lambda match: f"{match[1][::2]}${{", value)
+    if isinstance(value, list | tuple):
+        return [unescaped(v) for v in value]
+    return {k: unescaped(v) for k, v in value.items()} if isinstance(value, Mapping) else value
+
+
 def science(config: Any) -> dict[str, Any]:
     """{dotted key: value} of the keys that can change the numbers."""
     return {key: value for key, value in flatten(plain_config(config)).items() if is_science(key)}
@@ -232,15 +241,19 @@ class RunFolder(os.PathLike[str]):
         atomic_write(self.config_yaml, OmegaConf.to_yaml(OmegaConf.create(literal(plain_config(config)))))
 
     def read_config(self) -> dict[str, Any]:
-        """The saved config as plain Python; ValueError in one line if the folder is no run or the file is damaged."""
+        """The saved config as plain Python; ValueError in one line if the folder is no run or the file is damaged.
+
+        Every text in it stands for itself: what looks like a reference (`${...}`) is looked up by nobody. `literal` makes a config of it.
+        """
         from omegaconf import OmegaConf
+        from omegaconf.errors import OmegaConfBaseException
         from yaml import YAMLError
 
         if not self.config_yaml.is_file():
             raise ValueError(f"run={self.path} is no run: it has no config.yaml")
         try:
-            config = OmegaConf.to_container(OmegaConf.load(self.config_yaml))
-        except (YAMLError, UnicodeDecodeError, OSError) as error:
+            config = unescaped(OmegaConf.to_container(OmegaConf.load(self.config_yaml)))
+        except (YAMLError, UnicodeDecodeError, OSError, OmegaConfBaseException) as error:
             raise ValueError(f"{self.config_yaml} cannot be read: {' '.join(str(error).split())}") from error
         if not isinstance(config, dict) or not config:
             raise ValueError(f"{self.config_yaml} holds no config")

@@ -333,7 +333,9 @@ def is_finished(cfg: DictConfig, place: RunFolder) -> bool:
     if not results.is_run(place) or not place.result_json.is_file():
         return False
     result = place.load_result()
-    return result.status == "ok" and result.hash == results.config_hash(cfg)
+    if result.status != "ok":
+        return False
+    return result.hash == results.config_hash(cfg) or not results.differing_keys(place.read_config(), cfg)  # only its places have moved
 
 
 def refuse_other_data(place: RunFolder, data: TokenData) -> None:

@@ -61,7 +61,7 @@ def _written(override: str, multirun: bool) -> str:
             raise UserError("prompt=??? is how a config says that a value is missing: put a blank before or behind it")
         return f"{key}={quoted(require_utf8(value, 'prompt'))}"
     if name in FOLDERS:
-        return f"{key}={_folders(value) if multirun else _folder(value)}"
+        return f"{key}={_folders(value, NO_FOLDER) if multirun else _folder(value)}"
     if name == "runs" and value.startswith("[") and value.endswith("]"):
         return f"{key}=[{_folders(value[1:-1])}]"
     if is_location(name) and not re.fullmatch(PLAIN, value):
@@ -72,15 +72,17 @@ def _written(override: str, multirun: bool) -> str:
 
 def _folder(value: str) -> str:
     """One folder (or one phrase that names a first phase) as Hydra reads it."""
-    several = not _is_there(value) and len(found := _pieces(value)) > 1 and all(map(_is_there, found))
-    return value if value in NO_FOLDER or several or _is_quoted(value) else _plain(value)
+    if value in NO_FOLDER or _is_quoted(value):
+        return value
+    several = len(found := _pieces(value)) > 1 and not _is_there(value) and all(map(_is_there, found))
+    return ",".join(map(_plain, found)) if several else _plain(value)  # several: Hydra says that they need -m
 
 
-def _folders(value: str) -> str:
-    """Several, with commas between."""
+def _folders(value: str, keep: Sequence[str] = ()) -> str:
+    """Several, with commas between; those of `keep` mean none."""
     found = _pieces(value)
     hydras = re.search(r"[\[\]{}()'\"]", value) and not all(map(_is_there, found))  # choice(...), lists, quoted texts
-    return value if hydras else ",".join(_folder(piece) for piece in found)
+    return value if hydras else ",".join(_folder(piece) if piece in keep or not _is_there(piece) else _plain(piece) for piece in found)
 
 
 def _pieces(value: str) -> list[str]:

@@ -6,7 +6,6 @@ import subprocess
 import sys
 import threading
 import time
-import zipfile
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -164,17 +163,6 @@ def test_the_typed_command_is_what_a_run_records(conf, fake_run, command, monkey
 
 
 # A finished run ----------------------------------------------------------------------------------------------------
-
-
-@pytest.fixture
-def trained(conf, fake_run, command):
-    """A finished run with a checkpoint."""
-    command("model=small", "seed=4")
-    folder = fake_run.calls.pop()[1]
-    (folder / "checkpoints").mkdir()
-    with zipfile.ZipFile(folder / "checkpoints" / "last.ckpt", "w") as archive:
-        archive.writestr("data.pkl", "x" * 1000)
-    return folder
 
 
 def test_eval_takes_the_saved_config(trained, conf, fake_run, command):
