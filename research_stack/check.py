@@ -20,6 +20,7 @@ from research_stack.expressions import CannotSay, Evaluator, Opaque
 from research_stack.hints import UserError, choices, did_you_mean, nearest, one_line
 from research_stack.paths import key_of
 from research_stack.redaction import refuse_masked
+from research_stack.results import RunFolder, flatten, is_place
 from research_stack.signatures import Module, Parameter, Signature, UnknownTarget, resolve, signature
 from research_stack.targets import SPECIAL, refused
 
@@ -259,8 +260,6 @@ def _unresolved(cfg: Any) -> Iterator[Problem]:
     """Keys that must be given (`???`)."""
     from omegaconf import OmegaConf
 
-    from research_stack.results import flatten
-
     tree = OmegaConf.to_container(cfg, resolve=False) if OmegaConf.is_config(cfg) else cfg
     for key, value in sorted(flatten(tree).items()):
         if isinstance(value, str) and value == "???":
@@ -357,9 +356,12 @@ def _input_problem(cfg: Any, path: str, node: Mapping[str, Any], text: str) -> P
 
 
 def _origin(cfg: Any, key: str) -> str:
-    """The key that a key copies by interpolation (`path: ${data.path}`), or itself."""
-    link = re.fullmatch(r"\$\{([\w.]+)\}", str(raw(cfg, key)))
-    return link[1] if link else key
+    """The key that a key copies by interpolation (`path: ${data.path}`), or itself; in a saved config, the shortest of the same place."""
+    value = raw(cfg, key)
+    if link := re.fullmatch(r"\$\{([\w.]+)\}", str(value)):
+        return link[1]
+    same = (k for k, v in flatten(raw(cfg, "data")).items() if v == value and is_place(f"data.{k}", v))
+    return min((f"data.{k}" for k in same), key=len, default=key)
 
 
 def preflight(points: Sequence[Composed], composer: Composer) -> None:
@@ -390,24 +392,31 @@ def _problems(point: Composed, done: set[str], seen: set[str]) -> list[Problem]:
                 done.add(name)
     if not problems and config.get("init_from"):
         phases.check(point.cfg)
-    source = None if problems or config.get("task") == "compare" else check_inputs(point.cfg, config, seen)
+    source = None if problems or config.get("task") == "compare" or _reads_no_corpus(config) else check_inputs(point.cfg, config, seen)
     typed = [key_of(o) for o in point.overrides]  # what the command says comes first
     problems.sort(key=lambda p: p.named_in(typed) is None)
     return [*problems, *([source] if source else [])]
 
 
+def _reads_no_corpus(config: Mapping[str, Any]) -> bool:
+    """Whether a saved run is only to go on from a prompt: the tokenizer that it keeps is enough."""
+    return config.get("task") == "sample" and bool(config.get("prompt")) and RunFolder(str(config["run"])).tokenizer.is_dir()
+
+
 def _told(problems: Sequence[Problem], point: Composed, composer: Composer, number: int, count: int) -> str:
     from hydra.errors import HydraException
 
-    from research_stack.why import Origins
+    from research_stack.why import Origins, saved_at
 
     first = problems[0]
     try:
         typed = [key_of(o) for o in point.overrides]
-        place = Origins(composer, point.overrides).where(first.named_in(typed) or first.key)
+        named = first.named_in(typed)
+        place = Origins(composer, point.overrides).where(named or first.key) if named or point.saved is None else saved_at(point.saved, first.key)
     except (HydraException, OSError):
         place = ""
     notes = [place] if place else []
+    notes += [f"if it has moved, say where it is: {first.key}=..."] if point.saved is not None and not named and is_place(first.key) else []
     notes += [f"point {number} of {count}: {' '.join(point.overrides)}"] if count > 1 else []
     notes += [f"and {len(problems) - 1} more mistakes"] if len(problems) > 2 else []
     notes += ["and one more mistake"] if len(problems) == 2 else []

@@ -61,7 +61,9 @@ def overrides_of(argv: Sequence[str]) -> list[str]:
     """The `key=value` arguments of this run: those of the sweep's point inside a Hydra job, else the command's."""
     hydra = sys.modules.get("hydra.core.hydra_config")
     if hydra is not None and hydra.HydraConfig.initialized():
-        return list(hydra.HydraConfig.get().overrides.task)
+        from omegaconf import OmegaConf
+
+        return OmegaConf.to_container(hydra.HydraConfig.get().overrides.task)  # as written: `${` in a prompt is no reference
     return [argument for argument in argv[1:] if "=" in argument and not argument.startswith("-")]
 
 

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import logging
 import os
+import shutil
 import sys
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
@@ -20,6 +21,8 @@ from research_stack.redaction import Formatter
 from research_stack.results import Refused, Result, RunFolder, Stopped
 
 if TYPE_CHECKING:
+    from lightning import LightningDataModule
+
     from research_stack.data.module import TokenData
 
 log = logging.getLogger(__name__)
@@ -96,7 +99,9 @@ def is_finished(cfg: DictConfig, place: RunFolder) -> bool:
     if not results.is_run(place) or not place.result_json.is_file():
         return False
     result = place.load_result()
-    return result.status == "ok" and result.hash == results.config_hash(cfg)
+    if result.status != "ok":
+        return False
+    return result.hash == results.config_hash(cfg) or not results.differing_keys(place.read_config(), cfg)  # only its places have moved
 
 
 def refuse_other_data(place: RunFolder, data: TokenData) -> None:
@@ -112,6 +117,20 @@ def refuse_other_codec(first: RunFolder, data: TokenData) -> None:
     theirs, ours = (results.read_json(first.run_json).get("data") or {}).get("codec"), data.describe().get("codec")
     if theirs not in (None, ours):
         raise ValueError(f"init_from={first.path} was trained with another tokenizer than data.tokenizer gives here: the ids would mean other tokens")
+
+
+def keep_codec(data: LightningDataModule, place: RunFolder, anew: bool) -> None:
+    """Keep the tokenizer in the run's folder, whole or not at all: texts are sampled with it when the corpus is gone."""
+    from research_stack.data.module import TokenData
+
+    if not isinstance(data, TokenData) or (place.tokenizer.is_dir() and not anew):
+        return
+    for part in (*place.path.glob(".tmp-*-tokenizer"), place.tokenizer):  # what a killed process left, or a run that came to nothing
+        shutil.rmtree(part, ignore_errors=True)
+    part = place.path / f".tmp-{os.getpid()}-tokenizer"
+    part.mkdir()
+    data.codec.save(part)
+    os.rename(part, place.tokenizer)
 
 
 def refuse_another(cfg: DictConfig, place: RunFolder) -> None:

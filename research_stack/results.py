@@ -39,8 +39,9 @@ from research_stack.literal import as_config, refuse_interpolations, unescaped
 from research_stack.redaction import masked, redact
 
 __all__ = [
-    "ABSENT", "Refused", "Result", "RunFolder", "Status", "Stopped", "append_jsonl", "atomic_path", "atomic_write", "canonical", "config_hash", "differences", "differing_keys",
-    "extension", "flatten", "is_run", "is_science", "now", "plain_config", "read_json", "read_jsonl", "replace_last_jsonl", "science", "to_json",
+    "ABSENT", "InUse", "Refused", "Result", "RunFolder", "Status", "Stopped", "append_jsonl", "atomic_path", "atomic_write",
+    "canonical", "config_hash", "differences", "differing_keys", "extension", "flatten", "is_location", "is_place", "is_run",
+    "is_science", "now", "plain_config", "read_json", "read_jsonl", "replace_last_jsonl", "science", "to_json",
     "truncate_jsonl_after_step", "write_json",
 ]  # fmt: skip
 
@@ -56,6 +57,11 @@ NOT_SCIENCE = (
 )  # fmt: skip
 HARDWARE_SCIENCE = ("precision",)
 LENGTH = "trainer.max_steps"  # the one key of science that a run which has begun may be given anew, if it grows
+# Last parts of keys that say where something lies, not what it is: `data.path`, `model.path`, `data.source.template`, ...
+LOCATIONS = ("path", "template", "squad", "hotpotqa", "nq", "run")
+# The nodes whose places are judged by a fingerprint when they are opened (corpus, tokenizer, frozen models). Their texts count in the hash,
+# since they name points and first phases, but not where a folder's own config is compared with another one.
+FINGERPRINTED = ("data.", "model.", "method.readers.")
 
 
 class Stopped(ValueError):
@@ -94,6 +100,17 @@ def is_science(key: str) -> bool:
     return key != "hardware" and not any(key == k or key.startswith(k + ".") for k in NOT_SCIENCE)
 
 
+def is_location(key: str, value: Any = "") -> bool:
+    """Whether a dotted key, and its value, say where something lies: files, folders, a name on the hub."""
+    texts = [value] if isinstance(value, str) else value
+    return "." in key and key.rpartition(".")[2] in LOCATIONS and isinstance(texts, list | tuple) and all(isinstance(text, str) for text in texts)
+
+
+def is_place(key: str, value: Any = "") -> bool:
+    """Whether it is a location that may change without the run being another one: a fingerprint tells whether what lies there is the same."""
+    return key.startswith(FINGERPRINTED) and is_location(key, value)
+
+
 def science(config: Any) -> dict[str, Any]:
     """{dotted key: value} of the keys that can change the numbers; secrets are masked, as in a saved config."""
     return {key: value for key, value in flatten(masked(plain_config(config))).items() if is_science(key)}
@@ -118,10 +135,10 @@ def config_hash(config: Any) -> str:
 
 
 def differing_keys(old: Any, new: Any) -> list[tuple[str, Any, Any]]:
-    """(dotted key, old value, new value) where two configs differ in what changes the numbers, sorted by key."""
+    """(dotted key, old value, new value) where two configs differ in what changes the numbers, sorted by key; two places do not count."""
     a, b = science(old), science(new)
     pairs = ((key, a.get(key, ABSENT), b.get(key, ABSENT)) for key in sorted(a.keys() | b.keys()))
-    return [(key, x, y) for key, x, y in pairs if canonical(x) != canonical(y)]
+    return [(key, x, y) for key, x, y in pairs if canonical(x) != canonical(y) and not (is_place(key, x) and is_place(key, y))]
 
 
 def extension(old: Any, new: Any) -> tuple[int, int] | None:
@@ -200,6 +217,18 @@ def _forget_locks() -> None:
 os.register_at_fork(after_in_child=_forget_locks)
 
 
+def _is_at(path: Path, descriptor: int) -> bool:
+    """Whether the open file is the one of that name."""
+    try:
+        return os.path.samestat(os.fstat(descriptor), os.stat(path))
+    except FileNotFoundError:
+        return False
+
+
+class InUse(OSError):
+    """Another process holds the run folder."""
+
+
 class RunFolder(os.PathLike[str]):
     """The folder of one run: the names of its files, its lock and its status."""
 
@@ -216,6 +245,7 @@ class RunFolder(os.PathLike[str]):
         self.tables = self.path / "tables"
         self.films = self.path / "films"
         self.checkpoints = self.path / "checkpoints"
+        self.tokenizer = self.path / "tokenizer"
         self._begun = time.monotonic()
         self._before = 0.0  # seconds of the earlier parts of a resumed run
 
@@ -238,6 +268,7 @@ class RunFolder(os.PathLike[str]):
         Nothing in it is resolved: an interpolation, which only somebody's hand can have put there, is refused.
         """
         from omegaconf import OmegaConf
+        from omegaconf.errors import OmegaConfBaseException
         from yaml import YAMLError
 
         if not self.config_yaml.is_file():
@@ -245,7 +276,7 @@ class RunFolder(os.PathLike[str]):
         try:
             text = self.config_yaml.read_text(encoding="utf-8")
             config = OmegaConf.to_container(OmegaConf.load(io.StringIO(text)))
-        except (YAMLError, UnicodeDecodeError, OSError) as error:
+        except (YAMLError, UnicodeDecodeError, OSError, OmegaConfBaseException) as error:
             raise ValueError(f"{self.config_yaml} cannot be read: {' '.join(str(error).split())}") from error
         if not isinstance(config, dict) or not config:
             raise ValueError(f"{self.config_yaml} holds no config")
@@ -255,7 +286,7 @@ class RunFolder(os.PathLike[str]):
     # ---- lock
     @contextmanager
     def lock(self, patience: float = 0.5) -> Iterator[None]:
-        """Hold the folder for the life of a run; OSError names the holder if another process has it.
+        """Hold the folder for the life of a run; InUse names the holder if another process has it.
 
         - patience: seconds to wait for the other process.
 
@@ -275,21 +306,23 @@ class RunFolder(os.PathLike[str]):
     def _open_lock(self, patience: float) -> int:
         """The descriptor of the lock; a moment's patience, for `is_live` of others looks by locking."""
         path, deadline = self.path / ".lock", time.monotonic() + patience
-        try:
-            self.path.mkdir(parents=True, exist_ok=True)
-            descriptor = open_lock(path)
-        except OSError as error:
-            raise unwritable(path, error) from error
         while True:
             try:
+                self.path.mkdir(parents=True, exist_ok=True)
+                descriptor = open_lock(path)
+            except OSError as error:
+                raise unwritable(path, error) from error
+            try:
                 flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-                break
+                if _is_at(path, descriptor):  # else the folder was put aside meanwhile
+                    break
             except BlockingIOError as error:
                 if time.monotonic() > deadline:
                     holder = os.pread(descriptor, 200, 0).decode(errors="replace").strip()
                     os.close(descriptor)
-                    raise OSError(f"run={self.path} is in use by {holder or 'another process'}") from error
+                    raise InUse(f"run={self.path} is in use by {holder or 'another process'}") from error
                 time.sleep(0.02)
+            os.close(descriptor)
         if os.pread(descriptor, 4, 0) not in (b"", b"pid "):
             os.close(descriptor)
             raise OSError(f"{path} must be a lock, and holds something else: move it away")

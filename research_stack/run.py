@@ -14,13 +14,14 @@ from typing import TYPE_CHECKING, Any
 
 from omegaconf import DictConfig, OmegaConf
 
-from research_stack import phases, provenance, results, terminal
+from research_stack import paths, phases, provenance, results, terminal
 from research_stack.build import build, named, needs, plain, takes, target
 from research_stack.hints import one_line
 from research_stack.literal import as_config
 from research_stack.recording import (
     finished,
     is_finished,
+    keep_codec,
     leads,
     log_file,
     measuring,
@@ -63,29 +64,34 @@ def run(cfg: DictConfig, folder: str | Path | None = None) -> Result:
     tasks: Mapping[str, Callable[[DictConfig, RunFolder], Result]] = {"train": train, "eval": evaluate_run, "sample": sample_run}
     if cfg.task not in tasks:
         raise ValueError(f"task={cfg.task} must be one of {', '.join(tasks)}")
-    place = RunFolder(folder if folder is not None else cfg.run or new_folder(cfg.name))
-    return describe(cfg, place) if cfg.dry_run else tasks[cfg.task](cfg, place)
+    if cfg.dry_run:
+        return describe(cfg, RunFolder(folder if folder is not None else cfg.run or paths.next_run_folder(cfg.name)))
+    return tasks[cfg.task](cfg, RunFolder(folder if folder is not None else cfg.run or new_folder(cfg.name)))
 
 
 def new_folder(name: str) -> Path:
-    """outputs/<name>/<time>, which does not exist yet."""
-    from research_stack import paths
-
+    """outputs/<name>/<time>, made here and nobody else's."""
     return paths.new_run_folder(name)
 
 
 # Stages -----------------------------------------------------------------------------------------------------------
 
 
-def assemble(cfg: DictConfig) -> Parts:
-    """Build every object of the run; every constructor has checked its arguments when this returns."""
+def assemble(cfg: DictConfig, codec_of: RunFolder | None = None) -> Parts:
+    """Build every object of the run; every constructor has checked its arguments when this returns.
+
+    - codec_of: a trained run that is only to go on from a prompt: its tokenizer is enough, and no corpus is read.
+    """
     hardware = build(cfg.hardware, "hardware")
     hardware.apply()
     corruption = build(cfg.corruption, "corruption")
     optimization = build(cfg.optimization, "optimization")
     data = build(cfg.data, "data", seed=cfg.seed)
     with named("data"):
-        data.prepare()
+        if codec_of is None:
+            data.prepare()
+        else:
+            data.prepare_codec(codec_of.tokenizer, bool((results.read_json(codec_of.run_json).get("data") or {}).get("prompts_only")))
     model = build(cfg.model, "model", **taken(cfg, "model", data.for_model() | {"seed": cfg.seed}))
     with named("data"):
         data.check_fit(model, target(cfg.method))
@@ -93,7 +99,8 @@ def assemble(cfg: DictConfig) -> Parts:
     if takes(cfg.method, "corruption"):
         offers["corruption"] = corruption.bind(data.vocab)
     method = build(cfg.method, "method", **taken(cfg, "method", offers))
-    method.check_data(data)
+    if codec_of is None:
+        method.check_data(data)
     data.repeat = method.steps_per_batch
     return Parts(hardware, data, method)
 
@@ -104,12 +111,14 @@ def first_phase(cfg: DictConfig) -> RunFolder:
     place = phases.folder_of(cfg)
     if phases.is_folder(cfg.init_from):
         return place
-    while place.is_live():
-        log.info("waiting for %s, which another process trains", place.path)
-        time.sleep(WAIT)
-    if not place.result_json.is_file() or place.load_result().status != "ok":
-        log.info("first phase: init_from=%s, in %s", cfg.init_from, place.path)
-        run(phases.first_phase(cfg), place.path)
+    while not place.result_json.is_file() or place.load_result().status != "ok":
+        try:
+            log.info("first phase: init_from=%s, in %s", cfg.init_from, place.path)
+            run(phases.first_phase(cfg), place.path)
+            break
+        except results.InUse:
+            log.info("waiting for %s, which another process trains", place.path)
+            time.sleep(WAIT)
     return place
 
 
@@ -215,6 +224,7 @@ def fit(cfg: DictConfig, folder: Path) -> None:
     if step:
         refuse_other_data(place, parts.data)
     if leads():
+        keep_codec(parts.data, place, anew=not step)
         provenance.add(place.path, {"data": parts.data.describe(), "model": model_facts(parts), "method": parts.method.describe()})
     own = JsonlLogger(place.path, start_step=step)
     own.open()
@@ -308,13 +318,17 @@ def load(folder: str | Path, overrides: Sequence[str] = ()) -> Context:
     return open_run(for_run(folder, overrides), RunFolder(folder))
 
 
-def open_run(cfg: DictConfig, place: RunFolder) -> Context:
-    """The trained method of a folder with its data and sampler, ready to measure."""
+def open_run(cfg: DictConfig, place: RunFolder, codec_alone: bool = False) -> Context:
+    """The trained method of a folder with its data and sampler, ready to measure.
+
+    - codec_alone: there is a prompt to go on from: of the data the tokenizer that the run keeps is enough.
+    """
     from research_stack.evaluation.context import Context
     from research_stack.training.checkpoint import load_checkpoint
 
-    parts = assemble(cfg)
-    refuse_other_data(place, parts.data)
+    parts = assemble(cfg, place if codec_alone else None)
+    if not codec_alone:
+        refuse_other_data(place, parts.data)
     checkpoint = load_checkpoint(place.checkpoints / "last.ckpt")
     try:
         parts.method.load_state_dict(checkpoint["state_dict"])
@@ -346,7 +360,7 @@ def sample_run(cfg: DictConfig, place: RunFolder) -> Result:
 
     if reason := build(cfg.sampler, "sampler").unsuited(target(cfg.method)):
         raise ValueError(f"task=sample: {reason}")
-    context = open_run(cfg, place)
+    context = open_run(cfg, place, codec_alone=bool(cfg.prompt) and place.tokenizer.is_dir())
     samples = Samples(samplers={}, count=1 if cfg.prompt else 3, prompts=[cfg.prompt] if cfg.prompt else None)
     with context.inference():
         rows = samples.decode(context, name=context.sampler.name, sampler=context.sampler)

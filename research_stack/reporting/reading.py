@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from research_stack import results
+from research_stack.paths import expanded
 from research_stack.results import RunFolder
 from research_stack.tables import read_csv
 
@@ -114,7 +115,7 @@ def begun_from(run: Mapping[str, Any], folder: Path) -> Path | None:
     """
     if not run.get("init_from"):
         return None
-    written = Path(str(run["init_from"])).expanduser()
+    written = expanded(str(run["init_from"]))
     places = [Path(str(run.get("cwd") or ".")), *folder.resolve().parents, Path.cwd()]
     return next((place / written for place in places if (place / written).is_dir()), written)
 
