@@ -78,8 +78,7 @@ def dotted_name(path):
     return ".".join(["research_stack", *path.relative_to(PACKAGE).with_suffix("").parts])
 
 
-@pytest.mark.parametrize("path", FILES, ids=name)
-def test_imports_go_one_way(path):
+def imports_go_one_way(path):
     own = dotted_name(path)
     for target in imports(path, ast.walk(tree(path))):
         if (where := layer(target)) is None or (here := layer(own)) == 3:
@@ -104,8 +103,8 @@ def heavy_chain(path, heavy, seen):
     return None
 
 
-@pytest.mark.parametrize("module, heavy", LIGHT, ids=lambda value: value if isinstance(value, str) else "")
-def test_the_command_line_imports_nothing_heavy(module, heavy):
+def imports_nothing_heavy(light):
+    module, heavy = light
     path = PACKAGE / f"{module}.py"
     assert path.is_file(), f"{module} is gone: take it off the list"
     chain = heavy_chain(path, heavy, {path})
@@ -116,8 +115,7 @@ def calls(path):
     return [(ast.unparse(node.func), node) for node in ast.walk(tree(path)) if isinstance(node, ast.Call)]
 
 
-@pytest.mark.parametrize("path", FILES, ids=name)
-def test_what_no_module_does(path):
+def breaks_no_rule(path):
     for function, node in calls(path):
         where = f"{name(path)}:{node.lineno}"
         keywords = {keyword.arg: keyword.value for keyword in node.keywords}
@@ -159,8 +157,7 @@ def inherits(path, node):
     return any(inspect.getdoc(getattr(getattr(importlib.import_module(dotted_name(path)), c.name), node.name)) for c in owners)
 
 
-@pytest.mark.parametrize("path", FILES, ids=name)
-def test_public_names_are_documented_and_annotated(path):
+def is_documented_and_annotated(path):
     assert ast.get_docstring(tree(path)) or not path.read_text().strip(), f"{name(path)} has no docstring"
     for node in public(path):
         overload = any("overload" in ast.unparse(decorator) for decorator in node.decorator_list)
@@ -169,8 +166,7 @@ def test_public_names_are_documented_and_annotated(path):
             assert node.returns is not None, f"{name(path)}:{node.lineno} {node.name} has no return annotation"
 
 
-@pytest.mark.parametrize("path", YAMLS, ids=lambda p: str(p.relative_to(ROOT)))
-def test_each_config_says_what_it_is(path):
+def says_what_it_is(path):
     lines = [line for line in path.read_text().splitlines() if line.strip()]
     comments = [line for line in lines[:2] if line.startswith("#") and "@package" not in line]
     assert comments, f"{path.relative_to(ROOT)} does not open with a comment that says what it is"
@@ -192,10 +188,10 @@ def targets(node):
 ALL_TARGETS = sorted({(target, str(path.relative_to(ROOT))) for path in YAMLS for target in targets(yaml.safe_load(path.read_text()))})
 
 
-@pytest.mark.parametrize("target, file", ALL_TARGETS)
-def test_each_target_exists(target, file):
+def target_exists(target_and_file):
+    target, file = target_and_file
     if "${" in target:
-        pytest.skip("an interpolation")
+        return
     parts = target.split(".")
     for count in range(len(parts) - 1, 0, -1):
         try:
@@ -210,6 +206,37 @@ def test_each_target_exists(target, file):
         assert callable(found), f"{file}: {target} cannot be called"
         return
     raise AssertionError(f"{file}: {target}: no such module")
+
+
+def faults(rule, cases):
+    """What the rule has to say of all cases, in one list."""
+    found = []
+    for case in cases:
+        try:
+            rule(case)
+        except AssertionError as error:
+            found.append(str(error).splitlines()[0])
+    return found
+
+
+def test_imports_go_one_way():
+    assert faults(imports_go_one_way, FILES) == []
+
+
+def test_the_command_line_imports_nothing_heavy():
+    assert faults(imports_nothing_heavy, LIGHT) == []
+
+
+def test_no_module_breaks_a_rule():
+    assert faults(breaks_no_rule, FILES) == []
+
+
+def test_public_names_are_documented_and_annotated():
+    assert faults(is_documented_and_annotated, FILES) == []
+
+
+def test_each_config_says_what_it_is_and_names_what_there_is():
+    assert faults(says_what_it_is, YAMLS) + faults(target_exists, ALL_TARGETS) == []
 
 
 # ---------------------------------------------------------------------------------------- the rules themselves
@@ -231,7 +258,7 @@ def parse(tmp_path, monkeypatch, where, source):
 ])  # fmt: skip
 def test_a_wrong_import_is_seen(tmp_path, monkeypatch, where, source):
     with pytest.raises(AssertionError, match="imports"):
-        test_imports_go_one_way(parse(tmp_path, monkeypatch, where, source))
+        imports_go_one_way(parse(tmp_path, monkeypatch, where, source))
 
 
 @pytest.mark.parametrize("source", [
@@ -241,7 +268,7 @@ def test_a_wrong_import_is_seen(tmp_path, monkeypatch, where, source):
 ])  # fmt: skip
 def test_a_broken_rule_is_seen(tmp_path, monkeypatch, source):
     with pytest.raises(AssertionError):
-        test_what_no_module_does(parse(tmp_path, monkeypatch, "x.py", source))
+        breaks_no_rule(parse(tmp_path, monkeypatch, "x.py", source))
 
 
 @pytest.mark.parametrize("source, heavy", [
