@@ -177,7 +177,7 @@ def note(phases: Sequence[Phase]) -> str:
     """What was asked, what the bands are, and what does not compare."""
     last = phases[-1]
     asked = f"{last.count} answers to each of {last.prompts} {'held-out prompts' if last.which == 'held_out' else 'prompts that were trained on'}" if last.prompts else "The answers"
-    found = f"{asked}, drawn alike at every measurement. Shades are 95 % bootstrap intervals over prompts."
+    found = f"{asked}, drawn alike at every measurement. Shades are 95 % intervals over prompts."
     if any((phase.asked, phase.which, phase.count) != (last.asked, last.which, last.count) for phase in phases):
         found += " The phases were asked other prompts, or gave another number of answers: a jump between them may be due to that."
     if 0 < last.prompts < FEWER_THAN_WANTED:
