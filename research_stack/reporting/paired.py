@@ -12,7 +12,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from research_stack.evaluation.paired import mean, sign_flip
+from research_stack.evaluation.paired import FLIPS, MOST_GROUPS, mean, sign_flip
 from research_stack.reporting.html import Html, el
 from research_stack.reporting.sections import listing
 from research_stack.reporting.sweep_axes import better, label_of, metric_words, worth_plotting
@@ -110,7 +110,7 @@ def note(found: Sequence[Paired], settings: int) -> str:
     compared = "Each setting is compared with the best one of the metric. " if settings > MOST_SETTINGS else ""
     return (f"Mean over seeds of the difference between runs of the same seed. The interval is Student's t with one degree of freedom less than "
             "seeds; p is the share of all "
-            f"sign flips of the differences whose mean is at least as far from zero. {least}{compared}Nothing is corrected for the number of "
+            f"sign flips of the differences (of {FLIPS:,} random ones beyond {MOST_GROUPS} seeds) whose mean is at least as far from zero. {least}{compared}Nothing is corrected for the number of "
             "comparisons.")  # fmt: skip
 
 

@@ -339,7 +339,7 @@ def test_the_slots_that_are_taken_are_those_a_message_can_hold():
 def test_only_latentwire_is_measured(method):
     assert LatentWireEvaluation().unsuited(type(method)) is None
     assert "choose the eval" in LatentWireEvaluation().unsuited(torch.nn.Linear)
-    for mistake in ({"most": 1}, {"batch": 0}, {"slots": [0]}, {"draws": 10}, {"examples": 0}, {"curve": [0]}):
+    for mistake in ({"most": 1}, {"batch": 0}, {"slots": [0]}, {"examples": 0}, {"curve": [0]}):
         with pytest.raises(ValueError, match=f"{next(iter(mistake))}="):
             LatentWireEvaluation(**mistake)
 
