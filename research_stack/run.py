@@ -384,7 +384,9 @@ def log_file(path: Path) -> Iterator[None]:
 
 
 def model_facts(parts: Parts) -> dict[str, Any]:
-    """Parameters, and the bytes that weights, gradients, optimizer and average take: the average is of all weights, trained or not."""
+    """Parameters, and the bytes that weights, gradients, optimizer and average take: the average is of all weights,
+    trained or not.
+    """
     from research_stack.training.optimization import state_bytes
 
     method, every = parts.method, list(parts.method.parameters())

@@ -1,11 +1,12 @@
 """Upper bounds on -ln p(x) of a denoiser, estimated without bias: what a reported perplexity rests on.
 
-`nelbo` integrates the continuous-time bound of any process over stratified s in float64, with t = sin^2(pi s / 2), and where
-tokens are substituted with more levels at the ends: hybrid noise has no finite variance otherwise (`times.heavy_ended`). No part
-of [0, 1] is cut off: truncating t to [1e-4, 1 - 1e-4] would make the hybrid's value lie below the bound.
-`fixed_k_nelbo` is LLaDA's estimator with exactly k masks. Both return one value per sequence, in nats over its
-eligible positions given the others (prompt, separators), so that the caller can make the interval over sequences. `nelbo_by_level` and
-`fixed_k_by_level` keep the levels apart: what stratified levels balance out is no part of that interval (`evaluation.levels`).
+`nelbo` integrates the continuous-time bound of any process over stratified s in float64, with t = sin^2(pi s / 2),
+and where tokens are substituted with more levels at the ends: hybrid noise has no finite variance otherwise
+(`times.heavy_ended`). No part of [0, 1] is cut off: truncating t to [1e-4, 1 - 1e-4] would make the hybrid's value
+lie below the bound. `fixed_k_nelbo` is LLaDA's estimator with exactly k masks. Both return one value per sequence, in
+nats over its eligible positions given the others (prompt, separators), so that the caller can make the interval over
+sequences. `nelbo_by_level` and `fixed_k_by_level` keep the levels apart: what stratified levels balance out is no
+part of that interval (`evaluation.levels`).
 """
 from __future__ import annotations
 
@@ -126,7 +127,9 @@ def fixed_k_by_level(
         t_B = count_B / size_B.clamp_min(1)
         # bound_terms gives (1 - t) CE at masks; with t = 0 there it is the cross entropy itself.
         weight_BL = (size_B / count_B.clamp_min(1)).unsqueeze(1) * masked_BL
-        nats.append(_weighted_terms(denoiser, noise.process, tokens_BL, z_BL, weight_BL, t_B, torch.ones_like(t_B), attend_BL))
+        nats.append(
+            _weighted_terms(denoiser, noise.process, tokens_BL, z_BL, weight_BL, t_B, torch.ones_like(t_B), attend_BL)
+        )
         levels.append(t_B)
     return Sampled(torch.stack(nats, 1), torch.stack(levels, 1))
 

@@ -1,7 +1,8 @@
 """How well a predicted loss agrees with the loss that came, and how well probabilities are calibrated.
 
 The records are positions of texts. Positions of one document depend on one another and documents do not, so every
-interval here is over whole documents (the groups), of the kinds in `interval`. What to do with a good prediction is in `selective`.
+interval here is over whole documents (the groups), of the kinds in `interval`. What to do with a good prediction is
+in `selective`.
 
 Shapes: n positions, g groups, m samples per position, P predictions, D features, K knots.
 """
@@ -113,14 +114,18 @@ def r2_interval(predicted_n: np.ndarray, actual_n: np.ndarray, group_n: np.ndarr
 
 
 def r2_difference(predicted_n: np.ndarray, other_n: np.ndarray, actual_n: np.ndarray, group_n: np.ndarray) -> Estimate:
-    """R2 of a prediction less R2 of another one of the same positions, with the interval of the paired jackknife over groups."""
+    """R2 of a prediction less R2 of another one of the same positions, with the interval of the paired jackknife over
+    groups.
+    """
     predicted_n, other_n, actual_n = columns(predicted_n=predicted_n, other_n=other_n, actual_n=actual_n)
     r2_GP, size_g = _r2_left_out([predicted_n, other_n], actual_n, group_n)
     difference, *without_g = r2_GP[:, 0] - r2_GP[:, 1]
     return Estimate(float(difference), *from_left_out(difference, np.array(without_g), size_g))
 
 
-def _r2_left_out(predictions: list[np.ndarray], actual_n: np.ndarray, group_n: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+def _r2_left_out(
+    predictions: list[np.ndarray], actual_n: np.ndarray, group_n: np.ndarray
+) -> tuple[np.ndarray, np.ndarray]:
     """((1 + g, P) R2 of each prediction: of all positions, then without each group; (g,) sizes of the groups)."""
     _, index_n = np.unique(np.asarray(group_n), return_inverse=True)
     if index_n.shape != actual_n.shape:

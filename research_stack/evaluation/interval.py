@@ -1,16 +1,19 @@
 """95 % intervals over independent groups (documents, articles, prompts), of which rows, questions or answers are parts.
 
-One kind for all: the spread between groups, corrected for how few and how unequal they are, and a quantile of Student's t.
+One kind for all: the spread between groups, corrected for how few and how unequal they are, and a quantile of
+Student's t.
 
-- `per_token`, `clustered`: means of parts, sum over sum: residuals of the groups, each over sqrt(1 - its share of all parts) (CR2,
-  Bell and McCaffrey 2002), with the degrees of freedom of their unequal sizes (`freedom`).
+- `per_token`, `clustered`: means of parts, sum over sum: residuals of the groups, each over sqrt(1 - its share of all
+  parts) (CR2, Bell and McCaffrey 2002), with the degrees of freedom of their unequal sizes (`freedom`).
 - `ratio_interval`: of a ratio of two such means, by Fieller (1954), which stays right where the lower one is near 0.
-- `jackknife`: of any other statistic, from its values without each group in turn (Tukey 1958), on a scale on which it is about symmetric.
+- `jackknife`: of any other statistic, from its values without each group in turn (Tukey 1958), on a scale on which it
+  is about symmetric.
 
-Simulated coverage (tests/exact/test_coverage.py): .93 to .97 from 5 groups on, of very different sizes; .92 where they differ lopsidedly
-too. Below `FEW` = 5 groups the intervals are given all the same, and are wide: Student's t has 12.7 standard errors for two. That the means
-of groups are normal is then taken on trust, and where they are not the interval may be too narrow: whoever prints one says so (`warn_few`). No interval can know of kinds of groups that
-the sample has none of: where all groups agree it is a point.
+Simulated coverage (tests/exact/test_coverage.py): .93 to .97 from 5 groups on, of very different sizes; .92 where
+they differ lopsidedly too. Below `FEW` = 5 groups the intervals are given all the same, and are wide: Student's t has
+12.7 standard errors for two. That the means of groups are normal is then taken on trust, and where they are not the
+interval may be too narrow: whoever prints one says so (`warn_few`). No interval can know of kinds of groups that the
+sample has none of: where all groups agree it is a point.
 
 Shapes: n parts, g groups, K means.
 """
@@ -27,14 +30,17 @@ from scipy.special import stdtrit
 log = logging.getLogger(__name__)
 
 FEW = 5  #: groups below which an interval may be too narrow
-OWN_SHARE = 0.25  # of the variance of a group of mean size, what all its parts share over what each has of its own; see `freedom`
+OWN_SHARE = 0.25  # of a group of mean size: variance that its parts share, over what they have apart; see `freedom`
 MOST_LEFT_OUT = 400  # statistics that a jackknife computes
 
 Scale = tuple[Callable[[np.ndarray], np.ndarray], Callable[[np.ndarray], np.ndarray]]
 PLAIN: Scale = (lambda x: x, lambda x: x)
 NEAREST = 1e-12  # to a perfect prediction, which is infinitely far on both scales
 CORRELATION: Scale = (lambda r: np.arctanh(np.clip(r, NEAREST - 1, 1 - NEAREST)), np.tanh)
-EXPLAINED: Scale = (lambda r2: np.log(np.maximum(1 - r2, NEAREST)), lambda x: 1 - np.exp(x))  #: the share that R2 leaves, as a logarithm
+EXPLAINED: Scale = (
+    lambda r2: np.log(np.maximum(1 - r2, NEAREST)),
+    lambda x: 1 - np.exp(x),
+)  #: the share that R2 leaves, as a logarithm
 
 
 class Estimate(NamedTuple):
@@ -64,8 +70,8 @@ def per_token(
 
     - nats_n: float (n,). tokens_n: scored tokens of each sequence (n,); those without any are left out.
     - group_n: what belongs together (n,); None: every sequence is a group of its own.
-    - balanced_n: the part of nats_n that the design of the Monte-Carlo draws balances out over all sequences (`levels`):
-      it is no part of the spread. None: nothing is.
+    - balanced_n: the part of nats_n that the design of the Monte-Carlo draws balances out over all sequences
+      (`levels`): it is no part of the spread. None: nothing is.
 
     Raises ValueError if there is no token at all.
     """
@@ -102,20 +108,29 @@ def clustered(values_nK: ArrayLike, size_n: ArrayLike, group_n: ArrayLike) -> Cl
 
 
 def freedom(size_g: ArrayLike) -> float:
-    """Degrees of freedom of the variance of `clustered` (Bell and McCaffrey 2002): groups - 1 where all are of one size, else fewer.
+    """Degrees of freedom of the variance of `clustered` (Bell and McCaffrey 2002): groups - 1 where all are of one
+    size, else fewer.
 
-    They are those of normal sums of groups with variances m s + s^2 / 4, s the size of a group and m the mean size: parts
-    vary by themselves, and a quarter as much by what the parts of a group of mean size share.
+    They are those of normal sums of groups with variances m s + s^2 / 4, s the size of a group and m the mean size:
+    parts vary by themselves, and a quarter as much by what the parts of a group of mean size share.
     """
     size_g = np.asarray(size_g, dtype=np.float64)
     share_g = size_g / size_g.sum()
     variance_g = size_g * size_g.mean() + OWN_SHARE * size_g**2
     total, weight_g = variance_g.sum(), 1 / (1 - share_g)
-    # Residuals are (I - share 1') y, so their covariance is diag(variance) - share variance' - variance share' + total share share'.
+    # Residuals are (I - share 1') y, so their covariance is
+    # diag(variance) - share variance' - variance share' + total share share'.
     a_g, b_g, own_g = np.sqrt(weight_g) * share_g, np.sqrt(weight_g) * variance_g, weight_g * variance_g
     trace = (weight_g * (variance_g - 2 * share_g * variance_g + share_g**2 * total)).sum()
     aa, bb, ab = a_g @ a_g, b_g @ b_g, a_g @ b_g
-    square = own_g @ own_g + 2 * own_g @ (total * a_g**2 - 2 * a_g * b_g) + 2 * aa * bb + 2 * ab**2 - 4 * total * aa * ab + (total * aa) ** 2
+    square = (
+        own_g @ own_g
+        + 2 * own_g @ (total * a_g**2 - 2 * a_g * b_g)
+        + 2 * aa * bb
+        + 2 * ab**2
+        - 4 * total * aa * ab
+        + (total * aa) ** 2
+    )
     return float(trace**2 / square)
 
 
@@ -125,9 +140,11 @@ def student(freedom: float) -> float:
 
 
 def ratio_interval(found: Clustered) -> tuple[float, float]:
-    """Which ratios of the first mean to the second one the data do not rule out, both means at least 0: (low, high) in [0, inf].
+    """Which ratios of the first mean to the second one the data do not rule out, both means at least 0: (low, high)
+    in [0, inf].
 
-    All r with |mean_0 - r mean_1| within its own interval (Fieller 1954); up to infinity where the second mean may be 0.
+    All r with |mean_0 - r mean_1| within its own interval (Fieller 1954); up to infinity where the second mean may be
+    0.
     """
     (above, below), square = found.mean_K, student(found.freedom) ** 2
     a = below**2 - square * found.covariance_KK[1, 1]
@@ -144,8 +161,11 @@ def ratio_interval(found: Clustered) -> tuple[float, float]:
     return float(max(0.0, c / (b + root))) if b > 0 and c > 0 else 0.0, np.inf
 
 
-def jackknife(statistic: Callable[[np.ndarray], float], group_n: ArrayLike, scale: Scale = PLAIN) -> tuple[float, float]:
-    """(low, high) of a statistic, from its values without each group in turn; beyond 400 groups, without each of 400 sets of them.
+def jackknife(
+    statistic: Callable[[np.ndarray], float], group_n: ArrayLike, scale: Scale = PLAIN
+) -> tuple[float, float]:
+    """(low, high) of a statistic, from its values without each group in turn; beyond 400 groups, without each of 400
+    sets of them.
 
     - statistic: of the parts where kept_n, bool (n,), is true. group_n: what belongs together (n,).
     - scale: (function, inverse) to a scale on which the statistic is about symmetric, such as `CORRELATION`.
@@ -190,4 +210,5 @@ def few_words(count: int, what: str) -> str:
     if count >= FEW:
         return ""
     told = "they have no interval" if count < 2 else "their intervals may be too narrow"
-    return f"Numbers over {count} {what if count != 1 else what.removesuffix('s')}: {told}; 95 % is meant from {FEW} {what} on."
+    counted = what if count != 1 else what.removesuffix("s")
+    return f"Numbers over {count} {counted}: {told}; 95 % is meant from {FEW} {what} on."

@@ -8,9 +8,10 @@ Which one is tight depends on the training loss. One with substitutions asks at 
 without z_i); a model trained with cross entropy there has learned p(x_i given z), and dividing the token's own weight
 out again magnifies its errors by up to N. Its absorbing bound needs no such division.
 
-The bound is one of the model, the chain of infinitely many small steps. A sampler of few steps is another law, which it does not bound:
-tokens written in one step are drawn independently, and a text may be less likely under it than the bound says (of the 27 texts of three
-tokens that a test enumerates, 11 with an ancestral sampler of one step, 3 with two, 1 with four and none from 8 steps on).
+The bound is one of the model, the chain of infinitely many small steps. A sampler of few steps is another law, which
+it does not bound: tokens written in one step are drawn independently, and a text may be less likely under it than the
+bound says (of the 27 texts of three tokens that a test enumerates, 11 with an ancestral sampler of one step, 3 with
+two, 1 with four and none from 8 steps on).
 """
 from __future__ import annotations
 
@@ -40,7 +41,18 @@ log = logging.getLogger(__name__)
 BATCH = 64  # validation rows per call
 MAX_TRAIN = 20_000_000  # tokens the n-gram models are trained on, the first of the training rows
 NAMES = {Absorbing: "absorbing", Uniform: "uniform", Hybrid: "hybrid"}
-COLUMNS = ("name", "kind", "nats_per_token", "low", "high", "perplexity", "bits_per_byte", "sequences", "tokens", "documents")
+COLUMNS = (
+    "name",
+    "kind",
+    "nats_per_token",
+    "low",
+    "high",
+    "perplexity",
+    "bits_per_byte",
+    "sequences",
+    "tokens",
+    "documents",
+)
 
 
 class Bound(NamedTuple):
@@ -59,8 +71,9 @@ class Likelihood:
     - max_sequences: at most so many validation rows, spread evenly; None for all.
     - p_u: uniform share of `hybrid` at t = 1/2.
 
-    The interval treats documents as independent and is meant for 5 of them or more (`interval`); it covers their choice and the
-    Monte-Carlo noise, less what stratified levels balance out (`levels`), not a new training run. Writes tables/likelihood.csv.
+    The interval treats documents as independent and is meant for 5 of them or more (`interval`); it covers their
+    choice and the Monte-Carlo noise, less what stratified levels balance out (`levels`), not a new training run.
+    Writes tables/likelihood.csv.
     """
 
     def __init__(
@@ -93,7 +106,9 @@ class Likelihood:
                   for name, process in self._asked(context).items()}
         best = next(iter(bounds))
         baselines = baseline_nats(context, rows)
-        estimates = {label: per_token(bound.nats_B, count_B, document_B, bound.balanced_B) for label, bound in bounds.items()}
+        estimates = {
+            label: per_token(bound.nats_B, count_B, document_B, bound.balanced_B) for label, bound in bounds.items()
+        }
         estimates |= {label: per_token(nats_B, count_B, document_B) for label, nats_B in baselines.items()}
         gain = per_token(baselines["trigram"] - bounds[best].nats_B, count_B, document_B, -bounds[best].balanced_B)
         bytes_per_token = context.data.bytes_per_token
@@ -132,12 +147,21 @@ class Likelihood:
             draws = Draws(context.seed, "likelihood", label, start, total=len(piece), device=context.device)
             given = (batch["tokens"], batch["eligible"], draws, batch["attend"], self.samples)
             # Without substitutions, exact counts of masks give the same bound with less variance.
-            parts.append(nelbo_by_level(context.method, process, *given) if process.has_uniform else fixed_k_by_level(context.method, *given))
+            parts.append(
+                nelbo_by_level(context.method, process, *given)
+                if process.has_uniform
+                else fixed_k_by_level(context.method, *given)
+            )
         nats_BS, t_BS = (np.concatenate([part[i].cpu().numpy() for part in parts]) for i in range(2))
         return Bound(np.concatenate([part.nats_B.cpu().numpy() for part in parts]), balanced(nats_BS, t_BS))
 
     def _write(
-        self, context: Context, estimates: dict[str, Estimate], best: str, bytes_per_token: float, sizes: tuple[int, int, int]
+        self,
+        context: Context,
+        estimates: dict[str, Estimate],
+        best: str,
+        bytes_per_token: float,
+        sizes: tuple[int, int, int],
     ) -> None:
         text = io.StringIO()
         writer = csv.writer(text, lineterminator="\n")

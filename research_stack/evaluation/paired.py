@@ -34,7 +34,9 @@ class Comparison(NamedTuple):
 def compare(a_n: ArrayLike, b_n: ArrayLike, group_n: ArrayLike | None = None, seed: int = 0) -> Comparison:
     """All that this module says of scores a_n against scores b_n of the same questions, each >= 0."""
     a_n, b_n = columns(a_n=a_n, b_n=b_n)
-    return Comparison(paired(a_n, b_n, group_n), ratio(a_n, b_n, group_n), sign_flip(a_n - b_n, group_n, seed=seed), len(a_n))
+    return Comparison(
+        paired(a_n, b_n, group_n), ratio(a_n, b_n, group_n), sign_flip(a_n - b_n, group_n, seed=seed), len(a_n)
+    )
 
 
 def mean(a_n: ArrayLike, group_n: ArrayLike | None = None) -> Estimate:
@@ -55,8 +57,8 @@ def paired(a_n: ArrayLike, b_n: ArrayLike, group_n: ArrayLike | None = None) -> 
 
 
 def ratio(a_n: ArrayLike, b_n: ArrayLike, group_n: ArrayLike | None = None) -> Estimate:
-    """mean(a) / mean(b) with its 95 % interval over groups (`ratio_interval`), up to infinity where mean(b) may be 0; the value is
-    infinite where b alone is 0, NaN where both are.
+    """mean(a) / mean(b) with its 95 % interval over groups (`ratio_interval`), up to infinity where mean(b) may be 0;
+    the value is infinite where b alone is 0, NaN where both are.
 
     Raises ValueError as `paired` does, and for values below 0.
     """
@@ -65,7 +67,9 @@ def ratio(a_n: ArrayLike, b_n: ArrayLike, group_n: ArrayLike | None = None) -> E
     above, below = float(a_n.mean()), float(b_n.mean())
     if not above and not below:
         return Estimate(math.nan, math.nan, math.nan)
-    return Estimate(above / below if below else math.inf, *ratio_interval(_over_groups(np.stack([a_n, b_n], axis=1), group_n)))
+    return Estimate(
+        above / below if below else math.inf, *ratio_interval(_over_groups(np.stack([a_n, b_n], axis=1), group_n))
+    )
 
 
 def _over_groups(values_nK: np.ndarray, group_n: ArrayLike | None) -> Clustered:

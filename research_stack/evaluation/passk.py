@@ -1,7 +1,7 @@
 """Right answers among k attempts: pass@k and what is read off its curve, and how well a selector picks.
 
-Every number is unbiased for fresh attempts at a prompt, is taken per prompt, and is averaged with an interval over prompts (Student's t):
-attempts at one prompt are no independent draws of the task.
+Every number is unbiased for fresh attempts at a prompt, is taken per prompt, and is averaged with an interval over
+prompts (Student's t): attempts at one prompt are no independent draws of the task.
 
 Shapes: P prompts, n attempts in the pool of a prompt, c of them right, k attempts that are looked at.
 """
@@ -119,7 +119,9 @@ def _first(at: Mapping[int, float]) -> float:
 
 
 def der_band(n_P: ArrayLike, c_P: ArrayLike, k: int, normalised: bool = True) -> Band:
-    """`normalised_der` (or `der`) at k of the mean curve over prompts, with its `jackknife` interval over prompts, in [0, 1]."""
+    """`normalised_der` (or `der`) at k of the mean curve over prompts, with its `jackknife` interval over prompts, in
+    [0, 1].
+    """
     at_1, at_k = (np.atleast_1d(pass_at_k(n_P, c_P, of)) for of in (1, k))
 
     def ratio(kept_P: np.ndarray) -> float:

@@ -46,8 +46,8 @@ Table = list[dict[str, Any]]
 class LatentWireEvaluation:
     """Exact match, F1 and FirstTok@k of every reader along every path (`paths`), bytes, ratio and time to the first token.
 
-    Latents go through real bytes: the message is written, counted and read back. Intervals are 95 %, over the groups of questions
-    that depend on one another (`evaluation.interval`); they do not cover a new training run.
+    Latents go through real bytes: the message is written, counted and read back. Intervals are 95 %, over the groups
+    of questions that depend on one another (`evaluation.interval`); they do not cover a new training run.
 
     - most: questions of each data set, spread evenly over the validation side; None for all. batch: questions read together.
     - slots: further M to send, of more than the method's private slots and at most all of its slots; others are left out. The first shared ones are
@@ -58,7 +58,12 @@ class LatentWireEvaluation:
     """
 
     def __init__(
-        self, most: int | None = 512, batch: int = 64, slots: list[int] | None = None, curve: list[float] | None = None, examples: int = 6,
+        self,
+        most: int | None = 512,
+        batch: int = 64,
+        slots: list[int] | None = None,
+        curve: list[float] | None = None,
+        examples: int = 6,
         latency: Latency | None = None,
     ) -> None:
         require(most is None or most >= 2, f"most={most} must be at least 2, or null for all")
@@ -68,7 +73,14 @@ class LatentWireEvaluation:
             raise ValueError(f"slots={slots} must be numbers from 1 to 256")
         if any(factor <= 0 for factor in curve or []):
             raise ValueError(f"curve={curve} must be numbers above 0")
-        self.most, self.batch, self.slots, self.curve, self.examples, self.latency = most, batch, slots, curve or [], examples, latency
+        self.most, self.batch, self.slots, self.curve, self.examples, self.latency = (
+            most,
+            batch,
+            slots,
+            curve or [],
+            examples,
+            latency,
+        )
 
     def unsuited(self, method: type) -> str | None:
         """Only LatentWire sends latents."""
@@ -126,7 +138,9 @@ class Scores:
     - questions: n, in the order of the answers. seed: of random sign flips.
     """
 
-    def __init__(self, questions: Sequence[Question], answered: Sequence[Answered], method: LatentWire, seed: int) -> None:
+    def __init__(
+        self, questions: Sequence[Question], answered: Sequence[Answered], method: LatentWire, seed: int
+    ) -> None:
         self.questions, self.answered, self.method, self.seed = questions, answered, method, seed
         self.group_n = np.array(groups_of(questions))
         self.context_n = np.array([len(q.context.encode()) for q in questions], dtype=np.float64)
@@ -146,7 +160,10 @@ class Scores:
     def _row(self, dataset: str, at: np.ndarray, one: Answered) -> dict[str, Any]:
         bytes_n, context_n = one.bytes_n[at], self.context_n[at]
         ratio = ratio_of_bytes(context_n, bytes_n) if (bytes_n > 0).all() else None
-        means = {name: within(paired.mean(values_n[at], self.group_n[at]), 0.0, 1.0) for name, values_n in (("f1", one.f1_n), ("em", one.exact_n))}
+        means = {
+            name: within(paired.mean(values_n[at], self.group_n[at]), 0.0, 1.0)
+            for name, values_n in (("f1", one.f1_n), ("em", one.exact_n))
+        }
         return {
             "dataset": dataset, "reader": one.reader, "path": one.path, "slots": one.slots,
             "bits": None if one.slots is None or one.path == TOKENS else self.method.quantizer.bits, "bytes": bytes_n.mean(),
@@ -208,7 +225,9 @@ def chosen(questions: Sequence[Question], most: int | None) -> list[Question]:
 
 
 def groups_of(questions: Sequence[Question]) -> list[str]:
-    """What a question belongs to, for the intervals: its group (an article, say), or its context where the whole data set is one group."""
+    """What a question belongs to, for the intervals: its group (an article, say), or its context where the whole data
+    set is one group.
+    """
     found = [q.group for q in questions]
     for dataset in dict.fromkeys(q.dataset for q in questions):
         own = [i for i, q in enumerate(questions) if q.dataset == dataset]

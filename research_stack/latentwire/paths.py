@@ -134,7 +134,9 @@ class Asker:
         if controls:
             found += [self.from_messages(SHUFFLED, slots, [messages[i] for i in others])] if others is not None else []
             found += [self.from_zeros(slots, sizes[0])]
-        found += [self.from_cut(path, cut, slots, sizes) for path, cut in ((HEAD, head), (TAIL, tail), (ZLIB, deflated_fits))]
+        found += [
+            self.from_cut(path, cut, slots, sizes) for path, cut in ((HEAD, head), (TAIL, tail), (ZLIB, deflated_fits))
+        ]
         positions = slots * self.method.adapters[self.name].expand
         first = [first_tokens(self.reader.ids(q.context), positions) for q in self.questions]
         return [*found, self.from_texts(TOKENS, slots, first, [len(self.reader.tokenizer.decode(ids).encode()) for ids in first])]

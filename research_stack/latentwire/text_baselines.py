@@ -36,10 +36,11 @@ def _checked(budget: int) -> int:
 
 
 def deflated(text: str) -> bytes:
-    """The text in the fewest bytes that the standard library makes of so short a one: raw deflate, without zlib's 6 bytes of header and
-    checksum, by the best of three ways to look for repetitions.
+    """The text in the fewest bytes that the standard library makes of so short a one: raw deflate, without zlib's 6
+    bytes of header and checksum, by the best of three ways to look for repetitions.
 
-    bz2 and lzma, raw too, take more for anything below some thousand bytes; a dictionary that both sides know would have to be counted.
+    bz2 and lzma, raw too, take more for anything of up to a thousand bytes; a dictionary that both sides know would
+    have to be counted.
     """
     return min((_deflated(text.encode(), strategy) for strategy in STRATEGIES), key=len)
 
@@ -55,7 +56,8 @@ def deflated_bytes(text: str) -> int:
 
 
 def deflated_fits(text: str, budget: int) -> str:
-    """The longest beginning whose `deflated_bytes` are at most `budget`, cut between characters; empty where not even "" fits (2 bytes).
+    """The longest beginning whose `deflated_bytes` are at most `budget`, cut between characters; empty where not even
+    "" fits (2 bytes).
 
     Compressed sizes hardly ever fall as a text grows, so the search looks no further than to where they pass the budget by 64 bytes.
     """

@@ -102,7 +102,8 @@ class LookaheadCalibration:
                    "ece_equal_mass": calibration.expected_calibration_error(largest_n, found.correct, self.bins, equal_mass=True),
                    "brier": calibration.brier(found.probability, found.square)}  # fmt: skip
         table = [{"name": name, "nats": e.value, "low": e.low, "high": e.high, "bits_per_byte": e.value * per_byte, "tokens": int(tokens_B.sum()),
-                  "documents": len(np.unique(document_B)), **(quality if name == "this run" else {})} for name, e in estimates.items()]  # fmt: skip
+                  "documents": len(np.unique(document_B)), **(quality if name == "this run" else {})}
+                 for name, e in estimates.items()]  # fmt: skip
         columns = ("name", "nats", "low", "high", "bits_per_byte", *quality, "tokens", "documents")
         write_table(context.folder, "next_token", columns, table)
         nats, low, high = estimates["this run"]

@@ -162,7 +162,11 @@ def within_prompt(predicted_n: np.ndarray, actual_n: np.ndarray, group_n: np.nda
         agree = np.sign(p[first] - p[second]) * np.sign(a[first] - a[second])
         right.append(((agree[differ] + 1) / 2).sum())
         count.append(differ.sum())
-    return within(per_token(np.array(right), np.array(count)), 0.0, 1.0) if any(count) else Estimate(np.nan, np.nan, np.nan)
+    return (
+        within(per_token(np.array(right), np.array(count)), 0.0, 1.0)
+        if any(count)
+        else Estimate(np.nan, np.nan, np.nan)
+    )
 
 
 def write_table(folder: Path, name: str, table: Sequence[Mapping[str, Any]]) -> None:

@@ -42,8 +42,8 @@ class Asked(NamedTuple):
 class Difference:
     """Mean difference of a setting's F1 and the baseline's over the same questions.
 
-    - low, high: 95 % interval over groups of questions, NaN without their scores. questions: how many both were asked, 0 without scores.
-      seeds: how many both have.
+    - low, high: 95 % interval over groups of questions, NaN without their scores. questions: how many both were
+      asked, 0 without scores. seeds: how many both have.
     """
 
     value: float
@@ -194,9 +194,18 @@ def difference(table: SweepTable, row: Row, first: Row, reader: str) -> Differen
 
 
 def over_groups(values: Mapping[Asked, float]) -> tuple[float, float, float]:
-    """(mean over questions, low, high): a 95 % interval over the groups, which are drawn whole (`evaluation.interval`); NaN ends for fewer than two."""
-    names = {group: index for index, group in enumerate(dict.fromkeys((asked.dataset, asked.group) for asked in sorted(values)))}
-    _, low, high = per_token([values[asked] for asked in sorted(values)], [1.0] * len(values), [names[asked.dataset, asked.group] for asked in sorted(values)])
+    """(mean over questions, low, high): a 95 % interval over the groups, which are drawn whole
+    (`evaluation.interval`); NaN ends for fewer than two.
+    """
+    names = {
+        group: index
+        for index, group in enumerate(dict.fromkeys((asked.dataset, asked.group) for asked in sorted(values)))
+    }
+    _, low, high = per_token(
+        [values[asked] for asked in sorted(values)],
+        [1.0] * len(values),
+        [names[asked.dataset, asked.group] for asked in sorted(values)],
+    )
     return statistics.fmean(values.values()), low, high
 
 

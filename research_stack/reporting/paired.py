@@ -1,4 +1,5 @@
-"""Settings compared seed by seed: mean paired difference, its interval, a sign-flip test; the statistics are `evaluation.paired`'s.
+"""Settings compared seed by seed: mean paired difference, its interval, a sign-flip test; the statistics are
+`evaluation.paired`'s.
 
 Runs of one seed share initial weights, data order and documents, so their difference varies less than either: pairing
 by seed tells settings apart that two standard errors cannot.
@@ -110,7 +111,8 @@ def note(found: Sequence[Paired], settings: int) -> str:
     compared = "Each setting is compared with the best one of the metric. " if settings > MOST_SETTINGS else ""
     return (f"Mean over seeds of the difference between runs of the same seed. The interval is Student's t with one degree of freedom less than "
             "seeds; p is the share of all "
-            f"sign flips of the differences (of {FLIPS:,} random ones beyond {MOST_GROUPS} seeds) whose mean is at least as far from zero. {least}{compared}Nothing is corrected for the number of "
+            f"sign flips of the differences (of {FLIPS:,} random ones beyond {MOST_GROUPS} seeds) "
+            f"whose mean is at least as far from zero. {least}{compared}Nothing is corrected for the number of "
             "comparisons.")  # fmt: skip
 
 

@@ -137,9 +137,16 @@ class Optimization:
 
 
 def state_bytes(optimizer: torch.optim.Optimizer) -> int:
-    """Bytes of the moments that the optimizer keeps from its first step on: two of each parameter with AdamW, one with Muon."""
+    """Bytes of the moments that the optimizer keeps from its first step on: two of each parameter with AdamW, one
+    with Muon.
+    """
     parts = optimizer.parts if isinstance(optimizer, Together) else (optimizer,)
-    return sum(MOMENTS[type(part)] * p.numel() * p.element_size() for part in parts for group in part.param_groups for p in group["params"])
+    return sum(
+        MOMENTS[type(part)] * p.numel() * p.element_size()
+        for part in parts
+        for group in part.param_groups
+        for p in group["params"]
+    )
 
 
 def require_each_once(module: nn.Module, groups: Sequence[Group]) -> None:

@@ -1,4 +1,6 @@
-"""Agreement, intervals over documents, noise ceiling, calibration errors and controls: by hand, against peers, as laws."""
+"""Agreement, intervals over documents, noise ceiling, calibration errors and controls: by hand, against peers, as
+laws.
+"""
 import time
 import warnings
 
@@ -150,7 +152,9 @@ def test_the_fast_path_is_the_jackknife():
     difference = r2_difference(predicted_n, other_n, actual_n, group_n)
     everything = np.ones(len(group_n), dtype=bool)
     assert difference.value == pytest.approx(pair[0](everything) - pair[1](everything))
-    assert difference[1:] == pytest.approx(jackknife(lambda kept_n: pair[0](kept_n) - pair[1](kept_n), group_n), abs=1e-8)
+    assert difference[1:] == pytest.approx(
+        jackknife(lambda kept_n: pair[0](kept_n) - pair[1](kept_n), group_n), abs=1e-8
+    )
 
 
 def test_whole_documents_are_left_out():
@@ -169,7 +173,9 @@ def test_the_interval_of_a_mean_is_students():
     assert per_token(actual_n, np.ones(30))[1:] == pytest.approx(expected)
     _, actual_n, group_n = documents(np.random.default_rng(3), groups=300)
     of_documents, of_rows = (per_token(actual_n, np.ones(len(actual_n)), of) for of in (group_n, None))
-    assert jackknife(lambda kept_n: actual_n[kept_n].mean(), group_n) == pytest.approx(of_documents[1:], abs=0.02 * (of_documents.high - of_documents.low))
+    assert jackknife(lambda kept_n: actual_n[kept_n].mean(), group_n) == pytest.approx(
+        of_documents[1:], abs=0.02 * (of_documents.high - of_documents.low)
+    )
     assert of_documents.high - of_documents.low > 1.5 * (of_rows.high - of_rows.low)
 
 

@@ -53,7 +53,14 @@ def test_sequences_of_one_document_count_once():
 
 
 def test_students_quantiles():
-    for quantile, freedom_of_t in [(12.7062, 1), (4.3027, 2), (3.1824, 3), (2.7764, 4), (2.2622, 9), (1.9842, 99)]:  # printed tables
+    for quantile, freedom_of_t in [
+        (12.7062, 1),
+        (4.3027, 2),
+        (3.1824, 3),
+        (2.7764, 4),
+        (2.2622, 9),
+        (1.9842, 99),
+    ]:  # printed tables
         assert student(freedom_of_t) == pytest.approx(quantile, abs=5e-5)
 
 

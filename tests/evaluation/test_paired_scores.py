@@ -99,7 +99,11 @@ def test_ratios_with_nothing_below():
     assert all(map(math.isnan, ratio([0.0, 0.0], [0.0, 0.0])))
     assert ratio(np.zeros(9), 1 + np.arange(9.0)) == (0, 0, 0)
     rare = ratio(np.ones(20), np.eye(20)[0])  # the mean of b may be 0: no ratio is too high
-    assert rare.value == pytest.approx(20) and rare.low == pytest.approx(20 / (1 + scipy.stats.t.ppf(0.975, 19))) and rare.high == math.inf
+    assert (
+        rare.value == pytest.approx(20)
+        and rare.low == pytest.approx(20 / (1 + scipy.stats.t.ppf(0.975, 19)))
+        and rare.high == math.inf
+    )
 
 
 def test_groups_widen_the_interval():

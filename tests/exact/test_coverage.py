@@ -49,7 +49,9 @@ def test_nats_per_token_of_documents_of_different_lengths(skewed):
             nats_g = tokens_g * (3 + 0.3 * effect_g) + 2 * np.sqrt(tokens_g) * rng.normal(size=groups)
             found.append(per_token(nats_g, tokens_g))
         shares[groups] = covers(found, 3)
-    close(shares, low=0.915 if skewed else 0.925)  # where documents differ lopsidedly a symmetric interval is a little short
+    close(
+        shares, low=0.915 if skewed else 0.925
+    )  # where documents differ lopsidedly a symmetric interval is a little short
 
 
 # ------------------------------------------------------------------------------------------- stratified levels
@@ -67,7 +69,9 @@ class Worlds(Draws):
 
 
 class Knowing:
-    """A denoiser whose -ln p of the true token depends on the noise, the document and the place, as a trained model's does."""
+    """A denoiser whose -ln p of the true token depends on the noise, the document and the place, as a trained model's
+    does.
+    """
 
     predicts = "leave_one_out"
 
@@ -92,14 +96,28 @@ def bounds(process, documents, worlds, length=16, n_real=20, samples=4):
     rng, generator = np.random.default_rng(documents), torch.Generator().manual_seed(documents)
     document_B = np.repeat(np.arange(documents), sizes(rng, documents, mean=2, spread=0.6))
     rows = len(document_B)
-    tokens_B = np.where(np.append(np.diff(document_B), 1) > 0, rng.integers(length // 2, length + 1, rows), length)  # last rows are short
+    tokens_B = np.where(
+        np.append(np.diff(document_B), 1) > 0, rng.integers(length // 2, length + 1, rows), length
+    )  # last rows are short
     eligible_BL = torch.from_numpy(np.arange(length) < tokens_B[:, None]).repeat(worlds, 1)
     x_BL = torch.randint(toy.OFFSET, n_real + toy.OFFSET, eligible_BL.shape, generator=generator)
     effect_B = 0.15 * torch.randn((worlds, documents), generator=generator)[:, document_B].flatten()
-    given = Knowing(x_BL, eligible_BL, effect_B, n_real), x_BL, eligible_BL, Worlds(documents, worlds, rows), None, samples
+    given = (
+        Knowing(x_BL, eligible_BL, effect_B, n_real),
+        x_BL,
+        eligible_BL,
+        Worlds(documents, worlds, rows),
+        None,
+        samples,
+    )
     found = nelbo_by_level(given[0], process, *given[1:]) if process.has_uniform else fixed_k_by_level(*given)
     nats_WBS, t_WBS = (values.view(worlds, rows, samples).numpy() for values in found)
-    return nats_WBS.mean(2), np.stack([balanced(*world) for world in zip(nats_WBS, t_WBS, strict=True)]), tokens_B, document_B
+    return (
+        nats_WBS.mean(2),
+        np.stack([balanced(*world) for world in zip(nats_WBS, t_WBS, strict=True)]),
+        tokens_B,
+        document_B,
+    )
 
 
 @pytest.mark.parametrize("process", [Absorbing(), Hybrid(p_u=0.1), Uniform()], ids=str)
@@ -108,7 +126,9 @@ def test_bounds_whose_levels_are_stratified_over_rows(process):
     for documents in GROUPS:
         nats_WB, balanced_WB, tokens_B, document_B = bounds(process, documents, TIMES // 2)
         truth = nats_WB.mean(0).sum() / tokens_B.sum()
-        shares[documents] = covers([per_token(n, tokens_B, document_B, b) for n, b in zip(nats_WB, balanced_WB, strict=True)], truth)
+        shares[documents] = covers(
+            [per_token(n, tokens_B, document_B, b) for n, b in zip(nats_WB, balanced_WB, strict=True)], truth
+        )
         blind[documents] = covers([per_token(n, tokens_B, document_B) for n in nats_WB], truth)
     close(shares, low=0.92, high=0.98)
     if process.has_uniform:  # levels taken for noise: the intervals are too wide
@@ -121,7 +141,9 @@ def test_balanced_parts_sum_to_nothing_and_need_enough_levels():
     effect_BS = 3 * np.sin(np.pi * t_BS / 2)
     found_B = balanced(effect_BS + 5 * rng.normal(size=40)[:, None], t_BS)
     assert found_B.sum() == pytest.approx(0, abs=1e-9)
-    np.testing.assert_allclose(found_B, effect_BS.mean(1) - effect_BS.mean(), atol=0.03)  # the row's own difficulty is no part of it
+    np.testing.assert_allclose(
+        found_B, effect_BS.mean(1) - effect_BS.mean(), atol=0.03
+    )  # the row's own difficulty is no part of it
     assert not balanced(effect_BS[:2], t_BS[:2]).any() and not balanced(effect_BS[:8, :1], t_BS[:8, :1]).any()
 
 
@@ -138,14 +160,20 @@ def test_scores_of_questions_of_articles():
             means.append(paired.mean(a_n, group_n))
             differences.append(paired.paired(a_n, b_n, group_n))
             ratios.append(paired.ratio(a_n, b_n, group_n))
-        shares |= {(groups, "mean"): covers(means, 0.45), (groups, "difference"): covers(differences, 0.15), (groups, "ratio"): covers(ratios, 1.5)}
+        shares |= {
+            (groups, "mean"): covers(means, 0.45),
+            (groups, "difference"): covers(differences, 0.15),
+            (groups, "ratio"): covers(ratios, 1.5),
+        }
     close(shares, high=0.98)  # Fieller's ratio of few articles is a little wide
 
 
 def test_means_over_prompts():
     rng, shares = np.random.default_rng(2), {}
     for prompts in GROUPS:
-        shares[prompts] = covers([over_prompts(rng.binomial(32, rng.beta(2, 3, prompts)) / 32, SHARE)[:3] for _ in range(TIMES)], 0.4)
+        shares[prompts] = covers(
+            [over_prompts(rng.binomial(32, rng.beta(2, 3, prompts)) / 32, SHARE)[:3] for _ in range(TIMES)], 0.4
+        )
     close(shares)
 
 
@@ -161,7 +189,16 @@ def test_predictions_of_losses():
             found["r2"].append(calibration.r2_interval(own_n, actual_n, group_n))
             found["difference"].append(calibration.r2_difference(own_n, other_n, actual_n, group_n))
             if time % 4 == 0:
-                found["pearson"].append((0, *jackknife(lambda kept_n, x=own_n, y=actual_n: np.corrcoef(x[kept_n], y[kept_n])[0, 1], group_n, CORRELATION)))
+                found["pearson"].append(
+                    (
+                        0,
+                        *jackknife(
+                            lambda kept_n, x=own_n, y=actual_n: np.corrcoef(x[kept_n], y[kept_n])[0, 1],
+                            group_n,
+                            CORRELATION,
+                        ),
+                    )
+                )
         truths = {"r2": 0.5, "difference": 1 / 2.32, "pearson": np.sqrt(0.5)}
         shares |= {(groups, name): covers(of, truths[name]) for name, of in found.items()}
     close(shares, low=0.91, high=0.98)

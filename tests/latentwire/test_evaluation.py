@@ -247,7 +247,9 @@ def measured(method, data, golden, tmp_path_factory):
     folder = tmp_path_factory.mktemp("run")
     here = context(method, Other(data, golden), folder)
     with here.inference():
-        metrics = LatentWireEvaluation(most=12, batch=5, slots=[3], curve=[0.5, 2], examples=2, latency=Latency([40, 200], repeats=2))(here)
+        metrics = LatentWireEvaluation(
+            most=12, batch=5, slots=[3], curve=[0.5, 2], examples=2, latency=Latency([40, 200], repeats=2)
+        )(here)
     return folder, metrics
 
 

@@ -68,10 +68,15 @@ def test_nothing_of_the_standard_library_packs_a_short_text_smaller():
     for length in (0, 1, 36, 72, 131, 170, 500):
         data = (TEXT * 3)[:length].encode()
         assert zlib.decompress(deflated(data.decode()), wbits=-15) == data  # read without a word on how it was made
-        raw = [{"id": lzma.FILTER_LZMA1, "preset": 9 | lzma.PRESET_EXTREME, "lc": lc, "pb": pb} for lc, pb in ((3, 2), (0, 0))]
+        raw = [
+            {"id": lzma.FILTER_LZMA1, "preset": 9 | lzma.PRESET_EXTREME, "lc": lc, "pb": pb}
+            for lc, pb in ((3, 2), (0, 0))
+        ]
         others = [bz2.compress(data), *(lzma.compress(data, lzma.FORMAT_RAW, filters=[one]) for one in raw)]
         assert len(deflated(data.decode())) <= min(len(zlib.compress(data, 9)) - 6, *map(len, others))
-    assert len(deflated_fits(TEXT, 72)) > 1.12 * len(longest(TEXT, 72, lambda text: len(zlib.compress(text.encode(), 9))))
+    assert len(deflated_fits(TEXT, 72)) > 1.12 * len(
+        longest(TEXT, 72, lambda text: len(zlib.compress(text.encode(), 9)))
+    )
 
 
 def test_compression_is_of_use_for_long_contexts_only():

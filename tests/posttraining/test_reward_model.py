@@ -401,7 +401,9 @@ def test_of_synthetic_replies_the_planted_preference_is_the_ceiling(tmp_path):
     source = sources_replies.Replies(count=300, seed=4)
     data = pairs(tmp_path, source)
     module = RewardModel(Regressor(data.features, seed=1), Optimization(), seed=1, **data.for_method())
-    metrics = RewardEvaluation()(Context(module, data, None, tmp_path, seed=1, device=torch.device("cpu"), autocast=contextlib.nullcontext))
+    metrics = RewardEvaluation()(
+        Context(module, data, None, tmp_path, seed=1, device=torch.device("cpu"), autocast=contextlib.nullcontext)
+    )
     planted = np.array([source.truth[number].log_mean for number in data.validation.number_N])
     assert metrics["pearson_ceiling"] == pytest.approx(np.corrcoef(planted, data.validation.target_N)[0, 1], abs=0.05)
     assert metrics["pearson_ceiling"] > 0.6 and metrics["r2_ceiling"] > metrics["r2_linear"] and table(tmp_path, "reward_heldout")[-1]["kind"] == "ceiling"

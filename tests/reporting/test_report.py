@@ -52,7 +52,9 @@ def page_of(folder):
 def test_the_bits_per_byte_on_top_are_those_of_the_bound(tmp_path, run_folder, lookahead_folder):
     assert glance(read(run_folder(tmp_path / "run")))["bits per byte"] == "≤ 2.077"  # an upper bound
     exact = read(lookahead_folder(tmp_path / "exact"))
-    assert glance(exact)["bits per byte"] == f"{exact.metrics['lookahead/bits_per_byte']:.3f}"  # and a loss that is none
+    assert (
+        glance(exact)["bits per byte"] == f"{exact.metrics['lookahead/bits_per_byte']:.3f}"
+    )  # and a loss that is none
 
 
 def test_intervals_over_few_documents_say_so(tmp_path, run_folder):
@@ -64,7 +66,9 @@ def test_intervals_over_few_documents_say_so(tmp_path, run_folder):
         table.write_text("\n".join([f"{first},documents", *(f"{line},{documents}" for line in rest)]) + "\n")
         words = "Numbers over 3 documents: their intervals may be too narrow; 95 % is meant from 5 documents on."
         assert (words in summary(folder)) is (words in " ".join(page_of(folder)[1].text)) is told
-    assert "not one of these texts' probability" in " ".join(page_of(folder)[1].text)  # where samples stand below a bound
+    assert "not one of these texts' probability" in " ".join(
+        page_of(folder)[1].text
+    )  # where samples stand below a bound
 
 
 def test_a_finished_run_shows_everything(tmp_path, run_folder):

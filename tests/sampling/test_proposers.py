@@ -60,7 +60,9 @@ def test_a_nucleus_whose_mass_is_top_p_exactly_takes_no_more(top_p, kept):
     at = positions(p, [3] * 400, draw=0.0)
     at = at._replace(draw_n=torch.arange(400, dtype=torch.float64) / 400)
     found = set(Nucleus(top_p)(at, state([[3] * 400])).tolist())
-    assert len(found) == len(kept) and 3 in found and found <= {3, 1, 4}  # of the two equal ones either may be the second
+    assert (
+        len(found) == len(kept) and 3 in found and found <= {3, 1, 4}
+    )  # of the two equal ones either may be the second
 
 
 @pytest.mark.parametrize("draw", [0.0, 0.3, 0.6, 0.999999])

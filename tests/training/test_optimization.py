@@ -57,11 +57,21 @@ def test_what_a_dry_run_says_of_the_memory_is_what_a_step_keeps(algorithm, ema):
     optimizer = module.optimization.optimizer(module)
     module(torch.tensor([1, 2])).square().sum().backward()
     optimizer.step()
-    moments = [value for state in optimizer.state.values() for value in state.values() if torch.is_tensor(value) and value.ndim]
-    kept = [*module.parameters(), *(p.grad for p in module.parameters() if p.grad is not None), *moments, *(module.parameters() if ema else ())]
+    moments = [
+        value for state in optimizer.state.values() for value in state.values() if torch.is_tensor(value) and value.ndim
+    ]
+    kept = [
+        *module.parameters(),
+        *(p.grad for p in module.parameters() if p.grad is not None),
+        *moments,
+        *(module.parameters() if ema else ()),
+    ]
     facts = model_facts(SimpleNamespace(method=module, data=SimpleNamespace(batch_size=2, sequence_length=3)))
     assert facts["state_bytes"] == sum(value.numel() * value.element_size() for value in kept)
-    matrices, others = 6 * 5 + 5 * 3, 7 * 6 + 5 + 3 + 3  # Muon keeps one average of each matrix, AdamW two of everything
+    matrices, others = (
+        6 * 5 + 5 * 3,
+        7 * 6 + 5 + 3 + 3,
+    )  # Muon keeps one average of each matrix, AdamW two of everything
     assert sum(value.numel() for value in moments) == (2 if algorithm == "adamw" else 1) * matrices + 2 * others
 
 
