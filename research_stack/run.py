@@ -374,10 +374,17 @@ def sample_run(cfg: DictConfig, place: RunFolder) -> Result:
 
 
 def model_facts(parts: Parts) -> dict[str, Any]:
-    """Parameters, and the bytes that weights, gradients, optimizer and average take."""
-    parameters = sum(p.numel() for p in parts.method.parameters())
-    trained = sum(p.numel() for p in parts.method.parameters() if p.requires_grad)
-    states = 4 * parameters + trained * (4 + 8 + (4 if parts.method.optimization.ema else 0))
+    """Parameters, and the bytes that weights, gradients, optimizer and average take: the average is of all weights,
+    trained or not.
+    """
+    from research_stack.training.optimization import state_bytes
+
+    method, every = parts.method, list(parts.method.parameters())
+    parameters, trained = sum(p.numel() for p in every), sum(p.numel() for p in every if p.requires_grad)
+    weights = sum(p.numel() * p.element_size() for p in every)
+    gradients = sum(p.numel() * p.element_size() for p in every if p.requires_grad)
+    optimizer = state_bytes(method.optimization.optimizer(method, method.optimizer_groups()))
+    states = weights + gradients + optimizer + (weights if method.optimization.ema else 0)
     tokens = parts.data.batch_size * parts.data.sequence_length
     return {"parameters": parameters, "trained": trained, "state_bytes": states, "tokens_per_step": tokens,
             "flops_per_step": tokens * parts.method.training_flops(parts.data.sequence_length)}

@@ -1,14 +1,16 @@
 """Upper bounds on -ln p(x) of a denoiser, estimated without bias: what a reported perplexity rests on.
 
-`nelbo` integrates the continuous-time bound of any process over stratified s in float64, with t = sin^2(pi s / 2), and where
-tokens are substituted with more levels at the ends: hybrid noise has no finite variance otherwise (`times.heavy_ended`). No part
-of [0, 1] is cut off: truncating t to [1e-4, 1 - 1e-4] would make the hybrid's value lie below the bound.
-`fixed_k_nelbo` is LLaDA's estimator with exactly k masks. Both return one value per sequence, in nats over its
-eligible positions given the others (prompt, separators), so that the caller can make the interval over sequences.
+`nelbo` integrates the continuous-time bound of any process over stratified s in float64, with t = sin^2(pi s / 2),
+and where tokens are substituted with more levels at the ends: hybrid noise has no finite variance otherwise
+(`times.heavy_ended`). No part of [0, 1] is cut off: truncating t to [1e-4, 1 - 1e-4] would make the hybrid's value
+lie below the bound. `fixed_k_nelbo` is LLaDA's estimator with exactly k masks. Both return one value per sequence, in
+nats over its eligible positions given the others (prompt, separators), so that the caller can make the interval over
+sequences. `nelbo_by_level` and `fixed_k_by_level` keep the levels apart: what stratified levels balance out is no
+part of that interval (`evaluation.levels`).
 """
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 
 import torch
 from torch import Tensor
@@ -25,6 +27,21 @@ if TYPE_CHECKING:
 
 _CALL_BYTES = 2**28  # logits of one model call, float32
 _CHUNK_BYTES = 2**26  # logits converted to float64 at a time
+
+
+class Sampled(NamedTuple):
+    """The estimate of each of B sequences at each of its S noise levels, float64: nats_BS, and the levels t_BS."""
+
+    nats_BS: Tensor
+    t_BS: Tensor
+
+    @property
+    def nats_B(self) -> Tensor:
+        """(B,) the estimate of each sequence, the mean over its levels."""
+        total_B = torch.zeros_like(self.nats_BS[:, 0])
+        for nats_B in self.nats_BS.unbind(1):
+            total_B += nats_B
+        return total_B / self.nats_BS.shape[1]
 
 
 def nelbo(
@@ -45,17 +62,31 @@ def nelbo(
     A denoiser that predicts posteriors is converted to leave-one-out, for which the bound is stated. Any denoiser
     gives a valid bound; whether a tight one depends on how well it is trained for these levels.
     """
+    return nelbo_by_level(denoiser, process, tokens_BL, eligible_BL, draws, attend_BL, samples).nats_B
+
+
+def nelbo_by_level(
+    denoiser: Denoiser,
+    process: Process,
+    tokens_BL: Tensor,
+    eligible_BL: Tensor,
+    draws: Draws,
+    attend_BL: Tensor | None = None,
+    samples: int = 1,
+) -> Sampled:
+    """`nelbo`, level by level."""
     noise = Diffusion(process).bind(denoiser.vocab)
     open_BL = eligible_BL & (noise.tables(tokens_BL.device).index_V[tokens_BL] >= 0)
     substitution = heavy_ended if noise.process.has_uniform else arcsine
-    total_B = torch.zeros(len(tokens_BL), dtype=torch.float64, device=tokens_BL.device)
+    nats, levels = [], []
     for sample in range(samples):
         t_B, rest_B, slope_B = substitution((sample + draws.stratified()) / samples)
         z_BL = _noised(noise, tokens_BL, open_BL, t_B, rest_B, draws)
         weight_BL = noise.process.weights(t_B.unsqueeze(1), rest_B.unsqueeze(1)).at(z_BL == denoiser.vocab.mask, z_BL == tokens_BL)
         weight_BL = weight_BL * slope_B.unsqueeze(1) * open_BL
-        total_B += _weighted_terms(denoiser, noise.process, tokens_BL, z_BL, weight_BL, t_B, rest_B, attend_BL)
-    return total_B / samples
+        nats.append(_weighted_terms(denoiser, noise.process, tokens_BL, z_BL, weight_BL, t_B, rest_B, attend_BL))
+        levels.append(t_B)
+    return Sampled(torch.stack(nats, 1), torch.stack(levels, 1))
 
 
 def fixed_k_nelbo(
@@ -71,10 +102,22 @@ def fixed_k_nelbo(
     k is uniform on {1, ..., n}, n the row's eligible positions; exactly k of them are masked, and n / k times the
     summed cross entropy there is the estimate. Arguments as in `nelbo`.
     """
+    return fixed_k_by_level(denoiser, tokens_BL, eligible_BL, draws, attend_BL, samples).nats_B
+
+
+def fixed_k_by_level(
+    denoiser: Denoiser,
+    tokens_BL: Tensor,
+    eligible_BL: Tensor,
+    draws: Draws,
+    attend_BL: Tensor | None = None,
+    samples: int = 1,
+) -> Sampled:
+    """`fixed_k_nelbo`, level by level: t is the share of masks."""
     noise = Diffusion(Absorbing()).bind(denoiser.vocab)
     open_BL = eligible_BL & (noise.tables(tokens_BL.device).index_V[tokens_BL] >= 0)
     size_B = open_BL.sum(1).double()
-    total_B = torch.zeros_like(size_B)
+    nats, levels = [], []
     for sample in range(samples):
         level_B = (sample + draws.stratified()) / samples
         count_B = torch.minimum(1 + (level_B * size_B).floor(), size_B)
@@ -84,8 +127,11 @@ def fixed_k_nelbo(
         t_B = count_B / size_B.clamp_min(1)
         # bound_terms gives (1 - t) CE at masks; with t = 0 there it is the cross entropy itself.
         weight_BL = (size_B / count_B.clamp_min(1)).unsqueeze(1) * masked_BL
-        total_B += _weighted_terms(denoiser, noise.process, tokens_BL, z_BL, weight_BL, t_B, torch.ones_like(t_B), attend_BL)
-    return total_B / samples
+        nats.append(
+            _weighted_terms(denoiser, noise.process, tokens_BL, z_BL, weight_BL, t_B, torch.ones_like(t_B), attend_BL)
+        )
+        levels.append(t_B)
+    return Sampled(torch.stack(nats, 1), torch.stack(levels, 1))
 
 
 def _noised(noise: Diffusion, tokens_BL: Tensor, open_BL: Tensor, t_B: Tensor, rest_B: Tensor, draws: Draws) -> Tensor:

@@ -1,19 +1,20 @@
-"""How well a predicted loss agrees with the loss that came, and how well probabilities are calibrated. Numpy only.
+"""How well a predicted loss agrees with the loss that came, and how well probabilities are calibrated.
 
 The records are positions of texts. Positions of one document depend on one another and documents do not, so every
-interval here is over whole documents (the groups). What to do with a good prediction is in `selective`.
+interval here is over whole documents (the groups), of the kinds in `interval`. What to do with a good prediction is
+in `selective`.
 
-Shapes: n positions, g groups, m samples per position, P predictions, S draws, D features, K knots.
+Shapes: n positions, g groups, m samples per position, P predictions, D features, K knots.
 """
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import NamedTuple
 
 import numpy as np
+from scipy.stats import rankdata
 
-from research_stack.evaluation.interval import Estimate, per_token
+from research_stack.evaluation.interval import EXPLAINED, Estimate, from_left_out, per_token
 
 ROWS = 8192  # rows of features that are held in float64 at a time
 
@@ -58,18 +59,12 @@ def agreement(predicted_n: np.ndarray, actual_n: np.ndarray) -> Agreement:
     return Agreement(
         r2=1 - _ratio(np.square(predicted_n - actual_n).sum(), a_n @ a_n),
         pearson=_correlation(p_n, a_n),
-        spearman=_correlation(_centred(ranks(predicted_n)), _centred(ranks(actual_n))),
+        spearman=_correlation(_centred(rankdata(predicted_n)), _centred(rankdata(actual_n))),
         slope=slope,
         intercept=float(actual_n.mean() - slope * predicted_n.mean()),
         bias=float((predicted_n - actual_n).mean()),
         n=len(actual_n),
     )
-
-
-def ranks(values_n: np.ndarray) -> np.ndarray:
-    """(n,) ranks from 1, ties sharing their mean rank."""
-    _, index_n, counts = np.unique(values_n, return_inverse=True, return_counts=True)
-    return (np.cumsum(counts) - (counts - 1) / 2)[index_n]
 
 
 def _centred(values_n: np.ndarray) -> np.ndarray:
@@ -109,64 +104,41 @@ def noise_ceiling(actual_nm: np.ndarray) -> float:
     return 1 - _ratio(actual_nm.var(axis=1, ddof=1).mean(), actual_nm.var(axis=0, ddof=1).mean())
 
 
-# ------------------------------------------------------------------------------------------------ bootstrap
-def bootstrap(statistic: Callable[[np.ndarray], float], group_n: np.ndarray, draws: int = 1000, seed: int = 0) -> tuple[float, float]:
-    """95 % percentile interval (low, high) of a statistic from a bootstrap over whole groups (Efron and Tibshirani 1993, 13.3).
-
-    - statistic: gets int weight_n (n,), how many times the group of each position was drawn, and returns a float. Draws
-      where it is NaN are left out. It is called `draws` times: for R2 `r2_interval` does the same draws much faster.
-    - group_n: what belongs together (n,).
-
-    NaN for fewer than 2 groups. With few groups (below 20 or so) percentile intervals are too narrow.
-    """
-    _, index_n = np.unique(np.asarray(group_n), return_inverse=True)
-    return _percentiles([statistic(count_g[index_n]) for count_g in _resampled(len(np.unique(index_n)), draws, seed)])
-
-
-def _resampled(groups: int, draws: int, seed: int) -> Iterator[np.ndarray]:
-    """(g,) how often each group is in each draw; no draw at all where there is nothing to resample."""
-    rng = np.random.default_rng(seed)
-    for _ in range(draws if groups > 1 else 0):
-        yield np.bincount(rng.integers(groups, size=groups), minlength=groups)
-
-
-def _percentiles(values: list[float] | np.ndarray) -> tuple[float, float]:
-    known = np.asarray(values, dtype=np.float64)
-    known = known[~np.isnan(known)]
-    low, high = np.quantile(known, (0.025, 0.975)) if len(known) else (np.nan, np.nan)
-    return float(low), float(high)
-
-
-def r2_interval(predicted_n: np.ndarray, actual_n: np.ndarray, group_n: np.ndarray, draws: int = 1000, seed: int = 0) -> Estimate:
-    """R2 of a prediction (as in `Agreement`) with its `bootstrap` interval over groups, from sums per group."""
+# ------------------------------------------------------------------------------------------ R2 and its interval
+def r2_interval(predicted_n: np.ndarray, actual_n: np.ndarray, group_n: np.ndarray) -> Estimate:
+    """R2 of a prediction (as in `Agreement`) with its `jackknife` interval over groups, on the scale of ln(1 - R2)."""
     predicted_n, actual_n = columns(predicted_n=predicted_n, actual_n=actual_n)
-    r2_S = _r2_draws([predicted_n], actual_n, group_n, draws, seed)[:, 0]
-    return Estimate(float(r2_S[0]), *_percentiles(r2_S[1:]))
+    r2_GP, size_g = _r2_left_out([predicted_n], actual_n, group_n)
+    r2, *without_g = r2_GP[:, 0]
+    return Estimate(float(r2), *from_left_out(r2, np.array(without_g), size_g, EXPLAINED))
 
 
-def r2_difference(
-    predicted_n: np.ndarray, other_n: np.ndarray, actual_n: np.ndarray, group_n: np.ndarray, draws: int = 1000, seed: int = 0
-) -> Estimate:
-    """R2 of a prediction less R2 of another one of the same positions, with the interval of the paired bootstrap over groups."""
+def r2_difference(predicted_n: np.ndarray, other_n: np.ndarray, actual_n: np.ndarray, group_n: np.ndarray) -> Estimate:
+    """R2 of a prediction less R2 of another one of the same positions, with the interval of the paired jackknife over
+    groups.
+    """
     predicted_n, other_n, actual_n = columns(predicted_n=predicted_n, other_n=other_n, actual_n=actual_n)
-    r2_SP = _r2_draws([predicted_n, other_n], actual_n, group_n, draws, seed)
-    difference_S = r2_SP[:, 0] - r2_SP[:, 1]
-    return Estimate(float(difference_S[0]), *_percentiles(difference_S[1:]))
+    r2_GP, size_g = _r2_left_out([predicted_n, other_n], actual_n, group_n)
+    difference, *without_g = r2_GP[:, 0] - r2_GP[:, 1]
+    return Estimate(float(difference), *from_left_out(difference, np.array(without_g), size_g))
 
 
-def _r2_draws(predictions: list[np.ndarray], actual_n: np.ndarray, group_n: np.ndarray, draws: int, seed: int) -> np.ndarray:
-    """(1 + S, P) R2 of each prediction: first of all positions, then of each draw. Every prediction sees the same draws."""
+def _r2_left_out(
+    predictions: list[np.ndarray], actual_n: np.ndarray, group_n: np.ndarray
+) -> tuple[np.ndarray, np.ndarray]:
+    """((1 + g, P) R2 of each prediction: of all positions, then without each group; (g,) sizes of the groups)."""
     _, index_n = np.unique(np.asarray(group_n), return_inverse=True)
     if index_n.shape != actual_n.shape:
         raise ValueError(f"group_n names {len(index_n)} positions, the records have {len(actual_n)}")
     a_n = _centred(actual_n)  # so that the difference of sums below does not cancel
     moments = [np.ones_like(a_n), a_n, a_n * a_n, *(np.square(predicted_n - actual_n) for predicted_n in predictions)]
     sums_gK = np.stack([np.bincount(index_n, weights=moment_n) for moment_n in moments], axis=1)
-    totals_SK = np.array([sums_gK.sum(0), *(count_g @ sums_gK for count_g in _resampled(len(sums_gK), draws, seed))])
-    n_S, a_S, aa_S = totals_SK[:, :3].T
-    spread_S = aa_S - a_S * a_S / n_S
-    spread_S[spread_S <= 1e-12 * aa_S] = np.nan  # a draw of equal values: what is left is rounding
-    return 1 - totals_SK[:, 3:] / spread_S[:, None]
+    totals_GK = np.concatenate([sums_gK.sum(0)[None], sums_gK.sum(0) - sums_gK])
+    n_G, a_G, aa_G = totals_GK[:, :3].T
+    with np.errstate(divide="ignore", invalid="ignore"):  # without the only group nothing is left
+        spread_G = aa_G - a_G * a_G / n_G
+        spread_G[spread_G <= 1e-12 * aa_G] = np.nan  # equal values: what is left is rounding
+        return 1 - totals_GK[:, 3:] / spread_G[:, None], sums_gK[:, 0]
 
 
 # ---------------------------------------------------------------------------------------------- calibration
@@ -239,7 +211,7 @@ def _checked(bins: int) -> int:
 
 def _equal_mass(values_n: np.ndarray, bins: int) -> np.ndarray:
     """(n,) bin of each value, 0 and up without gaps: by its mean rank, so that equal values meet in one bin."""
-    place_n = (ranks(values_n) - 0.5) * _checked(bins) // len(values_n)
+    place_n = (rankdata(values_n) - 0.5) * _checked(bins) // len(values_n)
     return np.unique(place_n, return_inverse=True)[1]
 
 

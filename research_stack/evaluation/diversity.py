@@ -17,7 +17,7 @@ from typing import Literal
 
 import numpy as np
 
-from research_stack.evaluation.passk import DRAWS, Band, over_prompts
+from research_stack.evaluation.passk import Band, over_prompts
 from research_stack.evaluation.syntax import Labels, tree_distance, tree_of
 from research_stack.require import require
 
@@ -29,9 +29,9 @@ NAN = float("nan")
 
 def per_prompt(
     measure: Callable[[Sequence], float], texts_Pn: Sequence[Sequence], right_Pn: Sequence[Sequence[bool]] | None = None,
-    least: int = 2, draws: int = DRAWS, seed: int = 0,
+    least: int = 2,
 ) -> Band:
-    """Mean over prompts of a measure of the texts of one prompt, with its bootstrap interval over prompts.
+    """Mean over prompts of a measure of the texts of one prompt, with its interval over prompts (`over_prompts`).
 
     - measure: one of this module, options bound by a lambda; NaN where it is not defined.
     - texts_Pn: what it measures, per prompt: texts, or vectors (n, D). Prompts may have different numbers.
@@ -44,7 +44,7 @@ def per_prompt(
         shapes = [list(map(len, of)) for of in (texts_Pn, right_Pn)]
         require(shapes[0] == shapes[1], f"right_Pn={sum(shapes[1])} flags must be one for each of {sum(shapes[0])} texts, prompt by prompt")
         texts_Pn = [[text for text, counts in zip(texts, right, strict=True) if counts] for texts, right in zip(texts_Pn, right_Pn, strict=True)]
-    return over_prompts([measure(texts) if len(texts) >= least else NAN for texts in texts_Pn], draws, seed)
+    return over_prompts([measure(texts) if len(texts) >= least else NAN for texts in texts_Pn])
 
 
 # -------------------------------------------------------------------------------------------------------- kinds

@@ -1,4 +1,4 @@
-"""Two ways to the same questions compared: difference and ratio of their means, and how likely chance makes as much. Numpy only.
+"""Two ways to the same questions compared: difference and ratio of their means, and how likely chance makes as much.
 
 Both ways answer the same questions, and some questions are hard for both: their difference varies less than either. Questions
 of one context depend on one another, so give `group_n` where there are several.
@@ -13,11 +13,10 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import ArrayLike
 
-from research_stack.evaluation.calibration import bootstrap, columns
-from research_stack.evaluation.interval import Estimate
+from research_stack.evaluation.calibration import columns
+from research_stack.evaluation.interval import Clustered, Estimate, around, clustered, ratio_interval
 from research_stack.require import require
 
-DRAWS = 1000
 FLIPS = 9999  # random sign flips where there are too many to try all
 MOST_GROUPS = 16  # up to which all 2^g sign flips are tried
 BLOCK = 1 << 20  # signs that are held at a time
@@ -32,46 +31,49 @@ class Comparison(NamedTuple):
     n: int
 
 
-def compare(a_n: ArrayLike, b_n: ArrayLike, group_n: ArrayLike | None = None, draws: int = DRAWS, seed: int = 0) -> Comparison:
+def compare(a_n: ArrayLike, b_n: ArrayLike, group_n: ArrayLike | None = None, seed: int = 0) -> Comparison:
     """All that this module says of scores a_n against scores b_n of the same questions, each >= 0."""
     a_n, b_n = columns(a_n=a_n, b_n=b_n)
-    p = sign_flip(a_n - b_n, group_n, seed=seed)
-    return Comparison(paired(a_n, b_n, group_n, draws, seed), ratio(a_n, b_n, group_n, draws, seed), p, len(a_n))
+    return Comparison(
+        paired(a_n, b_n, group_n), ratio(a_n, b_n, group_n), sign_flip(a_n - b_n, group_n, seed=seed), len(a_n)
+    )
 
 
-def mean(a_n: ArrayLike, group_n: ArrayLike | None = None, draws: int = DRAWS, seed: int = 0) -> Estimate:
-    """Mean of n values with its 95 % percentile `bootstrap` interval over groups (None: every question is one)."""
+def mean(a_n: ArrayLike, group_n: ArrayLike | None = None) -> Estimate:
+    """Mean of n values with its 95 % interval over groups (`interval`; None: every question is one)."""
     (a_n,) = columns(a_n=a_n)
-    return Estimate(float(a_n.mean()), *bootstrap(lambda weight_n: float(weight_n @ a_n / weight_n.sum()), _groups(group_n, len(a_n)), draws, seed))
+    return around(float(a_n.mean()), _over_groups(a_n, group_n))
 
 
-def paired(a_n: ArrayLike, b_n: ArrayLike, group_n: ArrayLike | None = None, draws: int = DRAWS, seed: int = 0) -> Estimate:
-    """mean(a) - mean(b) with its 95 % percentile bootstrap interval over groups; every draw takes the same questions for both.
+def paired(a_n: ArrayLike, b_n: ArrayLike, group_n: ArrayLike | None = None) -> Estimate:
+    """mean(a) - mean(b) with its 95 % interval over groups: that of the differences, question by question.
 
     - a_n, b_n: a score of each of n questions, in the same order. group_n: what belongs together; None: every question is one group.
 
     The interval is NaN for fewer than 2 groups. Raises ValueError for values that are not finite, or not of one shape (n,) with n > 0.
     """
     a_n, b_n = columns(a_n=a_n, b_n=b_n)
-    return mean(a_n - b_n, group_n, draws, seed)
+    return mean(a_n - b_n, group_n)
 
 
-def ratio(a_n: ArrayLike, b_n: ArrayLike, group_n: ArrayLike | None = None, draws: int = DRAWS, seed: int = 0) -> Estimate:
-    """mean(a) / mean(b) with its interval, drawn as in `paired`; infinite where b alone is 0, NaN where both are.
+def ratio(a_n: ArrayLike, b_n: ArrayLike, group_n: ArrayLike | None = None) -> Estimate:
+    """mean(a) / mean(b) with its 95 % interval over groups (`ratio_interval`), up to infinity where mean(b) may be 0;
+    the value is infinite where b alone is 0, NaN where both are.
 
     Raises ValueError as `paired` does, and for values below 0.
     """
     a_n, b_n = columns(a_n=a_n, b_n=b_n)
     require(min(a_n.min(), b_n.min()) >= 0, f"a_n={a_n.min()} and b_n={b_n.min()} at their lowest must be at least 0")
-
-    def angle(weight_n: np.ndarray) -> float:
-        """Grows with the ratio and stays finite where it does not: draws in which b is 0 count as the highest, not as missing."""
-        above, below = float(weight_n @ a_n), float(weight_n @ b_n)
-        return math.atan2(above, below) if above or below else math.nan
-
-    low, high = (math.inf if turn >= math.pi / 2 else math.tan(turn) for turn in bootstrap(angle, _groups(group_n, len(a_n)), draws, seed))
     above, below = float(a_n.mean()), float(b_n.mean())
-    return Estimate(above / below if below else math.inf if above else math.nan, low, high)
+    if not above and not below:
+        return Estimate(math.nan, math.nan, math.nan)
+    return Estimate(
+        above / below if below else math.inf, *ratio_interval(_over_groups(np.stack([a_n, b_n], axis=1), group_n))
+    )
+
+
+def _over_groups(values_nK: np.ndarray, group_n: ArrayLike | None) -> Clustered:
+    return clustered(values_nK, np.ones(len(values_nK)), _groups(group_n, len(values_nK)))
 
 
 def sign_flip(difference_n: ArrayLike, group_n: ArrayLike | None = None, flips: int = FLIPS, seed: int = 0) -> float:

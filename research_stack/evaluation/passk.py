@@ -1,7 +1,7 @@
-"""Right answers among k attempts: pass@k and what is read off its curve, and how well a selector picks. Numpy only.
+"""Right answers among k attempts: pass@k and what is read off its curve, and how well a selector picks.
 
-Every number is unbiased for fresh attempts at a prompt, is taken per prompt, and is averaged with a bootstrap over prompts:
-attempts at one prompt are no independent draws of the task.
+Every number is unbiased for fresh attempts at a prompt, is taken per prompt, and is averaged with an interval over
+prompts (Student's t): attempts at one prompt are no independent draws of the task.
 
 Shapes: P prompts, n attempts in the pool of a prompt, c of them right, k attempts that are looked at.
 """
@@ -13,14 +13,15 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import ArrayLike
 
-from research_stack.evaluation.calibration import bootstrap
+from research_stack.evaluation.interval import Estimate, around, clustered, jackknife, within
 from research_stack.require import require
 
-DRAWS = 1000
+EVERYWHERE = -np.inf, np.inf
+SHARE = 0.0, 1.0  #: where the truth of a probability can lie
 
 
 class Band(NamedTuple):
-    """A mean over prompts with its 95 % bootstrap interval over prompts (NaN for fewer than two of them).
+    """A mean over prompts with its 95 % interval over prompts (`interval`; NaN for fewer than two of them).
 
     - n: prompts that are averaged. undefined: prompts that have no value and are left out, such as those with too few texts.
     """
@@ -32,16 +33,19 @@ class Band(NamedTuple):
     undefined: int
 
 
-def over_prompts(values_P: ArrayLike, draws: int = DRAWS, seed: int = 0) -> Band:
-    """The `Band` of one value per prompt, float (P,), NaN where there is none. Raises ValueError for infinite values."""
+def over_prompts(values_P: ArrayLike, possible: tuple[float, float] = EVERYWHERE) -> Band:
+    """The `Band` of one value per prompt, float (P,), NaN where there is none. Raises ValueError for infinite values.
+
+    - possible: where the mean can lie at all (`SHARE`); the interval is cut to it.
+    """
     values_P = np.asarray(values_P, dtype=np.float64)
     require(values_P.ndim == 1, f"values_P={values_P.shape} must be of shape (P,)")
     require(not np.isinf(values_P).any(), f"values_P={values_P[np.isinf(values_P)][:1]} must be finite, or NaN where there is none")
     known_P = values_P[~np.isnan(values_P)]
     if not len(known_P):
         return Band(np.nan, np.nan, np.nan, 0, len(values_P))
-    interval = bootstrap(lambda weight_P: float(weight_P @ known_P / weight_P.sum()), np.arange(len(known_P)), draws, seed)
-    return Band(float(known_P.mean()), *interval, len(known_P), len(values_P) - len(known_P))
+    found = around(float(known_P.mean()), clustered(known_P, np.ones(len(known_P)), np.arange(len(known_P))))
+    return Band(*within(found, *possible), len(known_P), len(values_P) - len(known_P))
 
 
 # ----------------------------------------------------------------------------------------------------- pass@k
@@ -78,10 +82,10 @@ def _all_of(m: np.ndarray, n: np.ndarray, k: np.ndarray) -> np.ndarray:
     return share
 
 
-def pass_curve(n_P: ArrayLike, c_P: ArrayLike, ks: Sequence[int], all_right: bool = False, draws: int = DRAWS, seed: int = 0) -> dict[int, Band]:
+def pass_curve(n_P: ArrayLike, c_P: ArrayLike, ks: Sequence[int], all_right: bool = False) -> dict[int, Band]:
     """pass@k over prompts for each k (`all_right`: pass^k). Raises ValueError where a prompt has fewer than k attempts."""
     of = pass_hat_k if all_right else pass_at_k
-    return {k: over_prompts(of(n_P, c_P, k), draws, seed) for k in ks}
+    return {k: over_prompts(of(n_P, c_P, k), SHARE) for k in ks}
 
 
 # ------------------------------------------------------------------------------------------ what the curve says
@@ -114,15 +118,18 @@ def _first(at: Mapping[int, float]) -> float:
     return float(at[1])
 
 
-def der_band(n_P: ArrayLike, c_P: ArrayLike, k: int, normalised: bool = True, draws: int = DRAWS, seed: int = 0) -> Band:
-    """`normalised_der` (or `der`) at k of the mean curve over prompts, with the interval of a bootstrap over prompts."""
+def der_band(n_P: ArrayLike, c_P: ArrayLike, k: int, normalised: bool = True) -> Band:
+    """`normalised_der` (or `der`) at k of the mean curve over prompts, with its `jackknife` interval over prompts, in
+    [0, 1].
+    """
     at_1, at_k = (np.atleast_1d(pass_at_k(n_P, c_P, of)) for of in (1, k))
 
-    def ratio(weight_P: np.ndarray) -> float:
-        first, value = (float(weight_P @ at / weight_P.sum()) for at in (at_1, at_k))
+    def ratio(kept_P: np.ndarray) -> float:
+        first, value = (float(at[kept_P].mean()) for at in (at_1, at_k))
         return (normalised_der if normalised else der)({1: first, k: value})[k]
 
-    return Band(ratio(np.ones(len(at_1))), *bootstrap(ratio, np.arange(len(at_1)), draws, seed), len(at_1), 0)
+    value = ratio(np.ones(len(at_1), dtype=bool))
+    return Band(*within(Estimate(value, *jackknife(ratio, np.arange(len(at_1)))), *SHARE), len(at_1), 0)
 
 
 def collapse_point(at: Mapping[int, float], threshold: float = 0.01) -> int | None:
@@ -160,7 +167,7 @@ def picked(score_n: ArrayLike, quality_n: ArrayLike, k: int) -> float:
 
 
 def selection(
-    score_Pn: Sequence[ArrayLike], quality_Pn: Sequence[ArrayLike], k: int, draws: int = DRAWS, seed: int = 0
+    score_Pn: Sequence[ArrayLike], quality_Pn: Sequence[ArrayLike], k: int
 ) -> dict[str, Band]:
     """USQ, the quality of a selector's pick among k attempts, over prompts: `picked`, beside what bounds it.
 
@@ -174,4 +181,4 @@ def selection(
         "random": np.array([float(np.mean(quality_n)) for _, quality_n in pairs]),
     }
     values["regret"] = values["oracle"] - values["picked"]
-    return {name: over_prompts(values_P, draws, seed) for name, values_P in values.items()}
+    return {name: over_prompts(values_P) for name, values_P in values.items()}

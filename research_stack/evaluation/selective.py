@@ -1,4 +1,4 @@
-"""Answering only where the predicted loss is low: what that costs, and a threshold whose risk is guaranteed. Numpy only.
+"""Answering only where the predicted loss is low: what that costs, and a threshold whose risk is guaranteed.
 
 A score is predicted badness: low ones are accepted first. Shapes: n positions, m other positions, T thresholds.
 """
@@ -7,6 +7,7 @@ from __future__ import annotations
 import bisect
 
 import numpy as np
+from scipy.special import bdtr
 
 from research_stack.evaluation.calibration import columns
 
@@ -58,14 +59,8 @@ def one_per_group(group_n: np.ndarray, seed: int) -> np.ndarray:
 
 
 def binomial_tail(errors: int, n: int, p: float) -> float:
-    """P(Bin(n, p) <= errors), summed in logarithms: right to 1e-8 of itself up to n of a million."""
-    if errors < 0 or errors >= n:
-        return float(errors >= 0)
-    k = np.arange(1, errors + 1)
-    log_choose = np.concatenate([[0.0], np.cumsum(np.log((n - k + 1) / k))])
-    log_k = log_choose + np.arange(errors + 1) * np.log(p) + (n - np.arange(errors + 1)) * np.log1p(-p)
-    top = log_k.max()
-    return float(min(1.0, np.exp(top) * np.exp(log_k - top).sum()))
+    """P(Bin(n, p) <= errors)."""
+    return float(errors >= 0) if errors < 0 or errors >= n else float(bdtr(errors, n, p))
 
 
 def p_value(loss: float, n: int, risk: float, binary: bool) -> float:

@@ -19,6 +19,7 @@ import numpy as np
 from research_stack.data.question import Question
 from research_stack.data.questions import QuestionData
 from research_stack.evaluation import paired
+from research_stack.evaluation.interval import warn_few, within
 from research_stack.latentwire import paths, wire
 from research_stack.latentwire.latency import Latency
 from research_stack.latentwire.module import LatentWire
@@ -44,33 +45,44 @@ Table = list[dict[str, Any]]
 class LatentWireEvaluation:
     """Exact match, F1 and FirstTok@k of every reader along every path (`paths`), bytes, ratio and time to the first token.
 
-    Latents go through real bytes: the message is written, counted and read back. Intervals are 95 %, by a bootstrap over the groups of
-    questions that depend on one another; they do not cover a new training run.
+    Latents go through real bytes: the message is written, counted and read back. Intervals are 95 %, over the groups
+    of questions that depend on one another (`evaluation.interval`); they do not cover a new training run.
 
     - most: questions of each data set, spread evenly over the validation side; None for all. batch: questions read together.
     - slots: further M to send, of more than the method's private slots and at most all of its slots; others are left out. The first shared ones are
       sent. None: half and three quarters of those that were trained.
     - curve: times the bytes of a message in which head and tail of the text are measured too, beside those in as many.
-    - examples: questions of each data set whose answers are kept as texts. draws: of the bootstrap.
+    - examples: questions of each data set whose answers are kept as texts.
     - latency: how times are taken; None: not at all.
     """
 
     #: See research_stack.smoke.
-    smoke = {"most": 8, "batch": 8, "slots": [], "curve": [], "draws": 100, "latency": None}
+    smoke = {"most": 8, "batch": 8, "slots": [], "curve": [], "latency": None}
 
     def __init__(
-        self, most: int | None = 512, batch: int = 64, slots: list[int] | None = None, curve: list[float] | None = None, examples: int = 6, draws: int = 1000,
+        self,
+        most: int | None = 512,
+        batch: int = 64,
+        slots: list[int] | None = None,
+        curve: list[float] | None = None,
+        examples: int = 6,
         latency: Latency | None = None,
     ) -> None:
         require(most is None or most >= 2, f"most={most} must be at least 2, or null for all")
         require(batch >= 1, f"batch={batch} must be at least 1")
         require(examples >= 1, f"examples={examples} must be at least 1")
-        require(draws >= 100, f"draws={draws} must be at least 100")
         if any(not 1 <= number <= 256 for number in slots or []):  # wire.MOST, as a number: what is checked before anything is imported
             raise ValueError(f"slots={slots} must be numbers from 1 to 256")
         if any(factor <= 0 for factor in curve or []):
             raise ValueError(f"curve={curve} must be numbers above 0")
-        self.most, self.batch, self.slots, self.curve, self.examples, self.draws, self.latency = most, batch, slots, curve or [], examples, draws, latency
+        self.most, self.batch, self.slots, self.curve, self.examples, self.latency = (
+            most,
+            batch,
+            slots,
+            curve or [],
+            examples,
+            latency,
+        )
 
     def unsuited(self, method: type) -> str | None:
         """Only LatentWire sends latents."""
@@ -82,7 +94,8 @@ class LatentWireEvaluation:
         assert isinstance(method, LatentWire) and isinstance(data, QuestionData)
         questions = chosen([data.questions[i] for i in data.validation], self.most)
         found = self._answers(method, questions, context.seed)
-        scores = Scores(questions, found, method, self.draws, context.seed)
+        scores = Scores(questions, found, method, context.seed)
+        warn_few(scores.group_n, "groups of questions")
         write_table(context.folder, "latentwire", scores.rows())
         write_table(context.folder, "latentwire_paired", scores.paired())
         write_table(context.folder, "latentwire_scores", scores.single())
@@ -124,11 +137,13 @@ class LatentWireEvaluation:
 class Scores:
     """The answers of all readers as tables.
 
-    - questions: n, in the order of the answers. draws, seed: of the bootstrap.
+    - questions: n, in the order of the answers. seed: of random sign flips.
     """
 
-    def __init__(self, questions: Sequence[Question], answered: Sequence[Answered], method: LatentWire, draws: int, seed: int) -> None:
-        self.questions, self.answered, self.method, self.draws, self.seed = questions, answered, method, draws, seed
+    def __init__(
+        self, questions: Sequence[Question], answered: Sequence[Answered], method: LatentWire, seed: int
+    ) -> None:
+        self.questions, self.answered, self.method, self.seed = questions, answered, method, seed
         self.group_n = np.array(groups_of(questions))
         self.context_n = np.array([len(q.context.encode()) for q in questions], dtype=np.float64)
         names = list(dict.fromkeys(q.dataset for q in questions))
@@ -147,7 +162,10 @@ class Scores:
     def _row(self, dataset: str, at: np.ndarray, one: Answered) -> dict[str, Any]:
         bytes_n, context_n = one.bytes_n[at], self.context_n[at]
         ratio = ratio_of_bytes(context_n, bytes_n) if (bytes_n > 0).all() else None
-        means = {name: paired.mean(values_n[at], self.group_n[at], self.draws, self.seed) for name, values_n in (("f1", one.f1_n), ("em", one.exact_n))}
+        means = {
+            name: within(paired.mean(values_n[at], self.group_n[at]), 0.0, 1.0)
+            for name, values_n in (("f1", one.f1_n), ("em", one.exact_n))
+        }
         return {
             "dataset": dataset, "reader": one.reader, "path": one.path, "slots": one.slots,
             "bits": None if one.slots is None or one.path == TOKENS else self.method.quantizer.bits, "bytes": bytes_n.mean(),
@@ -168,7 +186,7 @@ class Scores:
                 said = self.of(reader)
                 for first, second in COMPARED:
                     if first in said and second in said:
-                        found = paired.compare(said[first].f1_n[at], said[second].f1_n[at], self.group_n[at], self.draws, self.seed)
+                        found = paired.compare(said[first].f1_n[at], said[second].f1_n[at], self.group_n[at], self.seed)
                         table.append({"dataset": dataset, "reader": reader, "comparison": f"{first}-{second}", "difference": found.difference.value,
                                       "low": found.difference.low, "high": found.difference.high, "p": found.p, "ratio": found.ratio.value,
                                       "ratio_low": found.ratio.low, "ratio_high": found.ratio.high})  # fmt: skip
@@ -185,7 +203,7 @@ class Scores:
         for reader in self.method.readers:
             said = self.of(reader)
             mean, latent = {path: float(one.f1_n.mean()) for path, one in said.items()}, said[LATENT]
-            over = paired.ratio(latent.f1_n, said[HEAD].f1_n, self.group_n, self.draws, self.seed)
+            over = paired.ratio(latent.f1_n, said[HEAD].f1_n, self.group_n)
             own = {f"f1_{path}": mean[path] for path in (LATENT, TEXT, HEAD, NONE, SHUFFLED) if path in mean}
             own |= {"exact_latent": float(latent.exact_n.mean()), "first1": known_mean(latent.first_nK[:, 0]),
                     "share_of_text": mean[LATENT] / mean[TEXT] if mean[TEXT] else math.nan,
@@ -209,7 +227,9 @@ def chosen(questions: Sequence[Question], most: int | None) -> list[Question]:
 
 
 def groups_of(questions: Sequence[Question]) -> list[str]:
-    """What a question belongs to, for the bootstrap: its group (an article, say), or its context where the whole data set is one group."""
+    """What a question belongs to, for the intervals: its group (an article, say), or its context where the whole data
+    set is one group.
+    """
     found = [q.group for q in questions]
     for dataset in dict.fromkeys(q.dataset for q in questions):
         own = [i for i, q in enumerate(questions) if q.dataset == dataset]

@@ -4,7 +4,7 @@
     shuffled, zeros   the message of another context; zeros in the latents' place: both must be worth no more than none
     text, none        the whole context; nothing
     text_bytes        the head of the context in as many bytes as the message has; text_bytes_tail its end; text_zlib the longest head that
-                      zlib makes fit
+                      raw deflate, of zlib, makes fit
     text_tokens       as many of its first tokens as a message has slots
 
 All are answered by the same code: what was read lies in a cache, the prompt follows, and the likeliest token is taken until the end
@@ -31,7 +31,7 @@ from research_stack.latentwire.features.lora import plain
 from research_stack.latentwire.module import LatentWire
 from research_stack.latentwire.reader import Reader
 from research_stack.latentwire.receiver import Opened, greedy, told
-from research_stack.latentwire.text_baselines import first_tokens, head, tail, zlib_bytes, zlib_fits
+from research_stack.latentwire.text_baselines import deflated_bytes, deflated_fits, first_tokens, head, tail
 from research_stack.require import require
 from research_stack.streams import seed_of
 
@@ -113,7 +113,7 @@ class Asker:
     def from_cut(self, path: str, cut: Callable[[str, int], str], slots: int, budgets: Sequence[int]) -> Answered:
         """The answers to each context cut by `cut(context, its budget of bytes)`."""
         kept = [cut(q.context, budget) for q, budget in zip(self.questions, budgets, strict=True)]
-        sizes = [(zlib_bytes(text) if text else 0) if path == ZLIB else len(text.encode()) for text in kept]
+        sizes = [(deflated_bytes(text) if text else 0) if path == ZLIB else len(text.encode()) for text in kept]
         return self.from_texts(path, slots, [self.reader.ids(text) for text in kept], sizes)
 
     def whole(self) -> list[Answered]:
@@ -134,7 +134,9 @@ class Asker:
         if controls:
             found += [self.from_messages(SHUFFLED, slots, [messages[i] for i in others])] if others is not None else []
             found += [self.from_zeros(slots, sizes[0])]
-        found += [self.from_cut(path, cut, slots, sizes) for path, cut in ((HEAD, head), (TAIL, tail), (ZLIB, zlib_fits))]
+        found += [
+            self.from_cut(path, cut, slots, sizes) for path, cut in ((HEAD, head), (TAIL, tail), (ZLIB, deflated_fits))
+        ]
         positions = slots * self.method.adapters[self.name].expand
         first = [first_tokens(self.reader.ids(q.context), positions) for q in self.questions]
         return [*found, self.from_texts(TOKENS, slots, first, [len(self.reader.tokenizer.decode(ids).encode()) for ids in first])]

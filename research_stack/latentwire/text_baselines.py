@@ -11,6 +11,7 @@ from numpy.typing import ArrayLike
 
 from research_stack.require import require
 
+STRATEGIES = zlib.Z_DEFAULT_STRATEGY, zlib.Z_FILTERED, zlib.Z_FIXED  # any inflater reads all of them
 SLACK = 64  # bytes by which the compressed size of a text may be below that of a beginning of it: a few in practice
 
 
@@ -34,19 +35,35 @@ def _checked(budget: int) -> int:
     return budget
 
 
-def zlib_bytes(text: str) -> int:
-    """Bytes of the text compressed by zlib at level 9, its 6 bytes of header and checksum included."""
-    return len(zlib.compress(text.encode(), 9))
+def deflated(text: str) -> bytes:
+    """The text in the fewest bytes that the standard library makes of so short a one: raw deflate, without zlib's 6
+    bytes of header and checksum, by the best of three ways to look for repetitions.
+
+    bz2 and lzma, raw too, take more for anything of up to a thousand bytes; a dictionary that both sides know would
+    have to be counted.
+    """
+    return min((_deflated(text.encode(), strategy) for strategy in STRATEGIES), key=len)
 
 
-def zlib_fits(text: str, budget: int) -> str:
-    """The longest beginning whose `zlib_bytes` are at most `budget`, cut between characters; empty where not even "" fits (8 bytes).
+def _deflated(data: bytes, strategy: int) -> bytes:
+    packer = zlib.compressobj(level=9, method=zlib.DEFLATED, wbits=-15, memLevel=9, strategy=strategy)
+    return packer.compress(data) + packer.flush()
+
+
+def deflated_bytes(text: str) -> int:
+    """Bytes of the text as `deflated`."""
+    return len(deflated(text))
+
+
+def deflated_fits(text: str, budget: int) -> str:
+    """The longest beginning whose `deflated_bytes` are at most `budget`, cut between characters; empty where not even
+    "" fits (2 bytes).
 
     Compressed sizes hardly ever fall as a text grows, so the search looks no further than to where they pass the budget by 64 bytes.
     """
     _checked(budget)
-    beyond = bisect.bisect_right(range(len(text) + 1), budget + SLACK, key=lambda length: zlib_bytes(text[:length]))
-    return next((text[:length] for length in range(beyond - 1, 0, -1) if zlib_bytes(text[:length]) <= budget), "")
+    beyond = bisect.bisect_right(range(len(text) + 1), budget + SLACK, key=lambda length: deflated_bytes(text[:length]))
+    return next((text[:length] for length in range(beyond - 1, 0, -1) if deflated_bytes(text[:length]) <= budget), "")
 
 
 def first_tokens(ids: Sequence[int], slots: int) -> list[int]:

@@ -16,7 +16,7 @@ import numpy as np
 from research_stack.data.module import batch_of
 from research_stack.data.packing import Rows
 from research_stack.evaluation import calibration, selective
-from research_stack.evaluation.interval import per_token
+from research_stack.evaluation.interval import per_token, warn_few
 from research_stack.evaluation.likelihood import baseline_nats
 from research_stack.lookahead.abstention import conformal, kept, tested
 from research_stack.lookahead.controls import fitted, probe, scores, states
@@ -76,6 +76,7 @@ class LookaheadCalibration:
         validation = context.data.validation
         taken = validation.spread_indices(self.max_sequences or len(validation))
         rows, document_B = validation.take(taken), context.data.validation_document[taken]
+        warn_few(document_B, "documents")
         found = records(context, rows, document_B, self.samples)
         self._keep(context.folder, found)
         metrics = self._next_token(context, rows, document_B, found)
@@ -103,8 +104,9 @@ class LookaheadCalibration:
                    "ece_equal_mass": calibration.expected_calibration_error(largest_n, found.correct, self.bins, equal_mass=True),
                    "brier": calibration.brier(found.probability, found.square)}  # fmt: skip
         table = [{"name": name, "nats": e.value, "low": e.low, "high": e.high, "bits_per_byte": e.value * per_byte, "tokens": int(tokens_B.sum()),
-                  **(quality if name == "this run" else {})} for name, e in estimates.items()]  # fmt: skip
-        columns = ("name", "nats", "low", "high", "bits_per_byte", *quality, "tokens")
+                  "documents": len(np.unique(document_B)), **(quality if name == "this run" else {})}
+                 for name, e in estimates.items()]  # fmt: skip
+        columns = ("name", "nats", "low", "high", "bits_per_byte", *quality, "tokens", "documents")
         write_table(context.folder, "next_token", columns, table)
         nats, low, high = estimates["this run"]
         return {"nats": nats, "nats_low": low, "nats_high": high, "bits_per_byte": nats * per_byte, "unigram": estimates["unigram"].value,

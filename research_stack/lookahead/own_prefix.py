@@ -18,7 +18,7 @@ import torch
 
 from research_stack.data.packing import Rows
 from research_stack.evaluation.decoding import distinct, repetition, token_entropy
-from research_stack.evaluation.interval import Estimate, per_token
+from research_stack.evaluation.interval import Estimate, per_token, warn_few
 from research_stack.evaluation.samples import describe, write_samples
 from research_stack.lookahead.calibration import write_table
 from research_stack.lookahead.module import MiniGPT
@@ -84,6 +84,7 @@ class OwnPrefix:
         """`<decoder>/<metric>`: future_nats with its interval, over_real (future_nats less that of the real text, paired) with
         its interval, repetition, distinct_2, entropy, calls."""
         rows, document_B = self._rows(context)
+        warn_few(document_B, "documents")
         real = self._real(context, rows)
         written = {name: self._written(context, rows, name, sampler) for name, sampler in self._fitting(context).items()}
         table, metrics = [], {}

@@ -1,8 +1,8 @@
 """What a policy's answers to fixed prompts are like: how often right, how many different right ones, how diverse, how sure the policy is.
 
-Numbers are per prompt first and then averaged with a bootstrap over prompts. Diversity is measured over all answers and over the
-right ones, since garbage is diverse. What is not defined (the diversity of fewer than two right answers, say) is left out and
-counted, never taken for 0; a measure that fails raises.
+Numbers are per prompt first and then averaged with an interval over prompts. Diversity is measured over all answers
+and over the right ones, since garbage is diverse. What is not defined (the diversity of fewer than two right answers,
+say) is left out and counted, never taken for 0; a measure that fails raises.
 
 Shapes: P prompts, N answers to each.
 """
@@ -21,7 +21,7 @@ from torch import Tensor
 from research_stack.data.arithmetic import OPERATORS, operators
 from research_stack.data.tokenizers import Codec
 from research_stack.evaluation import diversity
-from research_stack.evaluation.passk import Band, over_prompts, pass_at_k
+from research_stack.evaluation.passk import EVERYWHERE, SHARE, Band, over_prompts, pass_at_k
 from research_stack.posttraining.answers import Answers, answers
 from research_stack.posttraining.rewards.base import Reward
 from research_stack.posttraining.rollout import Rollouts
@@ -34,6 +34,9 @@ if TYPE_CHECKING:
 
 RIGHT = 1.0  # an answer whose reward is at least that is right
 TOGETHER = 1024  # answers that are drawn at once
+#: where a mean can lie, so that no interval goes further; by the metric's name without `@k` and `_right`
+POSSIBLE = {"pass": SHARE, "hidden_pass": SHARE, "distinct": (0.0, np.inf), "self_bleu": (0.0, 100.0),
+            "semantic": (0.0, 2.0), "entropy": (0.0, np.inf), **{f"distinct_{n}": SHARE for n in (1, 2, 3)}}  # fmt: skip
 
 
 @dataclass
@@ -55,6 +58,11 @@ class Measured:
             "metrics": {name: {key: _plain(value) for key, value in band._asdict().items()} for name, band in self.bands.items()},
             "per_prompt": {name: [_plain(value) for value in values] for name, values in self.per_prompt.items()},
         }
+
+
+def possible(name: str) -> tuple[float, float]:
+    """Where the mean of a metric can lie."""
+    return POSSIBLE.get(name.partition("@")[0].removesuffix("_right"), EVERYWHERE)
 
 
 def _plain(value: float) -> float | int | None:
@@ -110,7 +118,12 @@ class Measures:
         reward_PN = np.concatenate([found.reward_PN.cpu().numpy() for found, _ in parts])
         entropy_P = np.concatenate([entropy for _, entropy in parts])
         values = self.values(texts, reward_PN) | {"entropy": entropy_P}
-        return Measured({name: over_prompts(value_P, seed=seed) for name, value_P in values.items()}, values, texts, reward_PN >= RIGHT)
+        return Measured(
+            {name: over_prompts(value_P, possible(name)) for name, value_P in values.items()},
+            values,
+            texts,
+            reward_PN >= RIGHT,
+        )
 
     def _answered(self, policy: Policy, codec: Codec, prompts: Sequence[Tensor], u_PNT: Tensor) -> tuple[Answers, np.ndarray]:
         """Answers, and per prompt the mean entropy in nats of the law of a token, exact from the logits, over the tokens of its answers."""

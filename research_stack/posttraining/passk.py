@@ -13,7 +13,7 @@ import numpy as np
 
 from research_stack import results
 from research_stack.evaluation.context import Context
-from research_stack.evaluation.passk import over_prompts, pass_at_k
+from research_stack.evaluation.passk import SHARE, over_prompts, pass_at_k
 from research_stack.posttraining.answers import different_prompts
 from research_stack.posttraining.measures import Measured, Measures
 from research_stack.posttraining.policy import Policy
@@ -53,7 +53,11 @@ class PassK:
         bands = [[side, name, *band] for side, measured in found.items() for name, band in measured.bands.items()]
         _table(folder / "tables" / "passk.csv", ["prompts", "metric", "value", "low", "high", "n", "undefined"], bands)
         ks = [2**power for power in range(20) if 2**power <= self.measures.count]
-        curve = [[side, k, *over_prompts(pass_at_k(self.measures.count, measured.right_PN.sum(1), k))[:3]] for side, measured in found.items() for k in ks]
+        curve = [
+            [side, k, *over_prompts(pass_at_k(self.measures.count, measured.right_PN.sum(1), k), SHARE)[:3]]
+            for side, measured in found.items()
+            for k in ks
+        ]
         _table(folder / "tables" / "passk_curve.csv", ["prompts", "k", "pass", "low", "high"], curve)
         lines = [[side, one_line(prompt), self.measures.count, *_line(texts, right_N)] for side, measured in found.items()
                  for prompt, texts, right_N in zip(asked[side], measured.texts, measured.right_PN, strict=True)]  # fmt: skip

@@ -19,7 +19,7 @@ import torch
 from research_stack.data.scored import ScoredPairs, ScoredRows
 from research_stack.data.sources_replies import Replies
 from research_stack.evaluation import calibration
-from research_stack.evaluation.interval import Estimate, per_token
+from research_stack.evaluation.interval import CORRELATION, Estimate, jackknife, per_token, warn_few, within
 from research_stack.posttraining.reward_card import card
 from research_stack.posttraining.reward_model import RewardModel
 from research_stack.require import require
@@ -57,20 +57,19 @@ class RewardEvaluation:
 
     The controls are fitted on the training side: a smooth function of the reply's length, and a ridge regression on the same
     embeddings. Of synthetic replies the planted preference is known too: a smooth function of it is the ceiling. Intervals are 95 %,
-    by a bootstrap over prompts (`within`: by the delta method); they do not cover a new training run.
+    over prompts (`evaluation.interval`); they do not cover a new training run.
 
-    - draws: of the bootstrap. bins: of reliability. ridge: penalty of the linear control. points: of the scatter plot, at most.
+    - bins: of reliability. ridge: penalty of the linear control. points: of the scatter plot, at most.
     """
 
     #: See research_stack.smoke.
-    smoke = {"draws": 100, "points": 100}
+    smoke = {"points": 100}
 
-    def __init__(self, draws: int = 1000, bins: int = 10, ridge: float = 300.0, points: int = 600) -> None:
-        require(draws >= 100, f"draws={draws} must be at least 100")
+    def __init__(self, bins: int = 10, ridge: float = 300.0, points: int = 600) -> None:
         require(bins >= 2, f"bins={bins} must be at least 2")
         require(ridge > 0, f"ridge={ridge} must be positive")
         require(points >= 1, f"points={points} must be at least 1")
-        self.draws, self.bins, self.ridge, self.points = draws, bins, ridge, points
+        self.bins, self.ridge, self.points = bins, ridge, points
 
     def unsuited(self, method: type) -> str | None:
         """Only reward models predict engagement."""
@@ -82,8 +81,9 @@ class RewardEvaluation:
         assert isinstance(method, RewardModel) and isinstance(data, ScoredPairs)
         rows = data.validation
         predictions = {MODEL: predicted(method, rows, context.device), **self._controls(data.train, rows), **ceiling(data)}
-        judged = {name: self._judged(predicted_n, rows, context.seed) for name, predicted_n in predictions.items()}
-        over = calibration.r2_difference(predictions[MODEL], predictions[LENGTH], rows.target_N, rows.group_N, self.draws, context.seed)
+        warn_few(rows.group_N, "prompts")
+        judged = {name: self._judged(predicted_n, rows) for name, predicted_n in predictions.items()}
+        over = calibration.r2_difference(predictions[MODEL], predictions[LENGTH], rows.target_N, rows.group_N)
         prompts = len(np.unique(rows.group_N))
         self._tables(context.folder, predictions, judged, rows, prompts)
         model = judged[MODEL]
@@ -105,20 +105,19 @@ class RewardEvaluation:
         curve = calibration.fit_curve(np.log1p(train.length_N), train.target_N, knots=10)
         return {LINEAR: line.predict(rows.features.astype(np.float64)), LENGTH: curve.predict(np.log1p(rows.length_N))}
 
-    def _judged(self, predicted_n: np.ndarray, rows: ScoredRows, seed: int) -> Judged:
+    def _judged(self, predicted_n: np.ndarray, rows: ScoredRows) -> Judged:
         found = calibration.agreement(predicted_n, rows.target_N)
 
         def interval(of: Callable[[calibration.Agreement], float]) -> tuple[float, float]:
-            def statistic(weight_n: np.ndarray) -> float:
-                drawn = np.repeat(np.arange(len(weight_n)), weight_n)
-                return of(calibration.agreement(predicted_n[drawn], rows.target_N[drawn]))
+            def statistic(kept_n: np.ndarray) -> float:
+                return of(calibration.agreement(predicted_n[kept_n], rows.target_N[kept_n]))
 
-            return calibration.bootstrap(statistic, rows.group_N, self.draws, seed)
+            return jackknife(statistic, rows.group_N, CORRELATION)
 
         return Judged(
             pearson=Estimate(found.pearson, *interval(lambda a: a.pearson)),
             spearman=Estimate(found.spearman, *interval(lambda a: a.spearman)),
-            r2=calibration.r2_interval(predicted_n, rows.target_N, rows.group_N, self.draws, seed),
+            r2=calibration.r2_interval(predicted_n, rows.target_N, rows.group_N),
             within=within_prompt(predicted_n, rows.target_N, rows.group_N),
             slope=found.slope,
             calibration_error=calibration.calibration_error(predicted_n, rows.target_N, self.bins),
@@ -165,7 +164,11 @@ def within_prompt(predicted_n: np.ndarray, actual_n: np.ndarray, group_n: np.nda
         agree = np.sign(p[first] - p[second]) * np.sign(a[first] - a[second])
         right.append(((agree[differ] + 1) / 2).sum())
         count.append(differ.sum())
-    return per_token(np.array(right), np.array(count)) if any(count) else Estimate(np.nan, np.nan, np.nan)
+    return (
+        within(per_token(np.array(right), np.array(count)), 0.0, 1.0)
+        if any(count)
+        else Estimate(np.nan, np.nan, np.nan)
+    )
 
 
 def write_table(folder: Path, name: str, table: Sequence[Mapping[str, Any]]) -> None:

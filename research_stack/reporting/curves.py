@@ -1,10 +1,12 @@
-"""Curves made ready to draw: smoothing, thinning, axis ticks. Standard library only."""
+"""Curves made ready to draw: smoothing, thinning, axis ticks."""
 from __future__ import annotations
 
 import bisect
 import math
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
+
+import numpy as np
 
 Point = tuple[float, float]
 Band = tuple[list[Point], list[Point]]  # lower and upper edge
@@ -84,8 +86,7 @@ def averaged(curves: Iterable[Sequence[Point]], limit: int = 200) -> tuple[list[
 
 def quantile(values: Iterable[float], share: float) -> float:
     """The value below which a share of the values lies (nearest rank)."""
-    ordered = sorted(values)
-    return ordered[min(len(ordered) - 1, max(0, math.ceil(share * len(ordered)) - 1))]
+    return float(np.quantile(np.fromiter(values, dtype=np.float64), share, method="inverted_cdf"))
 
 
 def ticks(low: float, high: float, count: int = 5) -> list[float]:

@@ -8,6 +8,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 
+from research_stack.evaluation.interval import FEW
 from research_stack.reporting import latentwire_page
 from research_stack.reporting.charts import Axis, Series, axis_of, line_chart
 from research_stack.reporting.html import Html, el
@@ -68,7 +69,9 @@ def note(wire: Wire) -> str:
         for dataset in wire.datasets
     }
     asked = ", ".join(f"{n:,.0f} questions{f' of {dataset}' if len(counts) > 1 else ''}" for dataset, n in counts.items() if math.isfinite(n))
-    return (f"{f'{asked}. ' if asked else ''}Bars and shades are 95 % intervals over questions; they do not cover a new training run. Bytes are those of "
+    return (f"{f'{asked}. ' if asked else ''}Bars and shades are 95 % intervals over groups of questions, "
+            "those of one article or context together; they are meant for "
+            f"{FEW} groups or more and do not cover a new training run. Bytes are those of "
             "the whole message with its header, scales, hint and checksum, beside the UTF-8 bytes of text. The same bytes of text are the longest part of "
             "the context that fits them; as many tokens are its first ones in the reader's own tokenizer. Latents of another example must score no more "
             "than no context at all.")  # fmt: skip
@@ -238,7 +241,8 @@ def comparisons(wire: Wire) -> list[Html]:
         numbers = [cell(gap.value, "{:+.3f}"), span(gap.low, gap.high, "{:+.3f}"), p, cell(ratio.value, "{:.2f}"), span(ratio.low, ratio.high, "{:.2f}")]
         lines.append(([names, reader, *numbers], wire.stands(dataset, reader, first, second) not in (0, None)))
     header = ("F1, question by question", "reader", "difference", "95 % interval", "p", "ratio", "95 % interval")
-    words = ("Bootstrap over questions, those of one context or article together; p by flipping signs. Bold: the interval of the difference leaves out zero. Nothing is corrected "
+    words = ("Intervals over questions, those of one context or article together; p by flipping signs. "
+             "Bold: the interval of the difference leaves out zero. Nothing is corrected "
              "for the number of comparisons.")  # fmt: skip
     return [
         el("h3", "Compared question by question"),

@@ -16,11 +16,11 @@ from typing import Any, NamedTuple
 
 import yaml
 
+from research_stack.evaluation.interval import per_token
 from research_stack.reporting.budgets import run_facts
 from research_stack.reporting.curves import is_number
 from research_stack.reporting.latentwire_tables import LATENT, NAME
 from research_stack.reporting.latentwire_words import joined
-from research_stack.reporting.paired import paired
 from research_stack.reporting.reading import reals, table_of
 from research_stack.reporting.sweep_axes import label_of
 from research_stack.results import RunFolder
@@ -42,8 +42,8 @@ class Asked(NamedTuple):
 class Difference:
     """Mean difference of a setting's F1 and the baseline's over the same questions.
 
-    - low, high: 95 % interval over groups of questions (Student's t), NaN without their scores. questions: how many both were asked, 0 without scores.
-      seeds: how many both have.
+    - low, high: 95 % interval over groups of questions, NaN without their scores. questions: how many both were
+      asked, 0 without scores. seeds: how many both have.
     """
 
     value: float
@@ -194,17 +194,19 @@ def difference(table: SweepTable, row: Row, first: Row, reader: str) -> Differen
 
 
 def over_groups(values: Mapping[Asked, float]) -> tuple[float, float, float]:
-    """(mean over questions, low, high): a 95 % interval (Student's t) over the groups, which are drawn whole; NaN ends for fewer than two.
-
-    The mean is a ratio of two sums over groups, of values and of questions; its linearisation has a value for each group (Cochran 1977, section 6).
+    """(mean over questions, low, high): a 95 % interval over the groups, which are drawn whole
+    (`evaluation.interval`); NaN ends for fewer than two.
     """
-    mean, sums = statistics.fmean(values.values()), dict.fromkeys(((asked.dataset, asked.group) for asked in sorted(values)), 0.0)
-    for asked in sorted(values):
-        sums[asked.dataset, asked.group] += values[asked] - mean
-    if len(sums) < 2:
-        return mean, math.nan, math.nan
-    _, _, low, high, _ = paired([mean + len(sums) / len(values) * rest for rest in sums.values()], [0.0] * len(sums))
-    return mean, low, high
+    names = {
+        group: index
+        for index, group in enumerate(dict.fromkeys((asked.dataset, asked.group) for asked in sorted(values)))
+    }
+    _, low, high = per_token(
+        [values[asked] for asked in sorted(values)],
+        [1.0] * len(values),
+        [names[asked.dataset, asked.group] for asked in sorted(values)],
+    )
+    return statistics.fmean(values.values()), low, high
 
 
 def question_scores(folder: Path, reader: str) -> dict[Asked, float]:

@@ -19,7 +19,8 @@ NAME = "latentwire/"  # before the metrics of result.json
 LATENT, SHUFFLED, ZEROS, NONE, TEXT = "latent", "shuffled", "zeros", "none", "text"
 HEAD, TAIL, ZLIB, TOKENS = "text_bytes", "text_bytes_tail", "text_zlib", "text_tokens"
 EQUAL_BYTES = (HEAD, TAIL, ZLIB)
-WORDS = {LATENT: "latents", TEXT: "whole text", HEAD: "same bytes of text, its head", TAIL: "same bytes of text, its tail", ZLIB: "same bytes of text, zlib",
+WORDS = {LATENT: "latents", TEXT: "whole text", HEAD: "same bytes of text, its head", TAIL: "same bytes of text, its tail",
+         ZLIB: "same bytes of text, deflated",
          TOKENS: "as many tokens of text", NONE: "no context", SHUFFLED: "latents of another example", ZEROS: "zero latents"}  # fmt: skip
 SCORES = tuple(f"{name}{end}" for name in ("f1", "em") for end in ("", "_low", "_high"))
 POOLED = "all"  # the data set that holds the questions of all
@@ -148,7 +149,7 @@ class Wire:
         return a.f1.high - b.f1.low if a is not None and b is not None else math.nan
 
     def opponent(self, dataset: str, reader: str) -> Measured | None:
-        """The best of what as many bytes of text give: the head, the tail or zlib."""
+        """The best of what as many bytes of text give: the head, the tail or a deflated head."""
         found = [row for path in EQUAL_BYTES if (row := self.main(dataset, reader, path)) is not None]
         return max(found, key=lambda row: row.f1.value, default=None)
 

@@ -11,7 +11,6 @@ from collections.abc import Iterable
 NAME = "passk/"  # before the metrics of result.json
 HELD_OUT = "held_out_"
 SURE, DIVERSE, RIGHT = "Sure", "Diverse", "Right"
-FEW = 5  # prompts below which an interval over prompts says nothing
 FEWER_THAN_WANTED = 10  # prompts below which a warning is due
 OF_RIGHT = "_right"
 SHARES = ("pass", "hidden_pass")

@@ -7,7 +7,7 @@ from typing import Any
 
 from research_stack.reporting.html import Html, el
 from research_stack.reporting.reading import RunFiles, reals
-from research_stack.reporting.sections import intervals, listing
+from research_stack.reporting.sections import INTERVALS, few_documents, intervals, listing
 
 BASELINES = ("unigram", "bigram", "trigram")
 
@@ -35,7 +35,7 @@ def next_token(run: RunFiles) -> list[Html] | None:
         el("p", f"{counted}The loss is -ln p of the next token itself, not a bound. ECE is the mean gap between the probability of the likeliest "
                 "token "
            "and how often it is right, in bins of equal width or of equal mass; Brier sums the squared errors of all probabilities. "
-           "The interval covers the choice of documents, not a new training run.", class_="note"),
+           f"{INTERVALS} covers the choice of documents, not a new training run.{few_documents(rows)}", class_="note"),
         el("div", listing(("", "nats per token", "95 % interval", "perplexity", "bits per byte", "accuracy", "ECE", "ECE, equal mass", "Brier"),
                           [_cells(row) for row in rows]), class_="scroll", tabindex="0"),
     ]  # fmt: skip

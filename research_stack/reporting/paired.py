@@ -1,4 +1,5 @@
-"""Settings compared seed by seed: mean paired difference, its interval, an exact sign-flip test. Standard library only.
+"""Settings compared seed by seed: mean paired difference, its interval, a sign-flip test; the statistics are
+`evaluation.paired`'s.
 
 Runs of one seed share initial weights, data order and documents, so their difference varies less than either: pairing
 by seed tells settings apart that two standard errors cannot.
@@ -12,15 +13,13 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from research_stack.evaluation.paired import FLIPS, MOST_GROUPS, mean, sign_flip
 from research_stack.reporting.html import Html, el
 from research_stack.reporting.sections import listing
 from research_stack.reporting.sweep_axes import better, label_of, metric_words, worth_plotting
 from research_stack.sweeps import Row, SweepTable, show_mean
 
 MOST_METRICS, MOST_SETTINGS, MOST_ROWS = 6, 8, 30
-MOST_FLIPS = 16  # seeds up to which all 2^n sign flips are tried
-Z95 = 1.959964  # 97.5 % quantile of the standard normal
-SMALL = {1: 12.706, 2: 4.303, 3: 3.182, 4: 2.776}  # 97.5 % quantiles of Student's t, where the expansion below is poor
 
 
 @dataclass(frozen=True)
@@ -29,7 +28,7 @@ class Paired:
 
     - n: seeds that both have. difference: mean over them of first less second; error: its standard error.
     - low, high: 95 % interval (Student's t, n - 1 degrees of freedom).
-    - p: share of the 2^n sign flips whose mean is at least as far from zero; NaN for more than 16 seeds.
+    - p: share of the 2^n sign flips whose mean is at least as far from zero; of random ones for more than 16 seeds.
     """
 
     metric: str
@@ -48,32 +47,14 @@ class Paired:
         return not self.low <= 0 <= self.high
 
 
-def student(freedom: int) -> float:
-    """97.5 % quantile of Student's t for freedom >= 1: a table up to 4, then Abramowitz & Stegun 26.7.5 to 1/f^3, within 0.2 %."""
-    z, f = Z95, freedom
-    terms = (z, (z**3 + z) / (4 * f), (5 * z**5 + 16 * z**3 + 3 * z) / (96 * f**2), (3 * z**7 + 19 * z**5 + 17 * z**3 - 15 * z) / (384 * f**3))
-    return SMALL.get(freedom) or sum(terms)
-
-
-def sign_flip(differences: Sequence[float]) -> float:
-    """Two-sided exact p-value of "signs are random": the share of the 2^n flips with a sum at least as far from zero."""
-    if len(differences) > MOST_FLIPS:
-        return math.nan
-    sums = [0.0]
-    for value in differences:
-        sums = [total + sign * value for total in sums for sign in (1, -1)]
-    enough = abs(sums[0]) - 1e-9 * sum(map(abs, differences))  # sums[0] is the observed one; equal sums may differ by rounding
-    return sum(abs(total) >= enough for total in sums) / len(sums)
-
-
 def paired(first: Sequence[float], second: Sequence[float]) -> tuple[float, float, float, float, float]:
     """(mean difference, standard error, low, high, p) of n >= 2 pairs; ValueError for fewer."""
     differences = [a - b for a, b in zip(first, second, strict=True)]
     if len(differences) < 2:
         raise ValueError(f"n={len(differences)}: a paired comparison needs two seeds")
-    mean, error = statistics.fmean(differences), statistics.stdev(differences) / math.sqrt(len(differences))
-    reach = student(len(differences) - 1) * error
-    return mean, error, mean - reach, mean + reach, sign_flip(differences)
+    error = statistics.stdev(differences) / math.sqrt(len(differences))
+    _, low, high = mean(differences)
+    return statistics.fmean(differences), error, low, high, sign_flip(differences)
 
 
 def comparisons(table: SweepTable) -> list[Paired]:
@@ -130,7 +111,8 @@ def note(found: Sequence[Paired], settings: int) -> str:
     compared = "Each setting is compared with the best one of the metric. " if settings > MOST_SETTINGS else ""
     return (f"Mean over seeds of the difference between runs of the same seed. The interval is Student's t with one degree of freedom less than "
             "seeds; p is the share of all "
-            f"sign flips of the differences whose mean is at least as far from zero. {least}{compared}Nothing is corrected for the number of "
+            f"sign flips of the differences (of {FLIPS:,} random ones beyond {MOST_GROUPS} seeds) "
+            f"whose mean is at least as far from zero. {least}{compared}Nothing is corrected for the number of "
             "comparisons.")  # fmt: skip
 
 

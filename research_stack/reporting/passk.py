@@ -6,11 +6,11 @@ import re
 from collections.abc import Mapping
 from typing import TYPE_CHECKING
 
+from research_stack.evaluation.interval import FEW
 from research_stack.reporting.charts import Axis, Series, axis_of, line_chart
 from research_stack.reporting.html import Html, el
 from research_stack.reporting.measured import (
     DIVERSE,
-    FEW,
     FEWER_THAN_WANTED,
     RIGHT,
     SURE,
@@ -101,7 +101,8 @@ def note(run: RunFiles, found: Mapping[str, Mapping[str, Mapping[str, str]]]) ->
     lost = [f"{words(name)} ({int(gone)} of {prompts_of(metrics)} {SIDES[side]})" for side, metrics in found.items() for name, row in metrics.items()
             for gone in reals(row, "undefined") if gone > 0]  # fmt: skip
     left = f" Not defined for some prompts, which are left out there: {', '.join(lost)}." if lost else ""
-    return (f"{drawn}Means over prompts with a bootstrap over prompts. pass@k and the numbers of different answers are unbiased for k fresh answers; self-BLEU (100: all "
+    return (f"{drawn}Means over prompts; the intervals (Student's t) are over prompts too. "
+            f"pass@k and the numbers of different answers are unbiased for k fresh answers; self-BLEU (100: all "
             f"alike) and distinct-n (different n-grams among all) depend on how many answers were drawn. Wrong answers are diverse: read diversity among the right "
             f"ones.{left}")  # fmt: skip
 

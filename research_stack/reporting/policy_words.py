@@ -4,8 +4,9 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping
 
+from research_stack.evaluation.interval import FEW
 from research_stack.reporting.curves import series
-from research_stack.reporting.measured import FEW, FEWER_THAN_WANTED, HELD_OUT, NAME, largest, parts
+from research_stack.reporting.measured import FEWER_THAN_WANTED, HELD_OUT, NAME, largest, parts
 from research_stack.reporting.reading import RunFiles, real, reals
 
 REPLY, REWARD, POLICY = "train/loss_reply", "train/reward", "train/loss_policy"

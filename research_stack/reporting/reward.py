@@ -8,6 +8,7 @@ import math
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
+from research_stack.evaluation.interval import few_words
 from research_stack.reporting.calibration import Bin, diagonal_axis
 from research_stack.reporting.charts import Axis, Series, axis_of, line_chart
 from research_stack.reporting.html import Html, el
@@ -48,7 +49,7 @@ def reward_model(run: RunFiles) -> list[Html] | None:
         el("div", listing(HEADER, [_cells(row) for row in rows]), class_="scroll", tabindex="0"),
         el("p", f"{pairs:,.0f} held-out pairs of {prompts:,.0f} prompts. Right within a prompt: of two replies to one prompt that earned differently, how often "
            "the better one is predicted higher; chance is .5. The controls were fitted on the same training side. What the model is made of and what it is not for: "
-           "reward_card.md.", class_="note"),
+           f"reward_card.md. {few_words(int(prompts), 'prompts') if math.isfinite(prompts) else ''}", class_="note"),
     ]  # fmt: skip
 
 

@@ -6,6 +6,7 @@ import shlex
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from research_stack.evaluation.interval import FEW, few_words
 from research_stack.reporting import film as films
 from research_stack.reporting import latentwire_words
 from research_stack.reporting.charts import Series, axis_of, line_chart
@@ -17,6 +18,12 @@ from research_stack.reporting.reading import RunFiles, real
 from research_stack.reporting.reward_words import correlation
 from research_stack.reporting.verdicts import FAMILY, held_out
 
+INTERVALS = f"The interval, over documents by Student's t and meant for {FEW} of them or more,"
+NOT_BOUNDED = (
+    "The bound above is not one of these texts' probability: a decoder of few steps draws the tokens of a step "
+    "independently, greedily or from a cut law, so it writes by a law of its own. Only a sampler that follows the "
+    "process in many small steps comes near the bounded one."
+)
 TEXT_LIMIT = 4000  # characters of a sample
 SAMPLE_LIMIT = 6  # samples of a decoder
 COLORS = ("var(--c0)", "var(--c1)", "var(--c2)", "var(--c3)", "var(--c4)", "var(--c5)")
@@ -171,17 +178,28 @@ def likelihood(run: RunFiles) -> list[Html] | None:
     if not rows:
         return None
     rows = sorted(rows, key=lambda row: -real(row["nats_per_token"]))
-    sequences, tokens = rows[0].get("sequences", "?"), rows[0].get("tokens", "?")
+    sequences, tokens, few = rows[0].get("sequences", "?"), rows[0].get("tokens", "?"), few_documents(rows)
     return [
         el("h2", "Likelihood of held-out text"),
         el("p", "Nats per token, lower is better; bars are 95 % intervals."),
         intervals([_bar(row) for row in rows]),
         el("p", f"The same {int(real(tokens)):,} tokens in {int(real(sequences)):,} validation sequences for all rows; separators are context only. "
            "An upper bound holds for any noise process: the model's own -ln p is this or less. "
-           "The interval covers the choice of documents and the noise of the estimate, not a new training run.", class_="note"),
+           "The model's own law is that of infinitely many small steps: samplers of few steps write by other laws, which it does not bound. "
+           f"{INTERVALS} covers the choice of documents and the noise of the estimate, "
+           f"not a new training run.{few}", class_="note"),
         el("div", listing(("", "nats per token", "95 % interval", "perplexity", "bits per byte", "kind"), [_cells(row) for row in rows], text=(0, 5)),
            class_="scroll"),
     ]  # fmt: skip
+
+
+def few_documents(rows: Sequence[Mapping[str, str]]) -> str:
+    """What is to be said, after a blank, of intervals over few documents; empty where there are enough, or nobody
+    counted them.
+    """
+    count = real(rows[0].get("documents")) if rows else math.nan
+    words = few_words(int(count), "documents") if math.isfinite(count) else ""
+    return f" {words}" if words else ""
 
 
 def _bar(row: Mapping[str, str]) -> dict[str, Any]:
@@ -294,8 +312,9 @@ def samples(run: RunFiles) -> list[Html] | None:
     names = list(dict.fromkeys(str(row.get("sampler", "")) for row in run.samples))
     if not names:
         return None
+    bounded = any(row.get("kind") != "baseline" for row in run.likelihood)
     return [
-        el("h2", "Samples"), _decoding(run, names),
+        el("h2", "Samples"), _decoding(run, names), el("p", NOT_BOUNDED, class_="note") if bounded else None,
         el("div", [el("section", el("h3", name), [_sample(row) for row in [r for r in run.samples if str(r.get("sampler", "")) == name][:SAMPLE_LIMIT]])
                    for name in names], class_="samples"),
     ]  # fmt: skip

@@ -1,4 +1,4 @@
-"""The few lines that stand in the terminal when a run has ended. Standard library only."""
+"""The few lines that stand in the terminal when a run has ended."""
 from __future__ import annotations
 
 import math
@@ -13,7 +13,7 @@ from research_stack.reporting.passk import SIDES, interval, measured, prompts_of
 from research_stack.reporting.policy_words import answers
 from research_stack.reporting.reading import RunFiles, read, real, reals
 from research_stack.reporting.reward_words import correlation
-from research_stack.reporting.sections import MEASURES, duration, headline, last_loss, verdict
+from research_stack.reporting.sections import MEASURES, duration, few_documents, headline, last_loss, verdict
 from research_stack.reporting.verdicts import held_out
 
 
@@ -46,7 +46,7 @@ def _likelihood(run: RunFiles) -> str:
         value, low, high, perplexity, bits = (real(row.get(key)) for key in ("nats_per_token", "low", "high", "perplexity", "bits_per_byte"))
         interval = f"{low:.3f} to {high:.3f}" if math.isfinite(low) else "-"
         lines.append([name, f"{sign}{value:.3f}", interval, f"{sign}{perplexity:,.4g}", f"{sign}{bits:.3f}"])
-    return aligned(lines)
+    return "\n".join(part for part in (aligned(lines), few_documents(rows).strip()) if part)
 
 
 def _answers(run: RunFiles) -> str:
@@ -68,7 +68,7 @@ def _next_token(run: RunFiles) -> str:
     for row in reversed(rows):
         value, low, high, bits, accuracy, ece = reals(row, "nats", "low", "high", "bits_per_byte", "accuracy", "ece")
         lines.append([row.get("name", ""), cell(value), span(low, high), cell(bits), cell(accuracy, "{:.1%}"), cell(ece)])
-    return aligned(lines)
+    return "\n".join(part for part in (aligned(lines), few_documents(rows).strip()) if part)
 
 
 def _predictors(run: RunFiles) -> str:

@@ -6,10 +6,11 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
+from research_stack.evaluation.interval import FEW
 from research_stack.reporting.charts import Axis, Series, axis_of, line_chart
 from research_stack.reporting.curves import Point, is_number
 from research_stack.reporting.html import Html, el
-from research_stack.reporting.measured import FEW, FEWER_THAN_WANTED, is_share, largest, parts, passes, words
+from research_stack.reporting.measured import FEWER_THAN_WANTED, is_share, largest, parts, passes, words
 from research_stack.reporting.reading import RunFiles
 from research_stack.reporting.sections import keys
 
@@ -177,7 +178,7 @@ def note(phases: Sequence[Phase]) -> str:
     """What was asked, what the bands are, and what does not compare."""
     last = phases[-1]
     asked = f"{last.count} answers to each of {last.prompts} {'held-out prompts' if last.which == 'held_out' else 'prompts that were trained on'}" if last.prompts else "The answers"
-    found = f"{asked}, drawn alike at every measurement. Shades are 95 % bootstrap intervals over prompts."
+    found = f"{asked}, drawn alike at every measurement. Shades are 95 % intervals over prompts."
     if any((phase.asked, phase.which, phase.count) != (last.asked, last.which, last.count) for phase in phases):
         found += " The phases were asked other prompts, or gave another number of answers: a jump between them may be due to that."
     if 0 < last.prompts < FEWER_THAN_WANTED:

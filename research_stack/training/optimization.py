@@ -12,6 +12,8 @@ from torch import nn
 from research_stack.require import require
 from research_stack.training.muon import Muon, Together, hidden_matrices
 
+MOMENTS: dict[type[torch.optim.Optimizer], int] = {torch.optim.AdamW: 2, Muon: 1}  # tensors of a parameter's size
+
 
 @dataclass
 class Group:
@@ -133,6 +135,19 @@ class Optimization:
     def _wsd(self, progress: float) -> float:
         left = min(1.0, (1 - progress) / self.decay_share)
         return self.final_ratio + (1 - self.final_ratio) * left
+
+
+def state_bytes(optimizer: torch.optim.Optimizer) -> int:
+    """Bytes of the moments that the optimizer keeps from its first step on: two of each parameter with AdamW, one
+    with Muon.
+    """
+    parts = optimizer.parts if isinstance(optimizer, Together) else (optimizer,)
+    return sum(
+        MOMENTS[type(part)] * p.numel() * p.element_size()
+        for part in parts
+        for group in part.param_groups
+        for p in group["params"]
+    )
 
 
 def require_each_once(module: nn.Module, groups: Sequence[Group]) -> None:

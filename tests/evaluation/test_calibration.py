@@ -1,4 +1,6 @@
-"""Agreement, bootstrap over documents, noise ceiling, calibration errors and controls: by hand, against peers, as laws."""
+"""Agreement, intervals over documents, noise ceiling, calibration errors and controls: by hand, against peers, as
+laws.
+"""
 import time
 import warnings
 
@@ -13,7 +15,6 @@ from torchmetrics.functional.classification import binary_calibration_error
 from research_stack.evaluation import calibration
 from research_stack.evaluation.calibration import (
     agreement,
-    bootstrap,
     brier,
     calibration_error,
     expected_calibration_error,
@@ -22,10 +23,9 @@ from research_stack.evaluation.calibration import (
     noise_ceiling,
     r2_difference,
     r2_interval,
-    ranks,
     reliability,
 )
-from research_stack.evaluation.interval import per_token
+from research_stack.evaluation.interval import EXPLAINED, MOST_LEFT_OUT, jackknife, per_token
 
 NAN = float("nan")
 
@@ -65,7 +65,6 @@ def test_correlations_and_regression_are_scipys(seed, n, levels):
     assert found.r2 <= found.pearson**2 + 1e-9  # equal only for a calibrated prediction
     refit = agreement(found.intercept + found.slope * predicted_n, actual_n)
     assert refit.r2 == pytest.approx(found.pearson**2, abs=1e-9)
-    np.testing.assert_array_equal(ranks(predicted_n), scipy.stats.rankdata(predicted_n))
 
 
 def test_constants_are_nan_without_a_warning():
@@ -133,62 +132,60 @@ def test_noise_ceiling_ends():
         noise_ceiling(np.array([[1.0, NAN], [2, 2]]))
 
 
-# ------------------------------------------------------------------------------------------------ bootstrap
-def weighted_r2(predicted_n, actual_n):
-    def statistic(weight_n):
-        mean = (weight_n * actual_n).sum() / weight_n.sum()
-        return 1 - (weight_n * (actual_n - predicted_n) ** 2).sum() / (weight_n * (actual_n - mean) ** 2).sum()
-
-    return statistic
+# ------------------------------------------------------------------------------------------ R2 and its interval
+def r2_of(predicted_n, actual_n):
+    return lambda kept_n: agreement(predicted_n[kept_n], actual_n[kept_n]).r2
 
 
-def test_the_fast_path_is_the_bootstrap():
+def test_the_fast_path_is_the_jackknife():
     predicted_n, actual_n, group_n = documents(np.random.default_rng(0))
     shuffled = np.random.default_rng(1).permutation(len(group_n))
     predicted_n, actual_n, group_n = predicted_n[shuffled], actual_n[shuffled] + 1e6, group_n[shuffled] * 3 - 50
     predicted_n += 1e6  # a mean far from 0 costs no digits
-    found = r2_interval(predicted_n, actual_n, group_n, draws=200, seed=4)
+    found = r2_interval(predicted_n, actual_n, group_n)
     assert found.value == pytest.approx(agreement(predicted_n, actual_n).r2)
-    assert found[1:] == pytest.approx(bootstrap(weighted_r2(predicted_n, actual_n), group_n, draws=200, seed=4), abs=1e-8)
-    assert found.low < found.value < found.high
+    assert found[1:] == pytest.approx(jackknife(r2_of(predicted_n, actual_n), group_n, EXPLAINED), abs=1e-8)
+    assert found.low < found.value < found.high < 1
 
     other_n = predicted_n + np.random.default_rng(2).normal(size=len(group_n))
-    pair = [weighted_r2(values_n, actual_n) for values_n in (predicted_n, other_n)]
-    difference = r2_difference(predicted_n, other_n, actual_n, group_n, draws=200, seed=4)
-    assert difference.value == pytest.approx(pair[0](np.ones(len(group_n))) - pair[1](np.ones(len(group_n))))
-    assert difference[1:] == pytest.approx(bootstrap(lambda weight_n: pair[0](weight_n) - pair[1](weight_n), group_n, draws=200, seed=4), abs=1e-8)
+    pair = [r2_of(values_n, actual_n) for values_n in (predicted_n, other_n)]
+    difference = r2_difference(predicted_n, other_n, actual_n, group_n)
+    everything = np.ones(len(group_n), dtype=bool)
+    assert difference.value == pytest.approx(pair[0](everything) - pair[1](everything))
+    assert difference[1:] == pytest.approx(
+        jackknife(lambda kept_n: pair[0](kept_n) - pair[1](kept_n), group_n), abs=1e-8
+    )
 
 
-def test_draws_take_whole_documents():
-    group_n = np.array([7, 7, 7, 2, 2, 9])
-    seen = []
-    bootstrap(lambda weight_n: seen.append(weight_n) or 0.0, group_n, draws=300)
-    seen = np.array(seen)
-    assert seen.shape == (300, 6)
-    assert (seen[:, 0] == seen[:, 1]).all() and (seen[:, 0] == seen[:, 2]).all() and (seen[:, 3] == seen[:, 4]).all()
-    assert (seen[:, 0] + seen[:, 3] + seen[:, 5] == 3).all()  # three documents a draw
-    assert (seen.mean(0) == pytest.approx(1.0, abs=0.2)) and seen.max() == 3
+def test_whole_documents_are_left_out():
+    group_n, seen = np.array([7, 7, 7, 2, 2, 9]), []
+    jackknife(lambda kept_n: seen.append(kept_n) or 0.0, group_n)
+    assert seen[0].all() and [set(group_n[~kept_n]) for kept_n in seen[1:]] == [{2}, {7}, {9}]
+    seen.clear()
+    jackknife(lambda kept_n: seen.append(kept_n) or 0.0, np.arange(3 * MOST_LEFT_OUT))
+    assert len(seen) == 1 + MOST_LEFT_OUT and all((~kept_n).sum() == 3 for kept_n in seen[1:])
 
 
-def test_the_interval_of_a_mean_is_that_of_the_delta_method():
+def test_the_interval_of_a_mean_is_students():
+    actual_n = np.random.default_rng(3).normal(size=30)
+    expected = tuple(scipy.stats.ttest_1samp(actual_n, 0).confidence_interval())
+    assert jackknife(lambda kept_n: actual_n[kept_n].mean(), np.arange(30)) == pytest.approx(expected)
+    assert per_token(actual_n, np.ones(30))[1:] == pytest.approx(expected)
     _, actual_n, group_n = documents(np.random.default_rng(3), groups=300)
-    low, high = bootstrap(lambda weight_n: (weight_n * actual_n).sum() / weight_n.sum(), group_n, draws=2000)
-    estimate = per_token(actual_n, np.ones(len(actual_n)), group_n)
-    assert (low, high) == pytest.approx(estimate[1:], abs=0.1 * (estimate.high - estimate.low))
-    rows_only = per_token(actual_n, np.ones(len(actual_n)))
-    assert high - low > 1.5 * (rows_only.high - rows_only.low)
+    of_documents, of_rows = (per_token(actual_n, np.ones(len(actual_n)), of) for of in (group_n, None))
+    assert jackknife(lambda kept_n: actual_n[kept_n].mean(), group_n) == pytest.approx(
+        of_documents[1:], abs=0.02 * (of_documents.high - of_documents.low)
+    )
+    assert of_documents.high - of_documents.low > 1.5 * (of_rows.high - of_rows.low)
 
 
-def test_intervals_cover_the_truth():
-    """Near 95 % of intervals over documents contain the R2 of the law; those over rows contain it much less often."""
-    rng, hits, of_rows = np.random.default_rng(5), 0, 0
+def test_intervals_over_rows_do_not_cover_the_truth():
+    rng, of_rows = np.random.default_rng(5), 0
     truth = 1 - 2 / (2 + 2)  # Var(actual - predicted) over Var(actual)
     for _ in range(150):
         predicted_n, actual_n, group_n = documents(rng, groups=80, longest=9)
-        found, rows = r2_interval(predicted_n, actual_n, group_n, 200), r2_interval(predicted_n, actual_n, np.arange(len(group_n)), 200)
-        hits += found.low <= truth <= found.high
+        rows = r2_interval(predicted_n, actual_n, np.arange(len(group_n)))
         of_rows += rows.low <= truth <= rows.high
-    assert 0.88 <= hits / 150 <= 0.99
     assert of_rows / 150 < 0.86
 
 
@@ -201,31 +198,25 @@ def test_pairing_narrows_the_difference():
     assert r2_difference(predicted_n, predicted_n, actual_n, group_n) == pytest.approx((0, 0, 0), abs=1e-12)
 
 
-def test_bootstrap_ends():
+def test_ends_of_the_jackknife():
     same = np.zeros(3, dtype=int)
-    assert np.isnan(bootstrap(lambda weight_n: 1.0, same)).all()
+    assert np.isnan(jackknife(lambda kept_n: 1.0, same)).all()
     found = r2_interval(np.array([1.0, 2, 4]), np.array([1.0, 2, 3]), same)
     assert found.value == 0.5 and np.isnan(found[1:]).all()
-    # Two documents, each of equal values: draws of one of them twice have no spread but for rounding and are left out.
+    # Two documents, each of equal values: without one there is no spread but for rounding, and no interval.
     for low, high in np.random.default_rng(0).random((50, 2)):
-        found = r2_interval(np.repeat([low, high + (high - low)], 7), np.repeat([low, high], 7), np.repeat([0, 1], 7), draws=50)
-        assert found == pytest.approx((-1, -1, -1))
-    values = iter(range(1001))
-    assert bootstrap(lambda weight_n: next(values), np.array([0, 1]), draws=1001) == (25, 975)
-    draws = bootstrap(lambda weight_n: NAN if weight_n[0] != 1 else 2.0, np.array([0, 1]))
-    assert draws == (2.0, 2.0)
+        found = r2_interval(np.repeat([low, high + (high - low)], 7), np.repeat([low, high], 7), np.repeat([0, 1], 7))
+        assert found.value == pytest.approx(-1) and np.isnan(found[1:]).all()
+    assert r2_interval(np.arange(6.0), np.arange(6.0), np.arange(6)) == pytest.approx((1, 1, 1))  # a perfect prediction
     with pytest.raises(ValueError, match="group_n names 2"):
         r2_interval(np.ones(3), np.arange(3.0), np.arange(2))
-    predicted_n, actual_n, group_n = documents(np.random.default_rng(0))
-    assert r2_interval(predicted_n, actual_n, group_n, seed=1) == r2_interval(predicted_n, actual_n, group_n, seed=1)
-    assert r2_interval(predicted_n, actual_n, group_n, seed=1) != r2_interval(predicted_n, actual_n, group_n, seed=2)
 
 
 def test_fifty_thousand_positions_take_a_moment():
     rng = np.random.default_rng(7)
     predicted_n, actual_n, group_n = rng.normal(size=50_000), rng.normal(size=50_000), rng.integers(0, 5000, 50_000)
     started = time.process_time()
-    r2_difference(predicted_n, -predicted_n, actual_n, group_n, draws=1000)
+    r2_difference(predicted_n, -predicted_n, actual_n, group_n)
     assert time.process_time() - started < 2
 
 

@@ -314,7 +314,7 @@ def test_prompts_with_too_few_texts_are_counted_and_left_out():
     texts = [["a b", "a c"], ["a b"], [], ["a b", "a b", "c d"]]
     band = per_prompt(lambda of: distinct_n(of, 1), texts)
     assert band.value == pytest.approx((3 / 4 + 4 / 6) / 2) and (band.n, band.undefined) == (2, 2)
-    assert band.low == pytest.approx(4 / 6) and band.high == pytest.approx(3 / 4)
+    assert (band.low, band.high) == pytest.approx((17 / 24 - 12.7062 / 24, 17 / 24 + 12.7062 / 24), abs=1e-5)
     nothing = per_prompt(self_bleu, [["a"], []])
     assert np.isnan(nothing[:3]).all() and nothing[3:] == (0, 2)
     count = per_prompt(distinct_kinds, texts, least=0)
@@ -342,12 +342,6 @@ def test_per_prompt_and_pooled_are_different_things():
     assert per_prompt(self_bleu, texts)[:3] == pytest.approx((100, 100, 100))
     assert per_prompt(distinct_kinds, texts).value == 1
 
-
-def test_the_interval_is_seeded():
-    texts = [[f"a{i % 3}", "b", f"c{i % 7}"] * (1 + i % 2) for i in range(20)]
-    one, two = (per_prompt(lambda of: distinct_n(of, 1), texts, seed=seed) for seed in (1, 2))
-    assert one == per_prompt(lambda of: distinct_n(of, 1), texts, seed=1) != two and one.value == two.value
-    assert one.low < one.value < one.high
 
 
 def test_it_needs_no_torch():

@@ -6,16 +6,36 @@ import numpy as np
 import pytest
 import torch
 
-from research_stack.evaluation.interval import per_token, student
+from research_stack.evaluation.interval import few_words, freedom, per_token, student, warn_few
 from research_stack.evaluation.likelihood import Likelihood
 
 
 def test_interval_by_hand():
     value, low, high = per_token(np.array([2.0, 4.0, 9.0, 0.0]), np.array([1, 2, 3, 0]))
     assert value == pytest.approx(15 / 6)  # the sequence without tokens does not count
-    rest = np.array([2 - 2.5, 4 - 5, 9 - 7.5])
-    error = math.sqrt(3 / 2 * (rest**2).sum()) / 6
-    assert (low, high) == (pytest.approx(2.5 - student(2) * error), pytest.approx(2.5 + student(2) * error))
+    rest, share = np.array([2 - 2.5, 4 - 5, 9 - 7.5]), np.array([1, 2, 3]) / 6
+    reach = student(freedom([1, 2, 3])) * math.sqrt((rest**2 / (1 - share)).sum()) / 6
+    assert (low, high) == (pytest.approx(2.5 - reach), pytest.approx(2.5 + reach))
+    # What the draws balance out is no part of the spread, and changes no value.
+    assert per_token([2.0, 4.0, 9.0], [1, 2, 3], balanced_n=[-0.5, -1.0, 1.5]) == pytest.approx((2.5, 2.5, 2.5))
+
+
+def test_degrees_of_freedom_against_the_matrix():
+    for sizes in ([5.0] * 7, [1.0, 2, 3], np.random.default_rng(0).lognormal(size=12)):
+        size_g = np.asarray(sizes)
+        share_g, variance_g = size_g / size_g.sum(), size_g * size_g.mean() + size_g**2 / 4
+        residual_gg = np.eye(len(size_g)) - np.outer(share_g, np.ones(len(size_g)))
+        covariance_gg = residual_gg * variance_g @ residual_gg.T / np.sqrt(np.outer(1 - share_g, 1 - share_g))
+        assert freedom(size_g) == pytest.approx(np.trace(covariance_gg) ** 2 / (covariance_gg**2).sum())
+    assert freedom([5.0] * 7) == pytest.approx(6) and 1 < freedom([1.0, 2, 3]) < 2  # unequal groups count as fewer
+
+
+def test_few_documents_are_told(caplog):
+    warn_few([3, 3, 8, 9], "documents")
+    warn_few(range(5), "documents")
+    assert [record.getMessage() for record in caplog.records] == [
+        "Numbers over 3 documents: their intervals may be too narrow; 95 % is meant from 5 documents on."]
+    assert few_words(1, "prompts").startswith("Numbers over 1 prompt: they have no interval")
 
 
 def test_sequences_of_one_document_count_once():
@@ -33,10 +53,15 @@ def test_sequences_of_one_document_count_once():
 
 
 def test_students_quantiles():
-    from scipy import stats
-
-    for freedom in (4, 5, 10, 23, 200):
-        assert student(freedom) == pytest.approx(stats.t.ppf(0.975, freedom), rel=0.02)
+    for quantile, freedom_of_t in [
+        (12.7062, 1),
+        (4.3027, 2),
+        (3.1824, 3),
+        (2.7764, 4),
+        (2.2622, 9),
+        (1.9842, 99),
+    ]:  # printed tables
+        assert student(freedom_of_t) == pytest.approx(quantile, abs=5e-5)
 
 
 def test_interval_covers_the_truth_as_often_as_it_says():
@@ -65,6 +90,14 @@ def test_a_uniform_predictor_has_the_bound_ln_n(context):
     assert found["gain_low"] < found["gain_over_trigram"] < found["gain_high"] < 0
 
 
+def test_bits_per_byte_are_of_bytes_and_not_of_tokens(context, monkeypatch):
+    monkeypatch.setattr(type(context.data), "bytes_per_token", 4.0)
+    found = Likelihood(samples=1, max_sequences=4)(context)
+    assert found["bits_per_byte"] == pytest.approx(found["bound"] / math.log(2) / 4)
+    rows = list(csv.DictReader((context.folder / "tables" / "likelihood.csv").open()))
+    assert float(rows[0]["bits_per_byte"]) == pytest.approx(found["bits_per_byte"], abs=1e-5)
+
+
 def test_the_right_unigram_is_bounded_by_its_cross_entropy(context):
     rows = context.data.validation
     counts = np.bincount(np.asarray(rows.tokens)[rows.eligible], minlength=context.data.vocab.size)
@@ -84,6 +117,7 @@ def test_the_table_says_what_each_number_is(context):
     bounds = [row for row in rows if row["kind"].startswith("upper bound")]
     assert len(bounds) == 3 and [row for row in rows if "headline" in row["kind"]] == bounds[:1]  # the first, not the smallest
     assert float(bounds[0]["nats_per_token"]) == pytest.approx(found["bound"], abs=1e-5)
+    assert {row["documents"] for row in rows} == {str(len(np.unique(context.data.validation_document)))}
     assert {row["tokens"] for row in rows} == {str(int(context.data.validation.eligible.sum()))}
 
 

@@ -1,4 +1,4 @@
-"""Paired comparisons: against enumeration, against scipy, and by how often the intervals hold."""
+"""Paired comparisons: against enumeration, against scipy."""
 import itertools
 import math
 
@@ -8,8 +8,7 @@ import scipy.stats
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from research_stack.evaluation.paired import compare, mean, paired, ratio, sign_flip
-from research_stack.reporting.paired import sign_flip as sign_flip_of_seeds
+from research_stack.evaluation.paired import compare, paired, ratio, sign_flip
 
 numbers = st.lists(st.sampled_from([-1.0, -0.5, 0.0, 0.0, 0.25, 0.3, 1.0]), min_size=1, max_size=9)
 
@@ -30,7 +29,6 @@ def test_sign_flips_by_enumeration(differences):
     sums = [abs(sum(s * d for s, d in zip(signs, differences, strict=True))) for signs in itertools.product((1, -1), repeat=len(differences))]
     expected = np.mean([total >= observed - 1e-9 for total in sums])
     assert sign_flip(differences) == pytest.approx(expected, abs=1e-12)
-    assert sign_flip(differences) == pytest.approx(sign_flip_of_seeds(differences), abs=1e-12)
 
 
 @pytest.mark.exact
@@ -68,58 +66,60 @@ def test_the_difference_is_paired():
     found = paired(a_n, b_n)
     assert found.value == pytest.approx((a_n - b_n).mean()) and found.low < found.value < found.high
     error = (a_n - b_n).std(ddof=1) / math.sqrt(len(a_n))
-    assert found.high - found.low == pytest.approx(2 * 1.96 * error, rel=0.1)
+    assert found.high - found.low == pytest.approx(2 * scipy.stats.t.ppf(0.975, 399) * error)
+    assert found[1:] == pytest.approx(tuple(scipy.stats.ttest_rel(a_n, b_n).confidence_interval()))
     apart = math.sqrt(a_n.var() / len(a_n) + b_n.var() / len(b_n))
     assert error < apart / 4  # what the pairing gains here
     assert paired(b_n, a_n) == pytest.approx((-found.value, -found.high, -found.low))
-    assert paired(a_n, b_n, seed=1) == paired(a_n, b_n, seed=1) != found
 
 
 def test_the_ratio_by_hand_and_its_interval():
     a_n, b_n = scores_of()
-    found = ratio(a_n, b_n, draws=4000)
+    found = ratio(a_n, b_n)
     assert found.value == pytest.approx(a_n.mean() / b_n.mean(), rel=1e-12) and found.low < found.value < found.high
     rest_n = a_n - found.value * b_n
     error = rest_n.std(ddof=1) / math.sqrt(len(a_n)) / b_n.mean()  # delta method
-    assert (found.high - found.low) / (2 * 1.96 * error) == pytest.approx(1, abs=0.1)
-    assert ratio(3 * b_n, b_n) == pytest.approx((3, 3, 3), rel=1e-12)
-    turned = ratio(b_n, a_n, draws=4000)
-    assert (1 / turned.high, 1 / turned.low) == pytest.approx((found.low, found.high), rel=1e-3)
+    assert (found.high - found.low) / (2 * 1.966 * error) == pytest.approx(1, abs=0.01)
+    assert ratio(3 * b_n, b_n) == pytest.approx((3, 3, 3), rel=1e-6)
+    turned = ratio(b_n, a_n)
+    assert (1 / turned.high, 1 / turned.low) == pytest.approx((found.low, found.high), rel=1e-9)
+
+
+@pytest.mark.exact
+def test_the_ends_of_a_ratio_are_where_the_difference_is_just_told_from_zero():
+    a_n, b_n = scores_of(n=40, seed=3)
+    group_n = np.arange(40) // 5
+    for end in ratio(a_n, b_n, group_n)[1:]:
+        assert min(map(abs, paired(a_n, end * b_n, group_n)[1:])) == pytest.approx(0, abs=1e-9)
 
 
 def test_ratios_with_nothing_below():
-    assert ratio([1.0, 0.5], [0.0, 0.0]) == (math.inf, math.inf, math.inf)
+    assert ratio(np.ones(9), np.zeros(9)) == (math.inf, math.inf, math.inf)
+    assert ratio([1.0, 0.5], [0.0, 0.0]) == (math.inf, 0, math.inf)  # of two questions: who knows
     assert all(map(math.isnan, ratio([0.0, 0.0], [0.0, 0.0])))
-    assert ratio([0.0, 0.0], [1.0, 0.5]) == (0, 0, 0)
-    rare = ratio(np.ones(20), np.eye(20)[0])  # b is 0 in a third of the draws: they count as infinitely high ones
-    assert rare.value == pytest.approx(20) and 4 < rare.low < 20 and rare.high == math.inf
+    assert ratio(np.zeros(9), 1 + np.arange(9.0)) == (0, 0, 0)
+    rare = ratio(np.ones(20), np.eye(20)[0])  # the mean of b may be 0: no ratio is too high
+    assert (
+        rare.value == pytest.approx(20)
+        and rare.low == pytest.approx(20 / (1 + scipy.stats.t.ppf(0.975, 19)))
+        and rare.high == math.inf
+    )
 
 
 def test_groups_widen_the_interval():
     a_n, b_n = scores_of(n=100)
-    plain = paired(a_n, b_n, draws=2000)
-    copies = paired(np.repeat(a_n, 9), np.repeat(b_n, 9), np.repeat(np.arange(100), 9), draws=2000)
+    plain = paired(a_n, b_n)
+    copies = paired(np.repeat(a_n, 9), np.repeat(b_n, 9), np.repeat(np.arange(100), 9))
     assert copies == pytest.approx(plain, abs=1e-9)  # copies of a question say nothing new
-    blind = paired(np.repeat(a_n, 9), np.repeat(b_n, 9), draws=2000)
-    assert (plain.high - plain.low) / (blind.high - blind.low) == pytest.approx(3, rel=0.2)
-
-
-@pytest.mark.exact
-def test_the_intervals_hold_as_often_as_they_say():
-    rng, held = np.random.default_rng(0), np.zeros(3)
-    for seed in range(150):
-        b_n = rng.random(60)
-        a_n = 0.5 * b_n + 0.3 * rng.random(60)  # means .5 and .4
-        held += [e.low <= truth <= e.high for e, truth in [(paired(a_n, b_n, draws=200, seed=seed), -0.1), (ratio(a_n, b_n, draws=200, seed=seed), 0.8),
-                                                          (mean(a_n, draws=200, seed=seed), 0.4)]]  # fmt: skip
-    assert ((held / 150 > 0.88) & (held / 150 < 0.99)).all()
+    blind = paired(np.repeat(a_n, 9), np.repeat(b_n, 9))
+    assert (plain.high - plain.low) / (blind.high - blind.low) == pytest.approx(3, rel=0.02)
 
 
 def test_all_at_once_is_each_on_its_own():
     a_n, b_n = scores_of(50)
     group_n = np.arange(50) // 2
-    found = compare(a_n, b_n, group_n, draws=200, seed=5)
-    assert found == (paired(a_n, b_n, group_n, 200, 5), ratio(a_n, b_n, group_n, 200, 5), sign_flip(a_n - b_n, group_n, seed=5), 50)
+    found = compare(a_n, b_n, group_n, seed=5)
+    assert found == (paired(a_n, b_n, group_n), ratio(a_n, b_n, group_n), sign_flip(a_n - b_n, group_n, seed=5), 50)
 
 
 def test_one_question_has_no_interval():

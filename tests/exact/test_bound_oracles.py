@@ -90,23 +90,10 @@ def test_estimator_matches_log_vocabulary_for_a_uniform_predictor_at_any_length(
 # Small joint laws -------------------------------------------------------------------------------------------------------
 
 
-def by_subsets(law, x):
-    """The absorbing NELBO: every non-empty set S of masks with weight 1 / (|S| C(L, |S|))."""
-    length, total = law.dim(), 0.0
-    predict = toy.conditionals(law)
-    for size in range(1, length + 1):
-        for masked in itertools.combinations(range(length), size):
-            z = x.clone()
-            z[list(masked)] = law.shape[0]
-            log_p = predict(z[None], None)[0].double()
-            total += -sum(float(log_p[i, x[i]]) for i in masked) / (size * math.comb(length, size))
-    return total
-
-
 def test_sum_over_subsets_of_true_conditionals_is_the_log_probability():
     law = toy.joint(3, 3, seed=1)
     for x in toy.sequences(3, 3):
-        assert by_subsets(law, x) == pytest.approx(-math.log(law[tuple(x)]), abs=1e-6)
+        assert toy.by_subsets(toy.conditionals(law), x, 3) == pytest.approx(-math.log(law[tuple(x)]), abs=1e-6)
 
 
 @pytest.mark.parametrize("estimator", [

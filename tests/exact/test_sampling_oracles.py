@@ -188,6 +188,29 @@ def test_ancestral_samples_have_the_law_of_the_reverse_chain(process, steps, blo
     assert agrees(states(trace.tokens_BL), law)
 
 
+def test_the_bound_is_not_one_of_samplers_of_few_steps():
+    """Of 27 sequences, how many an ancestral sampler writes less often than exp(-bound): the bound is one of its
+    limit alone.
+    """
+    process, true = Absorbing().bind(3), toy.conditionals(toy.joint(3, 3, seed=0))
+    off = torch.randn(
+        (4,) * 3 + (3, 3), generator=torch.Generator().manual_seed(0)
+    )  # a model that has not learned all of it
+
+    def predict(z, t):
+        return (true(z, t) + off[tuple(z.unbind(1))]).log_softmax(-1).double()
+
+    def kernel(z, i, t, s):
+        return process.reverse(predict(z, None).exp()[:, i], z[:, i], scalar(s), scalar(t))
+
+    bound = torch.tensor([toy.by_subsets(predict, x, 3) for x in toy.sequences(3, 3)])
+    start = torch.tensor([0.0, 0, 0, 1], dtype=torch.float64)
+    below = {
+        steps: int((bound < -chain(start, kernel, steps, 3, 3).flatten().log()).sum()) for steps in (1, 2, 4, 8, 64)
+    }
+    assert below == {1: 11, 2: 3, 4: 1, 8: 0, 64: 0}
+
+
 REMDM = {
     "none": ("rescale", 0.0), "rescale": ("rescale", 0.6), "full": ("rescale", 1.0), "cap": ("cap", 0.3),
     "loop": ("loop", 0.2), "long loop": ("loop", 0.3, 0.8, 0.4, 0.7)}

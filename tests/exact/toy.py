@@ -2,6 +2,7 @@
 from __future__ import annotations
 
 import itertools
+import math
 
 import torch
 
@@ -95,3 +96,15 @@ def conditionals(law):
         for i in range(length):
             table[tuple(z)][i] = leave_one_out(law, z, i, q).log().float()
     return lambda states, t: table[tuple(states.unbind(1))]
+
+
+def by_subsets(predict, x, n):
+    """The absorbing NELBO of a sequence: every non-empty set S of masks with weight 1 / (|S| C(L, |S|))."""
+    length, total = len(x), 0.0
+    for size in range(1, length + 1):
+        for masked in itertools.combinations(range(length), size):
+            z = x.clone()
+            z[list(masked)] = n
+            log_p = predict(z[None], None)[0].double()
+            total += -sum(float(log_p[i, x[i]]) for i in masked) / (size * math.comb(length, size))
+    return total

@@ -247,7 +247,9 @@ def measured(method, data, golden, tmp_path_factory):
     folder = tmp_path_factory.mktemp("run")
     here = context(method, Other(data, golden), folder)
     with here.inference():
-        metrics = LatentWireEvaluation(most=12, batch=5, slots=[3], curve=[0.5, 2], examples=2, draws=200, latency=Latency([40, 200], repeats=2))(here)
+        metrics = LatentWireEvaluation(
+            most=12, batch=5, slots=[3], curve=[0.5, 2], examples=2, latency=Latency([40, 200], repeats=2)
+        )(here)
     return folder, metrics
 
 
@@ -315,7 +317,7 @@ def test_several_data_sets_are_pooled_and_kept_apart(method, golden, data, tmp_p
     two = [replace(q, dataset="squad" if i % 4 == 0 else q.dataset) for i, q in enumerate(golden[:8])]
     here = context(method, Other(data, two), tmp_path)
     with here.inference():
-        metrics = LatentWireEvaluation(most=5, draws=100)(here)
+        metrics = LatentWireEvaluation(most=5)(here)
     rows = {(row["dataset"], row["reader"], row["path"]): row for row in table(tmp_path, "latentwire")}
     pooled, first, second = (rows[name, "llama", "text"] for name in ("all", "qa_facts", "squad"))
     assert [int(row["questions"]) for row in (pooled, first, second)] == [7, 5, 2]
@@ -339,7 +341,7 @@ def test_the_slots_that_are_taken_are_those_a_message_can_hold():
 def test_only_latentwire_is_measured(method):
     assert LatentWireEvaluation().unsuited(type(method)) is None
     assert "choose the eval" in LatentWireEvaluation().unsuited(torch.nn.Linear)
-    for mistake in ({"most": 1}, {"batch": 0}, {"slots": [0]}, {"draws": 10}, {"examples": 0}, {"curve": [0]}):
+    for mistake in ({"most": 1}, {"batch": 0}, {"slots": [0]}, {"examples": 0}, {"curve": [0]}):
         with pytest.raises(ValueError, match=f"{next(iter(mistake))}="):
             LatentWireEvaluation(**mistake)
 

@@ -315,7 +315,7 @@ def run(tmp_path_factory):
     data = pairs(folder, Replies(200))
     module = trained(data, folder)
     context = Context(module, data, None, folder, seed=1, device=torch.device("cpu"), autocast=contextlib.nullcontext)
-    return data, module, folder, RewardEvaluation(draws=200)(context)
+    return data, module, folder, RewardEvaluation()(context)
 
 
 def table(folder, name):
@@ -360,17 +360,17 @@ def test_an_engagement_of_length_alone_is_found_by_length_alone(tmp_path):
     source = Replies(100)
     source.items = [dataclasses.replace(item, value=float(len(item.text))) for item in source.items]
     data = pairs(tmp_path, source)
-    judge = RewardEvaluation(draws=100)
-    found = judge._judged(judge._controls(data.train, data.validation)[LENGTH], data.validation, seed=0)
+    judge = RewardEvaluation()
+    found = judge._judged(judge._controls(data.train, data.validation)[LENGTH], data.validation)
     assert found.r2.value > 0.99 and found.within.value > 0.99 and found.calibration_error < 0.05
 
 
 def test_a_prediction_that_knows_nothing_is_seen_through(data):
-    judge, rng = RewardEvaluation(draws=200), np.random.default_rng(0)
+    judge, rng = RewardEvaluation(), np.random.default_rng(0)
     rows = data.train
-    noise = judge._judged(rng.normal(size=len(rows)), rows, seed=0)
+    noise = judge._judged(rng.normal(size=len(rows)), rows)
     assert noise.pearson.low < 0 < noise.pearson.high and noise.r2.high < 0 and noise.within.low < 0.5 < noise.within.high
-    perfect = judge._judged(rows.target_N, rows, seed=0)
+    perfect = judge._judged(rows.target_N, rows)
     assert perfect.pearson.low > 1 - 1e-9 and perfect.within.value == 1 and perfect.slope == pytest.approx(1)
 
 
@@ -401,7 +401,9 @@ def test_of_synthetic_replies_the_planted_preference_is_the_ceiling(tmp_path):
     source = sources_replies.Replies(count=300, seed=4)
     data = pairs(tmp_path, source)
     module = RewardModel(Regressor(data.features, seed=1), Optimization(), seed=1, **data.for_method())
-    metrics = RewardEvaluation(draws=100)(Context(module, data, None, tmp_path, seed=1, device=torch.device("cpu"), autocast=contextlib.nullcontext))
+    metrics = RewardEvaluation()(
+        Context(module, data, None, tmp_path, seed=1, device=torch.device("cpu"), autocast=contextlib.nullcontext)
+    )
     planted = np.array([source.truth[number].log_mean for number in data.validation.number_N])
     assert metrics["pearson_ceiling"] == pytest.approx(np.corrcoef(planted, data.validation.target_N)[0, 1], abs=0.05)
     assert metrics["pearson_ceiling"] > 0.6 and metrics["r2_ceiling"] > metrics["r2_linear"] and table(tmp_path, "reward_heldout")[-1]["kind"] == "ceiling"
@@ -412,8 +414,8 @@ def test_of_synthetic_replies_the_planted_preference_is_the_ceiling(tmp_path):
 def test_only_reward_models_are_judged():
     judge = RewardEvaluation()
     assert judge.unsuited(RewardModel) is None and "reward models" in judge.unsuited(lightning.LightningModule)
-    with pytest.raises(ValueError, match="draws=10 must be at least 100"):
-        RewardEvaluation(draws=10)
+    with pytest.raises(ValueError, match="bins=1 must be at least 2"):
+        RewardEvaluation(bins=1)
 
 
 def files(folder):

@@ -10,7 +10,7 @@ import pytest
 from research_stack.reporting import summary, write_report
 from research_stack.reporting.html import Html, data_island, el, escape
 from research_stack.reporting.reading import read
-from research_stack.reporting.sections import comparison, duration, loss_unit, loss_words
+from research_stack.reporting.sections import comparison, duration, glance, loss_unit, loss_words
 
 HOSTILE = "</script><script>alert(1)</script><img src=http://evil/x onerror=alert(2)> \"'&\x00\ud800 $x^2$"
 LOADS = {"src", "href", "srcset", "data", "poster", "action", "background", "xlink:href"}
@@ -47,6 +47,28 @@ class Page(HTMLParser):
 def page_of(folder):
     text = write_report(folder).read_text(encoding="utf-8")
     return text, Page(text)
+
+
+def test_the_bits_per_byte_on_top_are_those_of_the_bound(tmp_path, run_folder, lookahead_folder):
+    assert glance(read(run_folder(tmp_path / "run")))["bits per byte"] == "≤ 2.077"  # an upper bound
+    exact = read(lookahead_folder(tmp_path / "exact"))
+    assert (
+        glance(exact)["bits per byte"] == f"{exact.metrics['lookahead/bits_per_byte']:.3f}"
+    )  # and a loss that is none
+
+
+def test_intervals_over_few_documents_say_so(tmp_path, run_folder):
+    folder = run_folder(tmp_path / "run")
+    assert "too narrow" not in summary(folder) + page_of(folder)[0]  # written before documents were counted
+    table = folder / "tables" / "likelihood.csv"
+    first, *rest = table.read_text().splitlines()
+    for documents, told in ((3, True), (5, False)):
+        table.write_text("\n".join([f"{first},documents", *(f"{line},{documents}" for line in rest)]) + "\n")
+        words = "Numbers over 3 documents: their intervals may be too narrow; 95 % is meant from 5 documents on."
+        assert (words in summary(folder)) is (words in " ".join(page_of(folder)[1].text)) is told
+    assert "not one of these texts' probability" in " ".join(
+        page_of(folder)[1].text
+    )  # where samples stand below a bound
 
 
 def test_a_finished_run_shows_everything(tmp_path, run_folder):

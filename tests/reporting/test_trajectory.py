@@ -83,7 +83,10 @@ def test_few_prompts_have_no_band_and_a_warning(two_phases):
 
 
 def test_the_same_prompts_need_no_warning(two_phases):
-    assert note(trajectory(read(two_phases[1]))) == "32 answers to each of 28 prompts that were trained on, drawn alike at every measurement. Shades are 95 % bootstrap intervals over prompts."
+    assert note(trajectory(read(two_phases[1]))) == (
+        "32 answers to each of 28 prompts that were trained on, drawn alike at every measurement. "
+        "Shades are 95 % intervals over prompts."
+    )
 
 
 @pytest.mark.parametrize("content, problem", [('{"points": ', "not valid JSON|cannot be read|dynamics.json"), ("[1, 2]", "no list of points"), ('{"points": 3}', "no list of points")])

@@ -113,6 +113,9 @@ def test_the_nucleus_is_the_smallest():
         p = logits_nV.softmax(-1)[0]
         assert p[kept].sum() >= 0.8 - 1e-6 and p[kept].sum() - p[kept].min() < 0.8 and p[kept].min() >= p[~kept].max()
 
+    for count in (1, 2, 3, 4):  # a mass that is top_p exactly is enough
+        assert int(torch.isfinite(nucleus(torch.zeros(1, 4), count / 4)).sum()) == count
+
 
 # The law of texts -----------------------------------------------------------------------------------------------------
 

@@ -54,6 +54,17 @@ def test_sharpening_is_a_power():
     assert torch.equal(sharpened(p, 1e-6), torch.tensor([[1.0, 0, 0, 0]], dtype=torch.float64))
 
 
+@pytest.mark.parametrize(("top_p", "kept"), [(0.5, {3}), (0.75, {3, 1}), (1.0, {3, 1, 4})])
+def test_a_nucleus_whose_mass_is_top_p_exactly_takes_no_more(top_p, kept):
+    p = torch.tensor([[0.0, 0.25, 0.0, 0.5, 0.25, 0.0]] * 400, dtype=torch.float64)
+    at = positions(p, [3] * 400, draw=0.0)
+    at = at._replace(draw_n=torch.arange(400, dtype=torch.float64) / 400)
+    found = set(Nucleus(top_p)(at, state([[3] * 400])).tolist())
+    assert (
+        len(found) == len(kept) and 3 in found and found <= {3, 1, 4}
+    )  # of the two equal ones either may be the second
+
+
 @pytest.mark.parametrize("draw", [0.0, 0.3, 0.6, 0.999999])
 def test_a_nucleus_smaller_than_the_likeliest_token_is_greedy(draw):
     at = positions(P[None], [3], draw=draw)

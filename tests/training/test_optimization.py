@@ -1,5 +1,6 @@
 """The schedule's values, what decays, and Muon and AdamW as one optimizer."""
 import copy
+from types import SimpleNamespace
 
 import lightning
 import pytest
@@ -9,6 +10,7 @@ from torch.utils.data import DataLoader
 
 from research_stack import hardware
 from research_stack.check import check_node
+from research_stack.run import model_facts
 from research_stack.training.checkpoint import AtomicCheckpointIO, Checkpoints, load_checkpoint
 from research_stack.training.ema import Ema
 from research_stack.training.module import TrainingModule
@@ -43,6 +45,34 @@ def test_decay_acts_on_matrices_only():
     decayed = {id(p) for group in optimizer.param_groups if group["weight_decay"] for p in group["params"]}
     assert decayed == {id(module[1].weight)}
     assert sum(len(g["params"]) for g in optimizer.param_groups) == len(list(module.parameters()))
+
+
+@pytest.mark.parametrize("algorithm", ["adamw", "muon"])
+@pytest.mark.parametrize("ema", [0.0, 0.9])
+def test_what_a_dry_run_says_of_the_memory_is_what_a_step_keeps(algorithm, ema):
+    module = nn.Sequential(nn.Embedding(7, 6), nn.Linear(6, 5), nn.Linear(5, 3), nn.LayerNorm(3))
+    module[3].bias.requires_grad_(False)
+    module.optimization = Optimization(optimizer=algorithm, ema=ema)
+    module.optimizer_groups, module.training_flops = lambda: None, lambda length: 1.0
+    optimizer = module.optimization.optimizer(module)
+    module(torch.tensor([1, 2])).square().sum().backward()
+    optimizer.step()
+    moments = [
+        value for state in optimizer.state.values() for value in state.values() if torch.is_tensor(value) and value.ndim
+    ]
+    kept = [
+        *module.parameters(),
+        *(p.grad for p in module.parameters() if p.grad is not None),
+        *moments,
+        *(module.parameters() if ema else ()),
+    ]
+    facts = model_facts(SimpleNamespace(method=module, data=SimpleNamespace(batch_size=2, sequence_length=3)))
+    assert facts["state_bytes"] == sum(value.numel() * value.element_size() for value in kept)
+    matrices, others = (
+        6 * 5 + 5 * 3,
+        7 * 6 + 5 + 3 + 3,
+    )  # Muon keeps one average of each matrix, AdamW two of everything
+    assert sum(value.numel() for value in moments) == (2 if algorithm == "adamw" else 1) * matrices + 2 * others
 
 
 @pytest.mark.parametrize("bad", [{"lr": 0}, {"final_ratio": 2}, {"clip": 0}, {"accumulate": 0}, {"ema": 1.0}, {"optimizer": "moun"}])
