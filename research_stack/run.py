@@ -79,6 +79,7 @@ def assemble(cfg: DictConfig) -> Parts:
     model = build(cfg.model, "model", **taken(cfg, "model", data.for_model() | {"seed": cfg.seed}))
     with named("data"):
         data.check_fit(model, target(cfg.method))
+        data.serve(target(cfg.method))
     offers = data.for_method() | {"model": model, "optimization": optimization, "seed": cfg.seed, "max_steps": cfg.trainer.max_steps}
     if takes(cfg.method, "corruption"):
         offers["corruption"] = corruption.bind(data.vocab)

@@ -17,6 +17,7 @@ import math
 from collections.abc import Sequence
 
 import numpy as np
+import torch
 
 from research_stack.corruption.bound import fixed_k_nelbo, nelbo
 from research_stack.corruption.process import Absorbing, Hybrid, Process, Uniform
@@ -114,7 +115,8 @@ class Likelihood:
             piece = rows.take(slice(start, start + BATCH))
             batch = {name: tensor.to(context.device) for name, tensor in batch_of(piece).items()}
             draws = Draws(context.seed, "likelihood", label, start, total=len(piece), device=context.device)
-            given = (batch["tokens"], batch["eligible"], draws, batch["attend"], self.samples)
+            scored_BL = torch.from_numpy(piece.eligible).to(context.device)  # the texts' own tokens, not the ends behind a response
+            given = (batch["tokens"], scored_BL, draws, batch["attend"], self.samples)
             # Without substitutions, exact counts of masks give the same bound with less variance.
             nats_B = nelbo(context.method, process, *given) if process.has_uniform else fixed_k_nelbo(context.method, *given)
             parts.append(nats_B.cpu().numpy())
