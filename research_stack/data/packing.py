@@ -16,7 +16,7 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import asdict, dataclass
 from itertools import islice
 from pathlib import Path
@@ -107,10 +107,12 @@ class RowWriter:
     """Writes the rows of one side into `{name}.tokens` (rows, L) and `{name}.spans` (rows, 2) below the folder.
 
     A span is (prompt length, filled length) of its row. Rows of plain text come as they fill up.
+
+    - begin: ids in front of each document and prompt that does not begin with them.
     """
 
-    def __init__(self, folder: Path, name: str, vocab: Vocabulary, length: int) -> None:
-        self.vocab, self.length, self.counts = vocab, length, Counts()
+    def __init__(self, folder: Path, name: str, vocab: Vocabulary, length: int, begin: Sequence[int] = ()) -> None:
+        self.vocab, self.length, self.counts, self.begin = vocab, length, Counts(), list(begin)
         self.tokens_file = open(folder / f"{name}.tokens", "wb")
         self.spans_file = open(folder / f"{name}.spans", "wb")
         self.dtype = token_type(vocab)
@@ -123,15 +125,19 @@ class RowWriter:
         self.counts.bytes += len((document.prompt if alone else document.text).encode())
         self.counts.tokens += len(prompt if alone else text)
         if prompt is None:
-            self.pending += [*text, self.vocab.end]
+            self.pending += [*self._begun(text), self.vocab.end]
             self._cut()
             return
+        prompt = self._begun(prompt)
         ids = [*prompt] if alone else [*prompt, *text, self.vocab.end]
         if len(ids) > self.length and (alone or len(prompt) > self.length // 2):
             self.counts.dropped += 1
         else:
             self.counts.truncated += len(ids) > self.length
             self._place(ids[: self.length], len(prompt))
+
+    def _begun(self, ids: list[int]) -> list[int]:
+        return ids if ids[: len(self.begin)] == self.begin else [*self.begin, *ids]
 
     def _place(self, ids: list[int], prompt: int) -> None:
         """Write a row of its own for a pair, whose first `prompt` ids are its prompt."""
@@ -164,8 +170,8 @@ class PairPacker(RowWriter):
     OPEN_ROWS open rows the fullest is written. The span of a row is (prompt length of its first pair, filled length).
     """
 
-    def __init__(self, folder: Path, name: str, vocab: Vocabulary, length: int) -> None:
-        super().__init__(folder, name, vocab, length)
+    def __init__(self, folder: Path, name: str, vocab: Vocabulary, length: int, begin: Sequence[int] = ()) -> None:
+        super().__init__(folder, name, vocab, length, begin)
         self.marks_file = open(folder / f"{name}.marks", "wb")
         self.open: list[tuple[list[int], list[int]]] = []  # ids and marks of each row
 
@@ -223,7 +229,7 @@ def require_pairs(source: Source) -> None:
 def pack(source: Source, sides: np.ndarray, codec: Codec, length: int, folder: Path, pairs: bool = False) -> dict[str, dict[str, int]]:
     """Write both sides' rows below the folder, several pairs to a row with `pairs`; returns their counts by name."""
     writer = PairPacker if pairs else RowWriter
-    writers = {side: writer(folder, name, codec.vocab, length) for side, name in ((TRAIN, "train"), (VALIDATION, "validation"))}
+    writers = {side: writer(folder, name, codec.vocab, length, codec.begin) for side, name in ((TRAIN, "train"), (VALIDATION, "validation"))}
     places = iter(sides)
     kept = ((side, document) for document in source.documents() if (side := int(next(places))) != DUPLICATE)
     chosen: list[int] = []  # the sides of the documents that the tokenizer has read but not returned yet
