@@ -125,7 +125,7 @@ class QuestionFiles(ABC):
         """Raise ValueError or OSError in one line: missing, empty, not readable, another layout (first 4 MB; a json file only up to that size)."""
         if (hub := self._hub()) is not None:
             return hub.check()
-        require_readable(self.files(), OddRecords(self.odd.strict))
+        require_readable(self.files(), self.odd)
         if sum(file.stat().st_size for file in self.files() if file.suffix == ".json") > CHECK_CHARS:
             return
         read = 0

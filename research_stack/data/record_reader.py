@@ -157,11 +157,10 @@ def find_all(path: str | list[str] | None, suffixes: Sequence[str]) -> list[Path
 
 
 def require_readable(files: Iterable[Path], odd: OddRecords) -> None:
-    """Raise PermissionError for a file that may not be read, and ValueError for an empty one, where that is not left out."""
+    """Raise PermissionError for a file that may not be read, and ValueError for an empty one, unless odd records are left out."""
     for file in files:
-        with odd:
-            if not file.stat().st_size:
-                raise ValueError(f"path={file} is an empty file")
+        if odd.strict and not file.stat().st_size:
+            raise ValueError(f"path={file} is an empty file")
         if not os.access(file, os.R_OK):
             raise PermissionError(f"path={file} cannot be read: permission denied")
 

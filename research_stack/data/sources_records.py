@@ -30,7 +30,7 @@ class RecordFiles(ABC):
 
     def check(self) -> None:
         """Raise ValueError or OSError in one line: missing, empty, not readable, malformed, nothing in it (first 4 MB)."""
-        require_readable(self.files(), OddRecords(self.odd.strict))
+        require_readable(self.files(), self.odd)
         read = 0
         for document in self.documents():
             read += len(document.text) + len(document.prompt or "")

@@ -76,7 +76,7 @@ class Text:
     def check(self) -> None:
         """Raise ValueError or OSError in one line: missing, empty, binary, malformed, without the field (first 4 MB)."""
         files, read = self.files(), 0
-        require_readable(files, OddRecords(self.odd.strict))
+        require_readable(files, self.odd)
         for document in self.documents():
             read += len(document.text)
             if read > CHECK_CHARS:

@@ -172,7 +172,7 @@ USER, REPLY = {"role": "user", "content": "q"}, {"role": "assistant", "content":
     ({"messages": [USER, {"role": "assistant", "content": None}]}, ":2 message 2 (assistant) has an empty content"),
     ({"messages": [USER, {"role": "assistant", "content": [{"type": "text"}]}]}, ":2 message 2 field 'content' part 1 has no field 'text'; the fields there: type"),
     ({"messages": [USER, {"role": "assistant"}]}, ":2 message 2 has no field 'content'; the fields there: role"),
-    ({"messages": [{"from": "human", "value": "q"}]}, ":2 message 1 has no field 'role'; the fields there: from, value"),
+    ({"messages": [{"sender": "human", "value": "q"}]}, ":2 message 1 has no field 'role'; the fields there: sender, value"),
     ({"messages": ["q", "a"]}, ":2 message 1 must be an object with 'role' and 'content', not a str"),
     ({"messages": []}, ":2 field 'messages' must be a list of messages, not an empty one"),
     ({"messages": "q"}, ":2 field 'messages' must be a list of messages, not str"),
