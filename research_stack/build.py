@@ -1,28 +1,30 @@
 """The one place that turns a config node into an object."""
 from __future__ import annotations
 
-import functools
 import inspect
+import logging
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any
 
 from omegaconf import OmegaConf
 
-#: Packages a `_target_` may name. A config is data that people mail to each other: it must not run anything else.
-WHITELIST = ("research_stack", "lightning", "torch", "transformers")
+from research_stack.redaction import refuse_masked
+from research_stack.targets import SPECIAL, refused, refused_object
+
+logging.getLogger("hydra.utils").setLevel(logging.CRITICAL)  # what it tells, over several lines, the errors here tell in one
 
 
-def targets(node: Any, path: str = "") -> Iterator[tuple[str, str]]:
-    """Every (path, `_target_`) at and below a plain node."""
+def nodes(node: Any, path: str = "") -> Iterator[tuple[str, Mapping[str, Any]]]:
+    """Every (path, node) with a `_target_` at and below a plain node."""
     if isinstance(node, Mapping):
         if "_target_" in node:
-            yield path, node["_target_"]
+            yield path, node
         for key, value in node.items():
-            yield from targets(value, f"{path}.{key}" if path else str(key))
+            yield from nodes(value, f"{path}.{key}" if path else str(key))
     elif isinstance(node, list | tuple):
         for index, value in enumerate(node):
-            yield from targets(value, f"{path}.{index}")
+            yield from nodes(value, f"{path}.{index}")
 
 
 def plain(node: Any) -> Any:
@@ -38,26 +40,44 @@ def build(node: Any, path: str, /, **arguments: Any) -> Any:
     - path: where the node stands in the config; error messages of constructors get it put in front.
     - arguments: objects the config cannot hold (the vocabulary, the model, ...). They win over the node's keys.
 
-    Raises ValueError when a target is outside the whitelist or a constructor refuses its arguments.
+    Raises ValueError when a target is none a config may name (`research_stack.targets`), or a constructor refuses its
+    arguments.
     """
-    from hydra.errors import InstantiationException
-    from hydra.utils import instantiate
-
     node = plain(node)
-    for where, target in targets(node, path):
-        if not isinstance(target, str) or target.split(".")[0] not in WHITELIST:
-            raise ValueError(f"{where}._target_={target!r} lies outside the allowed packages: {', '.join(WHITELIST)}")
-    try:
-        # A partial keeps `arguments` out of OmegaConf, which would turn dataclasses into configs of themselves.
-        factory = instantiate(node, _convert_="all", _partial_=True)
-    except InstantiationException as error:
-        if isinstance(error.__cause__, ValueError | OSError):
-            inner = str(error).rpartition("full_key: ")[2].strip() if "full_key: " in str(error) else ""
-            raise type(error.__cause__)(f"{path}{'.' + inner if inner else ''}.{error.__cause__}") from error
-        raise
-    assert isinstance(factory, functools.partial)
+    if not isinstance(node, Mapping) or "_target_" not in node:
+        raise ValueError(f"{path}={node} must be a mapping with a _target_")
+    refuse_masked({key: value for key, value in node.items() if key not in arguments}, path)
+    for where, found in nodes(node, path):
+        target(found, where)
+        if special := next((name for name in SPECIAL if name in found), None):
+            raise ValueError(f"{where}.{special}={found[special]} cannot be set: nodes are built one way")
+    values = {key: _built(value, f"{path}.{key}") for key, value in node.items() if key not in arguments}
     with named(path):
-        return factory(**arguments)
+        return _called(node, values | arguments)
+
+
+def _built(value: Any, path: str) -> Any:
+    """A value below a node: with the nodes in it built, the innermost first. Texts stay as they are, `${...}` included.
+
+    Hydra's `instantiate` resolves values anew at each level, so that a text could reach the environment.
+    """
+    if isinstance(value, list | tuple):
+        return [_built(part, f"{path}.{index}") for index, part in enumerate(value)]
+    if not isinstance(value, Mapping):
+        return value
+    values = {key: _built(part, f"{path}.{key}") for key, part in value.items()}
+    if "_target_" not in value:
+        return values
+    try:
+        with named(path):
+            return _called(value, values)
+    except OSError as error:
+        raise type(error)(f"{path}.{error}") from error
+
+
+def _called(node: Mapping[str, Any], values: Mapping[str, Any]) -> Any:
+    """The node's class, called; what is still to be given (`???`) is left to its default."""
+    return target(node)(**{key: value for key, value in values.items() if key != "_target_" and not (isinstance(value, str) and value == "???")})
 
 
 @contextmanager
@@ -69,11 +89,22 @@ def named(path: str) -> Iterator[None]:
         raise ValueError(f"{path}.{error}") from error
 
 
-def target(node: Mapping[str, Any]) -> type:
-    """The class that the node names."""
-    from hydra.utils import get_class
+def target(node: Mapping[str, Any], path: str = "") -> type:
+    """The class that the node at `path` names. Raises ValueError for one that a config may not name."""
+    from hydra.utils import get_object
 
-    return get_class(node["_target_"])
+    name = node["_target_"]
+    said = f"{path}{'.' if path else ''}_target_={name}"
+    if reason := refused(name):
+        raise ValueError(f"{said} {reason}")
+    try:
+        found = get_object(name)
+    except (ImportError, ValueError) as error:
+        cause = error.__cause__ or error
+        raise ValueError(f"{said} cannot be loaded: {type(cause).__name__}: {' '.join(str(cause).split())}") from error
+    if reason := refused_object(found):
+        raise ValueError(f"{said} {reason}")
+    return found
 
 
 def takes(node: Mapping[str, Any], name: str) -> bool:

@@ -16,11 +16,13 @@ from typing import TYPE_CHECKING, Any
 
 from research_stack import phases
 from research_stack.annotations import fits, is_built, literals, parsed, written
-from research_stack.build import WHITELIST
 from research_stack.expressions import CannotSay, Evaluator, Opaque
 from research_stack.hints import UserError, choices, did_you_mean, nearest, one_line
 from research_stack.paths import key_of
+from research_stack.redaction import refuse_masked
+from research_stack.results import RunFolder, flatten, is_place
 from research_stack.signatures import Module, Parameter, Signature, UnknownTarget, resolve, signature
+from research_stack.targets import SPECIAL, refused
 
 if TYPE_CHECKING:
     from omegaconf import DictConfig
@@ -28,7 +30,6 @@ if TYPE_CHECKING:
     from research_stack.compose import Composed, Composer
 
 TASKS = ("train", "eval", "sample", "compare")
-SPECIAL = ("_target_", "_partial_", "_convert_", "_recursive_", "_args_")  # keys of Hydra's instantiate
 WITHOUT_TORCH = ("research_stack.data.sources", "research_stack.data.tokenizers")  # modules whose classes have `check()`
 #: Keys of lightning.Trainer that belong to other nodes.
 SET_ELSEWHERE = {
@@ -38,7 +39,7 @@ SET_ELSEWHERE = {
     "check_val_every_n_epoch": "trainer.val_check_interval", "enable_progress_bar": "callbacks.progress",
     "enable_model_summary": "dry_run=true", "use_distributed_sampler": "data",
 }  # fmt: skip
-TOP = {"seed": "int", "init_from": "str | None", "dry_run": "bool", "name": "str", "run": "str | None", "prompt": "str | None", "runs": "list"}
+TOP = {"seed": "int", "init_from": "str | None", "dry_run": "bool", "smoke": "bool", "name": "str", "run": "str | None", "prompt": "str | None", "runs": "list"}
 
 
 @dataclass(frozen=True)
@@ -73,9 +74,11 @@ def check_node(path: str, node: Mapping[str, Any]) -> Iterator[Problem]:
     """The mistakes of one node."""
     target = node["_target_"]
     key = f"{path}._target_"
-    if not isinstance(target, str) or target.split(".")[0] not in WHITELIST:
-        near = f"; the allowed packages are {', '.join(WHITELIST)}"
-        yield Problem(key, f"{key}={target} lies outside the packages a config may name{near}")
+    if reason := refused(target):
+        yield Problem(key, f"{key}={target} {reason}")
+        return
+    if special := next((name for name in SPECIAL if name in node), None):
+        yield Problem(f"{path}.{special}", f"{path}.{special}={_short(node[special])} cannot be set: nodes are built one way")
         return
     try:
         known = signature(target)
@@ -85,7 +88,7 @@ def check_node(path: str, node: Mapping[str, Any]) -> Iterator[Problem]:
         guess = f"; did you mean '{name[0]}.{near[0]}'?" if near else choices(sorted(error.names), "there are")
         yield Problem(key, f"{key}={target}: {name[0]} has no '{name[2]}'{guess}")
         return
-    given = {str(k): v for k, v in node.items() if k not in SPECIAL}
+    given = {str(k): v for k, v in node.items() if k != "_target_"}
     problems = list(_keys_and_values(path, known, given))
     yield from problems or conditions(path, known, given)
 
@@ -257,8 +260,6 @@ def _unresolved(cfg: Any) -> Iterator[Problem]:
     """Keys that must be given (`???`)."""
     from omegaconf import OmegaConf
 
-    from research_stack.results import flatten
-
     tree = OmegaConf.to_container(cfg, resolve=False) if OmegaConf.is_config(cfg) else cfg
     for key, value in sorted(flatten(tree).items()):
         if isinstance(value, str) and value == "???":
@@ -330,6 +331,7 @@ def check_inputs(cfg: Any, config: Mapping[str, Any], seen: set[str]) -> Problem
         if not isinstance(node, Mapping) or name in seen:
             continue
         try:
+            refuse_masked(node, f"data.{part}")
             _look(node)
         except (ValueError, OSError) as error:
             return _input_problem(cfg, f"data.{part}", node, one_line(error).removeprefix(f"{part}."))
@@ -342,7 +344,7 @@ def _look(node: Mapping[str, Any]) -> None:
     home = signature(str(node.get("_target_"))).module
     if home is not None and home.name.startswith(WITHOUT_TORCH):
         kind = vars(import_module(home.name))[str(node["_target_"]).rpartition(".")[2]]
-        kind(**{k: v for k, v in node.items() if k not in SPECIAL}).check()
+        kind(**{k: v for k, v in node.items() if k != "_target_"}).check()
 
 
 def _input_problem(cfg: Any, path: str, node: Mapping[str, Any], text: str) -> Problem:
@@ -354,9 +356,12 @@ def _input_problem(cfg: Any, path: str, node: Mapping[str, Any], text: str) -> P
 
 
 def _origin(cfg: Any, key: str) -> str:
-    """The key that a key copies by interpolation (`path: ${data.path}`), or itself."""
-    link = re.fullmatch(r"\$\{([\w.]+)\}", str(raw(cfg, key)))
-    return link[1] if link else key
+    """The key that a key copies by interpolation (`path: ${data.path}`), or itself; in a saved config, the shortest of the same place."""
+    value = raw(cfg, key)
+    if link := re.fullmatch(r"\$\{([\w.]+)\}", str(value)):
+        return link[1]
+    same = (k for k, v in flatten(raw(cfg, "data")).items() if v == value and is_place(f"data.{k}", v))
+    return min((f"data.{k}" for k in same), key=len, default=key)
 
 
 def preflight(points: Sequence[Composed], composer: Composer) -> None:
@@ -387,24 +392,31 @@ def _problems(point: Composed, done: set[str], seen: set[str]) -> list[Problem]:
                 done.add(name)
     if not problems and config.get("init_from"):
         phases.check(point.cfg)
-    source = None if problems or config.get("task") == "compare" else check_inputs(point.cfg, config, seen)
+    source = None if problems or config.get("task") == "compare" or _reads_no_corpus(config) else check_inputs(point.cfg, config, seen)
     typed = [key_of(o) for o in point.overrides]  # what the command says comes first
     problems.sort(key=lambda p: p.named_in(typed) is None)
     return [*problems, *([source] if source else [])]
 
 
+def _reads_no_corpus(config: Mapping[str, Any]) -> bool:
+    """Whether a saved run is only to go on from a prompt: the tokenizer that it keeps is enough."""
+    return config.get("task") == "sample" and bool(config.get("prompt")) and RunFolder(str(config["run"])).tokenizer.is_dir()
+
+
 def _told(problems: Sequence[Problem], point: Composed, composer: Composer, number: int, count: int) -> str:
     from hydra.errors import HydraException
 
-    from research_stack.why import Origins
+    from research_stack.why import Origins, saved_at
 
     first = problems[0]
     try:
         typed = [key_of(o) for o in point.overrides]
-        place = Origins(composer, point.overrides).where(first.named_in(typed) or first.key)
+        named = first.named_in(typed)
+        place = Origins(composer, point.overrides).where(named or first.key) if named or point.saved is None else saved_at(point.saved, first.key)
     except (HydraException, OSError):
         place = ""
     notes = [place] if place else []
+    notes += [f"if it has moved, say where it is: {first.key}=..."] if point.saved is not None and not named and is_place(first.key) else []
     notes += [f"point {number} of {count}: {' '.join(point.overrides)}"] if count > 1 else []
     notes += [f"and {len(problems) - 1} more mistakes"] if len(problems) > 2 else []
     notes += ["and one more mistake"] if len(problems) == 2 else []

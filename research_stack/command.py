@@ -2,13 +2,16 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from research_stack import paths
+from research_stack import paths, terminal
 from research_stack.hints import UserError, choices, nearest
+from research_stack.redaction import redact
+from research_stack.texts import as_text
 
 if TYPE_CHECKING:
     from research_stack.compose import Composer
@@ -16,6 +19,7 @@ if TYPE_CHECKING:
 SWITCHES = {"-m": "--multirun", "-r": "--run", "-sc": "--shell-completion", "-h": "--help", "--hydra-help": "--hydra-help",
             "--version": "--version", "--resolve": "--resolve"}  # fmt: skip
 VALUED = {"-c": "--cfg", "-p": "--package", "-cp": "--config-path", "-cn": "--config-name", "-cd": "--config-dir"}
+FOLDERS = ("--config-path", "--config-dir")
 
 
 @dataclass
@@ -49,25 +53,15 @@ class Command:
             elif name in VALUED.values():
                 if not glued and not rest:
                     raise UserError(f"{word} needs a value")
-                command.flags[name] = value if glued else rest.pop(0)
+                value = value if glued else rest.pop(0)
+                command.flags[name] = _config_folder(word.partition("=")[0], value) if name in FOLDERS else value
             elif name in SWITCHES.values():
                 command.flags[name] = ""
             else:
                 known = [*SWITCHES.values(), *VALUED.values(), "--info"]
                 raise UserError(f"{word} is no option{choices(nearest(word, known, count=1), 'did you mean')}; see research-stack --help")
-        if not command.multirun:  # a prompt is text: commas and brackets in it mean nothing
-            command.overrides = [_as_text(o) if o.startswith("prompt=") else o for o in command.overrides]
+        command.overrides = as_text(command.overrides, command.multirun)
         return command
-
-
-def _as_text(override: str) -> str:
-    key, _, value = override.partition("=")
-    return override if value[:1] in ("'", '"') or value == "null" else f"{key}={quoted(value)}"
-
-
-def quoted(value: Path | str) -> str:
-    """A value as Hydra's grammar reads it back unchanged."""
-    return "'" + str(value).replace("\\", "\\\\").replace("'", "\\'") + "'"
 
 
 def composer_of(command: Command) -> Composer:
@@ -75,13 +69,56 @@ def composer_of(command: Command) -> Composer:
     from research_stack.compose import CONFIG, Composer
 
     extra = command.flags.get("--config-dir")
-    if extra is not None and not Path(extra).is_dir():
-        raise UserError(f"--config-dir {extra}: no such folder")
     conf = Path(command.flags.get("--config-path", str(paths.CONF)))
     return Composer(conf, Path(extra) if extra else None, command.flags.get("--config-name", CONFIG).removesuffix(".yaml"))
 
 
+def folders_of(command: Command) -> list[Path]:
+    """The config folders of the command, as far as that goes without Hydra where nothing names another one."""
+    if not {"--config-dir", "--config-path"} & set(command.flags) and not any(paths.key_of(o) == "hydra.searchpath" for o in command.overrides):
+        return [paths.CONF]
+    composer = composer_of(command)
+    composer.search(command.overrides)
+    return composer.folders
+
+
+def _config_folder(word: str, value: str) -> str:
+    """The folder of a flag, relative to the working directory; UserError where there is none."""
+    folder = paths.expanded(value.removeprefix("file://")).absolute()
+    if not folder.is_dir():
+        raise UserError(f"{word} {value}: no such folder")
+    return str(folder)
+
+
 def complain(message: str, code: int = 2) -> int:
     """Write one line on standard error and return the exit code."""
-    sys.stderr.write(f"research-stack: {'error: ' if code == 2 else ''}{' '.join(message.split())}\n")
+    sys.stderr.write(f"research-stack: {'error: ' if code == 2 else ''}{terminal.visible(redact(' '.join(message.split())))}\n")
     return code
+
+
+def show(command: Command) -> int:
+    """--cfg, --info, completion and the like: Hydra's own, with our one-line errors."""
+    from research_stack.launch import hand_over
+
+    with hydra_errors(command):
+        hand_over(command.hydra_arguments(), command.overrides)
+    return 0
+
+
+@contextmanager
+def hydra_errors(command: Command) -> Iterator[None]:
+    """One-line errors for what Hydra raises while it composes; only then is a composer of ours made."""
+    try:
+        yield
+    except Exception as error:
+        from hydra.errors import HydraException
+        from omegaconf.errors import OmegaConfBaseException
+        from yaml import YAMLError
+
+        from research_stack import hints
+
+        if not isinstance(error, HydraException | OmegaConfBaseException | YAMLError | ValueError):
+            raise
+        if isinstance(error, ValueError) and not isinstance(error, OmegaConfBaseException):
+            raise UserError(str(error)) from error
+        raise UserError(hints.explain(error, composer_of(command), command.overrides)) from error

@@ -6,11 +6,15 @@ are parsed once per `Composer`, so that the hundredth point of a sweep costs a m
 from __future__ import annotations
 
 import copy
+import importlib.util
 import re
+import shlex
+import warnings
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
+from typing import Any
 
 from hydra._internal.config_loader_impl import ConfigLoaderImpl
 from hydra._internal.config_repository import CachingConfigRepository
@@ -20,20 +24,25 @@ from hydra.core.config_search_path import SearchPathQuery
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.core.override_parser.types import Override
 from hydra.core.utils import setup_globals
-from hydra.plugins.config_source import ConfigResult
+from hydra.plugins.config_source import ConfigResult, ConfigSource
 from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf, open_dict
 
-from research_stack import hints, paths, results
+from research_stack import hints, locations, paths, provenance, redaction, results
 from research_stack.hints import UserError
+from research_stack.literal import as_config, escaped
 from research_stack.paths import key_of, known_runs, shown
 from research_stack.results import RunFolder
+from research_stack.smoke import shrink
+from research_stack.texts import quoted, with_places
 
 CONFIG = "config"
 #: Top-level keys that task=eval and task=sample take from the command line; the rest is the saved run's.
 OF_THE_COMMAND = ("task", "run", "eval", "sampler", "hardware", "prompt", "logger", "dry_run", "seed", "launcher")
 #: Keys that resuming a folder may add to the command without their being a config of its own.
 OF_RESUMING = ("run", "task", "dry_run", "logger", "hardware", "callbacks", "launcher", "name")
+#: Keys without which no command can be told what to do.
+OF_EVERY_CONFIG = ("name", "task", "seed", "run", "runs", "prompt", "dry_run")
 #: Checkpoints of a run; not the hidden `.tmp-...-best.ckpt` that a process leaves which is killed while it writes one (`files.atomic_path`).
 CHECKPOINTS = "[!.]*.ckpt"
 
@@ -56,24 +65,43 @@ class _Loader(ConfigLoaderImpl):
         parsed = OverridesParser.create().parse_overrides(overrides=overrides)
         if self.kept is None:
             self.kept = _Repository(self.repository)
-            self._process_config_searchpath(config_name, parsed, self.kept)
+            with warnings.catch_warnings(action="ignore"):  # of folders that are not there: an error here
+                self._process_config_searchpath(config_name, parsed, self.kept)
+            for source in self.kept.get_sources():
+                if source.provider.startswith("hydra.searchpath") and not source.available():
+                    raise UserError(f"hydra.searchpath: there is no folder {source.path}")
         return parsed, self.kept
+
+    def searched(self) -> list[Path]:
+        """The folders of `hydra.searchpath`, once something has been composed."""
+        sources = self.kept.get_sources() if self.kept is not None else []
+        found = [_folder_of(source) for source in sources if source.provider.startswith("hydra.searchpath")]
+        return [folder for folder in found if folder is not None]
+
+
+def _folder_of(source: ConfigSource) -> Path | None:
+    """The folder of a config source: of files, or of a package that lies in one."""
+    if source.scheme() == "file":
+        return Path(source.path).resolve()
+    spec = importlib.util.find_spec(source.path.replace("/", ".")) if source.scheme() == "pkg" else None
+    return next(map(Path, spec.submodule_search_locations or ()), None) if spec is not None else None
 
 
 @dataclass(frozen=True)
 class Composed:
-    """A composed config: the overrides that led to it, the job's part, and Hydra's own part."""
+    """A composed config: the overrides that led to it, the job's part, Hydra's own part, and the saved config.yaml it is of, if any."""
 
     overrides: tuple[str, ...]
     cfg: DictConfig
     hydra: DictConfig
+    saved: Path | None = None
 
 
 class Composer:
     """Composes configs of one config folder.
 
     - conf: the folder that holds config.yaml; the package's own by default.
-    - extra: a further folder that is searched first (`--config-dir`).
+    - extra: a further folder that is searched first (`--config-dir`). `hydra.searchpath` names more, which are searched last.
     """
 
     def __init__(self, conf: Path | None = None, extra: Path | None = None, config_name: str = CONFIG) -> None:
@@ -82,9 +110,19 @@ class Composer:
         search = create_config_search_path(str(self.conf))
         if extra is not None:
             search.prepend(provider="command-line", path=f"file://{extra.resolve()}", anchor=SearchPathQuery(provider="schema"))
-        self.folders = [*([extra.resolve()] if extra else []), self.conf]
         self.loader = _Loader(search)
+        self._given = [*([extra.resolve()] if extra else []), self.conf]
         self._bases: dict[tuple[str, ...], Composed] = {}
+
+    @property
+    def folders(self) -> list[Path]:
+        """The config folders, in the order in which they are searched."""
+        return list(dict.fromkeys([*self._given, *self.loader.searched()]))
+
+    def search(self, overrides: Sequence[str]) -> None:
+        """Take the `hydra.searchpath` of a command whose config is not composed; UserError for a folder that is not there."""
+        with hints.explained(self, overrides):
+            self.loader._parse_overrides_and_create_caching_repo(self.config_name, [o for o in overrides if key_of(o) == "hydra.searchpath"])
 
     def load(self, overrides: Sequence[str], mode: RunMode = RunMode.RUN) -> DictConfig:
         """Hydra's composition, its `hydra` node included; raises Hydra's errors."""
@@ -100,7 +138,11 @@ class Composer:
             hydra = cfg.hydra
             with open_dict(cfg):
                 del cfg["hydra"]
+        if lacking := [key for key in OF_EVERY_CONFIG if key not in cfg]:
+            file = next((f for folder in self.folders if (f := folder / f"{self.config_name}.yaml").is_file()), self.config_name)
+            raise UserError(f"{shown(file)} lacks {', '.join(lacking)}: a config has the keys of {shown(paths.CONF / 'config.yaml')}")
         self._known_options(overrides)
+        self._refuse_references_to_hydra(cfg, overrides)
         return Composed(tuple(overrides), cfg, hydra)
 
     def _known_options(self, overrides: Iterable[str]) -> None:
@@ -110,6 +152,15 @@ class Composer:
             options = self.groups().get(group, [])
             if options and option not in (*options, "null", "") and not re.search(r"[,(\[{]", option):
                 raise UserError(hints.no_such_option(group, option, options, "command line"))
+
+    def _refuse_references_to_hydra(self, cfg: DictConfig, overrides: Sequence[str]) -> None:
+        """Raise UserError for `${hydra:...}` in the config of a run: Hydra's own node exists only while Hydra runs the command."""
+        from research_stack.why import Origins
+
+        for key, value in results.flatten(OmegaConf.to_container(cfg)).items():
+            if re.search(r"(?<!\\)\$\{hydra[:.]", str(value)):
+                raise UserError(f"{key}={value} refers to Hydra's own config, which a run does not keep: write the value itself, "
+                                f"or refer to a key of the config, as in ${{model.dim}} ({Origins(self, overrides).where(key)})")
 
     def compose_point(self, overrides: Sequence[str], hydra: Sequence[str] = ()) -> Composed:
         """As `compose`, for one of many: points that choose the same groups share one composition.
@@ -127,6 +178,7 @@ class Composer:
             base = self._bases[groups]
             cfg = copy.deepcopy(base.cfg)
             self.loader._apply_overrides_to_config(values, cfg)
+            self._refuse_references_to_hydra(cfg, overrides)
             return Composed((*overrides, *hydra), cfg, base.hydra)
 
     def points(self, overrides: Sequence[str]) -> tuple[Composed, list[list[str]]]:
@@ -185,15 +237,17 @@ def compose(*overrides: str | Iterable[str], check: bool = True) -> DictConfig:
 
 
 def settle(composed: Composed) -> Composed:
-    """The config a command really runs: with `run=FOLDER`, that of the saved run and what the command may change."""
+    """The config a command really runs: with `run=FOLDER`, that of the saved run and what the command may change; with debug=smoke, made small."""
     cfg = composed.cfg
     if cfg.get("run") in (None, "new"):
         if cfg.get("task") in ("eval", "sample"):
             newest = known_runs()
             raise UserError(f"task={cfg.task} needs run=FOLDER, a finished run"
-                            f"{f'; the newest is run={shown(newest[0])}' if newest else ''}")
+                            f"{f'; the newest is run={shlex.quote(shown(newest[0]))}' if newest else ''}")
+        if cfg.get("smoke"):
+            shrink(cfg, composed.overrides)
         return composed
-    return Composed(composed.overrides, of_saved_run(cfg, composed.overrides), composed.hydra)
+    return Composed(composed.overrides, of_saved_run(cfg, composed.overrides), composed.hydra, RunFolder(str(cfg.run)).config_yaml)
 
 
 def for_run(folder: str | Path, overrides: Sequence[str] = (), task: str = "eval") -> DictConfig:
@@ -204,8 +258,7 @@ def for_run(folder: str | Path, overrides: Sequence[str] = (), task: str = "eval
     from research_stack.check import preflight
 
     composer = Composer()
-    path = str(folder).replace("\\", "\\\\").replace("'", "\\'")
-    composed = settle(composer.compose([*overrides, f"run='{path}'", f"task={task}"]))
+    composed = settle(composer.compose([*with_places(overrides), f"run={quoted(folder)}", f"task={task}"]))
     preflight([composed], composer)
     return composed.cfg
 
@@ -214,48 +267,72 @@ def of_saved_run(cfg: DictConfig, overrides: Sequence[str]) -> DictConfig:
     """The saved config of the folder `cfg.run`, changed as the command line says.
 
     - task=eval, task=sample: nodes of OF_THE_COMMAND that the command names replace the saved ones; any other key on
-      the command line is refused.
-    - task=train: the run goes on with its own config. A command that says only `run=FOLDER` needs no more; one that
-      leads to another config is refused with the keys that differ.
+      the command line is refused, but for places (`data.path=...`) of what has moved.
+    - task=train: the run goes on with its own config. A command that says only `run=FOLDER` needs no more, and
+      `trainer.max_steps=N` beside it makes the run longer; one that leads to another config is refused with the keys that
+      differ, the typed ones first.
 
-    Raises UserError if the folder is no run.
+    Relative paths of the run are those of where it was started. Raises UserError if the folder is no run.
     """
     folder = run_folder(str(cfg.run))
-    saved = OmegaConf.create(folder.read_config())
-    named = {key_of(o).split(".")[0].split("/")[0]: o for o in overrides if not is_hydra(o)}
+    said = [o for o in overrides if not is_hydra(o)]
+    places = {key_of(o): OmegaConf.select(cfg, key_of(o)) for o in said if results.is_place(key_of(o))}
+    moved = locations.moved(folder.read_config(), places, folder)
+    saved, said = _given_again(moved, cfg, [o for o in said if key_of(o) not in places])
+    named = {key_of(o).split(".")[0].split("/")[0]: o for o in said}
     if cfg.task in ("eval", "sample"):
         trained(folder)
     sound_checkpoint(folder)
+    provenance.refuse_edited(folder)
     if cfg.task not in ("eval", "sample"):
-        if set(named) <= set(OF_RESUMING):
-            return _with_nodes(saved, cfg, (o for o in overrides if not is_hydra(o)))
-        _refuse_another(folder, saved, cfg)
+        keys = {key_of(o) for o in said}
+        if all(_of_resuming(key) for key in keys):
+            return _with_nodes(saved, cfg, said)
+        _refuse_another(folder, saved, cfg, sorted(keys))
         return cfg
     for key, override in named.items():
         if key not in OF_THE_COMMAND:
             raise UserError(f"{override} cannot be set with task={cfg.task}: the run's own config says it; "
                             f"the command line may set {', '.join(OF_THE_COMMAND)} ({shown(folder.config_yaml)})")
-    return _with_nodes(saved, cfg, (o for o in overrides if not is_hydra(o)))
+    return _with_nodes(saved, cfg, said)
+
+
+def _given_again(saved: dict[str, Any], cfg: DictConfig, overrides: Sequence[str]) -> tuple[DictConfig, list[str]]:
+    """The saved config with the values that had been masked in it and that the command gives again, and the other overrides."""
+    texts, lost, rest = dict(redaction.leaves(saved)), {}, []
+    for override in overrides:
+        text, value = texts.get(key_of(override), ""), OmegaConf.select(cfg, key_of(override))
+        if redaction.MASKED in text and isinstance(value, str):
+            lost |= {path: value for path, other in texts.items() if other == text}  # what copied it was masked alike
+        else:
+            rest.append(override)
+    return as_config(redaction.filled(saved, lost)), rest
+
+
+def _of_resuming(key: str) -> bool:
+    """Whether a key may stand beside `run=FOLDER` without the rest of the run's config."""
+    return key.split(".")[0].split("/")[0] in OF_RESUMING or key == results.LENGTH or (key.startswith("trainer.") and not results.is_science(key))
 
 
 def _with_nodes(saved: DictConfig, cfg: DictConfig, overrides: Iterable[str]) -> DictConfig:
     """The saved config with what these overrides set in the new one: whole nodes for groups, else single keys."""
     merged = OmegaConf.create(OmegaConf.to_container(saved))
-    resolved = OmegaConf.create(OmegaConf.to_container(cfg, resolve=True))
+    resolved = as_config(OmegaConf.to_container(cfg, resolve=True))
     for key in ("run", "task", "dry_run", "prompt", *map(key_of, overrides)):
         key = "hardware" if key == "launcher" else key
         value = OmegaConf.select(resolved, key)
-        OmegaConf.update(merged, key, value, merge=False, force_add=True)
+        plain = OmegaConf.to_container(value, resolve=True) if OmegaConf.is_config(value) else value
+        OmegaConf.update(merged, key, escaped(plain), merge=False, force_add=True)
     return merged
 
 
-def _refuse_another(folder: RunFolder, saved: DictConfig, cfg: DictConfig) -> None:
-    differing = results.differing_keys(saved, cfg)
-    if differing:
-        said = "; ".join(f"{key}: {old} there, {new} now" for key, old, new in differing[:4])
-        more = f"; and {len(differing) - 4} more" if len(differing) > 4 else ""
-        raise UserError(f"run={shown(folder.path)} was started with another config ({said}{more}); "
-                        f"give the same overrides, or only run={shown(folder.path)} to go on with its own")
+def _refuse_another(folder: RunFolder, saved: DictConfig, cfg: DictConfig, typed: Sequence[str]) -> None:
+    """Raise UserError for another config, but for one that makes the run longer."""
+    said = results.differences(saved, cfg, typed)
+    if said and results.extension(saved, cfg) is None:
+        run = f"run={shlex.quote(shown(folder.path))}"
+        raise UserError(f"{run} was started with another config ({said}); give the same overrides, or only {run} to go on with its own, "
+                        f"and {results.LENGTH}=N to make it longer")
 
 
 def run_folder(path: str) -> RunFolder:

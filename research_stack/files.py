@@ -13,14 +13,19 @@ import logging
 import math
 import os
 import secrets
+import shutil
+import stat
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
+from research_stack.redaction import redact_values
+
 log = logging.getLogger(__name__)
 
+NO_LINK = os.O_NOFOLLOW | os.O_CLOEXEC  # a file of a run folder is there itself: one that was sent may hold links to anywhere
 STALE_SECONDS = 3600  # a temporary file this old belongs to a writer that was killed
 
 
@@ -62,10 +67,34 @@ def atomic_path(path: str | os.PathLike[str]) -> Iterator[Path]:
             temporary.unlink()
 
 
+@contextmanager
+def atomic_folder(path: str | os.PathLike[str]) -> Iterator[Path]:
+    """A temporary folder beside `path` to fill, which takes its place on leaving; an older one of that name goes then.
+
+    After any error the temporary folder is gone and the old one stands. OSError as in `atomic_path`.
+    """
+    path = Path(path)
+    temporary, old = (path.with_name(f".tmp-{os.getpid()}-{secrets.token_hex(4)}-{path.name}") for _ in range(2))
+    try:
+        temporary.mkdir(parents=True)
+        yield temporary
+        for file in temporary.rglob("*"):
+            _fsync(file)
+        if path.exists():
+            os.replace(path, old)
+        os.replace(temporary, path)
+        _fsync(path.parent)
+    except OSError as error:
+        raise unwritable(path, error) from error
+    finally:
+        for left in (temporary, old):
+            shutil.rmtree(left, ignore_errors=True)
+
+
 def atomic_write(path: str | os.PathLike[str], content: str | bytes) -> None:
-    """Put `content` (text as UTF-8) in the file, whole or not at all; OSError as in `atomic_path`."""
+    """Put `content` (text as UTF-8, known secrets masked) in the file, whole or not at all; OSError as in `atomic_path`."""
     with atomic_path(path) as temporary:
-        temporary.write_bytes(content.encode() if isinstance(content, str) else content)
+        temporary.write_bytes(redact_values(content).encode() if isinstance(content, str) else content)
 
 
 def _plain(value: Any) -> Any:
@@ -114,6 +143,24 @@ def flock(descriptor: int, operation: int) -> None:
         log.warning("this file system has no file locks (%s): do not share a run folder", error.strerror)
 
 
+def open_lock(path: Path) -> int:
+    """The descriptor of a lock file, made where it is missing and never cut. Raises OSError where something else has its name.
+
+    A link in its place, in a folder that others may write to, would have another file locked, or written to.
+    """
+    try:
+        descriptor = os.open(path, os.O_RDWR | os.O_CREAT | NO_LINK | os.O_NONBLOCK, 0o666)
+    except OSError as error:
+        if error.errno in (errno.ELOOP, errno.EISDIR, errno.ENXIO):
+            raise OSError(f"{path} must be a plain file, to lock, and is something else: move it away") from error
+        raise
+    found = os.fstat(descriptor)
+    if not stat.S_ISREG(found.st_mode) or found.st_nlink > 1:
+        os.close(descriptor)
+        raise OSError(f"{path} must be a plain file of its own, to lock, and is something else: move it away")
+    return descriptor
+
+
 def append_jsonl(path: str | os.PathLike[str], rows: Mapping[str, Any] | Sequence[Mapping[str, Any]]) -> None:
     """Append one row or several as JSON lines by a single write under a lock; safe with several writers.
 
@@ -121,10 +168,10 @@ def append_jsonl(path: str | os.PathLike[str], rows: Mapping[str, Any] | Sequenc
     fills up in the middle, the file is cut back to what it was and OSError names the path.
     """
     path, rows = Path(path), [rows] if isinstance(rows, Mapping) else list(rows)
-    data = "".join(to_json(row) + "\n" for row in rows).encode()
+    data = redact_values("".join(to_json(row) + "\n" for row in rows)).encode()
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_APPEND, 0o666)
+        descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_APPEND | NO_LINK, 0o666)
         try:
             flock(descriptor, fcntl.LOCK_EX)
             size = os.lseek(descriptor, 0, os.SEEK_END)
@@ -141,9 +188,9 @@ def replace_last_jsonl(path: str | os.PathLike[str], row: Mapping[str, Any]) -> 
 
     Meant for a row that grew: its text is longer than the old one. OSError as in `append_jsonl`.
     """
-    path, data = Path(path), (to_json(row) + "\n").encode()
+    path, data = Path(path), redact_values(to_json(row) + "\n").encode()
     try:
-        descriptor = os.open(path, os.O_RDWR)
+        descriptor = os.open(path, os.O_RDWR | NO_LINK)
         try:
             flock(descriptor, fcntl.LOCK_EX)
             size = os.lseek(descriptor, 0, os.SEEK_END)

@@ -12,16 +12,17 @@ from hydra.core.hydra_config import HydraConfig
 from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf
 
-from research_stack import results
+from research_stack import results, targets
 from research_stack.compose import Composed, settle
 from research_stack.hints import UserError, one_line
 from research_stack.paths import PACKAGE, point_name, shown
-from research_stack.results import Result, RunFolder
+from research_stack.redaction import Formatter
+from research_stack.results import Refused, Result, RunFolder, Stopped
 
 log = logging.getLogger(__name__)
 #: Overrides that hand the naming of points, and nothing of logging or config files, to us. A cluster job resolves
 #: the name too: it imports this module to find `job`.
-OmegaConf.register_new_resolver("point_name", lambda overrides: point_name(list(overrides)), replace=True)
+OmegaConf.register_new_resolver("point_name", lambda overrides: point_name(OmegaConf.to_container(overrides)), replace=True)
 HYDRA = ("hydra.output_subdir=null", "hydra/job_logging=none", "hydra/hydra_logging=none")
 typed: list[str] = []  # sys.argv as it was before ours joined Hydra's; what a run records as its command
 POINTS = "hydra.sweep.subdir='${point_name:${hydra.overrides.task}}'"
@@ -44,7 +45,7 @@ def set_up_logging() -> None:
     root = logging.getLogger()
     if not any(isinstance(h, _Terminal) for h in root.handlers):
         handler = _Terminal()
-        handler.setFormatter(logging.Formatter("%(asctime)s %(message)s", datefmt="%H:%M:%S"))
+        handler.setFormatter(Formatter("%(asctime)s %(message)s", datefmt="%H:%M:%S"))
         root.addHandler(handler)
     root.setLevel(logging.INFO)
     for name in ("hydra", "httpx", "urllib3", "fsspec"):
@@ -56,7 +57,7 @@ def is_mistake(error: BaseException) -> bool:
 
     A ValueError from inside a library is a bug of ours: it keeps its traceback.
     """
-    if isinstance(error, UserError | OSError):
+    if isinstance(error, UserError | OSError | Refused | Stopped):
         return True
     return isinstance(error, ValueError | ArithmeticError) and _origin(error.__traceback__).is_relative_to(PACKAGE)
 
@@ -79,10 +80,11 @@ def job(cfg: DictConfig) -> Result:
     """Run one composed config in the folder Hydra made for it."""
     hydra = HydraConfig.get()
     sys.argv = typed or sys.argv
+    targets.search_working_directory()  # in a cluster job too
     set_up_logging()
-    folder = Path(shown(hydra.runtime.output_dir))
+    folder = Path(shown(OmegaConf.to_container(hydra.runtime)["output_dir"]))  # as it is: `${` in a name is no reference
     try:
-        composed = settle(Composed(tuple(hydra.overrides.task), cfg, hydra))
+        composed = settle(Composed(tuple(OmegaConf.to_container(hydra.overrides.task)), cfg, hydra))
         if hydra.mode == RunMode.MULTIRUN:
             return point(composed.cfg, folder)
         return execute(composed.cfg, folder)
@@ -138,6 +140,8 @@ def record(cfg: DictConfig, folder: Path, error: Exception) -> Result:
     from research_stack.worker import is_helper_rank
 
     place = RunFolder(folder)
+    if isinstance(error, Refused | Stopped):  # the run's own records say all there is to say
+        return Result(folder, place.load_result().status, error=said(error))
     if place.result_json.is_file() and place.load_result().status == "failed":
         return place.load_result()
     if place.is_live() or cfg.task != "train" or is_helper_rank():  # the folder is not ours to write

@@ -7,13 +7,16 @@ import shlex
 import shutil
 import sys
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from research_stack import paths
-from research_stack.command import Command, complain, quoted
+from research_stack import paths, terminal
+from research_stack.command import Command, complain
 from research_stack.hints import UserError
+from research_stack.results import InUse
+from research_stack.texts import quoted
 
 if TYPE_CHECKING:
     from omegaconf import DictConfig
@@ -58,13 +61,21 @@ def single(command: Command, composer: Composer) -> int:
     set_up_logging()
     if composed.cfg.task == "compare":
         return compare(composed.cfg)
-    folder = run_folder(composed)
+    chosen = chosen_folder(composed)
     if composed.cfg.dry_run:
+        folder = chosen or paths.next_run_folder(composed.cfg.name)
         return guarded(lambda: execute_here([(composed.cfg, folder)]), folder)
-    extra = [o for o in HYDRA if not _sets(command.overrides, o)]
-    if not _sets(command.overrides, "hydra.run.dir=") or composed.cfg.run:
-        extra.append(f"hydra.run.dir={quoted(folder)}")
-    return guarded(lambda: hand_over(command.hydra_arguments(), [*command.overrides, *extra]), folder, training=composed.cfg.task == "train")
+
+    def run_in(folder: Path) -> int:
+        extra = [*(o for o in HYDRA if not _sets(command.overrides, o)), f"hydra.run.dir={quoted(folder)}"]
+        return guarded(lambda: hand_over(command.hydra_arguments(), [*command.overrides, *extra]), folder, training=composed.cfg.task == "train")
+
+    try:
+        return run_in(chosen or unfinished_run(composed.cfg) or paths.new_run_folder(composed.cfg.name))
+    except InUse:  # another process took up the unfinished run in the same moment
+        if chosen is not None:
+            raise
+        return run_in(paths.new_run_folder(composed.cfg.name))
 
 
 def guarded(run: Callable[[], None], folder: Path, again: str = "", training: bool = True) -> int:
@@ -75,7 +86,6 @@ def guarded(run: Callable[[], None], folder: Path, again: str = "", training: bo
     from research_stack.jobs import Escape, is_mistake, said
 
     again = again or f"research-stack run={shlex.quote(paths.shown(folder))}"
-    existed = folder.exists()
     try:
         run()
     except KeyboardInterrupt:
@@ -86,14 +96,14 @@ def guarded(run: Callable[[], None], folder: Path, again: str = "", training: bo
     except Escape as escape:
         error = escape.__cause__
         assert error is not None
-        if not is_mistake(error):
+        if not is_mistake(error) or isinstance(error, InUse):
             raise error from None
         trained = training and (folder / "checkpoints" / "last.ckpt").exists()
         kept = f"; what was trained is kept, to go on: {again}" if trained else ""
         return complain(said(error) + kept)
     finally:
-        if not existed and folder.is_dir() and not any(folder.iterdir()):
-            folder.rmdir()  # nothing came of it
+        with suppress(OSError):  # not there, or not empty: something came of it
+            folder.rmdir()
     return 0
 
 
@@ -108,37 +118,30 @@ def execute_here(points: Sequence[tuple[DictConfig, Path]]) -> None:
             raise Escape from error
 
 
-def run_folder(composed: Composed) -> Path:
-    """The folder of a single run: the given one, the same config's unfinished one, or a new one."""
-    from research_stack.compose import sound_checkpoint
-    from research_stack.results import RunFolder
-
-    cfg, chosen = composed.cfg, [o for o in composed.overrides if o.startswith("hydra.run.dir=")]
+def chosen_folder(composed: Composed) -> Path | None:
+    """The folder that the command names for a single run; None where it names none."""
+    cfg = composed.cfg
     if cfg.run not in (None, "new"):
         return Path(cfg.run)
-    if chosen:
-        return Path(str(composed.hydra.run.dir))
-    if cfg.run is None and not cfg.dry_run:
-        unfinished = unfinished_run(cfg)
-        if unfinished is not None:
-            sound_checkpoint(RunFolder(unfinished), "; run=new starts a new run")
-            log.info("going on with the unfinished run %s (run=new starts a new one)", unfinished)
-            return unfinished
-    return paths.new_run_folder(cfg.name)
+    named = any(paths.key_of(o) == "hydra.run.dir" for o in composed.overrides)
+    return Path(str(composed.hydra.run.dir)) if named else None
 
 
 def unfinished_run(cfg: DictConfig) -> Path | None:
-    """The newest run below outputs/<name> of the same config that was interrupted and that no process holds."""
+    """The newest run below outputs/<name> of the same config that can go on and that no process holds; None with run=new."""
+    from research_stack.compose import sound_checkpoint
     from research_stack.results import Result, RunFolder, config_hash
 
     wanted = config_hash(cfg)
-    for path in sorted((paths.OUTPUTS / paths.slug(cfg.name)).glob("*/result.json"), reverse=True):
+    for path in sorted((paths.OUTPUTS / paths.slug(cfg.name)).glob("*/result.json"), reverse=True) if cfg.run is None else ():
         try:
             result = Result.load(path.parent)
         except ValueError as error:
             log.warning("%s", error)
             continue
-        if result.status == "interrupted" and result.hash == wanted and not RunFolder(path.parent).is_live():
+        if result.can_go_on and result.hash == wanted and not RunFolder(path.parent).is_live():
+            sound_checkpoint(RunFolder(path.parent), "; run=new starts a new run")
+            log.info("going on with the unfinished run %s (run=new starts a new one)", path.parent)
             return path.parent
     return None
 
@@ -208,7 +211,18 @@ def plan(command: Command, composer: Composer) -> tuple[Path, list[Point]]:
     if _sets(command.overrides, "hydra.sweep.dir="):
         folder = Path(str(master.hydra.sweep.dir))
     points = [Point(c, _point_folder(c, folder, o)) for c, o in zip(composed, lists, strict=True)]
+    refuse_shared(points, lists)
     return folder, points
+
+
+def refuse_shared(points: Sequence[Point], lists: Sequence[Sequence[str]]) -> None:
+    """Raise UserError where two points that train would share a folder: they differ in keys alone that change no number and name no folder."""
+    first: dict[Path, int] = {}
+    for number, (point, overrides) in enumerate(zip(points, lists, strict=True), start=1):
+        other = first.setdefault(point.folder, number)
+        if differing := sorted({paths.key_of(o) for o in set(overrides) ^ set(lists[other - 1])}):
+            if point.composed.cfg.task == "train":
+                raise UserError(f"points {other} and {number} of {len(points)} are one run: they differ in {', '.join(differing)} alone, which changes no number")
 
 
 def _point_folder(composed: Composed, folder: Path, overrides: Sequence[str]) -> Path:
@@ -227,13 +241,9 @@ def put_aside(point: Point) -> None:
     old, again = Result.load(point.folder).hash, point.composed.cfg.run == "new"
     if not again and (not old or old == config_hash(point.composed.cfg)):
         return
-    if place.is_live():
-        raise UserError(f"{paths.shown(point.folder)} is in use by another process")
-    aside, number = point.folder.with_name(f"{point.folder.name}.{old}"), 1
-    while aside.exists():
-        number += 1
-        aside = point.folder.with_name(f"{point.folder.name}.{old}_{number}")
-    os.rename(point.folder, aside)
+    with place.lock():  # nobody begins in it meanwhile
+        aside = paths.claim(point.folder.with_name(f"{point.folder.name}.{old}"))
+        os.rename(point.folder, aside)
     log.info("%s is kept as %s", point.folder, aside)
 
 
@@ -248,7 +258,7 @@ def collect(folder: Path, points: Sequence[Path]) -> list[str]:
     table = named(sweeps.collect(list(dict.fromkeys(points))))
     sweeps.write_table(folder, table, as_markdown(table))
     report = write_sweep_report(folder, table)
-    sys.stdout.write(f"{as_text(table, shutil.get_terminal_size().columns).rstrip()}\n\n{paths.shown(report)}\n")
+    terminal.write(f"{as_text(table, shutil.get_terminal_size().columns).rstrip()}\n\n{paths.shown(report)}\n")
     return [f"{f.folder.name}: {f.error or f.status}" for f in table.failures]
 
 

@@ -13,27 +13,32 @@ from collections.abc import Iterable, Sequence
 from datetime import datetime
 from pathlib import Path
 
+from research_stack.redaction import redact_override
+
 PACKAGE = Path(__file__).resolve().parent
 #: Inside the package when installed from a wheel, beside it in a checkout.
 CONF = next(p for p in (PACKAGE / "conf", PACKAGE.parent / "conf") if p.is_dir())
 OUTPUTS = Path("outputs")
 MULTIRUN = Path("multirun")
+SAFE = r"[A-Za-z0-9_=,+\-][A-Za-z0-9_=,+.\-]*(?<!\.)"  # a text that is a folder name as it stands
+HASHED = r"-[0-9a-f]{8}$"  # how the name of any other text ends
+PLAIN = r"[\w.\-]+=([\w+.\-]*|\[[\w+.\-]+(,[\w+.\-]+)+\])"  # an override whose text can be told from its name
 LONGEST = 120  # characters of a folder name: file systems allow 255 bytes, terminals less
 #: Keys that say how a sweep is run and not what: they do not name a point's folder.
 UNNAMED = ("sweep", "launcher", "logger", "name", "task", "run", "hydra", "dry_run")
 
 
 def slug(text: str, longest: int = LONGEST) -> str:
-    """The text with only letters, digits and `=,+-_.`; a hash of the whole ends what lost more than its looks.
+    """A folder name of letters, digits and `=,+-_.` for the text; no two texts share one.
 
-    Brackets, quotes and spaces are left out and slashes become dots; where anything else had to be replaced or cut,
-    the hash keeps two texts from sharing a folder.
+    A text of these alone is its own name. In any other brackets, quotes and spaces are left out, slashes become dots and the rest `_`,
+    and a hash of the whole text ends the name.
     """
+    if len(text) <= longest and re.fullmatch(SAFE, text) and not re.search(HASHED, text):
+        return text
     bare = re.sub(r"[\[\]{}'\" ]", "", text).replace("/", ".").strip(".")
     safe = re.sub(r"[^\w=,+.\-]", "_", bare, flags=re.ASCII)
-    if safe and safe == bare and len(safe) <= longest:
-        return safe
-    return f"{safe[: longest - 9]}-{hashlib.sha256(text.encode()).hexdigest()[:8]}"
+    return f"{safe[: longest - 9]}-{hashlib.sha256(text.encode(errors='surrogateescape')).hexdigest()[:8]}"
 
 
 def key_of(override: str) -> str:
@@ -47,25 +52,59 @@ def is_unnamed(override: str) -> bool:
 
 
 def point_name(overrides: Iterable[str]) -> str:
-    """The folder name of a sweep's point: its overrides sorted by key, as in `corruption.mask_ratio=.3,seed=1`."""
+    """The folder name of a sweep's point: its overrides sorted by key, as in `corruption.mask_ratio=0.3,seed=1`.
+
+    Two points never share one. A value is plain where it holds no comma, or is a list of several such: its brackets need not be
+    written, since a comma that no key follows goes on with a list. Whatever is not plain puts a hash at the end (`slug`).
+    """
     named = sorted((o for o in overrides if not is_unnamed(o)), key=key_of)
-    return slug(",".join(o.lstrip("+") for o in named)) if named else "defaults"
+    if not named:
+        return "defaults"
+    said = ",".join(o.lstrip("+") for o in named)
+    whole = ",".join(redact_override(o.lstrip("+")) for o in named)
+    if whole != said:  # points that differ in a secret alone
+        return slug(f"{whole}-{hashlib.sha256(said.encode()).hexdigest()[:8]}")
+    bare = whole.replace("[", "").replace("]", "")
+    plain = all(re.fullmatch(PLAIN, o.lstrip("+"), flags=re.ASCII) for o in named) and slug(bare) == bare
+    return bare if plain else slug(whole)
 
 
 def sweep_folder(names: Iterable[str], group: str | None, swept: Sequence[str]) -> Path:
-    """`multirun/<names>/<sweep group and swept keys, joined by +>`; the seed is no axis of its own."""
+    """`multirun/<names>/<sweep group and swept keys, joined by +>`; the seed is no axis of its own.
+
+    A nested group and a key of the same letters may share the folder: their points do not.
+    """
     axes = [*([group] if group else []), *sorted(set(swept) - {"seed"})] or ["seed"]
-    return MULTIRUN / slug("+".join(sorted(set(names)))) / slug("+".join(axes))
+    return MULTIRUN / slug("+".join(sorted(set(names)))) / slug("+".join(axes).replace("/", "."))
+
+
+def claim(wanted: Path) -> Path:
+    """Make the folder, with `_2`, `_3`, ... behind its name where that exists: it belongs to the caller alone, however many ask at once."""
+    folder, number = wanted, 1
+    wanted.parent.mkdir(parents=True, exist_ok=True)
+    while True:
+        try:
+            folder.mkdir()
+        except FileExistsError:
+            number += 1
+            folder = wanted.with_name(f"{wanted.name}_{number}")
+        else:
+            return folder
+
+
+def next_run_folder(name: str, moment: datetime | None = None) -> Path:
+    """`outputs/<name>/<YYYY-mm-dd_HH-MM-SS>`, where a run that starts now would be; makes nothing."""
+    return OUTPUTS / slug(name) / (moment or datetime.now()).strftime("%Y-%m-%d_%H-%M-%S")
 
 
 def new_run_folder(name: str, moment: datetime | None = None) -> Path:
-    """`outputs/<name>/<YYYY-mm-dd_HH-MM-SS>`, with `_2`, `_3`, ... behind it if that exists."""
-    first = OUTPUTS / slug(name) / (moment or datetime.now()).strftime("%Y-%m-%d_%H-%M-%S")
-    folder, number = first, 1
-    while folder.exists():
-        number += 1
-        folder = first.with_name(f"{first.name}_{number}")
-    return folder
+    """A new folder `outputs/<name>/<YYYY-mm-dd_HH-MM-SS>`, with `_2`, `_3`, ... behind it where others started in the same second."""
+    return claim(next_run_folder(name, moment))
+
+
+def expanded(path: str | os.PathLike[str]) -> Path:
+    """The path with `~` as the home folder; where nobody knows of one (no HOME, a user without a name) `~` stays as it is."""
+    return Path(os.path.expanduser(path))
 
 
 def shown(path: str | os.PathLike[str]) -> str:

@@ -8,13 +8,13 @@ from __future__ import annotations
 
 import re
 from collections.abc import Sequence
-from pathlib import Path
 from typing import Any
 
 from omegaconf import DictConfig, OmegaConf
 
 from research_stack import paths, results
 from research_stack.hints import UserError, did_you_mean, nearest
+from research_stack.paths import expanded
 from research_stack.results import RunFolder
 
 #: What the words of a first phase may not set: it is trained, as it is, with this run's seed and hardware.
@@ -27,7 +27,7 @@ SIZE = ("_target_", "path", "dim", "layers")
 
 def is_folder(init_from: str) -> bool:
     """Whether it names a folder and not an experiment."""
-    return Path(init_from).expanduser().is_dir() or "/" in init_from.split(" ")[0]
+    return expanded(init_from).is_dir() or "/" in init_from.split(" ")[0]
 
 
 def first_phase(cfg: DictConfig) -> DictConfig:
@@ -42,7 +42,8 @@ def first_phase(cfg: DictConfig) -> DictConfig:
         if (key := re.split(r"[./=]", override.lstrip("+~"), maxsplit=1)[0]) in RESERVED:
             raise UserError(f"init_from={cfg.init_from}: {override} cannot be set there: a first phase is trained with the seed and hardware of this run, so leave {key} out")
     try:
-        phase = compose(f"experiment={name}", *overrides, f"seed={cfg.seed}")
+        trial = ["debug=smoke"] if cfg.get("smoke") else []
+        phase = compose(f"experiment={name}", *trial, *overrides, f"seed={cfg.seed}")
     except UserError as error:
         raise UserError(f"init_from={cfg.init_from}: {error}") from error
     OmegaConf.update(phase, "hardware", cfg.hardware, merge=False)
@@ -63,14 +64,14 @@ def check(cfg: DictConfig) -> None:
         if theirs != ours:
             raise UserError(f"init_from={cfg.init_from}: its tokens would mean others: data.tokenizer is {short(theirs)} there, {short(ours)} here")
         return
-    place = RunFolder(Path(cfg.init_from).expanduser())
+    place = RunFolder(expanded(cfg.init_from))
     if not results.is_run(place.path):
         why = "no such folder" if not place.path.exists() else "has no config.yaml and run.json"
         near = nearest(str(cfg.init_from), [paths.shown(path) for path in paths.known_runs()], cutoff=0.0)
         raise UserError(f"init_from={cfg.init_from} is no run folder ({why}){f'; did you mean {near[0]}?' if near else ''}")
     if not (place.checkpoints / "last.ckpt").is_file():
         raise UserError(f"init_from={cfg.init_from} has no checkpoint in {paths.shown(place.checkpoints)}")
-    refuse_other_model(cfg, place.read_config(), MEANING)
+    refuse_other_model(cfg, results.literal(place.read_config()), MEANING)
 
 
 def has_begun(cfg: DictConfig) -> bool:
@@ -80,7 +81,7 @@ def has_begun(cfg: DictConfig) -> bool:
 
 def refuse_other_model(cfg: DictConfig, theirs: Any, keys: Sequence[str]) -> None:
     """Raise UserError where the first phase's model, in its config `theirs`, differs from this run's in one of the keys that both have."""
-    there, here = (OmegaConf.to_container(OmegaConf.create(config).get("model") or OmegaConf.create(), resolve=True) for config in (theirs, cfg))
+    there, here = (results.plain_config(config).get("model") or {} for config in (theirs, cfg))
     differing = [f"model.{key}: {short(there[key])} there, {short(here[key])} here" for key in keys if key in there and key in here and there[key] != here[key]]
     if differing:
         raise UserError(f"init_from={cfg.init_from}: that run's model is another one ({'; '.join(differing)}); say the same in both")
@@ -94,6 +95,6 @@ def short(value: Any) -> str:
 def folder_of(cfg: DictConfig) -> RunFolder:
     """The folder of the first phase; for an experiment the one that its config leads to, whether it has been trained or not."""
     if is_folder(cfg.init_from):
-        return RunFolder(Path(cfg.init_from).expanduser())
+        return RunFolder(expanded(cfg.init_from))
     phase = first_phase(cfg)
     return RunFolder(paths.OUTPUTS / paths.slug(str(phase.name)) / f"phase_{results.config_hash(phase)}")

@@ -8,10 +8,10 @@ outputs/history.jsonl gets one line per run that ended, however it ended; severa
 """
 from __future__ import annotations
 
+import hashlib
 import logging
 import os
 import platform
-import re
 import shlex
 import socket
 import subprocess
@@ -23,6 +23,7 @@ from typing import Any
 
 import research_stack
 from research_stack import results
+from research_stack.redaction import redact, redact_override
 from research_stack.results import RunFolder
 
 log = logging.getLogger(__name__)
@@ -32,33 +33,23 @@ DISTRIBUTIONS = (
     "research-stack", "torch", "lightning", "hydra-core", "omegaconf", "transformers", "tokenizers", "datasets", "peft", "numpy",
     "pyarrow", "matplotlib", "wandb", "tensorboard", "submitit", "hydra-submitit-launcher", "scipy",
 )  # fmt: skip
+KEPT = ("data", "model", "method", "init_from", "configs")  # facts of run.json that all parts of a run share
 DIFF_LIMIT = 1_000_000  # bytes; a larger difference is named but not kept
 GROUPS = ("method", "model", "corruption", "data", "sampler", "trainer", "eval", "hardware", "logger", "launcher")
 CPU_FLAGS = ("avx2", "avx512f", "avx512_bf16", "amx_bf16", "amx_tile", "bf16", "sve")  # what decides the matmul speed
 SLURM_NAMES = ("SLURM_JOB_ID", "SLURM_ARRAY_JOB_ID", "SLURM_ARRAY_TASK_ID", "SLURM_RESTART_COUNT", "SLURM_JOB_PARTITION",
                "SLURM_JOB_NODELIST", "SLURM_NTASKS")  # fmt: skip
 
-# An argument whose key says it is a secret, a token that is recognisable by its own form, a password within a URL.
-_SECRET_KEY = re.compile(r"(?i)\b([\w.\-]*(?:token|secret|passw(?:or)?d|api_?key|access_?key|credential)[\w\-]*\s*[=:]\s*)(?!null\b)\S+")
-_SECRET_FORM = re.compile(r"\b(?:hf_\w{16,}|sk-[\w\-]{16,}|gh[pousr]_\w{20,}|github_pat_\w{20,}|glpat-[\w\-]{16,}|xox[abps]-[\w\-]{10,}|AKIA[0-9A-Z]{16})")
-_SECRET_URL = re.compile(r"(://[^/\s:@]*:)[^@/\s]+@")
-
 
 # ------------------------------------------------------------------------------------------------ pieces
-def redact(text: str) -> str:
-    """The text with secrets masked: `api_key=...`, `hf_...`, `https://user:password@host`."""
-
-    def mask(match: re.Match[str]) -> str:
-        key = match.group(1)
-        harmless = re.search(r"(?i)tokenizer|tokens|token_(?!=)", key) and not re.search(r"(?i)secret|passw|key|credential", key)
-        return match.group(0) if harmless else key + "***"
-
-    return _SECRET_URL.sub(r"\1***@", _SECRET_FORM.sub("***", _SECRET_KEY.sub(mask, text)))
-
-
 def command_line(argv: Sequence[str]) -> str:
-    """The command as one would type it in a shell; `python -m` and the console script read the same."""
-    return shlex.join(["research-stack", *argv[1:]] if _is_ours(argv[0]) else list(argv))
+    """The command as one would type it in a shell, secrets masked; `python -m` and the console script read the same."""
+    return " ".join(["research-stack" if _is_ours(argv[0]) else shlex.quote(argv[0]), *map(_typed, argv[1:])])
+
+
+def _typed(argument: str) -> str:
+    quoted = shlex.quote(argument) != argument  # a mask itself needs no quotes
+    return shlex.quote(redact_override(argument)) if quoted else redact_override(argument)
 
 
 def _is_ours(program: str) -> bool:
@@ -70,7 +61,9 @@ def overrides_of(argv: Sequence[str]) -> list[str]:
     """The `key=value` arguments of this run: those of the sweep's point inside a Hydra job, else the command's."""
     hydra = sys.modules.get("hydra.core.hydra_config")
     if hydra is not None and hydra.HydraConfig.initialized():
-        return list(hydra.HydraConfig.get().overrides.task)
+        from omegaconf import OmegaConf
+
+        return OmegaConf.to_container(hydra.HydraConfig.get().overrides.task)  # as written: `${` in a prompt is no reference
     return [argument for argument in argv[1:] if "=" in argument and not argument.startswith("-")]
 
 
@@ -84,7 +77,9 @@ def _git(*arguments: str) -> str | None:
 
 
 def code() -> tuple[dict[str, Any] | None, str]:
-    """({"sha", "branch", "dirty", "untracked"}, difference to the commit) of the checkout the package runs from.
+    """({"sha", "branch", "dirty", "changes", "untracked"}, difference to the commit) of the checkout the package runs from.
+
+    changes: a digest of the difference, None without one.
 
     (None, "") when the package is installed, also where the folder it is installed in lies in somebody's
     checkout: the package's own files must be tracked there.
@@ -96,8 +91,13 @@ def code() -> tuple[dict[str, Any] | None, str]:
         return None, ""
     status, difference = _git("status", "--porcelain") or "", _git("diff", "HEAD", "--no-color", "--no-ext-diff") or ""
     untracked = [line[3:] for line in status.splitlines() if line.startswith("??")]
-    facts = {"sha": sha.strip(), "branch": (branch or "").strip(), "dirty": bool(difference), "untracked": untracked[:50]}
+    facts = {"sha": sha.strip(), "branch": (branch or "").strip(), "dirty": bool(difference), "changes": _digest(difference),
+             "untracked": untracked[:50]}  # fmt: skip
     return facts, redact(difference)
+
+
+def _digest(difference: str) -> str | None:
+    return hashlib.sha256(difference.encode()).hexdigest()[:12] if difference else None
 
 
 def versions() -> dict[str, str]:
@@ -147,24 +147,31 @@ def _pairs(lines: Sequence[str]) -> Iterator[tuple[str, str]]:
 
 
 # ----------------------------------------------------------------------------------------------- run.json
-def begin(folder: str | os.PathLike[str], config: Any, argv: Sequence[str] | None = None) -> dict[str, Any]:
+def begin(folder: str | os.PathLike[str], config: Any, argv: Sequence[str] | None = None, resumed: bool = False) -> dict[str, Any]:
     """Write run.json (and diff.patch where the code differs from its commit); returns what it holds.
 
-    A resumed run keeps the records of its earlier parts under "earlier": command, commit, host and start of each.
+    A resumed run keeps the records of its earlier parts under "earlier": command, commit, host and start of each, and the result
+    of a part that had ended well before it was made longer. What it knows of its data, its model and the weights it began with
+    stays, to be compared with what it goes on with; code that has changed since is told in the log.
     """
     place, argv = RunFolder(folder), list(sys.argv if argv is None else argv)
     plain = results.plain_config(config)
     git, difference = code()
     facts = {
-        "command": redact(command_line(argv)), "argv": [redact(argument) for argument in argv],
-        "overrides": [redact(override) for override in overrides_of(argv)], "cwd": os.getcwd(), "pid": os.getpid(),
+        "command": command_line(argv), "argv": [redact_override(argument) for argument in argv],
+        "overrides": [redact_override(override) for override in overrides_of(argv)], "cwd": os.getcwd(), "pid": os.getpid(),
         "name": plain.get("name"), "seed": plain.get("seed"), "hash": results.config_hash(plain),
         "git": git, "python": platform.python_version(), "versions": versions(), "machine": machine(),
         "slurm": {name: os.environ[name] for name in SLURM_NAMES if name in os.environ} or None,
         "started": results.now(), "data": None,
     }  # fmt: skip
     if place.run_json.is_file():
-        facts["earlier"] = _earlier(place)
+        old = results.read_json(place.run_json)
+        facts["earlier"] = _earlier(place, old)
+        if resumed:
+            facts |= {key: old[key] for key in KEPT if old.get(key) is not None}
+            _tell_changes(old, facts)
+    facts["configs"] = list(dict.fromkeys([*facts.get("configs", []), facts["hash"], *_saved_hash(place)]))
     if difference:
         facts["git"]["diff"] = _keep(place.path / "diff.patch", difference)
     results.write_json(place.run_json, facts)
@@ -180,11 +187,52 @@ def _keep(path: Path, difference: str) -> str | None:
     return path.name
 
 
-def _earlier(place: RunFolder) -> list[dict[str, Any]]:
-    old = results.read_json(place.run_json)
+def _earlier(place: RunFolder, old: Mapping[str, Any]) -> list[dict[str, Any]]:
     part = {key: old.get(key) for key in ("command", "started", "slurm")}
     part |= {"sha": (old.get("git") or {}).get("sha"), "host": (old.get("machine") or {}).get("host")}
+    if place.result_json.is_file() and (result := results.read_json(place.result_json)).get("status") == "ok":
+        part["result"] = result
     return [*old.get("earlier", []), part]
+
+
+def _saved_hash(place: RunFolder) -> list[str]:
+    """The hash of config.yaml as it will be read back."""
+    return [results.config_hash(place.read_config())] if place.config_yaml.is_file() else []
+
+
+def refuse_edited(place: RunFolder) -> None:
+    """Raise Refused when config.yaml is none of those that the run was started with: it would not say how the weights were made."""
+    known = results.read_json(place.run_json).get("configs") if place.run_json.is_file() else None
+    if known and (now := results.config_hash(place.read_config())) not in known:
+        raise results.Refused(f"{place.config_yaml} has been edited since its run was started (hash {known[-1]} then, {now} now): bring the old one back, "
+                              "or train the new one in a folder of its own")
+
+
+def allow(folder: str | os.PathLike[str], config: Any) -> None:
+    """Count the config among those of the run before it is written: a kill right then must not make an edited one of it."""
+    place = RunFolder(folder)
+    known = results.read_json(place.run_json).get("configs", [])
+    add(place, {"configs": list(dict.fromkeys([*known, results.config_hash(config)]))})
+
+
+def tell_changes(place: RunFolder) -> None:
+    """Say in the log when code or libraries are not those that the run was last trained with."""
+    if place.run_json.is_file():
+        _tell_changes(results.read_json(place.run_json), {"git": code()[0], "versions": versions()})
+
+
+def _tell_changes(old: Mapping[str, Any], new: Mapping[str, Any]) -> None:
+    then, now = (facts.get("git") or {} for facts in (old, new))
+    if then.get("sha") and now.get("sha") and (then["sha"], then.get("changes")) != (now["sha"], now.get("changes")):
+        log.warning("the code has changed since this run was last trained: %s then, %s now", _commit(then), _commit(now))
+    before, after = (facts.get("versions") or {} for facts in (old, new))
+    changed = [f"{name} {before[name]} then, {after[name]} now" for name in before if name in after and before[name] != after[name]]
+    if changed:
+        log.warning("libraries have changed since this run was last trained: %s", "; ".join(changed))
+
+
+def _commit(git: Mapping[str, Any]) -> str:
+    return f"commit {git['sha'][:12]}{' with changes of its own' if git.get('dirty') else ''}"
 
 
 def add(folder: str | os.PathLike[str], facts: Mapping[str, Any]) -> None:
@@ -226,8 +274,8 @@ def history(folder: str | os.PathLike[str], config: Any, task: str = "train", pa
     line = {
         "folder": str(place.path), "task": task, "name": plain.get("name"), "status": result.get("status"),
         "hash": results.config_hash(plain), "sha": (started.get("git") or {}).get("sha"), "seed": plain.get("seed"),
-        "command": redact(command_line(sys.argv)), "argv": [redact(argument) for argument in sys.argv],
-        "overrides": [redact(override) for override in overrides_of(sys.argv)], "choices": choices(plain),
+        "command": command_line(sys.argv), "argv": [redact_override(argument) for argument in sys.argv],
+        "overrides": [redact_override(override) for override in overrides_of(sys.argv)], "choices": choices(plain),
         "host": socket.gethostname(), "started": result.get("started"), "finished": results.now(),
         "seconds": result.get("seconds"), "steps": result.get("steps"), "metrics": result.get("metrics", {}),
         "error": result.get("error"),

@@ -7,12 +7,13 @@ from __future__ import annotations
 
 import fcntl
 import hashlib
+import io
 import json
 import math
 import os
 import socket
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
@@ -24,6 +25,7 @@ from research_stack.files import (
     atomic_path,
     atomic_write,
     flock,
+    open_lock,
     read_json,
     read_jsonl,
     remove_stale,
@@ -33,10 +35,13 @@ from research_stack.files import (
     unwritable,
     write_json,
 )
+from research_stack.literal import as_config, refuse_interpolations, unescaped
+from research_stack.redaction import masked, redact
 
 __all__ = [
-    "ABSENT", "Result", "RunFolder", "Status", "append_jsonl", "atomic_path", "atomic_write", "canonical", "config_hash", "differing_keys",
-    "flatten", "is_run", "is_science", "now", "plain_config", "read_json", "read_jsonl", "replace_last_jsonl", "science", "to_json",
+    "ABSENT", "InUse", "Refused", "Result", "RunFolder", "Status", "Stopped", "append_jsonl", "atomic_path", "atomic_write",
+    "canonical", "config_hash", "differences", "differing_keys", "extension", "flatten", "is_location", "is_place", "is_run",
+    "is_science", "now", "plain_config", "read_json", "read_jsonl", "replace_last_jsonl", "science", "to_json",
     "truncate_jsonl_after_step", "write_json",
 ]  # fmt: skip
 
@@ -46,11 +51,25 @@ ABSENT = "(absent)"  # stands for a key that one of two configs lacks, in `diffe
 # Keys that change where, when or how visibly a run happens but not its numbers: left out of the config hash.
 # Of `hardware` only the precision is kept: devices, threads and resources change nothing but rounding.
 NOT_SCIENCE = (
-    "task", "run", "runs", "prompt", "dry_run", "name", "logger", "callbacks", "launcher", "sweep", "debug", "hydra",
+    "task", "run", "runs", "prompt", "dry_run", "smoke", "name", "logger", "callbacks", "launcher", "sweep", "debug", "hydra",
     "experiment", "trainer.enable_progress_bar", "trainer.enable_model_summary", "trainer.log_every_n_steps",
-    "trainer.default_root_dir", "data.cache_dir",
+    "trainer.default_root_dir", "trainer.max_time", "data.cache_dir",
 )  # fmt: skip
 HARDWARE_SCIENCE = ("precision",)
+LENGTH = "trainer.max_steps"  # the one key of science that a run which has begun may be given anew, if it grows
+# Last parts of keys that say where something lies, not what it is: `data.path`, `model.path`, `data.source.template`, ...
+LOCATIONS = ("path", "template", "squad", "hotpotqa", "nq", "run")
+# The nodes whose places are judged by a fingerprint when they are opened (corpus, tokenizer, frozen models). Their texts count in the hash,
+# since they name points and first phases, but not where a folder's own config is compared with another one.
+FINGERPRINTED = ("data.", "model.", "method.readers.")
+
+
+class Stopped(ValueError):
+    """Training has stopped below `trainer.max_steps`, by no error: the run is interrupted and can go on."""
+
+
+class Refused(ValueError):
+    """A run that has begun cannot go on as it is asked to: its records are left as they were."""
 
 
 # ----------------------------------------------------------------------------------------------- config
@@ -81,9 +100,20 @@ def is_science(key: str) -> bool:
     return key != "hardware" and not any(key == k or key.startswith(k + ".") for k in NOT_SCIENCE)
 
 
+def is_location(key: str, value: Any = "") -> bool:
+    """Whether a dotted key, and its value, say where something lies: files, folders, a name on the hub."""
+    texts = [value] if isinstance(value, str) else value
+    return "." in key and key.rpartition(".")[2] in LOCATIONS and isinstance(texts, list | tuple) and all(isinstance(text, str) for text in texts)
+
+
+def is_place(key: str, value: Any = "") -> bool:
+    """Whether it is a location that may change without the run being another one: a fingerprint tells whether what lies there is the same."""
+    return key.startswith(FINGERPRINTED) and is_location(key, value)
+
+
 def science(config: Any) -> dict[str, Any]:
-    """{dotted key: value} of the keys that can change the numbers."""
-    return {key: value for key, value in flatten(plain_config(config)).items() if is_science(key)}
+    """{dotted key: value} of the keys that can change the numbers; secrets are masked, as in a saved config."""
+    return {key: value for key, value in flatten(masked(plain_config(config))).items() if is_science(key)}
 
 
 def canonical(value: Any) -> Any:
@@ -105,10 +135,30 @@ def config_hash(config: Any) -> str:
 
 
 def differing_keys(old: Any, new: Any) -> list[tuple[str, Any, Any]]:
-    """(dotted key, old value, new value) where two configs differ in what changes the numbers, sorted by key."""
+    """(dotted key, old value, new value) where two configs differ in what changes the numbers, sorted by key; two places do not count."""
     a, b = science(old), science(new)
     pairs = ((key, a.get(key, ABSENT), b.get(key, ABSENT)) for key in sorted(a.keys() | b.keys()))
-    return [(key, x, y) for key, x, y in pairs if canonical(x) != canonical(y)]
+    return [(key, x, y) for key, x, y in pairs if canonical(x) != canonical(y) and not (is_place(key, x) and is_place(key, y))]
+
+
+def extension(old: Any, new: Any) -> tuple[int, int] | None:
+    """(steps before, steps now) where a config differs from an earlier one by more training steps alone; None otherwise."""
+    differing = differing_keys(old, new)
+    if [key for key, _, _ in differing] != [LENGTH]:
+        return None
+    _, before, now = differing[0]
+    return (before, now) if isinstance(before, int) and isinstance(now, int) and before < now else None
+
+
+def differences(old: Any, new: Any, typed: Sequence[str] = ()) -> str:
+    """The first four keys in which two configs differ, as text, those that the command typed before all others; "" for none.
+
+    - typed: keys of the command line, of groups too.
+    """
+    own = [key.replace("/", ".") for key in typed]
+    differing = sorted(differing_keys(old, new), key=lambda row: (row[0] not in own, not any(row[0].startswith(f"{key}.") for key in own)))
+    shown = "; ".join(f"{key}: {there} there, {here} now" for key, there, here in differing[:4])
+    return shown + (f"; and {len(differing) - 4} more" if len(differing) > 4 else "")
 
 
 # ---------------------------------------------------------------------------------------------- folders
@@ -132,6 +182,7 @@ class Result:
     - metrics: final numbers by name ("likelihood/bound", ...).
     - seconds: wall time over all parts of the run.
     - error: one line, if it failed.
+    - trained: whether all its steps are made: only evaluations and report can be left.
     """
 
     folder: Path
@@ -141,6 +192,12 @@ class Result:
     steps: int = 0
     hash: str = ""
     error: str | None = None
+    trained: bool = False
+
+    @property
+    def can_go_on(self) -> bool:
+        """Whether the command that started it goes on with it: it was interrupted, or failed when all its steps were made."""
+        return self.status == "interrupted" or (self.status == "failed" and self.trained)
 
     @classmethod
     def load(cls, folder: str | os.PathLike[str]) -> Result:
@@ -160,6 +217,18 @@ def _forget_locks() -> None:
 os.register_at_fork(after_in_child=_forget_locks)
 
 
+def _is_at(path: Path, descriptor: int) -> bool:
+    """Whether the open file is the one of that name."""
+    try:
+        return os.path.samestat(os.fstat(descriptor), os.stat(path))
+    except FileNotFoundError:
+        return False
+
+
+class InUse(OSError):
+    """Another process holds the run folder."""
+
+
 class RunFolder(os.PathLike[str]):
     """The folder of one run: the names of its files, its lock and its status."""
 
@@ -176,6 +245,7 @@ class RunFolder(os.PathLike[str]):
         self.tables = self.path / "tables"
         self.films = self.path / "films"
         self.checkpoints = self.path / "checkpoints"
+        self.tokenizer = self.path / "tokenizer"
         self._begun = time.monotonic()
         self._before = 0.0  # seconds of the earlier parts of a resumed run
 
@@ -187,34 +257,42 @@ class RunFolder(os.PathLike[str]):
 
     # ---- config
     def write_config(self, config: Any) -> None:
-        """Save the resolved config as config.yaml."""
+        """Save the resolved config, its secrets masked, as config.yaml."""
         from omegaconf import OmegaConf
 
-        atomic_write(self.config_yaml, OmegaConf.to_yaml(OmegaConf.create(plain_config(config))))
+        atomic_write(self.config_yaml, OmegaConf.to_yaml(as_config(masked(plain_config(config)))))
 
     def read_config(self) -> dict[str, Any]:
-        """The saved config as plain Python; ValueError in one line if the folder is no run or the file is damaged."""
+        """The saved config as plain Python; ValueError in one line if the folder is no run or the file is damaged.
+
+        Nothing in it is resolved: an interpolation, which only somebody's hand can have put there, is refused.
+        """
         from omegaconf import OmegaConf
+        from omegaconf.errors import OmegaConfBaseException
         from yaml import YAMLError
 
         if not self.config_yaml.is_file():
             raise ValueError(f"run={self.path} is no run: it has no config.yaml")
         try:
-            config = OmegaConf.to_container(OmegaConf.load(self.config_yaml))
-        except (YAMLError, UnicodeDecodeError, OSError) as error:
+            text = self.config_yaml.read_text(encoding="utf-8")
+            config = OmegaConf.to_container(OmegaConf.load(io.StringIO(text)))
+        except (YAMLError, UnicodeDecodeError, OSError, OmegaConfBaseException) as error:
             raise ValueError(f"{self.config_yaml} cannot be read: {' '.join(str(error).split())}") from error
         if not isinstance(config, dict) or not config:
             raise ValueError(f"{self.config_yaml} holds no config")
-        return config
+        refuse_interpolations(self.config_yaml, text)
+        return unescaped(config)
 
     # ---- lock
     @contextmanager
-    def lock(self) -> Iterator[None]:
-        """Hold the folder for the life of a run; OSError names the holder if another process has it.
+    def lock(self, patience: float = 0.5) -> Iterator[None]:
+        """Hold the folder for the life of a run; InUse names the holder if another process has it.
+
+        - patience: seconds to wait for the other process.
 
         The kernel frees the lock when the process ends, however it ends. The .lock file itself stays.
         """
-        descriptor = self._open_lock()
+        descriptor = self._open_lock(patience)
         _held.add(descriptor)
         try:
             remove_stale(self.path)
@@ -225,34 +303,38 @@ class RunFolder(os.PathLike[str]):
                 flock(descriptor, fcntl.LOCK_UN)  # at once, whatever else may still have it open
                 os.close(descriptor)
 
-    def _open_lock(self, patience: float = 0.5) -> int:
+    def _open_lock(self, patience: float) -> int:
         """The descriptor of the lock; a moment's patience, for `is_live` of others looks by locking."""
         path, deadline = self.path / ".lock", time.monotonic() + patience
-        try:
-            self.path.mkdir(parents=True, exist_ok=True)
-            descriptor = os.open(path, os.O_RDWR | os.O_CREAT, 0o666)
-        except OSError as error:
-            raise unwritable(path, error) from error
         while True:
             try:
+                self.path.mkdir(parents=True, exist_ok=True)
+                descriptor = open_lock(path)
+            except OSError as error:
+                raise unwritable(path, error) from error
+            try:
                 flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-                break
+                if _is_at(path, descriptor):  # else the folder was put aside meanwhile
+                    break
             except BlockingIOError as error:
                 if time.monotonic() > deadline:
                     holder = os.pread(descriptor, 200, 0).decode(errors="replace").strip()
                     os.close(descriptor)
-                    raise OSError(f"run={self.path} is in use by {holder or 'another process'}") from error
+                    raise InUse(f"run={self.path} is in use by {holder or 'another process'}") from error
                 time.sleep(0.02)
+            os.close(descriptor)
+        if os.pread(descriptor, 4, 0) not in (b"", b"pid "):
+            os.close(descriptor)
+            raise OSError(f"{path} must be a lock, and holds something else: move it away")
         os.ftruncate(descriptor, 0)
         os.pwrite(descriptor, f"pid {os.getpid()} on host {socket.gethostname()}\n".encode(), 0)
         return descriptor
 
     def is_live(self) -> bool:
         """Whether a process holds the folder now."""
-        try:
-            descriptor = os.open(self.path / ".lock", os.O_RDONLY)
-        except FileNotFoundError:
+        if not (self.path / ".lock").exists():
             return False
+        descriptor = open_lock(self.path / ".lock")
         try:
             flock(descriptor, fcntl.LOCK_SH | fcntl.LOCK_NB)
         except BlockingIOError:
@@ -275,14 +357,29 @@ class RunFolder(os.PathLike[str]):
         fresh = {"status": "running", "hash": hash, "metrics": {}, "seconds": self._before, "started": now()}
         write_json(self.result_json, fresh | {"started": old.get("started") or now(), "finished": None, "steps": 0})
 
+    def trained(self, steps: int) -> None:
+        """All optimizer steps are made; what comes now can be made again without them. Training without a status has nothing to say it in."""
+        if self.result_json.is_file():
+            self._update({"steps": int(steps), "trained": True})
+
+    def measured(self, metrics: Mapping[str, float]) -> Result:
+        """The final metrics, and how long it took; the status follows by `finish`, once the report is there."""
+        kept = self._read_result()["metrics"]
+        self._update({"metrics": {**kept, **metrics}, "seconds": round(self.seconds(), 3), "finished": now()})
+        return self.load_result()
+
+    def _update(self, changed: Mapping[str, Any]) -> None:
+        with self._result_lock():
+            write_json(self.result_json, self._read_result() | changed)
+
     def finish(self, metrics: Mapping[str, float], steps: int) -> Result:
-        """The run ended well: status ok, its final metrics and the optimizer steps it made."""
+        """The run ended well: status ok, its final metrics and the optimizer steps it made. Nothing may be left to do."""
         return self._end("ok", steps, metrics)
 
     def fail(self, error: BaseException | str, steps: int = 0) -> Result:
         """The run ended by an error, kept as one line."""
         text = error if isinstance(error, str) else f"{type(error).__name__}: {error}"
-        return self._end("failed", steps, {}, " ".join(text.split()) or "unknown error")
+        return self._end("failed", steps, {}, redact(" ".join(text.split())) or "unknown error")
 
     def interrupted(self, steps: int = 0) -> Result:
         """The run was stopped (Ctrl-C, preemption) and can go on."""
@@ -291,13 +388,15 @@ class RunFolder(os.PathLike[str]):
     def _end(self, status: Status, steps: int, metrics: Mapping[str, float], error: str | None = None) -> Result:
         with self._result_lock():
             value = self._read_result() if self.result_json.is_file() else {"hash": "", "metrics": {}, "started": None}
-            value |= {"status": status, "metrics": {**value["metrics"], **metrics}, "seconds": round(self.seconds(), 3)}
-            value |= {"finished": now(), "steps": int(steps)} | ({"error": error} if error else {})
+            value |= {"status": status, "metrics": {**value["metrics"], **metrics}}
+            value |= {} if value.get("finished") else {"finished": now(), "seconds": round(self.seconds(), 3)}
+            value |= {} if value.get("trained") else {"steps": int(steps)}
+            value |= {"error": error} if error else {}
             write_json(self.result_json, value)
         return self.load_result()
 
     def merge_metrics(self, metrics: Mapping[str, float], measured: Mapping[str, Any] | None = None) -> Result:
-        """Add metrics to result.json (task=eval), replacing those of the same name; safe with several writers.
+        """Add metrics to result.json as they come, replacing those of the same name; safe with several writers.
 
         - measured: the evaluations they come from, {name: node}; kept, since config.yaml says how others were made.
         """
@@ -312,10 +411,11 @@ class RunFolder(os.PathLike[str]):
         value = self._read_result()
         status = value["status"]
         if status == "running" and not self.is_live():
-            status = "interrupted"
+            value = self._read_result()  # its process may have ended well since: it says so before it lets go of the folder
+            status = "interrupted" if value["status"] == "running" else value["status"]
         metrics = {k: math.nan if v is None else v for k, v in value["metrics"].items()}
         seconds, steps = float(value.get("seconds") or 0.0), int(value.get("steps") or 0)
-        return Result(self.path, status, metrics, seconds, steps, value.get("hash") or "", value.get("error"))
+        return Result(self.path, status, metrics, seconds, steps, value.get("hash") or "", value.get("error"), bool(value.get("trained")))
 
     def _read_result(self) -> dict[str, Any]:
         if not self.result_json.is_file():
@@ -331,7 +431,7 @@ class RunFolder(os.PathLike[str]):
         path = self.path / ".result.lock"
         try:
             self.path.mkdir(parents=True, exist_ok=True)
-            descriptor = os.open(path, os.O_RDWR | os.O_CREAT, 0o666)
+            descriptor = open_lock(path)
         except OSError as error:
             raise unwritable(path, error) from error
         try:

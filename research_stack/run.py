@@ -6,19 +6,30 @@ are stages that hand over through the folder alone: what is evaluated is what wa
 from __future__ import annotations
 
 import logging
-import os
-import sys
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from omegaconf import DictConfig, OmegaConf
 
-from research_stack import phases, provenance, results
+from research_stack import paths, phases, provenance, results, terminal
 from research_stack.build import build, named, needs, plain, takes, target
+from research_stack.hints import one_line
+from research_stack.literal import as_config
+from research_stack.recording import (
+    finished,
+    is_finished,
+    keep_codec,
+    leads,
+    log_file,
+    measuring,
+    recorded,
+    refuse_other_codec,
+    refuse_other_data,
+)
+from research_stack.redaction import hand_over, masked
 from research_stack.results import Result, RunFolder
 
 if TYPE_CHECKING:
@@ -53,38 +64,46 @@ def run(cfg: DictConfig, folder: str | Path | None = None) -> Result:
     tasks: Mapping[str, Callable[[DictConfig, RunFolder], Result]] = {"train": train, "eval": evaluate_run, "sample": sample_run}
     if cfg.task not in tasks:
         raise ValueError(f"task={cfg.task} must be one of {', '.join(tasks)}")
-    place = RunFolder(folder if folder is not None else cfg.run or new_folder(cfg.name))
-    return describe(cfg, place) if cfg.dry_run else tasks[cfg.task](cfg, place)
+    if cfg.dry_run:
+        return describe(cfg, RunFolder(folder if folder is not None else cfg.run or paths.next_run_folder(cfg.name)))
+    return tasks[cfg.task](cfg, RunFolder(folder if folder is not None else cfg.run or new_folder(cfg.name)))
 
 
 def new_folder(name: str) -> Path:
-    """outputs/<name>/<time>, which does not exist yet."""
-    from research_stack import paths
-
+    """outputs/<name>/<time>, made here and nobody else's."""
     return paths.new_run_folder(name)
 
 
 # Stages -----------------------------------------------------------------------------------------------------------
 
 
-def assemble(cfg: DictConfig) -> Parts:
-    """Build every object of the run; every constructor has checked its arguments when this returns."""
+def assemble(cfg: DictConfig, codec_of: RunFolder | None = None) -> Parts:
+    """Build every object of the run; every constructor has checked its arguments when this returns.
+
+    - codec_of: a trained run that is only to go on from a prompt: its tokenizer is enough, and no corpus is read.
+    """
     hardware = build(cfg.hardware, "hardware")
     hardware.apply()
     corruption = build(cfg.corruption, "corruption")
     optimization = build(cfg.optimization, "optimization")
     data = build(cfg.data, "data", seed=cfg.seed)
     with named("data"):
-        data.prepare()
+        if codec_of is None:
+            data.prepare()
+        else:
+            said = results.read_json(codec_of.run_json).get("data") or {}
+            data.prepare_codec(codec_of.tokenizer, bool(said.get("prompts_only")), bool(said.get("writes_end")))
     model = build(cfg.model, "model", **taken(cfg, "model", data.for_model() | {"seed": cfg.seed}))
     with named("data"):
         data.check_fit(model, target(cfg.method))
-        data.serve(target(cfg.method))
+        if codec_of is None:
+            data.serve(target(cfg.method))
     offers = data.for_method() | {"model": model, "optimization": optimization, "seed": cfg.seed, "max_steps": cfg.trainer.max_steps}
     if takes(cfg.method, "corruption"):
         offers["corruption"] = corruption.bind(data.vocab)
     method = build(cfg.method, "method", **taken(cfg, "method", offers))
-    method.check_data(data)
+    if codec_of is None:
+        method.check_data(data)
     data.repeat = method.steps_per_batch
     return Parts(hardware, data, method)
 
@@ -95,13 +114,30 @@ def first_phase(cfg: DictConfig) -> RunFolder:
     place = phases.folder_of(cfg)
     if phases.is_folder(cfg.init_from):
         return place
-    while place.is_live():
-        log.info("waiting for %s, which another process trains", place.path)
-        time.sleep(WAIT)
-    if not place.result_json.is_file() or place.load_result().status != "ok":
-        log.info("first phase: init_from=%s, in %s", cfg.init_from, place.path)
-        run(phases.first_phase(cfg), place.path)
+    while not place.result_json.is_file() or place.load_result().status != "ok":
+        try:
+            log.info("first phase: init_from=%s, in %s", cfg.init_from, place.path)
+            run(phases.first_phase(cfg), place.path)
+            break
+        except results.InUse:
+            log.info("waiting for %s, which another process trains", place.path)
+            time.sleep(WAIT)
     return place
+
+
+def refuse_idle(trainer: Mapping[str, Any], callbacks: Mapping[str, Any]) -> None:
+    """Raise ValueError for a trainer that would train nothing or the same few batches, and for callbacks of which none keeps a checkpoint."""
+    from lightning.pytorch.callbacks import Checkpoint
+
+    if trainer.get("fast_dev_run"):
+        raise ValueError(f"trainer.fast_dev_run={trainer['fast_dev_run']} keeps no checkpoint and no number; for a run of seconds use trainer=smoke")
+    limit = trainer.get("limit_train_batches")
+    if limit not in (None, 1.0) or isinstance(limit, int):
+        raise ValueError(f"trainer.limit_train_batches={limit} would {f'see the same {limit} batches over and over' if limit else 'train nothing'}: "
+                         "batches are endless here, and trainer.max_steps says how many are seen")
+    if not any(issubclass(target(node), Checkpoint) for node in callbacks.values()):
+        raise ValueError("callbacks: none of them keeps a checkpoint, so that nothing of the training would be left; "
+                         "use callbacks=default, or keep callbacks.checkpoints")
 
 
 def taken(cfg: DictConfig, group: str, offers: Mapping[str, Any]) -> dict[str, Any]:
@@ -120,6 +156,7 @@ def train(cfg: DictConfig, place: RunFolder) -> Result:
     hardware = build(cfg.hardware, "hardware")
     worker.guard(hardware)
     measurements(cfg)  # a mistake in them shows before training, not after
+    refuse_idle(plain(cfg.trainer), plain(cfg.callbacks) or {})
     if worker.is_helper_rank():  # another rank of the same SLURM job keeps the folder
         fit(cfg, place.path)
         return results.Result(place.path, "running")
@@ -127,36 +164,60 @@ def train(cfg: DictConfig, place: RunFolder) -> Result:
         log.info("%s is finished; run=new trains it again, task=eval measures it", place.path)
         return finished(place)
     begun_from = first_phase(cfg) if cfg.init_from and not (place.checkpoints / "last.ckpt").is_file() else None
-    with place.lock(), log_file(place.path / "run.log"), recorded(cfg, place) as metrics:
-        if begun_from is not None:
-            provenance.add(place.path, {"init_from": str(begun_from.path)})
-        if worker.needs_launch(hardware):
-            worker.launch(place.path, hardware)
-        else:
-            fit(cfg, place.path)
-        metrics |= evaluate(cfg, place)
-        for logger in chosen_loggers(cfg, place):  # training has closed them
-            logger.log_metrics(dict(metrics), step=int(cfg.trainer.max_steps))
-            logger.finalize("success")
+    with place.lock(), log_file(place.path / "run.log"):
+        if not is_finished(cfg, place):  # another process may have ended it while this one came here
+            with recorded(cfg, place) as metrics:
+                if begun_from is not None:
+                    provenance.add(place.path, {"init_from": str(begun_from.path)})
+                if worker.needs_launch(hardware):
+                    worker.launch(place.path, hardware, hand_over(plain(cfg)))
+                else:
+                    fit(cfg, place.path)
+                metrics |= evaluate(cfg, place)
+            for logger in chosen_loggers(cfg, place, refuse=False):  # training has closed them; the run is ok whatever they do
+                logger.log_metrics(dict(metrics), step=place.load_result().steps)
+                logger.finalize("success")
     return finished(place)
 
 
-def chosen_loggers(cfg: DictConfig, place: RunFolder) -> list[Logger]:
-    """The loggers of `cfg.logger`, beside the files that are always written."""
-    return [build(node, f"logger.{name}", folder=place.path) for name, node in (plain(cfg.logger) or {}).items()]
+def chosen_loggers(cfg: DictConfig, place: RunFolder, refuse: bool = True) -> list[Logger]:
+    """The loggers of `cfg.logger`, beside the files that are always written; what goes wrong in them is a warning.
+
+    - refuse: raise ValueError for one that its config node makes impossible.
+    """
+    from research_stack.training.outside import Outside
+
+    nodes = plain(cfg.logger) or {}
+    return [Outside(f"logger.{name}", lambda name=name: build(nodes[name], f"logger.{name}", folder=place.path), refuse) for name in nodes]
 
 
 def fit(cfg: DictConfig, folder: Path) -> None:
-    """Train on this process's device, from the last checkpoint in the folder if there is one."""
+    """Train on this process's device, from the last checkpoint in the folder if there is one; none is trained again.
+
+    Raises Stopped when a callback or `trainer.max_time` ended it below `trainer.max_steps`.
+    """
     quiet_lightning()
     from research_stack.preemption import Preemption
     from research_stack.training.checkpoint import AtomicCheckpointIO, ConfigInside, load_checkpoint
     from research_stack.training.ema import Ema
+    from research_stack.training.ending import Ending, Learning, Longer, Monitors, has_ended
     from research_stack.training.loggers import JsonlLogger, RowBeforeCheckpoint
 
-    parts, place = assemble(cfg), RunFolder(folder)
+    place = RunFolder(folder)
     last = place.checkpoints / "last.ckpt"
-    step = load_checkpoint(last)["global_step"] if last.is_file() else 0
+    saved = load_checkpoint(last) if last.is_file() else {}
+    step, length = saved.get("global_step", 0), saved["config"]["trainer"]["max_steps"] if saved else cfg.trainer.max_steps
+    if has_ended(saved, cfg.trainer.max_steps):
+        log.info("%s is trained, %d steps: evaluations and report are left to do", place.path, step)
+        if leads():
+            rows = JsonlLogger(place.path, start_step=step)
+            rows.open()
+            rows.finalize("success")
+            place.trained(step)
+        return
+    del saved  # its weights
+    outside = chosen_loggers(cfg, place) if leads() else []
+    parts = assemble(cfg)
     if cfg.init_from and not step:
         first = phases.folder_of(cfg)
         parts.method.begin_from(load_checkpoint(first.checkpoints / "last.ckpt")["state_dict"])
@@ -166,10 +227,16 @@ def fit(cfg: DictConfig, folder: Path) -> None:
     if step:
         refuse_other_data(place, parts.data)
     if leads():
+        keep_codec(parts.data, place, anew=not step)
         provenance.add(place.path, {"data": parts.data.describe(), "model": model_facts(parts), "method": parts.method.describe()})
-    loggers = [JsonlLogger(place.path, start_step=step), *chosen_loggers(cfg, place)]
-    callbacks = [build(node, f"callbacks.{name}") for name, node in plain(cfg.callbacks).items()]
-    callbacks = [RowBeforeCheckpoint(loggers[0]), ConfigInside(plain(cfg)), *([Ema(cfg.optimization.ema)] if cfg.optimization.ema else []), *callbacks]
+    own = JsonlLogger(place.path, start_step=step)
+    own.open()
+    loggers = [own, *outside]
+    chosen = {name: build(node, f"callbacks.{name}") for name, node in plain(cfg.callbacks).items()}
+    longer = [Longer(length, cfg.trainer.max_steps)] if length != cfg.trainer.max_steps else []
+    average = [Ema(cfg.optimization.ema)] if cfg.optimization.ema else []
+    callbacks = [RowBeforeCheckpoint(own), Monitors(chosen), Learning(), *longer, ConfigInside(masked(plain(cfg))), *average,
+                 *chosen.values(), Ending()]
     trainer = build(
         cfg.trainer, "trainer", default_root_dir=str(place.path), logger=loggers,
         callbacks=[*callbacks, Preemption(place.path)], enable_progress_bar=False,
@@ -181,8 +248,10 @@ def fit(cfg: DictConfig, folder: Path) -> None:
     trainer.fit(parts.hardware.compiled(parts.method), datamodule=parts.data, ckpt_path=str(last) if step else None,
                 weights_only=True)
     seconds = time.monotonic() - started
-    if trainer.is_global_zero and trainer.global_step > first:
+    Ending.require(trainer, first)
+    if trainer.is_global_zero:
         log.info("trained %d steps in %.0f s", trainer.global_step - first, seconds)
+        place.trained(trainer.global_step)
 
 
 def quiet_lightning() -> None:
@@ -198,18 +267,32 @@ def quiet_lightning() -> None:
         logger.handlers.clear()  # it would print beside our own log
 
 
-def evaluate(cfg: DictConfig, place: RunFolder) -> dict[str, float]:
-    """Every evaluation of `cfg.eval` on the folder's last checkpoint; {"<name>/<key>": value}."""
+def evaluate(cfg: DictConfig, place: RunFolder, again: bool = False) -> dict[str, float]:
+    """Every evaluation of `cfg.eval` on the folder's last checkpoint; {"<name>/<key>": value}, in result.json as each is done.
+
+    - again: whether the run has ended: result.json then says which evaluations, of which config, were made since.
+
+    One that fails does not keep the others from being made; the first error is raised when all have been tried.
+    """
     evaluations, _ = measurements(cfg)
     if not evaluations:
         return {}
-    context, metrics = open_run(cfg, place), {}
+    context, metrics, errors = open_run(cfg, place), {}, []
     for name, evaluation in evaluations.items():
         started = time.monotonic()
-        with context.inference():
-            found = evaluation(context)
-        metrics |= {f"{name}/{key}": float(value) for key, value in found.items()}
+        try:
+            with context.inference():
+                found = evaluation(context)
+        except Exception as error:
+            log.error("eval %s failed: %s", name, one_line(error) or type(error).__name__)
+            errors.append(error)
+            continue
+        own = {f"{name}/{key}": float(value) for key, value in found.items()}
+        place.merge_metrics(own, measured={name: plain(cfg.eval[name])} if again else None)
+        metrics |= own
         log.info("eval %s: %.1f s", name, time.monotonic() - started)
+    if errors:
+        raise errors[0]
     return metrics
 
 
@@ -238,13 +321,17 @@ def load(folder: str | Path, overrides: Sequence[str] = ()) -> Context:
     return open_run(for_run(folder, overrides), RunFolder(folder))
 
 
-def open_run(cfg: DictConfig, place: RunFolder) -> Context:
-    """The trained method of a folder with its data and sampler, ready to measure."""
+def open_run(cfg: DictConfig, place: RunFolder, codec_alone: bool = False) -> Context:
+    """The trained method of a folder with its data and sampler, ready to measure.
+
+    - codec_alone: there is a prompt to go on from: of the data the tokenizer that the run keeps is enough.
+    """
     from research_stack.evaluation.context import Context
     from research_stack.training.checkpoint import load_checkpoint
 
-    parts = assemble(cfg)
-    refuse_other_data(place, parts.data)
+    parts = assemble(cfg, place if codec_alone else None)
+    if not codec_alone:
+        refuse_other_data(place, parts.data)
     checkpoint = load_checkpoint(place.checkpoints / "last.ckpt")
     try:
         parts.method.load_state_dict(checkpoint["state_dict"])
@@ -257,13 +344,16 @@ def open_run(cfg: DictConfig, place: RunFolder) -> Context:
 
 
 def evaluate_run(cfg: DictConfig, place: RunFolder) -> Result:
-    """task=eval: measure a finished run; its result.json and report gain the new numbers."""
+    """task=eval: measure a finished run; its result.json and report gain the new numbers. Several at once take turns."""
     from research_stack.reporting import write_report
 
-    with place.lock(), log_file(place.path / "run.log"):
-        place.merge_metrics(evaluate(cfg, place), measured=plain(cfg.eval))
-        write_report(place.path)
-        provenance.history(place.path, cfg, task="eval")
+    with place.lock(measuring(place)), log_file(place.path / "run.log"):
+        provenance.tell_changes(place)
+        try:
+            evaluate(cfg, place, again=True)
+        finally:  # what was measured before an error is kept, and shown
+            write_report(place.path)
+            provenance.history(place.path, cfg, task="eval")
     return finished(place)
 
 
@@ -273,112 +363,14 @@ def sample_run(cfg: DictConfig, place: RunFolder) -> Result:
 
     if reason := build(cfg.sampler, "sampler").unsuited(target(cfg.method)):
         raise ValueError(f"task=sample: {reason}")
-    context = open_run(cfg, place)
+    context = open_run(cfg, place, codec_alone=bool(cfg.prompt) and place.tokenizer.is_dir())
     samples = Samples(samplers={}, count=1 if cfg.prompt else 3, prompts=[cfg.prompt] if cfg.prompt else None)
     with context.inference():
         rows = samples.decode(context, name=context.sampler.name, sampler=context.sampler)
+    results.append_jsonl(place.samples_jsonl, rows)  # kept before it is shown: a terminal may refuse what it cannot write
     for row in rows:
-        sys.stdout.write(f"{row['prompt']}{row['text']}\n{'-' * 40}\n")
-    results.append_jsonl(place.samples_jsonl, rows)
+        terminal.write(f"{row['prompt']}{row['text']}\n{'-' * 40}\n")
     return place.load_result()
-
-
-# What a run leaves behind -----------------------------------------------------------------------------------------
-
-
-@contextmanager
-def recorded(cfg: DictConfig, place: RunFolder) -> Iterator[dict[str, float]]:
-    """Keep the folder's status, provenance, history and report true, however the block ends."""
-    from research_stack.reporting import write_report
-
-    resumed = (place.checkpoints / "last.ckpt").is_file()
-    if results.is_run(place) and resumed:
-        refuse_another(cfg, place)
-    place.write_config(cfg)
-    provenance.begin(place.path, cfg)
-    place.start(results.config_hash(cfg), resumed=resumed)
-    metrics: dict[str, float] = {}
-    try:
-        yield metrics
-    except BaseException as error:
-        stopped = isinstance(error, KeyboardInterrupt | SystemExit)
-        try:
-            place.interrupted(steps_done(place)) if stopped else place.fail(error, steps_done(place))
-            provenance.history(place.path, cfg)
-            write_report(place.path)
-        except Exception as second:  # must not hide what went wrong first
-            log.error("the end of %s could not be recorded: %s", place.path, second, exc_info=not isinstance(second, OSError))
-        raise
-    place.finish(metrics, steps_done(place))
-    provenance.history(place.path, cfg)
-    write_report(place.path)
-
-
-def is_finished(cfg: DictConfig, place: RunFolder) -> bool:
-    """Whether the folder holds this very run with status ok."""
-    if not results.is_run(place) or not place.result_json.is_file():
-        return False
-    result = place.load_result()
-    return result.status == "ok" and result.hash == results.config_hash(cfg)
-
-
-def refuse_other_data(place: RunFolder, data: TokenData) -> None:
-    """Raise ValueError when the corpus or its tokenizer is not the one the run was trained on: ids would mean other tokens."""
-    trained = (results.read_json(place.run_json).get("data") or {}).get("fingerprint") if place.run_json.is_file() else None
-    if trained not in (None, data.fingerprint):
-        raise ValueError(f"data: the corpus has changed since {place.path} was trained on it (fingerprint {trained} then, "
-                         f"{data.fingerprint} now); bring the old one back, or train anew with run=new")
-
-
-def refuse_other_codec(first: RunFolder, data: TokenData) -> None:
-    """Raise ValueError when the weights to begin with were trained on ids of another tokenizer."""
-    theirs, ours = (results.read_json(first.run_json).get("data") or {}).get("codec"), data.describe().get("codec")
-    if theirs not in (None, ours):
-        raise ValueError(f"init_from={first.path} was trained with another tokenizer than data.tokenizer gives here: the ids would mean other tokens")
-
-
-def leads() -> bool:
-    """Whether this process is the first of the run's ranks, the one that writes the folder."""
-    from research_stack import worker
-
-    return not worker.is_helper_rank() and int(os.environ.get("RANK", "0")) == 0
-
-
-def refuse_another(cfg: DictConfig, place: RunFolder) -> None:
-    """Raise ValueError when the folder holds a run of another config."""
-    differing = results.differing_keys(place.read_config(), cfg)
-    if differing:
-        shown = "; ".join(f"{key}: {old} there, {new} now" for key, old, new in differing[:4])
-        raise ValueError(f"run={place.path} was started with another config ({shown}"
-                         f"{f'; and {len(differing) - 4} more' if len(differing) > 4 else ''})")
-
-
-def finished(place: RunFolder) -> Result:
-    """The folder's result, and its summary on standard output."""
-    from research_stack.reporting import summary
-
-    sys.stdout.write(summary(place.path) + "\n")
-    return place.load_result()
-
-
-def steps_done(place: RunFolder) -> int:
-    """Optimizer steps logged so far."""
-    rows = results.read_jsonl(place.metrics_jsonl)
-    return max((row["step"] for row in rows), default=0)
-
-
-@contextmanager
-def log_file(path: Path) -> Iterator[None]:
-    """Also write the log's lines to a file."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    handler = logging.FileHandler(path)
-    handler.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(name)s: %(message)s"))
-    logging.getLogger().addHandler(handler)
-    try:
-        yield
-    finally:
-        logging.getLogger().removeHandler(handler)
-        handler.close()
 
 
 # Before a run -----------------------------------------------------------------------------------------------------
@@ -396,6 +388,7 @@ def model_facts(parts: Parts) -> dict[str, Any]:
 
 def describe(cfg: DictConfig, place: RunFolder) -> Result:
     """dry_run=true: the config, and what the run would cost; nothing is trained or written."""
+    refuse_idle(plain(cfg.trainer), plain(cfg.callbacks) or {})
     parts = assemble(cfg)
     measurements(cfg)
     facts, data = model_facts(parts), parts.data.describe()
@@ -410,6 +403,6 @@ def describe(cfg: DictConfig, place: RunFolder) -> Result:
         **{f"data {key}": f"{value:,}" if isinstance(value, int | float) else str(value) for key, value in data.items()},
     }
     width = max(map(len, rows))
-    sys.stdout.write(OmegaConf.to_yaml(cfg, resolve=True) + "\n")
-    sys.stdout.writelines(f"{key:<{width}}  {value}\n" for key, value in rows.items())
+    terminal.write(OmegaConf.to_yaml(as_config(masked(plain(cfg)))) + "\n")
+    terminal.write("".join(f"{key:<{width}}  {value}\n" for key, value in rows.items()))
     return results.Result(place.path, "ok", {"parameters": float(facts["parameters"]), "tokens": float(tokens)})

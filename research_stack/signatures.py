@@ -13,6 +13,7 @@ from dataclasses import dataclass, field
 from functools import cache, cached_property
 from importlib.util import find_spec
 from pathlib import Path
+from typing import Any
 
 from research_stack.paths import PACKAGE
 
@@ -358,3 +359,26 @@ def _fields(node: ast.ClassDef) -> dict[str, Parameter]:
             default = options.get("default")
         found[s.target.id] = Parameter(s.target.id, s.annotation, default)
     return found
+
+
+def class_attribute(target: str, name: str) -> Any:
+    """The value of a class's own or inherited attribute, if the source gives it as a literal; None otherwise.
+
+    Raises UnknownTarget when the class certainly does not exist.
+    """
+    found = resolve(target)
+    while found is not None and isinstance(found.node, ast.ClassDef):
+        for statement in found.node.body:
+            targets = statement.targets if isinstance(statement, ast.Assign) else [statement.target] if isinstance(statement, ast.AnnAssign) else []
+            if [ast.unparse(t) for t in targets] == [name] and statement.value is not None:
+                return _literal(statement.value)
+        parents = [parent for base in found.node.bases if (parent := _base(found.module, base)) is not None]
+        found = parents[0] if parents else None
+    return None
+
+
+def _literal(node: ast.expr) -> Any:
+    try:
+        return ast.literal_eval(node)
+    except (ValueError, TypeError):
+        return None

@@ -6,10 +6,8 @@ changes dozens of keys and is shown by the one that reads best; the others are l
 """
 from __future__ import annotations
 
-import csv
 import difflib
 import glob
-import io
 import json
 import logging
 import math
@@ -21,7 +19,7 @@ from dataclasses import dataclass, field, fields, is_dataclass
 from pathlib import Path
 from typing import Any
 
-from research_stack import results
+from research_stack import results, tables
 from research_stack.axes import PRESET, find_axes, shortest
 from research_stack.results import ABSENT, RunFolder
 
@@ -344,15 +342,13 @@ def as_markdown(table: SweepTable) -> str:
 def as_csv(table: SweepTable, folder: Path) -> str:
     """One line per run as it is: folder (relative to `folder` where below it), status, seed, axes, all metrics, error."""
     metrics = list(dict.fromkeys([*table.metrics, *table.constant]))
-    text = io.StringIO()
-    writer = csv.writer(text, lineterminator="\n")
-    writer.writerow(["folder", "status", "seed", *table.axes, *metrics, "error"])
+    rows: list[list[Any]] = []
     for point in table.points:
         name = point.folder.relative_to(folder) if point.folder.is_relative_to(folder) else point.folder
         of = table.settings.get(point.folder, {})
         axes = [show(of[axis]) if axis in of else "" for axis in table.axes]
-        writer.writerow([name, point.status, point.seed, *axes, *(point.metrics.get(m, "") for m in metrics), point.error or ""])
-    return text.getvalue()
+        rows.append([str(name), point.status, point.seed, *axes, *(point.metrics.get(m, "") for m in metrics), point.error or ""])
+    return tables.as_csv(["folder", "status", "seed", *table.axes, *metrics, "error"], rows)
 
 
 FORMAT = "research-stack sweep 1"  # of results.json

@@ -157,6 +157,14 @@ class Origins:
         return ""
 
 
+def saved_at(config_yaml: Path, key: str) -> str:
+    """file:line of a key, or of the nearest node above it, in the config of a saved run."""
+    numbers = {line.key: line.number for line in lines_of(config_yaml)}
+    parts = key.split(".")
+    above = (".".join(parts[:length]) for length in range(len(parts), 0, -1))
+    return next((f"{shown(config_yaml)}:{numbers[name]}" for name in above if name in numbers), shown(config_yaml))
+
+
 def _inside(key: str, full: str, value: str) -> bool:
     """Whether a leaf above the key (a list, an empty node) sets it."""
     return bool(value) and key.startswith(full + ".")

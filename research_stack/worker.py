@@ -14,11 +14,13 @@ import logging
 import os
 import signal
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, NoReturn
 
+from research_stack import outlet, targets
 from research_stack.hardware import under_srun, under_torchrun
+from research_stack.results import Refused, Stopped
 
 if TYPE_CHECKING:
     from research_stack.hardware import Hardware
@@ -28,6 +30,7 @@ log = logging.getLogger(__name__)
 INTERRUPTS = (signal.SIGINT, signal.SIGTERM)
 SAVE_SECONDS = 120  # what saving a checkpoint may take once told to stop; also how long a hung rank is waited for when another fails
 PR_SET_PDEATHSIG = 1  # prctl(2)
+HANDED_ON = {"UserError": ValueError, "Stopped": Stopped, "Refused": Refused}  # by the name under which a rank records it
 
 
 class WorkerFailed(RuntimeError):
@@ -74,18 +77,20 @@ def needs_launch(hardware: Hardware) -> bool:
 # Starting the processes -------------------------------------------------------------------------------------------
 
 
-def launch(folder: Path, hardware: Hardware) -> None:
+def launch(folder: Path, hardware: Hardware, secrets: Mapping[str, str]) -> None:
     """Train the saved config of the folder in `hardware.devices` processes on this machine; returns when they are done.
 
+    - secrets: environment of the processes, for what the saved config has masked (`redaction.hand_over`).
+
     Ctrl-C and SIGTERM are passed on; the processes save a checkpoint and SystemExit(130 or 143) follows. Raises
-    ValueError with the line of the rank that failed first when it was a mistake of the user's, else WorkerFailed.
+    ValueError with the line of the rank that failed first when it was a mistake of the user's or asked to stop, else WorkerFailed.
     """
     from torch.distributed import run as torchrun
     from torch.distributed.elastic.multiprocessing.api import SignalException
     from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
 
     command = ["--standalone", f"--nproc-per-node={hardware.devices}", "--module", "research_stack.worker", str(folder)]
-    with _quiet_launcher(), _handlers_kept(), _environment(hardware):
+    with _quiet_launcher(), _handlers_kept(), _environment(hardware, secrets):
         try:
             torchrun.run(torchrun.parse_args(command))
         except SignalException as stop:
@@ -101,19 +106,21 @@ def _raise_for(rank: int, exitcode: int, message: str) -> None:
     kind, _, text = message.partition(": ")
     if exitcode in (128 + s for s in INTERRUPTS):  # the rank itself was told to stop
         raise SystemExit(exitcode)
-    if kind == "UserError":
-        raise ValueError(text)
+    if kind in HANDED_ON:
+        raise HANDED_ON[kind](text)
     how = f"died of {signal.Signals(-exitcode).name}" if exitcode < 0 else f"failed ({message.splitlines()[0]})"
     raise WorkerFailed(f"rank {rank} {how}; the run goes on from its last checkpoint when it is started again")
 
 
 @contextlib.contextmanager
-def _environment(hardware: Hardware) -> Iterator[None]:
+def _environment(hardware: Hardware, secrets: Mapping[str, str]) -> Iterator[None]:
     """What the processes inherit. Threads are set here since libraries read them when they are loaded."""
     values = {
         "OMP_NUM_THREADS": str(hardware.resolved_threads(ranks=hardware.devices)),
         "TORCH_ELASTIC_SHUTDOWN_TIMEOUT": str(SAVE_SECONDS),
         "RESEARCH_STACK_PARENT": str(os.getpid()),
+        **secrets,
+        "PYTHONPATH": os.pathsep.join([*filter(None, [os.environ.get("PYTHONPATH")]), *targets.folders()]),
     }
     before = {key: os.environ.get(key) for key in (*values, "TORCHELASTIC_SIGNALS_TO_HANDLE")}
     os.environ |= values
@@ -169,16 +176,21 @@ def die_with_parent() -> None:
 
 def main(folder: str) -> int:
     """Train the saved config of the folder on this rank; the exit code. Errors are handed to the launching process."""
-    from omegaconf import OmegaConf
     from torch.distributed.elastic.multiprocessing.errors import get_error_handler
 
+    from research_stack.literal import as_config
+    from research_stack.redaction import handed
+    from research_stack.results import RunFolder
     from research_stack.run import fit
 
     try:
         with _logging(Path(folder), rank=int(os.environ["RANK"])):
-            fit(OmegaConf.load(Path(folder) / "config.yaml"), Path(folder))
+            fit(as_config(handed(RunFolder(folder).read_config())), Path(folder))
     except SystemExit as stop:  # told to stop, by research_stack.preemption
         return int(stop.code or 0)
+    except (Stopped, Refused) as error:
+        get_error_handler().record_exception(error)
+        return 1
     except (ValueError, OSError) as error:
         get_error_handler().record_exception(UserError(str(error)))
         return 1
@@ -219,5 +231,6 @@ def leave(code: int) -> NoReturn:
 
 
 if __name__ == "__main__":
+    outlet.open_streams()
     die_with_parent()
     leave(main(sys.argv[1]))

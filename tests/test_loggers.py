@@ -5,10 +5,12 @@ import os
 import pytest
 import torch
 from lightning import LightningModule, Trainer
+from lightning.pytorch.loggers.logger import Logger
 
 from research_stack import results
 from research_stack.results import RunFolder
 from research_stack.training.loggers import JsonlLogger, RowBeforeCheckpoint, Tensorboard, Wandb, logged_in
+from research_stack.training.outside import Outside
 
 
 class Line(LightningModule):
@@ -153,3 +155,78 @@ def test_tensorboard_events_can_be_read(folder):
     events = EventAccumulator(str(folder.path / "tensorboard")).Reload()
     read = [event.value for event in events.Scalars("train/loss")]
     assert read == pytest.approx([1.0, 0.8**2, 0.64**2])
+
+
+class Service(Logger):
+    """A logger of an outside service that breaks where it is told to, and notes what reached it."""
+
+    name, version, save_dir = "service", "1", None
+
+    def __init__(self, breaks=()):
+        super().__init__()
+        self.breaks, self.reached = breaks, []
+        self.reach("constructor")
+
+    def reach(self, what):
+        self.reached.append(what)
+        if what in self.breaks or len(self.reached) in self.breaks:
+            raise ConnectionError(f"{what}:\nno network")
+
+    @property
+    def experiment(self):
+        self.reach("experiment")
+        return self
+
+    def log_hyperparams(self, *arguments, **named):
+        self.reach("log_hyperparams")
+
+    def log_metrics(self, metrics, step=None):
+        self.reach("log_metrics")
+
+    def log_image(self):
+        self.reach("log_image")
+
+    def save(self):
+        self.reach("save")
+
+    def finalize(self, status):
+        self.reach(status)
+
+
+def test_a_service_that_fails_anywhere_is_one_warning_and_loses_no_number(tmp_path, caplog):
+    fit(tmp_path, [JsonlLogger(tmp_path / "whole")], steps=3)
+    for number, where in enumerate(("constructor", "experiment", "log_metrics", 4, "save", "success", "failed")):
+        caplog.clear()
+        services, folder = [], tmp_path / str(number)
+        outside = Outside("logger.service", lambda where=where, services=services: services.append(Service((where,))) or services[-1])
+        fit(folder, [JsonlLogger(folder), outside], steps=3)
+        assert numbers(results.read_jsonl(folder / "metrics.jsonl")) == numbers(results.read_jsonl(tmp_path / "whole" / "metrics.jsonl"))
+        warnings = [record.getMessage() for record in caplog.records if "left out" in record.getMessage()]
+        assert len(warnings) == (where != "failed"), "the trainer ends well: nothing was asked to fail"
+        assert all("logger.service has failed" in w and "no network" in w and "\n" not in w for w in warnings)
+        if services and where != "failed":
+            assert services[0].reached[-1] in ("failed", where), "it is closed, and asked no more"
+    healthy = Outside("logger.service", Service)
+    fit(tmp_path / "healthy", [JsonlLogger(tmp_path / "healthy"), healthy], steps=3)
+    assert healthy._inner.reached.count("log_metrics") == 4 and healthy._inner.reached[-1] == "success"  # three steps and a validation
+    healthy.log_image()
+    assert healthy._inner.reached[-1] == "log_image" and healthy.breaks == () and healthy.name == "service"
+
+
+def test_what_makes_a_logger_impossible_is_said_before_training(folder, monkeypatch, caplog):
+    def impossible():
+        raise ValueError("project=x is none")
+
+    with pytest.raises(ValueError, match="project=x is none"):
+        Outside("logger.service", impossible)
+    assert Outside("logger.service", impossible, refuses=False).experiment.log() is None and "project=x is none" in caplog.text
+    monkeypatch.delenv("WANDB_API_KEY", raising=False)
+    monkeypatch.setenv("NETRC", str(folder.path / "none"))
+    for mode, arguments, says in ((None, {"project": "a/b:c"}, "project=a/b:c"), (None, {"project": "x" * 129}, "128 characters"),
+                                  (None, {"offline": False}, "offline=False needs a key"), ("online", {}, "offline=None needs a key")):  # fmt: skip
+        monkeypatch.setenv("WANDB_MODE", mode) if mode else monkeypatch.delenv("WANDB_MODE", raising=False)
+        with pytest.raises(ValueError, match=says) as caught:
+            Wandb(folder, **arguments)
+        assert "\n" not in str(caught.value)
+    monkeypatch.setenv("WANDB_IDENTITY_TOKEN_FILE", "token")
+    assert logged_in()

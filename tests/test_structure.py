@@ -14,7 +14,7 @@ PACKAGE = ROOT / "research_stack"
 FAMILIES = {"flowlm", "lookahead", "latentwire", "posttraining"}
 SHARED = {"backbones", "corruption", "data", "sampling", "evaluation", "reporting", "training"}
 # Root modules that run whole experiments may use everything (within functions); the rest are the ground floor.
-TOP = {"run", "worker", "__main__", "__init__", "cli", "preemption", "jobs", "launch"}
+TOP = {"run", "recording", "worker", "__main__", "__init__", "cli", "preemption", "jobs", "launch"}
 TORCH = {"torch", "lightning", "transformers", "peft", "wandb", "datasets"}
 HEAVY = TORCH | {"tokenizers", "matplotlib", "pyarrow", "numpy", "scipy", "pandas"}
 COMMAND_LINE = ["cli", "hints", "check", "paths", "why", "files", "results", "provenance", "sweeps", "axes", "require", "compose", "__init__", "__main__"]
@@ -126,6 +126,10 @@ def test_what_no_module_does(path):
         assert function not in ("yaml.load", "yaml.unsafe_load", "yaml.full_load", "pickle.load", "pickle.loads"), f"{where} runs what it loads"
         if function == "torch.load":
             assert ast.unparse(keywords.get("weights_only", ast.Constant(None))) == "True", f"{where} loads without weights_only=True"
+        if function.endswith(".from_pretrained"):
+            assert ast.unparse(keywords.get("trust_remote_code", ast.Constant(None))) == "False", f"{where} could run code of the folder"
+        if function in ("AutoModel.from_pretrained", "AutoModelForCausalLM.from_pretrained"):
+            assert ast.unparse(keywords.get("use_safetensors", ast.Constant(None))) == "True", f"{where} could load a pickle"
         if function == "getattr" and ast.unparse(node.args[0]).split(".")[-1] in ("cfg", "config"):
             raise AssertionError(f"{where} reads the config by getattr")
         if function.endswith("instantiate"):
@@ -231,7 +235,7 @@ def test_a_wrong_import_is_seen(tmp_path, monkeypatch, where, source):
 
 
 @pytest.mark.parametrize("source", [
-    "print(1)", "import yaml\nyaml.load(x)", "torch.load(x)", "torch.load(x, weights_only=False)", "getattr(self.cfg, 'x', 1)",
+    "print(1)", "import yaml\nyaml.load(x)", "torch.load(x)", "torch.load(x, weights_only=False)", "A.from_pretrained(x)", "AutoModel.from_pretrained(x, trust_remote_code=False)", "getattr(self.cfg, 'x', 1)",
     "try:\n    x\nexcept Exception:\n    pass", "try:\n    x\nexcept:\n    ...", "def f():\n    raise NotImplementedError", "# TODO", "eval('1')",
     "from hydra.utils import instantiate\ninstantiate(x)",
 ])  # fmt: skip

@@ -24,6 +24,7 @@ from transformers.pytorch_utils import Conv1D
 
 from research_stack.backbones.pretrained_loading import cache_name, load, logit_scale, longest, make_room
 from research_stack.backbones.pretrained_trial import try_out
+from research_stack.data.vocabulary import Vocabulary
 from research_stack.require import require
 from research_stack.streams import generator
 
@@ -40,6 +41,7 @@ class LoRA:
     - dropout: of what A reads, in training.
     - targets: names of linear maps (q_proj, ...), or all-linear: every one but the unembedding. Experts of a mixture that are kept in one
       tensor are no linear maps: they stay as they are.
+    - modules_to_save: names of modules that are trained whole beside the adapters and saved with them (lm_head, embed_tokens); None: none.
     """
 
     rank: int = 8
@@ -47,6 +49,7 @@ class LoRA:
     dropout: float = 0.0
     targets: list[str] | Literal["all-linear"] = "all-linear"
     rslora: bool = False
+    modules_to_save: list[str] | None = None
 
     def __post_init__(self) -> None:
         require(self.rank >= 1, f"rank={self.rank} must be at least 1")
@@ -119,6 +122,7 @@ class PretrainedCausal(nn.Module):
         self.mapped = device_map is not None
         self.path, self.max_length, self.vocab_rows = path, longest(own, path, max_length), vocab_size
         self.checkpoint_blocks, self.quantized = checkpoint_blocks, quantization is not None
+        self.saved_rows = len(own.get_input_embeddings().weight)  # of the model at `path`
         make_room(own, vocab_size)
         self.model: PreTrainedModel | PeftModel = own
         self.scale, self._cache_name = logit_scale(own), cache_name(own)
@@ -150,6 +154,7 @@ class PretrainedCausal(nn.Module):
         targets = _targets(own, lora.targets)
         self.model = get_peft_model(own, LoraConfig(
             r=lora.rank, lora_alpha=lora.alpha, lora_dropout=lora.dropout, target_modules=targets, use_rslora=lora.rslora, task_type="CAUSAL_LM",
+            modules_to_save=_whole(own, lora.modules_to_save),
             fan_in_fan_out=any(isinstance(module, Conv1D) for module in own.modules())))
         stream = generator(seed, "init")
         for name, parameter in self.model.named_parameters():
@@ -234,6 +239,16 @@ class PretrainedCausal(nn.Module):
             self._apart = False
             self.model.base_model.enable_adapter_layers()
 
+    def to_transformers(self, vocab: Vocabulary) -> PreTrainedModel | PeftModel:
+        """What `save_pretrained` of transformers or PEFT writes.
+
+        Raises ValueError for adapters of a model without a row for the end token: the new row is none of theirs.
+        """
+        grown = self.saved_rows <= vocab.end
+        require(not (self._frozen and grown), f"path={self.path} has {self.saved_rows} rows and none for the end token {vocab.end}, which adapters "
+                                              "cannot bring: train all weights (lora=null), or choose a tokenizer with an end of its own")
+        return self.model
+
     def kept_names(self) -> frozenset[str]:
         """Names of the parameters that `state_dict` holds: the adapters of a frozen model, else all."""
         return self._kept if self._frozen else frozenset(name for name, _ in self.named_parameters())
@@ -273,6 +288,21 @@ def _targets(own: PreTrainedModel, targets: list[str] | str) -> list[str] | str:
     known = ", ".join(dict.fromkeys(name.rpartition(".")[2] for name in names))
     require(bool(wanted) and not lost, f"lora.targets={wanted} must name linear maps of the model, which has {known} ({', '.join(lost) or 'nothing'} fits none)")
     return wanted
+
+
+def _whole(own: PreTrainedModel, names: list[str] | None) -> list[str] | None:
+    """The modules to train whole. Raises ValueError for one that the model has not, and for a table that is tied to another one."""
+    known = [name for name, module in own.named_modules() if name and not name.rpartition(".")[2].isdecimal()]
+    for name in names or ():
+        where = f"lora.modules_to_save={names}"
+        if not any(module == name or module.endswith(f".{name}") for module in known):
+            near = ", ".join(dict.fromkeys(module.rpartition(".")[2] for module in known))
+            raise ValueError(f"{where} must name modules of the model, which has {near} ({name} is none of them)")
+        tables = (own.get_input_embeddings(), own.get_output_embeddings())
+        tied = tables[1] is not None and tables[0].weight is tables[1].weight
+        if tied and any(module is table for path, module in own.named_modules() for table in tables if path.rpartition(".")[2] == name):
+            raise ValueError(f"{where}: {name} is tied to the model's other table; trained whole they would come apart")
+    return list(names) if names else None
 
 
 def _matrix_weights(module: nn.Module, text: dict[str, Any]) -> float:

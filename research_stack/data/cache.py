@@ -18,13 +18,20 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+from research_stack.files import open_lock
+from research_stack.paths import expanded
+
 log = logging.getLogger(__name__)
+ADVICE = "set data.cache_dir or RESEARCH_STACK_CACHE to a writable folder with room"
 CHUNK = 1 << 22  # bytes read at a time for the checksum
 
 
 def default_root() -> Path:
-    """$RESEARCH_STACK_CACHE, or ~/.cache/research_stack."""
-    return Path(os.environ.get("RESEARCH_STACK_CACHE") or Path.home() / ".cache" / "research_stack")
+    """$RESEARCH_STACK_CACHE, or ~/.cache/research_stack. Raises OSError in one line where nobody knows of a home folder."""
+    root = expanded(os.environ.get("RESEARCH_STACK_CACHE") or "~/.cache/research_stack")
+    if root.parts[0] == "~":
+        raise OSError(f"cache_dir=null has no default: user {os.getuid()} has no home folder and HOME is not set; {ADVICE}")
+    return root
 
 
 def checksum(file: Path) -> list[int]:
@@ -49,7 +56,7 @@ class Cache:
     """
 
     def __init__(self, root: str | Path | None, fingerprint: str) -> None:
-        self.root = Path(root).expanduser() if root else default_root()
+        self.root = expanded(root) if root else default_root()
         self.fingerprint = fingerprint
         self.path = self.root / fingerprint
 
@@ -69,14 +76,13 @@ class Cache:
             if error.errno is None or self._foreign(error):
                 raise
             raise OSError(
-                f"cache_dir={self.root} cannot be written: {error.strerror}; set data.cache_dir or RESEARCH_STACK_CACHE to "
-                "a writable folder with room"
+                f"cache_dir={self.root} cannot be written: {error.strerror}; {ADVICE}"
             ) from error
         return self.path, meta
 
     def _foreign(self, error: OSError) -> bool:
         """Whether the error speaks of a file outside the cache (a corpus that went away while it was read)."""
-        return error.filename is not None and not str(error.filename).startswith(str(self.root))
+        return error.filename is not None and not str(error.filename).startswith(str(self.root)) and not self.root.is_relative_to(error.filename)
 
     def _build(self, build: Callable[[Path], dict[str, Any]]) -> dict[str, Any]:
         for stale in self.root.glob(f"{self.fingerprint}.tmp-*"):
@@ -124,9 +130,7 @@ class Cache:
     @contextmanager
     def _lock(self) -> Iterator[None]:
         """Held by one process at a time; the kernel releases it when the process dies."""
-        # Never through a link, and nothing is cut: the name could be a link to somebody's file.
-        opened = os.open(self.root / f"{self.fingerprint}.lock", os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC, 0o644)
-        with open(opened, "r+") as file:
+        with os.fdopen(open_lock(self.root / f"{self.fingerprint}.lock")) as file:
             try:
                 fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
             except BlockingIOError:

@@ -190,6 +190,9 @@ class TokenData(lightning.LightningDataModule):
     `prepare()` must be called before the other attributes are used; it is idempotent, and Lightning calls it too.
     """
 
+    #: See research_stack.smoke.
+    smoke = {"batch_size": 16, "validation_rows": 32}
+
     def __init__(
         self,
         source: Source,
@@ -231,11 +234,19 @@ class TokenData(lightning.LightningDataModule):
         self.validation: Rows
         self.fingerprint: str
         self._meta: dict[str, Any] | None = None
+        self._prompts_only: bool | None = None
 
     def check(self) -> None:
         """Raise ValueError or OSError with one line when corpus or tokenizer cannot be had; reads little."""
         self.source.check()
         self.tokenizer.check()
+
+    def prepare_codec(self, folder: Path, prompts_only: bool, writes_end: bool = False) -> None:
+        """Instead of `prepare()`, where there is a prompt to go on from and no corpus is read: the codec that `codec.save` wrote, and no rows.
+
+        - prompts_only, writes_end: what the run said of its data (`describe`).
+        """
+        self.codec, self._prompts_only, self.writes_end = self.tokenizer.load(folder), prompts_only, writes_end
 
     def prepare(self) -> None:
         """Build or open the cache. Raises ValueError (no row, no validation document, no such order, no pairs to pack, too much lost) or OSError in one line."""
@@ -320,7 +331,7 @@ class TokenData(lightning.LightningDataModule):
     @property
     def prompts_only(self) -> bool:
         """Whether the corpus is prompts without responses, for methods that make their own."""
-        return self.train.prompts_only
+        return self.train.prompts_only if self._prompts_only is None else self._prompts_only
 
     @property
     def bytes_per_token(self) -> float:

@@ -23,6 +23,7 @@ from research_stack.data.record_reader import (
 )
 from research_stack.data.sources import encodable
 from research_stack.data.sources_hub import Hub
+from research_stack.paths import expanded
 
 SUFFIXES = (".json", ".jsonl", ".jsonl.gz", ".parquet")
 EXTRACTION = 1  # raise it when the questions that are read change: it is part of the fingerprint
@@ -116,7 +117,7 @@ class QuestionFiles(ABC):
         """What reads a data set of the hub, or one that `save_to_disk` wrote; None where the path names files."""
         if not isinstance(self.path, str):
             return None
-        place = Path(self.path).expanduser()
+        place = expanded(self.path)
         saved = (place / "dataset_dict.json").exists() or (place / "state.json").exists()
         files = place.exists() or is_pattern(self.path) or place.is_absolute() or self.path.startswith((".", "~")) or self.path.endswith(SUFFIXES)
         return HubRecords(self.path, self.name, self.split, revision=self.revision) if saved or not files else None

@@ -58,6 +58,9 @@ class QuestionData(lightning.LightningDataModule):
     readers have their own. `train` and `validation` are int64 arrays of question numbers.
     """
 
+    #: See research_stack.smoke.
+    smoke = {"batch_size": 4}
+
     def __init__(
         self, sources: dict[str, QuestionSource], weights: dict[str, float] | None = None, batch_size: int = 32, validation_fraction: float = 0.1,
         validation_rows: int | None = None, max_context_bytes: int | None = None, long: Literal["refuse", "window", "drop"] = "refuse",

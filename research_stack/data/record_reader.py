@@ -19,6 +19,7 @@ from types import TracebackType
 from typing import IO, Any, Protocol, cast, runtime_checkable
 
 from research_stack.data.sources import encodable
+from research_stack.paths import expanded
 
 CHECK_CHARS = 4_000_000  # how much of a corpus a source's check() reads
 PARQUET_ROWS = 1024
@@ -129,7 +130,7 @@ def find_files(path: str, suffixes: Sequence[str]) -> list[Path]:
 
     Raises FileNotFoundError when nothing is there, or where a link leads nowhere; ValueError when nothing there has such a suffix.
     """
-    place, known = Path(path).expanduser(), " ".join(suffixes)
+    place, known = expanded(path), " ".join(suffixes)
     if is_pattern(str(place)):
         found = set(_matched(str(place)))
         files = _with_suffix(found, suffixes)

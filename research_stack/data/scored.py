@@ -109,6 +109,9 @@ class ScoredPairs(lightning.LightningDataModule):
 
     sequence_length = 1
 
+    #: See research_stack.smoke.
+    smoke = {"batch_size": 16}
+
     def __init__(
         self, source: Source, encoder: Encoder, batch_size: int = 64, validation_fraction: float = 0.2, validation_rows: int | None = None,
         cache_dir: str | None = None, num_workers: int = 0, seed: int = 0, path: str | list[str] | None = None, max_dropped: float = 0.5,

@@ -25,6 +25,9 @@ class Facts:
     Contexts with the same facts stand on one side of the split, whatever their wording, order and distractors.
     """
 
+    #: See research_stack.smoke.
+    smoke = {"contexts": 60}
+
     def __init__(self, facts: int = 5, entities: int = 1, hops: int = 1, distractors: int = 0, contexts: int = 20000, questions: int = 1,
                  bytes: int | None = None, wordings: int = 2, people: int = 32, attributes: int = 12, values: int = 16, seed: int = 0,
                  name: str = "qa_facts") -> None:  # fmt: skip

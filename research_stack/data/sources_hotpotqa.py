@@ -30,6 +30,9 @@ class HotpotQA(QuestionFiles):
     fields = ("question", "answer", "context", "supporting_facts")
     further = ("id", "_id")
 
+    #: See research_stack.smoke.
+    smoke = {"limit": 60}
+
     def __init__(self, path: str | list[str] | None, distractors: Literal["all", "supporting"] | int = "all", limit: int | None = None, strict: bool = True,
                  name: str | None = "distractor", split: str = "train", revision: str | None = None) -> None:  # fmt: skip
         require(distractors in ("all", "supporting") or (isinstance(distractors, int) and distractors >= 0), f"distractors={distractors} must be all, supporting or a number of at least 0")

@@ -3,12 +3,12 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from functools import cached_property
-from pathlib import Path
 from typing import Any
 
 from research_stack.data.record_reader import OddRecords, nearest
 from research_stack.data.sources import PAIRS, Document
 from research_stack.data.sources_text import document_of, lenient
+from research_stack.paths import expanded
 from research_stack.require import require
 
 BUILDERS = {".jsonl": "json", ".json": "json", ".csv": "csv", ".parquet": "parquet", ".txt": "text"}
@@ -44,7 +44,7 @@ class Hub:
 
     def check(self) -> None:
         """Raise FileNotFoundError when a path that can only be local does not exist; a name is looked up later."""
-        place = Path(self.path).expanduser()
+        place = expanded(self.path)
         if place.exists():
             if place.is_file() and place.suffix not in BUILDERS:
                 raise ValueError(f"path={self.path} has the unknown suffix '{place.suffix}'; known: {' '.join(BUILDERS)}")
@@ -58,7 +58,7 @@ class Hub:
         """The `datasets.Dataset`. Raises ValueError or OSError in one line."""
         import datasets
 
-        place = Path(self.path).expanduser()
+        place = expanded(self.path)
         try:
             if (place / "dataset_dict.json").exists() or (place / "state.json").exists():
                 loaded = datasets.load_from_disk(str(place))
@@ -68,7 +68,7 @@ class Hub:
                 loaded = datasets.load_dataset(self.path, self.name, revision=self.revision)
         except ConnectionError as error:
             raise OSError(f"path={self.path} cannot be had from the hub: {_first_line(error)}") from error
-        except (FileNotFoundError, ValueError, datasets.exceptions.DatasetsError) as error:
+        except (FileNotFoundError, ValueError, RuntimeError, datasets.exceptions.DatasetsError) as error:
             raise ValueError(f"path={self.path} cannot be loaded: {_first_line(error)}") from error
         if isinstance(loaded, datasets.Dataset):
             return loaded

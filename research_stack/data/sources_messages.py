@@ -20,6 +20,7 @@ from research_stack.data.record_reader import OddRecords, nearest, pick, records
 from research_stack.data.sources import PAIRS, Docstrings, Document
 from research_stack.data.sources_records import RecordFiles
 from research_stack.data.sources_text import lenient
+from research_stack.paths import expanded
 from research_stack.require import require
 
 EXTRACTION = 1  # raise it when the text that is made of a conversation changes: it is part of the fingerprint
@@ -80,7 +81,7 @@ class OfTokenizer:
 
     def check(self) -> None:
         """Raise OSError or ValueError when the folder is not there or holds no chat template; loads nothing."""
-        place = Path(self.path).expanduser()
+        place = expanded(self.path)
         if not place.is_dir():
             raise FileNotFoundError(f"template={self.path} must be plain, chatml or the folder of a tokenizer, and there is no such folder{nearest(place)}")
         config = place / "tokenizer_config.json"
@@ -93,7 +94,7 @@ class OfTokenizer:
         from transformers import AutoTokenizer
 
         try:
-            return AutoTokenizer.from_pretrained(str(Path(self.path).expanduser()), local_files_only=True)
+            return AutoTokenizer.from_pretrained(str(expanded(self.path)), local_files_only=True, trust_remote_code=False)
         except Exception as error:  # a damaged file makes the loaders raise anything
             line = f"{type(error).__name__}: {error}".splitlines()[0]
             raise OSError(f"template={self.path} holds no tokenizer that can be loaded: {line}") from error
@@ -122,7 +123,7 @@ class OfTokenizer:
 
     def fingerprint(self) -> str:
         """SHA-256 of the folder's tokenizer and template files."""
-        place, digest = Path(self.path).expanduser(), hashlib.sha256()
+        place, digest = expanded(self.path), hashlib.sha256()
         for file in sorted(f for f in {*place.glob("*token*"), *place.rglob("chat_template*"), *place.glob("additional_chat_templates/*")} if f.is_file()):
             digest.update(file.name.encode() + b"\0" + file.read_bytes())
         return f"tokenizer-{digest.hexdigest()[:24]}"

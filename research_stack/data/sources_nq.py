@@ -47,6 +47,9 @@ class NaturalQuestions(QuestionFiles):
     fields = ("document", "question", "annotations")
     further = ("id", "long_answer_candidates")
 
+    #: See research_stack.smoke.
+    smoke = {"limit": 60}
+
     def __init__(self, path: str | list[str] | None, context: Literal["long", "document"] = "long", unanswerable: bool = False, limit: int | None = None,
                  strict: bool = True, name: str | None = None, split: str = "train", revision: str | None = None) -> None:  # fmt: skip
         require(context in ("long", "document"), f"context={context} must be long or document")

@@ -36,6 +36,9 @@ class Replies(RecordFiles):
     - strict: an odd record is an error; False leaves it out and counts it.
     """
 
+    #: See research_stack.smoke.
+    smoke = {"count": 200, "limit": 200}
+
     def __init__(
         self,
         path: str | list[str] | None = None,

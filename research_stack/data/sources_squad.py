@@ -32,6 +32,9 @@ class Squad(QuestionFiles):
     fields = ("id", "context", "question", "answers")
     further = ("title", "is_impossible")
 
+    #: See research_stack.smoke.
+    smoke = {"limit": 60}
+
     def __init__(self, path: str | list[str] | None, limit: int | None = None, strict: bool = True, name: str | None = None, split: str = "train",
                  revision: str | None = None) -> None:  # fmt: skip
         require(limit is None or limit > 1, f"limit={limit} must be at least 2, or null for all questions")

@@ -8,13 +8,16 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from pathlib import Path
-from typing import Protocol
+from typing import TYPE_CHECKING, Protocol
 
 import tokenizers
 from tokenizers import decoders, models, pre_tokenizers, trainers
 
 from research_stack.data.vocabulary import Vocabulary
 from research_stack.require import require
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase, PreTrainedTokenizerFast
 
 MASK, PAD, END = "▒", "·", "■"  # how the special tokens are shown in pieces()
 ALPHABET = 256
@@ -44,6 +47,9 @@ class Codec(Protocol):
 
     def save(self, folder: Path) -> None:
         """Write what `load` of the tokenizer needs; the folder exists."""
+
+    def to_transformers(self) -> PreTrainedTokenizerBase:
+        """A tokenizer of transformers that gives the same ids."""
 
 
 class Tokenizer(Protocol):
@@ -78,6 +84,19 @@ def special_pieces(vocab: Vocabulary) -> dict[int, str]:
     return {**dict.fromkeys(vocab.special, "�"), vocab.pad: PAD, vocab.end: END, vocab.mask: MASK}
 
 
+def to_transformers(backend: tokenizers.Tokenizer) -> PreTrainedTokenizerFast:
+    """transformers' tokenizer of one of ours, with mask, pad and end behind its tokens: the same ids.
+
+    A text that spells one of the three becomes that token there, as with every tokenizer of transformers.
+    """
+    from transformers import PreTrainedTokenizerFast
+
+    whole = tokenizers.Tokenizer.from_str(backend.to_str())
+    whole.add_special_tokens(["<|mask|>", "<|pad|>", "<|end|>"])
+    return PreTrainedTokenizerFast(tokenizer_object=whole, mask_token="<|mask|>", pad_token="<|pad|>", eos_token="<|end|>",
+                                   clean_up_tokenization_spaces=False)
+
+
 class BytesCodec:
     """Ids 0..255 are the bytes of UTF-8; then mask, pad, end."""
 
@@ -105,6 +124,15 @@ class BytesCodec:
 
     def save(self, folder: Path) -> None:
         """Nothing to write."""
+
+    def to_transformers(self) -> PreTrainedTokenizerFast:
+        """The same ids from a tokenizer of transformers."""
+        from transformers.convert_slow_tokenizer import bytes_to_unicode
+
+        backend = tokenizers.Tokenizer(models.BPE(vocab={letter: byte for byte, letter in bytes_to_unicode().items()}, merges=[]))
+        backend.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)
+        backend.decoder = decoders.ByteLevel()
+        return to_transformers(backend)
 
 
 class Bytes:
@@ -159,6 +187,10 @@ class ByteBPECodec:
     def save(self, folder: Path) -> None:
         """Write tokenizer.json."""
         (folder / "tokenizer.json").write_text(self.tokenizer.to_str())
+
+    def to_transformers(self) -> PreTrainedTokenizerFast:
+        """The same ids from a tokenizer of transformers."""
+        return to_transformers(self.tokenizer)
 
 
 class ByteBPE:

@@ -4,13 +4,17 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Iterable
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from research_stack.build import named
 from research_stack.data.record_reader import nearest
 from research_stack.data.tokenizers import printable, special_pieces
 from research_stack.data.vocabulary import Vocabulary
+from research_stack.paths import expanded
 from research_stack.require import require
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
 
 FOLDER = "pretrained_tokenizer"
 ANCHOR = "a"  # decoded before a piece, so that decoders that drop a leading space keep the piece's own
@@ -80,6 +84,10 @@ class PretrainedCodec:
         """Write the tokenizer, added tokens included."""
         self.tokenizer.save_pretrained(str(folder / FOLDER))
 
+    def to_transformers(self) -> PreTrainedTokenizerBase:
+        """The tokenizer itself, added tokens included."""
+        return self.tokenizer
+
 
 class Pretrained:
     """A tokenizer that `transformers.AutoTokenizer` can load.
@@ -94,7 +102,7 @@ class Pretrained:
 
     def check(self) -> None:
         """Raise OSError when a path that can only be local is not there or holds no tokenizer."""
-        place = Path(self.path).expanduser()
+        place = expanded(self.path)
         if not place.exists() and (place.is_absolute() or self.path.startswith((".", "~")) or self.path.count("/") > 1):
             raise FileNotFoundError(f"tokenizer.path={self.path} does not exist{nearest(place)}")
         if place.is_dir() and not any(place.glob("*token*")) and not any(place.glob("*.model")):
@@ -102,7 +110,7 @@ class Pretrained:
 
     def fit(self, texts: Iterable[str]) -> PretrainedCodec:
         """The codec as it is; the texts are not read. Raises OSError when it cannot be loaded."""
-        return self._load(str(Path(self.path).expanduser()) if Path(self.path).expanduser().exists() else self.path)
+        return self._load(str(expanded(self.path)) if expanded(self.path).exists() else self.path)
 
     def load(self, folder: Path) -> PretrainedCodec:
         """The codec kept in the cache."""
@@ -112,7 +120,7 @@ class Pretrained:
         from transformers import AutoTokenizer
 
         try:
-            tokenizer = AutoTokenizer.from_pretrained(path, revision=self.revision or "main")
+            tokenizer = AutoTokenizer.from_pretrained(path, revision=self.revision or "main", trust_remote_code=False)
         except Exception as error:  # a damaged file makes the loaders raise anything, KeyError and bare Exception included
             line = f"{type(error).__name__}: {error}".splitlines()[0]
             raise OSError(f"tokenizer.path={self.path} holds no tokenizer that can be loaded: {line}") from error
@@ -121,7 +129,7 @@ class Pretrained:
 
     def fingerprint(self) -> str:
         """Name and revision; of a local folder the SHA-256 of its tokenizer files."""
-        place = Path(self.path).expanduser()
+        place = expanded(self.path)
         digest = hashlib.sha256()
         for file in sorted({*place.glob("*token*"), *place.glob("*.model"), *place.glob("vocab*"), *place.glob("merges*")}):
             digest.update(file.name.encode() + b"\0" + file.read_bytes())

@@ -10,11 +10,10 @@ out again magnifies its errors by up to N. Its absorbing bound needs no such div
 """
 from __future__ import annotations
 
-import csv
-import io
 import logging
 import math
 from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 import torch
@@ -29,6 +28,7 @@ from research_stack.evaluation.ngram import Baseline
 from research_stack.require import require
 from research_stack.results import RunFolder, atomic_write
 from research_stack.streams import Draws
+from research_stack.tables import as_csv
 
 log = logging.getLogger(__name__)
 
@@ -50,6 +50,9 @@ class Likelihood:
     The interval treats documents as independent; it covers their choice and the Monte-Carlo noise, not a new training
     run. Writes tables/likelihood.csv.
     """
+
+    #: See research_stack.smoke.
+    smoke = {"max_sequences": 16, "samples": 1}
 
     def __init__(
         self, processes: Sequence[str] = ("absorbing",), samples: int = 4, max_sequences: int | None = 256, p_u: float = 0.1
@@ -125,14 +128,12 @@ class Likelihood:
     def _write(
         self, context: Context, estimates: dict[str, Estimate], best: str, bytes_per_token: float, sequences: int, tokens: int
     ) -> None:
-        text = io.StringIO()
-        writer = csv.writer(text, lineterminator="\n")
-        writer.writerow(COLUMNS)
+        rows: list[list[Any]] = []
         for name, (value, low, high) in estimates.items():
             kind = "baseline" if name in ("unigram", "trigram") else "upper bound, headline" if name == best else "upper bound"
-            writer.writerow([name, kind, f"{value:.6f}", f"{low:.6f}", f"{high:.6f}", f"{math.exp(value):.4f}",
+            rows.append([name, kind, f"{value:.6f}", f"{low:.6f}", f"{high:.6f}", f"{math.exp(value):.4f}",
                              f"{value / math.log(2) / bytes_per_token:.6f}", sequences, tokens])  # fmt: skip
-        atomic_write(RunFolder(context.folder).tables / "likelihood.csv", text.getvalue())
+        atomic_write(RunFolder(context.folder).tables / "likelihood.csv", as_csv(COLUMNS, rows))
 
 
 def baseline_nats(context: Context, rows: Rows, scored_BL: np.ndarray | None = None) -> dict[str, np.ndarray]:

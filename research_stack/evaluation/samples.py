@@ -41,6 +41,9 @@ class Samples:
     tokens changed after they were first filled), idle (share of steps that changed nothing).
     """
 
+    #: See research_stack.smoke.
+    smoke = {"count": 1, "length": 16}
+
     def __init__(
         self, samplers: Mapping[str, Sampler], count: int = 4, length: int | None = None, prompts: Sequence[str] | None = None,
         lead: int = 0,

@@ -61,6 +61,9 @@ class ByteEncoder(nn.Module):
     - seed: of the initial weights.
     """
 
+    #: See research_stack.smoke.
+    smoke = {"dim": 32, "layers": 1}
+
     def __init__(
         self, dim: int = 128, layers: int = 6, heads: int = 4, grams: list[int] | None = None, buckets: int = 4096, patch: int = 1,
         max_length: int = 1024, seed: int = 0,

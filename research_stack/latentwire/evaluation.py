@@ -7,9 +7,7 @@ Shapes: n questions.
 """
 from __future__ import annotations
 
-import csv
 import hashlib
-import io
 import logging
 import math
 from collections.abc import Iterable, Mapping, Sequence
@@ -30,6 +28,7 @@ from research_stack.latentwire.useful_bits import useful_bits
 from research_stack.latentwire.wire import MOST
 from research_stack.require import require
 from research_stack.results import RunFolder, atomic_write
+from research_stack.tables import as_csv
 
 if TYPE_CHECKING:
     from research_stack.evaluation.context import Context
@@ -55,6 +54,9 @@ class LatentWireEvaluation:
     - examples: questions of each data set whose answers are kept as texts. draws: of the bootstrap.
     - latency: how times are taken; None: not at all.
     """
+
+    #: See research_stack.smoke.
+    smoke = {"most": 8, "batch": 8, "slots": [], "curve": [], "draws": 100, "latency": None}
 
     def __init__(
         self, most: int | None = 512, batch: int = 64, slots: list[int] | None = None, curve: list[float] | None = None, examples: int = 6, draws: int = 1000,
@@ -245,11 +247,8 @@ def known_mean(values_n: np.ndarray) -> float:
 
 def write_table(folder: Path, name: str, table: Sequence[Mapping[str, Any]]) -> None:
     """tables/<name>.csv with the columns of the first row; numbers to six digits, nothing where one is None or NaN."""
-    text = io.StringIO()
-    writer = csv.DictWriter(text, list(table[0]), lineterminator="\n")
-    writer.writeheader()
-    writer.writerows({key: cell(value) for key, value in row.items()} for row in table)
-    atomic_write(RunFolder(folder).tables / f"{name}.csv", text.getvalue())
+    rows = ({key: cell(value) for key, value in row.items()} for row in table)
+    atomic_write(RunFolder(folder).tables / f"{name}.csv", as_csv(list(table[0]), rows))
 
 
 def cell(value: Any) -> Any:

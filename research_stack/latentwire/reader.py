@@ -137,7 +137,7 @@ def padded(ids: Sequence[Sequence[int]], fill: int, left: bool, device: torch.de
 
 def _tokenizer(path: str, revision: str | None) -> Any:
     try:
-        return AutoTokenizer.from_pretrained(path, revision=revision or "main")
+        return AutoTokenizer.from_pretrained(path, revision=revision or "main", trust_remote_code=False)
     except Exception as error:  # damaged files and the network raise anything
         line = f"{type(error).__name__}: {error}".splitlines()[0][:160]
         raise ValueError(f"path={path} holds no tokenizer that can be loaded: {line}") from error

@@ -5,15 +5,29 @@
 """
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, BinaryIO
 
 from research_stack.hints import did_you_mean
 from research_stack.latentwire.module import LatentWire
 from research_stack.latentwire.receiver import greedy
 from research_stack.require import require
 
+MESSAGE = 1 << 24  # bytes of standard input that are read as a message: far more than any has
+QUESTION = 1024  # tokens of a question, prompt included: its attention grows with the square
+
 if TYPE_CHECKING:
     from research_stack.evaluation.context import Context
+
+
+def given(context: Context, verb: str, stream: BinaryIO) -> bytes:
+    """Standard input of `send` and `receive`, read no further than either takes. Raises ValueError that names the limit."""
+    method = context.method
+    most = method.model.max_length + 2 if verb == "send" and isinstance(method, LatentWire) else MESSAGE  # a line break at the end is left out
+    read = stream.read(most + 1)
+    if len(read) > most:
+        what = f"model.max_length={most - 2} is less than the bytes of the context" if verb == "send" else f"message must have at most {most} bytes"
+        raise ValueError(f"{what} on standard input, of which the first {most + 1} were read")
+    return read
 
 
 def send(context: Context, reader: str, text: bytes) -> bytes:
@@ -33,10 +47,12 @@ def send(context: Context, reader: str, text: bytes) -> bytes:
 def receive(context: Context, reader: str, question: str, message: bytes) -> str:
     """What the reader answers to a question about the context that the message is of.
 
-    Raises ValueError in one line for other runs and readers, and for a message that is damaged, or is of another encoder, or for another reader.
+    Raises ValueError in one line for other runs and readers, a question that is too long, and a message that is damaged, or is of another encoder, or for another reader.
     """
     method = method_of(context, reader)
     own = method.readers[reader]
+    tokens, room = len(own.asked(question)), min(QUESTION, own.model.max_length - len(own.lead) - own.length)
+    require(tokens <= room, f"question={question[:40]!r}{'...' if len(question) > 40 else ''} has {tokens} tokens with its prompt, and reader={reader} takes at most {room}")
     with context.inference():
         given = method.opened(reader, method.decode([message], reader))
         answers, _ = greedy(own, given, [own.asked(question)], own.length)

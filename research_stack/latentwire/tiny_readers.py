@@ -58,6 +58,9 @@ class TinyReader(Reader):
     - prompt, length: as in `Reader`.
     """
 
+    #: See research_stack.smoke.
+    smoke = {"steps": 2, "batch": 2, "dim": 32, "layers": 1, "heads": 2, "tokens": 300}
+
     def __init__(
         self, architecture: Literal["llama", "qwen3"], facts: Facts, tokens: int = 450, dim: int = 128, layers: int = 3, heads: int = 4, steps: int = 300,
         batch: int = 32, questions: int = 3, lr: float = 5e-3, seed: int = 0, cache_dir: str | None = None, prompt: str = PROMPT, length: int = 12,

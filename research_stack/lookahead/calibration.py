@@ -5,8 +5,6 @@ every position to records/lookahead.parquet. A model without a head gets all but
 """
 from __future__ import annotations
 
-import csv
-import io
 import logging
 import math
 from collections.abc import Mapping, Sequence
@@ -26,6 +24,7 @@ from research_stack.lookahead.module import Lookahead, MiniGPT
 from research_stack.lookahead.records import Records, batches, records
 from research_stack.require import require
 from research_stack.results import RunFolder, atomic_path, atomic_write
+from research_stack.tables import as_csv
 
 if TYPE_CHECKING:
     from research_stack.evaluation.context import Context
@@ -49,6 +48,9 @@ class LookaheadCalibration:
 
     Intervals are by document, and cover neither a new training run nor, for R2, the fit of the controls.
     """
+
+    #: See research_stack.smoke.
+    smoke = {"samples": 2, "max_sequences": 16, "probe_sequences": 16, "splits": 10, "rollout_sequences": 1}
 
     def __init__(
         self, samples: int = 8, max_sequences: int | None = None, probe_sequences: int = 512, bins: int = 15,
@@ -231,8 +233,5 @@ def held_out(context: Context, rows: Rows) -> tuple[np.ndarray, np.ndarray]:
 
 def write_table(folder: Path, name: str, columns: Sequence[str], table: Sequence[Mapping[str, Any]]) -> None:
     """tables/<name>.csv; numbers to six digits, nothing where a row has no value."""
-    text = io.StringIO()
-    writer = csv.DictWriter(text, columns, lineterminator="\n")
-    writer.writeheader()
-    writer.writerows({key: f"{value:.6g}" if isinstance(value, float | np.floating) else value for key, value in row.items()} for row in table)
-    atomic_write(RunFolder(folder).tables / f"{name}.csv", text.getvalue())
+    rows = ({key: f"{value:.6g}" if isinstance(value, float | np.floating) else value for key, value in row.items()} for row in table)
+    atomic_write(RunFolder(folder).tables / f"{name}.csv", as_csv(columns, rows))

@@ -63,6 +63,9 @@ class OwnPrefix:
     tables/own_prefix.csv, and some texts to samples.jsonl.
     """
 
+    #: See research_stack.smoke.
+    smoke = {"count": 2, "length": 24}
+
     def __init__(
         self, samplers: Mapping[str, Autoregressive], count: int = 64, lead: int = 32, own: int = 8, after: int = 16, length: int = 96
     ) -> None:

@@ -181,6 +181,9 @@ class SetMarginal:
     diversity: Literal["kinds", "distance"] = "kinds"
     eps: float = 0.0
 
+    #: See research_stack.smoke.
+    smoke = {"size": 2}
+
     def __post_init__(self) -> None:
         require(self.size >= 1, f"size={self.size} must be at least 1")
         require(self.size >= 2 or self.objective in ("mean", "max"), f"size={self.size} must be at least 2 for objective={self.objective}")

@@ -31,6 +31,9 @@ class DiversityDynamics(Callback):
     - most: prompts at most, spread evenly.
     """
 
+    #: See research_stack.smoke.
+    smoke = {"every": 3, "most": 2}
+
     def __init__(self, measures: Measures, every: int = 50, prompts: Literal["held_out", "trained"] = "held_out", most: int = 32) -> None:
         require(every >= 1, f"every={every} must be at least 1")
         require(prompts in ("held_out", "trained"), f"prompts={prompts} must be held_out or trained")

@@ -61,6 +61,9 @@ class GRPO(Policy):
     - encoder: of texts, for advantages that ask for distances between answers.
     """
 
+    #: See research_stack.smoke.
+    smoke = {"group": 4}
+
     def __init__(
         self,
         model: CausalBackbone,

@@ -83,6 +83,9 @@ class Measures:
       all of its kind.
     """
 
+    #: See research_stack.smoke.
+    smoke = {"count": 8, "ks": [1, 8]}
+
     def __init__(
         self, reward: Reward, rollouts: Rollouts, count: int = 32, ks: Sequence[int] = (1, 8, 32), unit: Literal["word", "char"] = "word",
         encoder: SentenceEncoder | None = None, preference: OperatorSets | None = None,

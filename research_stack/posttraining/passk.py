@@ -5,8 +5,6 @@ prompt, with its most frequent right answers), and samples.jsonl.
 """
 from __future__ import annotations
 
-import csv
-import io
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -20,6 +18,7 @@ from research_stack.posttraining.answers import different_prompts
 from research_stack.posttraining.measures import Measured, Measures
 from research_stack.posttraining.policy import Policy
 from research_stack.require import require
+from research_stack.tables import as_csv
 
 SHOWN = 3  # answers of a prompt in its line
 
@@ -29,6 +28,9 @@ class PassK:
 
     - measures: what is measured. most: prompts of each side at most, spread evenly.
     """
+
+    #: See research_stack.smoke.
+    smoke = {"most": 2}
 
     def __init__(self, measures: Measures, most: int = 64) -> None:
         require(most >= 1, f"most={most} must be at least 1")
@@ -70,8 +72,4 @@ def one_line(text: str) -> str:
 
 
 def _table(path: Path, header: Sequence[str], rows: Sequence[Sequence[object]]) -> None:
-    text = io.StringIO()
-    writer = csv.writer(text, lineterminator="\n")
-    writer.writerow(header)
-    writer.writerows(rows)
-    results.atomic_write(path, text.getvalue())
+    results.atomic_write(path, as_csv(header, rows))

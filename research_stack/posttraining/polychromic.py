@@ -55,6 +55,9 @@ class PolychromicSFT(SFT):
     - encoder: of texts, for advantages that ask for distances.
     """
 
+    #: See research_stack.smoke.
+    smoke = {"group": 8}
+
     def __init__(
         self, model: CausalBackbone, vocab: Vocabulary, codec: Codec, optimization: Optimization, seed: int, rollouts: Rollouts, advantage: Advantage,
         reward: Reward, gated: bool = True, weight: float = 0.5, group: int = 16, estimator: Literal["score", "soft"] = "score", warmup: float = 0.0,

@@ -7,8 +7,6 @@ Shapes: n held-out pairs, g prompts.
 """
 from __future__ import annotations
 
-import csv
-import io
 import logging
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -26,6 +24,7 @@ from research_stack.posttraining.reward_card import card
 from research_stack.posttraining.reward_model import RewardModel
 from research_stack.require import require
 from research_stack.results import RunFolder, atomic_write
+from research_stack.tables import as_csv
 
 if TYPE_CHECKING:
     from research_stack.evaluation.context import Context
@@ -62,6 +61,9 @@ class RewardEvaluation:
 
     - draws: of the bootstrap. bins: of reliability. ridge: penalty of the linear control. points: of the scatter plot, at most.
     """
+
+    #: See research_stack.smoke.
+    smoke = {"draws": 100, "points": 100}
 
     def __init__(self, draws: int = 1000, bins: int = 10, ridge: float = 300.0, points: int = 600) -> None:
         require(draws >= 100, f"draws={draws} must be at least 100")
@@ -168,8 +170,5 @@ def within_prompt(predicted_n: np.ndarray, actual_n: np.ndarray, group_n: np.nda
 
 def write_table(folder: Path, name: str, table: Sequence[Mapping[str, Any]]) -> None:
     """tables/<name>.csv with the columns of the first row; numbers to six digits."""
-    text = io.StringIO()
-    writer = csv.DictWriter(text, list(table[0]), lineterminator="\n")
-    writer.writeheader()
-    writer.writerows({key: f"{value:.6g}" if isinstance(value, float | np.floating) else value for key, value in row.items()} for row in table)
-    atomic_write(RunFolder(folder).tables / f"{name}.csv", text.getvalue())
+    rows = ({key: f"{value:.6g}" if isinstance(value, float | np.floating) else value for key, value in row.items()} for row in table)
+    atomic_write(RunFolder(folder).tables / f"{name}.csv", as_csv(list(table[0]), rows))

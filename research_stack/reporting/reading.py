@@ -14,7 +14,9 @@ from pathlib import Path
 from typing import Any
 
 from research_stack import results
+from research_stack.paths import expanded
 from research_stack.results import RunFolder
+from research_stack.tables import read_csv
 
 log = logging.getLogger(__name__)
 
@@ -69,9 +71,12 @@ class RunFiles:
         return node
 
 
-def read(folder: str | Path) -> RunFiles:
-    """Everything in the folder that can be read."""
-    place, found = RunFolder(folder), read_phase(folder)
+def read(folder: str | Path, status: str | None = None) -> RunFiles:
+    """Everything in the folder that can be read.
+
+    - status: of the run, in place of what its files say.
+    """
+    place, found = RunFolder(folder), read_phase(folder, status)
     found.earlier = _earlier(found)
     found.history = results.read_jsonl(place.metrics_jsonl)
     found.samples = results.read_jsonl(place.samples_jsonl)
@@ -83,10 +88,11 @@ def read(folder: str | Path) -> RunFiles:
     return found
 
 
-def read_phase(folder: str | Path) -> RunFiles:
+def read_phase(folder: str | Path, status: str | None = None) -> RunFiles:
     """What a phase says of itself: result, config, where it comes from, and its dynamics; the runs before it are left out."""
     place, found = RunFolder(folder), RunFiles(Path(folder))
     _read_result(place, found)
+    found.status = status or found.status
     found.run = _json(place.run_json, found)
     if place.config_yaml.is_file():
         try:
@@ -109,7 +115,7 @@ def begun_from(run: Mapping[str, Any], folder: Path) -> Path | None:
     """
     if not run.get("init_from"):
         return None
-    written = Path(str(run["init_from"])).expanduser()
+    written = expanded(str(run["init_from"]))
     places = [Path(str(run.get("cwd") or ".")), *folder.resolve().parents, Path.cwd()]
     return next((place / written for place in places if (place / written).is_dir()), written)
 
@@ -136,12 +142,11 @@ def table_of(place: RunFolder, name: str, problems: list[str] | None = None) -> 
     if not path.is_file():
         return []
     try:
-        rows = list(csv.DictReader(path.read_text(errors="replace").splitlines()))
+        return read_csv(path.read_text(errors="replace"))
     except (csv.Error, OSError) as error:
         if problems is not None:
             problems.append(f"{path} cannot be read: {error}")
         return []
-    return [{key: cell or "" for key, cell in row.items() if isinstance(key, str)} for row in rows]
 
 
 def _read_result(place: RunFolder, found: RunFiles) -> None:

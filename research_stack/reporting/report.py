@@ -40,13 +40,15 @@ def asset(name: str) -> str:
     return (HERE / name).read_text(encoding="utf-8")
 
 
-def write_report(folder: str | os.PathLike[str]) -> Path:
+def write_report(folder: str | os.PathLike[str], status: str | None = None) -> Path:
     """Write report.html and figures/*.png of a run folder; returns the page's path.
+
+    - status: what the page says of the run, where its files do not say it yet: a run is ok only when its report is there.
 
     Works from the files alone and for runs that failed or were interrupted: it shows what there is. OSError if the
     folder cannot be written.
     """
-    place, run = RunFolder(folder), read(Path(folder))
+    place, run = RunFolder(folder), read(Path(folder), status)
     atomic_write(place.report_html, render(run))
     write_figures(place, run)
     return place.report_html

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from research_stack.axes import partition_of
+from research_stack.paths import expanded
 from research_stack.reporting.budgets import run_facts
 from research_stack.reporting.reading import read_phase
 from research_stack.sweeps import Failure, Row, SweepTable
@@ -73,5 +74,5 @@ def _first_phases(values: Mapping[Hashable, Path]) -> dict[Hashable, str]:
 def _experiment(value: str) -> str:
     """`sft` of `sft trainer.max_steps=200`; the name in the config of a folder."""
     first = value.split(" ")[0]
-    folder = Path(value).expanduser()
+    folder = expanded(value)
     return read_phase(folder).name if folder.is_dir() else first.rpartition("/")[2] or value

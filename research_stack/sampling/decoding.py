@@ -23,25 +23,38 @@ class Decoding:
 
     - sampler: gives steps, blocks, guidance and times. prompts: B vectors of ids. length: G.
     - seed, first_row: of the streams. process: bound to the vocabulary, if one is known.
+    - draft: what decoding starts from, if another sampler has written it; else `sampler.init` says that.
     """
 
     def __init__(
         self, sampler: Sampler, prompts: Sequence[Tensor], length: int, vocab: Vocabulary, process: Process | None, seed: int,
-        first_row: int, device: torch.device | str,
+        first_row: int, device: torch.device | str, draft: Trace | None = None,
     ) -> None:
         count = len(prompts)
         self.sampler, self.vocab, self.process, self.length = sampler, vocab, process, length
         self.layout = Layout(prompts, length, vocab, device)
-        self.streams = RowStreams(seed, range(first_row, first_row + count), device)
+        self.draft, stream = draft, "sampling" if draft is None else "correction"
+        self.streams = RowStreams(seed, range(first_row, first_row + count), device, stream)
         self.block_length = sampler.block_length or max(length, 1)
         self.blocks = -(-length // self.block_length)
         self.cost_B = calls_per_step(sampler.guidance, self.layout.width_B > 0)
         self.steps_B = self._steps()
-        self.z_BG = sampler.init(self.streams.uniform(range(count), 2, length), prompts, vocab, process)
+        self.z_BG = self._start(prompts)
         self.confidence_BG = torch.zeros(count, length, dtype=torch.float64, device=device)
         self.block_B, self.step_B, self.idle_B, self.calls_B = torch.zeros(4, count, dtype=torch.int64, device=device).unbind(0)
+        if draft is not None:
+            self.calls_B = draft.calls_B.clone()
+        self.self_accuracy_B, self.stale_B = torch.zeros(count, dtype=torch.float64, device=device), torch.zeros_like(self.step_B)
         self.masks_at_start_B = self._masks(torch.arange(count, device=device)).sum(1)
         self.states: list[tuple[Tensor, Tensor]] = []
+
+    def _start(self, prompts: Sequence[Tensor]) -> Tensor:
+        """(B, G) the tokens before the first step."""
+        if self.draft is not None:
+            drafted_BG = self.draft.tokens_BL.gather(1, self.layout.column_BG)
+            return drafted_BG.masked_fill(drafted_BG == self.vocab.pad, self.vocab.end) if self.vocab.writes_end else drafted_BG
+        draws_B2G = self.streams.uniform(range(len(prompts)), 2, self.length)
+        return self.sampler.init(draws_B2G, prompts, self.vocab, self.process)
 
     def _steps(self) -> Tensor:
         """(B,) steps in all."""
@@ -90,12 +103,26 @@ class Decoding:
         commit_BG, remask_BG = decision
         z_BG = torch.where(commit_BG, proposal.token_BG, state.z_BG)
         z_BG = z_BG if remask_BG is None else z_BG.masked_fill(remask_BG, self.vocab.mask)
+        if proposal.likeliest_BG is not None:
+            stale_B1 = self._gives_up(at, state, z_BG == proposal.likeliest_BG).unsqueeze(1)
+            z_BG, commit_BG = torch.where(stale_B1, state.z_BG, z_BG), commit_BG & ~stale_B1
         seen_BG = torch.where(commit_BG, proposal.p_token_BG, proposal.p_current_BG)
         confidence_BG = torch.where(proposal.seen_BG, seen_BG, state.confidence_BG)
         self.confidence_BG[at] = confidence_BG.masked_fill(z_BG == self.vocab.mask, 0.0)
         self.idle_B[at] = torch.where((z_BG == state.z_BG).all(1), state.idle_B + 1, 0)
         self.z_BG[at] = z_BG
         self.step_B[at] += 1
+
+    def _gives_up(self, at: Tensor, state: State, likeliest_BG: Tensor) -> Tensor:
+        """(len(at),) bool: rows that stop here, since their self-accuracy has not risen for too long.
+
+        - likeliest_BG: whether each position holds the likeliest token after the step.
+        """
+        accuracy_B = (likeliest_BG & state.inside_BG).sum(1) / state.inside_BG.sum(1).double()
+        risen_B = accuracy_B > self.self_accuracy_B[at]
+        self.self_accuracy_B[at] = torch.maximum(accuracy_B, self.self_accuracy_B[at])
+        self.stale_B[at] = torch.where(risen_B, 0, self.stale_B[at] + 1)
+        return self.sampler.stopper.gives_up(self.stale_B[at]) & ~state.mask_BG.any(1)
 
     def advance(self, at: Tensor) -> None:
         """Go on to the next block in the rows `at`; after the last one they are done, and after one in which the text has ended."""
@@ -104,6 +131,7 @@ class Decoding:
         self.block_B[at] = torch.where(ended_B, self.blocks, self.block_B[at])
         self.step_B[at] = 0
         self.idle_B[at] = 0
+        self.self_accuracy_B[at], self.stale_B[at] = 0.0, 0
         self.masks_at_start_B[at] = self._masks(at).sum(1)
 
     def _end(self, at: Tensor) -> Tensor:
@@ -124,6 +152,9 @@ class Decoding:
         if self.states:
             history = torch.stack([place.tokens(z_BG, everything) for z_BG, _ in self.states])
             confidence = torch.stack([place.whole(values_BG, 1.0) for _, values_BG in self.states])
+            if self.draft is not None:  # whose last state is the first one here
+                history = torch.cat([self.draft.history, history[1:]])
+                confidence = torch.cat([self.draft.confidence, confidence[1:]])
         tokens_BL, generated_BL = place.tokens(self.z_BG, everything), place.generated_BL
         if self.vocab.writes_end and self.length:
             own_BG = torch.arange(self.length, device=self.z_BG.device) <= self._end(everything).unsqueeze(1)

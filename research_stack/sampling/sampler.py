@@ -1,6 +1,6 @@
 """One loop for every decoder: init, then propose, select, commit until stopped.
 
-LLaDA, the ModernBERT dLLM decoder, ReMDM, GIDD self-correction, ancestral sampling, LLaDA2.1 editing and FlowLM are
+LLaDA, the ModernBERT dLLM decoder, ReMDM, GIDD's self-correction, ancestral sampling, LLaDA2.1 editing and FlowLM are
 points in the space of five small parts; conf/sampler names them. What holds for all of them:
 
 - A model call asks only for logits of positions that may be written. Sequences that are done leave the batch.
@@ -38,7 +38,8 @@ _CALL_BYTES = 2**29  # logits of one model call, float32; rows beyond that go in
 class Sampler:
     """A decoder made of five parts.
 
-    - init, proposer, selector, committer, stopper: see their modules.
+    - init, proposer, selector, committer, stopper: see their modules. A sampler as init writes the text that this one starts from; its steps
+      and calls come before.
     - steps: at most so many steps per sequence; None: one per generated token.
     - block_length: tokens decoded at a time, left to right, the steps shared out evenly (semi-autoregressive); None: all.
     - guidance: classifier-free scale; 1: none, 0: without the prompt. See `guidance`.
@@ -49,9 +50,12 @@ class Sampler:
     - process: the diffusion process of conversions and reverse kernels; None: that of the denoiser's own corruption.
     """
 
+    #: See research_stack.smoke.
+    smoke = {"steps": 16}
+
     def __init__(
         self,
-        init: Init,
+        init: Init | Sampler,
         proposer: Proposer,
         selector: Selector,
         committer: Committer,
@@ -111,7 +115,10 @@ class Sampler:
             raise ValueError(reason)
         ids = prompt_ids(prompts, count, device)
         check_fit(denoiser, denoiser.vocab, ids, length)
-        run = Decoding(self, ids, length, denoiser.vocab, self._process(denoiser), seed, first_row, device)
+        draft = None
+        if isinstance(self.init, Sampler):
+            draft = self.init.sample(denoiser, ids, None, length, seed, record, device, first_row)
+        run = Decoding(self, ids, length, denoiser.vocab, self._process(denoiser), seed, first_row, device, draft)
         run.record(record)
         while len(at := run.live()):
             state = run.look(at)
@@ -152,6 +159,7 @@ class Sampler:
         token_BG, score_BG = state.z_BG.clone(), torch.full(fill_value=-torch.inf, **shape)
         p_token_BG, p_current_BG = torch.zeros(**shape), torch.zeros(**shape)
         allowed_BG = self.selector.where(state)
+        likeliest_BG = state.z_BG.clone() if self.stopper.reads_likeliest else None
         for rows in _chunks(where_BG, denoiser.vocab.size):
             where = torch.zeros_like(where_BG)
             where[rows] = where_BG[rows]
@@ -163,7 +171,9 @@ class Sampler:
             idle_n = (token_n == at_n.z_n) | ~allowed_BG[where]
             token_BG[where], score_BG[where] = token_n, score_n.masked_fill(idle_n, -torch.inf)
             p_token_BG[where], p_current_BG[where] = p_token_n.double(), p_current_n.double()
-        return Proposal(token_BG, score_BG, p_token_BG, p_current_BG, where_BG)
+            if likeliest_BG is not None:
+                likeliest_BG[where] = at_n.p_nV.argmax(1)
+        return Proposal(token_BG, score_BG, p_token_BG, p_current_BG, where_BG, likeliest_BG)
 
     def _positions(self, denoiser: Denoiser, run: Decoding, at: Tensor, state: State, where_BG: Tensor, rows: Tensor) -> Positions:
         """One model call for `rows` of the live ones, with what the proposer needs beside the probabilities."""

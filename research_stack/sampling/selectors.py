@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from research_stack.require import require
+from research_stack.sampling.proposers import sharpened
 from research_stack.sampling.state import Positions, State
 
 
@@ -94,6 +95,21 @@ class FillThenCorrect(Selector):
     def score(self, at: Positions, token_n: Tensor, p_token_n: Tensor, p_current_n: Tensor) -> Tensor:
         gain_n = p_token_n - p_current_n
         return torch.where(at.mask_n | (gain_n > 0), gain_n, -torch.inf)
+
+
+class Resampled(Selector):
+    """GIDD's self-correction (von Ruette et al. 2025, section 5.3): the probability of the drawn token after the temperature.
+
+    - temperature: above 0, and the one that the tokens are drawn with.
+    """
+
+    def __init__(self, temperature: float = 0.1) -> None:
+        require(temperature > 0, f"temperature={temperature} must be above 0")
+        super().__init__(visible=True)
+        self.temperature = temperature
+
+    def score(self, at: Positions, token_n: Tensor, p_token_n: Tensor, p_current_n: Tensor) -> Tensor:
+        return sharpened(at.p_nV, self.temperature).gather(1, token_n.unsqueeze(1)).squeeze(1)
 
 
 class Everything(Selector):

@@ -20,11 +20,11 @@ from research_stack.streams import generator
 class RowStreams:
     """One random stream per sequence, so that a sequence gets the same numbers alone and in any batch, on any device.
 
-    - seed, rows: row b draws from the stream (seed, "sampling", rows[b]).
+    - seed, rows, name: row b draws from the stream (seed, name, rows[b]).
     """
 
-    def __init__(self, seed: int, rows: Sequence[int], device: torch.device | str) -> None:
-        self.generators, self.device = [generator(seed, "sampling", row) for row in rows], device
+    def __init__(self, seed: int, rows: Sequence[int], device: torch.device | str, name: str = "sampling") -> None:
+        self.generators, self.device = [generator(seed, name, row) for row in rows], device
 
     def uniform(self, at: Sequence[int], *shape: int) -> Tensor:
         """(len(at), *shape) float64 in [0, 1) for the rows `at`, which go on in their streams."""
@@ -94,7 +94,7 @@ class Proposal(NamedTuple):
 
     - token_BG: proposed ids. score_BG: how much the selector wants it; -inf where it must not or would change nothing.
     - p_token_BG, p_current_BG: probabilities of the proposed token and of the one in place (0 for a mask).
-    - seen_BG: positions with logits.
+    - seen_BG: positions with logits. likeliest_BG: ids of the likeliest tokens there; None unless the stopper asks for them.
     """
 
     token_BG: Tensor
@@ -102,6 +102,7 @@ class Proposal(NamedTuple):
     p_token_BG: Tensor
     p_current_BG: Tensor
     seen_BG: Tensor
+    likeliest_BG: Tensor | None = None
 
 
 class Decision(NamedTuple):

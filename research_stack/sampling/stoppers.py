@@ -11,6 +11,9 @@ from research_stack.sampling.state import State
 class Steps:
     """All steps are taken, unless nothing is left that could change."""
 
+    #: Whether it must know the likeliest token of every position of a step.
+    reads_likeliest: bool = False
+
     def limit(self, cost_B: Tensor) -> Tensor | None:
         """(B,) the most steps a sequence may take when each costs `cost_B` model calls; None: no limit."""
         return None
@@ -18,6 +21,10 @@ class Steps:
     def settled(self, state: State) -> Tensor:
         """(B,) bool: whether the block of a sequence without masks is done. `state` is the one after the step."""
         return torch.zeros_like(state.idle_B, dtype=torch.bool)
+
+    def gives_up(self, stale_B: Tensor) -> Tensor:
+        """(B,) bool: sequences whose step is not written any more, `stale_B` steps after their self-accuracy last rose."""
+        return torch.zeros_like(stale_B, dtype=torch.bool)
 
 
 class FixedPoint(Steps):
@@ -33,6 +40,25 @@ class FixedPoint(Steps):
     def settled(self, state: State) -> Tensor:
         """Whether nothing has changed for `patience` steps."""
         return state.idle_B >= self.patience
+
+
+class SelfAccuracy(FixedPoint):
+    """A step changes nothing, or self-accuracy has not risen for more than `patience` steps, the last of which is not written.
+
+    Self-accuracy is the share of positions that hold, after the step, the token that was the likeliest one before it
+    (von Ruette et al. 2025, section 5.3).
+    """
+
+    reads_likeliest = True
+
+    def __init__(self, patience: int = 32) -> None:
+        require(patience >= 0, f"patience={patience} must be at least 0")
+        super().__init__(patience=1)
+        self.stale = patience
+
+    def gives_up(self, stale_B: Tensor) -> Tensor:
+        """Whether self-accuracy has not risen for too long."""
+        return stale_B > self.stale
 
 
 class Confident(FixedPoint):

@@ -13,12 +13,13 @@ from lightning.pytorch.plugins.io import TorchCheckpointIO
 
 from research_stack.require import require
 from research_stack.results import atomic_path
+from research_stack.training.checksum import Summed, damage, seal
 
 log = logging.getLogger(__name__)
 
 
 class AtomicCheckpointIO(TorchCheckpointIO):
-    """Writes to a temporary file beside the target, then renames; loads with `weights_only=True`."""
+    """Writes to a temporary file beside the target, its checksum included, then renames; loads with `weights_only=True`."""
 
     def save_checkpoint(self, checkpoint: dict[str, Any], path: str | Path, storage_options: Any = None) -> None:
         """Raises OSError that names the path when the disk is full; the previous checkpoint then stays."""
@@ -26,7 +27,9 @@ class AtomicCheckpointIO(TorchCheckpointIO):
         try:
             # Given a name, torch would keep the file open, and its space taken, for as long as the error is handled.
             with atomic_path(path) as temporary, open(temporary, "wb") as file:
-                torch.save(checkpoint, file)
+                summed = Summed(file)
+                torch.save(checkpoint, summed)
+                seal(file, summed.digest.hexdigest())
         except RuntimeError as error:  # torch's zip writer reports a full disk as RuntimeError
             raise OSError(f"{path} cannot be written whole (is the disk full?); the previous checkpoint is untouched") from error
 
@@ -38,14 +41,18 @@ class AtomicCheckpointIO(TorchCheckpointIO):
 def load_checkpoint(path: str | Path) -> dict[str, Any]:
     """A checkpoint's tensors and plain values, on CPU; nothing in the file can run code.
 
-    Raises ValueError that names the file when it is truncated or damaged, FileNotFoundError when there is none.
+    Raises ValueError that names the file when it is truncated or damaged, be it in a single bit, FileNotFoundError when there is none.
     """
     try:
-        return torch.load(path, map_location="cpu", weights_only=True)
+        broken = damage(Path(path))
+        loaded = torch.load(path, map_location="cpu", weights_only=True) if broken is None else None
     except FileNotFoundError as error:
         raise FileNotFoundError(f"{path}: there is no such checkpoint") from error
     except Exception as error:  # torch raises many types on a damaged file
-        raise ValueError(f"{path}: the checkpoint is damaged or not a checkpoint ({str(error).splitlines()[0][:120]})") from error
+        broken = next(iter(str(error).splitlines()), "") or type(error).__name__
+    if broken is not None:
+        raise ValueError(f"{path}: the checkpoint is damaged or not a checkpoint ({broken[:120]})")
+    return loaded
 
 
 class Checkpoints(Checkpoint):  # Lightning runs subclasses of Checkpoint after all other callbacks

@@ -5,15 +5,12 @@ seconds since the run began, earlier parts of a resumed run included. Everything
 """
 from __future__ import annotations
 
-import csv
 import hashlib
-import io
 import netrc
 import os
 import re
 import time
 from collections.abc import Mapping, Sequence
-from pathlib import Path
 from typing import Any, ClassVar
 from urllib.parse import urlparse
 
@@ -22,7 +19,9 @@ from lightning.pytorch.loggers import TensorBoardLogger, WandbLogger
 from lightning.pytorch.loggers.logger import Logger
 from lightning.pytorch.utilities import rank_zero_only
 
-from research_stack import results
+from research_stack import results, tables
+from research_stack.paths import expanded
+from research_stack.require import require
 from research_stack.results import RunFolder
 
 
@@ -41,11 +40,14 @@ class JsonlLogger(Logger):
         self.folder = RunFolder(folder)
         self._row: dict[str, Any] = {}  # the last one, which may still grow
         self._begun, self._before = time.monotonic(), 0.0
-        self._open(start_step)
+        self._start_step: int | None = start_step  # until it has been opened
 
     @rank_zero_only
-    def _open(self, start_step: int) -> None:
-        path = self.folder.metrics_jsonl
+    def open(self) -> None:
+        """Drop the rows beyond the start step; the first row that is logged does so too. Making the object changes no file: a config can ask for that."""
+        if self._start_step is None:
+            return
+        path, start_step, self._start_step = self.folder.metrics_jsonl, self._start_step, None
         results.truncate_jsonl_after_step(path, start_step if start_step > 0 else -1)
         rows = results.read_jsonl(path)
         self._row = rows[-1] if rows else {}
@@ -75,6 +77,7 @@ class JsonlLogger(Logger):
 
         - step: Lightning's count, of the step just made, from 0; written as the number of steps done.
         """
+        self.open()
         done = self._row.get("step", 0) if step is None else step + 1
         values = {name: value for name, value in metrics.items() if name != "epoch"}  # batches are endless: always 0
         if self._row.get("step") != done:
@@ -93,12 +96,7 @@ class JsonlLogger(Logger):
 
 
 def _csv(rows: Sequence[Mapping[str, Any]]) -> str:
-    columns = dict.fromkeys(name for row in rows for name in row)
-    text = io.StringIO()
-    writer = csv.DictWriter(text, list(columns), lineterminator="\n")
-    writer.writeheader()
-    writer.writerows(rows)
-    return text.getvalue()
+    return tables.as_csv(list(dict.fromkeys(name for row in rows for name in row)), rows)
 
 
 class RowBeforeCheckpoint(Callback):
@@ -124,6 +122,9 @@ class Wandb(WandbLogger):
     - project, group, tags: how wandb files the run.
     - offline: None decides by WANDB_MODE, then by whether there is a key (WANDB_API_KEY or netrc).
 
+    Raises ValueError for names that wandb does not take, and for online without a key.
+
+
     The id is made of the run's name, config hash and folder, so that a resumed run goes on in the same wandb run.
     `wandb sync FOLDER/wandb/offline-run-*` uploads an offline run later.
     """
@@ -142,6 +143,11 @@ class Wandb(WandbLogger):
         mode = os.environ.get("WANDB_MODE") if offline is None else None
         if mode is None:
             mode = "offline" if (not logged_in() if offline is None else offline) else "online"
+        require(mode != "online" or logged_in(), f"offline={offline} needs a key: wandb login, or WANDB_API_KEY; offline=null stays offline without one")
+        try:
+            wandb.Settings(project=project, run_group=group, run_tags=tuple(tags))
+        except (wandb.errors.UsageError, ValueError) as error:
+            raise ValueError(f"project={project}, group={group}, tags={list(tags)} are not what wandb takes: {' '.join(str(error).split())}") from error
         super().__init__(
             name=f"{config.get('name')} {place.path.name}", save_dir=place.path, project=project, id=identity, config=config,
             group=group, tags=list(tags), mode=mode, settings=wandb.Settings(console="off", silent=True))  # fmt: skip
@@ -160,10 +166,10 @@ class Wandb(WandbLogger):
 
 def logged_in() -> bool:
     """Whether wandb would find an API key: in WANDB_API_KEY or in the netrc file."""
-    if os.environ.get("WANDB_API_KEY"):
+    if os.environ.get("WANDB_API_KEY") or os.environ.get("WANDB_IDENTITY_TOKEN_FILE"):
         return True
     host = urlparse(os.environ.get("WANDB_BASE_URL", "https://api.wandb.ai")).hostname or "api.wandb.ai"
-    path = Path(os.environ.get("NETRC", "~/.netrc")).expanduser()
+    path = expanded(os.environ.get("NETRC", "~/.netrc"))
     try:
         return netrc.netrc(str(path)).authenticators(host) is not None
     except (OSError, netrc.NetrcParseError):

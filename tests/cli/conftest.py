@@ -3,12 +3,14 @@ from __future__ import annotations
 
 import sys
 import types
+import zipfile
 from pathlib import Path
 
 import pytest
 
-from research_stack import check, paths, signatures
+from research_stack import paths, signatures, targets
 from research_stack.cli import main
+from research_stack.provenance import overrides_of
 from research_stack.results import RunFolder, config_hash
 
 TOY = '''
@@ -112,7 +114,8 @@ def conf(tmp_path, monkeypatch):
         return classes / "toylib" if name == "toylib" else real(name)
 
     monkeypatch.setattr(signatures, "_root", roots)
-    monkeypatch.setattr(check, "WHITELIST", (*check.WHITELIST, "toylib"))
+    monkeypatch.setenv(targets.VARIABLE, "toylib")
+    monkeypatch.syspath_prepend(classes)
     monkeypatch.setattr(paths, "CONF", root)
     for cached in (signatures.module, signatures.signature):
         cached.cache_clear()
@@ -129,11 +132,12 @@ class FakeRun:
     def __init__(self) -> None:
         self.calls: list[tuple[dict, Path]] = []
         self.argv: list[str] = []
+        self.overrides: list[str] = []
         self.raises: dict[int, BaseException] = {}
 
     def __call__(self, cfg, folder):
         self.calls.append((cfg, Path(folder)))
-        self.argv = list(sys.argv)
+        self.argv, self.overrides = list(sys.argv), overrides_of(sys.argv)
         place = RunFolder(folder)
         if cfg.dry_run or cfg.task != "train":
             return None
@@ -179,3 +183,14 @@ def command(capfd, monkeypatch):
         return code, out, err
 
     return call
+
+
+@pytest.fixture
+def trained(conf, fake_run, command):
+    """A finished run with a checkpoint."""
+    command("model=small", "seed=4")
+    folder = fake_run.calls.pop()[1]
+    (folder / "checkpoints").mkdir()
+    with zipfile.ZipFile(folder / "checkpoints" / "last.ckpt", "w") as archive:
+        archive.writestr("data.pkl", "x" * 1000)
+    return folder

@@ -4,7 +4,9 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
-import zipfile
+import threading
+import time
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
@@ -42,14 +44,50 @@ def test_a_run_gets_a_new_folder(conf, fake_run, command):
     assert len({f for _, f in fake_run.calls}) == 2  # a finished run is not gone on with
 
 
-def test_folders_of_the_same_second_differ(conf):
+def test_runs_that_start_in_the_same_second_get_a_folder_each(conf, fake_run, command, monkeypatch):
     from datetime import datetime
 
-    moment = datetime(2026, 1, 2, 3, 4, 5)
-    first = paths.new_run_folder("flowlm", moment)
-    first.mkdir(parents=True)
-    assert first.as_posix() == "outputs/flowlm/2026-01-02_03-04-05"
-    assert paths.new_run_folder("flowlm", moment).name == "2026-01-02_03-04-05_2"
+    class Stopped(datetime):
+        @classmethod
+        def now(cls, tz=None):
+            return cls(2026, 1, 2, 3, 4, 5)
+
+    monkeypatch.setattr(paths, "datetime", Stopped)
+    gate = threading.Barrier(8)
+    with ThreadPoolExecutor(8) as pool:
+        claimed = list(pool.map(lambda _: gate.wait() and None or paths.new_run_folder("together"), range(8)))
+    assert {f.name for f in claimed} == {"2026-01-02_03-04-05", *(f"2026-01-02_03-04-05_{n}" for n in range(2, 9))} and all(f.is_dir() for f in claimed)
+    for seed in (1, 2, 3):  # a folder counts from the moment it is chosen, not only once the run writes into it
+        command(f"seed={seed}")
+    assert len({f for _, f in fake_run.calls}) == 3
+    aside = paths.new_run_folder("flowlm").parent / "x"
+    assert [paths.claim(aside), paths.claim(aside)] == [aside, aside.with_name("x_2")]
+
+
+def test_an_unfinished_run_that_two_commands_take_up_at_once_is_gone_on_with_by_one(conf, fake_run, command, monkeypatch):
+    fake_run.raises[1] = KeyboardInterrupt()
+    command("seed=2")
+    first = fake_run.calls[0][1]
+    monkeypatch.setattr(RunFolder, "is_live", lambda self: False)  # as it was when this command looked
+    fake_run.raises[2] = results.InUse(f"run={first} is in use by pid 1")
+    code, _, err = command("seed=2")
+    assert code == 0 and fake_run.calls[1][1] == first and fake_run.calls[2][1] not in (first, None), err
+    fake_run.raises[4] = results.InUse(f"run={first} is in use by pid 1")
+    code, _, err = command(f"run={first}")
+    assert code == 2 and "in use by pid 1" in err and len(fake_run.calls) == 4
+
+
+def test_a_folder_that_was_put_aside_is_not_locked_under_its_old_name(tmp_path):
+    old, holding = RunFolder(tmp_path / "run"), threading.Event()
+    with ThreadPoolExecutor(1) as pool:
+        with old.lock():
+            waiting = pool.submit(lambda: [holding.set(), old._open_lock(patience=5)][1])
+            holding.wait()
+            time.sleep(0.1)
+            os.rename(old.path, tmp_path / "aside")
+        descriptor = waiting.result()
+    assert os.path.samestat(os.fstat(descriptor), os.stat(old.path / ".lock")), "it holds the lock of the folder that was put aside"
+    os.close(descriptor)
 
 
 def test_an_interrupted_run_goes_on_with_the_same_command(conf, fake_run, command):
@@ -102,6 +140,28 @@ def test_run_folder_resumes_its_own_config(conf, fake_run, command):
     assert (cfg.model.dim, cfg.seed, where) == (16, 4, folder)
     code, _, err = command(f"run={folder}", "model=small", "seed=9")
     assert code == 2 and "another config" in err and "seed: 4 there, 9 now" in err and len(fake_run.calls) == 2
+    code, _, err = command(f"run={folder}", "trainer.max_steps=9")  # the other keys stay the run's own
+    cfg, where = fake_run.calls[2]
+    assert code == 0 and (cfg.model.dim, cfg.seed, cfg.trainer.max_steps, where) == (16, 4, 9, folder)
+    assert command(f"run={folder}", "+trainer.max_time=00:00:00:01")[0] == 0 and fake_run.calls[3][0].model.dim == 16
+    code, _, err = command(f"run={folder}", "trainer.max_steps=99", "seed=9")
+    assert code == 2 and "another config (seed: 4 there, 9 now; trainer.max_steps: 9 there, 99 now; model.dim: 16 there" in err, "the typed keys come first"
+
+
+def test_a_run_that_was_stopped_or_refused_keeps_its_status(conf, fake_run, command):
+    fake_run.raises[2] = results.Stopped("training was stopped at step 3 of 9: its time is used up")
+    code, _, err = command("-m", "seed=1,2,3")
+    assert code == 1 and len(fake_run.calls) == 3 and "Traceback" not in err and "stopped at step 3 of 9" in err
+    assert err.splitlines()[-1].startswith("research-stack: 1 of 3 points failed (seed=2: interrupted); the same command")
+    fake_run.raises[4] = results.Refused("data: the corpus has changed")
+    code, _, err = command("-m", "seed=1,2,3")
+    assert code == 1 and len(fake_run.calls) == 4 and results.Result.load(fake_run.calls[3][1]).error is None
+    assert command("-m", "seed=1,2,3")[0] == 0 and [c.seed for c, _ in fake_run.calls[3:]] == [2, 2]
+    fake_run.raises[6] = results.Stopped("training was stopped at step 3 of 9: its time is used up")
+    code, _, err = command("seed=7")
+    (fake_run.calls[5][1] / "checkpoints").mkdir()
+    assert code == 2 and err.splitlines()[-1] == "research-stack: error: training was stopped at step 3 of 9: its time is used up"
+    assert command("seed=7")[0] == 0 and fake_run.calls[6][1] == fake_run.calls[5][1], "the same command goes on"
 
 
 def test_user_errors_of_a_run_are_one_line(conf, fake_run, command):
@@ -125,17 +185,6 @@ def test_the_typed_command_is_what_a_run_records(conf, fake_run, command, monkey
 
 
 # A finished run ----------------------------------------------------------------------------------------------------
-
-
-@pytest.fixture
-def trained(conf, fake_run, command):
-    """A finished run with a checkpoint."""
-    command("model=small", "seed=4")
-    folder = fake_run.calls.pop()[1]
-    (folder / "checkpoints").mkdir()
-    with zipfile.ZipFile(folder / "checkpoints" / "last.ckpt", "w") as archive:
-        archive.writestr("data.pkl", "x" * 1000)
-    return folder
 
 
 def test_eval_takes_the_saved_config(trained, conf, fake_run, command):
@@ -274,6 +323,24 @@ def test_long_point_names_are_cut_and_stay_apart():
     assert names[0] != names[1] and all(len(n) <= paths.LONGEST for n in names)
     assert paths.point_name(["b=1", "+a=2", "sweep=x", "launcher=slurm"]) == "a=2,b=1"
     assert "/" not in paths.point_name(["data.path=/x/y.txt"]) and paths.point_name([]) == "defaults"
+
+
+def test_two_points_never_share_a_folder(conf, fake_run, command):
+    alike = [["p=d/a.txt"], ["p=d.a.txt"], ["p=d a.txt"], ["p=da.txt"], ["p='a'"], ["p=a"], ["p=[a]"], ["p=[a,b]"], ["p='a,b'"], ["p=[[a],b]"], ["p={a:b}"],
+             ["p/q=a"], ["p.q=a"], ["p=a", "q=b"], ["p='a,q=b'"], ["p=é"], ["p=è"], ["p="], ["p=''"], ["p=."], ["p=.."], ["p=d.a.txt-3bde3621"]]  # fmt: skip
+    names = [paths.point_name(overrides) for overrides in alike]
+    assert len(set(names)) == len(alike) and not [n for n in names if n in ("", ".", "..") or "/" in n], names
+    assert [paths.point_name(["p=[a,b]", "q=-.5"]), paths.point_name(["p=a"])] == ["p=a,b,q=-.5", "p=a"]  # names that sweeps have had before
+    assert paths.slug("a b") != paths.slug("ab") == "ab" and paths.slug("a/b") != paths.slug("a.b") == "a.b"
+    for name in ("d/a/x.txt", "d/a.x.txt"):
+        Path(name).parent.mkdir(parents=True, exist_ok=True)
+        Path(name).write_text("words and more words\n\n" * 50)
+    for _ in range(2):  # a repeat trains nothing
+        assert command("-m", "data=text", "data.path=d/a/x.txt,d/a.x.txt")[0] == 0
+    assert [c.data.path for c, _ in fake_run.calls] == ["d/a/x.txt", "d/a.x.txt"] and len({f for _, f in fake_run.calls}) == 2
+    assert len([p for p in fake_run.calls[0][1].parent.iterdir() if p.is_dir()]) == 2
+    code, _, err = command("-m", "name=one,two")
+    assert code == 2 and "points 1 and 2" in err and "name" in err and len(fake_run.calls) == 2, err
 
 
 # Looking -----------------------------------------------------------------------------------------------------------

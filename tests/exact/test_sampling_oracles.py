@@ -1,6 +1,7 @@
 """Decoders against exact laws and plain loops (oracles 7 and 10 of the definitions, and the chain of oracle 8)."""
 from __future__ import annotations
 
+import itertools
 import math
 
 import pytest
@@ -17,6 +18,7 @@ from research_stack.sampling.inits import FromPrompt, Masks, Noise
 from research_stack.sampling.proposers import Greedy, Nucleus, Reverse, Temperature
 from research_stack.sampling.sampler import Sampler
 from research_stack.sampling.selectors import AnyPosition, Confidence, Entropy, Everything, Margin, Random
+from research_stack.sampling.state import RowStreams
 from research_stack.sampling.stoppers import Budget, FixedPoint, Steps
 
 pytestmark = pytest.mark.exact
@@ -371,7 +373,7 @@ def test_an_edit_that_changes_nothing_costs_no_budget(selector):
     assert torch.equal(trace.history[:, 0, 1:], expected)
 
 
-@pytest.mark.parametrize(("name", "filling", "patience"), [("flowlm", 8, 1), ("editing", 5, 1), ("gidd", 8, 4)])
+@pytest.mark.parametrize(("name", "filling", "patience"), [("flowlm", 8, 1), ("editing", 5, 1), ("fill_then_correct", 8, 4)])
 def test_a_fixed_point_stops(name, filling, patience):
     """Filled with what the model wants, nothing changes any more: `patience` further calls see that."""
     sampler = named(name, "sampler.steps=40", "++sampler.reads=as_is")
@@ -381,7 +383,7 @@ def test_a_fixed_point_stops(name, filling, patience):
     assert trace.calls_B.tolist() == [filling + patience]
 
 
-NAMES = ["ancestral", "editing", "flowlm", "gidd", "llada", "llada_random", "modernbert", "remdm", "threshold"]
+NAMES = ["ancestral", "editing", "fill_then_correct", "flowlm", "gidd", "llada", "llada_random", "modernbert", "remdm", "threshold"]
 #: rows of these start with different numbers of masks, so that their blocks end at different steps
 UNEVEN = {
     "uneven schedule": Sampler(
@@ -398,8 +400,8 @@ def blocked(name):
     if name in UNEVEN:
         return UNEVEN[name]
     sampler = named(name, "++sampler.reads=as_is", "++sampler.steps=12", "++sampler.block_length=4")
-    if name == "ancestral":
-        sampler.process = Hybrid(p_u=0.3)
+    if name in ("ancestral", "gidd"):
+        (sampler if name == "ancestral" else sampler.init).process = Hybrid(p_u=0.3)
     return sampler
 
 
@@ -457,7 +459,7 @@ def plain_editing(best_p, current, best, z, step):
     return write | highest(best_p.where(is_mask, -torch.inf), 1) if stuck else write
 
 
-def plain_gidd(best_p, current, best, z, step):
+def plain_fill_then_correct(best_p, current, best, z, step):
     """Of 40 steps, 20 fill, likeliest first; then the largest gain in confidence, one at a time."""
     if (z == 1).any():
         return highest(best_p.where(z == 1, -torch.inf), math.ceil(int((z == 1).sum()) / max(20 - step, 1)))
@@ -477,7 +479,7 @@ def plain_flowlm(best_p, current, best, z, step):
 
 @pytest.mark.parametrize("seed", range(4))
 @pytest.mark.parametrize(("name", "decide", "patience"), [
-    ("editing", plain_editing, 1), ("gidd", plain_gidd, 4), ("flowlm", plain_flowlm, 1)])
+    ("editing", plain_editing, 1), ("fill_then_correct", plain_fill_then_correct, 4), ("flowlm", plain_flowlm, 1)])
 def test_editing_decoders_equal_plain_loops_step_by_step(name, decide, patience, seed):
     denoiser, prompt = Context(seed=seed, sharpness=3.0), torch.tensor([4, 8])
     sampler = named(name, "sampler.steps=40", "++sampler.block_length=null", "++sampler.reads=as_is")
@@ -485,6 +487,54 @@ def test_editing_decoders_equal_plain_loops_step_by_step(name, decide, patience,
     trace = sampler.sample(denoiser, prompts=[prompt], length=35, record=True)
     assert torch.equal(trace.history[:, 0], plain(denoiser, prompt, 35, 40, decide, patience))
     assert name == "editing" or bool((trace.kinds == 2).any())  # something was rewritten
+
+
+def plain_gidd_corrections(denoiser, prompt, z, draws, steps, patience, temperature=0.1, t0=0.01):
+    """All states of the cited code's correction loop for one text, its draws given, and how it ended."""
+    start, best_accuracy, stale = len(prompt), 0.0, 0
+    x, t = torch.cat([prompt, z]), torch.tensor([t0])
+    history = [x.clone()]
+    for _, draw_G in zip(range(steps), draws, strict=False):
+        logits = denoiser.logits(x[None], None, t)[0, start:]
+        sharp = (logits / temperature).softmax(-1)
+        cumulative = sharp.double().cumsum(-1)
+        drawn = (cumulative > draw_G[:, None] * cumulative[:, -1:]).double().argmax(-1)
+        score = (drawn != x[start:]) * sharp.gather(1, drawn[:, None])[:, 0]
+        after, at = x.clone(), int(score.argmax())
+        after[start + at] = drawn[at]
+        accuracy = float((after[start:] == logits.argmax(-1)).double().mean())
+        stale = 0 if accuracy > best_accuracy else stale + 1
+        best_accuracy = max(accuracy, best_accuracy)
+        if stale > patience:
+            return torch.stack(history), "stale"
+        if torch.equal(after, x):
+            return torch.stack(history), "converged"
+        x = after
+        history.append(x.clone())
+    return torch.stack(history), "steps"
+
+
+def test_gidd_is_ancestral_sampling_and_then_the_correction_loop_of_its_code():
+    """von Ruette et al. 2025: sharpened proposals, the likeliest that differs, self-accuracy with patience, t0 = .01."""
+    endings, prompt = set(), torch.tensor([4, 8])
+    settings = [(25, 4, 2.0, 20), (60, 32, 0.001, 8), (4, 32, 0.1, 20)]
+    for seed, (steps, patience, temperature, length) in itertools.product(range(6), settings):
+        denoiser = Context(seed=seed)
+        sampler = named("gidd", f"sampler.steps={steps}", f"sampler.stopper.patience={patience}", "sampler.init.steps=9",
+                        f"sampler.proposer.temperature={temperature}")
+        sampler.init.process, sampler.init.reads = Hybrid(p_u=0.3), "as_is"
+        draft, trace = (one.sample(denoiser, prompts=[prompt], length=length, seed=seed, record=True)
+                        for one in (sampler.init, sampler))
+        streams = RowStreams(seed, [0], "cpu", "correction")
+        draws = [streams.uniform([0], 2, length)[0, 0] for _ in range(steps)]
+        history, ending = plain_gidd_corrections(
+            denoiser, prompt, draft.tokens_BL[0, 2:], draws, steps, patience, temperature)
+        endings.add(ending)
+        found = trace.history[len(draft.history) - 1 :, 0]
+        assert torch.equal(trace.history[: len(draft.history)], draft.history)
+        assert torch.equal(found[: len(history)], history) and (found[len(history) :] == history[-1]).all()
+        assert int(trace.calls_B) == int(draft.calls_B) + len(history) - (ending == "steps")
+    assert endings == {"stale", "converged", "steps"}
 
 
 # What predictions mean ------------------------------------------------------------------------------------------------

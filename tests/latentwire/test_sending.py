@@ -10,8 +10,9 @@ import torch
 from tiny_wires import context, facts, folders, wire
 
 from research_stack import cli, compose, run
+from research_stack.latentwire import sending
 from research_stack.latentwire.receiver import greedy
-from research_stack.latentwire.sending import send
+from research_stack.latentwire.sending import MESSAGE, send
 
 QUESTION = "Where does Ada live?"
 
@@ -31,8 +32,8 @@ def here(places, tmp_path_factory):
 def command(here, monkeypatch):
     """The command with bytes as standard input: (exit code, bytes of standard output, standard error)."""
 
-    def called(*arguments, given=b""):
-        out, errors = SimpleNamespace(buffer=io.BytesIO()), io.StringIO()
+    def called(*arguments, given=b"", terminal=False):
+        out, errors = SimpleNamespace(buffer=io.BytesIO(), isatty=lambda: terminal), io.StringIO()
         monkeypatch.setattr(importlib.import_module("research_stack.run"), "load", lambda folder: here)
         monkeypatch.setattr(sys, "stdin", SimpleNamespace(buffer=io.BytesIO(given)))
         monkeypatch.setattr(sys, "stdout", out)
@@ -61,7 +62,7 @@ def test_other_contexts_are_other_messages(here):
 
 
 @pytest.mark.parametrize("given, said", [
-    (b"", "is empty: there is nothing to send"), (b"\n", "is empty: there is nothing to send"), (b"caf\xe9", "must be text in UTF-8: byte 3 is not"), (b"x" * 300, "max_length=256"),
+    (b"", "is empty: there is nothing to send"), (b"\n", "is empty: there is nothing to send"), (b"caf\xe9", "must be text in UTF-8: byte 3 is not"), (b"x" * 300, "max_length=256 is less than the bytes of the context on standard input, of which the first 259 were read"),
 ])  # fmt: skip
 def test_what_cannot_be_sent_is_said_in_one_line(command, given, said):
     code, out, error = command("send", "RUN", "llama", given=given)
@@ -75,9 +76,19 @@ def test_what_cannot_be_received_is_said_in_one_line(here, command):
                                 ("qwen", message, "for another reader"), ("lama", message, "did you mean 'llama'")):  # fmt: skip
         code, out, error = command("receive", "RUN", reader, QUESTION, given=given)
         assert (code, out) == (2, b"") and said in error and error.count("\n") == 1, error
+    for question, given, said in (("where? " * 1500, message, "tokens with its prompt, and reader=llama takes at most "),
+                                  (QUESTION, bytes(MESSAGE + 9), "message must have at most 16777216 bytes")):  # fmt: skip
+        code, out, error = command("receive", "RUN", "llama", question, given=given)
+        assert (code, out) == (2, b"") and said in error and error.count("\n") == 1 and len(error) < 300, error
     code, _, error = command("receive", "RUN", "llama", given=message)
     assert code == 2 and "RUN READER QUESTION" in error
     assert command("send", "RUN")[0] == 2
+
+
+def test_an_answer_on_a_terminal_moves_nothing(here, command, monkeypatch):
+    monkeypatch.setattr(sending, "receive", lambda *arguments: "a\x1b[2Jb\u202ec")
+    assert command("receive", "RUN", "llama", QUESTION)[1] == "a\x1b[2Jb\u202ec\n".encode()
+    assert command("receive", "RUN", "llama", QUESTION, terminal=True)[1] == b"a\\x1b[2Jb\\u202ec\n"
 
 
 def test_another_method_sends_nothing(here):

@@ -27,7 +27,7 @@ def llada(**settings):
 # Blocks and steps -----------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("name", ["editing", "flowlm", "gidd", "remdm"])
+@pytest.mark.parametrize("name", ["editing", "fill_then_correct", "flowlm", "remdm"])
 @pytest.mark.parametrize(("steps", "block_length"), [(12, 4), (10, 1), (4, 3)])
 def test_blocks_are_decoded_left_to_right_and_then_left_alone(name, steps, block_length):
     sampler = named(name, f"++sampler.steps={steps}", f"++sampler.block_length={block_length}")

@@ -8,10 +8,11 @@ from denoisers import COMPOSER, NAMES, REAL, VOCAB, M, named, transformer
 from research_stack.build import build, plain
 from research_stack.check import check_node, nodes
 from research_stack.sampling.proposers import Greedy, Temperature
+from research_stack.sampling.sampler import Sampler
 
 PROMPTS = [[1, 2, 3], [], [9, 9, 4, 10, 1], [12], [6, 7]]
 PARTS = "research_stack.sampling"
-RANDOM = ["ancestral", "gidd", "llada_random", "remdm"]
+RANDOM = ["ancestral", "fill_then_correct", "gidd", "llada_random", "remdm"]
 #: settings beside the file's own, all of which every decoder must bear
 SETTINGS = {
     "few steps": ("++sampler.steps=3",), "one step": ("++sampler.steps=1",),
@@ -24,7 +25,7 @@ SETTINGS = {
 
 def test_every_file_of_the_folder_is_here():
     assert NAMES == [
-        "ancestral", "editing", "flowlm", "gidd", "llada", "llada_random", "modernbert", "remdm", "threshold"]
+        "ancestral", "editing", "fill_then_correct", "flowlm", "gidd", "llada", "llada_random", "modernbert", "remdm", "threshold"]
 
 
 @pytest.mark.parametrize(("setting", "corruption"), [*((s, "gidd") for s in SETTINGS), ("blocks", "absorbing")])
@@ -41,6 +42,7 @@ def test_no_mask_is_left_and_prompts_and_padding_stay(name, setting, corruption)
             assert tokens[width + 10 :].tolist() == [VOCAB.pad] * (5 - width)
         assert trace.generated_BL[b].nonzero().flatten().tolist() == list(range(width, width + 10))
     steps = sampler.steps or 10
+    steps += sampler.init.steps if isinstance(sampler.init, Sampler) else 0  # a draft comes first
     assert len(trace.history) - 1 <= steps
     cost = 2 if setting == "guided" else 1
     assert (trace.calls_B <= steps * torch.tensor([cost, 1, cost, cost, cost])).all() and int(trace.calls_B.min()) >= 1
@@ -94,7 +96,7 @@ def test_calls_are_those_the_file_promises(name, overrides, calls):
 
 
 @pytest.mark.parametrize(("name", "bounds"), [
-    ("editing", (1, 20)), ("flowlm", (15, 64)), ("gidd", (20, 128)), ("threshold", (1, 20)), ("ancestral", (1, 128)),
+    ("editing", (1, 20)), ("flowlm", (15, 64)), ("fill_then_correct", (20, 128)), ("gidd", (2, 256)), ("threshold", (1, 20)), ("ancestral", (1, 128)),
     ("remdm", (1, 128))])
 def test_calls_lie_in_the_bounds_of_the_file(name, bounds):
     calls_B = named(name).sample(transformer(), count=4, length=20).calls_B
@@ -130,6 +132,8 @@ def test_files_pass_the_check_of_a_command_and_open_with_a_comment(name):
     (("sampler=modernbert", "sampler.committer.k=0"), "sampler.committer.k=0 must be at least 1"),
     (("sampler=flowlm", "sampler.selector.visible_prior=2"), "sampler.selector.visible_prior=2 must lie in"),
     (("sampler=flowlm", "sampler.selector.min_gain=1"), "sampler.selector.min_gain=1 must lie in"),
+    (("sampler=gidd", "sampler.selector.temperature=0"), "sampler.selector.temperature=0 must be above 0"),
+    (("sampler=gidd", "sampler.stopper.patience=-1"), "sampler.stopper.patience=-1 must be at least 0"),
     (("sampler=remdm", "sampler.proposer.top_p=0"), "sampler.proposer.top_p=0 must lie in"),
     (("sampler=remdm", "sampler.proposer.temperature=0"), "sampler.proposer.temperature=0 must be above 0"),
     (("sampler=remdm", "sampler.committer.variant=max"), "sampler.committer.variant=max must be rescale, cap or loop"),

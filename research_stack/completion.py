@@ -1,0 +1,40 @@
+"""Tab completion: Hydra's own, in the config folders that the typed line names, with the verbs and what stands behind them. No torch."""
+from __future__ import annotations
+
+import os
+import shlex
+import sys
+
+from research_stack import paths
+from research_stack.command import FOLDERS, Command, folders_of, show
+from research_stack.hints import UserError
+
+VERBS = ("why", "list", "send", "receive")
+
+
+def answer(command: Command) -> int:
+    """Print what may stand at the end of the line that the shell hands over in COMP_LINE, or the script that installs completion."""
+    if not any(o.startswith("query=") for o in command.overrides) or "COMP_LINE" not in os.environ:
+        return show(command)
+    words, last = typed(os.environ["COMP_LINE"])
+    try:
+        line = Command.parse(words[1:] if words[:1] in (["why"], ["list"]) else words)
+    except UserError:  # half a command
+        line = Command()
+    if words[:1] == ["list"]:
+        sys.stdout.writelines(f"{group}\n" for group in paths.groups(folders_of(line)) if group.startswith(last))
+        return 0
+    if not words:
+        sys.stdout.writelines(f"{verb}\n" for verb in VERBS if verb.startswith(last))
+    flags = {name: value for name, value in line.flags.items() if name in (*FOLDERS, "--config-name")}
+    os.environ["COMP_LINE"] = " ".join(["research-stack", *(o for o in line.overrides if " " not in o), last])
+    return show(Command(command.overrides, {**command.flags, **flags}))
+
+
+def typed(line: str) -> tuple[list[str], str]:
+    """(whole words behind the program's name, the word that is being typed) of a command line."""
+    whole, _, last = line.rpartition(" ")
+    try:
+        return shlex.split(whole)[1:], last
+    except ValueError:  # within quotes
+        return whole.split()[1:], last
