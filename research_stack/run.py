@@ -91,10 +91,13 @@ def assemble(cfg: DictConfig, codec_of: RunFolder | None = None) -> Parts:
         if codec_of is None:
             data.prepare()
         else:
-            data.prepare_codec(codec_of.tokenizer, bool((results.read_json(codec_of.run_json).get("data") or {}).get("prompts_only")))
+            said = results.read_json(codec_of.run_json).get("data") or {}
+            data.prepare_codec(codec_of.tokenizer, bool(said.get("prompts_only")), bool(said.get("writes_end")))
     model = build(cfg.model, "model", **taken(cfg, "model", data.for_model() | {"seed": cfg.seed}))
     with named("data"):
         data.check_fit(model, target(cfg.method))
+        if codec_of is None:
+            data.serve(target(cfg.method))
     offers = data.for_method() | {"model": model, "optimization": optimization, "seed": cfg.seed, "max_steps": cfg.trainer.max_steps}
     if takes(cfg.method, "corruption"):
         offers["corruption"] = corruption.bind(data.vocab)

@@ -3,7 +3,7 @@
 `Cache.folder(build)` returns the folder of a fingerprint. The first process that holds the lock builds into a
 temporary folder and renames it; the others wait and find it. Only the holder of the lock ever writes, so any
 temporary folder found under the lock was left by a killed process and is removed. Each file's size and CRC-32 stand in
-meta.json: a damaged cache is noticed, logged and built again.
+meta.json, and its own too: a damaged cache is noticed, logged and built again.
 """
 from __future__ import annotations
 
@@ -41,6 +41,11 @@ def checksum(file: Path) -> list[int]:
         while chunk := stream.read(CHUNK):
             crc = zlib.crc32(chunk, crc)
     return [file.stat().st_size, crc]
+
+
+def seal_of(meta: dict[str, Any]) -> int:
+    """CRC-32 of what a meta.json says, its own seal left out."""
+    return zlib.crc32(json.dumps({key: value for key, value in meta.items() if key != "seal"}, sort_keys=True).encode())
 
 
 class Cache:
@@ -88,6 +93,7 @@ class Cache:
             meta = build(working)
             files = sorted(f for f in working.rglob("*") if f.is_file())
             meta["files"] = {str(f.relative_to(working)): checksum(f) for f in files}
+            meta["seal"] = seal_of(meta)
             (working / "meta.json").write_text(json.dumps(meta, indent=1))
             self._sync(working)
             shutil.rmtree(self.path, ignore_errors=True)
@@ -114,8 +120,9 @@ class Cache:
         try:
             meta = json.loads((self.path / "meta.json").read_bytes())
             damaged = [name for name, sums in meta["files"].items() if checksum(self.path / name) != sums]
-        except (OSError, ValueError, KeyError, TypeError) as error:
-            damaged = [str(error)]
+            damaged += ["meta.json"] * (meta.get("seal", seal_of(meta)) != seal_of(meta))  # caches of old have none
+        except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
+            damaged = [str(error) or type(error).__name__]
         if damaged and report:
             log.warning("the cache %s is damaged (%s) and is built again", self.path, ", ".join(damaged))
         return None if damaged else meta

@@ -29,7 +29,9 @@ from torch import Tensor
 from torch.utils.data import DataLoader, IterableDataset, get_worker_info
 
 from research_stack.data.cache import Cache
+from research_stack.data.kept import judge_losses, judge_split
 from research_stack.data.packing import DUPLICATE, Rows, pack, require_pairs, split, train_texts
+from research_stack.data.record_reader import Selective
 from research_stack.data.sources import Described, Source
 from research_stack.data.tokenizers import Codec, Tokenizer
 from research_stack.data.vocabulary import Vocabulary
@@ -180,6 +182,8 @@ class TokenData(lightning.LightningDataModule):
     - overlap: with `contiguous`, the last tokens of a row that the next step's row begins with again, in [0, L).
     - pack: several pairs to a row. Batches have two further entries, int64 (B, L): `sample`, the number of the pair in its row
       (-1 at padding), and `place`, the position within the pair; a method that takes packed rows lets no pair see another.
+    - max_dropped: refuse the corpus where more than this share of its records is dropped, since they do not fit, or left out, since
+      they are odd; in [0, 1]. What is lost below it is told in one warning.
 
     Of prompts alone (documents with the text "") a row is the prompt and padding, and nothing is eligible: `prompts_only`.
 
@@ -204,6 +208,7 @@ class TokenData(lightning.LightningDataModule):
         order: Literal["shuffled", "contiguous"] = "shuffled",
         overlap: int = 0,
         pack: bool = False,
+        max_dropped: float = 0.5,
     ) -> None:
         super().__init__()
         require(sequence_length >= 2, f"sequence_length={sequence_length} must be at least 2")
@@ -215,13 +220,15 @@ class TokenData(lightning.LightningDataModule):
         require(0 <= overlap < sequence_length, f"overlap={overlap} must be at least 0 and below sequence_length={sequence_length}")
         require(overlap == 0 or order == "contiguous", f"overlap={overlap} needs order=contiguous: shuffled rows do not follow one another")
         require(not pack or order == "shuffled", f"pack={pack} needs order=shuffled: packed pairs have no other")
+        require(0 <= max_dropped <= 1, f"max_dropped={max_dropped} must lie in [0, 1]")
         self.source, self.tokenizer, self.path = source, tokenizer, path
         self.sequence_length, self.batch_size = sequence_length, batch_size
         self.validation_fraction, self.validation_rows = validation_fraction, validation_rows
         self.cache_dir, self.num_workers, self.seed = cache_dir, num_workers, seed
-        self.order, self.overlap, self.pack = order, overlap, pack
+        self.order, self.overlap, self.pack, self.max_dropped = order, overlap, pack, max_dropped
         self.start_step = 0
         self.repeat = 1  # so many steps one after another see the same shuffled batch; the method says it
+        self.writes_end = False  # whether methods are offered the end token as one they write (`serve`)
         self.codec: Codec
         self.train: Rows
         self.validation: Rows
@@ -234,12 +241,15 @@ class TokenData(lightning.LightningDataModule):
         self.source.check()
         self.tokenizer.check()
 
-    def prepare_codec(self, folder: Path, prompts_only: bool) -> None:
-        """Instead of `prepare()`, where there is a prompt to go on from and no corpus is read: the codec that `codec.save` wrote, and no rows."""
-        self.codec, self._prompts_only = self.tokenizer.load(folder), prompts_only
+    def prepare_codec(self, folder: Path, prompts_only: bool, writes_end: bool = False) -> None:
+        """Instead of `prepare()`, where there is a prompt to go on from and no corpus is read: the codec that `codec.save` wrote, and no rows.
+
+        - prompts_only, writes_end: what the run said of its data (`describe`).
+        """
+        self.codec, self._prompts_only, self.writes_end = self.tokenizer.load(folder), prompts_only, writes_end
 
     def prepare(self) -> None:
-        """Build or open the cache. Raises ValueError (no row, no validation document, no such order, no pairs to pack) or OSError in one line."""
+        """Build or open the cache. Raises ValueError (no row, no validation document, no such order, no pairs to pack, too much lost) or OSError in one line."""
         if self._meta is not None:
             return
         self.check()
@@ -247,6 +257,7 @@ class TokenData(lightning.LightningDataModule):
         parts += ["packed"] * self.pack  # caches of rows that are not packed keep the fingerprint they had
         self.fingerprint = hashlib.sha256(json.dumps(parts).encode()).hexdigest()[:20]
         folder, meta = Cache(self.cache_dir, self.fingerprint).folder(self._build)
+        self._judge(meta)
         self.codec = self.tokenizer.load(folder)
         self.train = Rows.load(folder, "train", self.vocab, self.sequence_length)
         if self.order == "contiguous":
@@ -267,14 +278,23 @@ class TokenData(lightning.LightningDataModule):
             if count["dropped"] == count["documents"] > 0:
                 raise ValueError(
                     f"sequence_length={self.sequence_length} is too short: all {count['documents']} {name} prompts take more than their room, "
-                    "which is half a row before a response and a row where they stand alone; lengthen it, or shorten the prompts"
+                    "which is half a row before a response that does not fit, and a row where they stand alone; lengthen it, or shorten the prompts"
                 )
             if not count["rows"]:
                 raise ValueError(
                     f"sequence_length={self.sequence_length} is too long: the {count['documents']} {name} documents have "
                     f"{count['tokens']} tokens, which fill no row; shorten it, or use a larger corpus or validation_fraction"
                 )
-        return {"duplicates": int((sides == DUPLICATE).sum()), **counts}
+        odd = {"odd": self.source.odd.summary()} if isinstance(self.source, Selective) else {}
+        return {"duplicates": int((sides == DUPLICATE).sum()), **counts, **odd}
+
+    def _judge(self, meta: dict[str, Any]) -> None:
+        """Tell in one line what of the corpus is not used, and what is lopsided; ValueError where too much is lost."""
+        train, validation = meta["train"], meta["validation"]
+        documents, dropped, truncated = (train[name] + validation[name] for name in ("documents", "dropped", "truncated"))
+        why = f"they do not fit sequence_length={self.sequence_length}, and their prompt takes more than half of it (alone: all)"
+        judge_losses(documents - dropped, dropped, meta.get("odd", {}), self.max_dropped, why, truncated)
+        judge_split(train["documents"], validation["documents"], self.validation_fraction, "documents")
 
     @property
     def meta(self) -> dict[str, Any]:
@@ -297,10 +317,16 @@ class TokenData(lightning.LightningDataModule):
         require(length <= longest, f"sequence_length={length} exceeds model.max_length={longest}: raise one or lower the other")
         require(not self.pack or method.keeps_pairs_apart, f"pack={self.pack} would let pairs of a row see one another under method={method.__name__}; set pack=false")
 
+    def serve(self, method: type[TrainingModule]) -> None:
+        """Lay the rows out for a method of this class. One that learns to stop gets pairs whose rows are filled with end tokens, which it may write."""
+        if method.learns_to_stop and self.train.pairs:
+            self.writes_end = True
+            self.train, self.validation = self.train.filled_with_ends(), self.validation.filled_with_ends()
+
     @property
     def vocab(self) -> Vocabulary:
-        """Sizes and special ids of the codec."""
-        return self.codec.vocab
+        """Sizes and special ids of the codec; of pairs for a method that learns to stop, with an end token that is written (`serve`)."""
+        return self.codec.vocab.with_end_written() if self.writes_end else self.codec.vocab
 
     @property
     def prompts_only(self) -> bool:
@@ -339,6 +365,7 @@ class TokenData(lightning.LightningDataModule):
             "overlap": self.overlap,
             "pack": self.pack,
             "prompts_only": self.prompts_only,
+            **({"writes_end": True} if self.writes_end else {}),
             "filled": round(self.train.filled, 4),
             "duplicates": self.meta["duplicates"],
             **sides,

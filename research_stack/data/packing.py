@@ -1,12 +1,13 @@
 """Documents to rows of token ids: the split by document, the cutting, and the rows that are read back. No torch.
 
 - Split: a document's side is a function of its text alone (SHA-256), so copies of a text fall on one side; exact
-  copies are removed. Of a pair the response decides, so one response never stands on both sides. Documents that a
-  source puts into a group stay together: there the group's name decides.
+  copies are removed. Of a pair the prompt decides, so one prompt never stands on both sides, while one response ("yes") may:
+  where all pairs have the same prompt, prompt and response decide. Documents that a source puts into a group stay together:
+  there the group's name decides.
 - Plain text: documents, each closed by the end token, are laid end to end and cut into rows of L; the last,
   unfilled row is dropped. No padding.
-- Pairs: one row each: prompt, response, end, padding. A response that does not fit is cut (and has no end token);
-  a pair whose prompt takes more than half of the row is dropped. Both are counted.
+- Pairs: one row each: prompt, response, end, padding. What fits is kept. Of what does not, the response is cut (and has no
+  end token), unless the prompt takes more than half of the row: then the pair is dropped. Both are counted.
 - Packed pairs: several of them one after another in a row, each whole, so that less of a row is padding. What belongs
   together is marked, since no pair may see another.
 - Prompts alone (a prompt with the text ""): one row each: prompt, padding. One that is longer than the row is dropped and
@@ -15,7 +16,7 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import asdict, dataclass
 from itertools import islice
 from pathlib import Path
@@ -34,14 +35,23 @@ FIRST = 4  # added to the mark of a pair's first position
 
 
 def side_of(document: Document, validation_fraction: float) -> int:
-    """TRAIN or VALIDATION, from the SHA-256 of the group, or of the text where there is none."""
-    return VALIDATION if _rank(document) < validation_fraction else TRAIN
+    """TRAIN or VALIDATION, from the SHA-256 of the group, or of the prompt, or of the text that has neither."""
+    return VALIDATION if _rank(_alike(document)) < validation_fraction else TRAIN
 
 
-def _rank(document: Document) -> float:
-    """A number in [0, 1) that depends on the group, or on the text, or on the prompt that stands alone."""
-    digest = hashlib.sha256((document.group or document.text or document.prompt or "").encode()).digest()
-    return int.from_bytes(digest[:8], "big") / 2**64
+def _alike(document: Document) -> str:
+    """What documents on one side of the split have in common: the group, or the prompt, or the text that has neither."""
+    return document.group or document.prompt or document.text
+
+
+def _both(document: Document) -> str:
+    """The same for pairs that all have one prompt: prompt and response."""
+    return document.group or f"{document.prompt}\0{document.text}"
+
+
+def _rank(text: str) -> float:
+    """A number in [0, 1) that depends on the text alone."""
+    return int.from_bytes(hashlib.sha256(text.encode()).digest()[:8], "big") / 2**64
 
 
 def split(source: Source, validation_fraction: float) -> np.ndarray:
@@ -51,26 +61,34 @@ def split(source: Source, validation_fraction: float) -> np.ndarray:
     When chance leaves the validation side (or the train side) empty, the document nearest to the threshold crosses over.
     Raises ValueError when there are fewer than two different documents.
     """
-    sides, ranks, seen = bytearray(), [], set()
+    for alike in (_alike, _both):
+        fresh, rank = _ranked(source, alike)
+        ranks = np.unique(rank[fresh])
+        if len(ranks) >= 2:
+            break
+    else:
+        raise ValueError(
+            f"validation_fraction={validation_fraction} cannot be kept: the source has {len(ranks)} different "
+            f"document{'s' * (len(ranks) != 1)}, and a split by document into train and validation needs at least 2"
+        )
+    result = np.where(fresh, np.where(rank < validation_fraction, VALIDATION, TRAIN), DUPLICATE).astype(np.uint8)
+    if not (result == VALIDATION).any():
+        result[(rank == ranks[0]) & fresh] = VALIDATION
+    if not (result == TRAIN).any():
+        result[(rank == ranks[-1]) & fresh] = TRAIN
+    return result
+
+
+def _ranked(source: Source, alike: Callable[[Document], str]) -> tuple[np.ndarray, np.ndarray]:
+    """((documents,) bool: neither blank nor a copy; (documents,) the rank of each, equal where documents are alike)."""
+    fresh, ranks, seen = bytearray(), [], set()
     for document in source.documents():
         identity = hashlib.sha256(f"{document.prompt}\0{document.text}".encode()).digest()[:16]
         said = document.text or document.prompt or ""
-        fresh = bool(said.strip()) and identity not in seen
+        fresh.append(bool(said.strip()) and identity not in seen)
         seen.add(identity)
-        ranks.append(_rank(document))
-        sides.append(side_of(document, validation_fraction) if fresh else DUPLICATE)
-    result, rank = np.frombuffer(bytes(sides), np.uint8).copy(), np.array(ranks)
-    texts = np.unique(rank[result != DUPLICATE])
-    if len(texts) < 2:
-        raise ValueError(
-            f"validation_fraction={validation_fraction} cannot be kept: the source has {len(texts)} different "
-            f"document{'s' * (len(texts) != 1)}, and a split by document into train and validation needs at least 2"
-        )
-    if not (result == VALIDATION).any():
-        result[(rank == texts[0]) & (result != DUPLICATE)] = VALIDATION
-    if not (result == TRAIN).any():
-        result[(rank == texts[-1]) & (result != DUPLICATE)] = TRAIN
-    return result
+        ranks.append(_rank(alike(document)))
+    return np.frombuffer(bytes(fresh), np.bool_).copy(), np.array(ranks)
 
 
 @dataclass
@@ -89,10 +107,12 @@ class RowWriter:
     """Writes the rows of one side into `{name}.tokens` (rows, L) and `{name}.spans` (rows, 2) below the folder.
 
     A span is (prompt length, filled length) of its row. Rows of plain text come as they fill up.
+
+    - begin: ids in front of each document and prompt that does not begin with them.
     """
 
-    def __init__(self, folder: Path, name: str, vocab: Vocabulary, length: int) -> None:
-        self.vocab, self.length, self.counts = vocab, length, Counts()
+    def __init__(self, folder: Path, name: str, vocab: Vocabulary, length: int, begin: Sequence[int] = ()) -> None:
+        self.vocab, self.length, self.counts, self.begin = vocab, length, Counts(), list(begin)
         self.tokens_file = open(folder / f"{name}.tokens", "wb")
         self.spans_file = open(folder / f"{name}.spans", "wb")
         self.dtype = token_type(vocab)
@@ -105,14 +125,19 @@ class RowWriter:
         self.counts.bytes += len((document.prompt if alone else document.text).encode())
         self.counts.tokens += len(prompt if alone else text)
         if prompt is None:
-            self.pending += [*text, self.vocab.end]
+            self.pending += [*self._begun(text), self.vocab.end]
             self._cut()
-        elif len(prompt) > (self.length if alone else self.length // 2):
+            return
+        prompt = self._begun(prompt)
+        ids = [*prompt] if alone else [*prompt, *text, self.vocab.end]
+        if len(ids) > self.length and (alone or len(prompt) > self.length // 2):
             self.counts.dropped += 1
         else:
-            ids = [*prompt] if alone else [*prompt, *text, self.vocab.end]
             self.counts.truncated += len(ids) > self.length
             self._place(ids[: self.length], len(prompt))
+
+    def _begun(self, ids: list[int]) -> list[int]:
+        return ids if ids[: len(self.begin)] == self.begin else [*self.begin, *ids]
 
     def _place(self, ids: list[int], prompt: int) -> None:
         """Write a row of its own for a pair, whose first `prompt` ids are its prompt."""
@@ -145,8 +170,8 @@ class PairPacker(RowWriter):
     OPEN_ROWS open rows the fullest is written. The span of a row is (prompt length of its first pair, filled length).
     """
 
-    def __init__(self, folder: Path, name: str, vocab: Vocabulary, length: int) -> None:
-        super().__init__(folder, name, vocab, length)
+    def __init__(self, folder: Path, name: str, vocab: Vocabulary, length: int, begin: Sequence[int] = ()) -> None:
+        super().__init__(folder, name, vocab, length, begin)
         self.marks_file = open(folder / f"{name}.marks", "wb")
         self.open: list[tuple[list[int], list[int]]] = []  # ids and marks of each row
 
@@ -204,7 +229,7 @@ def require_pairs(source: Source) -> None:
 def pack(source: Source, sides: np.ndarray, codec: Codec, length: int, folder: Path, pairs: bool = False) -> dict[str, dict[str, int]]:
     """Write both sides' rows below the folder, several pairs to a row with `pairs`; returns their counts by name."""
     writer = PairPacker if pairs else RowWriter
-    writers = {side: writer(folder, name, codec.vocab, length) for side, name in ((TRAIN, "train"), (VALIDATION, "validation"))}
+    writers = {side: writer(folder, name, codec.vocab, length, codec.begin) for side, name in ((TRAIN, "train"), (VALIDATION, "validation"))}
     places = iter(sides)
     kept = ((side, document) for document in source.documents() if (side := int(next(places))) != DUPLICATE)
     chosen: list[int] = []  # the sides of the documents that the tokenizer has read but not returned yet
@@ -234,10 +259,14 @@ class Rows:
     - vocab: whose special tokens are not eligible.
     - marks: (N, L) memmap, uint8, where a row holds several pairs: PADDED, PROMPT or RESPONSE, plus FIRST where a pair
       begins; None where it holds one pair, one prompt or plain text.
+    - ended: batches have end tokens to the end of the row behind each response, in place of padding, and these and the response's own
+      may be corrupted and carry loss (`filled_with_ends`). What is said of the rows themselves does not change.
     """
 
-    def __init__(self, tokens: np.ndarray, spans: np.ndarray, vocab: Vocabulary, marks: np.ndarray | None = None) -> None:
-        self.tokens, self.spans, self.vocab, self.marks = tokens, spans, vocab, marks
+    def __init__(
+        self, tokens: np.ndarray, spans: np.ndarray, vocab: Vocabulary, marks: np.ndarray | None = None, ended: bool = False
+    ) -> None:
+        self.tokens, self.spans, self.vocab, self.marks, self.ended = tokens, spans, vocab, marks, ended
         self._special = np.zeros(vocab.size, dtype=bool)
         self._special[list(vocab.special)] = True
 
@@ -255,7 +284,11 @@ class Rows:
     def take(self, rows: np.ndarray | slice) -> Rows:
         """Some of the rows, in the order asked for, as arrays in memory."""
         marks = None if self.marks is None else np.asarray(self.marks[rows])
-        return Rows(np.asarray(self.tokens[rows]), np.asarray(self.spans[rows]), self.vocab, marks)
+        return Rows(np.asarray(self.tokens[rows]), np.asarray(self.spans[rows]), self.vocab, marks, self.ended)
+
+    def filled_with_ends(self) -> Rows:
+        """The same rows for a method that learns where a response ends (Nie et al. 2025, section 2.3): see `ended`."""
+        return Rows(self.tokens, self.spans, self.vocab, self.marks, ended=True)
 
     def spread(self, count: int) -> Rows:
         """`count` rows evenly spread over all (all of them when there are fewer)."""
@@ -275,6 +308,11 @@ class Rows:
     def prompts_only(self) -> bool:
         """Whether every row is a prompt without a response."""
         return self.marks is None and bool((self.spans[:, 0] == self.spans[:, 1]).all())
+
+    @property
+    def pairs(self) -> bool:
+        """Whether rows hold one pair of a prompt and a response each, not several."""
+        return self.marks is None and bool(((self.spans[:, 0] > 0) & (self.spans[:, 1] > self.spans[:, 0])).any())
 
     @property
     def filled(self) -> float:
@@ -346,5 +384,10 @@ class Rows:
     def arrays(self) -> dict[str, np.ndarray]:
         """`tokens` int64, `eligible`, `attend` and `prompt` bool, each (N, L); of packed pairs also `sample` and `place`, int64."""
         tokens = self.tokens.astype(np.int64)
+        if self.ended:
+            rest = ~self.attend & (self.spans[:, 1:] > self.spans[:, :1])
+            tokens = np.where(rest, self.vocab.end, tokens)
+            eligible = self.eligible | ((tokens == self.vocab.end) & ~self.prompt)
+            return {"tokens": tokens, "eligible": eligible, "attend": self.attend | rest, "prompt": self.prompt}
         packed = {} if self.marks is None else {"sample": self.sample, "place": self.place}
         return {"tokens": tokens, "eligible": self.eligible, "attend": self.attend, "prompt": self.prompt, **packed}

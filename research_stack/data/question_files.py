@@ -1,46 +1,32 @@
 """What the sources of questions have in common: local json, jsonl and parquet files or a data set of the hub, and what is wrong with a question. No torch."""
 from __future__ import annotations
 
-import glob
-import gzip
-import json
-import os
 from abc import ABC, abstractmethod
-from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from itertools import islice
 from pathlib import Path
 from typing import Any
 
 from research_stack.data.question import Question
+from research_stack.data.record_reader import (
+    CHECK_CHARS,
+    Located,
+    NoField,
+    OddRecords,
+    Unfit,
+    digest_of,
+    find_all,
+    is_pattern,
+    read_json,
+    records_of,
+    require_readable,
+)
 from research_stack.data.sources import encodable
 from research_stack.data.sources_hub import Hub
-from research_stack.data.sources_text import (
-    CHECK_CHARS,
-    decode,
-    digest_of,
-    is_pattern,
-    nearest,
-    read_jsonl,
-    read_parquet,
-)
 from research_stack.paths import expanded
 
 SUFFIXES = (".json", ".jsonl", ".jsonl.gz", ".parquet")
 EXTRACTION = 1  # raise it when the questions that are read change: it is part of the fingerprint
-Located = tuple[str, dict[str, Any]]  # where a record stands, and the record
-
-
-class Unfit(ValueError):
-    """A question that cannot be asked.
-
-    - reason: under what it is counted where it is left out.
-    - expected: whether the data set is known to have such questions, so that they are left out without being asked to.
-    """
-
-    def __init__(self, message: str, reason: str, expected: bool = False) -> None:
-        super().__init__(message)
-        self.reason, self.expected = reason, expected
 
 
 class HubRecords(Hub):
@@ -58,17 +44,17 @@ class QuestionFiles(ABC):
       that `save_to_disk` wrote, or `owner/name` on the hub. None: nothing is there to read (a mixture leaves it out).
     - name, split, revision: of a data set of the hub: its configuration, which of its splits is read, and its commit or tag.
     - limit: keep only the first so many questions; None for all.
-    - strict: raise at a question whose context is empty or does not hold its answer; False leaves it out and counts it.
+    - strict: raise at an odd record, and at a question whose context is empty or does not hold its answer; False leaves them out.
 
-    `dropped` counts what the last `questions()` left out, by reason.
+    `odd` counts what the last `questions()` left out, by reason.
     """
 
     fields: tuple[str, ...] = ()  # columns of a parquet file without which there is no question
     further: tuple[str, ...] = ()  # columns that are read where they are there
 
     def __init__(self, path: str | list[str] | None, name: str | None, split: str, revision: str | None, limit: int | None, strict: bool) -> None:
-        self.path, self.name, self.split, self.revision, self.limit, self.strict = path, name, split, revision, limit, strict
-        self.dropped: Counter[str] = Counter()
+        self.path, self.name, self.split, self.revision, self.limit = path, name, split, revision, limit
+        self.odd = OddRecords(strict)
 
     @abstractmethod
     def question(self, where: str, record: dict[str, Any]) -> Question:
@@ -77,50 +63,55 @@ class QuestionFiles(ABC):
     def unpacked(self, file: Path, content: Any) -> Iterator[Located]:
         """(where, record) of a json file's content: a list of records, or such a list under `data`."""
         content = content["data"] if isinstance(content, dict) and isinstance(content.get("data"), list) else content
-        if not isinstance(content, list) or not all(isinstance(record, dict) for record in content):
+        if not isinstance(content, list):
             raise ValueError(f"path={file} must hold a list of records, or an object with such a list under 'data'")
-        return ((f"{file}:record {number}", record) for number, record in enumerate(content, 1))
+        for number, record in enumerate(content, 1):
+            with self.odd:
+                if not isinstance(record, dict):
+                    raise ValueError(f"path={file}:record {number} must be a JSON object with named fields, not a {type(record).__name__}")
+            if isinstance(record, dict):
+                self.odd.read += 1
+                yield f"{file}:record {number}", record
 
     def records(self) -> Iterator[Located]:
         """(where, record) of everything there is to read. Raises ValueError or OSError in one line."""
         if (hub := self._hub()) is not None:
-            yield from hub.records()
+            for located in hub.records():
+                self.odd.read += 1
+                yield located
         for file in self.files() if hub is None else ():
             yield from self._records(file)
 
     def _records(self, file: Path) -> Iterator[Located]:
-        if file.name.endswith(".parquet"):
-            return read_parquet(file, _columns(file, self.fields, self.further))
-        if file.name.endswith(".jsonl.gz"):
-            return _read_gzip(file)
-        return read_jsonl(file) if file.name.endswith(".jsonl") or (content := _read_json(file)) is None else self.unpacked(file, content)
+        if file.name.lower().endswith(".parquet"):
+            return records_of(file, self.odd, _columns(file, self.fields, self.further))
+        if file.name.lower().endswith(".json") and (content := read_json(file)) is not None:
+            return self.unpacked(file, content)
+        return records_of(file, self.odd)
 
     def questions(self) -> Iterator[Question]:
         """The questions, in order. Raises ValueError in one line: a record of another layout, an id that stands twice, a question that cannot be asked."""
-        self.dropped.clear()
+        self.odd.restart()
         return islice(self._questions(), self.limit)
 
     def _questions(self) -> Iterator[Question]:
         seen: set[str] = set()
         for where, record in self.records():
-            try:
-                question = self.question(where, record)
-            except Unfit as unfit:
-                if self.strict and not unfit.expected:
-                    raise
-                self.dropped[unfit.reason] += 1
-                continue
-            if question.key in seen:
-                raise ValueError(f"path={where}: the id of question '{question.key}' stands twice")
-            seen.add(question.key)
-            yield question
+            question = None
+            with self.odd:
+                found = self.question(where, record)
+                if found.key in seen:
+                    raise Unfit(f"path={where}: the id of question '{found.key:.200}' stands twice", "an id that stands twice")
+                question = found
+            if question is not None:
+                seen.add(question.key)
+                yield question
 
     def files(self) -> list[Path]:
         """The files, in order, each once. Raises ValueError or OSError in one line when there are none."""
-        paths = [self.path] if isinstance(self.path, str) else self.path or []
-        if not paths:
+        if not self.path:
             raise ValueError(f"path={self.path} must name at least one file, or a data set of the hub")
-        return list(dict.fromkeys(file for path in paths for file in _expand(path)))
+        return find_all(self.path, SUFFIXES)
 
     def _hub(self) -> HubRecords | None:
         """What reads a data set of the hub, or one that `save_to_disk` wrote; None where the path names files."""
@@ -135,11 +126,7 @@ class QuestionFiles(ABC):
         """Raise ValueError or OSError in one line: missing, empty, not readable, another layout (first 4 MB; a json file only up to that size)."""
         if (hub := self._hub()) is not None:
             return hub.check()
-        for file in self.files():
-            if not file.stat().st_size:
-                raise ValueError(f"path={file} is an empty file")
-            if not os.access(file, os.R_OK):
-                raise PermissionError(f"path={file} cannot be read: permission denied")
+        require_readable(self.files(), self.odd)
         if sum(file.stat().st_size for file in self.files() if file.suffix == ".json") > CHECK_CHARS:
             return
         read = 0
@@ -151,16 +138,16 @@ class QuestionFiles(ABC):
             raise ValueError(f"path={self.path} holds no question that can be asked{self._left_out()}")
 
     def _left_out(self) -> str:
-        return f" ({', '.join(f'{count} left out: {reason}' for reason, count in self.dropped.items())})" if self.dropped else ""
+        return str(self.odd) or f" ({', '.join(f'{count} left out: {reason}' for reason, count in self.odd.reasons.items())})" * bool(self.odd.reasons)
 
     def describe(self) -> dict[str, Any]:
         """How many questions were left out, by reason."""
-        return {"dropped": sum(self.dropped.values()), **{f"dropped: {reason}": count for reason, count in self.dropped.items()}}
+        return {"dropped": self.odd.reasons.total(), **{f"dropped: {reason}": count for reason, count in self.odd.reasons.items()}}
 
     def fingerprint(self) -> str:
         """SHA-256 of the files' bytes, or what `datasets` keeps of the data, and the options."""
         hub = self._hub()
-        return f"{type(self).__name__}{EXTRACTION}-{self.limit}-{self.strict}-{digest_of(self.files()) if hub is None else hub.fingerprint()}"
+        return f"{type(self).__name__}{EXTRACTION}-{self.limit}-{self.odd.strict}-{digest_of(self.files()) if hub is None else hub.fingerprint()}"
 
 
 # Fields of records -------------------------------------------------------------------------------------------------
@@ -169,7 +156,7 @@ class QuestionFiles(ABC):
 def text_of(record: Mapping[str, Any], field: str, where: str) -> str:
     """The text in a field, as it is (offsets count its characters). Raises ValueError in one line when there is none."""
     if field not in record:
-        raise ValueError(f"path={where} has no field '{field}'; the fields there: {', '.join(map(str, record))}")
+        raise NoField(f"path={where} has no field '{field}'; the fields there: {', '.join(map(str, record))}")
     if not isinstance(record[field], str):
         raise ValueError(f"path={where} field '{field}' holds a {type(record[field]).__name__}, not a text")
     return encodable(record[field])
@@ -200,23 +187,6 @@ def require_context(context: str, where: str) -> None:
 # Files -------------------------------------------------------------------------------------------------------------
 
 
-def _expand(path: str) -> list[Path]:
-    """The files of a file, a folder (recursively, hidden ones left out) or a glob, sorted. Raises ValueError or OSError in one line."""
-    place, known = expanded(path), " ".join(SUFFIXES)
-    if is_pattern(str(place)):
-        found = [Path(p) for p in glob.glob(str(place), recursive=True)]
-    elif place.is_dir():
-        found = [p for p in place.rglob("*") if not any(part.startswith(".") for part in p.relative_to(place).parts)]
-    elif not place.exists():
-        raise FileNotFoundError(f"path={path} does not exist{nearest(place)}")
-    else:
-        found = [place]
-    files = sorted(p for p in found if p.name.lower().endswith(SUFFIXES) and p.is_file())
-    if not files:
-        raise ValueError(f"path={path} holds no file that ends in {known}")
-    return files
-
-
 def _columns(file: Path, fields: Sequence[str], further: Sequence[str]) -> list[str]:
     """The columns to read: those that are wanted; all where one that must be there is missing, so that the message can name them."""
     import pyarrow
@@ -227,30 +197,3 @@ def _columns(file: Path, fields: Sequence[str], further: Sequence[str]) -> list[
     except pyarrow.ArrowException:
         return list(fields)  # `read_parquet` says what is wrong
     return [name for name in (*fields, *further) if name in names] if set(fields) <= set(names) else names
-
-
-def _read_json(file: Path) -> Any:
-    """The content of a json file; None for one that holds a record a line. Raises ValueError in one line for anything else."""
-    text = decode(file.read_bytes(), file, 0).removeprefix("\ufeff")
-    try:
-        return json.loads(text)
-    except json.JSONDecodeError as error:
-        if error.msg == "Extra data":  # `datasets` writes jsonl under this suffix too
-            return None
-        raise ValueError(f"path={file} is not JSON: {error}") from None
-
-
-def _read_gzip(file: Path) -> Iterator[Located]:
-    """(file:line, record) of a gzipped jsonl file, without unpacking it to disk. Raises ValueError in one line."""
-    try:
-        with gzip.open(file, "rb") as stream:
-            for number, line in enumerate(stream, 1):
-                record = json.loads(line) if line.strip() else None
-                if record is not None and not isinstance(record, dict):
-                    raise ValueError(f"must be a JSON object with named fields, not a {type(record).__name__}")
-                if record is not None:
-                    yield f"{file}:{number}", record
-    except (gzip.BadGzipFile, EOFError) as error:
-        raise ValueError(f"path={file} is no whole gzip file: {error}") from None
-    except json.JSONDecodeError as error:
-        raise ValueError(f"path={file} holds a line that is not JSON: {error}") from None

@@ -21,11 +21,13 @@ import numpy as np
 import torch
 from torch.utils.data import DataLoader
 
+from research_stack.data.kept import judge_losses, judge_split
 from research_stack.data.mixture import MixedBatches, Numbers
 from research_stack.data.module import ValidationBatches, place
 from research_stack.data.packing import DUPLICATE, TRAIN, VALIDATION, split
 from research_stack.data.question import Question, QuestionSource
 from research_stack.data.question_files import QuestionFiles
+from research_stack.data.record_reader import Selective
 from research_stack.data.sources import Described, Document
 from research_stack.data.windows import window
 from research_stack.require import require
@@ -47,6 +49,8 @@ class QuestionData(lightning.LightningDataModule):
     - validation_rows: at most so many validation questions of each source, spread evenly over all; None for all.
     - max_context_bytes: the longest context, in bytes of UTF-8; None for no limit. long: what becomes of longer ones: `refuse`, `drop`, or
       `window`, a part that holds the answer, in training and validation alike (`windows`).
+    - max_dropped: refuse a source of which more than this share is dropped, since its contexts are too long, or left out, since its records
+      are odd; in [0, 1]. What is lost below it is told in one warning.
     - num_workers: loader processes. seed: of the order of the questions; the split does not depend on it.
     - path, squad, hotpotqa, nq: what the sources read, labels; the sources take them by interpolation, so that `data.path=FILE` works.
 
@@ -61,7 +65,7 @@ class QuestionData(lightning.LightningDataModule):
         self, sources: dict[str, QuestionSource], weights: dict[str, float] | None = None, batch_size: int = 32, validation_fraction: float = 0.1,
         validation_rows: int | None = None, max_context_bytes: int | None = None, long: Literal["refuse", "window", "drop"] = "refuse",
         num_workers: int = 0, seed: int = 0, path: str | list[str] | None = None, squad: str | list[str] | None = None,
-        hotpotqa: str | list[str] | None = None, nq: str | list[str] | None = None,
+        hotpotqa: str | list[str] | None = None, nq: str | list[str] | None = None, max_dropped: float = 0.5,
     ) -> None:  # fmt: skip
         super().__init__()
         require(batch_size >= 1, f"batch_size={batch_size} must be at least 1")
@@ -71,6 +75,8 @@ class QuestionData(lightning.LightningDataModule):
         require(long in ("refuse", "window", "drop"), f"long={long} must be refuse, window or drop")
         require(long == "refuse" or max_context_bytes is not None, f"long={long} needs max_context_bytes: without a limit no context is too long")
         require(num_workers >= 0, f"num_workers={num_workers} must not be negative")
+        require(0 <= max_dropped <= 1, f"max_dropped={max_dropped} must lie in [0, 1]")
+        self.max_dropped = max_dropped
         self.absent = [name for name, source in sources.items() if source is None or (isinstance(source, QuestionFiles) and source.path is None)]
         self.sources = {name: source for name, source in sources.items() if name not in self.absent}
         if not self.sources:
@@ -120,6 +126,7 @@ class QuestionData(lightning.LightningDataModule):
         with _named(name):
             questions = list(source.questions())
             facts = source.describe() if isinstance(source, Described) else {}
+        found = len(questions)
         if self.long != "refuse" and self.max_context_bytes is not None:
             cut = [_fitted(question, self.max_context_bytes, self.long) for question in questions]
             windows = sum(new is not None and new is not old for old, new in zip(questions, cut, strict=True))
@@ -127,6 +134,9 @@ class QuestionData(lightning.LightningDataModule):
             questions = [question for question in cut if question is not None]
         if not questions:
             raise ValueError(f"sources.{name}: no question is left; of its contexts {facts.get('too_long', 0)} are longer than max_context_bytes={self.max_context_bytes}")
+        odd = source.odd.summary() if isinstance(source, Selective) else {}
+        why = f"their context is longer than max_context_bytes={self.max_context_bytes}"
+        judge_losses(len(questions), found - len(questions), odd, self.max_dropped, why, of=name)
         self._facts[name] = facts
         return questions
 
@@ -138,6 +148,7 @@ class QuestionData(lightning.LightningDataModule):
         number_N = len(kept) + np.arange(len(fresh))
         kept += [questions[i] for i in fresh]
         train, validation = (number_N[sides[fresh] == side] for side in (TRAIN, VALIDATION))
+        judge_split(len(train), len(validation), self.validation_fraction, f"questions of {name}")
         count = min(self.validation_rows or len(validation), len(validation))
         contexts = {questions[i].context for i in fresh}
         facts = {
@@ -167,6 +178,9 @@ class QuestionData(lightning.LightningDataModule):
     def for_method(self) -> dict[str, Any]:
         """Constructor arguments that a method may take from the data."""
         return {"questions": self.questions, "trained_on": self.train}
+
+    def serve(self, method: type) -> None:
+        """Every method gets the same rows."""
 
     def check_fit(self, model: Any, method: type) -> None:
         """Raise ValueError in one line when a context is longer than `model.max_length`, bytes of an encoder of bytes, where the model has such a limit."""

@@ -23,8 +23,10 @@ import torch
 from torch.utils.data import DataLoader
 
 from research_stack.data.cache import Cache
+from research_stack.data.kept import judge_losses, judge_split
 from research_stack.data.module import TrainBatches, ValidationBatches, place
 from research_stack.data.packing import DUPLICATE, TRAIN, VALIDATION, split
+from research_stack.data.record_reader import Selective
 from research_stack.data.sources import Described, Document, Source
 from research_stack.require import require
 
@@ -99,6 +101,7 @@ class ScoredPairs(lightning.LightningDataModule):
     - cache_dir: root of the caches; None for $RESEARCH_STACK_CACHE or ~/.cache/research_stack.
     - num_workers: loader processes. seed: of the order of the pairs; the split does not depend on it.
     - path: what the source reads, a label; the source takes it by interpolation, so that `data.path=FILE` works.
+    - max_dropped: refuse the corpus where more than this share of its records is left out, since they are odd; in [0, 1].
 
     `prepare()` must be called before the other attributes are used; it is idempotent, and Lightning calls it too.
     A row counts as a sequence of one token where a length is asked for; there is no vocabulary.
@@ -111,14 +114,15 @@ class ScoredPairs(lightning.LightningDataModule):
 
     def __init__(
         self, source: Source, encoder: Encoder, batch_size: int = 64, validation_fraction: float = 0.2, validation_rows: int | None = None,
-        cache_dir: str | None = None, num_workers: int = 0, seed: int = 0, path: str | list[str] | None = None,
+        cache_dir: str | None = None, num_workers: int = 0, seed: int = 0, path: str | list[str] | None = None, max_dropped: float = 0.5,
     ) -> None:
         super().__init__()
         require(batch_size >= 1, f"batch_size={batch_size} must be at least 1")
         require(0 < validation_fraction < 1, f"validation_fraction={validation_fraction} must lie between 0 and 1")
         require(validation_rows is None or validation_rows >= 1, f"validation_rows={validation_rows} must be at least 1, or null for all")
         require(num_workers >= 0, f"num_workers={num_workers} must not be negative")
-        self.source, self.encoder, self.path = source, encoder, path
+        require(0 <= max_dropped <= 1, f"max_dropped={max_dropped} must lie in [0, 1]")
+        self.source, self.encoder, self.path, self.max_dropped = source, encoder, path, max_dropped
         self.batch_size, self.validation_fraction, self.validation_rows = batch_size, validation_fraction, validation_rows
         self.cache_dir, self.num_workers, self.seed = cache_dir, num_workers, seed
         self.start_step = 0
@@ -143,6 +147,9 @@ class ScoredPairs(lightning.LightningDataModule):
         parts = [LAYOUT, self.source.fingerprint(), encoder, self.validation_fraction]
         self.fingerprint = hashlib.sha256(json.dumps(["scored", *parts]).encode()).hexdigest()[:20]
         folder, meta = Cache(self.cache_dir, self.fingerprint).folder(self._build)
+        sides = meta["train"]["pairs"], meta["validation"]["pairs"]
+        judge_losses(sum(sides), 0, meta.get("odd", {}), self.max_dropped, "")
+        judge_split(*sides, self.validation_fraction, "pairs")
         texts_UD = np.load(folder / "texts.npy", mmap_mode="r")
         self.train, self.validation = (self._rows(folder, name, texts_UD) for name in ("train", "validation"))
         self.validation = self.validation.spread(self.validation_rows or len(self.validation))
@@ -162,6 +169,8 @@ class ScoredPairs(lightning.LightningDataModule):
             meta[name] = {"pairs": len(columns), "prompts": len(np.unique(columns[:, 3])), "mean": float(columns[:, 2].mean()), "std": float(columns[:, 2].std())}
         if meta["train"]["std"] < 1e-9:
             raise ValueError(f"source: all {meta['train']['pairs']} training pairs have the same engagement, there is nothing to learn")
+        if isinstance(self.source, Selective):
+            meta["odd"] = self.source.odd.summary()
         log.info("embedding %d texts", len(places))
         np.save(folder / "texts.npy", self._embedded(list(places)))
         return meta
@@ -194,6 +203,9 @@ class ScoredPairs(lightning.LightningDataModule):
     def for_method(self) -> dict[str, Any]:
         """Constructor arguments that a method may take from the data."""
         return {"target_mean": self.target_mean, "target_std": self.target_std}
+
+    def serve(self, method: type) -> None:
+        """Every method gets the same rows."""
 
     def check_fit(self, model: Any, method: type) -> None:
         """Raise ValueError when the model does not take what the encoder gives."""

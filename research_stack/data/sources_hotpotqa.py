@@ -9,7 +9,8 @@ from collections.abc import Iterator
 from typing import Any, Literal
 
 from research_stack.data.question import Question
-from research_stack.data.question_files import QuestionFiles, Unfit, require_context, rows_of, shown, text_of
+from research_stack.data.question_files import QuestionFiles, require_context, rows_of, shown, text_of
+from research_stack.data.record_reader import Unfit
 from research_stack.require import require
 
 BARE = ("yes", "no")  # answers that need not stand in the context
@@ -21,7 +22,7 @@ class HotpotQA(QuestionFiles):
     - path: a .json, .jsonl, .jsonl.gz or .parquet file, a folder or a glob of them, or a name on the hub (`hotpotqa/hotpot_qa`).
     - distractors: `all` paragraphs, the `supporting` ones alone, or those and the first so many others; always in the order of the file.
     - limit: keep only the first so many questions; None for all.
-    - strict: raise at an empty context, and at an answer other than yes and no that does not stand in the context; False leaves such
+    - strict: raise at an odd record, at an empty context, and at an answer other than yes and no that does not stand in the context; False leaves such
       questions out and counts them.
     - name, split, revision: of a data set of the hub; its name is `distractor` or `fullwiki`.
     """

@@ -5,8 +5,9 @@ from collections.abc import Iterator
 from functools import cached_property
 from typing import Any
 
-from research_stack.data.sources import Document
-from research_stack.data.sources_text import nearest, pick
+from research_stack.data.record_reader import OddRecords, nearest
+from research_stack.data.sources import PAIRS, Document
+from research_stack.data.sources_text import document_of, lenient
 from research_stack.paths import expanded
 from research_stack.require import require
 
@@ -22,6 +23,7 @@ class Hub:
     - field: the text; of pairs, the response. prompt_field: the prompt; null for plain text.
     - revision: commit or tag on the hub; null for the newest.
     - limit: keep only the first so many records; null for all.
+    - strict: an odd record is an error; False leaves it out and counts it.
     """
 
     def __init__(
@@ -33,10 +35,12 @@ class Hub:
         prompt_field: str | None = None,
         revision: str | None = None,
         limit: int | None = None,
+        strict: bool = True,
     ) -> None:
         require(limit is None or limit > 1, f"limit={limit} must be at least 2, or null for all records")
         self.path, self.name, self.split, self.field = path, name, split, field
         self.prompt_field, self.revision, self.limit = prompt_field, revision, limit
+        self.odd = OddRecords(strict)
 
     def check(self) -> None:
         """Raise FileNotFoundError when a path that can only be local does not exist; a name is looked up later."""
@@ -74,17 +78,20 @@ class Hub:
 
     def documents(self) -> Iterator[Document]:
         """The records, in order. Raises ValueError when a field is missing or holds no text."""
+        self.odd.restart()
         records = self._data if self.limit is None else self._data.select(range(min(self.limit, len(self._data))))
         for row, record in enumerate(records):
-            where = f"{self.path}:row {row}"
-            text = pick(record, self.field, where)
-            prompt = None if self.prompt_field is None else pick(record, self.prompt_field, where)
-            if text.strip():
-                yield Document(text, prompt, where)
+            self.odd.read += 1
+            document = None
+            with self.odd:
+                document = document_of(record, self.field, self.prompt_field, f"{self.path}:row {row}")
+            if document is not None and document.text.strip():
+                yield document
+            self.odd.blank += document is not None and not document.text.strip()
 
     def fingerprint(self) -> str:
         """The fingerprint that `datasets` keeps of the data, and the options."""
-        options = f"{self.split}-{self.field}-{self.prompt_field}-{self.limit}"
+        options = f"{self.split}-{self.field}-{self.prompt_field}-{self.limit}{lenient(self.odd)}{'' if self.prompt_field is None else f'-{PAIRS}'}"
         return f"hub-{options}-{self._data._fingerprint}-{len(self._data)}"
 
 

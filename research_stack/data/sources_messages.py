@@ -5,7 +5,8 @@ Two layouts of records are read, from jsonl and parquet files:
     {"messages": [{"role": "user", "content": "..."}, {"role": "assistant", "content": "..."}, ...]}
     {"conversations": [{"from": "human", "value": "..."}, {"from": "gpt", "value": "..."}, ...]}
 
-All turns of a conversation, and all conversations that open with the same question, stand on one side of the split.
+The names of the fields may be those of the other layout, and a content may be a list of parts of text, {"type": "text", "text": "..."},
+which are joined. All turns of a conversation, and all conversations that open with the same question, stand on one side of the split.
 """
 from __future__ import annotations
 
@@ -15,9 +16,10 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-from research_stack.data.sources import Docstrings, Document, encodable
-from research_stack.data.sources_records import RecordFiles, records
-from research_stack.data.sources_text import nearest, pick
+from research_stack.data.record_reader import OddRecords, nearest, pick, records_of
+from research_stack.data.sources import PAIRS, Docstrings, Document
+from research_stack.data.sources_records import RecordFiles
+from research_stack.data.sources_text import lenient
 from research_stack.paths import expanded
 from research_stack.require import require
 
@@ -134,12 +136,13 @@ class Instructions(RecordFiles):
       `Docstrings`, split by module as those are.
     - template: how messages become text: plain, chatml, or the folder of a tokenizer whose chat template is applied.
     - limit: keep only the first so many pairs; None for all.
+    - strict: an odd conversation is an error; False leaves it out and counts it.
     """
 
-    def __init__(self, path: str | list[str] | None = None, template: str = "plain", limit: int | None = None) -> None:
+    def __init__(self, path: str | list[str] | None = None, template: str = "plain", limit: int | None = None, strict: bool = True) -> None:
         require(template != "", f"template={template!r} must be plain, chatml or the folder of a tokenizer")
         require(limit is None or limit > 1, f"limit={limit} must be at least 2, or null for all pairs")
-        super().__init__(path, limit)
+        super().__init__(path, limit, strict)
         self.template = template
         self._template: Plain | ChatML | OfTokenizer = Plain() if template == "plain" else ChatML() if template == "chatml" else OfTokenizer(template)
         self._embedded = Docstrings(limit=limit) if path is None else None
@@ -153,7 +156,7 @@ class Instructions(RecordFiles):
         if self._embedded is not None:
             self._embedded.check()
         elif isinstance(self._template, OfTokenizer):
-            Instructions(self.path, limit=self.limit).check()
+            Instructions(self.path, limit=self.limit, strict=self.odd.strict).check()
         else:
             super().check()
 
@@ -169,17 +172,24 @@ class Instructions(RecordFiles):
 
     def read(self, file: Path) -> Iterator[Document]:
         """The pairs of one file."""
-        for where, record in records(file, [_layout(file)]):
-            conversation = messages_of(record, where)
-            group = next((m["content"] for m in conversation if m["role"] == "user"), conversation[0]["content"])
-            for turn, message in enumerate(conversation):
-                if message["role"] == "assistant":
-                    prompt, response = self._template.pair(conversation[:turn], message["content"], where)
-                    yield Document(response, prompt, f"{where} turn {turn + 1}", group)
+        for where, record in records_of(file, self.odd, [_layout(file)]):
+            pairs: list[Document] = []
+            with self.odd:
+                pairs = list(self._pairs(record, where))
+            yield from pairs
+
+    def _pairs(self, record: dict[str, Any], where: str) -> Iterator[Document]:
+        """A pair for each turn of the assistant."""
+        conversation = messages_of(record, where)
+        group = next((m["content"] for m in conversation if m["role"] == "user"), conversation[0]["content"])
+        for turn, message in enumerate(conversation):
+            if message["role"] == "assistant":
+                prompt, response = self._template.pair(conversation[:turn], message["content"], where)
+                yield Document(response, prompt, f"{where} turn {turn + 1}", group)
 
     def fingerprint(self) -> str:
         """SHA-256 of the files' bytes, or the embedded corpus, and the template."""
-        what = f"{self.limit}-{self.digest()}" if self._embedded is None else self._embedded.fingerprint()
+        what = f"{self.limit}{lenient(self.odd)}-{PAIRS}-{self.digest()}" if self._embedded is None else self._embedded.fingerprint()
         return f"messages{EXTRACTION}-{self._template.fingerprint()}-{what}"
 
 
@@ -187,7 +197,7 @@ def _layout(file: Path) -> str:
     """The column of a parquet file that holds the conversations; `messages` for other files and where it has neither."""
     if file.suffix.lower() != ".parquet":
         return "messages"
-    _, first = next(records(file, ["messages"]), ("", {}))
+    _, first = next(records_of(file, OddRecords(strict=False), ["messages"]), ("", {}))
     return "conversations" if "conversations" in first else "messages"
 
 
@@ -196,21 +206,38 @@ def messages_of(record: dict[str, Any], where: str) -> list[Message]:
     layout = next((name for name in LAYOUTS if name in record), None)
     if layout is None:
         raise ValueError(f"path={where} has neither the field 'messages' nor 'conversations'; the fields there: {', '.join(record)}")
-    turns, (role_field, content_field) = record[layout], LAYOUTS[layout]
+    turns = record[layout]
     if not isinstance(turns, list) or not turns:
         raise ValueError(f"path={where} field '{layout}' must be a list of messages, not {'an empty one' if turns == [] else type(turns).__name__}")
-    found = [_message(turn, role_field, content_field, f"{where} message {number}") for number, turn in enumerate(turns, 1)]
+    found = [_message(turn, layout, f"{where} message {number}") for number, turn in enumerate(turns, 1)]
     if not any(message["role"] == "assistant" for message in found):
         raise ValueError(f"path={where} has no turn of the assistant, so nothing can be learned from it")
     return found
 
 
-def _message(turn: Any, role_field: str, content_field: str, where: str) -> Message:
+def _message(turn: Any, layout: str, where: str) -> Message:
+    role_field, content_field = LAYOUTS[layout]
     if not isinstance(turn, dict):
         raise ValueError(f"path={where} must be an object with '{role_field}' and '{content_field}', not a {type(turn).__name__}")
-    role, content = pick(turn, role_field, where), encodable(pick(turn, content_field, where))
+    role_field, content_field = next((names for names in LAYOUTS.values() if set(names) <= set(turn)), (role_field, content_field))
+    role, content = pick(turn, role_field, where), _content(turn, content_field, where)
     if role not in ROLES:
-        raise ValueError(f"path={where} has the unknown {role_field} '{role}'; known: {' '.join(ROLES)}")
+        raise ValueError(f"path={where} has the unknown {role_field} '{role:.60}'; known: {' '.join(ROLES)}")
     if not content.strip():
         raise ValueError(f"path={where} ({role}) has an empty content")
     return {"role": ROLES[role], "content": content}
+
+
+def _content(turn: dict[str, Any], field: str, where: str) -> str:
+    """The text of a message, or of its parts one after another. Raises ValueError in one line for a part that is no text."""
+    parts = turn.get(field)
+    if not isinstance(parts, list):
+        return pick(turn, field, where)
+    texts = []
+    for number, part in enumerate(parts, 1):
+        place = f"{where} field '{field}' part {number}"
+        if not isinstance(part, dict) or part.get("type", "text") != "text":
+            kind = part.get("type") if isinstance(part, dict) else type(part).__name__
+            raise ValueError(f"path={place} is of the kind {kind!r:.60}; only text is read")
+        texts.append(pick(part, "text", place))
+    return "".join(texts)

@@ -11,7 +11,8 @@ from dataclasses import dataclass
 from typing import Any, Literal
 
 from research_stack.data.question import Question
-from research_stack.data.question_files import QuestionFiles, Unfit, require_context, rows_of, shown, text_of
+from research_stack.data.question_files import QuestionFiles, require_context, rows_of, shown, text_of
+from research_stack.data.record_reader import Unfit
 from research_stack.require import require
 
 TAG = re.compile(r"</?[A-Za-z][^>]*>")
@@ -36,7 +37,7 @@ class NaturalQuestions(QuestionFiles):
     - context: the `long` answer, a paragraph, list or table, or the whole `document`; tags are left out, words stand a blank apart.
     - unanswerable: also ask those without an answer ("" is then right), on the long answer, or the first paragraph that could be one.
     - limit: keep only the first so many questions; None for all.
-    - strict: raise at an empty context or answer; False leaves such questions out and counts them.
+    - strict: raise at an odd record, at an empty context or answer; False leaves such questions out and counts them.
     - name, split, revision: of a data set of the hub.
 
     With several annotators the long answer is that of the first who gives an answer, and the short answers within it of all count.
@@ -69,6 +70,8 @@ class NaturalQuestions(QuestionFiles):
         if chosen is None and not self.unanswerable:
             raise Unfit(f"path={where} has no short answer", "no short answer", expected=True)
         span = self._span(chosen, marked, record, len(words), where)
+        if span[1] > len(words):
+            raise ValueError(f"path={where} has a paragraph that ends at token {span[1]} of a page of {len(words)}")
         kept = [i for i in range(*span) if not tags[i]]
         context = " ".join(words[i] for i in kept)
         require_context(context, where)

@@ -10,9 +10,10 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+from research_stack.data.record_reader import Located, OddRecords, Selective, pick, read_lines, records_of
 from research_stack.data.sources import Described, Document, Source
-from research_stack.data.sources_records import RecordFiles, group_of, records
-from research_stack.data.sources_text import pick, read_lines
+from research_stack.data.sources_records import RecordFiles, group_of
+from research_stack.data.sources_text import lenient
 from research_stack.require import require
 
 EXTRACTION = 1  # raise it when the prompts that are extracted change: it is part of the fingerprint
@@ -26,44 +27,57 @@ class Prompts(RecordFiles):
     - separator: put after each prompt that does not end with it. What answers the prompts must have learned to answer them in
       this form: "\\n" for data=docstrings and data=replies.
     - limit: keep only the first so many; null for all.
+    - strict: an odd record (or line that is no text) is an error; False leaves it out and counts it.
     """
 
-    suffixes = (".txt", ".jsonl", ".parquet")
+    suffixes = (".txt", ".jsonl", ".parquet", ".jsonl.gz")
 
-    def __init__(self, path: str | list[str], field: str = "prompt", group_field: str | None = None, separator: str = "", limit: int | None = None) -> None:
+    def __init__(
+        self, path: str | list[str], field: str = "prompt", group_field: str | None = None, separator: str = "", limit: int | None = None,
+        strict: bool = True,
+    ) -> None:
         require(limit is None or limit > 1, f"limit={limit} must be at least 2, or null for all prompts")
-        super().__init__(path, limit)
+        super().__init__(path, limit, strict)
         self.field, self.group_field, self.separator = field, group_field, separator
 
     def read(self, file: Path) -> Iterator[Document]:
         """The prompts of one file."""
         for where, record in self._records(file):
-            prompt, group = pick(record, self.field, where), group_of(record, self.group_field, where)
-            if prompt.strip():
-                yield Document("", ended(prompt, self.separator), where, group)
+            document = None
+            with self.odd:
+                prompt = pick(record, self.field, where)
+                document = Document("", ended(prompt, self.separator), where, group_of(record, self.group_field, where)) if prompt.strip() else None
+                self.odd.blank += document is None and file.suffix.lower() != ".txt"  # a blank line of a text parts its prompts
+            if document is not None:
+                yield document
 
-    def _records(self, file: Path) -> Iterator[tuple[str, dict[str, Any]]]:
+    def _records(self, file: Path) -> Iterator[Located]:
         if file.suffix.lower() != ".txt":
-            return records(file, [self.field] + [self.group_field] * (self.group_field is not None))
+            return records_of(file, self.odd, [self.field] + [self.group_field] * (self.group_field is not None))
         if self.group_field is not None:
             raise ValueError(f"group_field={self.group_field} must be null for {file}: the lines of a text file have no fields")
-        return ((f"{file}:{number}", {self.field: line}) for number, line in enumerate(read_lines(file), 1))
+        return ((where, {self.field: line}) for where, line in read_lines(file, self.odd))
 
     def fingerprint(self) -> str:
         """SHA-256 of the files' bytes and the options."""
-        return f"prompts{EXTRACTION}-{self.field}-{self.group_field}-{self.separator!r}-{self.limit}-{self.digest()}"
+        return f"prompts{EXTRACTION}-{self.field}-{self.group_field}-{self.separator!r}-{self.limit}{lenient(self.odd)}-{self.digest()}"
 
 
 class PromptsOf:
     """The prompts of a source of pairs, each once, on the side of the split that its pairs' group has.
 
-    - source: the pairs. Where they have no group, the prompt decides the side (of the pairs it is the response).
+    - source: the pairs. Where they have no group, the prompt decides the side, as it does of the pairs.
 
     Raises ValueError in `documents()` where the source holds plain text.
     """
 
     def __init__(self, source: Source) -> None:
         self.source = source
+
+    @property
+    def odd(self) -> OddRecords:
+        """The source's."""
+        return self.source.odd if isinstance(self.source, Selective) else OddRecords()
 
     def check(self) -> None:
         """As the source's."""

@@ -6,21 +6,22 @@ can find a preference that is there, and say nothing of what people like.
 from __future__ import annotations
 
 import logging
-import math
 from collections.abc import Iterator
 from functools import cached_property
 from pathlib import Path
 from typing import Any
 
 from research_stack.data import planted
-from research_stack.data.sources import Document
+from research_stack.data.record_reader import NoField, pick, records_of
+from research_stack.data.sources import PAIRS, Document
 from research_stack.data.sources_prompts import ended
-from research_stack.data.sources_records import RecordFiles, records
-from research_stack.data.sources_text import pick
+from research_stack.data.sources_records import RecordFiles
+from research_stack.data.sources_text import lenient
 from research_stack.require import require
 
 log = logging.getLogger(__name__)
 EXTRACTION = 1  # raise it when the documents change: it is part of the fingerprint
+MAX_COUNT = 10**15  # of likes and the like: whole numbers that a float holds exactly, a thousand times over
 SEPARATOR = "\n"  # what a prompt ends with, as in the other sources of pairs
 
 
@@ -28,10 +29,11 @@ class Replies(RecordFiles):
     """Pairs of a prompt and a reply with its engagement (`Document.value`); all replies to a prompt stand on one side of the split.
 
     - path: jsonl or parquet: a file, a folder, a glob or a list of them. None: SYNTHETIC replies with a planted preference.
-    - prompt_field, reply_field: the texts; a record in which either is blank is passed over.
+    - prompt_field, reply_field: the texts; a record in which either is blank is passed over and counted.
     - engagement_fields: counts that are summed; None for likes and shares.
     - limit: keep only the first so many pairs; None for all.
     - count, noise, seed: of the synthetic ones (see `planted.replies`); without meaning for files.
+    - strict: an odd record is an error; False leaves it out and counts it.
     """
 
     #: See research_stack.smoke.
@@ -47,12 +49,13 @@ class Replies(RecordFiles):
         count: int = 4000,
         noise: float = 0.5,
         seed: int = 0,
+        strict: bool = True,
     ) -> None:
         require(engagement_fields is None or len(engagement_fields) > 0, f"engagement_fields={engagement_fields} must name at least one field")
         require(limit is None or limit > 1, f"limit={limit} must be at least 2, or null for all pairs")
         require(2 <= count <= 20_000, f"count={count} must lie in [2, 20000]")
         require(0 <= noise <= 10, f"noise={noise} must lie in [0, 10]")
-        super().__init__(path, limit)
+        super().__init__(path, limit, strict)
         self.prompt_field, self.reply_field = prompt_field, reply_field
         self.engagement_fields = engagement_fields or ["likes", "shares"]
         self.count, self.noise, self.seed = count, noise, seed
@@ -90,14 +93,23 @@ class Replies(RecordFiles):
 
     def read(self, file: Path) -> Iterator[Document]:
         """The pairs of one file. Raises ValueError with file and line for a missing field or what is no count."""
-        for where, record in records(file, [self.prompt_field, self.reply_field, *self.engagement_fields]):
-            prompt, reply = pick(record, self.prompt_field, where), pick(record, self.reply_field, where)
-            missing = [field for field in self.engagement_fields if field not in record]
-            if missing:
-                raise ValueError(f"path={where} has no field '{missing[0]}' (engagement_fields); the fields there: {', '.join(record)}")
-            if prompt.strip() and reply.strip():
-                value = sum(_count(record[field], field, where) for field in self.engagement_fields)
-                yield Document(reply, ended(prompt, SEPARATOR), where, prompt, value)
+        for where, record in records_of(file, self.odd, [self.prompt_field, self.reply_field, *self.engagement_fields]):
+            document = None
+            with self.odd:
+                document = self._pair(record, where)
+            if document is not None and document.group.strip() and document.text.strip():
+                yield document
+            elif document is not None:
+                self.odd.blank += 1
+
+    def _pair(self, record: dict[str, Any], where: str) -> Document:
+        prompt, reply = pick(record, self.prompt_field, where), pick(record, self.reply_field, where)
+        missing = [field for field in self.engagement_fields if field not in record]
+        if missing:
+            raise NoField(f"path={where} has no field '{missing[0]}' (engagement_fields); the fields there: {', '.join(record)}")
+        blank = not (prompt.strip() and reply.strip())
+        value = 0.0 if blank else sum(_count(record[field], field, where) for field in self.engagement_fields)
+        return Document(reply, ended(prompt, SEPARATOR), where, prompt, value)
 
     def describe(self) -> dict[str, Any]:
         """Whether the replies are synthetic, and what their engagement is."""
@@ -109,15 +121,17 @@ class Replies(RecordFiles):
     def fingerprint(self) -> str:
         """SHA-256 of the files' bytes and the fields; of synthetic replies the recipe and its options, and that they are synthetic."""
         if self.synthetic:
-            return f"replies{EXTRACTION}-SYNTHETIC-{planted.RECIPE}-{self.count}-{self.noise}-{self.seed}-{self.limit}"
+            return f"replies{EXTRACTION}-SYNTHETIC-{planted.RECIPE}-{self.count}-{self.noise}-{self.seed}-{self.limit}-{PAIRS}"
         fields = [self.prompt_field, self.reply_field, *self.engagement_fields]
-        return f"replies{EXTRACTION}-{fields}-{self.limit}-{self.digest()}"
+        return f"replies{EXTRACTION}-{fields}-{self.limit}{lenient(self.odd)}-{PAIRS}-{self.digest()}"
 
 
 def _count(value: object, field: str, where: str) -> float:
     """The number in an engagement field."""
-    if isinstance(value, bool) or not isinstance(value, int | float) or not math.isfinite(value):
+    if isinstance(value, bool) or not isinstance(value, int | float) or value != value:
         raise ValueError(f"path={where} field '{field}' must hold a number, not {value!r:.60}")
     if value < 0:
-        raise ValueError(f"path={where} field '{field}' must not be negative: {value}")
+        raise ValueError(f"path={where} field '{field}' must not be negative: {value:.6g}")
+    if value > MAX_COUNT:
+        raise ValueError(f"path={where} field '{field}' must be at most {MAX_COUNT:.0e}, which no count exceeds")
     return float(value)

@@ -12,7 +12,8 @@ from pathlib import Path
 from typing import Any
 
 from research_stack.data.question import Question
-from research_stack.data.question_files import Located, QuestionFiles, Unfit, require_context, rows_of, shown, text_of
+from research_stack.data.question_files import QuestionFiles, require_context, rows_of, shown, text_of
+from research_stack.data.record_reader import Located, OddRecords, Unfit
 from research_stack.require import require
 
 
@@ -21,7 +22,7 @@ class Squad(QuestionFiles):
 
     - path: a .json, .jsonl, .jsonl.gz or .parquet file, a folder or a glob of them, or a name on the hub (`rajpurkar/squad`).
     - limit: keep only the first so many questions; None for all.
-    - strict: raise at an empty context and at an answer that does not stand at its answer_start (or, without one, nowhere in the
+    - strict: raise at an odd record, at an empty context and at an answer that does not stand at its answer_start (or, without one, nowhere in the
       context); False leaves such questions out and counts them.
     - name, split, revision: of a data set of the hub.
 
@@ -44,12 +45,13 @@ class Squad(QuestionFiles):
         articles = content.get("data") if isinstance(content, dict) else None
         if not (isinstance(articles, list) and all(isinstance(article, dict) and "paragraphs" in article for article in articles)):
             return super().unpacked(file, content)
-        return _official(file, articles, str(content.get("version", "")))
+        return _official(file, articles, str(content.get("version", "")), self.odd)
 
     @cached_property
     def version(self) -> str:
         """squad_v2 when the data say so or leave a question unanswered, else squad."""
-        return "squad_v2" if any(_says_v2(record) for _, record in self.records()) else "squad"
+        alike = Squad(self.path, strict=False, name=self.name, split=self.split, revision=self.revision)  # which counts for itself
+        return "squad_v2" if any(_says_v2(record) for _, record in alike.records()) else "squad"
 
     def question(self, where: str, record: dict[str, Any]) -> Question:
         """The question of a record of the hub's layout."""
@@ -67,12 +69,16 @@ class Squad(QuestionFiles):
                         f"squad:{title or context}", context.find(answer) if golds and start is None else start)  # fmt: skip
 
 
-def _official(file: Path, articles: list[dict[str, Any]], version: str) -> Iterator[Located]:
-    """(file, record) of each question of the official layout. Raises ValueError in one line where it is malformed."""
+def _official(file: Path, articles: list[dict[str, Any]], version: str, odd: OddRecords) -> Iterator[Located]:
+    """(file, record) of each question of the official layout; a malformed article is an odd record."""
     for article in articles:
-        for paragraph in rows_of(article["paragraphs"], "paragraphs", str(file)):
-            for asked in rows_of(paragraph.get("qas"), "qas", str(file)):
-                yield str(file), {**asked, "title": article.get("title"), "context": paragraph.get("context"), "version": version}
+        found: list[Located] = []
+        with odd:
+            for paragraph in rows_of(article["paragraphs"], "paragraphs", str(file)):
+                own = {"title": article.get("title"), "context": paragraph.get("context"), "version": version}
+                found += [(str(file), {**asked, **own}) for asked in rows_of(paragraph.get("qas"), "qas", str(file))]
+        odd.read += len(found)
+        yield from found
 
 
 def _says_v2(record: dict[str, Any]) -> bool:

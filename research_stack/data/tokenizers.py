@@ -29,6 +29,10 @@ class Codec(Protocol):
 
     vocab: Vocabulary
 
+    @property
+    def begin(self) -> tuple[int, ...]:
+        """Special tokens that stand in front of every document and prompt; most codecs have none."""
+
     def encode(self, text: str) -> list[int]:
         """Ids of the text alone: no special token is added."""
 
@@ -96,6 +100,8 @@ def to_transformers(backend: tokenizers.Tokenizer) -> PreTrainedTokenizerFast:
 class BytesCodec:
     """Ids 0..255 are the bytes of UTF-8; then mask, pad, end."""
 
+    begin: tuple[int, ...] = ()
+
     def __init__(self) -> None:
         self.vocab = specials_last(ALPHABET)
         self._special = special_pieces(self.vocab)
@@ -153,6 +159,8 @@ class ByteBPECodec:
 
     - tokenizer: a `tokenizers.Tokenizer` without special tokens.
     """
+
+    begin: tuple[int, ...] = ()
 
     def __init__(self, tokenizer: tokenizers.Tokenizer) -> None:
         self.tokenizer = tokenizer

@@ -6,10 +6,12 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from research_stack.data.sources_text import nearest
+from research_stack.build import named
+from research_stack.data.record_reader import nearest
 from research_stack.data.tokenizers import printable, special_pieces
 from research_stack.data.vocabulary import Vocabulary
 from research_stack.paths import expanded
+from research_stack.require import require
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -22,10 +24,14 @@ class PretrainedCodec:
     """A Hugging Face tokenizer as a codec; mask, pad and end tokens are added where it has none.
 
     The end token is its eos, or its sep where there is no eos.
+
+    - add_bos: put its bos in front of every document and prompt. Raises ValueError where it has none.
     """
 
-    def __init__(self, tokenizer: Any) -> None:
+    def __init__(self, tokenizer: Any, add_bos: bool = False) -> None:
+        require(not add_bos or tokenizer.bos_token_id is not None, f"add_bos={add_bos} needs a tokenizer with a bos token, and this one has none")
         self.tokenizer = tokenizer
+        self.begin: tuple[int, ...] = (tokenizer.bos_token_id,) if add_bos else ()
         self._add("mask_token", "<|mask|>")
         self._add("pad_token", "<|pad|>")
         if tokenizer.eos_token_id is None and tokenizer.sep_token_id is None:
@@ -88,10 +94,11 @@ class Pretrained:
 
     - path: a folder that holds it, or its name on the hub.
     - revision: commit or tag on the hub; null for the newest.
+    - add_bos: put the tokenizer's bos token in front of every document and prompt, as models that were trained with it expect.
     """
 
-    def __init__(self, path: str, revision: str | None = None) -> None:
-        self.path, self.revision = path, revision
+    def __init__(self, path: str, revision: str | None = None, add_bos: bool = False) -> None:
+        self.path, self.revision, self.add_bos = path, revision, add_bos
 
     def check(self) -> None:
         """Raise OSError when a path that can only be local is not there or holds no tokenizer."""
@@ -113,10 +120,12 @@ class Pretrained:
         from transformers import AutoTokenizer
 
         try:
-            return PretrainedCodec(AutoTokenizer.from_pretrained(path, revision=self.revision or "main", trust_remote_code=False))
+            tokenizer = AutoTokenizer.from_pretrained(path, revision=self.revision or "main", trust_remote_code=False)
         except Exception as error:  # a damaged file makes the loaders raise anything, KeyError and bare Exception included
             line = f"{type(error).__name__}: {error}".splitlines()[0]
             raise OSError(f"tokenizer.path={self.path} holds no tokenizer that can be loaded: {line}") from error
+        with named("tokenizer"):
+            return PretrainedCodec(tokenizer, self.add_bos)
 
     def fingerprint(self) -> str:
         """Name and revision; of a local folder the SHA-256 of its tokenizer files."""
@@ -124,4 +133,4 @@ class Pretrained:
         digest = hashlib.sha256()
         for file in sorted({*place.glob("*token*"), *place.glob("*.model"), *place.glob("vocab*"), *place.glob("merges*")}):
             digest.update(file.name.encode() + b"\0" + file.read_bytes())
-        return f"pretrained-{self.path if not place.exists() else ''}-{self.revision}-{digest.hexdigest()[:24]}"
+        return f"pretrained-{self.path if not place.exists() else ''}-{self.revision}-{digest.hexdigest()[:24]}{'-bos' * self.add_bos}"

@@ -21,6 +21,7 @@ from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
+import torch
 
 from research_stack.corruption.bound import fixed_k_by_level, nelbo_by_level
 from research_stack.corruption.process import Absorbing, Hybrid, Process, Uniform
@@ -147,7 +148,8 @@ class Likelihood:
             piece = rows.take(slice(start, start + BATCH))
             batch = {name: tensor.to(context.device) for name, tensor in batch_of(piece).items()}
             draws = Draws(context.seed, "likelihood", label, start, total=len(piece), device=context.device)
-            given = (batch["tokens"], batch["eligible"], draws, batch["attend"], self.samples)
+            scored_BL = torch.from_numpy(piece.eligible).to(context.device)  # the texts' own tokens, not the ends behind a response
+            given = (batch["tokens"], scored_BL, draws, batch["attend"], self.samples)
             # Without substitutions, exact counts of masks give the same bound with less variance.
             parts.append(
                 nelbo_by_level(context.method, process, *given)

@@ -93,13 +93,14 @@ class Samples:
 
     def prompt_ids(self, context: Context) -> list[Tensor]:
         """Token ids of each prompt, (P,) int64; empty ones without."""
+        begin = list(context.data.codec.begin)
         if self.prompts is not None:
-            return [torch.tensor(context.data.codec.encode(text), dtype=torch.int64) for text in self.prompts]
+            return [torch.tensor([*begin, *context.data.codec.encode(text)], dtype=torch.int64) for text in self.prompts]
         rows = context.data.validation.spread(self.count)
         if rows.prompt.any():
             given = [row[prompt] for row, prompt in zip(rows.tokens, rows.prompt, strict=True)]
         else:
-            given = [row[attend][: self.lead] for row, attend in zip(rows.tokens, rows.attend, strict=True)]
+            given = [row[attend][: self.lead] if self.lead else begin for row, attend in zip(rows.tokens, rows.attend, strict=True)]
         return [torch.from_numpy(np.asarray(ids, dtype=np.int64)) for ids in given]
 
 

@@ -26,8 +26,11 @@ class FlowLM(TrainingModule):
     - model: a backbone with `forward(tokens_BL, attend_BL, t_B) -> hidden_BLD` and `unembedding` (V, D).
     - corruption: draws z from x, anew at every step.
     - loss: which positions carry loss, with which weight, divided by what.
-    - vocab: special tokens are never predicted: their logits are -inf.
+    - vocab: special tokens are never predicted: their logits are -inf. Of pairs the end token is none of them: rows are filled with
+      it behind the response, as in LLaDA's fine-tuning (Nie et al. 2025, section 2.3), so that answers may end before the text does.
     """
+
+    learns_to_stop = True
 
     def __init__(
         self, model: Transformer, corruption: Corruption, loss: Loss, vocab: Vocabulary, optimization: Optimization, seed: int

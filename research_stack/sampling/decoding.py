@@ -51,7 +51,8 @@ class Decoding:
     def _start(self, prompts: Sequence[Tensor]) -> Tensor:
         """(B, G) the tokens before the first step."""
         if self.draft is not None:
-            return self.draft.tokens_BL[self.draft.generated_BL].reshape(len(prompts), self.length)
+            drafted_BG = self.draft.tokens_BL.gather(1, self.layout.column_BG)
+            return drafted_BG.masked_fill(drafted_BG == self.vocab.pad, self.vocab.end) if self.vocab.writes_end else drafted_BG
         draws_B2G = self.streams.uniform(range(len(prompts)), 2, self.length)
         return self.sampler.init(draws_B2G, prompts, self.vocab, self.process)
 
@@ -124,12 +125,19 @@ class Decoding:
         return self.sampler.stopper.gives_up(self.stale_B[at]) & ~state.mask_BG.any(1)
 
     def advance(self, at: Tensor) -> None:
-        """Go on to the next block in the rows `at`; after the last one they are done."""
+        """Go on to the next block in the rows `at`; after the last one they are done, and after one in which the text has ended."""
         self.block_B[at] += 1
+        ended_B = (self._end(at) < self.block_B[at] * self.block_length) if self.vocab.writes_end else torch.zeros_like(at, dtype=torch.bool)
+        self.block_B[at] = torch.where(ended_B, self.blocks, self.block_B[at])
         self.step_B[at] = 0
         self.idle_B[at] = 0
         self.self_accuracy_B[at], self.stale_B[at] = 0.0, 0
         self.masks_at_start_B[at] = self._masks(at).sum(1)
+
+    def _end(self, at: Tensor) -> Tensor:
+        """(len(at),) the generated position of the first end token in the rows `at`; G where there is none."""
+        end_BG = self.z_BG[at] == self.vocab.end
+        return torch.where(end_BG.any(1), end_BG.int().argmax(1), self.length)
 
     def record(self, wanted: bool) -> None:
         """Keep the present tokens and confidences."""
@@ -137,7 +145,7 @@ class Decoding:
             self.states.append((self.z_BG.clone(), self.confidence_BG.float()))
 
     def trace(self) -> Trace:
-        """The result."""
+        """The result: a text ends with its first end token, and what stands behind it becomes padding."""
         place = self.layout
         everything = torch.arange(len(self.z_BG), device=self.z_BG.device)
         history = confidence = None
@@ -147,4 +155,9 @@ class Decoding:
             if self.draft is not None:  # whose last state is the first one here
                 history = torch.cat([self.draft.history, history[1:]])
                 confidence = torch.cat([self.draft.confidence, confidence[1:]])
-        return Trace(place.tokens(self.z_BG, everything), place.generated_BL, self.calls_B, history, confidence, self.vocab.mask)
+        tokens_BL, generated_BL = place.tokens(self.z_BG, everything), place.generated_BL
+        if self.vocab.writes_end and self.length:
+            own_BG = torch.arange(self.length, device=self.z_BG.device) <= self._end(everything).unsqueeze(1)
+            generated_BL = place.spread(own_BG, everything)
+            tokens_BL = tokens_BL.masked_fill(place.generated_BL & ~generated_BL, self.vocab.pad)
+        return Trace(tokens_BL, generated_BL, self.calls_B, history, confidence, self.vocab.mask)

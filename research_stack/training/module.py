@@ -47,6 +47,8 @@ class TrainingModule(LightningModule):
     parts: Mapping[str, float] = {}
     #: Whether pairs that share a row (`data.pack`) cannot see one another.
     keeps_pairs_apart: bool = False
+    #: Whether rows of one pair are filled with end tokens that it learns to write (`TokenData.serve`): a text of fixed length ends nowhere else.
+    learns_to_stop: bool = False
     #: What `tokens_of` counts, for the progress line.
     counted: str = "tokens"
 

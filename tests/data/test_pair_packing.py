@@ -85,10 +85,11 @@ def test_more_rows_than_may_be_open_are_written_once(data):
 
 
 def test_long_responses_are_cut_and_long_prompts_dropped(data):
-    pairs = [*PAIRS[:50], *((f"q{i}:", "y" * 100 + str(i)) for i in range(20)), *(("z" * 40 + f"{i}:", f"x{i}") for i in range(10))]
+    pairs = [*PAIRS[:50], *((f"q{i}:", "y" * 100 + str(i)) for i in range(20)), *(("z" * 40 + f"{i}:", f"{'x' * 30}{i}") for i in range(10)), *(("w" * 40 + f"{i}:", f"x{i}") for i in range(10))]
     d = data(pairs, pack=True)
     found = {**pairs_of(d, d.train), **pairs_of(d, d.validation)}
-    assert found["q3:"] == ("y" * 61, False) and len(found) == 70
+    assert found["q3:"] == ("y" * 61, False) and len(found) == 80
+    assert found["w" * 40 + "3:"] == ("x3", True)  # longer than half a row, and the pair fits
     assert sum(d.meta[side]["dropped"] for side in ("train", "validation")) == 10
     assert sum(d.meta[side]["truncated"] for side in ("train", "validation")) == 20
 

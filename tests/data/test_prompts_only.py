@@ -117,7 +117,7 @@ def test_wrong_prompts_are_one_line(tmp_path):
     said = {file.name: complaint(Prompts(str(file))) for file in tmp_path.iterdir() if file.name != "g.jsonl"}
     assert said["e.txt"].endswith("e.txt is an empty file")
     assert said["b.txt"].endswith("holds no text: every record is empty")
-    assert said["a.md"].endswith("a.md holds no file that ends in .txt .jsonl .parquet")
+    assert said["a.md"].endswith("a.md has the unknown suffix '.md'; known: .txt .jsonl .parquet .jsonl.gz")
     assert f"path={tmp_path / 'j.jsonl'}:2 has no field 'prompt'; the fields there: text" in said["j.jsonl"]
     assert "n.jsonl:1 field 'prompt' holds a int, not a text" in said["n.jsonl"] and "k.jsonl:1 is not JSON" in said["k.jsonl"]
     assert "has no field 'prompt'; the fields there: body, other" in said["a.parquet"]

@@ -170,9 +170,9 @@ USER, REPLY = {"role": "user", "content": "q"}, {"role": "assistant", "content":
     ({"messages": [USER, {"role": "system", "content": "s"}]}, ":2 has no turn of the assistant, so nothing can be learned from it"),
     ({"messages": [USER, {"role": "assistant", "content": " \n"}]}, ":2 message 2 (assistant) has an empty content"),
     ({"messages": [USER, {"role": "assistant", "content": None}]}, ":2 message 2 (assistant) has an empty content"),
-    ({"messages": [USER, {"role": "assistant", "content": [{"type": "text"}]}]}, ":2 message 2 field 'content' holds a list, not a text"),
+    ({"messages": [USER, {"role": "assistant", "content": [{"type": "text"}]}]}, ":2 message 2 field 'content' part 1 has no field 'text'; the fields there: type"),
     ({"messages": [USER, {"role": "assistant"}]}, ":2 message 2 has no field 'content'; the fields there: role"),
-    ({"messages": [{"from": "human", "value": "q"}]}, ":2 message 1 has no field 'role'; the fields there: from, value"),
+    ({"messages": [{"sender": "human", "value": "q"}]}, ":2 message 1 has no field 'role'; the fields there: sender, value"),
     ({"messages": ["q", "a"]}, ":2 message 1 must be an object with 'role' and 'content', not a str"),
     ({"messages": []}, ":2 field 'messages' must be a list of messages, not an empty one"),
     ({"messages": "q"}, ":2 field 'messages' must be a list of messages, not str"),
@@ -182,14 +182,17 @@ USER, REPLY = {"role": "user", "content": "q"}, {"role": "assistant", "content":
 ])  # fmt: skip
 def test_a_wrong_record_is_one_line_with_its_place(tmp_path, record, line):
     path = write(tmp_path / "a.jsonl", {"messages": [USER, REPLY]}, record)
-    assert complaint(Instructions(path)) == f"path={path}{line}"
+    assert complaint(Instructions(path)) == f"path={path}{line}; set strict=false to leave such records out"
+    lenient = Instructions(path, strict=False)
+    lenient.check()
+    assert len(list(lenient.documents())) == 1 and lenient.odd.left_out == 1 and lenient.odd.first == f"path={path}{line}"
 
 
 def test_wrong_files(tmp_path):
     pyarrow.parquet.write_table(pyarrow.table({"body": ["x"], "n": [1]}), tmp_path / "a.parquet")
     assert "has neither the field 'messages' nor 'conversations'; the fields there: body, n" in complaint(Instructions(str(tmp_path / "a.parquet")))
     (tmp_path / "a.txt").write_text("x")
-    assert "holds no file that ends in .jsonl .parquet" in complaint(Instructions(str(tmp_path / "a.txt")))
+    assert "has the unknown suffix '.txt'; known: .jsonl .parquet" in complaint(Instructions(str(tmp_path / "a.txt")))
     assert "does not exist" in complaint(Instructions(str(tmp_path / "b.jsonl")))
 
 

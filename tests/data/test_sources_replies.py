@@ -148,7 +148,10 @@ def test_a_wrong_record_is_one_line_with_its_place(tmp_path, record, line):
     path.write_text("".join(json.dumps(row) + "\n" for row in (good, record)))
     with pytest.raises(ValueError) as caught:
         Replies(str(path)).check()
-    assert str(caught.value) == f"path={path}{line}"
+    assert str(caught.value) == f"path={path}{line}; set strict=false to leave such records out"
+    lenient = Replies(str(path), strict=False)
+    lenient.check()
+    assert len(list(lenient.documents())) == 1 and lenient.odd.left_out == 1 and lenient.odd.first == f"path={path}{line}"
 
 
 def test_wrong_files(tmp_path):
@@ -157,7 +160,7 @@ def test_wrong_files(tmp_path):
     (tmp_path / "empty.jsonl").touch()
     (tmp_path / "blank.jsonl").write_text('{"prompt": "p", "reply": "", "likes": 1, "shares": 0}\n')
     lines = {
-        "a.parquet": "has no field 'shares' (engagement_fields); the fields there: prompt, reply, likes", "a.txt": "holds no file that ends in .jsonl .parquet",
+        "a.parquet": "has no field 'shares' (engagement_fields); the fields there: prompt, reply, likes", "a.txt": "has the unknown suffix '.txt'; known: .jsonl .parquet",
         "empty.jsonl": "is an empty file", "blank.jsonl": "holds no text: every record is empty", "nowhere.jsonl": "does not exist",
     }  # fmt: skip
     for name, line in lines.items():

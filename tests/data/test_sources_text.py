@@ -101,9 +101,9 @@ def test_files_that_hold_no_text(tmp_path):
     (tmp_path / "blank.txt").write_text(" \n\n \n")
     assert "holds no text" in complaint(tmp_path / "blank.txt")
     (tmp_path / "nul.txt").write_bytes(b"good line\nab\0c")
-    assert complaint(tmp_path / "nul.txt").endswith("NUL byte at offset 12")
+    assert "nul.txt:2 is not text: NUL byte at offset 12; set strict=false" in complaint(tmp_path / "nul.txt")
     (tmp_path / "latin.txt").write_bytes(b"good line\ncaf\xe9 au lait")
-    assert complaint(tmp_path / "latin.txt").endswith("invalid byte 0xe9 at offset 13")
+    assert "latin.txt:2 is not UTF-8 text: invalid byte 0xe9 at offset 13; set strict=false" in complaint(tmp_path / "latin.txt")
 
 
 def test_unknown_suffix_empty_folder_and_glob_without_match(tmp_path):
