@@ -13,7 +13,7 @@ from research_stack.backbones.pretrained import LoRA, PretrainedCausal
 from research_stack.backbones.transformer import Transformer
 from research_stack.data.tokenizers import ByteBPE, Bytes
 from research_stack.data.vocabulary import Vocabulary
-from research_stack.exporting import export
+from research_stack.evaluation.exporting import export
 from research_stack.files import atomic_folder
 
 VOCAB = Vocabulary(40, mask=37, pad=38, end=39, special=(37, 38, 39))

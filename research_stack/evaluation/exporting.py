@@ -51,10 +51,11 @@ def difference(context: Context, folder: Path) -> float:
     """The largest difference of a logit of a real token, in nats. Raises ValueError where it is not rounding, or where texts get other ids."""
     ids_BL = next(iter(context.data.val_dataloader()))["tokens"][:ROWS].to(context.device)
     text = context.data.codec.decode(ids_BL[0].tolist())
-    there, here = AutoTokenizer.from_pretrained(folder)(text, add_special_tokens=False)["input_ids"], context.data.codec.encode(text)
-    if there != here:
+    tokenizer = AutoTokenizer.from_pretrained(folder, trust_remote_code=False)
+    if tokenizer(text, add_special_tokens=False)["input_ids"] != context.data.codec.encode(text):
         raise ValueError("task=export: the tokenizer that was written gives other ids; nothing is kept")
-    again = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32).eval().to(context.device)
+    own = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32, trust_remote_code=False, use_safetensors=True)
+    again = own.eval().to(context.device)
     real = torch.from_numpy(context.data.codec.vocab.real).to(context.device)
     found = (again(ids_BL).logits[..., real] - logits(context.method.model, ids_BL)[..., real]).abs().max().item()
     if not found <= CLOSE:
