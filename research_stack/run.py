@@ -84,6 +84,7 @@ def assemble(cfg: DictConfig) -> Parts:
         offers["corruption"] = corruption.bind(data.vocab)
     method = build(cfg.method, "method", **taken(cfg, "method", offers))
     method.check_data(data)
+    method.check_devices(data, hardware.processes)
     data.repeat = method.steps_per_batch
     return Parts(hardware, data, method)
 

@@ -10,6 +10,7 @@ from __future__ import annotations
 import csv
 import io
 import logging
+import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -65,8 +66,11 @@ class RewardEvaluation:
 
     def __init__(self, draws: int = 1000, bins: int = 10, ridge: float = 300.0, points: int = 600) -> None:
         require(draws >= 100, f"draws={draws} must be at least 100")
+        require(draws <= 1_000_000, f"draws={draws} must be at most 1000000")
         require(bins >= 2, f"bins={bins} must be at least 2")
+        require(bins <= 10_000, f"bins={bins} must be at most 10000")
         require(ridge > 0, f"ridge={ridge} must be positive")
+        require(ridge < math.inf, f"ridge={ridge} must be finite")
         require(points >= 1, f"points={points} must be at least 1")
         self.draws, self.bins, self.ridge, self.points = draws, bins, ridge, points
 

@@ -41,7 +41,8 @@ class SFT(Policy):
     def loss_sum(self, rows: Rows) -> Tensor:
         """(1,) the summed cross entropy."""
         sums_P = self.reply(rows).unsqueeze(0)
-        self.prove(sums_P, {})
+        if bool(self._unproven) and bool(rows["counts"].any()):  # a piece may hold prompts alone
+            self.prove(sums_P, {})
         return sums_P
 
     def reply(self, rows: Rows) -> Tensor:

@@ -75,6 +75,9 @@ class TrainingModule(LightningModule):
     def check_data(self, data: TokenData) -> None:
         """Raise ValueError, opening with the config key, when this (prepared) data cannot serve the method."""
 
+    def check_devices(self, data: TokenData, devices: int) -> None:
+        """Raise ValueError, opening with the config key, when so many devices cannot share a step of the method on this data."""
+
     def clipped_apart(self) -> Sequence[Sequence[torch.nn.Parameter]]:
         """Groups of parameters whose gradients are clipped each by its own norm; together all that are trained."""
         return [list(self.parameters())]

@@ -49,6 +49,11 @@ def points(folder):
     return read_json(Path(folder) / "dynamics.json")["points"]
 
 
+def rows_of(folder):
+    """metrics.jsonl without times; names in their order."""
+    return [list((row | {"time": 0.0}).items()) for row in read_jsonl(Path(folder) / "metrics.jsonl")]
+
+
 def steps(folder):
     return [point["step"] for point in points(folder)]
 
@@ -73,7 +78,8 @@ def test_the_numbers_are_logged_too_beside_the_step_they_are_of(whole):
     for point in points(whole / "whole")[1:]:
         for name, band in point["metrics"].items():
             assert rows[point["step"]].get(f"dynamics/{name}") == (pytest.approx(band["value"], rel=1e-6) if band["n"] else None), name
-    assert not any(name.startswith("dynamics/") for name in rows[1])
+    for step in (1, 3):
+        assert not any(name.startswith("dynamics/") for name in rows[step]), "a row holds what was measured at its step"
 
 
 def test_the_last_point_is_of_the_policy_that_was_saved_its_average(whole):
@@ -118,6 +124,7 @@ def test_a_resumed_run_keeps_its_points_and_replaces_those_beyond(whole, monkeyp
     path.write_text(json.dumps(found))
     assert run(compose(SFT), "cut").status == "ok"
     assert points("cut") == points(whole / "whole")
+    assert rows_of("cut") == rows_of(whole / "whole")
 
 
 def test_held_out_prompts(whole):
