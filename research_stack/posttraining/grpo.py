@@ -154,6 +154,7 @@ class GRPO(Policy):
 
     def check_devices(self, data: TokenData, devices: int) -> None:
         """Each device needs a completion of every minibatch."""
+        super().check_devices(data, devices)
         most = self._completions(data) // devices
         require(self.minibatches <= most, f"method.minibatches={self.minibatches} must be at most {most} on {devices} devices: each needs one of the "
                                           f"{self._completions(data)} completions of a step for every minibatch")  # fmt: skip

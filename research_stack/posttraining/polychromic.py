@@ -84,6 +84,7 @@ class PolychromicSFT(SFT):
 
     def check_devices(self, data: TokenData, devices: int) -> None:
         """Each device's share of a batch must be of whole groups, and its pieces too where they count."""
+        super().check_devices(data, devices)
         require(data.batch_size % (devices * self.group) == 0, f"data.batch_size={data.batch_size} on {devices} devices must be a multiple of "
                 f"{devices} x method.group={self.group}: a group stays on one device")  # fmt: skip
         self._check_pieces(data.batch_size // devices)
@@ -137,7 +138,7 @@ class PolychromicSFT(SFT):
         if "advantage" not in rows:
             return torch.stack([reply, reply.detach() * 0])
         sums_P = torch.stack([reply, self._scored(rows) if self.estimator == "score" else self._soft(rows)])
-        self.prove(sums_P, {"diversity": "all sets of answers are equally good"})
+        self.prove_reply(rows, sums_P, {"diversity": "all sets of answers are equally good"})
         return sums_P
 
     def _scored(self, rows: Rows) -> Tensor:

@@ -77,6 +77,8 @@ class TrainingModule(LightningModule):
 
     def check_devices(self, data: TokenData, devices: int) -> None:
         """Raise ValueError, opening with the config key, when so many devices cannot share a step of the method on this data."""
+        if devices > 1 and any(isinstance(part, torch.nn.Dropout) and part.training and part.p > 0 for part in self.modules()):
+            log.info("dropout: each device draws its own, so that %d devices agree with one in law, not number by number", devices)
 
     def clipped_apart(self) -> Sequence[Sequence[torch.nn.Parameter]]:
         """Groups of parameters whose gradients are clipped each by its own norm; together all that are trained."""

@@ -1,5 +1,6 @@
 """A step that two or three devices share is the step of one: completions, losses and gradients add up to it, in float64 and without processes."""
 import copy
+import logging
 import threading
 from types import SimpleNamespace
 
@@ -190,12 +191,18 @@ def test_what_dropout_leaves_out_of_a_reward_model_belongs_to_the_pair(monkeypat
     assert "uniform" not in make(0.0).prepare(batch, Draws(1, "corruption", 0, total=12))[0]
 
 
-def test_a_device_without_a_completion_of_a_minibatch_is_refused(backbone, codec):
-    def check(devices, **options):
-        method = GRPO(backbone(), VOCAB, codec, Optimization(), 1, Vowels(), Rollouts(5), Group(), PolicyLoss("dapo"), group=4, **options)
+def test_a_device_without_a_completion_of_a_minibatch_is_refused_and_dropout_is_told(backbone, codec, caplog):
+    def check(devices, model=None, **options):
+        method = GRPO(model or backbone(), VOCAB, codec, Optimization(), 1, Vowels(), Rollouts(5), Group(), PolicyLoss("dapo"), group=4, **options)
         method.check_devices(SimpleNamespace(batch_size=6), devices)
 
-    check(2, minibatches=12)
+    with caplog.at_level(logging.INFO):
+        check(2, minibatches=12)
+        check(1, model=backbone(dropout=0.1))
+        check(2, model=backbone(dropout=0.1).eval())
+        assert not caplog.messages
+        check(2, model=backbone(dropout=0.1))
+    assert caplog.messages == ["dropout: each device draws its own, so that 2 devices agree with one in law, not number by number"]
     check(3, minibatches=2, groups=2)
     line = "^method.minibatches=13 must be at most 12 on 2 devices: each needs one of the 24 completions of a step for every minibatch$"
     with pytest.raises(ValueError, match=line):
