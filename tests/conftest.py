@@ -8,7 +8,7 @@ import sys
 import pytest
 from hypothesis import settings
 
-# In CI the same examples every time, so that no test fails by chance there; elsewhere new ones, to find what nobody thought of.
+# In CI the same examples every time, so that no test fails by chance there; elsewhere new ones.
 settings.register_profile("local", deadline=None, print_blob=True)
 settings.register_profile("ci", deadline=None, print_blob=True, derandomize=True)
 settings.load_profile("ci" if os.environ.get("CI") else "local")

@@ -23,7 +23,7 @@ class Regressor(nn.Module):
 
     - inputs: F, numbers of a row; the data say how many.
     - hidden: units of each hidden layer; [] for a linear function.
-    - dropout: share of the hidden units that are left out in training, in [0, 1): where `forward` is given the numbers that say which.
+    - dropout: share of the hidden units that are left out in training, in [0, 1); `forward` is told which.
     - seed: of the initial weights, drawn from the stream (seed, "init"). The last layer starts small: near 0 for every row.
     """
 
@@ -31,7 +31,8 @@ class Regressor(nn.Module):
         super().__init__()
         require(inputs is None or inputs >= 1, f"inputs={inputs} must be at least 1")
         require(all(units >= 1 for units in hidden), f"hidden={list(hidden)} must be numbers of units, each at least 1")
-        require(all(units <= 1_000_000 for units in hidden), f"hidden={list(hidden)} must be numbers of units, each at most 1000000")
+        require(all(units <= 1_000_000 for units in hidden),
+                f"hidden={list(hidden)} must be numbers of units, each at most 1000000")  # fmt: skip
         require(0 <= dropout < 1, f"dropout={dropout} must lie in [0, 1)")
         self.inputs, self.hidden, self.dropout = _given(inputs), list(hidden), dropout
         widths = [self.inputs, *hidden, 1]
@@ -45,8 +46,8 @@ class Regressor(nn.Module):
     def forward(self, features_BF: Tensor, uniform_BH: Tensor | None = None) -> Tensor:
         """(B,) one number per row.
 
-        - uniform_BH: of a row, a number in [0, 1) for each hidden unit of all layers: those below `dropout` are left out and the rest
-          made larger for it. They belong to the row, whatever rows stand beside it. None: nothing is left out.
+        - uniform_BH: of a row, a number in [0, 1) for each hidden unit of all layers: those below `dropout` are left
+          out and the rest made larger for it. They belong to the row, whatever stands beside it. None: nothing is left out.
         """
         parts = [None] * len(self.hidden) if uniform_BH is None else uniform_BH.split(self.hidden, dim=1)
         with torch.autocast(features_BF.device.type, enabled=False):

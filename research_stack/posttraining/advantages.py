@@ -59,8 +59,8 @@ class Advantage(Protocol):
 class Group:
     """Reward less the group's mean, over a standard deviation: (r_i - mean) / (std + eps), std with ddof 1 (Shao et al. 2024).
 
-    - scale: whose deviation. `group`: the group's (GRPO); `batch`: that of all rewards of the batch (Hu et al. 2025, REINFORCE++);
-      `none`: no division (Dr.GRPO, Liu et al. 2025), eps is not used.
+    - scale: whose deviation. `group`: the group's (GRPO); `batch`: that of all rewards of the batch (Hu et al. 2025,
+      REINFORCE++); `none`: no division (Dr.GRPO, Liu et al. 2025), eps is not used.
     - eps: in the unit of the reward.
     """
 
@@ -158,8 +158,8 @@ class SetMarginal:
       `sigma`: over the standard deviation of f over the subsets (ddof 0) + eps, as in pass@k training: for rewards 0 and 1
       it is sqrt(p (1 - p)) with p the group's pass@n. Groups that differ in sigma are then weighed differently.
     - diversity: of a set. `kinds`: (distinct kinds - 1) / (n - 1), in [0, 1]. `distance`: mean distance of two of the set.
-    - eps: in the unit of f, for scale=sigma alone. Without it, rewards or distances that differ by rounding alone (a model's) have
-      advantages of noise over noise.
+    - eps: in the unit of f, for scale=sigma alone. Without it, rewards or distances that differ by rounding alone (a
+      model's) have advantages of noise over noise.
     """
 
     objective: Objective

@@ -50,7 +50,8 @@ class Answers:
         index_P = torch.tensor(order, device=self.reward_PN.device)
         index_B = (index_P.unsqueeze(1) * group + torch.arange(group, device=index_P.device)).flatten()
         both = Answers.joined([self, new], pad)
-        return Answers(both.rollout.take(index_B), [both.texts[place] for place in order], both.reward_PN[index_P], both.parts)
+        texts = [both.texts[place] for place in order]
+        return Answers(both.rollout.take(index_B), texts, both.reward_PN[index_P], both.parts)
 
     @staticmethod
     def joined(parts: Sequence[Answers], pad: int) -> Answers:

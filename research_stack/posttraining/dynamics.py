@@ -71,7 +71,7 @@ class DiversityDynamics(Callback):
                                   "points": [*points, {"step": step, **found.as_json()}]})  # fmt: skip
         if step:  # nothing can be logged before the first step
             values = {f"dynamics/{name}": band.value for name, band in found.bands.items() if band.n}
-            for logger in trainer.loggers:  # Lightning's own log would write them again at every step until the next measurement
+            for logger in trainer.loggers:  # Lightning's own log would repeat them until the next measurement
                 logger.log_metrics(values, step=step - 1)
 
 

@@ -5,8 +5,8 @@ on the policy loss. Log-probabilities are those of the generated ids, the first 
 
     loss = policy + beta * KL(policy, reference) - entropy * H(policy)
 
-The completions of a step are the same on any number of devices: each device answers its share of the prompts, all see all answers
-and choose among them alike, and each learns from its share of each minibatch.
+The completions of a step are the same on any number of devices: each device answers its share of the prompts, all see
+all answers and choose among them alike, and each learns from its share of each minibatch.
 
 Shapes: P prompts, N completions of each, B = P * N texts, T most tokens of a completion, L columns.
 """
@@ -57,11 +57,12 @@ class GRPO(Policy):
     - group: N, completions of a prompt.
     - groups: groups a step learns from; more prompts in a batch are spare: groups whose rewards are all equal are replaced by the
       next prompts' as long as there are some (dynamic sampling, Yu et al. 2025, arXiv 2503.14476). None: all prompts of the batch.
-    - beta: weight of the penalty k3 on the distance to the reference, whose tokens are weighed as those of the loss. reference: `copy`
-      of the policy at the start, the model without its `adapters`, or `none`. sync_every: steps after which the copy moves, by
-      `sync_mix`, towards the policy; 0: never.
-    - entropy: weight of the bonus on the mean entropy of the law of a token, over all tokens that carry loss, whatever the loss.
-    - iterations: passes over the completions of a step; minibatches: optimizer steps of a pass, on consecutive completions each.
+    - beta: weight of the penalty k3 on the distance to the reference, whose tokens are weighed as those of the loss.
+    - reference: `copy` of the policy at the start, the model without its `adapters`, or `none`. sync_every: steps after
+      which the copy moves, by `sync_mix`, towards the policy; 0: never.
+    - entropy: weight of the bonus on the entropy of the law of a token, its mean over all tokens that carry loss,
+      whatever the loss.
+    - iterations: passes over the completions of a step; minibatches: optimizer steps of a pass.
     - mask_truncated: completions that were cut off carry no loss.
     - encoder: of texts, for advantages that ask for distances between answers.
     """
@@ -155,9 +156,11 @@ class GRPO(Policy):
     def check_devices(self, data: TokenData, devices: int) -> None:
         """Each device needs a completion of every minibatch."""
         super().check_devices(data, devices)
-        most = self._completions(data) // devices
-        require(self.minibatches <= most, f"method.minibatches={self.minibatches} must be at most {most} on {devices} devices: each needs one of the "
-                                          f"{self._completions(data)} completions of a step for every minibatch")  # fmt: skip
+        completions = self._completions(data)
+        most = completions // devices
+        require(self.minibatches <= most,
+                f"method.minibatches={self.minibatches} must be at most {most} on {devices} devices: each needs one of "
+                f"the {completions} completions of a step for every minibatch")  # fmt: skip
 
     def _completions(self, data: TokenData) -> int:
         return (self.groups or data.batch_size) * self.group
@@ -274,7 +277,8 @@ class GRPO(Policy):
         if "reference" in rows:
             terms["kl"] = k3(rows["reference"][:, :length], scores.logp_BT, mask_BT)
         terms = {name: term_BT.masked_fill(~mask_BT, 0.0) for name, term_BT in terms.items()}
-        sums_P = torch.stack([(terms[name] if name == "entropy" else weight_BT * terms[name]).sum() for name in self.parts])
+        weighed = [terms[name] if name == "entropy" else weight_BT * terms[name] for name in self.parts]
+        sums_P = torch.stack([term_BT.sum() for term_BT in weighed])
         self._count(terms | {"clip_fraction": clipped_BT.float()}, mask_BT)
         if bool(self._unproven) and bool(mask_BT.any()):
             self.prove(sums_P, {"kl": "the reference is the policy", "policy": "no group has answers of different worth"})
@@ -363,7 +367,8 @@ class GRPO(Policy):
         world = self.trainer.world_size
         require(len(every) == world, f"hardware.devices={world} must be {len(every)}: the run stopped between two steps on completions that {len(every)} devices hold")
         self.rows, self._numbers = every[self.global_rank]
-        require("minibatch" in self.rows, "run: it stopped between two steps on completions that an earlier version has drawn; train it anew with run=new")
+        require("minibatch" in self.rows, "run: it stopped between two steps on completions of an earlier version; "
+                                          "train it anew with run=new")  # fmt: skip
 
     def on_train_start(self) -> None:
         """Completions that were loaded follow the model to its device."""

@@ -14,8 +14,8 @@ With r the ratio p(token) / p_old(token), A the completion's advantage and T the
 | gspo | clipped s A, s = the geometric mean of r over the completion | 1 / T | completions (Zheng et al. 2025, arXiv 2507.18071, equation 5) |
 | cispo | constant(min(r, epsilon_high)) A ln p | 1 | tokens (MiniMax 2025, arXiv 2506.13585, equation 4) |
 
-TRL's bnpo is the token mean of the local batch, what one device holds at once, so that it changes with the number of devices and
-with accumulation. Here the batch is that of the whole optimizer step, and with it bnpo is dapo, number for number.
+TRL's bnpo is the token mean of the local batch, what one device holds at once, so that it changes with the number of
+devices and with accumulation. Here the batch is that of the whole optimizer step: so bnpo is dapo, number for number.
 
 Shapes: B completions, T tokens of the longest one, padded. Log-probabilities are in nats.
 """

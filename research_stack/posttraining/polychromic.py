@@ -85,8 +85,9 @@ class PolychromicSFT(SFT):
     def check_devices(self, data: TokenData, devices: int) -> None:
         """Each device's share of a batch must be of whole groups, and its pieces too where they count."""
         super().check_devices(data, devices)
-        require(data.batch_size % (devices * self.group) == 0, f"data.batch_size={data.batch_size} on {devices} devices must be a multiple of "
-                f"{devices} x method.group={self.group}: a group stays on one device")  # fmt: skip
+        require(data.batch_size % (devices * self.group) == 0,
+                f"data.batch_size={data.batch_size} on {devices} devices must be a multiple of {devices} x "
+                f"method.group={self.group}: a group stays on one device")  # fmt: skip
         self._check_pieces(data.batch_size // devices)
 
     def prepare(self, batch: Rows, draws: Draws) -> tuple[Rows, Tensor]:

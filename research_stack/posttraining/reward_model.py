@@ -25,8 +25,8 @@ from research_stack.training.optimization import Optimization
 class RewardModel(TrainingModule):
     """A regressor of log(1 + engagement) from the embeddings of prompt and reply.
 
-    - model: (B, F) -> (B,), the standardised target. What its dropout leaves out belongs to the pair: the pieces of a batch and the
-      devices that share it change nothing.
+    - model: (B, F) -> (B,), the standardised target. What its dropout leaves out belongs to the pair: the pieces of a
+      batch and the devices that share it change nothing.
     - loss: `mse`, the squared error, or `huber` (Huber 1964), linear beyond `delta`; the mean over the pairs of the batch.
     - delta: of Huber's loss, in standard deviations of the target.
     - target_mean, target_std: of the training side; the data give them, and checkpoints keep them.
@@ -59,7 +59,7 @@ class RewardModel(TrainingModule):
         return len(batch["features"])
 
     def prepare(self, batch: Rows, draws: Draws) -> tuple[Rows, Tensor]:
-        """Features, standardised targets and, in training, what dropout leaves out; the loss is divided by the number of pairs."""
+        """Features, standardised targets and, in training, what dropout leaves out; the number of pairs."""
         target_B = (batch["target"] - self.mean) / self.std
         rows = {"features": batch["features"], "target": target_B}
         if self.training and self.model.dropout:

@@ -76,9 +76,10 @@ class TrainingModule(LightningModule):
         """Raise ValueError, opening with the config key, when this (prepared) data cannot serve the method."""
 
     def check_devices(self, data: TokenData, devices: int) -> None:
-        """Raise ValueError, opening with the config key, when so many devices cannot share a step of the method on this data."""
-        if devices > 1 and any(isinstance(part, torch.nn.Dropout) and part.training and part.p > 0 for part in self.modules()):
-            log.info("dropout: each device draws its own, so that %d devices agree with one in law, not number by number", devices)
+        """Raise ValueError, opening with the config key, when so many devices cannot share a step of the method."""
+        dropouts = (part for part in self.modules() if isinstance(part, torch.nn.Dropout))
+        if devices > 1 and any(part.training and part.p > 0 for part in dropouts):
+            log.info("dropout: each device draws its own, so %d devices agree with one in law, not in numbers", devices)
 
     def clipped_apart(self) -> Sequence[Sequence[torch.nn.Parameter]]:
         """Groups of parameters whose gradients are clipped each by its own norm; together all that are trained."""

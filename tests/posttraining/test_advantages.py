@@ -79,8 +79,9 @@ def test_closed_forms_are_the_definition(objective, diversity, group):
     N = len(reward)
     close(SetMarginal(objective, n, diversity=diversity, scale="unbiased")(*given_), [[a * n * N / (N - n) for a in expected]], atol=1e-11)
     if sigma > 1e-9:
-        close(SetMarginal(objective, n, diversity=diversity, scale="sigma", eps=0.0)(*given_), [[a / sigma for a in expected]], atol=1e-9)
-        close(SetMarginal(objective, n, diversity=diversity, scale="sigma")(*given_), [[a / (sigma + 1e-4) for a in expected]], atol=1e-9)
+        for eps in ({"eps": 0.0}, {}):
+            scaled = SetMarginal(objective, n, diversity=diversity, scale="sigma", **eps)(*given_)
+            close(scaled, [[a / (sigma + eps.get("eps", 1e-4)) for a in expected]], atol=1e-9)
 
 
 @pytest.mark.exact
@@ -277,7 +278,8 @@ def test_more_samples_come_closer():
     ({"objective": "polychromic", "size": 1}, "size=1 must be at least 2 for objective=polychromic"),
     ({"objective": "max", "size": 2, "subsets": 1}, "subsets=1 must be at least 2"),
     ({"objective": "max", "size": 2, "subsets": 10**18}, "subsets=1000000000000000000 must be at most 100000"),
-    ({"objective": "max", "size": 2, "eps": -1.0}, "eps=-1.0 must be at least 0 and at most 1000"), ({"objective": "max", "size": 2, "eps": math.nan}, "eps=nan must be at least 0"),
+    ({"objective": "max", "size": 2, "eps": -1.0}, "eps=-1.0 must be at least 0 and at most 1000"),
+    ({"objective": "max", "size": 2, "eps": math.nan}, "eps=nan must be at least 0"),
     ({"objective": "max", "size": 2, "eps": math.inf}, "eps=inf must be at least 0"),
 ])  # fmt: skip
 def test_bad_arguments_are_refused_when_built_and_before(arguments, message):

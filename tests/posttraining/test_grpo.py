@@ -94,7 +94,7 @@ def naive_loss(kind, laws, olds, advantages, counted, epsilon, high, delta, refe
     """The loss by the papers' formulas. laws: (log-probabilities, entropies) by completion; counted: whether a completion carries loss."""
     high = epsilon if high is None else high
     sums, lengths = [], []
-    for place, ((logp, H), old, A) in enumerate(zip(laws, olds, advantages, strict=True)):
+    for place, ((logp, _), old, A) in enumerate(zip(laws, olds, advantages, strict=True)):
         if not counted[place]:
             sums.append(0.0), lengths.append(0)
             continue
@@ -113,10 +113,11 @@ def naive_loss(kind, laws, olds, advantages, counted, epsilon, high, delta, refe
                 term = term + beta * (d.exp() - d - 1)
             total = total + term
         sums.append(total), lengths.append(len(logp))
-    bonus = entropy * sum(H.sum() for (_, H), here in zip(laws, counted, strict=True) if here) / max(sum(lengths), 1)  # a token mean, whatever the kind
+    entropies = sum(H.sum() for (_, H), here in zip(laws, counted, strict=True) if here)
+    bonus = entropy * entropies / max(sum(lengths), 1)  # a token mean, whatever the kind
     if kind in ("grpo", "gspo"):
         return sum(s / max(n, 1) for s, n in zip(sums, lengths, strict=True)) / len(sums) - bonus
-    return sum(sums) / {"dapo": sum(lengths), "bnpo": sum(lengths), "cispo": sum(lengths), "dr_grpo": len(sums) * LONGEST}[kind] - bonus
+    return sum(sums) / (len(sums) * LONGEST if kind == "dr_grpo" else sum(lengths)) - bonus
 
 
 def settings(loss):
@@ -215,7 +216,8 @@ def test_no_part_of_a_loss_depends_on_the_pieces_and_the_entropy_is_the_mean_ove
         torch.testing.assert_close(found[pieces][0], found[1][0], rtol=0, atol=1e-12)
         torch.testing.assert_close(found[pieces][1], found[1][1], rtol=0, atol=1e-12)
     tokens = rows["made"].sum()
-    assert float(found[1][0][2]) == pytest.approx(float(method._scores(rows).entropy_BT.detach().sum() / tokens), abs=1e-12)
+    entropy = method._scores(rows).entropy_BT.detach().sum() / tokens
+    assert float(found[1][0][2]) == pytest.approx(float(entropy), abs=1e-12)
 
 
 @pytest.mark.exact
@@ -265,7 +267,8 @@ def test_minibatches_cover_every_completion_once(grpo):
     for step in range(5):
         method._trainer.global_step = step
         seen.append(method.prepare(batch(), draws(step))[0]["tokens"])
-    assert torch.equal(torch.cat(seen), method.rows["tokens"]) and method.rows["minibatch"].diff().min() == 0 and [len(part) for part in seen] == [2, 2, 3, 2, 3]
+    assert torch.equal(torch.cat(seen), method.rows["tokens"]) and [len(part) for part in seen] == [2, 2, 3, 2, 3]
+    assert method.rows["minibatch"].diff().min() == 0
 
 
 # ------------------------------------------------------------------------------------------------ the groups
@@ -461,10 +464,11 @@ def test_what_cannot_be_is_refused(grpo, backbone):
         ({"group": 1}, "group=1 must be at least 2"), ({"groups": 0}, "groups=0 must be at least 1, or null"), ({"beta": -1.0}, "beta=-1.0 must be at least 0"),
         ({"reference": "ema"}, "reference=ema must be copy, adapters or none"), ({"sync_every": -1}, "sync_every=-1 must be at least 0"),
         ({"sync_every": 2, "reference": "none"}, "sync_every=2 needs reference=copy"), ({"sync_mix": 0.0}, r"sync_mix=0.0 must lie in \(0, 1\]"),
-        ({"group": 10**18}, "group=1000000000000000000 must be at most 10000"), ({"minibatches": 10**18}, "minibatches=1000000000000000000 must be at most 1000000"),
-        ({"groups": 10**18}, "groups=1000000000000000000 must be at most 1000000"), ({"iterations": 10**18}, "iterations=1000000000000000000 must be at most 10000"),
-        ({"beta": math.nan}, "beta=nan must be at least 0"), ({"beta": math.inf}, "beta=inf must be at most 1000"), ({"entropy": -0.1}, "entropy=-0.1 must be at least 0"),
-        ({"entropy": math.nan}, "entropy=nan must be at least 0"), ({"entropy": math.inf}, "entropy=inf must be at least 0 and at most 1000"),
+        *(({name: 10**18}, f"{name}={10**18} must be at most") for name in ("group", "groups", "minibatches")),
+        ({"iterations": 10**18}, f"iterations={10**18} must be at most 10000"),
+        *(({name: math.nan}, f"{name}=nan must be at least 0") for name in ("beta", "entropy")),
+        ({"beta": math.inf}, "beta=inf must be at most 1000"), ({"entropy": -0.1}, "entropy=-0.1 must be at least 0"),
+        ({"entropy": math.inf}, "entropy=inf must be at least 0 and at most 1000"),
         ({"iterations": 0}, "iterations=0 must be at least 1"), ({"minibatches": 0}, "minibatches=0 must be at least 1"),
         ({"advantage": SetMarginal("mean", 4)}, "size=4 must be less than group=4"),
     ):

@@ -326,8 +326,11 @@ def test_what_is_worth_nothing_adds_nothing_to_the_surrogate(make):
 def test_options_that_cannot_be(make):
     for options, message in (
         ({"group": 1}, "group=1 must be at least 2: diversity is a property of several answers"), ({"weight": 0.0}, "weight=0.0 must be above 0; without diversity it is experiment=sft"),
-        ({"weight": -0.5}, "weight=-0.5 must be above 0"), ({"weight": math.nan}, "weight=nan must be above 0"), ({"weight": math.inf}, "weight=inf must be at most 1000"),
-        ({"group": 10**18}, "group=1000000000000000000 must be at most 10000"), ({"warmup": math.nan}, "warmup=nan must lie in"), ({"estimator": "hard"}, "estimator=hard must be score or soft"), ({"warmup": 1.0}, r"warmup=1.0 must lie in \[0, 1\)"),
+        ({"weight": -0.5}, "weight=-0.5 must be above 0"), ({"weight": math.nan}, "weight=nan must be above 0"),
+        ({"weight": math.inf}, "weight=inf must be at most 1000"), ({"warmup": math.nan}, "warmup=nan must lie in"),
+        ({"group": 10**18}, "group=1000000000000000000 must be at most 10000"),
+        ({"estimator": "hard"}, "estimator=hard must be score or soft"),
+        ({"warmup": 1.0}, r"warmup=1.0 must lie in \[0, 1\)"),
         ({"group": 2}, "size=2 must be less than group=2"),
     ):  # fmt: skip
         with pytest.raises(ValueError, match=f"^{message}"):
@@ -345,7 +348,9 @@ def test_batches_that_are_not_of_whole_groups(tmp_path, alone):
         data.batch_size = batch_size
         model = Transformer(data.vocab.size, dim=8, layers=1, heads=2, causal=True, max_length=32)
         optimization = Optimization(accumulate=options.pop("accumulate", 1))
-        method = PolychromicSFT(model, data.vocab, data.codec, optimization, 1, Rollouts(options.pop("length", 4)), SetMarginal("polychromic", 2), Worth(), group=group, **options)
+        rollouts, advantage = Rollouts(options.pop("length", 4)), SetMarginal("polychromic", 2)
+        method = PolychromicSFT(model, data.vocab, data.codec, optimization, 1, rollouts, advantage, Worth(),
+                                group=group, **options)  # fmt: skip
         method.check_data(data)
         method.check_devices(data, 1)
 
@@ -369,5 +374,5 @@ def test_a_devices_share_must_be_of_whole_groups(make):
     data.batch_size = 24
     make(accumulate=2).check_devices(data, 2)
     make(estimator="soft", accumulate=3).check_devices(data, 2)
-    with pytest.raises(ValueError, match="^optimization.accumulate=2 must divide the 3 groups of a step: estimator=soft"):
+    with pytest.raises(ValueError, match="^optimization.accumulate=2 must divide the 3 groups of a step: estimator=so"):
         make(estimator="soft", accumulate=2).check_devices(data, 2)

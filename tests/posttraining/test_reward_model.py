@@ -137,7 +137,8 @@ def test_low_precision_training_does_not_reach_it():
 
 def test_dropout_leaves_out_the_units_whose_numbers_are_below_it():
     """The numbers of the layers stand one behind the other."""
-    model, x, u = Regressor(8, [5, 3], dropout=0.4, seed=1), torch.randn(3, 8, generator=torch.Generator().manual_seed(0)), torch.full((3, 8), 0.4)
+    model, u = Regressor(8, [5, 3], dropout=0.4, seed=1), torch.full((3, 8), 0.4)
+    x = torch.randn(3, 8, generator=torch.Generator().manual_seed(0))
     u[0, 2], u[1, 6] = 0.39, 0.0
     first, second, last = model.layers
     hidden = torch.nn.functional.gelu(first(torch.nn.functional.layer_norm(x, (8,)))) / 0.6
@@ -150,7 +151,7 @@ def test_dropout_leaves_out_the_units_whose_numbers_are_below_it():
 
 @pytest.mark.parametrize("options, message", [
     ({}, "inputs=null: this data gives tokens"), ({"inputs": 0}, "inputs=0 must be at least 1"), ({"inputs": 4, "hidden": [0]}, r"hidden=\[0\] must be"),
-    ({"inputs": 4, "hidden": [10**18]}, r"hidden=\[1000000000000000000\] must be numbers of units, each at most 1000000"),
+    ({"inputs": 4, "hidden": [10**18]}, r"hidden=\[1000000000000000000\] must be numbers of units, each at most 1000"),
     ({"inputs": 4, "dropout": 1.0}, r"dropout=1.0 must lie in \[0, 1\)"),
 ])  # fmt: skip
 def test_a_wrong_regressor_is_one_line(options, message):
