@@ -84,7 +84,6 @@ def assemble(cfg: DictConfig) -> Parts:
         offers["corruption"] = corruption.bind(data.vocab)
     method = build(cfg.method, "method", **taken(cfg, "method", offers))
     method.check_data(data)
-    method.check_devices(data, hardware.processes)
     data.repeat = method.steps_per_batch
     return Parts(hardware, data, method)
 
@@ -155,6 +154,7 @@ def fit(cfg: DictConfig, folder: Path) -> None:
     from research_stack.training.loggers import JsonlLogger, RowBeforeCheckpoint
 
     parts, place = assemble(cfg), RunFolder(folder)
+    parts.method.check_devices(parts.data, parts.hardware.processes)
     last = place.checkpoints / "last.ckpt"
     step = load_checkpoint(last)["global_step"] if last.is_file() else 0
     if cfg.init_from and not step:
@@ -397,6 +397,7 @@ def model_facts(parts: Parts) -> dict[str, Any]:
 def describe(cfg: DictConfig, place: RunFolder) -> Result:
     """dry_run=true: the config, and what the run would cost; nothing is trained or written."""
     parts = assemble(cfg)
+    parts.method.check_devices(parts.data, parts.hardware.processes)
     measurements(cfg)
     facts, data = model_facts(parts), parts.data.describe()
     batch, length = parts.data.batch_size, parts.data.sequence_length

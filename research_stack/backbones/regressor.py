@@ -47,7 +47,7 @@ class Regressor(nn.Module):
         """(B,) one number per row.
 
         - uniform_BH: of a row, a number in [0, 1) for each hidden unit of all layers: those below `dropout` are left
-          out and the rest made larger for it. They belong to the row, whatever stands beside it. None: nothing is left out.
+          out and the rest made larger for it. They belong to the row, whatever stands beside it. None: all stay.
         """
         parts = [None] * len(self.hidden) if uniform_BH is None else uniform_BH.split(self.hidden, dim=1)
         with torch.autocast(features_BF.device.type, enabled=False):
