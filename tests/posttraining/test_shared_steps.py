@@ -87,7 +87,7 @@ class Meeting:
 
 
 def steps_of(method, batch, rank, world, steps, pieces):
-    """Of each step: this device's share of the parts' means and of the gradient; weights move a little in between."""
+    """Of each step: this device's share of the parts' means, the gradient and the rows; weights move in between."""
     rows, found = len(batch["tokens"]) // world, []
     mine = slice(rank * rows, (rank + 1) * rows)
     parameters = [p for p in method.parameters() if p.requires_grad]
@@ -101,7 +101,8 @@ def steps_of(method, batch, rank, world, steps, pieces):
             part = method.loss_sum(piece) / denominator
             of_piece = torch.autograd.grad((part * method._part_weights().double()).sum(), parameters)
             gradients, means = [a + b for a, b in zip(gradients, of_piece, strict=True)], means + part.detach()
-        found.append((means, gradients, dict(getattr(method, "_numbers", {}))))
+        numbers = dict(vars(method).get("_numbers", {}))
+        found.append((means, gradients, numbers, len(next(iter(shared.values())))))
         with torch.no_grad():
             noise = torch.Generator().manual_seed(step)
             for parameter in parameters:
@@ -109,7 +110,7 @@ def steps_of(method, batch, rank, world, steps, pieces):
     return found
 
 
-def assert_shared(monkeypatch, make, batch, steps=1, numbers_add_up=False):
+def assert_shared(monkeypatch, make, batch, steps=1, numbers_are_of_shares=False):
     """On one device and on more, whole and in pieces."""
     found = {}
     for world, pieces in ((1, 1), (2, 1), (3, 2)):
@@ -121,18 +122,17 @@ def assert_shared(monkeypatch, make, batch, steps=1, numbers_add_up=False):
         found[world] = shares
     for world in (2, 3):
         for step in range(steps):
-            means, gradients, numbers = found[1][0][step]
-            of_all = [share[step] for share in found[world]]
+            means, gradients, numbers, rows = found[1][0][step]
+            shares = [share[step] for share in found[world]]
+            assert sum(share[3] for share in shares) == rows and min(share[3] for share in shares) > 0
             assert all(bool(g.any()) for g in gradients)
-            torch.testing.assert_close(sum(m for m, _, _ in of_all), means, rtol=0, atol=1e-10)
-            torch.testing.assert_close(
-                [sum(g) for g in zip(*(g for _, g, _ in of_all), strict=True)], gradients, rtol=0, atol=1e-10
-            )
+            torch.testing.assert_close(sum(share[0] for share in shares), means, rtol=0, atol=1e-10)
+            summed = [sum(g) for g in zip(*(share[1] for share in shares), strict=True)]
+            torch.testing.assert_close(summed, gradients, rtol=0, atol=1e-10)
             for name, value in numbers.items():
-                each = [float(theirs[name]) for _, _, theirs in of_all]
-                assert np.mean(each) == pytest.approx(float(value), abs=1e-6) and (
-                    numbers_add_up or len(set(each)) == 1
-                ), name
+                each = [float(share[2][name]) for share in shares]
+                assert np.mean(each) == pytest.approx(float(value), abs=1e-6), name
+                assert numbers_are_of_shares or len(set(each)) == 1, name
 
 
 def prompts_alone(prompts=PROMPTS):
@@ -195,7 +195,7 @@ def test_polychromic(backbone, codec, monkeypatch, advantage):
         )
 
     batch = {name: torch.cat([tensor, tensor.flip(0), tensor]) for name, tensor in with_replies().items()}
-    assert_shared(monkeypatch, make, batch, numbers_add_up=True)
+    assert_shared(monkeypatch, make, batch, numbers_are_of_shares=True)
 
 
 @pytest.mark.exact
