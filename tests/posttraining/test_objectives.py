@@ -258,6 +258,10 @@ def test_behind_the_end_of_a_completion_each_token_is_nothing(policy):
 # -------------------------------------------------------------------------------------------------- refusals
 @pytest.mark.parametrize("arguments, message", [
     ({"epsilon": 1.0}, "epsilon=1.0 must lie in"), ({"epsilon_high": -0.1}, "epsilon_high=-0.1 must be positive"),
+    ({"epsilon": NAN}, "epsilon=nan must lie in"), ({"epsilon_high": NAN}, "epsilon_high=nan must be positive"),
+    ({"epsilon_high": math.inf}, "epsilon_high=inf must be positive and at most 1000"),
+    ({"delta": NAN}, "delta=nan must be"),
+    ({"delta": math.inf}, "delta=inf must be above 1 . epsilon=1.2 and at most 1000"),
     ({"kind": "cispo"}, "epsilon_high=None must be at least 1 for kind=cispo"),
     ({"kind": "cispo", "epsilon_high": 0.28}, "epsilon_high=0.28 must be at least 1"),
     ({"kind": "cispo", "epsilon_high": 5.0, "delta": 9.0}, "delta=9.0 must be null for kind=cispo"), ({"delta": 1.1}, "delta=1.1 must be above 1 . epsilon"),
