@@ -2,7 +2,8 @@
 
 A family says how a batch becomes work (`prepare`) and what the summed loss of some rows is (`loss_sum`). The
 step divides by the denominator of the WHOLE batch, over all devices and pieces, so gradient accumulation and
-data parallelism give the same loss and gradient as one device with one piece. All randomness comes from streams
+data parallelism give the same loss and gradient as one device with one piece, but for dropout inside a transformer,
+which is drawn for each piece on each device (a reward model's belongs to the pair). All randomness comes from streams
 named by the step, so a resumed run draws what the uninterrupted one would have drawn.
 """
 from __future__ import annotations
