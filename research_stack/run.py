@@ -218,6 +218,7 @@ def fit(cfg: DictConfig, folder: Path) -> None:
     del saved  # its weights
     outside = chosen_loggers(cfg, place) if leads() else []
     parts = assemble(cfg)
+    parts.method.check_devices(parts.data, parts.hardware.processes)
     if cfg.init_from and not step:
         first = phases.folder_of(cfg)
         parts.method.begin_from(load_checkpoint(first.checkpoints / "last.ckpt")["state_dict"])
@@ -397,6 +398,7 @@ def describe(cfg: DictConfig, place: RunFolder) -> Result:
     """dry_run=true: the config, and what the run would cost; nothing is trained or written."""
     refuse_idle(plain(cfg.trainer), plain(cfg.callbacks) or {})
     parts = assemble(cfg)
+    parts.method.check_devices(parts.data, parts.hardware.processes)
     measurements(cfg)
     facts, data = model_facts(parts), parts.data.describe()
     batch, length = parts.data.batch_size, parts.data.sequence_length

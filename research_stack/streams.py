@@ -7,6 +7,7 @@ each device takes its own rows, so any number of devices and any gradient accumu
 """
 from __future__ import annotations
 
+import copy
 import hashlib
 
 import torch
@@ -37,6 +38,12 @@ class Draws:
     ) -> None:
         self.generator = generator(seed, *names, device=device)
         self.total, self.rows, self.device = total, rows or slice(0, total), device
+
+    def whole(self) -> Draws:
+        """The same stream, from where it stands, for all rows of the whole batch."""
+        every = copy.copy(self)
+        every.rows = slice(0, self.total)
+        return every
 
     def uniform(self, *shape: int, dtype: torch.dtype = torch.float32) -> Tensor:
         """U[0, 1) of shape (rows, *shape)."""

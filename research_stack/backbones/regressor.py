@@ -23,7 +23,7 @@ class Regressor(nn.Module):
 
     - inputs: F, numbers of a row; the data say how many.
     - hidden: units of each hidden layer; [] for a linear function.
-    - dropout: share of the hidden units that are left out in training, in [0, 1).
+    - dropout: share of the hidden units that are left out in training, in [0, 1); `forward` is told which.
     - seed: of the initial weights, drawn from the stream (seed, "init"). The last layer starts small: near 0 for every row.
     """
 
@@ -31,8 +31,10 @@ class Regressor(nn.Module):
         super().__init__()
         require(inputs is None or inputs >= 1, f"inputs={inputs} must be at least 1")
         require(all(units >= 1 for units in hidden), f"hidden={list(hidden)} must be numbers of units, each at least 1")
+        require(all(units <= 1_000_000 for units in hidden),
+                f"hidden={list(hidden)} must be numbers of units, each at most 1000000")  # fmt: skip
         require(0 <= dropout < 1, f"dropout={dropout} must lie in [0, 1)")
-        self.inputs, self.dropout = _given(inputs), dropout
+        self.inputs, self.hidden, self.dropout = _given(inputs), list(hidden), dropout
         widths = [self.inputs, *hidden, 1]
         self.layers = nn.ModuleList(nn.Linear(a, b) for a, b in zip(widths, widths[1:], strict=False))
         stream = generator(seed, "init")
@@ -41,12 +43,18 @@ class Regressor(nn.Module):
             nn.init.normal_(layer.weight, std=gain / math.sqrt(layer.in_features), generator=stream)
             nn.init.zeros_(layer.bias)
 
-    def forward(self, features_BF: Tensor) -> Tensor:
-        """(B,) one number per row."""
+    def forward(self, features_BF: Tensor, uniform_BH: Tensor | None = None) -> Tensor:
+        """(B,) one number per row.
+
+        - uniform_BH: of a row, a number in [0, 1) for each hidden unit of all layers: those below `dropout` are left
+          out and the rest made larger for it. They belong to the row, whatever stands beside it. None: all stay.
+        """
+        parts = [None] * len(self.hidden) if uniform_BH is None else uniform_BH.split(self.hidden, dim=1)
         with torch.autocast(features_BF.device.type, enabled=False):
             x = F.layer_norm(features_BF.to(self.layers[0].weight.dtype), (self.inputs,))
-            for layer in self.layers[:-1]:
-                x = F.dropout(F.gelu(layer(x)), self.dropout, self.training)
+            for layer, uniform_BU in zip(self.layers[:-1], parts, strict=True):
+                x = F.gelu(layer(x))
+                x = x if uniform_BU is None else x * (uniform_BU >= self.dropout) / (1 - self.dropout)
             return self.layers[-1](x).squeeze(-1)
 
     def flops_per_token(self, length: int = 1) -> float:

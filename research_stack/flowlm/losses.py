@@ -6,7 +6,10 @@
 | inv_t   | CE / p, p the probability of carrying      | LLaDA (Nie et al. 2025, eq. 3; algorithms 1 and 2); MDLM (Sahoo et al. 2024) |
 | elbo    | w_t(z, x) g, see `corruption.elbo`         | MDLM at masks only; UDLM (Schiff et al. 2024); GIDD (von Ruette et al. 2025) |
 | clip    | min(w_t(z, x), max_weight) g               | GIDD, section 3.4 |
-| dynamic | w_max (1 + [z=m] + (B/N e^(-l/2) - 1) [z=x]) g | GIDD, section 3.4; l = ln((1-t)/t) |
+| dynamic | w_max (1 + [z=m] + (r/(1+r) - 1) [z=x]) g | GIDD, section 3.4, which has r for r/(1+r) |
+
+r = B/N e^(-l/2), l = ln((1-t)/t), grows without bound where t -> 1; r/(1+r) is bounded, near r where r is small, and
+makes `dynamic` exactly 2t(1-t) w_max times `elbo`.
 
 The last three train leave-one-out predictions p(x_i given z without z_i), the first two posteriors: at masks they
 are the same, at visible tokens they are not (`corruption.process.to_posterior`).

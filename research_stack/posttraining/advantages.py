@@ -13,7 +13,6 @@ Shapes: P prompts, N completions of a group, n completions of a subset (the size
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cache
 from typing import Literal, Protocol
@@ -43,14 +42,12 @@ class Advantage(Protocol):
         reward_PN: Tensor,
         kind_PN: Tensor | None = None,
         distance_PNN: Tensor | None = None,
-        total: Callable[[Tensor], Tensor] | None = None,
         generator: torch.Generator | None = None,
     ) -> Tensor:
-        """(P, N) advantages.
+        """(P, N) advantages of the groups of a whole batch, those of all devices.
 
         - kind_PN: int64, completions of equal kind are the same answer. distance_PNN: between completions, the mean of the
           two directions counts and the diagonal does not. Each only where `needs` says so.
-        - total: sums a tensor over devices; None: there is one.
         - generator: on the device of the rewards, for what samples subsets.
 
         Raises ValueError where something it needs is missing or the group does not do.
@@ -62,8 +59,8 @@ class Advantage(Protocol):
 class Group:
     """Reward less the group's mean, over a standard deviation: (r_i - mean) / (std + eps), std with ddof 1 (Shao et al. 2024).
 
-    - scale: whose deviation. `group`: the group's (GRPO); `batch`: that of all rewards of the batch, over all devices
-      (Hu et al. 2025, REINFORCE++); `none`: no division (Dr.GRPO, Liu et al. 2025), eps is not used.
+    - scale: whose deviation. `group`: the group's (GRPO); `batch`: that of all rewards of the batch (Hu et al. 2025,
+      REINFORCE++); `none`: no division (Dr.GRPO, Liu et al. 2025), eps is not used.
     - eps: in the unit of the reward.
     """
 
@@ -72,7 +69,7 @@ class Group:
     needs = "nothing"
 
     def __post_init__(self) -> None:
-        require(self.eps >= 0, f"eps={self.eps} must be at least 0")
+        require(0 <= self.eps <= 1000, f"eps={self.eps} must be at least 0 and at most 1000")
 
     def check(self, group: int) -> None:
         """Raise ValueError for fewer than 2 completions."""
@@ -83,7 +80,6 @@ class Group:
         reward_PN: Tensor,
         kind_PN: Tensor | None = None,
         distance_PNN: Tensor | None = None,
-        total: Callable[[Tensor], Tensor] | None = None,
         generator: torch.Generator | None = None,
     ) -> Tensor:
         """As in `Advantage`."""
@@ -94,7 +90,7 @@ class Group:
         if self.scale == "group":
             std = (centred_PN.square().sum(1, keepdim=True) / (reward_PN.shape[1] - 1)).sqrt()
         else:
-            std = _batch_std(reward_PN.double(), total)
+            std = reward_PN.double().std()
         return _like(_ratio(centred_PN, std + self.eps), reward_PN)
 
 
@@ -113,7 +109,6 @@ class RLOO:
         reward_PN: Tensor,
         kind_PN: Tensor | None = None,
         distance_PNN: Tensor | None = None,
-        total: Callable[[Tensor], Tensor] | None = None,
         generator: torch.Generator | None = None,
     ) -> Tensor:
         """As in `Advantage`."""
@@ -130,13 +125,6 @@ def _centred(x_PN: Tensor) -> Tensor:
     """Values less their mean; exactly 0 for a constant row, whose mean is off by a rounding error."""
     shifted_PN = x_PN - x_PN[:, :1]
     return shifted_PN - shifted_PN.mean(1, keepdim=True)
-
-
-def _batch_std(reward_PN: Tensor, total: Callable[[Tensor], Tensor] | None) -> Tensor:
-    """() standard deviation with ddof 1 of all rewards of all devices; two sums, since squares of rewards would cancel."""
-    total = total or (lambda x: x)
-    count, summed = total(torch.stack([reward_PN.new_tensor(reward_PN.numel()), reward_PN.sum()]))
-    return (total((reward_PN - summed / count).square().sum()) / (count - 1)).sqrt()
 
 
 def _ratio(above: Tensor, below: Tensor) -> Tensor:
@@ -170,8 +158,8 @@ class SetMarginal:
       `sigma`: over the standard deviation of f over the subsets (ddof 0) + eps, as in pass@k training: for rewards 0 and 1
       it is sqrt(p (1 - p)) with p the group's pass@n. Groups that differ in sigma are then weighed differently.
     - diversity: of a set. `kinds`: (distinct kinds - 1) / (n - 1), in [0, 1]. `distance`: mean distance of two of the set.
-    - eps: in the unit of f, for scale=sigma alone. Rewards with rounding noise (a model's) need one: without it, a group of equal
-      completions has advantages of noise over noise.
+    - eps: in the unit of f, for scale=sigma alone. Without it, rewards or distances that differ by rounding alone (a
+      model's) have advantages of noise over noise.
     """
 
     objective: Objective
@@ -179,7 +167,7 @@ class SetMarginal:
     subsets: int | None = None
     scale: Literal["none", "unbiased", "sigma"] = "none"
     diversity: Literal["kinds", "distance"] = "kinds"
-    eps: float = 0.0
+    eps: float = 1e-4
 
     #: See research_stack.smoke.
     smoke = {"size": 2}
@@ -188,7 +176,8 @@ class SetMarginal:
         require(self.size >= 1, f"size={self.size} must be at least 1")
         require(self.size >= 2 or self.objective in ("mean", "max"), f"size={self.size} must be at least 2 for objective={self.objective}")
         require(self.subsets is None or self.subsets >= 2, f"subsets={self.subsets} must be at least 2, or null for all of them")
-        require(self.eps >= 0, f"eps={self.eps} must be at least 0")
+        require(self.subsets is None or self.subsets <= 100_000, f"subsets={self.subsets} must be at most 100000")
+        require(0 <= self.eps <= 1000, f"eps={self.eps} must be at least 0 and at most 1000")
 
     @property
     def needs(self) -> Literal["nothing", "kinds", "distances"]:
@@ -216,7 +205,6 @@ class SetMarginal:
         reward_PN: Tensor,
         kind_PN: Tensor | None = None,
         distance_PNN: Tensor | None = None,
-        total: Callable[[Tensor], Tensor] | None = None,
         generator: torch.Generator | None = None,
     ) -> Tensor:
         """As in `Advantage`."""

@@ -49,20 +49,23 @@ class Answers:
             order[place] = count + source
         index_P = torch.tensor(order, device=self.reward_PN.device)
         index_B = (index_P.unsqueeze(1) * group + torch.arange(group, device=index_P.device)).flatten()
-        texts = self.texts + new.texts
-        rollout = Rollout.joined([self.rollout, new.rollout], pad).take(index_B)
-        parts = {name: np.concatenate([values, new.parts[name]]) for name, values in self.parts.items()}
-        return Answers(rollout, [texts[place] for place in order], torch.cat([self.reward_PN, new.reward_PN])[index_P], parts)
+        both = Answers.joined([self, new], pad)
+        texts = [both.texts[place] for place in order]
+        return Answers(both.rollout.take(index_B), texts, both.reward_PN[index_P], both.parts)
+
+    @staticmethod
+    def joined(parts: Sequence[Answers], pad: int) -> Answers:
+        """Answers to some prompts and to others, as one."""
+        if len(parts) == 1:
+            return parts[0]
+        return Answers(
+            Rollout.joined([part.rollout for part in parts], pad), [group for part in parts for group in part.texts],
+            torch.cat([part.reward_PN for part in parts]),
+            {name: np.concatenate([part.parts[name] for part in parts]) for name in parts[0].parts})  # fmt: skip
 
     def kind_PN(self) -> Tensor:
         """(P, N) int64: which answers of a group are the same text."""
         return torch.from_numpy(np.stack([kinds(group) for group in self.texts])).to(self.reward_PN.device)
-
-    def distance_PNN(self, encoder: SentenceEncoder) -> Tensor:
-        """(P, N, N) cosine distances of what the answers of a group mean."""
-        vectors = encoder.embed([text for group in self.texts for text in group])
-        groups = np.split(vectors, len(self.texts))
-        return torch.from_numpy(np.stack([cosine_distances(group) for group in groups])).to(self.reward_PN.device)
 
 
 def answers(policy: Policy, codec: Codec, rollouts: Rollouts, reward: Reward, prompts: Sequence[Tensor], u_PNT: Tensor) -> Answers:
@@ -80,6 +83,12 @@ def answers(policy: Policy, codec: Codec, rollouts: Rollouts, reward: Reward, pr
     values, parts = scored(reward, asked, flat)
     reward_PN = torch.from_numpy(values).to(u_PNT.device).view(len(prompts), count)
     return Answers(rollout, [flat[start : start + count] for start in range(0, len(flat), count)], reward_PN, parts)
+
+
+def distances(texts: Sequence[Sequence[str]], encoder: SentenceEncoder) -> Tensor:
+    """(P, N, N) cosine distances of what the answers of each group mean."""
+    vectors = encoder.embed([text for group in texts for text in group])
+    return torch.from_numpy(np.stack([cosine_distances(group) for group in np.split(vectors, len(texts))]))
 
 
 def prompts_of(batch: dict[str, Tensor]) -> list[Tensor]:

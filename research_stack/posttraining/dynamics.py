@@ -73,7 +73,9 @@ class DiversityDynamics(Callback):
         results.write_json(path, {"method": type(policy).__name__, "count": self.measures.count, "which": self.prompts, "prompts": asked,
                                   "points": [*points, {"step": step, **found.as_json()}]})  # fmt: skip
         if step:  # nothing can be logged before the first step
-            policy.log_dict({f"dynamics/{name}": band.value for name, band in found.bands.items() if band.n}, rank_zero_only=True)
+            values = {f"dynamics/{name}": band.value for name, band in found.bands.items() if band.n}
+            for logger in trainer.loggers:  # Lightning's own log would repeat them until the next measurement
+                logger.log_metrics(values, step=step - 1)
 
 
 @contextmanager

@@ -5,6 +5,9 @@ on the policy loss. Log-probabilities are those of the generated ids, the first 
 
     loss = policy + beta * KL(policy, reference) - entropy * H(policy)
 
+The completions of a step are the same on any number of devices: each device answers its share of the prompts, all see
+all answers and choose among them alike, and each learns from its share of each minibatch.
+
 Shapes: P prompts, N completions of each, B = P * N texts, T most tokens of a completion, L columns.
 """
 from __future__ import annotations
@@ -17,6 +20,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 import torch
+from lightning.fabric.utilities import move_data_to_device
 from torch import Tensor, nn
 
 from research_stack.backbones.causal import CausalBackbone
@@ -24,7 +28,7 @@ from research_stack.data.tokenizers import Codec
 from research_stack.data.vocabulary import Vocabulary
 from research_stack.evaluation.passk import pass_at_k
 from research_stack.posttraining.advantages import Advantage
-from research_stack.posttraining.answers import Answers, answers, prompts_of
+from research_stack.posttraining.answers import Answers, answers, distances, prompts_of
 from research_stack.posttraining.objectives import PolicyLoss, k3
 from research_stack.posttraining.policy import Policy, Scores, check_policy_data
 from research_stack.posttraining.rewards.base import Reward
@@ -53,9 +57,11 @@ class GRPO(Policy):
     - group: N, completions of a prompt.
     - groups: groups a step learns from; more prompts in a batch are spare: groups whose rewards are all equal are replaced by the
       next prompts' as long as there are some (dynamic sampling, Yu et al. 2025, arXiv 2503.14476). None: all prompts of the batch.
-    - beta: weight of the penalty k3 on the distance to the reference. reference: `copy` of the policy at the start, the model
-      without its `adapters`, or `none`. sync_every: steps after which the copy moves, by `sync_mix`, towards the policy; 0: never.
-    - entropy: weight of the bonus on the mean entropy of the law of a token.
+    - beta: weight of the penalty k3 on the distance to the reference, whose tokens are weighed as those of the loss.
+    - reference: `copy` of the policy at the start, the model without its `adapters`, or `none`. sync_every: steps after
+      which the copy moves, by `sync_mix`, towards the policy; 0: never.
+    - entropy: weight of the bonus on the entropy of the law of a token, its mean over all tokens that carry loss,
+      whatever the loss.
     - iterations: passes over the completions of a step; minibatches: optimizer steps of a pass.
     - mask_truncated: completions that were cut off carry no loss.
     - encoder: of texts, for advantages that ask for distances between answers.
@@ -89,15 +95,21 @@ class GRPO(Policy):
     ) -> None:
         super().__init__(model, vocab, optimization, seed)
         require(group >= 2, f"group={group} must be at least 2: a completion is judged by the others of its group")
+        require(group <= 10_000, f"group={group} must be at most 10000")
         require(groups is None or groups >= 1, f"groups={groups} must be at least 1, or null for all prompts of a batch")
+        require(groups is None or groups <= 1_000_000, f"groups={groups} must be at most 1000000")
         require(beta >= 0, f"beta={beta} must be at least 0")
+        require(beta <= 1000, f"beta={beta} must be at most 1000")
+        require(0 <= entropy <= 1000, f"entropy={entropy} must be at least 0 and at most 1000")
         require(reference in ("copy", "adapters", "none"), f"reference={reference} must be copy, adapters or none")
         require(beta == 0 or reference != "none", f"beta={beta} needs a reference: reference=copy or adapters")
         require(sync_every >= 0, f"sync_every={sync_every} must be at least 0")
         require(sync_every == 0 or reference == "copy", f"sync_every={sync_every} needs reference=copy")
         require(0 < sync_mix <= 1, f"sync_mix={sync_mix} must lie in (0, 1]")
         require(iterations >= 1, f"iterations={iterations} must be at least 1")
+        require(iterations <= 10_000, f"iterations={iterations} must be at most 10000")
         require(minibatches >= 1, f"minibatches={minibatches} must be at least 1")
+        require(minibatches <= 1_000_000, f"minibatches={minibatches} must be at most 1000000")
         advantage.check(group)
         reward.check()
         if advantage.needs == "distances" and encoder is None:
@@ -141,8 +153,20 @@ class GRPO(Policy):
         """Prompts must leave room for completions, and there must be as many of them as groups, and completions for every minibatch."""
         check_policy_data(data, self, self.rollouts.length)
         require(self.groups is None or self.groups <= data.batch_size, f"method.groups={self.groups} must be at most data.batch_size={data.batch_size}")
-        completions = (self.groups or data.batch_size) * self.group
+        completions = self._completions(data)
         require(self.minibatches <= completions, f"method.minibatches={self.minibatches} must be at most the {completions} completions of a step")
+
+    def check_devices(self, data: TokenData, devices: int) -> None:
+        """Each device needs a completion of every minibatch."""
+        super().check_devices(data, devices)
+        completions = self._completions(data)
+        most = completions // devices
+        require(self.minibatches <= most,
+                f"method.minibatches={self.minibatches} must be at most {most} on {devices} devices: each needs one of "
+                f"the {completions} completions of a step for every minibatch")  # fmt: skip
+
+    def _completions(self, data: TokenData) -> int:
+        return (self.groups or data.batch_size) * self.group
 
     def training_flops(self, length: int) -> float:
         """Of a prompt's group, by the tokens of a row of `length`: writing costs one forward pass, as do the old law and the reference's, learning three."""
@@ -162,32 +186,58 @@ class GRPO(Policy):
         turn = self.global_step % self.steps_per_batch
         if turn == 0 or self.rows is None:
             self.rows = self.experience(batch, draws)
-        part, count = turn % self.minibatches, len(self.rows["tokens"])
-        rows = {name: tensor[part * count // self.minibatches : (part + 1) * count // self.minibatches] for name, tensor in self.rows.items()}
-        denominator = self.policy_loss.denominator(self._mask(rows), self.rollouts.length)
-        return rows, denominator.repeat(len(self.parts))
+        now_B = self.rows["minibatch"] == turn % self.minibatches
+        rows = {name: tensor[now_B] for name, tensor in self.rows.items()}
+        mask_BT = self._mask(rows)
+        of_policy, tokens = self.policy_loss.denominator(mask_BT, self.rollouts.length), mask_BT.sum().float()
+        return rows, torch.stack([tokens if name == "entropy" else of_policy for name in self.parts])
 
     def experience(self, batch: Rows, draws: Draws) -> Rows:
-        """Completions of the batch's prompts with their advantages, one row each."""
-        found = self._that_differ(prompts_of(batch), draws.uniform(self.group, self.rollouts.length))
+        """This device's share of the completions of all devices' prompts, with their advantages, one row each."""
+        prompts = [prompt for theirs in self.of_all_devices(prompts_of(batch)) for prompt in theirs]
+        draws = draws.whole()
+        found = self._that_differ(prompts, draws.uniform(self.group, self.rollouts.length))
         kind_PN = found.kind_PN()
-        distance_PNN = found.distance_PNN(self.encoder) if self.advantage.needs == "distances" else None
-        advantage_PN = self.advantage(found.reward_PN, kind_PN, distance_PNN, self.total_over_devices, draws.generator)
-        rows = {**found.rollout.rows(), "advantage": advantage_PN.flatten().float()}
+        distance_PNN = self._distances(found) if self.advantage.needs == "distances" else None
+        advantage_PN = self.advantage(found.reward_PN, kind_PN, distance_PNN, draws.generator)
+        rows = self._shared_out({**found.rollout.rows(), "advantage": advantage_PN.flatten().float()})
         rows |= self._other_laws(rows)
         self._numbers = self._describe(found, kind_PN, advantage_PN)
         return rows
 
+    def _shared_out(self, rows: Rows) -> Rows:
+        """This device's rows of each minibatch, and of which one each is."""
+        count, parts = len(rows["tokens"]), []
+        for number in range(self.minibatches):
+            start, stop = number * count // self.minibatches, (number + 1) * count // self.minibatches
+            mine = self.share(stop - start)
+            parts.append({name: tensor[start:stop][mine] for name, tensor in rows.items()})
+            parts[-1]["minibatch"] = torch.full_like(parts[-1]["made"], number)
+        return {name: torch.cat([part[name] for part in parts]) for name in parts[0]}
+
     def _that_differ(self, prompts: Sequence[Tensor], u_PNT: Tensor) -> Answers:
         """The completions to learn from: groups of equal rewards give way to those of spare prompts as long as there are some."""
-        wanted = len(prompts) if self.groups is None else min(-(-self.groups // self.trainer.world_size), len(prompts))
-        kept, asked = self.answers(prompts[:wanted], u_PNT[:wanted]), wanted
+        wanted = len(prompts) if self.groups is None else min(self.groups, len(prompts))
+        kept, asked = self.answers_of_all(prompts[:wanted], u_PNT[:wanted]), wanted
         while asked < len(prompts) and (same := kept.same_P.nonzero()[:, 0].tolist()):
             more = slice(asked, asked + len(same))
-            fresh, asked = self.answers(prompts[more], u_PNT[more]), min(more.stop, len(prompts))
+            fresh, asked = self.answers_of_all(prompts[more], u_PNT[more]), min(more.stop, len(prompts))
             differ = (~fresh.same_P).nonzero()[:, 0].tolist()
             kept = kept.replaced(same[: len(differ)], fresh, differ, self.vocab.pad)
         return kept
+
+    def answers_of_all(self, prompts: Sequence[Tensor], u_PNT: Tensor) -> Answers:
+        """Completions of prompts that all devices know, each device's share of them drawn by it."""
+        mine = self.share(len(prompts))
+        parts = self.of_all_devices(self.answers(prompts[mine], u_PNT[mine]) if mine.start < mine.stop else None)
+        return Answers.joined([part for part in parts if part is not None], self.vocab.pad)
+
+    def _distances(self, found: Answers) -> Tensor:
+        """(P, N, N) between the answers of each group; each device reads its share of the groups."""
+        assert self.encoder is not None
+        mine = found.texts[self.share(len(found.texts))]
+        parts = self.of_all_devices(distances(mine, self.encoder).to(self.device) if mine else None)
+        return torch.cat([part for part in parts if part is not None])
 
     def answers(self, prompts: Sequence[Tensor], u_PNT: Tensor) -> Answers:
         """Completions of these prompts and what they are worth."""
@@ -225,11 +275,13 @@ class GRPO(Policy):
         length = mask_BT.shape[1]
         old_BT = rows["old"][:, :length] if "old" in rows else scores.logp_BT.detach()
         policy_BT, clipped_BT = self.policy_loss.per_token(scores.logp_BT, old_BT, rows["advantage"], mask_BT)
-        weight_BT = self.policy_loss.weights(mask_BT, self.rollouts.length)
+        weight_BT = self.policy_loss.weights(mask_BT)
         terms = {"policy": policy_BT, "entropy": scores.entropy_BT}
         if "reference" in rows:
             terms["kl"] = k3(rows["reference"][:, :length], scores.logp_BT, mask_BT)
-        sums_P = torch.stack([(weight_BT * terms[name].masked_fill(~mask_BT, 0.0)).sum() for name in self.parts])
+        terms = {name: term_BT.masked_fill(~mask_BT, 0.0) for name, term_BT in terms.items()}
+        weighed = [terms[name] if name == "entropy" else weight_BT * terms[name] for name in self.parts]
+        sums_P = torch.stack([term_BT.sum() for term_BT in weighed])
         self._count(terms | {"clip_fraction": clipped_BT.float()}, mask_BT)
         if bool(self._unproven) and bool(mask_BT.any()):
             self.prove(sums_P, {"kl": "the reference is the policy", "policy": "no group has answers of different worth"})
@@ -247,11 +299,11 @@ class GRPO(Policy):
     # What is logged ------------------------------------------------------------------------------------------------
 
     def _describe(self, found: Answers, kind_PN: Tensor, advantage_PN: Tensor) -> dict[str, Tensor]:
-        """Numbers of this device's completions."""
+        """Numbers of the completions of all devices."""
         reward_PN, rollout = found.reward_PN, found.rollout
         distinct_P = torch.stack([(kind_PN == kind).any(1) for kind in range(self.group)]).sum(0)
         same = found.same_P.float().mean()
-        if not bool(advantage_PN.any()) and self.global_step - self._warned >= SILENT:
+        if self.global_rank == 0 and not bool(advantage_PN.any()) and self.global_step - self._warned >= SILENT:
             self._warned = self.global_step
             log.warning("step %d: in all %d groups the answers are of equal worth (mean reward %.3g), so that there is nothing to learn from; "
                         "try another method.rollouts.temperature, a larger method.group or easier prompts", self.global_step, len(reward_PN), reward_PN.mean())
@@ -262,15 +314,14 @@ class GRPO(Policy):
         }
 
     def after_update(self) -> Mapping[str, Tensor]:
-        """Means over the devices of what was counted in this step."""
+        """Means over the tokens of all devices of what was counted in this step, and what the completions are like."""
         self.moved()
         sums, self._sums = self._sums, {}
         tokens = self.total_over_devices(sums.pop("tokens")).clamp_min(1)
         means = {name: self.total_over_devices(value) / tokens for name, value in sums.items()}
-        numbers = {name: self.total_over_devices(value.float() / self.trainer.world_size) for name, value in self._numbers.items()}
         if self.reference is not None and self.sync_every and self.global_step % self.sync_every == 0:
             self._sync()
-        return means | numbers
+        return means | {name: value.float() for name, value in self._numbers.items()}
 
     @torch.no_grad()
     def _sync(self) -> None:
@@ -310,15 +361,7 @@ class GRPO(Policy):
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Completions that are still in use belong to the state of the run: those of every device, and what was logged of them."""
         if self.rows is not None and self.global_step % self.steps_per_batch:
-            mine = [{name: tensor.cpu() for name, tensor in kept.items()} for kept in (self.rows, self._numbers)]
-            checkpoint["completions"] = self._of_all_devices(mine)
-
-    def _of_all_devices(self, mine: Any) -> list[Any]:
-        if self.trainer.world_size == 1:
-            return [mine]
-        every: list[Any] = [None] * self.trainer.world_size
-        torch.distributed.all_gather_object(every, mine)
-        return every
+            checkpoint["completions"] = move_data_to_device(self.of_all_devices([self.rows, self._numbers]), "cpu")
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Go on with them. Raises ValueError for another number of devices than that which drew them."""
@@ -327,6 +370,8 @@ class GRPO(Policy):
         world = self.trainer.world_size
         require(len(every) == world, f"hardware.devices={world} must be {len(every)}: the run stopped between two steps on completions that {len(every)} devices hold")
         self.rows, self._numbers = every[self.global_rank]
+        require("minibatch" in self.rows, "run: it stopped between two steps on completions of an earlier version; "
+                                          "train it anew with run=new")  # fmt: skip
 
     def on_train_start(self) -> None:
         """Completions that were loaded follow the model to its device."""

@@ -1,7 +1,7 @@
 """The policy losses of post-training: what each token of a completion adds, and what the sum is divided by.
 
 A loss is (weights * per_token).sum() / denominator, with the sum and the denominator each taken over everything that belongs to
-one optimizer step: pieces of an accumulated batch, devices. So no kind but `bnpo` depends on how a batch is cut up.
+one optimizer step: pieces of an accumulated batch, devices. So no kind depends on how a batch is cut up.
 
 With r the ratio p(token) / p_old(token), A the completion's advantage and T the length of a completion:
 
@@ -9,10 +9,13 @@ With r the ratio p(token) / p_old(token), A the completion's advantage and T the
 | --- | --- | --- | --- |
 | grpo | clipped r A | 1 / T | completions (Shao et al. 2024, arXiv 2402.03300, equation 3) |
 | dapo | clipped r A | 1 | tokens (Yu et al. 2025, arXiv 2503.14476, equation 8) |
-| bnpo | clipped r A | completions / tokens, both of the piece | completions: the mean over pieces of token means |
+| bnpo | clipped r A | 1 | tokens, as dapo: see below |
 | dr_grpo | clipped r A | 1 | completions * max_length (Liu et al. 2025, arXiv 2503.20783) |
 | gspo | clipped s A, s = the geometric mean of r over the completion | 1 / T | completions (Zheng et al. 2025, arXiv 2507.18071, equation 5) |
 | cispo | constant(min(r, epsilon_high)) A ln p | 1 | tokens (MiniMax 2025, arXiv 2506.13585, equation 4) |
+
+TRL's bnpo is the token mean of the local batch, what one device holds at once, so that it changes with the number of
+devices and with accumulation. Here the batch is that of the whole optimizer step: so bnpo is dapo, number for number.
 
 Shapes: B completions, T tokens of the longest one, padded. Log-probabilities are in nats.
 """
@@ -47,25 +50,24 @@ class PolicyLoss:
 
     def __post_init__(self) -> None:
         require(0 < self.epsilon < 1, f"epsilon={self.epsilon} must lie in (0, 1)")
-        require(self.epsilon_high is None or self.epsilon_high > 0, f"epsilon_high={self.epsilon_high} must be positive")
+        require(self.epsilon_high is None or 0 < self.epsilon_high <= 1000,
+                f"epsilon_high={self.epsilon_high} must be positive and at most 1000")  # fmt: skip
         require(self.kind != "cispo" or (self.epsilon_high is not None and self.epsilon_high >= 1),
                 f"epsilon_high={self.epsilon_high} must be at least 1 for kind=cispo: it is the largest ratio")  # fmt: skip
         require(self.kind != "cispo" or self.delta is None, f"delta={self.delta} must be null for kind=cispo, which cuts every ratio at epsilon_high")
-        require(self.delta is None or self.delta > 1 + self.epsilon, f"delta={self.delta} must be above 1 + epsilon={1 + self.epsilon}")
+        require(self.delta is None or 1 + self.epsilon < self.delta <= 1000,
+                f"delta={self.delta} must be above 1 + epsilon={1 + self.epsilon} and at most 1000")  # fmt: skip
         require(self.delta is None or self.epsilon_high is None or self.delta > 1 + self.epsilon_high,
                 f"delta={self.delta} must be above 1 + epsilon_high, epsilon_high={self.epsilon_high}")  # fmt: skip
 
-    def weights(self, mask_BT: Tensor, max_length: int) -> Tensor:
+    def weights(self, mask_BT: Tensor) -> Tensor:
         """(B, T) float: what each token's loss is multiplied with before the sum, 0 where the mask is False.
 
         - mask_BT: bool, the tokens that carry loss. A completion without any (truncated, say) adds nothing to the sum.
-        - max_length: the most tokens a completion may have; no weight depends on it.
         """
         weight_BT = mask_BT.float()
         if self.kind in ("grpo", "gspo"):
             return weight_BT / weight_BT.sum(1, keepdim=True).clamp_min(1)
-        if self.kind == "bnpo":
-            return weight_BT * (len(mask_BT) / weight_BT.sum().clamp_min(1))
         return weight_BT
 
     def denominator(self, mask_BT: Tensor, max_length: int) -> Tensor:
@@ -73,8 +75,10 @@ class PolicyLoss:
 
         Where it counts completions, those whose mask is empty count, as in TRL. Where it counts tokens it may be 0: clamp the
         total, not the parts, to at least 1.
+
+        - max_length: the most tokens a completion may have.
         """
-        if self.kind in ("dapo", "cispo"):
+        if self.kind in ("dapo", "bnpo", "cispo"):
             return mask_BT.sum().float()
         count = len(mask_BT) * (max_length if self.kind == "dr_grpo" else 1)
         return torch.tensor(float(count), device=mask_BT.device)

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 import torch
+from lightning.fabric.utilities import move_data_to_device
 from torch import Tensor, nn
 
 from research_stack.backbones.causal import CausalBackbone
@@ -106,6 +107,21 @@ class Policy(TrainingModule):
                 yield
         finally:
             self.model.train(training)
+
+    # Devices -------------------------------------------------------------------------------------------------------
+
+    def share(self, count: int) -> slice:
+        """This device's part of so many things; parts of devices differ in size by one at most."""
+        world, rank = self.trainer.world_size, self.global_rank
+        return slice(rank * count // world, (rank + 1) * count // world)
+
+    def of_all_devices(self, mine: Any) -> list[Any]:
+        """What each device has, in the order of their ranks: tensors, texts, dataclasses and containers of them."""
+        if self.trainer.world_size == 1:
+            return [mine]
+        every: list[Any] = [None] * self.trainer.world_size
+        torch.distributed.all_gather_object(every, move_data_to_device(mine, "cpu"))
+        return move_data_to_device(every, self.device)
 
     # The first step ------------------------------------------------------------------------------------------------
 

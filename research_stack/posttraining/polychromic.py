@@ -27,7 +27,7 @@ from research_stack.backbones.causal import CausalBackbone
 from research_stack.data.tokenizers import Codec
 from research_stack.data.vocabulary import Vocabulary
 from research_stack.posttraining.advantages import Advantage
-from research_stack.posttraining.answers import answers, prompts_of
+from research_stack.posttraining.answers import Answers, answers, distances, prompts_of
 from research_stack.posttraining.policy import check_policy_data, completion_columns
 from research_stack.posttraining.rewards.base import Reward
 from research_stack.posttraining.rollout import Rollouts
@@ -65,7 +65,9 @@ class PolychromicSFT(SFT):
     ) -> None:
         super().__init__(model, vocab, optimization, seed)
         require(group >= 2, f"group={group} must be at least 2: diversity is a property of several answers")
+        require(group <= 10_000, f"group={group} must be at most 10000")
         require(weight > 0, f"weight={weight} must be above 0; without diversity it is experiment=sft")
+        require(weight <= 1000, f"weight={weight} must be at most 1000")
         require(estimator in ("score", "soft"), f"estimator={estimator} must be score or soft")
         require(0 <= warmup < 1, f"warmup={warmup} must lie in [0, 1)")
         advantage.check(group)
@@ -82,27 +84,39 @@ class PolychromicSFT(SFT):
         super().check_data(data)
         check_policy_data(data, self, self.rollouts.length)
         require(data.batch_size % self.group == 0, f"data.batch_size={data.batch_size} must be a multiple of method.group={self.group}: one prompt of every so many pairs is answered")
-        self._check_pieces(data.batch_size)
+
+    def check_devices(self, data: TokenData, devices: int) -> None:
+        """Each device's share of a batch must be of whole groups, and its pieces too where they count."""
+        super().check_devices(data, devices)
+        require(data.batch_size % (devices * self.group) == 0,
+                f"data.batch_size={data.batch_size} on {devices} devices must be a multiple of {devices} x "
+                f"method.group={self.group}: a group stays on one device")  # fmt: skip
+        self._check_pieces(data.batch_size // devices)
 
     def prepare(self, batch: Rows, draws: Draws) -> tuple[Rows, Tensor]:
         """The pairs, and a completion beside each; denominators: reply tokens, completions."""
         rows, replies_1 = super().prepare(batch, draws)
-        if self.training:
-            self._check_share(len(rows["tokens"]))
         if self._waits() or not self.training:  # validation is of the replies alone
             return rows, torch.cat([replies_1, torch.ones_like(replies_1)])
         prompts = prompts_of(batch)[:: self.group]
         u_PNT = draws.uniform(self.rollouts.length).unflatten(0, (len(prompts), self.group))
         found = answers(self, self.codec, self.rollouts, self.reward, prompts, u_PNT)
         kind_PN = found.kind_PN()
-        distance_PNN = found.distance_PNN(self.encoder) if self.advantage.needs == "distances" and self.encoder is not None else None
         quality_PN = found.reward_PN if self.gated else torch.ones_like(found.reward_PN)
-        advantage_PN = self.advantage(quality_PN, kind_PN, distance_PNN, self.total_over_devices, draws.generator)
+        advantage_PN = self._advantages(found, quality_PN, kind_PN, draws.generator)
         apart_PNN = (kind_PN.unsqueeze(2) != kind_PN.unsqueeze(1)).float()
         self._numbers = {"reward": found.reward_PN.mean(), "apart": apart_PNN.sum((1, 2)).mean() / (self.group * (self.group - 1))}
         own = {f"own_{name}": tensor for name, tensor in found.rollout.rows().items()}
         count_1 = replies_1.new_tensor([quality_PN.numel()])
         return {**rows, **own, "advantage": advantage_PN.flatten().float(), "quality": quality_PN.flatten().float()}, torch.cat([replies_1, count_1])
+
+    def _advantages(self, found: Answers, quality_PN: Tensor, kind_PN: Tensor, generator: torch.Generator) -> Tensor:
+        """(P, N) of this device's groups, out of those of all devices."""
+        mine = [quality_PN, kind_PN]
+        if self.encoder is not None and self.advantage.needs == "distances":
+            mine.append(distances(found.texts, self.encoder).to(self.device))
+        every = [torch.cat(parts) for parts in zip(*self.of_all_devices(mine), strict=True)]
+        return self.advantage(*every, generator=generator)[self.share(len(every[0]))]
 
     def _check_pieces(self, pairs: int) -> None:
         """Raise ValueError where the pieces of a step would cut a group apart that `soft` looks at as a whole."""
@@ -118,12 +132,6 @@ class PolychromicSFT(SFT):
         groups = count_rows(rows) // self.group
         return next((pieces for pieces in range(2 * self.pieces, groups + 1) if groups % pieces == 0), None)
 
-    def _check_share(self, pairs: int) -> None:
-        """Raise ValueError where this device's share of a batch is not of whole groups; from the first step on, warmup or not."""
-        world = self.trainer.world_size
-        require(pairs % self.group == 0, f"data.batch_size={pairs * world} on {world} devices must be a multiple of {world} x method.group={self.group}: a group stays on one device")
-        self._check_pieces(pairs)
-
     def _waits(self) -> bool:
         """Whether the diversity term has not begun."""
         return self.trainer.max_steps > 0 and self.global_step < self.warmup * self.trainer.max_steps
@@ -134,7 +142,7 @@ class PolychromicSFT(SFT):
         if "advantage" not in rows:
             return torch.stack([reply, reply.detach() * 0])
         sums_P = torch.stack([reply, self._scored(rows) if self.estimator == "score" else self._soft(rows)])
-        self.prove(sums_P, {"diversity": "all sets of answers are equally good"})
+        self.prove_reply(rows, sums_P, {"diversity": "all sets of answers are equally good"})
         return sums_P
 
     def _scored(self, rows: Rows) -> Tensor:

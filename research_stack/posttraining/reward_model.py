@@ -7,6 +7,7 @@ Shapes: B pairs, F inputs.
 """
 from __future__ import annotations
 
+import math
 from typing import Any, Literal
 
 import torch
@@ -24,7 +25,8 @@ from research_stack.training.optimization import Optimization
 class RewardModel(TrainingModule):
     """A regressor of log(1 + engagement) from the embeddings of prompt and reply.
 
-    - model: (B, F) -> (B,), the standardised target.
+    - model: (B, F) -> (B,), the standardised target. What its dropout leaves out belongs to the pair: the pieces of a
+      batch and the devices that share it change nothing.
     - loss: `mse`, the squared error, or `huber` (Huber 1964), linear beyond `delta`; the mean over the pairs of the batch.
     - delta: of Huber's loss, in standard deviations of the target.
     - target_mean, target_std: of the training side; the data give them, and checkpoints keep them.
@@ -38,8 +40,9 @@ class RewardModel(TrainingModule):
     ) -> None:
         super().__init__(optimization, seed)
         require(loss in ("mse", "huber"), f"loss={loss} must be mse or huber")
-        require(delta > 0, f"delta={delta} must be positive")
-        require(target_std > 0, f"target_std={target_std} must be positive")
+        require(0 < delta <= 1000, f"delta={delta} must be positive and at most 1000")
+        require(math.isfinite(target_mean), f"target_mean={target_mean} must be finite")
+        require(0 < target_std < math.inf, f"target_std={target_std} must be positive and finite")
         self.model, self.loss, self.delta = model, loss, delta
         self.mean: Tensor
         self.std: Tensor
@@ -56,13 +59,16 @@ class RewardModel(TrainingModule):
         return len(batch["features"])
 
     def prepare(self, batch: Rows, draws: Draws) -> tuple[Rows, Tensor]:
-        """Features and standardised targets; the loss is divided by the number of pairs."""
+        """Features, standardised targets and, in training, what dropout leaves out; the number of pairs."""
         target_B = (batch["target"] - self.mean) / self.std
-        return {"features": batch["features"], "target": target_B}, torch.tensor(float(len(target_B)), device=target_B.device)
+        rows = {"features": batch["features"], "target": target_B}
+        if self.training and self.model.dropout:
+            rows["uniform"] = draws.uniform(sum(self.model.hidden))
+        return rows, torch.tensor(float(len(target_B)), device=target_B.device)
 
     def loss_sum(self, rows: Rows) -> Tensor:
         """The summed loss of these pairs, in units of the standardised target."""
-        output_B = self.model(rows["features"])
+        output_B = self.model(rows["features"], rows.get("uniform"))
         if self.loss == "huber":
             return F.huber_loss(output_B, rows["target"].to(output_B.dtype), reduction="sum", delta=self.delta)
         return (output_B - rows["target"]).square().sum()

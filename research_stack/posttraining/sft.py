@@ -41,8 +41,13 @@ class SFT(Policy):
     def loss_sum(self, rows: Rows) -> Tensor:
         """(1,) the summed cross entropy."""
         sums_P = self.reply(rows).unsqueeze(0)
-        self.prove(sums_P, {})
+        self.prove_reply(rows, sums_P, {})
         return sums_P
+
+    def prove_reply(self, rows: Rows, sums_P: Tensor, may_vanish: Mapping[str, str]) -> None:
+        """As `prove`, once a piece holds tokens of replies: it may hold prompts alone."""
+        if bool(self._unproven) and bool(rows["counts"].any()):
+            self.prove(sums_P, may_vanish)
 
     def reply(self, rows: Rows) -> Tensor:
         """The summed cross entropy of the replies, in nats."""

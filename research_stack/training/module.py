@@ -2,7 +2,8 @@
 
 A family says how a batch becomes work (`prepare`) and what the summed loss of some rows is (`loss_sum`). The
 step divides by the denominator of the WHOLE batch, over all devices and pieces, so gradient accumulation and
-data parallelism give the same loss and gradient as one device with one piece. All randomness comes from streams
+data parallelism give the same loss and gradient as one device with one piece, but for dropout inside a transformer,
+which is drawn for each piece on each device (a reward model's belongs to the pair). All randomness comes from streams
 named by the step, so a resumed run draws what the uninterrupted one would have drawn.
 """
 from __future__ import annotations
@@ -76,6 +77,12 @@ class TrainingModule(LightningModule):
 
     def check_data(self, data: TokenData) -> None:
         """Raise ValueError, opening with the config key, when this (prepared) data cannot serve the method."""
+
+    def check_devices(self, data: TokenData, devices: int) -> None:
+        """Raise ValueError, opening with the config key, when so many devices cannot share a step of the method."""
+        dropouts = (part for part in self.modules() if isinstance(part, torch.nn.Dropout))
+        if devices > 1 and any(part.training and part.p > 0 for part in dropouts):
+            log.info("dropout: each device draws its own, so %d devices agree with one in law, not in numbers", devices)
 
     def clipped_apart(self) -> Sequence[Sequence[torch.nn.Parameter]]:
         """Groups of parameters whose gradients are clipped each by its own norm; together all that are trained."""

@@ -213,3 +213,6 @@ def test_dynamic_weights_are_those_of_the_paper_away_from_the_end():
         ours = [float(w * 2 * t * (1 - t)) for w in process.weights(t)]
         log_snr = math.log((1 - level) / level)
         assert ours == pytest.approx([2, 1, scale / 50000 * math.exp(-log_snr / 2)], rel=1e-3)
+        few = Hybrid(5, p_u=0.2)  # r itself is 0.44 at t = .95 here
+        r = scale / 5 * math.exp(-log_snr / 2)
+        assert [float(w * 2 * t * (1 - t)) for w in few.weights(t)] == pytest.approx([2, 1, r / (1 + r)], rel=1e-12)

@@ -1,7 +1,6 @@
 """Advantages against their vectors and, for sets, against the definition by enumeration in plain Python."""
 import itertools
 import math
-import threading
 from statistics import fmean, pstdev
 
 import pytest
@@ -80,7 +79,9 @@ def test_closed_forms_are_the_definition(objective, diversity, group):
     N = len(reward)
     close(SetMarginal(objective, n, diversity=diversity, scale="unbiased")(*given_), [[a * n * N / (N - n) for a in expected]], atol=1e-11)
     if sigma > 1e-9:
-        close(SetMarginal(objective, n, diversity=diversity, scale="sigma")(*given_), [[a / sigma for a in expected]], atol=1e-9)
+        for eps in ({"eps": 0.0}, {}):
+            scaled = SetMarginal(objective, n, diversity=diversity, scale="sigma", **eps)(*given_)
+            close(scaled, [[a / (sigma + eps.get("eps", 1e-4)) for a in expected]], atol=1e-9)
 
 
 @pytest.mark.exact
@@ -121,7 +122,7 @@ def test_rewards_with_a_tie():
 @pytest.mark.exact
 @pytest.mark.parametrize("k, right, wrong", [(1, 1.732051, -0.577350), (2, 1.074172, -0.358057), (4, 0.522233, -0.174078)])
 def test_pass_at_k_training(k, right, wrong):
-    found = SetMarginal("max", k, scale="sigma")(f64([0, 1, 0, 0, 1, 0, 0, 0]))
+    found = SetMarginal("max", k, scale="sigma", eps=0.0)(f64([0, 1, 0, 0, 1, 0, 0, 0]))
     close(found, [[wrong, right, wrong, wrong, right, wrong, wrong, wrong]], atol=1e-6)
 
 
@@ -214,26 +215,9 @@ def test_a_bonus_for_the_whole_group_cancels_and_one_for_each_set_does_not():
     close(SetMarginal("polychromic", 3)(flat_PN, kind_PN), SetMarginal("diversity", 3)(flat_PN, kind_PN))
 
 
-def test_the_batch_deviation_is_that_of_all_devices():
-    reward_PN, parts = random_groups()[0] + f64([0], [1], [1e4]), {}
-    barrier, shared = threading.Barrier(2), {}
-
-    def device(rank, rows):
-        def total(x):
-            shared[rank] = x
-            barrier.wait(5)
-            summed = shared[0] + shared[1]
-            barrier.wait(5)
-            return summed
-
-        parts[rank] = Group("batch")(rows, None, None, total)
-
-    threads = [threading.Thread(target=device, args=(rank, rows)) for rank, rows in enumerate((reward_PN[:1], reward_PN[1:]))]
-    [t.start() for t in threads]
-    [t.join() for t in threads]
-    expected_PN = (reward_PN - reward_PN.mean(1, keepdim=True)) / (reward_PN.std() + 1e-4)
-    close(torch.cat([parts[0], parts[1]]), expected_PN)
-    close(Group("batch")(reward_PN), expected_PN)
+def test_the_deviation_of_a_batch_is_that_of_all_its_rewards():
+    reward_PN = random_groups()[0] + f64([0], [1], [1e4])
+    close(Group("batch")(reward_PN), (reward_PN - reward_PN.mean(1, keepdim=True)) / (reward_PN.std() + 1e-4))
 
 
 def test_the_dtype_of_the_rewards_is_kept_and_their_digits_are_not_lost():
@@ -246,11 +230,15 @@ def test_the_dtype_of_the_rewards_is_kept_and_their_digits_are_not_lost():
         close(Group("none")(whole), [[0.5, -0.5, -0.5, 0.5]], atol=0)
 
 
-def test_sigma_with_eps_does_not_blow_up_noise():
-    reward_PN = f64([0.5, 0.5 + 1e-9, 0.5, 0.5])
-    assert SetMarginal("max", 2, scale="sigma")(reward_PN).abs().max() > 0.5
-    assert SetMarginal("max", 2, scale="sigma", eps=1e-4)(reward_PN).abs().max() < 1e-4
-    assert SetMarginal("mean", 2, scale="sigma", eps=1e-4)(reward_PN).abs().max() < 1e-4
+@pytest.mark.parametrize("advantage", all_kinds_of(4, 2), ids=repr)
+def test_noise_of_rounding_does_not_become_an_advantage(advantage):
+    """Rewards and distances that a model gives differ by rounding where they should be equal."""
+    noise = 6e-8 * torch.tensor([0.0, 1, 0, 0], dtype=torch.float64)
+    reward_PN = 0.5 + noise[None].repeat(2, 1)
+    distance_PNN = 0.3 + (noise[:, None] + noise)[None].repeat(2, 1, 1)
+    distance_PNN.diagonal(dim1=1, dim2=2).zero_()
+    found = advantage(reward_PN, torch.zeros(2, 4, dtype=torch.int64), distance_PNN, generator=generator(0, "test"))
+    assert found.abs().max() < 1e-3
 
 
 # -------------------------------------------------------------------------------------------- sampled subsets
@@ -289,7 +277,10 @@ def test_more_samples_come_closer():
     ({"objective": "max", "size": 0}, "size=0 must be at least 1"),
     ({"objective": "polychromic", "size": 1}, "size=1 must be at least 2 for objective=polychromic"),
     ({"objective": "max", "size": 2, "subsets": 1}, "subsets=1 must be at least 2"),
-    ({"objective": "max", "size": 2, "eps": -1.0}, "eps=-1.0 must be at least 0"),
+    ({"objective": "max", "size": 2, "subsets": 10**18}, "subsets=1000000000000000000 must be at most 100000"),
+    ({"objective": "max", "size": 2, "eps": -1.0}, "eps=-1.0 must be at least 0 and at most 1000"),
+    ({"objective": "max", "size": 2, "eps": math.nan}, "eps=nan must be at least 0"),
+    ({"objective": "max", "size": 2, "eps": math.inf}, "eps=inf must be at least 0"),
 ])  # fmt: skip
 def test_bad_arguments_are_refused_when_built_and_before(arguments, message):
     node = {"_target_": "research_stack.posttraining.advantages.SetMarginal", **arguments}

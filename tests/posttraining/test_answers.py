@@ -8,7 +8,7 @@ import torch
 from research_stack.data.module import TokenData, batch_of
 from research_stack.data.sources_expressions import Expressions
 from research_stack.data.tokenizers import Bytes
-from research_stack.posttraining.answers import Answers, answers, different_prompts, prompts_of
+from research_stack.posttraining.answers import Answers, answers, different_prompts, distances, prompts_of
 from research_stack.posttraining.policy import Policy
 from research_stack.posttraining.rollout import Rollout, Rollouts
 from research_stack.training.optimization import Optimization
@@ -61,7 +61,7 @@ def test_distances_are_within_a_prompt(policy, codec):
             return np.array([[np.cos(len(text)), np.sin(len(text))] for text in texts])
 
     found, _ = drawn(policy, codec)
-    distance_PNN = found.distance_PNN(Lengths())
+    distance_PNN = distances(found.texts, Lengths())
     expected = [[[1 - np.cos(len(a) - len(b)) for b in group] for a in group] for group in found.texts]
     assert distance_PNN.shape == (3, 4, 4) and np.allclose(distance_PNN.numpy(), expected, atol=1e-12) and distance_PNN.any()
 

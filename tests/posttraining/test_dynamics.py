@@ -49,6 +49,11 @@ def points(folder):
     return read_json(Path(folder) / "dynamics.json")["points"]
 
 
+def rows_of(folder):
+    """metrics.jsonl without times; names in their order."""
+    return [list((row | {"time": 0.0}).items()) for row in read_jsonl(Path(folder) / "metrics.jsonl")]
+
+
 def steps(folder):
     return [point["step"] for point in points(folder)]
 
@@ -73,7 +78,8 @@ def test_the_numbers_are_logged_too_beside_the_step_they_are_of(whole):
     for point in points(whole / "whole")[1:]:
         for name, band in point["metrics"].items():
             assert rows[point["step"]].get(f"dynamics/{name}") == (pytest.approx(band["value"], rel=1e-6) if band["n"] else None), name
-    assert not any(name.startswith("dynamics/") for name in rows[1])
+    for step in (1, 3):
+        assert not any(name.startswith("dynamics/") for name in rows[step]), "a row holds what was measured at its step"
 
 
 def test_the_last_point_is_of_the_policy_that_was_saved_its_average(whole):
@@ -118,6 +124,7 @@ def test_a_resumed_run_keeps_its_points_and_replaces_those_beyond(whole, monkeyp
     path.write_text(json.dumps(found))
     assert run(compose(SFT), "cut").status == "ok"
     assert points("cut") == points(whole / "whole")
+    assert rows_of("cut") == rows_of(whole / "whole")
 
 
 def test_held_out_prompts(whole):
@@ -164,6 +171,7 @@ def test_a_method_without_answers_is_one_line_before_the_first_step(monkeypatch)
 @pytest.mark.parametrize("option, message", [
     ("callbacks.dynamics.every=0", "callbacks.dynamics.every=0 must be at least 1"), ("callbacks.dynamics.measures.ks=[1,64]", r"callbacks.dynamics.measures.ks=\[1, 64\] must lie in 1 .. count=32"),
     ("eval.passk.most=0", "eval.passk.most=0 must be at least 1"),
+    (f"eval.passk.measures.count={10**18}", "eval.passk.measures.count=1000000000000000000 must be at most 100000"),
 ])  # fmt: skip
 def test_options_that_cannot_be(option, message):
     with pytest.raises(ValueError, match=message):

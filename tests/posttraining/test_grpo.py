@@ -94,7 +94,7 @@ def naive_loss(kind, laws, olds, advantages, counted, epsilon, high, delta, refe
     """The loss by the papers' formulas. laws: (log-probabilities, entropies) by completion; counted: whether a completion carries loss."""
     high = epsilon if high is None else high
     sums, lengths = [], []
-    for place, ((logp, H), old, A) in enumerate(zip(laws, olds, advantages, strict=True)):
+    for place, ((logp, _), old, A) in enumerate(zip(laws, olds, advantages, strict=True)):
         if not counted[place]:
             sums.append(0.0), lengths.append(0)
             continue
@@ -111,11 +111,13 @@ def naive_loss(kind, laws, olds, advantages, counted, epsilon, high, delta, refe
             if references is not None:
                 d = references[place][t] - logp[t]
                 term = term + beta * (d.exp() - d - 1)
-            total = total + term - entropy * H[t]
+            total = total + term
         sums.append(total), lengths.append(len(logp))
+    entropies = sum(H.sum() for (_, H), here in zip(laws, counted, strict=True) if here)
+    bonus = entropy * entropies / max(sum(lengths), 1)  # a token mean, whatever the kind
     if kind in ("grpo", "gspo"):
-        return sum(s / max(n, 1) for s, n in zip(sums, lengths, strict=True)) / len(sums)
-    return sum(sums) / {"dapo": sum(lengths), "bnpo": sum(lengths), "cispo": sum(lengths), "dr_grpo": len(sums) * LONGEST}[kind]
+        return sum(s / max(n, 1) for s, n in zip(sums, lengths, strict=True)) / len(sums) - bonus
+    return sum(sums) / (len(sums) * LONGEST if kind == "dr_grpo" else sum(lengths)) - bonus
 
 
 def settings(loss):
@@ -173,7 +175,7 @@ def test_loss_and_gradient_are_the_written_out(grpo, naive_laws, codec, loss, mo
 
 @pytest.mark.exact
 @pytest.mark.parametrize("pieces", [1, 3])
-@pytest.mark.parametrize("loss", [p for p in LOSSES if p.kind != "bnpo"], ids=lambda p: f"{p.kind}-{p.delta}")
+@pytest.mark.parametrize("loss", LOSSES, ids=lambda p: f"{p.kind}-{p.delta}")
 def test_one_optimizer_step_is_that_of_the_written_out_loss_however_it_is_cut(grpo, naive_laws, codec, fit, loss, pieces):
     method = grpo(loss=loss, entropy=0.2, optimization=plain(accumulate=pieces))
     twin = copy.deepcopy(method.model)
@@ -192,12 +194,30 @@ def test_one_optimizer_step_is_that_of_the_written_out_loss_however_it_is_cut(gr
     assert logged["train/loss"] == pytest.approx(logged["train/loss_policy"] - 0.2 * logged["train/loss_entropy"], abs=1e-6)
 
 
-def test_bnpo_is_the_mean_over_the_pieces_of_their_token_means(grpo):
-    method = grpo(loss=PolicyLoss("bnpo"), entropy=1.0)
-    rows, denominator = method.prepare(batch(), draws())
-    pieces = [method.loss_sum(piece)[1].detach() / denominator[1] for piece in cut(rows, 3)]
-    means = [float(method._scores(piece).entropy_BT.sum() / piece["made"].sum()) for piece in cut(rows, 3)]
-    assert float(sum(pieces)) == pytest.approx(sum(means) / 3, rel=1e-6)
+@pytest.mark.exact
+@pytest.mark.parametrize("loss", LOSSES, ids=lambda p: f"{p.kind}-{p.delta}")
+def test_no_part_of_a_loss_depends_on_the_pieces_and_the_entropy_is_the_mean_over_tokens(grpo, loss):
+    """After the policy has moved, so that ratios are clipped; in float64."""
+    method = grpo(loss=loss, entropy=0.2, beta=0.3, iterations=2)
+    method.prepare(batch(), draws())
+    shift(method.model, 0.05)
+    method._trainer.global_step = 1
+    rows, denominator = method.prepare(batch(), draws(step=1))
+    parameters, found = list(method.trained().values()), {}
+    for pieces in (1, 2, 4):
+        means, gradients = 0.0, [0.0] * len(parameters)
+        for piece in cut(rows, pieces):
+            part = method.loss_sum(piece) / denominator
+            weighted = (part * method._part_weights().double()).sum()
+            gradients = [g + p for g, p in zip(gradients, torch.autograd.grad(weighted, parameters), strict=True)]
+            means = means + part.detach()
+        found[pieces] = means, gradients
+    for pieces in (2, 4):
+        torch.testing.assert_close(found[pieces][0], found[1][0], rtol=0, atol=1e-12)
+        torch.testing.assert_close(found[pieces][1], found[1][1], rtol=0, atol=1e-12)
+    tokens = rows["made"].sum()
+    entropy = method._scores(rows).entropy_BT.detach().sum() / tokens
+    assert float(found[1][0][2]) == pytest.approx(float(entropy), abs=1e-12)
 
 
 @pytest.mark.exact
@@ -248,6 +268,7 @@ def test_minibatches_cover_every_completion_once(grpo):
         method._trainer.global_step = step
         seen.append(method.prepare(batch(), draws(step))[0]["tokens"])
     assert torch.equal(torch.cat(seen), method.rows["tokens"]) and [len(part) for part in seen] == [2, 2, 3, 2, 3]
+    assert method.rows["minibatch"].diff().min() == 0
 
 
 # ------------------------------------------------------------------------------------------------ the groups
@@ -443,6 +464,11 @@ def test_what_cannot_be_is_refused(grpo, backbone):
         ({"group": 1}, "group=1 must be at least 2"), ({"groups": 0}, "groups=0 must be at least 1, or null"), ({"beta": -1.0}, "beta=-1.0 must be at least 0"),
         ({"reference": "ema"}, "reference=ema must be copy, adapters or none"), ({"sync_every": -1}, "sync_every=-1 must be at least 0"),
         ({"sync_every": 2, "reference": "none"}, "sync_every=2 needs reference=copy"), ({"sync_mix": 0.0}, r"sync_mix=0.0 must lie in \(0, 1\]"),
+        *(({name: 10**18}, f"{name}={10**18} must be at most") for name in ("group", "groups", "minibatches")),
+        ({"iterations": 10**18}, f"iterations={10**18} must be at most 10000"),
+        *(({name: math.nan}, f"{name}=nan must be at least 0") for name in ("beta", "entropy")),
+        ({"beta": math.inf}, "beta=inf must be at most 1000"), ({"entropy": -0.1}, "entropy=-0.1 must be at least 0"),
+        ({"entropy": math.inf}, "entropy=inf must be at least 0 and at most 1000"),
         ({"iterations": 0}, "iterations=0 must be at least 1"), ({"minibatches": 0}, "minibatches=0 must be at least 1"),
         ({"advantage": SetMarginal("mean", 4)}, "size=4 must be less than group=4"),
     ):
@@ -561,7 +587,7 @@ def test_completions_are_kept_only_while_they_are_in_use(grpo, fit, tmp_path):
     last = tmp_path / "fit" / "checkpoints" / "last.ckpt"
     fit(grpo(iterations=2), [batch()] * 3)
     (kept,) = load_checkpoint(last)["completions"]
-    assert set(kept[0]) == {"tokens", "width", "made", "ended", "advantage", "old"} and "reward" in kept[1]
+    assert set(kept[0]) == {"tokens", "width", "made", "ended", "advantage", "minibatch", "old"} and "reward" in kept[1]
     fit(grpo(iterations=2), [batch()] * 4)
     assert "completions" not in load_checkpoint(last)
 

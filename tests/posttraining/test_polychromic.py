@@ -1,5 +1,6 @@
 """Polychromic SFT: the diversity term's gradient is that of E[f], it is not zero, and no cut of a batch changes it."""
 import itertools
+import math
 from types import SimpleNamespace
 
 import numpy as np
@@ -236,7 +237,7 @@ def test_a_cut_through_a_group_is_refused_where_it_would_count(make):
     line = r"^optimization.accumulate=3 must divide the 4 groups of a step: estimator=soft cannot cut a group apart; choose another, or estimator=score$"
     batch = pairs(16)
     with pytest.raises(ValueError, match=line):
-        make(estimator="soft", accumulate=3).prepare(batch, draws(batch))
+        make(estimator="soft", accumulate=3).check_devices(SimpleNamespace(batch_size=16), 1)
     method = make(estimator="soft")
     rows = method.prepare(batch, draws(batch))[0]
     whole, parts = float(method._soft(rows)), [sum(float(method._soft(piece)) for piece in cut(rows, pieces)) for pieces in (4, 3)]
@@ -325,7 +326,11 @@ def test_what_is_worth_nothing_adds_nothing_to_the_surrogate(make):
 def test_options_that_cannot_be(make):
     for options, message in (
         ({"group": 1}, "group=1 must be at least 2: diversity is a property of several answers"), ({"weight": 0.0}, "weight=0.0 must be above 0; without diversity it is experiment=sft"),
-        ({"weight": -0.5}, "weight=-0.5 must be above 0"), ({"estimator": "hard"}, "estimator=hard must be score or soft"), ({"warmup": 1.0}, r"warmup=1.0 must lie in \[0, 1\)"),
+        ({"weight": -0.5}, "weight=-0.5 must be above 0"), ({"weight": math.nan}, "weight=nan must be above 0"),
+        ({"weight": math.inf}, "weight=inf must be at most 1000"), ({"warmup": math.nan}, "warmup=nan must lie in"),
+        ({"group": 10**18}, "group=1000000000000000000 must be at most 10000"),
+        ({"estimator": "hard"}, "estimator=hard must be score or soft"),
+        ({"warmup": 1.0}, r"warmup=1.0 must lie in \[0, 1\)"),
         ({"group": 2}, "size=2 must be less than group=2"),
     ):  # fmt: skip
         with pytest.raises(ValueError, match=f"^{message}"):
@@ -343,7 +348,11 @@ def test_batches_that_are_not_of_whole_groups(tmp_path, alone):
         data.batch_size = batch_size
         model = Transformer(data.vocab.size, dim=8, layers=1, heads=2, causal=True, max_length=32)
         optimization = Optimization(accumulate=options.pop("accumulate", 1))
-        PolychromicSFT(model, data.vocab, data.codec, optimization, 1, Rollouts(options.pop("length", 4)), SetMarginal("polychromic", 2), Worth(), group=group, **options).check_data(data)
+        rollouts, advantage = Rollouts(options.pop("length", 4)), SetMarginal("polychromic", 2)
+        method = PolychromicSFT(model, data.vocab, data.codec, optimization, 1, rollouts, advantage, Worth(),
+                                group=group, **options)  # fmt: skip
+        method.check_data(data)
+        method.check_devices(data, 1)
 
     check(8)
     check(12, accumulate=5)
@@ -356,11 +365,14 @@ def test_batches_that_are_not_of_whole_groups(tmp_path, alone):
         check(8, length=40)
 
 
-@pytest.mark.parametrize("warmup", [0.0, 0.5])
-def test_a_devices_share_must_be_of_whole_groups_and_that_shows_at_the_first_step(make, warmup):
-    method, batch = make(warmup=warmup), pairs(6)
-    method._trainer = SimpleNamespace(world_size=2, global_rank=0, global_step=0, max_steps=10)
+def test_a_devices_share_must_be_of_whole_groups(make):
+    data = SimpleNamespace(batch_size=12)
+    make().check_devices(data, 1)
+    make().check_devices(data, 3)
     with pytest.raises(ValueError, match="^data.batch_size=12 on 2 devices must be a multiple of 2 x method.group=4: a group stays on one device$"):
-        method.prepare(batch, draws(batch))
-    method.eval()
-    method.prepare(batch, draws(batch))
+        make().check_devices(data, 2)
+    data.batch_size = 24
+    make(accumulate=2).check_devices(data, 2)
+    make(estimator="soft", accumulate=3).check_devices(data, 2)
+    with pytest.raises(ValueError, match="^optimization.accumulate=2 must divide the 3 groups of a step: estimator=so"):
+        make(estimator="soft", accumulate=2).check_devices(data, 2)

@@ -112,7 +112,7 @@ def batch(rows=7, dtype=torch.float32):
 # ------------------------------------------------------------------------------------------------ the regressor
 def test_the_regressor_is_what_it_says():
     model = Regressor(4, [3], seed=2)
-    x = torch.randn(5, 4)
+    x = torch.randn(5, 4, generator=torch.Generator().manual_seed(0))
     z = (x - x.mean(1, keepdim=True)) / (x.var(1, unbiased=False, keepdim=True) + 1e-5).sqrt()
     first, last = model.layers
     hidden = z @ first.weight.T + first.bias
@@ -125,23 +125,33 @@ def test_the_regressor_is_what_it_says():
 def test_the_seed_sets_the_weights_and_the_first_outputs_are_small():
     a, b, c = (Regressor(40, [30], seed=seed) for seed in (1, 1, 2))
     assert torch.equal(a.layers[0].weight, b.layers[0].weight) and not torch.equal(a.layers[0].weight, c.layers[0].weight)
-    assert 0 < a(torch.randn(200, 40)).abs().mean() < 0.2
+    assert 0 < a(torch.randn(200, 40, generator=torch.Generator().manual_seed(0))).abs().mean() < 0.2
 
 
 def test_low_precision_training_does_not_reach_it():
-    model, x = Regressor(8, [16], seed=0), torch.randn(50, 8)
+    model, x = Regressor(8, [16], seed=0), torch.randn(50, 8, generator=torch.Generator().manual_seed(0))
     with torch.autocast("cpu", dtype=torch.bfloat16):
         found = model(x)
     assert found.dtype == torch.float32 and torch.equal(found, model(x))
 
 
-def test_dropout_acts_in_training_alone():
-    model, x = Regressor(8, [64], dropout=0.5), torch.randn(3, 8)
-    assert torch.equal(model.eval()(x), model(x)) and not torch.equal(model.train()(x), model(x))
+def test_dropout_leaves_out_the_units_whose_numbers_are_below_it():
+    """The numbers of the layers stand one behind the other."""
+    model, u = Regressor(8, [5, 3], dropout=0.4, seed=1), torch.full((3, 8), 0.4)
+    x = torch.randn(3, 8, generator=torch.Generator().manual_seed(0))
+    u[0, 2], u[1, 6] = 0.39, 0.0
+    first, second, last = model.layers
+    hidden = torch.nn.functional.gelu(first(torch.nn.functional.layer_norm(x, (8,)))) / 0.6
+    hidden[0, 2] = 0
+    hidden = torch.nn.functional.gelu(second(hidden)) / 0.6
+    hidden[1, 1] = 0
+    torch.testing.assert_close(model(x, u), last(hidden)[:, 0])
+    assert torch.equal(model.train()(x), model.eval()(x)) and not torch.equal(model(x, u), model(x))
 
 
 @pytest.mark.parametrize("options, message", [
     ({}, "inputs=null: this data gives tokens"), ({"inputs": 0}, "inputs=0 must be at least 1"), ({"inputs": 4, "hidden": [0]}, r"hidden=\[0\] must be"),
+    ({"inputs": 4, "hidden": [10**18]}, r"hidden=\[1000000000000000000\] must be numbers of units, each at most 1000"),
     ({"inputs": 4, "dropout": 1.0}, r"dropout=1.0 must lie in \[0, 1\)"),
 ])  # fmt: skip
 def test_a_wrong_regressor_is_one_line(options, message):
@@ -540,6 +550,10 @@ def test_the_experiment_composes_and_passes_the_static_check(overrides, tmp_path
 
 @pytest.mark.parametrize("override, message", [
     ("method.loss=mae", "method.loss=mae must be one of mse, huber"), ("model.dropout=1.5", r"model.dropout=1.5 must lie in \[0, 1\)"),
+    (f"eval.reward.bins={10**18}", "eval.reward.bins=1000000000000000000 must be at most 10000"),
+    ("eval.reward.ridge=inf", "eval.reward.ridge=inf must be finite"),
+    ("method.delta=nan", "method.delta=nan must be positive"),
+    (f"eval.reward.draws={10**18}", "eval.reward.draws=1000000000000000000 must be at most 1000000"),
     ("eval.reward.bins=1", "eval.reward.bins=1 must be at least 2"), ("data.validation_fraction=0", "data.validation_fraction=0 must lie between 0 and 1"),
     ("data.source.noise=-1", r"data.source.noise=-1 must lie in \[0, 10\]"),
 ])  # fmt: skip

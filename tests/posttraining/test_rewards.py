@@ -169,6 +169,7 @@ def test_a_pair_is_worth_the_same_alone_and_in_any_batch(reward):
     (lambda: Length(shortest=-1), "shortest=-1 must not be negative"),
     (lambda: Length(unit="tokens"), "unit=tokens must be words or characters"),
     (lambda: Repetition(n=0), "n=0 must be at least 1"),
+    (lambda: Repetition(n=10**18), f"n={10**18} must be at most 1000"),
     (lambda: Format("("), r"pattern='\(' must be a regular expression: missing \)"),
     (lambda: Format(""), "pattern='' must not be empty"),
     (lambda: Composite({}), "rewards={} must hold at least one reward"),

@@ -124,6 +124,16 @@ def test_pieces_add_up_to_the_batch(data, sft, pack):
     torch.testing.assert_close(sum(pieces), whole, rtol=0, atol=1e-10)
 
 
+def test_a_piece_of_prompts_alone_is_no_false_alarm_at_the_first_step(data, sft):
+    d = data(length=24)
+    method, batch = sft("own", d.vocab), batch_of(d.train.take(slice(0, 4)))
+    method.on_train_start()
+    rows = method.prepare(batch, Draws(1, "corruption", 0, total=4))[0]
+    assert float(method.loss_sum({**rows, "counts": rows["counts"] & False}).detach()) == 0 and not method._pushed
+    method.loss_sum(rows)
+    assert method._pushed
+
+
 def test_data_without_replies_is_refused(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     base = ["experiment=sft", "trainer=smoke", "eval=none", "callbacks=default", "hardware.threads=1"]

@@ -100,6 +100,7 @@ class Repetition(Heuristic):
 
     def __init__(self, n: int = 3, unit: Literal["words", "characters"] = "words") -> None:
         require(n >= 1, f"n={n} must be at least 1")
+        require(n <= 1000, f"n={n} must be at most 1000")
         require(unit in ("words", "characters"), f"unit={unit} must be words or characters")
         self.n, self.unit = n, unit
 
