@@ -19,7 +19,6 @@ from research_stack.require import require
 if TYPE_CHECKING:
     import torch
     from lightning import LightningModule
-    from torch.distributed.device_mesh import DeviceMesh
 
 log = logging.getLogger(__name__)
 
@@ -122,10 +121,9 @@ class Hardware:
 
     def _strategy(self) -> Any:
         if self.strategy == "fsdp":
-            from lightning.pytorch.strategies import ModelParallelStrategy
+            from research_stack.sharding import Sharded
 
-            return ModelParallelStrategy(data_parallel_size=self.processes, tensor_parallel_size=1,
-                                         save_distributed_checkpoint=False)
+            return Sharded(self.processes)
         if self.strategy == "ddp" or self.processes > 1:
             from lightning.pytorch.strategies import DDPStrategy
 
@@ -161,27 +159,18 @@ class Hardware:
     def compiled(self, module: LightningModule) -> LightningModule:
         """The module, its backbone compiled and set up for sharding where asked. Parameter names stay the same.
 
-        ValueError when the weights are to be sharded and averaged too: the average is a copy, and shards cannot be copied.
+        ValueError in one line for what cannot be cut into shards.
         """
         if self.compile:
-            module.model.compile()
+            for block in module.blocks():
+                block.compile()
         if self.strategy == "fsdp":
-            require(module.optimization.ema == 0, "hardware.strategy=fsdp keeps no average of the weights: set optimization.ema=0")
+            from research_stack.sharding import refuse_unshardable, shard
+
+            refuse_unshardable(module)
             # Lightning calls this hook once the processes have found each other.
             module.configure_model = functools.partial(shard, module)
         return module
-
-
-def shard(module: LightningModule) -> None:
-    """Shard the backbone over all devices with FSDP2: each block is gathered only while it computes."""
-    from torch.distributed.fsdp import FSDPModule, fully_shard
-
-    mesh: DeviceMesh = module.device_mesh["data_parallel"]
-    if isinstance(module.model, FSDPModule):
-        return
-    for block in module.model.blocks:
-        fully_shard(block, mesh=mesh)
-    fully_shard(module.model, mesh=mesh)
 
 
 # This machine -----------------------------------------------------------------------------------------------------

@@ -41,6 +41,11 @@ class Regressor(nn.Module):
             nn.init.normal_(layer.weight, std=gain / math.sqrt(layer.in_features), generator=stream)
             nn.init.zeros_(layer.bias)
 
+    @property
+    def blocks(self) -> nn.ModuleList:
+        """Its layers."""
+        return self.layers
+
     def forward(self, features_BF: Tensor) -> Tensor:
         """(B,) one number per row."""
         with torch.autocast(features_BF.device.type, enabled=False):

@@ -52,9 +52,12 @@ class Quantizer(nn.Module):
         """Itself, made ready for slots of d = `width` numbers. Call it once, before weights are loaded."""
         return self
 
-    def forward(self, z_BMd: Tensor) -> Tensor:
-        """(B, M, d) float32: the numbers a reader gets, bit for bit those of `values(*codes(z))`; the gradient is that of `smooth`."""
-        soft_BMd = self.smooth(z_BMd)
+    def forward(self, z_BMd: Tensor, share_B: Tensor | None = None) -> Tensor:
+        """(B, M, d) float32: the numbers a reader gets, bit for bit those of `values(*codes(z))`; the gradient is that of `smooth`.
+
+        - share_B: what each row counts in statistics of the batch: below 1 where other devices have it too. None: all 1.
+        """
+        soft_BMd = self.smooth(z_BMd, share_B=share_B)
         hard_BMd = self.values(*self._rounded(soft_BMd)).view_as(soft_BMd)
         return hard_BMd + (soft_BMd - soft_BMd.detach())  # the bracket is exactly 0, so that the numbers are exactly those sent
 
@@ -68,8 +71,8 @@ class Quantizer(nn.Module):
         return self.format.values(codes_BN, scales_BG)
 
     @abstractmethod
-    def smooth(self, z_BMd: Tensor, learn: bool = True) -> Tensor:
-        """(B, M, d) float32: what is rounded, differentiable. learn: whether statistics may be updated (in training mode only)."""
+    def smooth(self, z_BMd: Tensor, learn: bool = True, share_B: Tensor | None = None) -> Tensor:
+        """(B, M, d) float32: what is rounded, differentiable. share_B: as in `forward`. learn: whether statistics may be updated (in training mode only)."""
 
     @abstractmethod
     def _rounded(self, soft_BMd: Tensor) -> Codes:
@@ -105,18 +108,20 @@ class FSQ(Quantizer):
             self.register_buffer("variance_d", torch.ones(width))
         return self
 
-    def smooth(self, z_BMd: Tensor, learn: bool = True) -> Tensor:
+    def smooth(self, z_BMd: Tensor, learn: bool = True, share_B: Tensor | None = None) -> Tensor:
         """tanh of the normalised latents, in (-1, 1). Raises ValueError for a training batch of a single slot, or before `bind`."""
-        return torch.tanh(self._normalised(z_BMd.float(), learn) if self.normalize else z_BMd.float())
+        return torch.tanh(self._normalised(z_BMd.float(), learn, share_B) if self.normalize else z_BMd.float())
 
-    def _normalised(self, z_BMd: Tensor, learn: bool) -> Tensor:
+    def _normalised(self, z_BMd: Tensor, learn: bool, share_B: Tensor | None) -> Tensor:
         require(hasattr(self, "mean_d"), "width=None must be given by bind(width) before latents are normalised")
         if not self.training:
             return (z_BMd - self.mean_d) * (self.variance_d + self.eps).rsqrt()
         require(z_BMd.shape[:2].numel() > 1, "normalize=true needs more than one slot in a training batch, whose variance it divides by; raise data.batch_size or method.slots")
-        count = self._over_devices(z_BMd.new_tensor(z_BMd.shape[:2].numel()))
-        mean_d = self._over_devices(z_BMd.sum((0, 1))) / count
-        variance_d = self._over_devices((z_BMd - mean_d).square().sum((0, 1))) / count
+        share_B11 = 1.0 if share_B is None else share_B[:, None, None]
+        rows = len(z_BMd) if share_B is None else share_B.sum().item()
+        count = self._over_devices(z_BMd.new_tensor(rows * z_BMd.shape[1]))
+        mean_d = self._over_devices((z_BMd * share_B11).sum((0, 1))) / count
+        variance_d = self._over_devices(((z_BMd - mean_d).square() * share_B11).sum((0, 1))) / count
         if learn:
             with torch.no_grad():
                 self.mean_d.lerp_(mean_d, self.momentum)
@@ -154,7 +159,7 @@ class Grouped(Quantizer):
         super().__init__()
         self.format = Floats(bits) if bits in (16, 32) else Groups(bits, group)
 
-    def smooth(self, z_BMd: Tensor, learn: bool = True) -> Tensor:
+    def smooth(self, z_BMd: Tensor, learn: bool = True, share_B: Tensor | None = None) -> Tensor:
         """The latents themselves, float32."""
         return z_BMd.float()
 

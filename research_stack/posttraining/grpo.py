@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING, Any, Literal
 import numpy as np
 import torch
 from torch import Tensor, nn
+from torch.distributed.tensor import DTensor
 
 from research_stack.backbones.causal import CausalBackbone
 from research_stack.data.tokenizers import Codec
@@ -31,6 +32,7 @@ from research_stack.posttraining.rewards.base import Reward
 from research_stack.posttraining.rewards.composite import means
 from research_stack.posttraining.rollout import Rollouts
 from research_stack.require import require
+from research_stack.sharding import whole
 from research_stack.streams import Draws
 from research_stack.training.module import Rows
 from research_stack.training.optimization import Optimization
@@ -128,6 +130,10 @@ class GRPO(Policy):
         super().begin_from(state)
         if self.reference is not None:
             self.reference.load_state_dict(self.model.state_dict())
+
+    def blocks(self) -> list[nn.Module]:
+        """Those of the policy and of the reference."""
+        return [*super().blocks(), *([] if self.reference is None else self.reference.blocks)]
 
     @property
     def steps_per_batch(self) -> int:
@@ -274,7 +280,7 @@ class GRPO(Policy):
         assert self.reference is not None
         for theirs, ours in zip(self.reference.parameters(), self.model.parameters(), strict=True):
             if ours.requires_grad:  # the rest is the same for both, and may be no numbers (quantised)
-                theirs.lerp_(ours.to(theirs.dtype), self.sync_mix)
+                theirs.lerp_((ours if isinstance(theirs, DTensor) else whole(ours)).to(theirs.dtype), self.sync_mix)
 
     # Validation ----------------------------------------------------------------------------------------------------
 

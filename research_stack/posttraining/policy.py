@@ -24,6 +24,7 @@ from research_stack.require import require
 from research_stack.sampling.reading import BackboneReader
 from research_stack.training.module import TrainingModule
 from research_stack.training.optimization import Optimization
+from research_stack.sharding import local
 
 if TYPE_CHECKING:
     from research_stack.data.module import TokenData
@@ -92,7 +93,7 @@ class Policy(TrainingModule):
         model = self.model if model is None else model
         row_n, step_n, column_n = completion_columns(width_B, made_B)
         mask_BT = torch.arange(int(made_B.max()), device=made_B.device) < made_B.unsqueeze(1)
-        hidden_nD = hidden_before(model, tokens_BL, width_B, made_B, share=not model.checkpoint_blocks)
+        hidden_nD = hidden_before(model, tokens_BL, width_B, made_B, share=not (model.checkpoint_blocks or self.is_cut))
         logp_n, entropy_n = token_logps(hidden_nD, model.unembedding, tokens_BL[row_n, column_n], self.bias_V, temperature)
         return Scores(_spread(logp_n, mask_BT), _spread(entropy_n, mask_BT), mask_BT)
 
@@ -122,7 +123,7 @@ class Policy(TrainingModule):
     def on_train_start(self) -> None:
         """Keep some of the weights of a new run, to see whether they move."""
         if self.global_step == 0:  # known from here on: in on_fit_start a resumed run has not read its step yet
-            self._witnesses = {name: parameter.detach().flatten()[:WITNESSES].clone() for name, parameter in self.trained().items()}
+            self._witnesses = {name: local(parameter.detach()).flatten()[:WITNESSES].clone() for name, parameter in self.trained().items()}
             self._unproven = {name for name, weight in self.parts.items() if weight}
 
     def prove(self, sums_P: Tensor, may_vanish: Mapping[str, str]) -> None:
@@ -131,6 +132,8 @@ class Policy(TrainingModule):
         - sums_P: the parts of the loss with their graph. may_vanish: terms whose gradient may be zero for a good reason, and the reason.
         """
         trained = self.trained()
+        if self.is_cut:  # no device may ask alone: that something moves must do
+            self._unproven, self._pushed = set(), True
         for index, name in enumerate(self.parts):
             if name not in self._unproven or not torch.is_grad_enabled():
                 continue
@@ -154,7 +157,7 @@ class Policy(TrainingModule):
         if self._witnesses is None or not self._pushed:
             return
         before, self._witnesses = self._witnesses, None
-        if all(torch.equal(parameter.detach().flatten()[:WITNESSES], before[name]) for name, parameter in self.trained().items()):
+        if all(torch.equal(local(parameter.detach()).flatten()[:WITNESSES], before[name]) for name, parameter in self.trained().items()):
             raise ValueError(f"optimization.lr={self.optimization.lr}: the first step has moved no weight")
 
 

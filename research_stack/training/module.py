@@ -10,16 +10,18 @@ from __future__ import annotations
 import contextlib
 import logging
 from abc import abstractmethod
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 import torch
 from lightning import LightningModule
-from torch import Tensor
+from torch import Tensor, nn
+from torch.distributed.fsdp import FSDPModule
 
 from research_stack.streams import Draws, seed_of
 from research_stack.training.memory import Statistics, TooLarge, is_out_of_memory
 from research_stack.training.optimization import Group, Optimization
+from research_stack.sharding import gathered, whole
 
 if TYPE_CHECKING:
     from research_stack.data.module import TokenData
@@ -115,7 +117,26 @@ class TrainingModule(LightningModule):
         """Of one token of a row of `length` in training: forward and backward, which costs twice the forward."""
         return 3 * self.model.flops_per_token(length)
 
+    def blocks(self) -> Sequence[nn.Module]:
+        """The parts of the model that are called one after another: under fsdp each is gathered only while it computes, and each is compiled."""
+        return list(self.model.blocks)
+
     # The step ------------------------------------------------------------------------------------------------------
+
+    def forward(self, compute: Callable[..., Any], *arguments: Any) -> Any:
+        """`compute(*arguments)`. All that reads weights in a step goes through here: under fsdp they are put together when it begins."""
+        return compute(*arguments)
+
+    @property
+    def is_cut(self) -> bool:
+        """Whether each device holds a part of the weights (fsdp): then all devices must call the model's blocks equally often."""
+        return isinstance(self, FSDPModule)
+
+    @contextlib.contextmanager
+    def writing(self) -> Iterator[None]:
+        """Within it texts are written: weights are whole on every device, since each reads its own number of tokens, and nothing is compiled."""
+        with gathered(self), torch.compiler.set_stance("force_eager"):
+            yield
 
     def configure_optimizers(self) -> dict[str, Any]:
         """AdamW and its schedule over `trainer.max_steps`."""
@@ -127,7 +148,7 @@ class TrainingModule(LightningModule):
         """One optimizer step; returns the batch's loss over all devices, without gradient."""
         step = self.global_step
         self._seed_dropout()
-        rows, denominator = self.prepare(batch, self.draws("corruption", step, batch))
+        rows, denominator = self(self.prepare, batch, self.draws("corruption", step, batch))
         denominator = self.total_over_devices(denominator).clamp_min(1)
         weights = self._part_weights(step)
         means = self._gradients(rows, denominator, weights)
@@ -150,8 +171,8 @@ class TrainingModule(LightningModule):
         total = count_rows(batch) * world
         # Ranks take turns at the validation rows, so that the first batches are those of one device.
         draws = Draws(self.seed, "validation", batch_idx, total=total, rows=slice(rank, total, world), device=self.device)
-        rows, denominator = self.prepare(batch, draws)
-        self._validation = self._validation + torch.stack([self.loss_sum(rows).detach().float(), denominator.float()], -1)
+        rows, denominator = self(self.prepare, batch, draws)
+        self._validation = self._validation + torch.stack([self(self.loss_sum, rows).detach().float(), denominator.float()], -1)
 
     def on_validation_epoch_start(self) -> None:
         """Start the sums."""
@@ -189,14 +210,20 @@ class TrainingModule(LightningModule):
                 torch.cuda.empty_cache()
 
     def _piece_by_piece(self, rows: Rows, denominator: Tensor, weights: Tensor) -> Tensor:
-        pieces, means = list(cut(rows, self.pieces)), torch.zeros((), device=self.device)
+        pieces, means = list(cut(rows, self._pieces_of(count_rows(rows)))), torch.zeros((), device=self.device)
         for index, piece in enumerate(pieces):
             with self._gradients_stay_here(index < len(pieces) - 1):
                 # Data parallelism averages gradients over devices; the factor makes that a sum.
-                part = self.loss_sum(piece) / denominator
+                part = self(self.loss_sum, piece) / denominator
                 self.manual_backward((part * weights).sum() * self.trainer.world_size)
             means = means + part.detach()
         return means
+
+    def _pieces_of(self, count: int) -> int:
+        """Into how many pieces to cut so many rows: under fsdp no more than the fewest of a device, since all must compute equally often."""
+        if not self.is_cut or self.pieces == 1:
+            return self.pieces
+        return min(self.pieces, int(self.trainer.strategy.reduce(torch.tensor(count, device=self.device), reduce_op="min")))
 
     def _cut_finer(self, rows: Rows, error: RuntimeError) -> None:
         """Raise `pieces`. Raises TooLarge in one line where they cannot be, or where other devices would not do the same."""
@@ -238,12 +265,17 @@ class TrainingModule(LightningModule):
         model = self.trainer.strategy.model
         return model.no_sync() if yes and isinstance(model, torch.nn.parallel.DistributedDataParallel) else contextlib.nullcontext()
 
+    def _mean_gradients(self) -> None:
+        """Make the gradients, which have stayed on their devices, the mean over them, as the last backward pass of a piece does elsewhere."""
+        for parameter in self.parameters():
+            if parameter.grad is not None:
+                parameter.grad.copy_(self.total_over_devices(parameter.grad) / self.trainer.world_size)
+
     def _clip(self) -> Tensor:
         """The global gradient norm before clipping."""
         limit = float("inf") if self.optimization.clip is None else self.optimization.clip
         norms = [torch.nn.utils.clip_grad_norm_(group, limit, foreach=True) for group in self.clipped_apart()]
-        # FSDP2 shards are DTensors, whose norm is global already.
-        norms = [norm.full_tensor() if isinstance(norm, torch.distributed.tensor.DTensor) else norm for norm in norms]
+        norms = [whole(norm) for norm in norms]  # of shards: it is that of all of them already
         return norms[0] if len(norms) == 1 else torch.linalg.vector_norm(torch.stack(norms))
 
     def _stop_unless_finite(self, loss: Tensor, means: Tensor, norm: Tensor, step: int) -> None:
