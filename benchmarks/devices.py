@@ -29,7 +29,8 @@ EXPERIMENTS = {
     "minigpt": ["model=smoke", "data=smoke", "model.causal=true"],
     "lookahead": ["model=smoke", "data=smoke", "model.causal=true", "model.condition_dim=23", "model.spared=8"],
     "sft": ["model=smoke", "model.causal=true", "callbacks=default", "data.batch_size=16"],
-    "polychromic": [*POLICY, "data.batch_size=16", "method.group=4", "method.advantage.size=2", "method.warmup=0.25", "method.gated=false"],
+    "polychromic": [*POLICY, "data.batch_size=16", "method.group=4", "method.advantage.size=2", "method.warmup=0.25",
+                    "method/reward=heuristic", "method.reward.rewards.length.unit=characters"],  # fmt: skip
     "grpo": [*POLICY, "data.batch_size=4", "method.group=4", "method/reward=heuristic", "method.reward.rewards.length.unit=characters",
              "method.beta=0.1", "method.entropy=0.01"],  # fmt: skip
     "reward": ["data.source.count=200", "data.batch_size=16", "model.dropout=0.0"],
@@ -84,6 +85,8 @@ def train(folders):
 
     rank = os.environ.get("RANK", "0")
     for folder in folders:
+        if "torch._dynamo" in sys.modules:
+            sys.modules["torch._dynamo"].reset()  # what is compiled for one experiment does not count among another's variants
         started = time.monotonic()
         try:
             fit(OmegaConf.load(folder / "config.yaml"), folder)

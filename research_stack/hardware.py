@@ -18,7 +18,7 @@ from research_stack.require import require
 
 if TYPE_CHECKING:
     import torch
-    from lightning import LightningModule
+    from research_stack.training.module import TrainingModule
 
 log = logging.getLogger(__name__)
 
@@ -43,7 +43,7 @@ class Hardware:
       bf16-mixed where the machine multiplies bfloat16 in hardware, else 32.
     - strategy: `auto` is one process, or ddp for several; fsdp shards weights, gradients and optimizer.
     - threads: CPU threads of each process; null shares the physical cores that the run may use.
-    - compile: torch.compile the backbone: slower to start, faster steps; pays off from minutes on.
+    - compile: torch.compile the blocks of the backbone: slower to start, faster steps; pays off from minutes on. Texts are written without.
     - resources: what one cluster job asks for (keys in RESOURCES); used by launcher=slurm only.
     - submit: set by launcher=slurm: the run belongs in a cluster job and refuses to start elsewhere.
     """
@@ -156,14 +156,13 @@ class Hardware:
         bf16 = self.resolved_precision() == "bf16-mixed"
         return torch.autocast(self.device().type, dtype=torch.bfloat16, enabled=bf16)
 
-    def compiled(self, module: LightningModule) -> LightningModule:
-        """The module, its backbone compiled and set up for sharding where asked. Parameter names stay the same.
+    def compiled(self, module: TrainingModule) -> TrainingModule:
+        """The module, its blocks compiled and set up for sharding where asked. Parameter names stay the same.
 
         ValueError in one line for what cannot be cut into shards.
         """
         if self.compile:
-            for block in module.blocks():
-                block.compile()
+            module.compile_blocks()
         if self.strategy == "fsdp":
             from research_stack.sharding import refuse_unshardable, shard
 

@@ -42,9 +42,9 @@ class Regressor(nn.Module):
             nn.init.zeros_(layer.bias)
 
     @property
-    def blocks(self) -> nn.ModuleList:
-        """Its layers."""
-        return self.layers
+    def blocks(self) -> list[nn.Module]:
+        """It is one: its layers are small."""
+        return [self]
 
     def forward(self, features_BF: Tensor) -> Tensor:
         """(B,) one number per row."""

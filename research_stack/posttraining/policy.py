@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import numpy as np
 import torch
 from torch import Tensor, nn
+from torch._functorch import config as functorch
 
 from research_stack.backbones.causal import CausalBackbone
 from research_stack.backbones.token_logps import token_logps
@@ -107,6 +108,11 @@ class Policy(TrainingModule):
                 yield
         finally:
             self.model.train(training)
+
+    def compile_blocks(self) -> None:
+        """As for every method, and so that a term of the loss may be asked for its gradient before the step is (`prove`)."""
+        functorch.donated_buffer = False
+        super().compile_blocks()
 
     # The first step ------------------------------------------------------------------------------------------------
 

@@ -56,6 +56,7 @@ class TrainingModule(LightningModule):
         super().__init__()
         self.automatic_optimization = False
         self.optimization, self.seed = optimization, seed
+        self.is_compiled = False
         self.pieces = optimization.accumulate  # more once a piece did not fit into memory
 
     # What a family implements -------------------------------------------------------------------------------------
@@ -135,8 +136,14 @@ class TrainingModule(LightningModule):
     @contextlib.contextmanager
     def writing(self) -> Iterator[None]:
         """Within it texts are written: weights are whole on every device, since each reads its own number of tokens, and nothing is compiled."""
-        with gathered(self), torch.compiler.set_stance("force_eager"):
+        with gathered(self), torch.compiler.set_stance("force_eager") if self.is_compiled else contextlib.nullcontext():
             yield
+
+    def compile_blocks(self) -> None:
+        """torch.compile each block. Blocks are alike, so that one compilation serves all."""
+        self.is_compiled = True
+        for block in self.blocks():
+            block.compile()
 
     def configure_optimizers(self) -> dict[str, Any]:
         """AdamW and its schedule over `trainer.max_steps`."""
