@@ -6,19 +6,17 @@ computed, only where, and how numbers are rounded (`precision`).
 from __future__ import annotations
 
 import ctypes
-import functools
 import logging
 import os
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any, Literal, Protocol, TypeVar
 
 from research_stack.require import require
 
 if TYPE_CHECKING:
     import torch
-    from research_stack.training.module import TrainingModule
 
 log = logging.getLogger(__name__)
 
@@ -30,6 +28,21 @@ RESOURCES = (
     "partition", "timeout_min", "mem_gb", "cpus_per_task", "gpus_per_node", "tasks_per_node", "nodes",
     "account", "qos", "constraint", "max_num_timeout",
 )  # fmt: skip
+
+
+class Method(Protocol):
+    """What this needs of a method."""
+
+    def compile_blocks(self) -> None:
+        """Compile what of the model can gain from it."""
+        ...
+
+    def cut_later(self) -> None:
+        """Have Lightning cut the weights into shards once the processes have found each other. Raises ValueError where they cannot be."""
+        ...
+
+
+Trainable = TypeVar("Trainable", bound=Method)
 
 
 @dataclass
@@ -156,7 +169,7 @@ class Hardware:
         bf16 = self.resolved_precision() == "bf16-mixed"
         return torch.autocast(self.device().type, dtype=torch.bfloat16, enabled=bf16)
 
-    def compiled(self, module: TrainingModule) -> TrainingModule:
+    def compiled(self, module: Trainable) -> Trainable:
         """The module, its blocks compiled and set up for sharding where asked. Parameter names stay the same.
 
         ValueError in one line for what cannot be cut into shards.
@@ -164,11 +177,7 @@ class Hardware:
         if self.compile:
             module.compile_blocks()
         if self.strategy == "fsdp":
-            from research_stack.sharding import refuse_unshardable, shard
-
-            refuse_unshardable(module)
-            # Lightning calls this hook once the processes have found each other.
-            module.configure_model = functools.partial(shard, module)
+            module.cut_later()
         return module
 
 

@@ -6,35 +6,32 @@ from the other's.
 """
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
+from lightning import LightningModule
 from lightning.pytorch.strategies import ModelParallelStrategy
 from torch import Tensor, nn
 from torch.distributed.fsdp import FSDPModule, fully_shard
 from torch.distributed.tensor import DTensor, distribute_tensor
 from torch.optim import Optimizer
 
-if TYPE_CHECKING:
-    from research_stack.training.module import TrainingModule
 
-
-def refuse_unshardable(module: TrainingModule) -> None:
+def refuse_uncuttable(module: nn.Module, ema: float) -> None:
     """Raise ValueError in one line for what cannot be trained in shards: an average of the weights, and weights that are no floats."""
-    if module.optimization.ema:
+    if ema:
         raise ValueError("hardware.strategy=fsdp keeps no average of the weights, which is a copy: set optimization.ema=0")
     packed = [name for name, parameter in module.named_parameters() if not parameter.is_floating_point()]
     if packed:
         raise ValueError(f"hardware.strategy=fsdp cannot cut quantised weights ({packed[0]}): set model.quantization=null or hardware.strategy=ddp")
 
 
-def shard(module: TrainingModule) -> None:
+def shard(module: LightningModule, blocks: Sequence[nn.Module]) -> None:
     """Cut the weights of the module over all devices: its blocks, each by itself, and the rest of what is trained."""
     if isinstance(module, FSDPModule):
         return
-    mesh = module.device_mesh["data_parallel"]
-    blocks = list(module.blocks())
+    mesh = module.device_mesh["data_parallel"]  # type: ignore[index]
     inside = {parameter for block in blocks for parameter in block.parameters()}
     for block in blocks:
         fully_shard(block, mesh=mesh)

@@ -139,11 +139,13 @@ def test_environment_is_never_guessed(monkeypatch):
 
 
 def test_several_processes_mean_ddp():
-    from lightning.pytorch.strategies import DDPStrategy, ModelParallelStrategy
+    from lightning.pytorch.strategies import DDPStrategy
+
+    from research_stack.sharding import Sharded
 
     assert Hardware().trainer_arguments()["strategy"] == "auto"
     assert type(Hardware(devices=2).trainer_arguments()["strategy"]) is DDPStrategy
-    assert type(Hardware(devices=2, strategy="fsdp").trainer_arguments()["strategy"]) is ModelParallelStrategy
+    assert type(Hardware(devices=2, strategy="fsdp").trainer_arguments()["strategy"]) is Sharded
 
 
 # The guard ---------------------------------------------------------------------------------------------------------

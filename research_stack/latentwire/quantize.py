@@ -11,6 +11,8 @@ import torch
 import torch.distributed as dist
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.autograd import Function
+from torch.autograd.function import FunctionCtx, once_differentiable
 
 from research_stack.latentwire.formats import LARGEST, Floats, Format, Groups, Levels
 from research_stack.require import require
@@ -79,6 +81,23 @@ class Quantizer(nn.Module):
         """The nearest numbers of the format."""
 
 
+class _Total(Function):
+    """The sum over devices. What every device makes of it sends its gradient back to all of them."""
+
+    @staticmethod
+    def forward(ctx: FunctionCtx, x: Tensor) -> Tensor:
+        total = x.clone()
+        dist.all_reduce(total)
+        return total
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: FunctionCtx, grad: Tensor) -> Tensor:
+        total = grad.clone()
+        dist.all_reduce(total)
+        return total
+
+
 class FSQ(Quantizer):
     """Finite scalar quantisation (Mentzer et al. 2023, section 3): z' = round((tanh z + 1) (L - 1) / 2) 2 / (L - 1) - 1.
 
@@ -129,11 +148,7 @@ class FSQ(Quantizer):
         return (z_BMd - mean_d) * (variance_d + self.eps).rsqrt()
 
     def _over_devices(self, sum_d: Tensor) -> Tensor:
-        if not (self.sync and dist.is_available() and dist.is_initialized()):
-            return sum_d
-        from torch.distributed.nn.functional import all_reduce
-
-        return all_reduce(sum_d)  # the one that gradients go through; not there where torch was built without devices to talk to
+        return _Total.apply(sum_d) if self.sync and dist.is_available() and dist.is_initialized() else sum_d
 
     def _rounded(self, soft_BMd: Tensor) -> Codes:
         codes_BN = ((soft_BMd + 1) * (self.levels - 1) / 2).round().long().flatten(1)

@@ -18,10 +18,10 @@ from lightning import LightningModule
 from torch import Tensor, nn
 from torch.distributed.fsdp import FSDPModule
 
+from research_stack.sharding import gathered, refuse_uncuttable, shard, whole
 from research_stack.streams import Draws, seed_of
 from research_stack.training.memory import Statistics, TooLarge, is_out_of_memory
 from research_stack.training.optimization import Group, Optimization
-from research_stack.sharding import gathered, whole
 
 if TYPE_CHECKING:
     from research_stack.data.module import TokenData
@@ -138,6 +138,11 @@ class TrainingModule(LightningModule):
         """Within it texts are written: weights are whole on every device, since each reads its own number of tokens, and nothing is compiled."""
         with gathered(self), torch.compiler.set_stance("force_eager") if self.is_compiled else contextlib.nullcontext():
             yield
+
+    def cut_later(self) -> None:
+        """Have Lightning cut the weights into shards once the processes have found each other. Raises ValueError where they cannot be."""
+        refuse_uncuttable(self, self.optimization.ema)
+        self.configure_model = lambda: shard(self, self.blocks())
 
     def compile_blocks(self) -> None:
         """torch.compile each block. Blocks are alike, so that one compilation serves all."""
