@@ -2,10 +2,11 @@
 
     python benchmarks/devices.py [--experiments flowlm,grpo] [--ways ddp,fsdp] [--steps 4]
 
-Each experiment is trained a few steps in the smallest size, in float32, by one process and, on the same global batches, by two (gloo) in
-each of four ways: ddp and fsdp, each with and without accumulation. All runs of two processes share one pair of processes. The table shows
-loss and gradient norm of the last step and `off`, the largest relative difference of a loss or gradient norm to that of one process in any
-step; `one+accumulate` is one process that cuts its batch. `tests/slow/test_devices.py` holds the same runs to limits. What is refused says why.
+Each experiment is trained a few steps in the smallest size, in float32, by one process and, on the same global batches,
+by two (gloo) in each of four ways: ddp and fsdp, each with and without accumulation. All runs of two processes share
+one pair of processes. The table shows loss and gradient norm of the last step and `off`, the largest relative difference
+of a loss or gradient norm to that of one process in any step; `one+accumulate` is one process that cuts its batch.
+`tests/slow/test_devices.py` holds the same runs to limits. A way that is refused, or fails, says why.
 """
 import argparse
 import json
@@ -20,7 +21,11 @@ from contextlib import redirect_stdout
 from io import StringIO
 from pathlib import Path
 
-TINY = [f"method.readers.{reader}.{size}" for reader in ("llama", "qwen") for size in ("steps=2", "batch=2", "dim=32", "layers=1", "heads=2", "tokens=300")]
+TINY = [
+    f"method.readers.{reader}.{size}"
+    for reader in ("llama", "qwen")
+    for size in ("steps=2", "batch=2", "dim=32", "layers=1", "heads=2", "tokens=300")
+]
 POLICY = ["model=smoke", "model.causal=true", "callbacks=default", "method.rollouts.length=6"]
 #: Overrides that make an experiment small, and where its numbers depend on chance, ones under which no number may.
 EXPERIMENTS = {
@@ -29,18 +34,44 @@ EXPERIMENTS = {
     "minigpt": ["model=smoke", "data=smoke", "model.causal=true"],
     "lookahead": ["model=smoke", "data=smoke", "model.causal=true", "model.condition_dim=23", "model.spared=8"],
     "sft": ["model=smoke", "model.causal=true", "callbacks=default", "data.batch_size=16"],
-    "polychromic": [*POLICY, "data.batch_size=16", "method.group=4", "method.advantage.size=2", "method.warmup=0.25",
-                    "method/reward=heuristic", "method.reward.rewards.length.unit=characters"],  # fmt: skip
-    "grpo": [*POLICY, "data.batch_size=4", "method.group=4", "method/reward=heuristic", "method.reward.rewards.length.unit=characters",
-             "method.beta=0.1", "method.entropy=0.01"],  # fmt: skip
+    "polychromic": [
+        *POLICY,
+        "data.batch_size=16",
+        "method.group=4",
+        "method.advantage.size=2",
+        "method.warmup=0.25",
+        "method/reward=heuristic",
+        "method.reward.rewards.length.unit=characters",
+    ],
+    "grpo": [
+        *POLICY,
+        "data.batch_size=4",
+        "method.group=4",
+        "method/reward=heuristic",
+        "method.reward.rewards.length.unit=characters",
+        "method.beta=0.1",
+        "method.sync_every=2",
+        "method.entropy=0.01",
+    ],
     "reward": ["data.source.count=200", "data.batch_size=16", "model.dropout=0.0"],
     "latentwire": [*TINY, "model.dim=32", "model.layers=1", "data.batch_size=4", "data.sources.qa_facts.contexts=60"],
 }
 #: By name: overrides. Two processes take them all, with shards or without.
 ONE = {"one": [], "one+accumulate": ["optimization.accumulate=2"]}
-TWO = {f"{strategy}{more}": ["hardware=cpu_ddp", f"hardware.strategy={strategy}", *own]
-       for strategy in ("ddp", "fsdp") for more, own in (("", []), ("+accumulate", ["optimization.accumulate=2"]))}  # fmt: skip
-SHARED = ["eval=none", "trainer=smoke", "callbacks.checkpoints.every=1000", "optimization.ema=0", "hardware.precision=32", "hardware.threads=1"]
+TWO = {
+    "ddp": ["hardware=cpu_ddp", "hardware.strategy=ddp"],
+    "ddp+accumulate": ["hardware=cpu_ddp", "hardware.strategy=ddp", "optimization.accumulate=2"],
+    "fsdp": ["hardware=cpu_ddp", "hardware.strategy=fsdp"],
+    "fsdp+accumulate": ["hardware=cpu_ddp", "hardware.strategy=fsdp", "optimization.accumulate=2"],
+}
+SHARED = [
+    "eval=none",
+    "trainer=smoke",
+    "callbacks.checkpoints.every=1000",
+    "optimization.ema=0",
+    "hardware.precision=32",
+    "hardware.threads=1",
+]
 
 
 def save_encoder(folder):
@@ -50,9 +81,17 @@ def save_encoder(folder):
     from transformers import BertConfig, BertModel, PreTrainedTokenizerFast
 
     torch.manual_seed(0)
-    BertModel(BertConfig(vocab_size=260, hidden_size=16, num_hidden_layers=1, num_attention_heads=2, intermediate_size=32)).save_pretrained(folder)
+    BertModel(
+        BertConfig(vocab_size=260, hidden_size=16, num_hidden_layers=1, num_attention_heads=2, intermediate_size=32)
+    ).save_pretrained(folder)
     alphabet = pre_tokenizers.ByteLevel.alphabet()
-    tokenizer = Tokenizer(models.BPE({"[PAD]": 0, "[UNK]": 1} | {letter: i + 2 for i, letter in enumerate(sorted(alphabet))}, [], unk_token="[UNK]"))
+    tokenizer = Tokenizer(
+        models.BPE(
+            {"[PAD]": 0, "[UNK]": 1} | {letter: i + 2 for i, letter in enumerate(sorted(alphabet))},
+            [],
+            unk_token="[UNK]",
+        )
+    )
     tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel()
     PreTrainedTokenizerFast(tokenizer_object=tokenizer, pad_token="[PAD]", unk_token="[UNK]").save_pretrained(folder)
 
@@ -69,7 +108,17 @@ def prepare(place, experiments, ways, steps=4, more=()):
     for way, overrides in ways.items():
         for name in experiments:
             own = [*EXPERIMENTS[name], *([f"data.encoder.path={encoder}"] if name == "reward" else [])]
-            cfg = compose([f"experiment={name}", *own, *SHARED, f"trainer.max_steps={steps}", f"trainer.val_check_interval={steps}", *overrides, *more])
+            cfg = compose(
+                [
+                    f"experiment={name}",
+                    *own,
+                    *SHARED,
+                    f"trainer.max_steps={steps}",
+                    f"trainer.val_check_interval={steps}",
+                    *overrides,
+                    *more,
+                ]
+            )
             folder = found.setdefault(way, {})[name] = place / way / name
             folder.mkdir(parents=True)
             RunFolder(folder).write_config(cfg)
@@ -78,7 +127,7 @@ def prepare(place, experiments, ways, steps=4, more=()):
 
 
 def train(folders):
-    """Train the saved config of each folder in this process, one among others or the only one; what a folder says of an error is its last line."""
+    """Train the saved config of each folder in this process, one among others or alone; errors go to the folder."""
     from omegaconf import OmegaConf
 
     from research_stack.run import fit
@@ -86,7 +135,9 @@ def train(folders):
     rank = os.environ.get("RANK", "0")
     for folder in folders:
         if "torch._dynamo" in sys.modules:
-            sys.modules["torch._dynamo"].reset()  # what is compiled for one experiment does not count among another's variants
+            sys.modules[
+                "torch._dynamo"
+            ].reset()  # what is compiled for one experiment does not count among another's variants
         started = time.monotonic()
         try:
             fit(OmegaConf.load(folder / "config.yaml"), folder)
@@ -101,9 +152,21 @@ def train_on_two(folders):
     """Train them in two processes that are started once; raises RuntimeError when these end badly."""
     import subprocess
 
-    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2", __file__, "--train", *map(str, folders)]
+    command = [
+        sys.executable,
+        "-m",
+        "torch.distributed.run",
+        "--standalone",
+        "--nproc-per-node=2",
+        __file__,
+        "--train",
+        *map(str, folders),
+    ]
     root = str(Path(__file__).resolve().parents[1])
-    environment = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": os.pathsep.join(filter(None, [root, os.environ.get("PYTHONPATH")]))}
+    environment = os.environ | {
+        "OMP_NUM_THREADS": "1",
+        "PYTHONPATH": os.pathsep.join(filter(None, [root, os.environ.get("PYTHONPATH")])),
+    }
     done = subprocess.run(command, env=environment, capture_output=True, text=True)
     if done.returncode:
         raise RuntimeError(f"two processes ended with {done.returncode}:\n{done.stdout[-2000:]}\n{done.stderr[-4000:]}")
@@ -124,7 +187,11 @@ def off(found, reference):
     """The largest relative difference of a number to that of the reference; infinite where steps are missing."""
     if len(found) != len(reference) or not found:
         return math.inf
-    return max(abs(a - b) / max(abs(b), 1e-6) for one, other in zip(found, reference, strict=True) for a, b in zip(one, other, strict=True))
+    return max(
+        abs(a - b) / max(abs(b), 1e-6)
+        for one, other in zip(found, reference, strict=True)
+        for a, b in zip(one, other, strict=True)
+    )
 
 
 def run_all(place, experiments, ways, steps=4, more=()):
@@ -158,7 +225,10 @@ def main():
             if "error" in cell:
                 print(f"{name:<12} {way:<17} {cell['error'].strip().splitlines()[-1][:300]}")
             else:
-                print(f"{name:<12} {way:<17} {cell['loss']:>12.6f} {cell['grad_norm']:>14.6f} {cell['off']:>9.1e} {cell['seconds']:>8.1f}")
+                print(
+                    f"{name:<12} {way:<17} {cell['loss']:>12.6f} {cell['grad_norm']:>14.6f} {cell['off']:>9.1e}"
+                    f" {cell['seconds']:>8.1f}"
+                )
     worst = max((cell["off"] for row in table.values() for cell in row.values() if "off" in cell), default=math.nan)
     print(json.dumps({"worst": worst, "seconds": round(time.monotonic() - started, 1), "table": table}))
 
@@ -168,7 +238,12 @@ def measured(folder, reference):
     if (error := error_of(folder)) is not None:
         return {"error": error}
     rows = numbers(folder)
-    return {"loss": rows[-1][0], "grad_norm": rows[-1][1], "off": off(rows, numbers(reference)), "seconds": float((folder / "seconds").read_text())}
+    return {
+        "loss": rows[-1][0],
+        "grad_norm": rows[-1][1],
+        "off": off(rows, numbers(reference)),
+        "seconds": float((folder / "seconds").read_text()),
+    }
 
 
 if __name__ == "__main__":

@@ -38,7 +38,10 @@ class Method(Protocol):
         ...
 
     def cut_later(self) -> None:
-        """Have Lightning cut the weights into shards once the processes have found each other. Raises ValueError where they cannot be."""
+        """Have Lightning cut the weights into shards once the processes have found each other.
+
+        Raises ValueError where they cannot be.
+        """
         ...
 
 
@@ -56,7 +59,8 @@ class Hardware:
       bf16-mixed where the machine multiplies bfloat16 in hardware, else 32.
     - strategy: `auto` is one process, or ddp for several; fsdp shards weights, gradients and optimizer.
     - threads: CPU threads of each process; null shares the physical cores that the run may use.
-    - compile: torch.compile the blocks of the backbone: slower to start, faster steps; pays off from minutes on. Texts are written without.
+    - compile: torch.compile the blocks of the backbone: slower to start, faster steps; pays off from minutes on. Texts
+      are written without.
     - resources: what one cluster job asks for (keys in RESOURCES); used by launcher=slurm only.
     - submit: set by launcher=slurm: the run belongs in a cluster job and refuses to start elsewhere.
     """

@@ -1,9 +1,10 @@
-"""Weights, gradients and optimizer states in shards, one a device (FSDP2): what is cut, when it is whole, what a checkpoint holds.
+"""Weights, gradients and optimizer states in shards, one a device (FSDP2): what is cut, and when it is whole.
 
-Each block of the model is gathered only while it computes; all else that is trained is gathered for a step. Frozen weights outside the
-blocks (readers, say) stay whole on every device. A checkpoint holds whole tensors, as that of one process does, so that either goes on
-from the other's.
+Each block of the model is gathered only while it computes; all else that is trained is gathered for a step. Frozen
+weights outside the blocks (readers, say) stay whole on every device. A checkpoint holds whole tensors, as that of one
+process does, so that either goes on from the other's.
 """
+
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -19,12 +20,17 @@ from torch.optim import Optimizer
 
 
 def refuse_uncuttable(module: nn.Module, ema: float) -> None:
-    """Raise ValueError in one line for what cannot be trained in shards: an average of the weights, and weights that are no floats."""
+    """Raise ValueError for what cannot be trained in shards: an average of the weights, weights that are no floats."""
     if ema:
-        raise ValueError("hardware.strategy=fsdp keeps no average of the weights, which is a copy: set optimization.ema=0")
+        raise ValueError(
+            "hardware.strategy=fsdp keeps no average of the weights, which is a copy: set optimization.ema=0"
+        )
     packed = [name for name, parameter in module.named_parameters() if not parameter.is_floating_point()]
     if packed:
-        raise ValueError(f"hardware.strategy=fsdp cannot cut quantised weights ({packed[0]}): set model.quantization=null or hardware.strategy=ddp")
+        raise ValueError(
+            f"hardware.strategy=fsdp cannot cut quantised weights ({packed[0]}): set model.quantization=null "
+            "or hardware.strategy=ddp"
+        )
 
 
 def shard(module: LightningModule, blocks: Sequence[nn.Module]) -> None:
@@ -43,9 +49,9 @@ def shard(module: LightningModule, blocks: Sequence[nn.Module]) -> None:
 
 @contextmanager
 def gathered(module: nn.Module) -> Iterator[None]:
-    """Within it every device holds all weights whole and reads them as often as it likes, however often the others do; no gradients.
+    """Within it every device holds all weights whole and may read them more often than others; there are no gradients.
 
-    Every device must enter it. Does nothing where nothing is cut, and inside itself.
+    Every device must enter it. It does nothing where nothing is cut, and inside itself.
     """
     cut = [part for part in module.modules() if isinstance(part, FSDPModule)]
     apart = [part for part in cut if not _is_whole(part)] if isinstance(module, FSDPModule) else []
@@ -71,7 +77,12 @@ def _nothing() -> None:
 
 def _is_whole(part: nn.Module) -> bool:
     """Whether the part's own weights, those of its parts that are cut by themselves left out, are put together."""
-    inner = {parameter for own in part.modules() if isinstance(own, FSDPModule) and own is not part for parameter in own.parameters()}
+    inner = {
+        parameter
+        for own in part.modules()
+        if isinstance(own, FSDPModule) and own is not part
+        for parameter in own.parameters()
+    }
     return not any(isinstance(parameter, DTensor) for parameter in part.parameters() if parameter not in inner)
 
 
@@ -110,7 +121,10 @@ class Sharded(ModelParallelStrategy):
     def optimizer_state(self, optimizer: Optimizer) -> dict[str, Any]:
         """As the optimizer of one process would give it; every device must ask."""
         state = optimizer.state_dict()
-        return {**state, "state": {key: {name: whole(value) for name, value in own.items()} for key, own in state["state"].items()}}
+        return {
+            **state,
+            "state": {key: {name: whole(value) for name, value in own.items()} for key, own in state["state"].items()},
+        }
 
     def load_checkpoint(self, checkpoint_path: Any, weights_only: bool | None = None) -> dict[str, Any]:
         """The whole checkpoint, on every device."""
@@ -119,18 +133,23 @@ class Sharded(ModelParallelStrategy):
     def load_model_state_dict(self, checkpoint: Mapping[str, Any], strict: bool = True) -> None:
         """Each device keeps its part."""
         own = dict(self.lightning_module.named_parameters())
-        state = {name: as_cut(tensor, own[name]) if name in own else tensor for name, tensor in checkpoint["state_dict"].items()}
+        state = {
+            name: as_cut(tensor, own[name]) if name in own else tensor
+            for name, tensor in checkpoint["state_dict"].items()
+        }
         self.lightning_module.load_state_dict(state, strict=strict)
 
     def load_optimizer_state_dict(self, checkpoint: Mapping[str, Any]) -> None:
         """Each device keeps its part."""
         for optimizer, state in zip(self.optimizers, checkpoint["optimizer_states"], strict=True):
             parameters = [parameter for group in optimizer.param_groups for parameter in group["params"]]
-            own = {key: {name: as_cut(value, parameters[key]) for name, value in kept.items()} for key, kept in state["state"].items()}
+            own = {
+                key: {name: as_cut(value, parameters[key]) for name, value in kept.items()}
+                for key, kept in state["state"].items()
+            }
             optimizer.load_state_dict({**state, "state": own})
 
 
 def on_whole(compute: Callable[[Tensor], Tensor], tensor: Tensor) -> Tensor:
     """`compute`, which needs all of a matrix, of one that may be cut; the result is cut alike."""
     return as_cut(compute(whole(tensor)), tensor)
-

@@ -66,7 +66,8 @@ class Everything:
     def _behind_cache(self, q_BHLE: Tensor, k_BKLE: Tensor, v_BKLE: Tensor, block: int) -> Tensor:
         assert self.cache is not None
         k_BKSE, v_BKSE = self.cache.extend(block, k_BKLE, v_BKLE)
-        return attend(q_BHLE, k_BKSE, v_BKSE, self.mask, self.causal and self.mask is None and q_BHLE.shape[2] > 1, self.dropout)
+        causal = self.causal and self.mask is None and q_BHLE.shape[2] > 1
+        return attend(q_BHLE, k_BKSE, v_BKSE, self.mask, causal, self.dropout)
 
 
 def attend(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None, causal: bool, dropout: float) -> Tensor:

@@ -225,7 +225,8 @@ class LatentWire(TrainingModule):
         step = self._step_started()
         bytes_BN, seen_BN = as_bytes([q.context for q in asked])
         known = {text: number for number, text in enumerate(dict.fromkeys(q.context for q in asked))}
-        rows = {"bytes": bytes_BN, "seen": seen_BN, "context": torch.tensor([known[q.context] for q in asked]), **self._once_over_devices(asked)}
+        rows = {"bytes": bytes_BN, "seen": seen_BN, "context": torch.tensor([known[q.context] for q in asked])}
+        rows |= self._once_over_devices(asked)
         for name, reader in self.readers.items():
             of_reader = asked_of(reader, asked, draws) | (context_of(reader, asked) if any(loss.needs_context for loss in self.losses.values()) else {})
             rows |= {f"{key}.{name}": tensor for key, tensor in of_reader.items()}
@@ -234,10 +235,13 @@ class LatentWire(TrainingModule):
         return rows, self._denominators(rows, step)
 
     def _once_over_devices(self, asked: Sequence[Question]) -> Rows:
-        """share (B,): one over the number of devices that encode the row's context too; nothing where no statistics of a batch are taken."""
+        """share (B,): one over the number of devices that encode the row's context.
+
+        Nothing where no statistics of a batch are taken.
+        """
         if self.trainer.world_size == 1 or not (self.training and self.quantizer.of_batch):
             return {}
-        mine = [self.of_context[q.context][0] for q in asked]  # a context's first question stands for it on every device
+        mine = [self.of_context[q.context][0] for q in asked]  # a context's first question stands for it everywhere
         every: list[list[int]] = [[] for _ in range(self.trainer.world_size)]
         torch.distributed.all_gather_object(every, mine)
         return {"share": torch.tensor([1 / sum(number in set(held) for held in every) for number in mine])}
@@ -279,7 +283,8 @@ class LatentWire(TrainingModule):
         raw_CMd = self.raw(rows["bytes"][first_C], rows["seen"][first_C])
         # Numbers that share a scale must be those of one message, which holds a reader's slots alone.
         together = self.quantizer.format.groups(1) == 0
-        return self._sums(rows, raw_CMd[which_B], self.quantizer(raw_CMd, self._shares(rows, first_C))[which_B] if together else None)
+        latents_BMd = self.quantizer(raw_CMd, self._shares(rows, first_C))[which_B] if together else None
+        return self._sums(rows, raw_CMd[which_B], latents_BMd)
 
     @staticmethod
     def _shares(rows: Rows, first_C: Tensor) -> Tensor | None:
@@ -309,7 +314,8 @@ class LatentWire(TrainingModule):
 
     def _through_latents(self, rows: Rows, denominator: Tensor, weights: Tensor) -> Tensor:
         first_C, which_B = once(rows["context"])
-        parts = [(rows["bytes"][some], rows["seen"][some]) for some in first_C.tensor_split(min(len(first_C), self._pieces_of(len(first_C))))]
+        pieces = min(len(first_C), self._pieces_of(len(first_C)))
+        parts = [(rows["bytes"][some], rows["seen"][some]) for some in first_C.tensor_split(pieces)]
         with torch.no_grad():
             raw_CMd = torch.cat([self(self.raw, *part) for part in parts])
         raw_CMd.requires_grad_()
@@ -384,9 +390,9 @@ class LatentWire(TrainingModule):
         """As torch does it. Raises ValueError that names the features a checkpoint lacks or has too many."""
         refuse_other_features(state_dict, self.features)
         self.weights_token = None
-        rows = {name for name, parameter in self.named_parameters() if parameter.ndim == 1}  # older checkpoints hold some as scalars
-        state_dict = {name: tensor.reshape(1) if tensor.ndim == 0 and name in rows else tensor for name, tensor in state_dict.items()}
-        return super().load_state_dict(state_dict, strict, assign)
+        rows = {name for name, parameter in self.named_parameters() if parameter.ndim == 1}
+        scalars = {name: tensor.reshape(1) for name, tensor in state_dict.items() if tensor.ndim == 0 and name in rows}
+        return super().load_state_dict({**state_dict, **scalars}, strict, assign)  # older checkpoints hold some of them
 
     def describe(self) -> dict[str, Any]:
         """The losses, with the teachers' config hashes, and every feature: on or off, with its parameters."""

@@ -55,9 +55,11 @@ class Quantizer(nn.Module):
         return self
 
     def forward(self, z_BMd: Tensor, share_B: Tensor | None = None) -> Tensor:
-        """(B, M, d) float32: the numbers a reader gets, bit for bit those of `values(*codes(z))`; the gradient is that of `smooth`.
+        """(B, M, d) float32: the numbers a reader gets, bit for bit those of `values(*codes(z))`.
 
-        - share_B: what each row counts in statistics of the batch: below 1 where other devices have it too. None: all 1.
+        The gradient is that of `smooth`.
+
+        - share_B: what each row counts in statistics of a batch, below 1 where other devices have it too. None: all 1.
         """
         soft_BMd = self.smooth(z_BMd, share_B=share_B)
         hard_BMd = self.values(*self._rounded(soft_BMd)).view_as(soft_BMd)
@@ -74,7 +76,10 @@ class Quantizer(nn.Module):
 
     @abstractmethod
     def smooth(self, z_BMd: Tensor, learn: bool = True, share_B: Tensor | None = None) -> Tensor:
-        """(B, M, d) float32: what is rounded, differentiable. share_B: as in `forward`. learn: whether statistics may be updated (in training mode only)."""
+        """(B, M, d) float32: what is rounded, differentiable.
+
+        - learn: whether statistics may be updated (in training mode only). share_B: as in `forward`.
+        """
 
     @abstractmethod
     def _rounded(self, soft_BMd: Tensor) -> Codes:

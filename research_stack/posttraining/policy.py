@@ -110,7 +110,7 @@ class Policy(TrainingModule):
             self.model.train(training)
 
     def compile_blocks(self) -> None:
-        """As for every method, and so that a term of the loss may be asked for its gradient before the step is (`prove`)."""
+        """As for every method; a term of the loss may then be asked for its gradient before the step is (`prove`)."""
         functorch.donated_buffer = False
         super().compile_blocks()
 
@@ -129,7 +129,7 @@ class Policy(TrainingModule):
     def on_train_start(self) -> None:
         """Keep some of the weights of a new run, to see whether they move."""
         if self.global_step == 0:  # known from here on: in on_fit_start a resumed run has not read its step yet
-            self._witnesses = {name: local(parameter.detach()).flatten()[:WITNESSES].clone() for name, parameter in self.trained().items()}
+            self._witnesses = {name: witness.clone() for name, witness in self._some_weights().items()}
             self._unproven = {name for name, weight in self.parts.items() if weight}
 
     def prove(self, sums_P: Tensor, may_vanish: Mapping[str, str]) -> None:
@@ -158,12 +158,16 @@ class Policy(TrainingModule):
             self._pushed = True
             self._unproven.discard(name)
 
+    def _some_weights(self) -> dict[str, Tensor]:
+        """The first numbers of each trained parameter, of this device's part of it."""
+        return {name: local(parameter.detach()).flatten()[:WITNESSES] for name, parameter in self.trained().items()}
+
     def moved(self) -> None:
         """Raise ValueError when no weight of a new run has moved in the first step that had a gradient."""
         if self._witnesses is None or not self._pushed:
             return
         before, self._witnesses = self._witnesses, None
-        if all(torch.equal(local(parameter.detach()).flatten()[:WITNESSES], before[name]) for name, parameter in self.trained().items()):
+        if all(torch.equal(witness, before[name]) for name, witness in self._some_weights().items()):
             raise ValueError(f"optimization.lr={self.optimization.lr}: the first step has moved no weight")
 
 

@@ -119,28 +119,37 @@ class TrainingModule(LightningModule):
         return 3 * self.model.flops_per_token(length)
 
     def blocks(self) -> Sequence[nn.Module]:
-        """The parts of the model that are called one after another: under fsdp each is gathered only while it computes, and each is compiled."""
+        """The parts of the model that are called one after another.
+
+        Under fsdp each is gathered only while it computes; where compilation is asked for, each is compiled.
+        """
         return list(self.model.blocks)
 
     # The step ------------------------------------------------------------------------------------------------------
 
     def forward(self, compute: Callable[..., Any], *arguments: Any) -> Any:
-        """`compute(*arguments)`. All that reads weights in a step goes through here: under fsdp they are put together when it begins."""
+        """`compute(*arguments)`. All that reads weights in a step goes through here, where fsdp puts them together."""
         return compute(*arguments)
 
     @property
     def is_cut(self) -> bool:
-        """Whether each device holds a part of the weights (fsdp): then all devices must call the model's blocks equally often."""
+        """Whether each device holds a part of the weights (fsdp): then all must call the blocks equally often."""
         return isinstance(self, FSDPModule)
 
     @contextlib.contextmanager
     def writing(self) -> Iterator[None]:
-        """Within it texts are written: weights are whole on every device, since each reads its own number of tokens, and nothing is compiled."""
+        """Within it texts are written.
+
+        Nothing is compiled then, and weights are whole, since each device writes as many tokens as it likes.
+        """
         with gathered(self), torch.compiler.set_stance("force_eager") if self.is_compiled else contextlib.nullcontext():
             yield
 
     def cut_later(self) -> None:
-        """Have Lightning cut the weights into shards once the processes have found each other. Raises ValueError where they cannot be."""
+        """Have Lightning cut the weights into shards once the processes have found each other.
+
+        Raises ValueError where they cannot be.
+        """
         refuse_uncuttable(self, self.optimization.ema)
         self.configure_model = lambda: shard(self, self.blocks())
 
@@ -184,7 +193,8 @@ class TrainingModule(LightningModule):
         # Ranks take turns at the validation rows, so that the first batches are those of one device.
         draws = Draws(self.seed, "validation", batch_idx, total=total, rows=slice(rank, total, world), device=self.device)
         rows, denominator = self(self.prepare, batch, draws)
-        self._validation = self._validation + torch.stack([self(self.loss_sum, rows).detach().float(), denominator.float()], -1)
+        summed = self(self.loss_sum, rows).detach().float()
+        self._validation = self._validation + torch.stack([summed, denominator.float()], -1)
 
     def on_validation_epoch_start(self) -> None:
         """Start the sums."""
@@ -232,10 +242,14 @@ class TrainingModule(LightningModule):
         return means
 
     def _pieces_of(self, count: int) -> int:
-        """Into how many pieces to cut so many rows: under fsdp no more than the fewest of a device, since all must compute equally often."""
+        """Into how many pieces to cut so many rows.
+
+        Under fsdp as many on every device, since all must compute equally often.
+        """
         if not self.is_cut or self.pieces == 1:
             return self.pieces
-        return min(self.pieces, int(self.trainer.strategy.reduce(torch.tensor(count, device=self.device), reduce_op="min")))
+        fewest = self.trainer.strategy.reduce(torch.tensor(count, device=self.device), reduce_op="min")
+        return min(self.pieces, int(fewest))
 
     def _cut_finer(self, rows: Rows, error: RuntimeError) -> None:
         """Raise `pieces`. Raises TooLarge in one line where they cannot be, or where other devices would not do the same."""
@@ -278,7 +292,7 @@ class TrainingModule(LightningModule):
         return model.no_sync() if yes and isinstance(model, torch.nn.parallel.DistributedDataParallel) else contextlib.nullcontext()
 
     def _mean_gradients(self) -> None:
-        """Make the gradients, which have stayed on their devices, the mean over them, as the last backward pass of a piece does elsewhere."""
+        """Make gradients that stayed on their devices the mean over them, as a last backward pass does elsewhere."""
         for parameter in self.parameters():
             if parameter.grad is not None:
                 parameter.grad.copy_(self.total_over_devices(parameter.grad) / self.trainer.world_size)

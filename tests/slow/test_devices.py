@@ -1,4 +1,5 @@
-"""Nine experiments on two devices give the numbers of one: with copies, with shards, with accumulation; and compiled those of uncompiled."""
+"""Nine experiments on two devices give the numbers of one, with copies and with shards; compiled, those of eager."""
+
 from __future__ import annotations
 
 import importlib.util
@@ -17,9 +18,15 @@ devices = importlib.util.module_from_spec(spec)
 spec.loader.exec_module(devices)
 
 STEPS = 4
-CLOSE, NEAR = 1e-4, 2e-3  # of losses and gradient norms; of the other numbers that are logged, differences of small ones among them
+CLOSE, NEAR = (
+    1e-4,
+    2e-3,
+)  # of losses and gradient norms; of the other numbers that are logged, differences of small ones among them
 RESUMED = ("minigpt", "latentwire")  # Muon's state; statistics of a quantiser, and weights that are not cut
-STOP = "+callbacks.stop={_target_: lightning.pytorch.callbacks.EarlyStopping, monitor: val/loss, mode: max, patience: 1}"  # after two validations
+# After two validations:
+STOP = (
+    "+callbacks.stop={_target_: lightning.pytorch.callbacks.EarlyStopping, monitor: val/loss, mode: max, patience: 1}"
+)
 
 
 @pytest.fixture(scope="module")
@@ -27,7 +34,9 @@ def trained(tmp_path_factory):
     """{way: {experiment: folder}}: all trained, those of two processes within one pair of them."""
     place = tmp_path_factory.mktemp("devices")
     found = devices.prepare(place, devices.EXPERIMENTS, devices.ONE | devices.TWO, STEPS)
-    stopped = devices.prepare(place, RESUMED, {"stopped": [*devices.TWO["fsdp"], STOP]}, STEPS, ["trainer.val_check_interval=1"])
+    stopped = devices.prepare(
+        place, RESUMED, {"stopped": [*devices.TWO["fsdp"], STOP]}, STEPS, ["trainer.val_check_interval=1"]
+    )
     threads = torch.get_num_threads()
     devices.train([folder for way in devices.ONE for folder in found[way].values()])
     torch.set_num_threads(threads)
@@ -63,7 +72,9 @@ def test_two_devices_give_the_numbers_of_one(trained):
     wrong = []
     for name, one in trained["one"].items():
         reference = state(one)
-        assert rows(one)[-1]["train/grad_norm"] > 0 and all(row["train/loss"] != 0 for row in rows(one)), f"{name} has nothing to learn from"
+        assert rows(one)[-1]["train/grad_norm"] > 0 and all(row["train/loss"] != 0 for row in rows(one)), (
+            f"{name} has nothing to learn from"
+        )
         for way in [*devices.ONE, *devices.TWO][1:]:
             wrong += [f"{name} {way}: {line}" for line in differences(trained[way][name], one)]
             if not devices.error_of(trained[way][name]):
@@ -72,14 +83,22 @@ def test_two_devices_give_the_numbers_of_one(trained):
 
 
 def other_state(found, expected):
-    """How a checkpoint differs from that of one process: all of its tensors are there, whole and as large, and the weights are the same."""
+    """How a checkpoint differs from that of one process, whose tensors must all be there, whole, the same."""
     if found["state_dict"].keys() != expected["state_dict"].keys():
         return [f"tensors differ: {found['state_dict'].keys() ^ expected['state_dict'].keys()}"]
     pairs = [(name, found["state_dict"][name], tensor) for name, tensor in expected["state_dict"].items()]
     moments = [(key, name) for key, kept in expected["optimizer_states"][0]["state"].items() for name in kept]
-    pairs += [(f"optimizer {key} {name}", *(each["optimizer_states"][0]["state"][key][name] for each in (found, expected))) for key, name in moments]
-    return [f"{name} is {tuple(a.shape)} and not {tuple(b.shape)}, or another tensor" for name, a, b in pairs
-            if type(a) is not type(b) or a.shape != b.shape or (a - b).float().norm() > 0.01 * b.float().norm() + 1e-5]  # fmt: skip
+    pairs += [
+        (f"optimizer {key} {name}", *(each["optimizer_states"][0]["state"][key][name] for each in (found, expected)))
+        for key, name in moments
+    ]
+    return [f"{name} is another tensor" for name, ours, theirs in pairs if not alike(ours, theirs)]
+
+
+def alike(ours, theirs):
+    """One Adam step turns a rounding of a gradient near 0 into a whole step, so that single numbers say nothing."""
+    same = type(ours) is type(theirs) and ours.shape == theirs.shape
+    return same and bool((ours - theirs).float().norm() <= 0.01 * theirs.float().norm() + 1e-5)
 
 
 def test_a_run_in_shards_goes_on_in_shards_and_on_one_device(trained, tmp_path):
@@ -96,8 +115,11 @@ def test_a_run_in_shards_goes_on_in_shards_and_on_one_device(trained, tmp_path):
     devices.train(again["one"])
     torch.set_num_threads(threads)
     devices.train_on_two(again["fsdp"])
-    wrong = [f"{folder}: {devices.error_of(folder) or devices.numbers(folder)}" for folder in (*again["one"], *again["fsdp"])
-             if devices.error_of(folder) or devices.off(devices.numbers(folder), devices.numbers(trained["one"][folder.name])) > CLOSE]  # fmt: skip
+    wrong = []
+    for folder in (*again["one"], *again["fsdp"]):
+        error = devices.error_of(folder)
+        if error or devices.off(devices.numbers(folder), devices.numbers(trained["one"][folder.name])) > CLOSE:
+            wrong.append(f"{folder}: {error or devices.numbers(folder)}")
     assert not wrong, "\n".join(wrong)
 
 
@@ -106,15 +128,28 @@ def test_compiled_blocks_give_the_numbers_of_uncompiled_ones(tmp_path, monkeypat
     monkeypatch.setenv("TORCHINDUCTOR_COMPILE_THREADS", "1")
     from torch._dynamo.utils import counters
 
-    found = devices.prepare(tmp_path, devices.EXPERIMENTS, {"eager": [], "compiled": ["hardware.compile=true"]}, 2, ["trainer.limit_val_batches=0"])
+    found = devices.prepare(
+        tmp_path,
+        devices.EXPERIMENTS,
+        {"eager": [], "compiled": ["hardware.compile=true"]},
+        2,
+        ["trainer.limit_val_batches=0"],
+    )
     threads, wrong = torch.get_num_threads(), []
     for name in devices.EXPERIMENTS:
         devices.train([found["eager"][name]])
         counters.clear()
         devices.train([found["compiled"][name]])
         error = devices.error_of(found["compiled"][name])
-        apart = math.inf if error else devices.off(*(devices.numbers(found[way][name]) for way in ("compiled", "eager")))
-        if error or apart > 1e-3 or not counters["stats"]["unique_graphs"] or len(devices.numbers(found["eager"][name])) != 2:
+        apart = (
+            math.inf if error else devices.off(*(devices.numbers(found[way][name]) for way in ("compiled", "eager")))
+        )
+        if (
+            error
+            or apart > 1e-3
+            or not counters["stats"]["unique_graphs"]
+            or len(devices.numbers(found["eager"][name])) != 2
+        ):
             wrong.append(f"{name}: {error or apart}, {counters['stats']}")
     torch.set_num_threads(threads)
     torch._dynamo.reset()
