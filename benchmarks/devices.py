@@ -4,8 +4,9 @@
 
 Each experiment is trained a few steps in the smallest size, in float32, by one process and, on the same global batches,
 by two (gloo) in each of four ways: ddp and fsdp, each with and without accumulation. All runs of two processes share
-one pair of processes. The table shows loss and gradient norm of the last step and `off`, the largest relative difference
-of a loss or gradient norm to that of one process in any step; `one+accumulate` is one process that cuts its batch.
+one pair of processes. The table shows loss and gradient norm of the last step and `off`, the largest relative
+difference of a loss or gradient norm to that of one process in any step; `one+accumulate` is one process that cuts its
+batch.
 `tests/slow/test_devices.py` holds the same runs to limits. A way that is refused, or fails, says why.
 """
 import argparse

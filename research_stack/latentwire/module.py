@@ -413,7 +413,8 @@ class LatentWire(TrainingModule):
     def optimizer_groups(self) -> list[Group]:
         """All that is trained, part by part and feature by feature."""
         encoder, adapter = self.lr_factors["encoder"], self.lr_factors["adapter"]
-        whole = [*self.model.parameters(), *(p for p in self.pooling.parameters() if p is not self.pooling.gate_M1)]
+        whole = [p for p in self.model.parameters() if p.requires_grad]
+        whole += [p for p in self.pooling.parameters() if p is not self.pooling.gate_M1]
         found = [Group("encoder", whole, encoder), Group("gates", [self.pooling.gate_M1], encoder, decay=False)] if self.train_encoder else []
         rest = [] if self.hinted is None else list(self.hinted.parameters())
         found += [Group(f"adapter.{name}", [p for p in own.parameters() if p.requires_grad], adapter) for name, own in self.adapters.items()] + ([Group("hint", rest)] if rest else [])
