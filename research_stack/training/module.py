@@ -249,7 +249,7 @@ class TrainingModule(LightningModule):
         if not self.is_cut or self.pieces == 1:
             return self.pieces
         fewest = self.trainer.strategy.reduce(torch.tensor(count, device=self.device), reduce_op="min")
-        return min(self.pieces, int(fewest))
+        return min(self.pieces, max(1, int(fewest)))
 
     def _cut_finer(self, rows: Rows, error: RuntimeError) -> None:
         """Raise `pieces`. Raises TooLarge in one line where they cannot be, or where other devices would not do the same."""
