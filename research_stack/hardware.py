@@ -6,20 +6,17 @@ computed, only where, and how numbers are rounded (`precision`).
 from __future__ import annotations
 
 import ctypes
-import functools
 import logging
 import os
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any, Literal, Protocol, TypeVar
 
 from research_stack.require import require
 
 if TYPE_CHECKING:
     import torch
-    from lightning import LightningModule
-    from torch.distributed.device_mesh import DeviceMesh
 
 log = logging.getLogger(__name__)
 
@@ -33,6 +30,24 @@ RESOURCES = (
 )  # fmt: skip
 
 
+class Method(Protocol):
+    """What this needs of a method."""
+
+    def compile_blocks(self) -> None:
+        """Compile what of the model can gain from it."""
+        ...
+
+    def cut_later(self) -> None:
+        """Have Lightning cut the weights into shards once the processes have found each other.
+
+        Raises ValueError where they cannot be.
+        """
+        ...
+
+
+Trainable = TypeVar("Trainable", bound=Method)
+
+
 @dataclass
 class Hardware:
     """Where and how a run computes.
@@ -44,7 +59,8 @@ class Hardware:
       bf16-mixed where the machine multiplies bfloat16 in hardware, else 32.
     - strategy: `auto` is one process, or ddp for several; fsdp shards weights, gradients and optimizer.
     - threads: CPU threads of each process; null shares the physical cores that the run may use.
-    - compile: torch.compile the backbone: slower to start, faster steps; pays off from minutes on.
+    - compile: torch.compile the blocks of the backbone: slower to start, faster steps; pays off from minutes on. Texts
+      are written without.
     - resources: what one cluster job asks for (keys in RESOURCES); used by launcher=slurm only.
     - submit: set by launcher=slurm: the run belongs in a cluster job and refuses to start elsewhere.
     """
@@ -122,10 +138,9 @@ class Hardware:
 
     def _strategy(self) -> Any:
         if self.strategy == "fsdp":
-            from lightning.pytorch.strategies import ModelParallelStrategy
+            from research_stack.sharding import Sharded
 
-            return ModelParallelStrategy(data_parallel_size=self.processes, tensor_parallel_size=1,
-                                         save_distributed_checkpoint=False)
+            return Sharded(self.processes)
         if self.strategy == "ddp" or self.processes > 1:
             from lightning.pytorch.strategies import DDPStrategy
 
@@ -158,30 +173,16 @@ class Hardware:
         bf16 = self.resolved_precision() == "bf16-mixed"
         return torch.autocast(self.device().type, dtype=torch.bfloat16, enabled=bf16)
 
-    def compiled(self, module: LightningModule) -> LightningModule:
-        """The module, its backbone compiled and set up for sharding where asked. Parameter names stay the same.
+    def compiled(self, module: Trainable) -> Trainable:
+        """The module, its blocks compiled and set up for sharding where asked. Parameter names stay the same.
 
-        ValueError when the weights are to be sharded and averaged too: the average is a copy, and shards cannot be copied.
+        ValueError in one line for what cannot be cut into shards.
         """
         if self.compile:
-            module.model.compile()
+            module.compile_blocks()
         if self.strategy == "fsdp":
-            require(module.optimization.ema == 0, "hardware.strategy=fsdp keeps no average of the weights: set optimization.ema=0")
-            # Lightning calls this hook once the processes have found each other.
-            module.configure_model = functools.partial(shard, module)
+            module.cut_later()
         return module
-
-
-def shard(module: LightningModule) -> None:
-    """Shard the backbone over all devices with FSDP2: each block is gathered only while it computes."""
-    from torch.distributed.fsdp import FSDPModule, fully_shard
-
-    mesh: DeviceMesh = module.device_mesh["data_parallel"]
-    if isinstance(module.model, FSDPModule):
-        return
-    for block in module.model.blocks:
-        fully_shard(block, mesh=mesh)
-    fully_shard(module.model, mesh=mesh)
 
 
 # This machine -----------------------------------------------------------------------------------------------------

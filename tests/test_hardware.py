@@ -139,11 +139,27 @@ def test_environment_is_never_guessed(monkeypatch):
 
 
 def test_several_processes_mean_ddp():
-    from lightning.pytorch.strategies import DDPStrategy, ModelParallelStrategy
+    from lightning.pytorch.strategies import DDPStrategy
+
+    from research_stack.sharding import Sharded
 
     assert Hardware().trainer_arguments()["strategy"] == "auto"
     assert type(Hardware(devices=2).trainer_arguments()["strategy"]) is DDPStrategy
-    assert type(Hardware(devices=2, strategy="fsdp").trainer_arguments()["strategy"]) is ModelParallelStrategy
+    assert type(Hardware(devices=2, strategy="fsdp").trainer_arguments()["strategy"]) is Sharded
+
+
+def test_what_cannot_be_cut_is_refused_in_one_line():
+    from research_stack.sharding import refuse_uncuttable
+
+    packed = torch.nn.Module()
+    packed.weight = torch.nn.Parameter(torch.zeros(4, dtype=torch.uint8), requires_grad=False)
+    for module, ema, line in (
+        (torch.nn.Linear(1, 1), 0.9, r"^hardware.strategy=fsdp keeps no average .* set optimization.ema=0$"),
+        (packed, 0.0, r"^hardware.strategy=fsdp cannot cut quantised weights \(weight\)"),
+    ):
+        with pytest.raises(ValueError, match=line):
+            refuse_uncuttable(module, ema)
+    refuse_uncuttable(torch.nn.Linear(1, 1), 0.0)
 
 
 # The guard ---------------------------------------------------------------------------------------------------------

@@ -59,8 +59,15 @@ class Everything:
     def __call__(self, q_BHLE: Tensor, k_BKLE: Tensor, v_BKLE: Tensor, block: int) -> Tensor:
         """Attention, after the cache has grown by these keys and values."""
         if self.cache is not None:
-            k_BKLE, v_BKLE = self.cache.extend(block, k_BKLE, v_BKLE)
-        return attend(q_BHLE, k_BKLE, v_BKLE, self.mask, self.causal and self.mask is None and q_BHLE.shape[2] > 1, self.dropout)
+            return self._behind_cache(q_BHLE, k_BKLE, v_BKLE, block)
+        return attend(q_BHLE, k_BKLE, v_BKLE, self.mask, self.causal and self.mask is None, self.dropout)
+
+    @torch.compiler.disable  # else each block would be compiled for itself: the cache asks for its number
+    def _behind_cache(self, q_BHLE: Tensor, k_BKLE: Tensor, v_BKLE: Tensor, block: int) -> Tensor:
+        assert self.cache is not None
+        k_BKSE, v_BKSE = self.cache.extend(block, k_BKLE, v_BKLE)
+        causal = self.causal and self.mask is None and q_BHLE.shape[2] > 1
+        return attend(q_BHLE, k_BKSE, v_BKSE, self.mask, causal, self.dropout)
 
 
 def attend(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None, causal: bool, dropout: float) -> Tensor:

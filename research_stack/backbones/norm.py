@@ -21,7 +21,8 @@ class RMSNorm(nn.Module):
     def forward(self, x_xE: Tensor, scale_xE: Tensor | None = None, shift_xE: Tensor | None = None) -> Tensor:
         """The norm of x; with scale and shift, times 1 + scale and plus shift, which may be broadcast (Peebles & Xie 2023)."""
         eps, weight_E = torch.finfo(torch.promote_types(x_xE.dtype, torch.float32)).eps, self.weight.to(x_xE.dtype)
-        if x_xE.device.type == "cpu":
+        # A compiler writes the plain form out as well as we do, and can fuse it.
+        if x_xE.device.type == "cpu" and not torch.compiler.is_compiling():
             if scale_xE is None and not torch.is_grad_enabled():  # the same numbers, without what a backward pass would cost
                 return _unit(x_xE, eps)[0].mul_(weight_E)
             return _RMSNorm.apply(x_xE, weight_E, eps) if scale_xE is None else _Adaptive.apply(x_xE, weight_E, eps, scale_xE, shift_xE)

@@ -169,6 +169,14 @@ class PretrainedCausal(nn.Module):
         return self.model.get_base_model() if isinstance(self.model, PeftModel) else self.model
 
     @property
+    def blocks(self) -> nn.ModuleList:
+        """Its decoder layers, the first one first. Raises ValueError for an architecture that has no list of them."""
+        found = [m for m in self.own.base_model.modules() if isinstance(m, nn.ModuleList) and len(m) == self.layers]
+        if not found:
+            raise ValueError(f"path={self.path}: {type(self.own).__name__} has no list of {self.layers} layers")
+        return found[0]
+
+    @property
     def unembedding(self) -> Tensor:
         """(V, D)."""
         weight = self.own.get_output_embeddings().weight

@@ -43,6 +43,11 @@ class Regressor(nn.Module):
             nn.init.normal_(layer.weight, std=gain / math.sqrt(layer.in_features), generator=stream)
             nn.init.zeros_(layer.bias)
 
+    @property
+    def blocks(self) -> list[nn.Module]:
+        """It is one: its layers are small."""
+        return [self]
+
     def forward(self, features_BF: Tensor, uniform_BH: Tensor | None = None) -> Tensor:
         """(B,) one number per row.
 

@@ -359,6 +359,9 @@ def rotate(x_BLHE: Tensor, rope_L1E: Rope | None) -> Tensor:
     if rope_L1E is None:
         return x_BLHE
     cos, sin = (table.to(x_BLHE.dtype) for table in rope_L1E)
+    if torch.compiler.is_compiling():  # which fuses the plain form, and cannot write into parts of a tensor
+        a, b = x_BLHE.chunk(2, dim=-1)
+        return torch.cat((a * cos - b * sin, b * cos + a * sin), dim=-1)
     return _Rotation.apply(x_BLHE, cos, sin) if torch.is_grad_enabled() else turned(x_BLHE, cos, sin)
 
 

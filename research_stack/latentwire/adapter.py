@@ -39,7 +39,7 @@ class Adapter(nn.Module):
         self.leave = nn.Linear(dim, reader.width)
         mean_D, size = calibration(reader)
         self.mean_D = nn.Parameter(mean_D)
-        self.size = nn.Parameter(size)
+        self.size = nn.Parameter(size.unsqueeze(0))  # one number in a row: shards are cut along rows
         stream = generator(seed, "adapter", name)
         for key, parameter in self.named_parameters():
             if parameter.ndim == 2:

@@ -79,7 +79,7 @@ class ByteEncoder(nn.Module):
         self.embed = HashedGrams(dim, grams, buckets)
         self.patches = nn.Conv1d(dim, dim, 2 * patch, stride=patch) if patch > 1 else None
         self.transformer = Transformer(BYTES, dim, layers, heads, max_length=-(-max_length // patch), seed=seed)
-        self.transformer.embedding = nn.Embedding(0, dim)  # its tokens come as vectors
+        self.transformer.embedding = nn.Embedding(0, dim).requires_grad_(False)  # its tokens come as vectors
         stream = generator(seed, "encoder")
         for name, parameter in self.named_parameters():
             if name.startswith("embed."):
@@ -107,6 +107,11 @@ class ByteEncoder(nn.Module):
         rest = -x_BND.shape[1] % self.patch
         x_BDT = self.patches(F.pad(x_BND, (0, 0, 0, rest + self.patch)).transpose(1, 2))
         return x_BDT.transpose(1, 2), F.pad(seen_BN, (0, rest)).unflatten(1, (-1, self.patch)).any(-1)
+
+    @property
+    def blocks(self) -> nn.ModuleList:
+        """Of the transformer."""
+        return self.transformer.blocks
 
     def flops_per_token(self, length: int, logits: bool = True) -> float:
         """Of one byte of a context of `length` bytes, forward; there are no logits."""

@@ -226,12 +226,25 @@ class LatentWire(TrainingModule):
         bytes_BN, seen_BN = as_bytes([q.context for q in asked])
         known = {text: number for number, text in enumerate(dict.fromkeys(q.context for q in asked))}
         rows = {"bytes": bytes_BN, "seen": seen_BN, "context": torch.tensor([known[q.context] for q in asked])}
+        rows |= self._once_over_devices(asked)
         for name, reader in self.readers.items():
             of_reader = asked_of(reader, asked, draws) | (context_of(reader, asked) if any(loss.needs_context for loss in self.losses.values()) else {})
             rows |= {f"{key}.{name}": tensor for key, tensor in of_reader.items()}
         rows = {name: tensor.to(self.device) for name, tensor in rows.items()}
         self._now = step
         return rows, self._denominators(rows, step)
+
+    def _once_over_devices(self, asked: Sequence[Question]) -> Rows:
+        """share (B,): one over the number of devices that encode the row's context.
+
+        Nothing where no statistics of a batch are taken.
+        """
+        if self.trainer.world_size == 1 or not (self.training and self.quantizer.of_batch):
+            return {}
+        mine = [self.of_context[q.context][0] for q in asked]  # a context's first question stands for it everywhere
+        every: list[list[int]] = [[] for _ in range(self.trainer.world_size)]
+        torch.distributed.all_gather_object(every, mine)
+        return {"share": torch.tensor([1 / sum(number in set(held) for held in every) for number in mine])}
 
     def _with_others(self, number: int) -> list[int]:
         """A question and, in training, those of its context that follow it, `asked` in all where there are so many."""
@@ -270,7 +283,13 @@ class LatentWire(TrainingModule):
         raw_CMd = self.raw(rows["bytes"][first_C], rows["seen"][first_C])
         # Numbers that share a scale must be those of one message, which holds a reader's slots alone.
         together = self.quantizer.format.groups(1) == 0
-        return self._sums(rows, raw_CMd[which_B], self.quantizer(raw_CMd)[which_B] if together else None)
+        latents_BMd = self.quantizer(raw_CMd, self._shares(rows, first_C))[which_B] if together else None
+        return self._sums(rows, raw_CMd[which_B], latents_BMd)
+
+    @staticmethod
+    def _shares(rows: Rows, first_C: Tensor) -> Tensor | None:
+        """(C,) what each context counts in statistics of a batch; None: all 1."""
+        return rows["share"][first_C] if "share" in rows else None
 
     def _sums(self, rows: Rows, raw_BMd: Tensor, latents_BMd: Tensor | None) -> Tensor:
         sums: dict[str, Tensor] = {}
@@ -283,25 +302,33 @@ class LatentWire(TrainingModule):
         """As for every method; where the quantiser takes statistics of a batch, they are those of the whole batch, not of a piece.
 
         The contexts are encoded piece by piece without a graph, the readers' pieces leave their gradients at the latents, and the encoder runs once
-        more, with a graph, to take them on (GradCache, Gao et al. 2021). On several devices the pieces are normalised by themselves.
+        more, with a graph, to take them on (GradCache, Gao et al. 2021).
         """
-        if self.pieces == 1 or not self.quantizer.of_batch or self.trainer.world_size > 1:
+        if self.pieces == 1 or not self.quantizer.of_batch:
             return super()._piece_by_piece(rows, denominator, weights)
+        with self._gradients_stay_here(True):
+            means = self._through_latents(rows, denominator, weights)
+        if self.trainer.world_size > 1 and not self.is_cut:
+            self._mean_gradients()
+        return means
+
+    def _through_latents(self, rows: Rows, denominator: Tensor, weights: Tensor) -> Tensor:
         first_C, which_B = once(rows["context"])
-        parts = [(rows["bytes"][some], rows["seen"][some]) for some in first_C.chunk(self.pieces)]
+        pieces = min(len(first_C), self._pieces_of(len(first_C)))
+        parts = [(rows["bytes"][some], rows["seen"][some]) for some in first_C.tensor_split(pieces)]
         with torch.no_grad():
-            raw_CMd = torch.cat([self.raw(*part) for part in parts])
+            raw_CMd = torch.cat([self(self.raw, *part) for part in parts])
         raw_CMd.requires_grad_()
-        latents_CMd = self.quantizer(raw_CMd)
+        latents_CMd = self.quantizer(raw_CMd, self._shares(rows, first_C))
         leaf_CMd, means = latents_CMd.detach().requires_grad_(), torch.zeros((), device=self.device)
-        for piece in cut({**rows, "which": which_B}, self.pieces):
-            part = self._sums(piece, raw_CMd[piece["which"]], leaf_CMd[piece["which"]]) / denominator
-            self.manual_backward((part * weights).sum())
+        for piece in cut({**rows, "which": which_B}, self._pieces_of(len(which_B))):
+            part = self(self._sums, piece, raw_CMd[piece["which"]], leaf_CMd[piece["which"]]) / denominator
+            self.manual_backward((part * weights).sum() * self.trainer.world_size)
             means = means + part.detach()
         self.manual_backward(latents_CMd, leaf_CMd.grad)
         if self.train_encoder:
             for part, gradient in zip(parts, raw_CMd.grad.split([len(part[0]) for part in parts]), strict=True):
-                self.manual_backward(self.raw(*part), gradient)
+                self.manual_backward(self(self.raw, *part), gradient)
         return means
 
     def _of_reader(self, name: str, raw_BMd: Tensor, latents_BMd: Tensor | None, rows: Rows) -> dict[str, Tensor]:
@@ -363,7 +390,9 @@ class LatentWire(TrainingModule):
         """As torch does it. Raises ValueError that names the features a checkpoint lacks or has too many."""
         refuse_other_features(state_dict, self.features)
         self.weights_token = None
-        return super().load_state_dict(state_dict, strict, assign)
+        rows = {name for name, parameter in self.named_parameters() if parameter.ndim == 1}
+        scalars = {name: tensor.reshape(1) for name, tensor in state_dict.items() if tensor.ndim == 0 and name in rows}
+        return super().load_state_dict({**state_dict, **scalars}, strict, assign)  # older checkpoints hold some of them
 
     def describe(self) -> dict[str, Any]:
         """The losses, with the teachers' config hashes, and every feature: on or off, with its parameters."""
@@ -384,7 +413,8 @@ class LatentWire(TrainingModule):
     def optimizer_groups(self) -> list[Group]:
         """All that is trained, part by part and feature by feature."""
         encoder, adapter = self.lr_factors["encoder"], self.lr_factors["adapter"]
-        whole = [*self.model.parameters(), *(p for p in self.pooling.parameters() if p is not self.pooling.gate_M1)]
+        whole = [p for p in self.model.parameters() if p.requires_grad]
+        whole += [p for p in self.pooling.parameters() if p is not self.pooling.gate_M1]
         found = [Group("encoder", whole, encoder), Group("gates", [self.pooling.gate_M1], encoder, decay=False)] if self.train_encoder else []
         rest = [] if self.hinted is None else list(self.hinted.parameters())
         found += [Group(f"adapter.{name}", [p for p in own.parameters() if p.requires_grad], adapter) for name, own in self.adapters.items()] + ([Group("hint", rest)] if rest else [])

@@ -11,6 +11,8 @@ import torch
 import torch.distributed as dist
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.autograd import Function
+from torch.autograd.function import FunctionCtx, once_differentiable
 
 from research_stack.latentwire.formats import LARGEST, Floats, Format, Groups, Levels
 from research_stack.require import require
@@ -52,9 +54,14 @@ class Quantizer(nn.Module):
         """Itself, made ready for slots of d = `width` numbers. Call it once, before weights are loaded."""
         return self
 
-    def forward(self, z_BMd: Tensor) -> Tensor:
-        """(B, M, d) float32: the numbers a reader gets, bit for bit those of `values(*codes(z))`; the gradient is that of `smooth`."""
-        soft_BMd = self.smooth(z_BMd)
+    def forward(self, z_BMd: Tensor, share_B: Tensor | None = None) -> Tensor:
+        """(B, M, d) float32: the numbers a reader gets, bit for bit those of `values(*codes(z))`.
+
+        The gradient is that of `smooth`.
+
+        - share_B: what each row counts in statistics of a batch, below 1 where other devices have it too. None: all 1.
+        """
+        soft_BMd = self.smooth(z_BMd, share_B=share_B)
         hard_BMd = self.values(*self._rounded(soft_BMd)).view_as(soft_BMd)
         return hard_BMd + (soft_BMd - soft_BMd.detach())  # the bracket is exactly 0, so that the numbers are exactly those sent
 
@@ -68,12 +75,32 @@ class Quantizer(nn.Module):
         return self.format.values(codes_BN, scales_BG)
 
     @abstractmethod
-    def smooth(self, z_BMd: Tensor, learn: bool = True) -> Tensor:
-        """(B, M, d) float32: what is rounded, differentiable. learn: whether statistics may be updated (in training mode only)."""
+    def smooth(self, z_BMd: Tensor, learn: bool = True, share_B: Tensor | None = None) -> Tensor:
+        """(B, M, d) float32: what is rounded, differentiable.
+
+        - learn: whether statistics may be updated (in training mode only). share_B: as in `forward`.
+        """
 
     @abstractmethod
     def _rounded(self, soft_BMd: Tensor) -> Codes:
         """The nearest numbers of the format."""
+
+
+class _Total(Function):
+    """The sum over devices. What every device makes of it sends its gradient back to all of them."""
+
+    @staticmethod
+    def forward(ctx: FunctionCtx, x: Tensor) -> Tensor:
+        total = x.clone()
+        dist.all_reduce(total)
+        return total
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: FunctionCtx, grad: Tensor) -> Tensor:
+        total = grad.clone()
+        dist.all_reduce(total)
+        return total
 
 
 class FSQ(Quantizer):
@@ -105,18 +132,20 @@ class FSQ(Quantizer):
             self.register_buffer("variance_d", torch.ones(width))
         return self
 
-    def smooth(self, z_BMd: Tensor, learn: bool = True) -> Tensor:
+    def smooth(self, z_BMd: Tensor, learn: bool = True, share_B: Tensor | None = None) -> Tensor:
         """tanh of the normalised latents, in (-1, 1). Raises ValueError for a training batch of a single slot, or before `bind`."""
-        return torch.tanh(self._normalised(z_BMd.float(), learn) if self.normalize else z_BMd.float())
+        return torch.tanh(self._normalised(z_BMd.float(), learn, share_B) if self.normalize else z_BMd.float())
 
-    def _normalised(self, z_BMd: Tensor, learn: bool) -> Tensor:
+    def _normalised(self, z_BMd: Tensor, learn: bool, share_B: Tensor | None) -> Tensor:
         require(hasattr(self, "mean_d"), "width=None must be given by bind(width) before latents are normalised")
         if not self.training:
             return (z_BMd - self.mean_d) * (self.variance_d + self.eps).rsqrt()
         require(z_BMd.shape[:2].numel() > 1, "normalize=true needs more than one slot in a training batch, whose variance it divides by; raise data.batch_size or method.slots")
-        count = self._over_devices(z_BMd.new_tensor(z_BMd.shape[:2].numel()))
-        mean_d = self._over_devices(z_BMd.sum((0, 1))) / count
-        variance_d = self._over_devices((z_BMd - mean_d).square().sum((0, 1))) / count
+        share_B11 = 1.0 if share_B is None else share_B[:, None, None]
+        rows = len(z_BMd) if share_B is None else share_B.sum().item()
+        count = self._over_devices(z_BMd.new_tensor(rows * z_BMd.shape[1]))
+        mean_d = self._over_devices((z_BMd * share_B11).sum((0, 1))) / count
+        variance_d = self._over_devices(((z_BMd - mean_d).square() * share_B11).sum((0, 1))) / count
         if learn:
             with torch.no_grad():
                 self.mean_d.lerp_(mean_d, self.momentum)
@@ -124,11 +153,7 @@ class FSQ(Quantizer):
         return (z_BMd - mean_d) * (variance_d + self.eps).rsqrt()
 
     def _over_devices(self, sum_d: Tensor) -> Tensor:
-        if not (self.sync and dist.is_available() and dist.is_initialized()):
-            return sum_d
-        from torch.distributed.nn.functional import all_reduce
-
-        return all_reduce(sum_d)  # the one that gradients go through; not there where torch was built without devices to talk to
+        return _Total.apply(sum_d) if self.sync and dist.is_available() and dist.is_initialized() else sum_d
 
     def _rounded(self, soft_BMd: Tensor) -> Codes:
         codes_BN = ((soft_BMd + 1) * (self.levels - 1) / 2).round().long().flatten(1)
@@ -154,7 +179,7 @@ class Grouped(Quantizer):
         super().__init__()
         self.format = Floats(bits) if bits in (16, 32) else Groups(bits, group)
 
-    def smooth(self, z_BMd: Tensor, learn: bool = True) -> Tensor:
+    def smooth(self, z_BMd: Tensor, learn: bool = True, share_B: Tensor | None = None) -> Tensor:
         """The latents themselves, float32."""
         return z_BMd.float()
 

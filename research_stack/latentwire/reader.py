@@ -77,10 +77,7 @@ class Reader(nn.Module):
 
     def blocks(self) -> nn.ModuleList:
         """Its decoder layers, the first one first."""
-        found = [m for m in self.model.own.base_model.modules() if isinstance(m, nn.ModuleList) and len(m) == self.layers]
-        if not found:
-            raise ValueError(f"path={self.path}: {type(self.model.own).__name__} has no list of {self.layers} layers")
-        return found[0]
+        return self.model.blocks
 
     # Words ---------------------------------------------------------------------------------------------------------
 

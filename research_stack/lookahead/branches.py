@@ -35,6 +35,7 @@ class Recorder:
     def __init__(self, look: Look) -> None:
         self.look, self.pairs = look, Pairs()
 
+    @torch.compiler.disable  # else each block would be compiled for itself: the pairs are kept by its number
     def __call__(self, q_BHLE: Tensor, k_BKLE: Tensor, v_BKLE: Tensor, block: int) -> Tensor:
         """What the look inside gives."""
         self.pairs[block] = (k_BKLE.detach(), v_BKLE.detach())  # a recomputed block (checkpointing) only writes the same again
@@ -63,6 +64,7 @@ class Branches:
         self.pairs, self.at_Bn, self.form = pairs, at_Bn, form
         self.own: dict[int, list[tuple[Tensor, Tensor]]] = {block: [] for block in pairs}
 
+    @torch.compiler.disable
     def __call__(self, q_BHnE: Tensor, k_BKnE: Tensor, v_BKnE: Tensor, block: int) -> Tensor:
         """(B, H, n, E)."""
         self.own[block].append((k_BKnE, v_BKnE))

@@ -96,7 +96,7 @@ class MiniGPT(TrainingModule):
         """(1,) the summed cross entropy."""
         length = rows["weight"].shape[1]
         reading = self.read(rows["tokens"][:, :length])
-        return self.next_token(reading.hidden_BLD, rows["tokens"][:, 1 : length + 1], rows["weight"])[0].unsqueeze(0)
+        return torch.stack([self.next_token(reading.hidden_BLD, rows["tokens"][:, 1 : length + 1], rows["weight"])[0]])
 
     def next_token(
         self, hidden_BLD: Tensor, target_BL: Tensor, weight_BL: Tensor, u_BL: Tensor | None = None

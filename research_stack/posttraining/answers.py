@@ -75,7 +75,7 @@ def answers(policy: Policy, codec: Codec, rollouts: Rollouts, reward: Reward, pr
 
     Raises ValueError in one line when a prompt does not fit the model or the reward breaks its contract.
     """
-    with policy.quiet():
+    with policy.writing(), policy.quiet():
         rollout = rollouts(policy.model, policy.vocab, policy.bias_V, prompts, u_PNT)
     count = u_PNT.shape[1]
     flat = [codec.decode(ids) for ids in rollout.completions(policy.vocab)]

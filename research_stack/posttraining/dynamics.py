@@ -56,10 +56,13 @@ class DiversityDynamics(Callback):
         if trainer.global_step % self.every == 0 or trainer.global_step == trainer.max_steps:
             self._measure(trainer, pl_module)
 
-    def _measure(self, trainer: Trainer, policy: LightningModule) -> None:
-        """One more point; every device could measure, the first one does."""
-        if not trainer.is_global_zero:
-            return
+    def _measure(self, trainer: Trainer, policy: Policy) -> None:
+        """One more point; every device could measure, the first one does, of weights that all have put together."""
+        with policy.writing():
+            if trainer.is_global_zero:
+                self._point(trainer, policy)
+
+    def _point(self, trainer: Trainer, policy: Policy) -> None:
         data: TokenData = trainer.datamodule  # type: ignore[attr-defined]
         if self._asked is None:
             self._asked = different_prompts(data.validation if self.prompts == "held_out" else data.train, self.most)

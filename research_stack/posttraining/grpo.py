@@ -22,6 +22,7 @@ import numpy as np
 import torch
 from lightning.fabric.utilities import move_data_to_device
 from torch import Tensor, nn
+from torch.distributed.tensor import DTensor
 
 from research_stack.backbones.causal import CausalBackbone
 from research_stack.data.tokenizers import Codec
@@ -35,6 +36,7 @@ from research_stack.posttraining.rewards.base import Reward
 from research_stack.posttraining.rewards.composite import means
 from research_stack.posttraining.rollout import Rollouts
 from research_stack.require import require
+from research_stack.sharding import whole
 from research_stack.streams import Draws
 from research_stack.training.module import Rows
 from research_stack.training.optimization import Optimization
@@ -143,6 +145,10 @@ class GRPO(Policy):
         super().begin_from(state)
         if self.reference is not None:
             self.reference.load_state_dict(self.model.state_dict())
+
+    def blocks(self) -> list[nn.Module]:
+        """Those of the policy and of the reference."""
+        return [*super().blocks(), *([] if self.reference is None else self.reference.blocks)]
 
     @property
     def steps_per_batch(self) -> int:
@@ -328,7 +334,7 @@ class GRPO(Policy):
         assert self.reference is not None
         for theirs, ours in zip(self.reference.parameters(), self.model.parameters(), strict=True):
             if ours.requires_grad:  # the rest is the same for both, and may be no numbers (quantised)
-                theirs.lerp_(ours.to(theirs.dtype), self.sync_mix)
+                theirs.lerp_((ours if isinstance(theirs, DTensor) else whole(ours)).to(theirs.dtype), self.sync_mix)
 
     # Validation ----------------------------------------------------------------------------------------------------
 

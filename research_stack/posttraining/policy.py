@@ -16,6 +16,7 @@ import numpy as np
 import torch
 from lightning.fabric.utilities import move_data_to_device
 from torch import Tensor, nn
+from torch._functorch import config as functorch
 
 from research_stack.backbones.causal import CausalBackbone
 from research_stack.backbones.token_logps import token_logps
@@ -23,6 +24,7 @@ from research_stack.data.vocabulary import Vocabulary
 from research_stack.posttraining.shared_prompts import hidden_before
 from research_stack.require import require
 from research_stack.sampling.reading import BackboneReader
+from research_stack.sharding import local
 from research_stack.training.module import TrainingModule
 from research_stack.training.optimization import Optimization
 
@@ -93,7 +95,7 @@ class Policy(TrainingModule):
         model = self.model if model is None else model
         row_n, step_n, column_n = completion_columns(width_B, made_B)
         mask_BT = torch.arange(int(made_B.max()), device=made_B.device) < made_B.unsqueeze(1)
-        hidden_nD = hidden_before(model, tokens_BL, width_B, made_B, share=not model.checkpoint_blocks)
+        hidden_nD = hidden_before(model, tokens_BL, width_B, made_B, share=not (model.checkpoint_blocks or self.is_cut))
         logp_n, entropy_n = token_logps(hidden_nD, model.unembedding, tokens_BL[row_n, column_n], self.bias_V, temperature)
         return Scores(_spread(logp_n, mask_BT), _spread(entropy_n, mask_BT), mask_BT)
 
@@ -107,6 +109,11 @@ class Policy(TrainingModule):
                 yield
         finally:
             self.model.train(training)
+
+    def compile_blocks(self) -> None:
+        """As for every method; a term of the loss may then be asked for its gradient before the step is (`prove`)."""
+        functorch.donated_buffer = False
+        super().compile_blocks()
 
     # Devices -------------------------------------------------------------------------------------------------------
 
@@ -138,7 +145,7 @@ class Policy(TrainingModule):
     def on_train_start(self) -> None:
         """Keep some of the weights of a new run, to see whether they move."""
         if self.global_step == 0:  # known from here on: in on_fit_start a resumed run has not read its step yet
-            self._witnesses = {name: parameter.detach().flatten()[:WITNESSES].clone() for name, parameter in self.trained().items()}
+            self._witnesses = {name: witness.clone() for name, witness in self._some_weights().items()}
             self._unproven = {name for name, weight in self.parts.items() if weight}
 
     def prove(self, sums_P: Tensor, may_vanish: Mapping[str, str]) -> None:
@@ -147,6 +154,8 @@ class Policy(TrainingModule):
         - sums_P: the parts of the loss with their graph. may_vanish: terms whose gradient may be zero for a good reason, and the reason.
         """
         trained = self.trained()
+        if self.is_cut:  # no device may ask alone: that something moves must do
+            self._unproven, self._pushed = set(), True
         for index, name in enumerate(self.parts):
             if name not in self._unproven or not torch.is_grad_enabled():
                 continue
@@ -165,12 +174,16 @@ class Policy(TrainingModule):
             self._pushed = True
             self._unproven.discard(name)
 
+    def _some_weights(self) -> dict[str, Tensor]:
+        """The first numbers of each trained parameter, of this device's part of it."""
+        return {name: local(parameter.detach()).flatten()[:WITNESSES] for name, parameter in self.trained().items()}
+
     def moved(self) -> None:
         """Raise ValueError when no weight of a new run has moved in the first step that had a gradient."""
         if self._witnesses is None or not self._pushed:
             return
         before, self._witnesses = self._witnesses, None
-        if all(torch.equal(parameter.detach().flatten()[:WITNESSES], before[name]) for name, parameter in self.trained().items()):
+        if all(torch.equal(witness, before[name]) for name, witness in self._some_weights().items()):
             raise ValueError(f"optimization.lr={self.optimization.lr}: the first step has moved no weight")
 
 

@@ -40,7 +40,7 @@ class SFT(Policy):
 
     def loss_sum(self, rows: Rows) -> Tensor:
         """(1,) the summed cross entropy."""
-        sums_P = self.reply(rows).unsqueeze(0)
+        sums_P = torch.stack([self.reply(rows)])
         self.prove_reply(rows, sums_P, {})
         return sums_P
 

@@ -11,13 +11,15 @@ from __future__ import annotations
 import contextlib
 import logging
 from abc import abstractmethod
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 import torch
 from lightning import LightningModule
-from torch import Tensor
+from torch import Tensor, nn
+from torch.distributed.fsdp import FSDPModule
 
+from research_stack.sharding import gathered, refuse_uncuttable, shard, whole
 from research_stack.streams import Draws, seed_of
 from research_stack.training.memory import Statistics, TooLarge, is_out_of_memory
 from research_stack.training.optimization import Group, Optimization
@@ -57,6 +59,7 @@ class TrainingModule(LightningModule):
         super().__init__()
         self.automatic_optimization = False
         self.optimization, self.seed = optimization, seed
+        self.is_compiled = False
         self.pieces = optimization.accumulate  # more once a piece did not fit into memory
 
     # What a family implements -------------------------------------------------------------------------------------
@@ -124,7 +127,46 @@ class TrainingModule(LightningModule):
         """Of one token of a row of `length` in training: forward and backward, which costs twice the forward."""
         return 3 * self.model.flops_per_token(length)
 
+    def blocks(self) -> Sequence[nn.Module]:
+        """The parts of the model that are called one after another.
+
+        Under fsdp each is gathered only while it computes; where compilation is asked for, each is compiled.
+        """
+        return list(self.model.blocks)
+
     # The step ------------------------------------------------------------------------------------------------------
+
+    def forward(self, compute: Callable[..., Any], *arguments: Any) -> Any:
+        """`compute(*arguments)`. All that reads weights in a step goes through here, where fsdp puts them together."""
+        return compute(*arguments)
+
+    @property
+    def is_cut(self) -> bool:
+        """Whether each device holds a part of the weights (fsdp): then all must call the blocks equally often."""
+        return isinstance(self, FSDPModule)
+
+    @contextlib.contextmanager
+    def writing(self) -> Iterator[None]:
+        """Within it texts are written.
+
+        Nothing is compiled then, and weights are whole, since each device writes as many tokens as it likes.
+        """
+        with gathered(self), torch.compiler.set_stance("force_eager") if self.is_compiled else contextlib.nullcontext():
+            yield
+
+    def cut_later(self) -> None:
+        """Have Lightning cut the weights into shards once the processes have found each other.
+
+        Raises ValueError where they cannot be.
+        """
+        refuse_uncuttable(self, self.optimization.ema)
+        self.configure_model = lambda: shard(self, self.blocks())
+
+    def compile_blocks(self) -> None:
+        """torch.compile each block. Blocks are alike, so that one compilation serves all."""
+        self.is_compiled = True
+        for block in self.blocks():
+            block.compile()
 
     def configure_optimizers(self) -> dict[str, Any]:
         """AdamW and its schedule over `trainer.max_steps`."""
@@ -136,7 +178,7 @@ class TrainingModule(LightningModule):
         """One optimizer step; returns the batch's loss over all devices, without gradient."""
         step = self.global_step
         self._seed_dropout()
-        rows, denominator = self.prepare(batch, self.draws("corruption", step, batch))
+        rows, denominator = self(self.prepare, batch, self.draws("corruption", step, batch))
         denominator = self.total_over_devices(denominator).clamp_min(1)
         weights = self._part_weights(step)
         means = self._gradients(rows, denominator, weights)
@@ -159,8 +201,9 @@ class TrainingModule(LightningModule):
         total = count_rows(batch) * world
         # Ranks take turns at the validation rows, so that the first batches are those of one device.
         draws = Draws(self.seed, "validation", batch_idx, total=total, rows=slice(rank, total, world), device=self.device)
-        rows, denominator = self.prepare(batch, draws)
-        self._validation = self._validation + torch.stack([self.loss_sum(rows).detach().float(), denominator.float()], -1)
+        rows, denominator = self(self.prepare, batch, draws)
+        summed = self(self.loss_sum, rows).detach().float()
+        self._validation = self._validation + torch.stack([summed, denominator.float()], -1)
 
     def on_validation_epoch_start(self) -> None:
         """Start the sums."""
@@ -198,14 +241,24 @@ class TrainingModule(LightningModule):
                 torch.cuda.empty_cache()
 
     def _piece_by_piece(self, rows: Rows, denominator: Tensor, weights: Tensor) -> Tensor:
-        pieces, means = list(cut(rows, self.pieces)), torch.zeros((), device=self.device)
+        pieces, means = list(cut(rows, self._pieces_of(count_rows(rows)))), torch.zeros((), device=self.device)
         for index, piece in enumerate(pieces):
             with self._gradients_stay_here(index < len(pieces) - 1):
                 # Data parallelism averages gradients over devices; the factor makes that a sum.
-                part = self.loss_sum(piece) / denominator
+                part = self(self.loss_sum, piece) / denominator
                 self.manual_backward((part * weights).sum() * self.trainer.world_size)
             means = means + part.detach()
         return means
+
+    def _pieces_of(self, count: int) -> int:
+        """Into how many pieces to cut so many rows.
+
+        Under fsdp as many on every device, since all must compute equally often.
+        """
+        if not self.is_cut or self.pieces == 1:
+            return self.pieces
+        fewest = self.trainer.strategy.reduce(torch.tensor(count, device=self.device), reduce_op="min")
+        return min(self.pieces, max(1, int(fewest)))
 
     def _cut_finer(self, rows: Rows, error: RuntimeError) -> None:
         """Raise `pieces`. Raises TooLarge in one line where they cannot be, or where other devices would not do the same."""
@@ -247,12 +300,17 @@ class TrainingModule(LightningModule):
         model = self.trainer.strategy.model
         return model.no_sync() if yes and isinstance(model, torch.nn.parallel.DistributedDataParallel) else contextlib.nullcontext()
 
+    def _mean_gradients(self) -> None:
+        """Make gradients that stayed on their devices the mean over them, as a last backward pass does elsewhere."""
+        for parameter in self.parameters():
+            if parameter.grad is not None:
+                parameter.grad.copy_(self.total_over_devices(parameter.grad) / self.trainer.world_size)
+
     def _clip(self) -> Tensor:
         """The global gradient norm before clipping."""
         limit = float("inf") if self.optimization.clip is None else self.optimization.clip
         norms = [torch.nn.utils.clip_grad_norm_(group, limit, foreach=True) for group in self.clipped_apart()]
-        # FSDP2 shards are DTensors, whose norm is global already.
-        norms = [norm.full_tensor() if isinstance(norm, torch.distributed.tensor.DTensor) else norm for norm in norms]
+        norms = [whole(norm) for norm in norms]  # of shards: it is that of all of them already
         return norms[0] if len(norms) == 1 else torch.linalg.vector_norm(torch.stack(norms))
 
     def _stop_unless_finite(self, loss: Tensor, means: Tensor, norm: Tensor, step: int) -> None:

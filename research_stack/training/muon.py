@@ -18,6 +18,7 @@ import torch
 from torch import Tensor, nn
 
 from research_stack.hardware import cpu_multiplies_bf16
+from research_stack.sharding import on_whole
 
 
 def hidden_matrices(module: nn.Module) -> list[nn.Parameter]:
@@ -63,7 +64,8 @@ class Muon(torch.optim.Muon):
         average = state["momentum_buffer"].lerp_(gradient, 1 - momentum)
         wanted = gradient.lerp(average, momentum) if group["nesterov"] else average
         dtype = self.on_cpu if parameter.device.type == "cpu" else torch.bfloat16
-        update = orthogonal(wanted.to(dtype), group["ns_coefficients"], group["ns_steps"], group["eps"])
+        coefficients, steps, eps = group["ns_coefficients"], group["ns_steps"], group["eps"]
+        update = on_whole(lambda matrix: orthogonal(matrix.to(dtype), coefficients, steps, eps), wanted)
         parameter.mul_(1 - group["lr"] * group["weight_decay"])
         parameter.add_(update, alpha=-0.2 * math.sqrt(max(parameter.shape)) * group["lr"])
 

@@ -225,6 +225,25 @@ def test_statistics_belong_to_the_weights_and_only_training_moves_them():
     assert not FSQ(16, normalize=False).bind(6).state_dict()
 
 
+def test_what_two_devices_encode_counts_once():
+    """Two halves of a row have the statistics, the numbers and, together, the gradient of the whole one."""
+    z, weight = latents(3, 4, 6), latents(3, 4, 6, name="weight")
+    once, twice = z.clone().requires_grad_(), torch.cat([z, z[:1]]).requires_grad_()
+    quantizers = FSQ(16).bind(6), FSQ(16).bind(6)
+    (quantizers[0](once) * weight).sum().backward()
+    halves = torch.cat([weight * torch.tensor([0.5, 1, 1])[:, None, None], weight[:1] * 0.5])
+    out = quantizers[1](twice, torch.tensor([0.5, 1, 1, 0.5]))
+    (out * halves).sum().backward()
+    torch.testing.assert_close(out[:3], quantizers[0](z))
+    together = torch.cat([twice.grad[:1] + twice.grad[3:], twice.grad[1:3]])
+    torch.testing.assert_close(together, once.grad, rtol=1e-4, atol=1e-5)
+    assert not torch.allclose(FSQ(16).bind(6).smooth(twice)[:3], FSQ(16).bind(6).smooth(z))
+    bare = [FSQ(16).bind(6) for _ in range(2)]
+    bare[0].smooth(z), bare[1].smooth(twice, share_B=torch.tensor([0.5, 1, 1, 0.5]))
+    for name in ("mean_d", "variance_d"):
+        torch.testing.assert_close(getattr(bare[0], name), getattr(bare[1], name))
+
+
 TWO_DEVICES = """
     import sys, torch, torch.distributed as dist
     from research_stack.latentwire.quantize import FSQ

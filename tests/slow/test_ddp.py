@@ -1,4 +1,4 @@
-"""Several processes, sharded processes and accumulation give the losses of one process that takes the whole batch."""
+"""Several processes as one run: signals reach them all, it goes on, and what a rank has to say is one line."""
 from __future__ import annotations
 
 import json
@@ -29,37 +29,13 @@ def one(tmp_path_factory):
     return found
 
 
-def assert_same(found, expected, averaged=True):
-    """Training loss, gradient norm and validation loss, up to rounding; without an average validation sees other weights."""
+def assert_same(found, expected):
+    """Training loss, gradient norm and validation loss, up to rounding."""
     assert [row[0] for row in found] == [row[0] for row in expected]
     for row, reference in zip(found, expected, strict=True):
         for value, wanted, tolerance in zip(row[1:], reference[1:], (2e-4, 2e-4, 2e-4), strict=True):
             assert (value is None) == (wanted is None), row
-            same = value is None or math.isclose(value, wanted, rel_tol=tolerance)
-            assert same or (wanted is reference[3] and not averaged), (row, reference)
-
-
-@pytest.mark.parametrize("overrides", [
-    ["hardware=cpu_ddp", "hardware.strategy=fsdp", "optimization.ema=0"],
-    ["hardware=cpu_ddp", "optimization.accumulate=2"],
-    ["optimization.accumulate=2"],
-], ids=["fsdp", "ddp+accumulate", "accumulate"])  # fmt: skip
-def test_gives_the_losses_of_one(one, tmp_path, overrides):
-    run_here(*ONE, *overrides, folder=tmp_path / "run")
-    assert_same(losses(tmp_path / "run"), one, averaged="optimization.ema=0" not in overrides)
-    assert json.loads((tmp_path / "run" / "result.json").read_text())["status"] == "ok"
-
-
-@pytest.mark.parametrize("target, steps", [("real", 30), ("own", 8)])  # in time rounding makes another own token of one draw
-def test_lookahead_gives_the_losses_of_one(tmp_path, target, steps):
-    """Two losses with a denominator each, balanced by sequence; own tokens, running statistics and Muon must not see the cut."""
-    lookahead = ["experiment=lookahead", *ONE, f"method.target={target}", f"trainer.max_steps={steps}", "trainer.val_check_interval=1000"]
-    run_here(*lookahead, folder=tmp_path / "one")
-    run_here(*lookahead, "hardware=cpu_ddp", "optimization.accumulate=2", folder=tmp_path / "run")
-    assert_same(losses(tmp_path / "run"), losses(tmp_path / "one"))
-    last = [rows(tmp_path / folder)[-1] for folder in ("one", "run")]
-    for name in ("loss_confidence", "confidence_mean", "confidence_std", "future_mean", "grad_lm", "grad_confidence", "fixed_point"):
-        assert math.isclose(*(row[f"train/{name}"] for row in last), rel_tol=2e-3, abs_tol=2e-3), name
+            assert value is None or math.isclose(value, wanted, rel_tol=tolerance), (row, reference)
 
 
 def test_ctrl_c_and_kill_9_reach_all_processes_and_the_run_goes_on(one, tmp_path):

@@ -67,7 +67,7 @@ class _Gated(nn.Module):
     def __init__(self, feature: LayerAdapters, dim: int, states_dim: int, stream: torch.Generator) -> None:
         super().__init__()
         self.attention = CrossAttention(dim, states_dim, feature.width, feature.heads, feature.dropout, stream)
-        self.gate = nn.Parameter(torch.zeros(()))
+        self.gate = nn.Parameter(torch.zeros(1))
 
     def forward(self, x_BLD: Tensor, states_BPH: Tensor) -> Tensor:
         own_BLD = x_BLD.to(self.gate)  # the reader may compute in another precision, or elsewhere
