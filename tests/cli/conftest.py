@@ -48,6 +48,24 @@ class Corruption:
         require(high(self.mask_ratio) + high(self.corruption_rate) <= 1,
                 f"mask_ratio={self.mask_ratio} and corruption_rate={self.corruption_rate} must sum to at most 1")
 
+@dataclass
+class Whole:
+    name: str
+    task: str
+    seed: int
+    run: str | None
+    runs: list[str]
+    prompt: str | None
+    dry_run: bool
+    model: Model
+    corruption: Corruption
+    trainer: Any
+    eval: Any
+    hardware: Any
+    sampler: Any
+    data: Any = None
+    init_from: str | None = None
+
 class Strange:
     def __init__(self, a: int = 1, b: SomethingElse = None):
         a = unknown(a)
@@ -113,6 +131,7 @@ def conf(tmp_path, monkeypatch):
 
     monkeypatch.setattr(signatures, "_root", roots)
     monkeypatch.setattr(check, "WHITELIST", (*check.WHITELIST, "toylib"))
+    monkeypatch.setattr(check, "WHOLE", "toylib.Whole")
     monkeypatch.setattr(paths, "CONF", root)
     for cached in (signatures.module, signatures.signature):
         cached.cache_clear()
