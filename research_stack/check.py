@@ -10,12 +10,12 @@ import ast
 import json
 import math
 import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
-from research_stack import paths, phases
+from research_stack import paths, phases, trainer_keys
 from research_stack.annotations import arms, fits, is_built, is_node, literals, misfit, written
 from research_stack.build import WHITELIST
 from research_stack.expressions import CannotSay, Evaluator, Opaque
@@ -32,14 +32,6 @@ if TYPE_CHECKING:
 TASKS = ("train", "eval", "sample", "compare")
 SPECIAL = ("_target_", "_partial_", "_convert_", "_recursive_", "_args_")  # keys of Hydra's instantiate
 WITHOUT_TORCH = ("research_stack.data.sources", "research_stack.data.tokenizers")  # modules whose classes have `check()`
-#: Keys of lightning.Trainer that belong to other nodes.
-SET_ELSEWHERE = {
-    **dict.fromkeys(("accelerator", "devices", "num_nodes", "precision", "strategy"), "it in hardware"), "plugins": "hardware",
-    "accumulate_grad_batches": "optimization.accumulate", "gradient_clip_val": "optimization.clip",
-    "gradient_clip_algorithm": "optimization.clip", "callbacks": "callbacks", "logger": "logger", "default_root_dir": "run",
-    "check_val_every_n_epoch": "trainer.val_check_interval", "enable_progress_bar": "callbacks.progress",
-    "enable_model_summary": "dry_run=true", "use_distributed_sampler": "data",
-}  # fmt: skip
 WHOLE = "research_stack.experiment.Experiment"  # what a config holds, as a class whose parameters are its keys
 #: Nodes that the run hands further arguments, so that it knows itself what they lack.
 COMPLETED = ("method", "model", "data", "logger", "trainer")
@@ -257,7 +249,13 @@ def _violation(path: str, test: ast.expr, message: ast.expr | None, evaluate: Ev
 def check(cfg: DictConfig | Mapping[str, Any]) -> list[Problem]:
     """Every mistake that can be told from the config and the sources alone."""
     config = _resolved(cfg)
-    return [*_unresolved(cfg), *_top(cfg, config), *_trainer(config), *_conflicts(config), *(p for path, node in nodes(config) for p in check_node(path, node))]
+    of_nodes = (p for path, node in nodes(config) for p in check_node(path, node))
+    return _first_of_each([*_unresolved(cfg), *_top(cfg, config), *_conflicts(config), *of_nodes, *_trainer(config)])
+
+
+def _first_of_each(problems: Iterable[Problem]) -> list[Problem]:
+    """One mistake for each key."""
+    return list({p.key: p for p in reversed(list(problems))}.values())[::-1]
 
 
 def _resolved(cfg: Any) -> dict[str, Any]:
@@ -341,16 +339,11 @@ def _unread(key: str, value: Any, known: Sequence[str]) -> Problem:
 
 
 def _trainer(config: Mapping[str, Any]) -> Iterator[Problem]:
-    """Keys of lightning.Trainer that other nodes set, and would override without a word."""
+    """The keys of lightning.Trainer."""
     node = config.get("trainer")
-    if not isinstance(node, Mapping) or node.get("_target_") != "lightning.Trainer":
-        return
-    for key, instead in SET_ELSEWHERE.items():
-        if key in node:
-            yield Problem(f"trainer.{key}", f"trainer.{key}={_short(node[key])} cannot be set here; set {instead}")
-    for key in ("max_steps", "val_check_interval"):
-        if isinstance(node.get(key), int | float) and not (isinstance(node[key], int) and node[key] >= 1):
-            yield Problem(f"trainer.{key}", f"trainer.{key}={_short(node[key])} must be a whole number of steps, at least 1")
+    if is_node(node) and node["_target_"] == "lightning.Trainer":
+        for key, text in trainer_keys.mistakes(node):
+            yield Problem(f"trainer.{key}", f"trainer.{key}={_short(node[key])} {text}" if key in node else f"trainer.{key} is missing: it {text}")
 
 
 def _conflicts(config: Any, path: str = "") -> Iterator[Problem]:
@@ -441,7 +434,7 @@ def _problems(point: Composed, done: set[str], seen: set[str]) -> list[Problem]:
         config = _resolved(point.cfg)
     except Unresolved as error:
         return [error.problem]
-    problems += [*_top(point.cfg, config), *_trainer(config), *_conflicts(config)]
+    problems += [*_top(point.cfg, config), *_conflicts(config)]
     for path, node in nodes(config):
         name = path + json.dumps(node, sort_keys=True, default=str)
         if name not in done:  # the points of a sweep share most of their nodes
@@ -449,6 +442,7 @@ def _problems(point: Composed, done: set[str], seen: set[str]) -> list[Problem]:
             problems += found
             if not found:
                 done.add(name)
+    problems = _first_of_each([*problems, *_trainer(config)])
     if not problems and config.get("init_from"):
         phases.check(point.cfg)
     source = None if problems or config.get("task") == "compare" else check_inputs(point.cfg, config, seen)

@@ -60,9 +60,9 @@ class Whole:
     model: Model
     corruption: Corruption
     trainer: Any
-    eval: Any
     hardware: Any
     sampler: Any
+    eval: Any = None
     data: Any = None
     init_from: str | None = None
 
@@ -98,8 +98,8 @@ sampler: {}
     "model/odd.yaml": "_target_: toylib.Model\ndim: 7\n",
     "corruption/hybrid.yaml": "_target_: toylib.Corruption\nmask_ratio: 0.3\ncorruption_rate: 0.2\n",
     "corruption/mask.yaml": "_target_: toylib.Corruption\nmask_ratio: 0.8\ncorruption_rate: 0.0\n",
-    "trainer/demo.yaml": "# @package _global_\ntrainer:\n  _target_: lightning.Trainer\n  max_steps: 700\n",
-    "trainer/short.yaml": "# @package _global_\ntrainer:\n  _target_: lightning.Trainer\n  max_steps: 200\n",
+    "trainer/demo.yaml": "# @package _global_\ntrainer:\n  _target_: lightning.Trainer\n  max_steps: 700\n  val_check_interval: 100\n",
+    "trainer/short.yaml": "# @package _global_\ntrainer:\n  _target_: lightning.Trainer\n  max_steps: 200\n  val_check_interval: 100\n",
     "data/text.yaml": "path: ???\nsource:\n  _target_: research_stack.data.sources_text.Text\n  path: ${data.path}\n",
     "data/pretrained.yaml": (
         "source:\n  _target_: research_stack.data.PythonDocs\n"
