@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
-from research_stack import paths, phases, trainer_keys
+from research_stack import paths, phases, sizes, trainer_keys
 from research_stack.annotations import arms, fits, is_built, is_node, literals, misfit, written
 from research_stack.build import WHITELIST
 from research_stack.expressions import CannotSay, Evaluator, Opaque
@@ -153,7 +153,7 @@ def _advice(key: str, value: Any, annotation: ast.expr, where: Module | None) ->
         return f"; to choose an option write `- override /{key}: {value}` under defaults"
     if value is None and "." in key:
         return f"; to leave it out: ~{key}"
-    return ": a mapping with _target_"
+    return " (a mapping with _target_)"
 
 
 def _short(value: Any, most: int = 60) -> str:
@@ -250,7 +250,12 @@ def check(cfg: DictConfig | Mapping[str, Any]) -> list[Problem]:
     """Every mistake that can be told from the config and the sources alone."""
     config = _resolved(cfg)
     of_nodes = (p for path, node in nodes(config) for p in check_node(path, node))
-    return _first_of_each([*_unresolved(cfg), *_top(cfg, config), *_conflicts(config), *of_nodes, *_trainer(config)])
+    return _with_sizes(config, _first_of_each([*_unresolved(cfg), *_top(cfg, config), *_conflicts(config), *of_nodes, *_trainer(config)]))
+
+
+def _with_sizes(config: Mapping[str, Any], problems: list[Problem]) -> list[Problem]:
+    """The mistakes; where there are none, what no memory holds."""
+    return problems or [Problem(key, text, also) for key, text, also in sizes.mistakes(config)]
 
 
 def _first_of_each(problems: Iterable[Problem]) -> list[Problem]:
@@ -442,7 +447,7 @@ def _problems(point: Composed, done: set[str], seen: set[str]) -> list[Problem]:
             problems += found
             if not found:
                 done.add(name)
-    problems = _first_of_each([*problems, *_trainer(config)])
+    problems = _with_sizes(config, _first_of_each([*problems, *_trainer(config)]))
     if not problems and config.get("init_from"):
         phases.check(point.cfg)
     source = None if problems or config.get("task") == "compare" else check_inputs(point.cfg, config, seen)

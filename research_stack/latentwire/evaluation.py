@@ -64,6 +64,7 @@ class LatentWireEvaluation:
         require(batch >= 1, f"batch={batch} must be at least 1")
         require(examples >= 1, f"examples={examples} must be at least 1")
         require(draws >= 100, f"draws={draws} must be at least 100")
+        require(draws <= 1_000_000, f"draws={draws} must be at most 1,000,000")
         if any(not 1 <= number <= 256 for number in slots or []):  # wire.MOST, as a number: what is checked before anything is imported
             raise ValueError(f"slots={slots} must be numbers from 1 to 256")
         if any(factor <= 0 for factor in curve or []):

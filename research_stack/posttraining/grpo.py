@@ -86,6 +86,7 @@ class GRPO(Policy):
     ) -> None:
         super().__init__(model, vocab, optimization, seed)
         require(group >= 2, f"group={group} must be at least 2: a completion is judged by the others of its group")
+        require(group <= 100_000, f"group={group} must be at most 100,000")
         require(groups is None or groups >= 1, f"groups={groups} must be at least 1, or null for all prompts of a batch")
         require(beta >= 0, f"beta={beta} must be at least 0")
         require(reference in ("copy", "adapters", "none"), f"reference={reference} must be copy, adapters or none")
@@ -94,6 +95,7 @@ class GRPO(Policy):
         require(sync_every == 0 or reference == "copy", f"sync_every={sync_every} needs reference=copy")
         require(0 < sync_mix <= 1, f"sync_mix={sync_mix} must lie in (0, 1]")
         require(iterations >= 1, f"iterations={iterations} must be at least 1")
+        require(iterations <= 10_000, f"iterations={iterations} must be at most 10,000")
         require(minibatches >= 1, f"minibatches={minibatches} must be at least 1")
         advantage.check(group)
         reward.check()
@@ -133,6 +135,11 @@ class GRPO(Policy):
     def steps_per_batch(self) -> int:
         """Optimizer steps on the completions of one batch of prompts."""
         return self.iterations * self.minibatches
+
+    @staticmethod
+    def least_numbers(rows: int, group: int) -> int:
+        """Of the completions of a step at the very least; the check reads it."""
+        return rows * group
 
     def check_data(self, data: TokenData) -> None:
         """Prompts must leave room for completions, and there must be as many of them as groups, and completions for every minibatch."""

@@ -65,7 +65,9 @@ class RewardEvaluation:
 
     def __init__(self, draws: int = 1000, bins: int = 10, ridge: float = 300.0, points: int = 600) -> None:
         require(draws >= 100, f"draws={draws} must be at least 100")
+        require(draws <= 1_000_000, f"draws={draws} must be at most 1,000,000")
         require(bins >= 2, f"bins={bins} must be at least 2")
+        require(bins <= 1_000_000, f"bins={bins} must be at most 1,000,000")
         require(ridge > 0, f"ridge={ridge} must be positive")
         require(points >= 1, f"points={points} must be at least 1")
         self.draws, self.bins, self.ridge, self.points = draws, bins, ridge, points

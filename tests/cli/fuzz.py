@@ -23,6 +23,7 @@ from importlib import import_module
 from typing import Any
 from unittest import mock
 
+from research_stack import check
 from research_stack.build import build, plain
 from research_stack.check import preflight
 from research_stack.compose import Composer, settle
@@ -100,6 +101,8 @@ class Fuzzer:
         """(`refused`, the line) or (`accepted`, the config); whatever else is raised is a trace."""
         try:
             composed = settle(self.composer.compose_point(command.overrides))
+            if problems := check.check(composed.cfg):  # as preflight does, which also looks up the file and line
+                raise UserError(problems[0].message)
             preflight([composed], self.composer)
         except UserError as error:
             return ("refused", str(error)) if str(error).strip() and "\n" not in str(error) else ("trace", f"not one line: {error}")
@@ -197,14 +200,17 @@ def main() -> int:
     options.add_argument("--train", type=int, default=0)
     options.add_argument("--share", type=float, default=1.0)
     options.add_argument("--late", default="")
-    options.add_argument("--verbose", action="store_true")
     options.add_argument("experiments", nargs="*")
     given = options.parse_args()
     quiet()
     fuzzer, table, chance = Fuzzer(), Table(), random.Random(0)
+    seen: set[tuple[str, str]] = set()
     late = open(given.late, "a") if given.late else None
     for name in given.experiments or EXPERIMENTS:
         commands = [c for c in fuzzer.commands(name) if chance.random() < given.share]
+        own = {c: json.dumps(plain(fuzzer.bases[name].get(c.key.split(".")[0])), sort_keys=True, default=str) for c in commands}
+        commands = [c for c in commands if (c.override, own[c]) not in seen]
+        seen |= {(c.override, own[c]) for c in commands}
         table.counts.setdefault(name, Counter())["keys"] += len({c.key for c in commands})
         fuzzer.build(fuzzer.bases[name])
         for command in commands:
