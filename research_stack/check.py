@@ -108,7 +108,7 @@ def _missing(path: str, known: Signature, node: Mapping[str, Any]) -> Iterator[P
     for name, parameter in known.parameters.items():
         if parameter.default is None and name not in node:
             key = _joined(path, name)
-            yield Problem(key, f"{key} is missing: {known.name} needs it")
+            yield Problem(key, f"{key} is missing: {f'{known.name} needs it' if path else 'every config has one'}")
 
 
 def _value_problem(key: str, parameter: Parameter, value: Any, where: Module | None) -> Iterator[Problem]:
@@ -126,10 +126,23 @@ def _value_problem(key: str, parameter: Parameter, value: Any, where: Module | N
     if is_node(value):
         yield Problem(f"{key}._target_", f"{key}._target_={value['_target_']} must be {_type(annotation)}")
         return
+    if any(class_of(arm, where) for arm in arms(annotation)):
+        yield _no_node(key, value, _type(annotation))
+        return
     kind = {"NoneType": "null", "str": "a string", "bool": "a boolean", "dict": "a mapping", "list": "a list"}.get(type(value).__name__)
-    number = "a finite number" if isinstance(value, float) and not math.isfinite(value) else ""
-    text = f"{key}={_short(value)} must be {number or _type(annotation)}{f', not {kind}' if kind else ''}"
-    yield Problem(key, text + _advice(key, value, annotation, where))
+    endless = isinstance(value, float) and not math.isfinite(value) and "float" in _type(annotation)
+    yield Problem(key, f"{key}={_short(value)} must be {'a finite number' if endless else _type(annotation)}{f', not {kind}' if kind else ''}")
+
+
+def _no_node(key: str, value: Any, wanted: str) -> Problem:
+    """A value where an object is wanted, and what to write instead."""
+    if isinstance(value, Mapping):
+        return Problem(f"{key}._target_", f"{key}._target_ is missing: it names the class of {key}, a {wanted}")
+    if "." not in key:
+        choose = f"; to choose an option write `- override /{key}: {value}` under defaults" if isinstance(value, str) else ""
+        return Problem(key, f"{key}={_short(value)} must be a mapping{choose}")
+    leave = f"; to leave it out: ~{key}" if value is None else " (a mapping with _target_)"
+    return Problem(key, f"{key}={_short(value)} must be {wanted}{leave}")
 
 
 def _type(annotation: ast.expr) -> str:
@@ -143,17 +156,6 @@ def _choices(annotation: ast.expr, where: Module | None) -> list[Any]:
         alias = definition(arm.id, where) if where and isinstance(arm, ast.Name) else None
         found += literals(arm if alias is None else alias[1] if isinstance(alias[1], ast.Subscript | ast.BinOp) else None)
     return found
-
-
-def _advice(key: str, value: Any, annotation: ast.expr, where: Module | None) -> str:
-    """What to write instead, where an object is wanted."""
-    if not any(class_of(arm, where) for arm in arms(annotation)):
-        return ""
-    if isinstance(value, str) and "." not in key:
-        return f"; to choose an option write `- override /{key}: {value}` under defaults"
-    if value is None and "." in key:
-        return f"; to leave it out: ~{key}"
-    return " (a mapping with _target_)"
 
 
 def _short(value: Any, most: int = 60) -> str:
@@ -340,7 +342,8 @@ def _unread(key: str, value: Any, known: Sequence[str]) -> Problem:
     if key in group and isinstance(value, Mapping):
         inner = f"{key}.{next(iter(value), '')}"
         return Problem(inner, f"{inner}: nothing reads it there; a file of {key}/ begins with `# @package _global_`")
-    return Problem(key, f"{key}={_short(value)}: nothing reads this key{did_you_mean(key, known, 'the keys')}")
+    first = f"{key}.{next(iter(value))}" if isinstance(value, Mapping) and value else key
+    return Problem(first, f"{key}={_short(value)}: nothing reads this key{did_you_mean(key, known, 'the keys')}")
 
 
 def _trainer(config: Mapping[str, Any]) -> Iterator[Problem]:
