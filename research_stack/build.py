@@ -12,6 +12,9 @@ from omegaconf import OmegaConf
 #: Packages a `_target_` may name. A config is data that people mail to each other: it must not run anything else.
 WHITELIST = ("research_stack", "lightning", "torch", "transformers")
 
+#: What torch says of sizes that cannot be allocated or counted.
+TOO_LARGE = ("can't allocate memory", "not enough memory", "out of memory", "overflow", "exceeds maximum")
+
 
 def targets(node: Any, path: str = "") -> Iterator[tuple[str, str]]:
     """Every (path, `_target_`) at and below a plain node."""
@@ -54,6 +57,8 @@ def build(node: Any, path: str, /, **arguments: Any) -> Any:
         if isinstance(error.__cause__, ValueError | OSError):
             inner = str(error).rpartition("full_key: ")[2].strip() if "full_key: " in str(error) else ""
             raise type(error.__cause__)(f"{path}{'.' + inner if inner else ''}.{error.__cause__}") from error
+        if error.__cause__ is not None and is_too_large(error.__cause__):
+            raise ValueError(f"{path}: {_too_large(error.__cause__)}") from error
         raise
     assert isinstance(factory, functools.partial)
     with named(path):
@@ -67,6 +72,19 @@ def named(path: str) -> Iterator[None]:
         yield
     except ValueError as error:
         raise ValueError(f"{path}.{error}") from error
+    except (MemoryError, OverflowError, RuntimeError) as error:
+        if not is_too_large(error):
+            raise
+        raise ValueError(f"{path}: {_too_large(error)}") from error
+
+
+def is_too_large(error: BaseException) -> bool:
+    """Whether an error says that a size is beyond memory or 64 bits."""
+    return isinstance(error, MemoryError | OverflowError) or isinstance(error, RuntimeError) and any(words in str(error) for words in TOO_LARGE)
+
+
+def _too_large(error: BaseException) -> str:
+    return f"a size is too large for this machine ({' '.join(str(error).split())[:200] or type(error).__name__})"
 
 
 def target(node: Mapping[str, Any]) -> type:

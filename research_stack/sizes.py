@@ -52,8 +52,8 @@ def _bytes(formula: ast.FunctionDef, names: Mapping[str, Any]) -> int:
 
 def _by_weight(formula: ast.FunctionDef, names: Mapping[str, Any]) -> list[str]:
     """The names that are numbers, first the one whose being 1 would save most."""
-    counts = [name for name, value in names.items() if isinstance(value, int) and value > 1]
-    return sorted(counts, key=lambda name: _bytes(formula, {**names, name: 1}))
+    least = {name: [1] * len(value) if isinstance(value, list) else 1 for name, value in names.items() if isinstance(value, int | list) and value != 1}
+    return sorted(least, key=lambda name: _bytes(formula, {**names, name: least[name]}))
 
 
 def _keys(path: str, name: str, config: Mapping[str, Any]) -> list[str]:

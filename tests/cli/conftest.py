@@ -14,7 +14,9 @@ from research_stack.results import RunFolder, config_hash
 TOY = '''
 from __future__ import annotations
 from dataclasses import dataclass
-from typing import Annotated, Literal
+from collections.abc import Mapping, Sequence
+from typing import Annotated, Any, Literal, Protocol
+import unknown
 from research_stack.require import high, is_rate, low, require
 from toylib.parts import Exported as Renamed
 
@@ -65,6 +67,20 @@ class Whole:
     eval: Any = None
     data: Any = None
     init_from: str | None = None
+
+class Outside(unknown.Base):
+    pass
+
+class Scores(Protocol):
+    def score(self) -> float: ...
+
+class Scorer:
+    def score(self) -> float:
+        return 1.0
+
+class Holder:
+    def __init__(self, model: Model | None = None, several: Mapping[str, Model] = {}, some: Sequence["Model"] = (), scored: Scores | None = None):
+        self.model = model
 
 class Strange:
     def __init__(self, a: int = 1, b: SomethingElse = None):

@@ -13,6 +13,7 @@ import random
 import signal
 import sys
 import tempfile
+import time
 import traceback
 import warnings
 from collections import Counter
@@ -20,7 +21,7 @@ from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from importlib import import_module
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 from unittest import mock
 
 from research_stack import check
@@ -90,12 +91,18 @@ class Fuzzer:
 
     def __init__(self) -> None:
         self.composer = Composer()
-        self.bases = {name: self.composer.compose([f"experiment={name}", *SMALL[name]]).cfg for name in EXPERIMENTS}
+        self.bases: dict[str, Any] = {}
         self.data: dict[str, Any] = {}
+
+    def base(self, experiment: str) -> Any:
+        """The experiment's config without a mutation."""
+        if experiment not in self.bases:
+            self.bases[experiment] = self.composer.compose_point([f"experiment={experiment}", *SMALL[experiment]]).cfg
+        return self.bases[experiment]
 
     def commands(self, experiment: str) -> list[Command]:
         """Every mutation of every key of an experiment."""
-        return [c for key in keys(plain(self.bases[experiment])) for c in mutations(experiment, key)]
+        return [c for key in keys(plain(self.base(experiment))) for c in mutations(experiment, key)]
 
     def check(self, command: Command) -> tuple[str, Any]:
         """(`refused`, the line) or (`accepted`, the config); whatever else is raised is a trace."""
@@ -112,9 +119,10 @@ class Fuzzer:
 
     def build(self, cfg: Any) -> tuple[str, str]:
         """Build every object of an accepted config."""
-        return timed(lambda: self._build(cfg))
+        return timed(lambda: self.assemble(cfg))
 
-    def _build(self, cfg: Any) -> None:
+    def assemble(self, cfg: Any) -> None:
+        """Every object of a config, the data of one that has been seen before taken from there."""
         node = json.dumps(plain(cfg.data), sort_keys=True, default=str) + f"{cfg.seed}"
         parts = self._assemble(cfg, node)
         run.measurements(cfg)
@@ -173,13 +181,18 @@ class Table:
 
     counts: dict[str, Counter[str]] = field(default_factory=dict)
     wrong: list[tuple[Command, str, str]] = field(default_factory=list)
-    COLUMNS = ("keys", "commands", "refused", "accepted", "built", "late", "trained", "trace", "hang")
+    COLUMNS: ClassVar = ("commands", "refused", "accepted", "built", "late", "trained", "trace", "hang")
 
     def add(self, command: Command, *what: str, text: str = "") -> None:
         """Count what became of a command."""
         self.counts.setdefault(command.experiment, Counter()).update(what)
         if {"trace", "hang"} & set(what):
             self.wrong.append((command, what[-1], text))
+
+    def mistakes(self) -> str:
+        """The commands that went wrong, each with the last line of its trace."""
+        last = {c: text.strip().splitlines() or [""] for c, _, text in self.wrong}
+        return "\n".join(f"{how}: {c.experiment} {c.override}: {last[c][-1]}" for c, how, _ in self.wrong)
 
     def __str__(self) -> str:
         rows = [("experiment", *self.COLUMNS), *((name, *(str(c[column]) for column in self.COLUMNS)) for name, c in self.counts.items())]
@@ -194,41 +207,48 @@ def quiet() -> None:
     logging.disable(logging.WARNING)
 
 
+def survey(experiments: list[str], share: float = 1.0, seconds: float = 0, log: Callable[[str], object] = lambda line: None) -> Table:
+    """Judge a share of all commands, each that stands in several experiments once, and train accepted ones for so many seconds."""
+    quiet()
+    fuzzer, table, chance, seen = Fuzzer(), Table(), random.Random(0), set()
+    sound: list[tuple[Command, Any]] = []
+    for name in experiments:
+        base = plain(fuzzer.base(name))
+        fuzzer.assemble(fuzzer.base(name))
+        for command in fuzzer.commands(name):
+            group = command.key.split(".")[0]
+            twin = command.override, json.dumps(base.get(group), sort_keys=True, default=str)
+            if twin in seen or chance.random() >= share:
+                continue
+            seen.add(twin)
+            verdict, found = fuzzer.check(command)
+            how, text = fuzzer.build(found) if verdict == "accepted" else ("", str(found))
+            table.add(command, "commands", verdict, *([how] if how else []), text=text)
+            log(f"{how or verdict}\t{name}\t{command.override}\t{text.strip().splitlines()[-1] if text else ''}")
+            sound += [(command, found)] if how == "built" else []
+        log(f"{table}")
+    chance.shuffle(sound)
+    end = time.monotonic() + seconds
+    for command, cfg in sound:
+        if time.monotonic() > end:
+            break
+        how, text = train(cfg)
+        table.add(command, "trained" if how == "built" else how, text=text)
+        log(f"trained {how}\t{command.experiment}\t{command.override}\t{text.strip().splitlines()[-1] if text else ''}")
+    return table
+
+
 def main() -> int:
     """The script."""
-    options = argparse.ArgumentParser()
-    options.add_argument("--train", type=int, default=0)
+    options = argparse.ArgumentParser(description=__doc__)
+    options.add_argument("--train", type=float, default=0, metavar="SECONDS")
     options.add_argument("--share", type=float, default=1.0)
-    options.add_argument("--late", default="")
+    options.add_argument("--log", default="")
     options.add_argument("experiments", nargs="*")
     given = options.parse_args()
-    quiet()
-    fuzzer, table, chance = Fuzzer(), Table(), random.Random(0)
-    seen: set[tuple[str, str]] = set()
-    late = open(given.late, "a") if given.late else None
-    for name in given.experiments or EXPERIMENTS:
-        commands = [c for c in fuzzer.commands(name) if chance.random() < given.share]
-        own = {c: json.dumps(plain(fuzzer.bases[name].get(c.key.split(".")[0])), sort_keys=True, default=str) for c in commands}
-        commands = [c for c in commands if (c.override, own[c]) not in seen]
-        seen |= {(c.override, own[c]) for c in commands}
-        table.counts.setdefault(name, Counter())["keys"] += len({c.key for c in commands})
-        fuzzer._build(fuzzer.bases[name])
-        for command in commands:
-            verdict, found = fuzzer.check(command)
-            table.add(command, "commands", verdict, text=str(found))
-            if verdict == "accepted":
-                how, text = fuzzer.build(found)
-                table.add(command, how, text=text)
-                if late:
-                    late.write(f"{how}\t{name}\t{command.override}\t{text.strip().splitlines()[-1] if text else ''}\n")
-                    late.flush()
-            elif late:
-                late.write(f"{verdict}\t{name}\t{command.override}\t{str(found).strip().splitlines()[-1]}\n")
-        sys.stdout.write(f"{table}\n")
-        sys.stdout.flush()
-    for command, how, text in table.wrong:
-        last = text.strip().splitlines()
-        sys.stdout.write(f"{how}: {command.experiment} {command.override}: {last[-1] if last else ''}\n")
+    with open(given.log or "/dev/null", "a") as log:
+        table = survey(given.experiments or EXPERIMENTS, given.share, given.train, lambda line: (log.write(line + "\n"), log.flush()))
+    sys.stdout.write(f"{table}\n{table.mistakes()}\n")
     return 1 if table.wrong else 0
 
 
