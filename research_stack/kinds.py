@@ -6,7 +6,7 @@ from __future__ import annotations
 
 import ast
 import sys
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from functools import cache
 from typing import Any
 
@@ -17,6 +17,9 @@ LIBRARIES = {"lightning", "torch", "transformers", "peft", "numpy"}
 #: Bases that plain values or mappings can be instances of.
 OF_VALUES = {"int", "float", "str", "bool", "bytes", "list", "tuple", "dict", "set", "NamedTuple", "TypedDict",
              "Enum", "IntEnum", "StrEnum", "Flag", "Mapping", "Sequence", "Iterable", "Number"}  # fmt: skip
+
+#: Bases that give an object nothing a Protocol could ask for.
+EMPTY = {"object", "abc.ABC", "typing.Protocol", "typing.Generic", "ABC", "Protocol", "Generic"}
 
 
 def class_of(annotation: ast.expr, where: Module | None) -> Found | None:
@@ -73,13 +76,12 @@ def made_by(node: Mapping[str, Any]) -> Found | None:
 
 
 def is_a(made: Found, wanted: Found) -> bool | None:
-    """Whether a class derives from another, or has all that a Protocol asks for."""
-    chain, outside = ancestors(made)
-    if any(_same(ancestor, wanted) for ancestor in chain):
-        return True
+    """Whether a class derives from another, or has all that a Protocol asks for. Bases are read no further than the answer needs."""
     if is_protocol(wanted):
         return _has_all(made, members(wanted))
-    return False if all(_is_foreign(name, wanted) for name in outside) else None
+    if any(isinstance(above, Found) and _same(above, wanted) for above in lineage(made)):
+        return True
+    return False if all(_is_foreign(name, wanted) for name in ancestors(made)[1]) else None
 
 
 def is_number(node: Mapping[str, Any]) -> bool | None:
@@ -114,25 +116,30 @@ def is_protocol(found: Found) -> bool:
 @cache
 def ancestors(found: Found) -> tuple[tuple[Found, ...], tuple[str, ...]]:
     """(the class and every base that can be followed, dotted names of the others)."""
-    chain, outside = [found], []
-    for base in found.node.bases:  # type: ignore[union-attr]
-        above = _base(found.module, base)
-        if isinstance(above, str):
-            outside.append(above)
-        elif not any(_same(above, known) for known in chain):
-            further, names = ancestors(above)
-            chain += further
-            outside += names
-    return tuple(chain), tuple(outside)
+    chain = list(lineage(found))
+    return tuple(c for c in chain if isinstance(c, Found)), tuple(c for c in chain if isinstance(c, str))
 
 
-def _base(where: Module, base: ast.expr) -> Found | str:
+def lineage(found: Found, into: frozenset[str] = frozenset({"lightning"})) -> Iterator[Found | str]:
+    """The class and its bases, nearest first, each source read when its turn comes; the dotted name of one that is not followed.
+
+    - into: libraries whose sources are read too.
+    """
+    waiting: list[Found | str] = [found]
+    while waiting:
+        current = waiting.pop(0)
+        yield current
+        if isinstance(current, Found):
+            waiting += [_base(current.module, base, into) for base in current.node.bases]  # type: ignore[union-attr]
+
+
+def _base(where: Module, base: ast.expr, into: frozenset[str]) -> Found | str:
     name = base.value if isinstance(base, ast.Subscript) else base
     first, dot, rest = ast.unparse(name).partition(".")
     bound = where.names.get(first)
     source = ".".join(filter(None, bound)) if isinstance(bound, tuple) else f"{where.name}.{first}" if bound is not None else first
     root = source.partition(".")[0]
-    if root in LIBRARIES - {"lightning"} or root in sys.stdlib_module_names or (bound is None and not where.stars):
+    if root in LIBRARIES - into or root in sys.stdlib_module_names or (bound is None and not where.stars):
         return source + dot + rest
     return class_of(name, where) or source + dot + rest
 
@@ -155,23 +162,26 @@ def _same(a: Found, b: Found) -> bool:
 @cache
 def members(found: Found) -> frozenset[str]:
     """What objects of the class have: names of its body and of `self.NAME = ...`, its own and inherited."""
-    names: set[str] = set()
-    for ancestor in ancestors(found)[0]:
-        for node in ast.walk(ancestor.node):
-            if isinstance(node, ast.Attribute) and isinstance(node.ctx, ast.Store) and ast.unparse(node.value) == "self":
-                names.add(node.attr)
-        for statement in ancestor.node.body:
-            if isinstance(statement, ast.FunctionDef | ast.AsyncFunctionDef | ast.ClassDef):
-                names.add(statement.name)
-            targets = statement.targets if isinstance(statement, ast.Assign) else [statement.target] if isinstance(statement, ast.AnnAssign) else []
-            names |= {t.id for t in targets if isinstance(t, ast.Name)}
+    return frozenset().union(*map(_own, ancestors(found)[0]))
+
+
+@cache
+def _own(found: Found) -> frozenset[str]:
+    names = {n.attr for n in ast.walk(found.node) if isinstance(n, ast.Attribute) and isinstance(n.ctx, ast.Store) and ast.unparse(n.value) == "self"}
+    for statement in found.node.body:
+        if isinstance(statement, ast.FunctionDef | ast.AsyncFunctionDef | ast.ClassDef):
+            names.add(statement.name)
+        targets = statement.targets if isinstance(statement, ast.Assign) else [statement.target] if isinstance(statement, ast.AnnAssign) else []
+        names |= {t.id for t in targets if isinstance(t, ast.Name)}
     return frozenset(names - {"__init__", "__slots__", "__init_subclass__"})
 
 
 def _has_all(made: Found, asked: frozenset[str]) -> bool | None:
-    have, (chain, outside) = members(made), ancestors(made)
-    if asked <= have:
-        return True
+    missing = asked
+    for above in lineage(made):
+        missing = missing - _own(above) if isinstance(above, Found) else missing
+        if not missing:
+            return True
+    chain, outside = ancestors(made)
     decorated = any(d for c in chain for d in c.node.decorator_list if not ast.unparse(d).partition("(")[0].endswith("dataclass"))
-    plain = {"object", "abc.ABC", "typing.Protocol", "typing.Generic", "ABC", "Protocol", "Generic"}
-    return None if decorated or "__getattr__" in have or not set(outside) <= plain else False
+    return None if decorated or "__getattr__" in members(made) or not set(outside) <= EMPTY else False

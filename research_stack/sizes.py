@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from research_stack.expressions import CannotSay, Evaluator
-from research_stack.kinds import ancestors, made_by
+from research_stack.kinds import lineage, made_by
 from research_stack.signatures import Found, signature
 
 FORMULA = "least_numbers"
@@ -94,8 +94,8 @@ def _number(node: Any, name: str, otherwise: int) -> int:
 @cache
 def _formula(made: Found) -> ast.FunctionDef | None:
     """The `least_numbers` of a class, its own or inherited, if it is one expression."""
-    for ancestor in ancestors(made)[0]:
-        for statement in ancestor.node.body:
+    for ancestor in lineage(made, into=frozenset()):
+        for statement in ancestor.node.body if isinstance(ancestor, Found) else ():
             if isinstance(statement, ast.FunctionDef) and statement.name == FORMULA and isinstance(statement.body[-1], ast.Return):
                 return statement
     return None

@@ -156,6 +156,8 @@ class Transformer(nn.Module):
         seed: int = 0,
     ) -> None:
         require(layers >= 1, f"layers={layers} must be at least 1")
+        require(dim >= 1, f"dim={dim} must be at least 1")
+        require(ffn_dim is None or ffn_dim >= 1, f"ffn_dim={ffn_dim} must be at least 1, or null for 8/3 of dim={dim}")
         require(heads >= 1 and dim % (2 * heads) == 0, f"dim={dim} must be a multiple of 2 * heads={heads}: positions rotate pairs")
         require(kv_heads is None or (kv_heads >= 1 and heads % kv_heads == 0), f"kv_heads={kv_heads} must divide heads={heads}")
         require(0 <= dropout < 1, f"dropout={dropout} must lie in [0, 1)")
