@@ -1,20 +1,22 @@
 """Whether a value of a config fits the annotation of a parameter, read from the source.
 
-Scalars, Literal, None, unions, lists, tuples and mappings of them are understood; anything else cannot be told and
-passes. bool is not int; an int will do for a float.
+Scalars, Literal, None, unions, classes, lists, tuples and mappings of them are understood; anything else cannot be
+told and passes. bool is not int; an int will do for a float; a float is finite; a class is what a node makes.
 """
 from __future__ import annotations
 
 import ast
+import math
 import re
 from collections.abc import Callable, Mapping
 from typing import Any
 
+from research_stack import kinds
 from research_stack.signatures import Module
 
 SCALARS: dict[str, Callable[[Any], bool]] = {
-    "int": lambda v: isinstance(v, int) and not isinstance(v, bool),
-    "float": lambda v: isinstance(v, int | float) and not isinstance(v, bool),
+    "int": lambda v: isinstance(v, int) and not isinstance(v, bool) and abs(v) < 2**63,
+    "float": lambda v: isinstance(v, int | float) and not isinstance(v, bool) and abs(v) < 2**1023 and math.isfinite(v),
     "str": lambda v: isinstance(v, str),
     "bool": lambda v: isinstance(v, bool),
     "None": lambda v: v is None,
@@ -25,48 +27,91 @@ MAPPINGS = {"dict", "Dict", "Mapping", "MutableMapping"}
 
 
 def fits(value: Any, annotation: ast.expr | None, where: Module | None, depth: int = 0) -> bool | None:
-    """Whether the value is of the annotated type; None if the annotation says nothing simple."""
-    if annotation is None or depth > 8 or is_built(value):
+    """Whether the value is of the annotated type; None if the annotation says nothing that can be told."""
+    if annotation is None or depth > 8:
         return None
     if isinstance(annotation, ast.Constant):
         if annotation.value is None:
             return value is None
         return fits(value, parsed(annotation.value), where, depth + 1) if isinstance(annotation.value, str) else None
-    if isinstance(annotation, ast.BinOp) and isinstance(annotation.op, ast.BitOr):
-        return _either([fits(value, a, where, depth + 1) for a in (annotation.left, annotation.right)])
+    if len(choices := arms(annotation)) > 1:
+        return _either([fits(value, choice, where, depth + 1) for choice in choices])
     if isinstance(annotation, ast.Subscript):
         return _fits_generic(value, annotation, where, depth)
     name = _last(annotation)
     if name in SCALARS:
-        return SCALARS[name](value)
-    if name in LISTS | TUPLES:
-        return isinstance(value, list | tuple)
-    if name in MAPPINGS:
-        return isinstance(value, Mapping)
-    alias = where.names.get(name) if where and isinstance(annotation, ast.Name) else None
-    return fits(value, alias, where, depth + 1) if isinstance(alias, ast.BinOp | ast.Subscript) else None
+        return kinds.is_number(value) if is_node(value) and name != "None" else SCALARS[name](value)
+    if name in LISTS | TUPLES | MAPPINGS:
+        return _is_collection(value, name)
+    if alias := _alias(annotation, where):
+        return fits(value, alias[1], alias[0], depth + 1)
+    wanted = kinds.class_of(annotation, where)
+    return kinds.stands_for(value, wanted) if wanted is not None else None
+
+
+def arms(annotation: ast.expr | None) -> list[ast.expr]:
+    """The members of a union, `X | Y`, Union[X, Y] or Optional[X]; else the annotation itself."""
+    if isinstance(annotation, ast.Constant) and isinstance(annotation.value, str):
+        annotation = parsed(annotation.value)
+    if isinstance(annotation, ast.BinOp) and isinstance(annotation.op, ast.BitOr):
+        return [*arms(annotation.left), *arms(annotation.right)]
+    if isinstance(annotation, ast.Subscript) and _last(annotation.value) in ("Union", "Optional"):
+        none = [ast.Constant(None)] if _last(annotation.value) == "Optional" else []
+        return [arm for item in _items(annotation) for arm in arms(item)] + none
+    return [annotation] if annotation is not None else []
+
+
+def _items(annotation: ast.Subscript) -> list[ast.expr]:
+    return annotation.slice.elts if isinstance(annotation.slice, ast.Tuple) else [annotation.slice]
+
+
+def _is_collection(value: Any, name: str) -> bool | None:
+    if is_node(value):
+        return kinds.is_collection(value)
+    return isinstance(value, Mapping if name in MAPPINGS else (list, tuple))
 
 
 def _fits_generic(value: Any, annotation: ast.Subscript, where: Module | None, depth: int) -> bool | None:
-    name, inner = _last(annotation.value), annotation.slice
-    items = inner.elts if isinstance(inner, ast.Tuple) else [inner]
+    name, items = _last(annotation.value), _items(annotation)
+    if name == "Literal" and is_node(value):
+        return kinds.is_number(value)
     if name == "Literal":
-        return value in (allowed := literals(annotation)) and any(value == a and type(value) is type(a) for a in allowed)
+        return any(value == a and type(value) is type(a) for a in literals(annotation))
     if name in ("Annotated", "Final"):
         return fits(value, items[0], where, depth + 1)
-    if name == "Optional":
-        return True if value is None else fits(value, items[0], where, depth + 1)
-    if name == "Union":
-        return _either([fits(value, a, where, depth + 1) for a in items])
+    if name not in LISTS | TUPLES | MAPPINGS:
+        return None
+    if not (right := _is_collection(value, name)) or is_node(value):
+        return right
     if name in MAPPINGS:
-        return isinstance(value, Mapping) or None if not isinstance(value, str | int | float) else False
-    if name in LISTS | TUPLES:
-        if not isinstance(value, list | tuple):
-            return False if not (isinstance(value, str) and name not in LISTS | TUPLES) else None
-        if name in TUPLES and not (len(items) == 2 and _last(items[1]) == "..."):
-            return _all([fits(v, a, where, depth + 1) for v, a in zip(value, items, strict=False)]) if len(value) == len(items) else False
-        return _all([fits(v, items[0], where, depth + 1) for v in value])
-    return None
+        return _all([fits(v, items[-1], where, depth + 1) for v in value.values()])
+    if name in TUPLES and not (len(items) == 2 and _last(items[1]) == "..."):
+        return len(value) == len(items) and _all([fits(v, a, where, depth + 1) for v, a in zip(value, items, strict=True)])
+    return _all([fits(v, items[0], where, depth + 1) for v in value])
+
+
+def misfit(path: str, value: Any, annotation: ast.expr | None, where: Module | None) -> tuple[str, Any, ast.expr | None, Module | None]:
+    """(path, value, annotation, module) of the innermost key of a mapping that makes the value unfit."""
+    for arm in arms(annotation):
+        if alias := _alias(arm, where):
+            return misfit(path, value, alias[1], alias[0])
+        if isinstance(arm, ast.Subscript) and _last(arm.value) in MAPPINGS and isinstance(value, Mapping) and not is_node(value):
+            inner = _items(arm)[-1]
+            wrong = next((k for k, v in value.items() if fits(v, inner, where) is False), None)
+            if wrong is not None:
+                return misfit(f"{path}.{wrong}", value[wrong], inner, where)
+    return path, value, annotation, where
+
+
+def _alias(annotation: ast.expr, where: Module | None) -> tuple[Module, ast.expr] | None:
+    """(module, expression) of a name that stands for another annotation."""
+    found = kinds.definition(annotation.id, where) if where and isinstance(annotation, ast.Name) else None
+    return found if found is not None and isinstance(found[1], ast.BinOp | ast.Subscript) else None
+
+
+def is_node(value: Any) -> bool:
+    """Whether the value is a node, which a constructor turns into an object."""
+    return isinstance(value, Mapping) and "_target_" in value
 
 
 def is_built(value: Any) -> bool:

@@ -14,6 +14,9 @@ from research_stack.targets import SPECIAL, refused, refused_object
 
 logging.getLogger("hydra.utils").setLevel(logging.CRITICAL)  # what it tells, over several lines, the errors here tell in one
 
+#: What torch says of sizes that cannot be allocated or counted.
+TOO_LARGE = ("can't allocate memory", "not enough memory", "out of memory", "overflow", "exceeds maximum")
+
 
 def nodes(node: Any, path: str = "") -> Iterator[tuple[str, Mapping[str, Any]]]:
     """Every (path, node) with a `_target_` at and below a plain node."""
@@ -87,6 +90,19 @@ def named(path: str) -> Iterator[None]:
         yield
     except ValueError as error:
         raise ValueError(f"{path}.{error}") from error
+    except (MemoryError, OverflowError, RuntimeError) as error:
+        if not is_too_large(error):
+            raise
+        raise ValueError(f"{path}: {_too_large(error)}") from error
+
+
+def is_too_large(error: BaseException) -> bool:
+    """Whether an error says that a size is beyond memory or 64 bits."""
+    return isinstance(error, MemoryError | OverflowError) or isinstance(error, RuntimeError) and any(words in str(error) for words in TOO_LARGE)
+
+
+def _too_large(error: BaseException) -> str:
+    return f"a size is too large for this machine ({' '.join(str(error).split())[:200] or type(error).__name__})"
 
 
 def target(node: Mapping[str, Any], path: str = "") -> type:

@@ -8,16 +8,18 @@ from __future__ import annotations
 
 import ast
 import json
+import math
 import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
-from research_stack import phases
-from research_stack.annotations import fits, is_built, literals, parsed, written
+from research_stack import paths, phases, sizes, trainer_keys
+from research_stack.annotations import arms, fits, is_built, is_node, literals, misfit, written
 from research_stack.expressions import CannotSay, Evaluator, Opaque
 from research_stack.hints import UserError, choices, did_you_mean, nearest, one_line
+from research_stack.kinds import class_of, definition
 from research_stack.paths import key_of
 from research_stack.redaction import refuse_masked
 from research_stack.results import RunFolder, flatten, is_place
@@ -31,15 +33,9 @@ if TYPE_CHECKING:
 
 TASKS = ("train", "eval", "sample", "compare")
 WITHOUT_TORCH = ("research_stack.data.sources", "research_stack.data.tokenizers")  # modules whose classes have `check()`
-#: Keys of lightning.Trainer that belong to other nodes.
-SET_ELSEWHERE = {
-    **dict.fromkeys(("accelerator", "devices", "num_nodes", "precision", "strategy"), "it in hardware"), "plugins": "hardware",
-    "accumulate_grad_batches": "optimization.accumulate", "gradient_clip_val": "optimization.clip",
-    "gradient_clip_algorithm": "optimization.clip", "callbacks": "callbacks", "logger": "logger", "default_root_dir": "run",
-    "check_val_every_n_epoch": "trainer.val_check_interval", "enable_progress_bar": "callbacks.progress",
-    "enable_model_summary": "dry_run=true", "use_distributed_sampler": "data",
-}  # fmt: skip
-TOP = {"seed": "int", "init_from": "str | None", "dry_run": "bool", "smoke": "bool", "name": "str", "run": "str | None", "prompt": "str | None", "runs": "list"}
+WHOLE = "research_stack.experiment.Experiment"  # what a config holds, as a class whose parameters are its keys
+#: Nodes that the run hands further arguments, so that it knows itself what they lack.
+COMPLETED = ("method", "model", "data", "logger", "trainer")
 
 
 @dataclass(frozen=True)
@@ -89,40 +85,80 @@ def check_node(path: str, node: Mapping[str, Any]) -> Iterator[Problem]:
         yield Problem(key, f"{key}={target}: {name[0]} has no '{name[2]}'{guess}")
         return
     given = {str(k): v for k, v in node.items() if k != "_target_"}
-    problems = list(_keys_and_values(path, known, given))
+    problems = [*_keys_and_values(path, known, given), *_missing(path, known, node)]
     yield from problems or conditions(path, known, given)
 
 
 def _keys_and_values(path: str, known: Signature, given: Mapping[str, Any]) -> Iterator[Problem]:
     for name, value in given.items():
         if name in known.parameters:
-            yield from _value_problem(path, known.parameters[name], value, known.module)
+            yield from _value_problem(_joined(path, name), known.parameters[name], value, known.module)
         elif not known.open:
             hint = did_you_mean(name, list(known.parameters), "its parameters")
             yield Problem(f"{path}.{name}", f"{path}.{name}={_short(value)}: {known.name} has no parameter '{name}'{hint}")
 
 
-def _value_problem(path: str, parameter: Parameter, value: Any, where: Module | None) -> Iterator[Problem]:
+def _joined(path: str, name: str) -> str:
+    return f"{path}.{name}" if path else name
+
+
+def _missing(path: str, known: Signature, node: Mapping[str, Any]) -> Iterator[Problem]:
+    """Parameters without a default that the node does not give, where nobody else does."""
+    root, _, inner = path.removeprefix("logger.").partition(".")
+    known_elsewhere = not inner and (root in COMPLETED or path.startswith("logger."))
+    if known_elsewhere or {"_partial_", "_args_"} & set(node) or path and path.split(".")[0] not in signature(WHOLE).parameters:
+        return
+    for name, parameter in known.parameters.items():
+        if parameter.default is None and name not in node:
+            key = _joined(path, name)
+            yield Problem(key, f"{key} is missing: {f'{known.name} needs it' if path else 'every config has one'}")
+
+
+def _value_problem(key: str, parameter: Parameter, value: Any, where: Module | None) -> Iterator[Problem]:
     default = parameter.default
     implicit = value is None and isinstance(default, ast.Constant) and default.value is None
     if value == "???" or implicit or fits(value, parameter.annotation, where) is not False:
         return
-    key, annotation = f"{path}.{parameter.name}", parameter.annotation
+    key, value, annotation, where = misfit(key, value, parameter.annotation, where)
     assert annotation is not None
-    allowed = literals(annotation) or literals(_alias(annotation, where))
-    if allowed:
+    if allowed := _choices(annotation, where):
         near = nearest(str(value), [str(a) for a in allowed if a is not None], count=1)
         guess = f"; did you mean '{near[0]}'?" if near else ""
         yield Problem(key, f"{key}={_short(value)} must be one of {', '.join(dict.fromkeys(map(written, allowed)))}{guess}")
-    else:
-        text = annotation.value if isinstance(annotation, ast.Constant) else ast.unparse(annotation)
-        kind = {"NoneType": "null", "str": "a string", "bool": "a boolean", "dict": "a mapping"}.get(type(value).__name__)
-        yield Problem(key, f"{key}={_short(value)} must be {text}{f', not {kind}' if kind else ''}")
+        return
+    if is_node(value):
+        yield Problem(f"{key}._target_", f"{key}._target_={value['_target_']} must be {_type(annotation)}")
+        return
+    if any(class_of(arm, where) for arm in arms(annotation)):
+        yield _no_node(key, value, _type(annotation))
+        return
+    kind = {"NoneType": "null", "str": "a string", "bool": "a boolean", "dict": "a mapping", "list": "a list"}.get(type(value).__name__)
+    endless = isinstance(value, float) and not math.isfinite(value) and "float" in _type(annotation)
+    yield Problem(key, f"{key}={_short(value)} must be {'a finite number' if endless else _type(annotation)}{f', not {kind}' if kind else ''}")
 
 
-def _alias(annotation: ast.expr, where: Module | None) -> ast.expr | None:
-    found = where.names.get(annotation.id) if where and isinstance(annotation, ast.Name) else None
-    return found if isinstance(found, ast.expr) else None
+def _no_node(key: str, value: Any, wanted: str) -> Problem:
+    """A value where an object is wanted, and what to write instead."""
+    if isinstance(value, Mapping):
+        return Problem(f"{key}._target_", f"{key}._target_ is missing: it names the class of {key}, a {wanted}")
+    if "." not in key:
+        choose = f"; to choose an option write `- override /{key}: {value}` under defaults" if isinstance(value, str) else ""
+        return Problem(key, f"{key}={_short(value)} must be a mapping{choose}")
+    leave = f"; to leave it out: ~{key}" if value is None else " (a mapping with _target_)"
+    return Problem(key, f"{key}={_short(value)} must be {wanted}{leave}")
+
+
+def _type(annotation: ast.expr) -> str:
+    return annotation.value if isinstance(annotation, ast.Constant) and isinstance(annotation.value, str) else ast.unparse(annotation)
+
+
+def _choices(annotation: ast.expr, where: Module | None) -> list[Any]:
+    """The values of the Literals of an annotation, aliases followed."""
+    found = []
+    for arm in arms(annotation):
+        alias = definition(arm.id, where) if where and isinstance(arm, ast.Name) else None
+        found += literals(arm if alias is None else alias[1] if isinstance(alias[1], ast.Subscript | ast.BinOp) else None)
+    return found
 
 
 def _short(value: Any, most: int = 60) -> str:
@@ -208,8 +244,8 @@ def _violation(path: str, test: ast.expr, message: ast.expr | None, evaluate: Ev
     names = [n.id if isinstance(n, ast.Name) else n.attr for n in ast.walk(test) if isinstance(n, ast.Name | ast.Attribute)]
     used = [n for n in names if n in known.parameters]
     name = lead[1] if lead and lead[1] in known.parameters else None
-    key, *also = dict.fromkeys(f"{path}.{n}" for n in ([name] if name else []) + used) or [path]
-    return Problem(key, f"{path}.{text}" if name else f"{path}: {text}", tuple(also))
+    key, *also = dict.fromkeys(_joined(path, n) for n in ([name] if name else []) + used) or [path]
+    return Problem(key, _joined(path, text) if name else f"{path or 'config'}: {text}", tuple(also))
 
 
 # Whole configs -----------------------------------------------------------------------------------------------------
@@ -218,7 +254,18 @@ def _violation(path: str, test: ast.expr, message: ast.expr | None, evaluate: Ev
 def check(cfg: DictConfig | Mapping[str, Any]) -> list[Problem]:
     """Every mistake that can be told from the config and the sources alone."""
     config = _resolved(cfg)
-    return [*_unresolved(cfg), *_top(config), *_trainer(config), *_conflicts(config), *(p for path, node in nodes(config) for p in check_node(path, node))]
+    of_nodes = (p for path, node in nodes(config) for p in check_node(path, node))
+    return _with_sizes(config, _first_of_each([*_unresolved(cfg), *_top(cfg, config), *_conflicts(config), *of_nodes, *_trainer(config)]))
+
+
+def _with_sizes(config: Mapping[str, Any], problems: list[Problem]) -> list[Problem]:
+    """The mistakes; where there are none, what no memory holds."""
+    return problems or [Problem(key, text, also) for key, text, also in sizes.mistakes(config)]
+
+
+def _first_of_each(problems: Iterable[Problem]) -> list[Problem]:
+    """One mistake for each key."""
+    return list({p.key: p for p in reversed(list(problems))}.values())[::-1]
 
 
 def _resolved(cfg: Any) -> dict[str, Any]:
@@ -266,28 +313,46 @@ def _unresolved(cfg: Any) -> Iterator[Problem]:
             yield Problem(key, f"{key}=??? must be given: add {key}=... to the command")
 
 
-def _top(config: Mapping[str, Any]) -> Iterator[Problem]:
+def _top(cfg: Any, config: Mapping[str, Any]) -> Iterator[Problem]:
     """The keys of config.yaml itself."""
     task = config.get("task", "train")
     if task not in TASKS:
         yield Problem("task", f"task={_short(task)} must be one of {', '.join(TASKS)}{did_you_mean(str(task), TASKS)}"
                       if nearest(str(task), TASKS) else f"task={_short(task)} must be one of {', '.join(TASKS)}")
-    for key, annotation in TOP.items():
-        if key in config and fits(config[key], parsed(annotation), None) is False:
-            yield Problem(key, f"{key}={_short(config[key])} must be {annotation.replace('None', 'null')}")
+    whole = signature(WHOLE)
+    given = {str(key): value for key, value in config.items() if key in whole.parameters}
+    problems = [*_keys_and_values("", whole, given), *_missing("", whole, config)]
+    yield from problems or conditions("", whole, given)
+    unread = [str(key) for key in config if key not in whole.parameters and key != "hydra"]
+    if unread:
+        referred = _referred(cfg)
+        yield from (_unread(key, config[key], list(whole.parameters)) for key in unread if key not in referred)
+
+
+def _referred(cfg: Any) -> set[str]:
+    """Top-level keys that interpolations name."""
+    from omegaconf import OmegaConf
+
+    tree = OmegaConf.to_container(cfg, resolve=False) if OmegaConf.is_config(cfg) else cfg
+    return set(re.findall(r"\$\{(\w+)", json.dumps(tree, default=str)))
+
+
+def _unread(key: str, value: Any, known: Sequence[str]) -> Problem:
+    """A key that nothing reads: of a file that lacks its package line, or misspelt."""
+    group = {name.split("/")[0] for name in paths.groups([paths.CONF])}
+    if key in group and isinstance(value, Mapping):
+        inner = f"{key}.{next(iter(value), '')}"
+        return Problem(inner, f"{inner}: nothing reads it there; a file of {key}/ begins with `# @package _global_`")
+    first = f"{key}.{next(iter(value))}" if isinstance(value, Mapping) and value else key
+    return Problem(first, f"{key}={_short(value)}: nothing reads this key{did_you_mean(key, known, 'the keys')}")
 
 
 def _trainer(config: Mapping[str, Any]) -> Iterator[Problem]:
-    """Keys of lightning.Trainer that other nodes set, and would override without a word."""
+    """The keys of lightning.Trainer."""
     node = config.get("trainer")
-    if not isinstance(node, Mapping) or node.get("_target_") != "lightning.Trainer":
-        return
-    for key, instead in SET_ELSEWHERE.items():
-        if key in node:
-            yield Problem(f"trainer.{key}", f"trainer.{key}={_short(node[key])} cannot be set here; set {instead}")
-    for key in ("max_steps", "val_check_interval"):
-        if isinstance(node.get(key), int | float) and not (isinstance(node[key], int) and node[key] >= 1):
-            yield Problem(f"trainer.{key}", f"trainer.{key}={_short(node[key])} must be a whole number of steps, at least 1")
+    if is_node(node) and node["_target_"] == "lightning.Trainer":
+        for key, text in trainer_keys.mistakes(node):
+            yield Problem(f"trainer.{key}", f"trainer.{key}={_short(node[key])} {text}" if key in node else f"trainer.{key} is missing: it {text}")
 
 
 def _conflicts(config: Any, path: str = "") -> Iterator[Problem]:
@@ -382,7 +447,7 @@ def _problems(point: Composed, done: set[str], seen: set[str]) -> list[Problem]:
         config = _resolved(point.cfg)
     except Unresolved as error:
         return [error.problem]
-    problems += [*_top(config), *_trainer(config), *_conflicts(config)]
+    problems += [*_top(point.cfg, config), *_conflicts(config)]
     for path, node in nodes(config):
         name = path + json.dumps(node, sort_keys=True, default=str)
         if name not in done:  # the points of a sweep share most of their nodes
@@ -390,6 +455,7 @@ def _problems(point: Composed, done: set[str], seen: set[str]) -> list[Problem]:
             problems += found
             if not found:
                 done.add(name)
+    problems = _with_sizes(config, _first_of_each([*problems, *_trainer(config)]))
     if not problems and config.get("init_from"):
         phases.check(point.cfg)
     source = None if problems or config.get("task") == "compare" or _reads_no_corpus(config) else check_inputs(point.cfg, config, seen)

@@ -58,7 +58,8 @@ def explained(composer: Composer, overrides: Sequence[str]) -> Iterator[None]:
     except (HydraException, OmegaConfBaseException, YAMLError, UnicodeDecodeError) as error:
         raise UserError(explain(error, composer, overrides)) from error
     except ValueError as error:  # Hydra's own complaints about overrides and defaults lists
-        raise UserError(one_line(error)) from error
+        no_choice = "Config group override must be a string or a list" in str(error)
+        raise UserError(no_option(composer, overrides) if no_choice else one_line(error)) from error
 
 
 def explain(error: Exception, composer: Composer, overrides: Sequence[str]) -> str:
@@ -167,11 +168,21 @@ def no_such_option(group: str, option: str, options: Sequence[str], where: str) 
     return f"{group}={option}: there is no such {group};{guess}{choices(options, ' the choices are').lstrip(';')} ({where})"
 
 
+def no_option(composer: Composer, overrides: Sequence[str]) -> str:
+    """`model=null`: a group that gets neither an option nor a list of them."""
+    wrong = [o for o in overrides if (group := key_of(o)) in composer.groups() and o.partition("=")[2] not in composer.groups()[group]]
+    group = key_of(wrong[-1]) if wrong else ""
+    return f"{wrong[-1] if wrong else 'a group'}: a group takes the name of an option{choices(composer.groups().get(group, []), 'the choices are')} (command line)"
+
+
 def named_in(group: str, option: str, composer: Composer) -> str:
-    """file:line of the defaults list that names an option, or the folder it was looked for in."""
-    wanted = re.compile(rf"^\s*-\s*(?:override\s+|optional\s+)*/?{re.escape(group)}(?:@[\w.]+)?\s*:\s*{re.escape(option)}")
+    """file:line of the defaults list that names an option (any, for ""), or the folder it was looked for in."""
     for folder in composer.folders:
         for file in sorted(folder.rglob("*.yaml")):
+            inside = group.removeprefix(file.parent.relative_to(folder).as_posix() + "/")
+            names = "|".join(re.escape(name) for name in dict.fromkeys((group, inside)))
+            ends = rf"(?:\[(?:[^\]#]*,)?\s*)?['\"]?{re.escape(option)}['\"]?\s*(?:[,\]#]|$)" if option else ""
+            wanted = re.compile(rf"^\s*-\s*(?:override\s+|optional\s+)*/?(?:{names})(?:@[\w.]+)?\s*:\s*{ends}")
             for number, line in enumerate(file.read_text(encoding="utf-8", errors="replace").splitlines(), start=1):
                 if wanted.match(line):
                     return f"{shown(file)}:{number}"

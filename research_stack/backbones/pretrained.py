@@ -53,6 +53,7 @@ class LoRA:
 
     def __post_init__(self) -> None:
         require(self.rank >= 1, f"rank={self.rank} must be at least 1")
+        require(self.rank <= 100_000, f"rank={self.rank} must be at most 100,000")
         require(self.alpha > 0, f"alpha={self.alpha} must be positive")
         require(0 <= self.dropout < 1, f"dropout={self.dropout} must lie in [0, 1)")
 

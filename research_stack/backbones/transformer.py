@@ -164,6 +164,8 @@ class Transformer(nn.Module):
         seed: int = 0,
     ) -> None:
         require(layers >= 1, f"layers={layers} must be at least 1")
+        require(dim >= 1, f"dim={dim} must be at least 1")
+        require(ffn_dim is None or ffn_dim >= 1, f"ffn_dim={ffn_dim} must be at least 1, or null for 8/3 of dim={dim}")
         require(heads >= 1 and dim % (2 * heads) == 0, f"dim={dim} must be a multiple of 2 * heads={heads}: positions rotate pairs")
         require(kv_heads is None or (kv_heads >= 1 and heads % kv_heads == 0), f"kv_heads={kv_heads} must divide heads={heads}")
         require(0 <= dropout < 1, f"dropout={dropout} must lie in [0, 1)")
@@ -193,6 +195,14 @@ class Transformer(nn.Module):
         self.untied = None if tie_embeddings else nn.Parameter(torch.empty(vocab_size, dim))
         self._initialise(seed)
         self._rope: dict[tuple[torch.device, torch.dtype], Rope] = {}
+
+    @staticmethod
+    def least_numbers(
+        tokens: int, vocab_size: int, dim: int, layers: int, ffn_dim: int | None, condition_dim: int, positions: str, max_length: int, checkpoint_blocks: bool
+    ) -> int:
+        """Weights, and bf16 activations of a step, at the very least; the check reads it."""
+        return (vocab_size * dim + 2 * layers * dim * dim + layers * (ffn_dim or 0) * dim // 2 + condition_dim * dim + max_length * dim * (positions == "learned")
+                + tokens * dim * (1 if checkpoint_blocks else max(1, layers // 2)))
 
     def _columns(self, condition_dim: int, adaptive: int, matrices: int) -> int:
         """Columns of the feed-forward that have as many parameters as the conditioning: 4 (C + 1) D a block, or (C + 1) D in all."""

@@ -216,6 +216,7 @@ class TokenData(lightning.LightningDataModule):
         require(0 < validation_fraction < 1, f"validation_fraction={validation_fraction} must lie between 0 and 1")
         require(validation_rows is None or validation_rows >= 1, f"validation_rows={validation_rows} must be at least 1, or null for all")
         require(num_workers >= 0, f"num_workers={num_workers} must not be negative")
+        require(num_workers <= 1_024, f"num_workers={num_workers} must be at most 1,024")
         require(order in ("shuffled", "contiguous"), f"order={order} must be shuffled or contiguous")
         require(0 <= overlap < sequence_length, f"overlap={overlap} must be at least 0 and below sequence_length={sequence_length}")
         require(overlap == 0 or order == "contiguous", f"overlap={overlap} needs order=contiguous: shuffled rows do not follow one another")
@@ -302,6 +303,11 @@ class TokenData(lightning.LightningDataModule):
         if self._meta is None:
             raise RuntimeError("call prepare() first")
         return self._meta
+
+    @staticmethod
+    def least_numbers(batch_size: int, sequence_length: int) -> int:
+        """Of one batch at the very least; the check reads it."""
+        return 2 * batch_size * sequence_length
 
     def for_model(self) -> dict[str, Any]:
         """Constructor arguments that a model may take from the data."""

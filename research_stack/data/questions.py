@@ -77,6 +77,7 @@ class QuestionData(lightning.LightningDataModule):
         require(num_workers >= 0, f"num_workers={num_workers} must not be negative")
         require(0 <= max_dropped <= 1, f"max_dropped={max_dropped} must lie in [0, 1]")
         self.max_dropped = max_dropped
+        require(num_workers <= 1_024, f"num_workers={num_workers} must be at most 1,024")
         self.absent = [name for name, source in sources.items() if source is None or (isinstance(source, QuestionFiles) and source.path is None)]
         self.sources = {name: source for name, source in sources.items() if name not in self.absent}
         if not self.sources:
@@ -170,6 +171,11 @@ class QuestionData(lightning.LightningDataModule):
     def sequence_length(self) -> int:
         """Bytes of the longest context."""
         return max(len(context.encode()) for context in {question.context for question in self.questions})
+
+    @staticmethod
+    def least_numbers(batch_size: int) -> int:
+        """Of one batch at the very least; the check reads it."""
+        return 16 * batch_size
 
     def for_model(self) -> dict[str, Any]:
         """Nothing: what a model takes does not depend on the texts."""

@@ -121,6 +121,7 @@ class ScoredPairs(lightning.LightningDataModule):
         require(0 < validation_fraction < 1, f"validation_fraction={validation_fraction} must lie between 0 and 1")
         require(validation_rows is None or validation_rows >= 1, f"validation_rows={validation_rows} must be at least 1, or null for all")
         require(num_workers >= 0, f"num_workers={num_workers} must not be negative")
+        require(num_workers <= 1_024, f"num_workers={num_workers} must be at most 1,024")
         require(0 <= max_dropped <= 1, f"max_dropped={max_dropped} must lie in [0, 1]")
         self.source, self.encoder, self.path, self.max_dropped = source, encoder, path, max_dropped
         self.batch_size, self.validation_fraction, self.validation_rows = batch_size, validation_fraction, validation_rows
@@ -195,6 +196,11 @@ class ScoredPairs(lightning.LightningDataModule):
         if self._meta is None:
             raise RuntimeError("call prepare() first")
         return self._meta
+
+    @staticmethod
+    def least_numbers(batch_size: int) -> int:
+        """Of one batch at the very least; the check reads it."""
+        return 64 * batch_size
 
     def for_model(self) -> dict[str, Any]:
         """Constructor arguments that a model may take from the data."""

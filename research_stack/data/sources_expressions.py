@@ -44,10 +44,15 @@ class Expressions:
     def __init__(self, low: int = 1, high: int = 30, answers: int = 80, operations: int = 2, largest: int = 12, longest: int = 9, seed: int = 0) -> None:
         require(low >= 0, f"low={low} must be at least 0")
         require(high > low, f"high={high} must be greater than low={low}")
+        require(high <= 1_000_000, f"high={high} must be at most 1,000,000")
         require(answers >= 0, f"answers={answers} must be at least 0")
+        require(answers <= 100_000, f"answers={answers} must be at most 100,000")
         require(operations >= 1, f"operations={operations} must be at least 1")
+        require(operations <= 8, f"operations={operations} must be at most 8")
         require(largest >= 2, f"largest={largest} must be at least 2")
+        require(largest <= 1_000_000_000, f"largest={largest} must be at most 1,000,000,000")
         require(longest >= 3, f"longest={longest} must be at least 3")
+        require(longest <= 1_000, f"longest={longest} must be at most 1,000")
         self.low, self.high, self.answers = low, high, answers
         self.operations, self.largest, self.longest, self.seed = operations, largest, longest, seed
 

@@ -202,6 +202,7 @@ class ByteBPE:
 
     def __init__(self, vocab_size: int = 2048, max_token_chars: int = 24) -> None:
         require(vocab_size >= 259, f"vocab_size={vocab_size} must be at least 259 (256 bytes, mask, pad and end)")
+        require(vocab_size <= 1_000_000, f"vocab_size={vocab_size} must be at most 1,000,000")
         require(max_token_chars >= 1, f"max_token_chars={max_token_chars} must be at least 1")
         self.vocab_size, self.max_token_chars = vocab_size, max_token_chars
 

@@ -83,6 +83,7 @@ class Likelihood:
         self, processes: Sequence[str] = ("absorbing",), samples: int = 4, max_sequences: int | None = 256, p_u: float = 0.1
     ) -> None:
         require(samples >= 1, f"samples={samples} must be at least 1")
+        require(samples <= 100_000, f"samples={samples} must be at most 100,000")
         require(max_sequences is None or max_sequences >= 2, f"max_sequences={max_sequences} must be at least 2, or null for all")
         require(0 < p_u < 1, f"p_u={p_u} must lie between 0 and 1")
         known = {"absorbing": Absorbing(), "uniform": Uniform(), "hybrid": Hybrid(p_u=p_u), "matched": None}

@@ -53,7 +53,9 @@ class Samples:
         lead: int = 0,
     ) -> None:
         require(count >= 1, f"count={count} must be at least 1")
+        require(count <= 100_000, f"count={count} must be at most 100,000")
         require(length is None or length >= 1, f"length={length} must be at least 1, or null for the sequence length")
+        require(length is None or length <= 1_000_000, f"length={length} must be at most 1,000,000")
         require(prompts is None or len(prompts) > 0, "prompts=[] must hold at least one text, or be null")
         require(lead >= 0, f"lead={lead} must be at least 0")
         self.samplers, self.count, self.length, self.prompts, self.lead = dict(samplers), count, length, prompts, lead

@@ -87,6 +87,12 @@ class ByteEncoder(nn.Module):
             elif name.startswith("patches."):
                 nn.init.normal_(parameter, std=0.0 if parameter.ndim == 1 else parameter[0].numel() ** -0.5, generator=stream)
 
+    @staticmethod
+    def least_numbers(rows: int, dim: int, layers: int, grams: list[int] | None, buckets: int, patch: int) -> int:
+        """Weights, and a few bytes of each context, at the very least; the check reads it."""
+        return (len([2, 3, 4, 6] if grams is None else grams) * buckets * dim + 2 * layers * dim * dim + (2 * patch * dim * dim if patch > 1 else 0)
+                + rows * dim * max(1, layers // 2))
+
     def forward(self, bytes_BN: Tensor, seen_BN: Tensor) -> Encoded:
         """What was read, patch by patch.
 

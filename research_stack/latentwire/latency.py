@@ -54,7 +54,9 @@ class Latency:
 
     def __init__(self, lengths: list[int] | None = None, warm: int = 3, repeats: int = 15) -> None:
         require(warm >= 3, f"warm={warm} must be at least 3")
+        require(warm <= 10_000, f"warm={warm} must be at most 10,000")
         require(repeats >= 1, f"repeats={repeats} must be at least 1")
+        require(repeats <= 100_000, f"repeats={repeats} must be at most 100,000")
         if lengths is not None and (not lengths or min(lengths) < 1):
             raise ValueError(f"lengths={lengths} must be numbers of bytes above 0, or null")
         self.lengths, self.warm, self.repeats = lengths, warm, repeats

@@ -72,7 +72,9 @@ class LatentWire(TrainingModule):
         require(slots <= 256, f"slots={slots} must be at most 256")
         require(1 <= numbers <= 256, f"numbers={numbers} must lie in 1 .. 256")
         require(tokens >= 1, f"tokens={tokens} must be at least 1")
+        require(tokens <= 10_000, f"tokens={tokens} must be at most 10,000")
         require(asked >= 1, f"asked={asked} must be at least 1")
+        require(asked <= 10_000, f"asked={asked} must be at most 10,000")
         require(pooling_heads >= 1 and model.dim % pooling_heads == 0, f"pooling_heads={pooling_heads} must divide the encoder's dim={model.dim}")
         require(adapter_heads >= 1 and adapter_dim % adapter_heads == 0, f"adapter_heads={adapter_heads} must divide adapter_dim={adapter_dim}")
         super().__init__(optimization, seed)
@@ -126,6 +128,11 @@ class LatentWire(TrainingModule):
     def final_slots(self) -> int:
         """Slots that are sent when the training is over: `slots`, or those of the last stage."""
         return self.curriculum.slots(None, 0, self.slots)
+
+    @staticmethod
+    def least_numbers(rows: int, asked: int, slots: int, numbers: int, adapter_dim: int, adapter_layers: int) -> int:
+        """Weights of an adapter and the latents of a step at the very least; the check reads it."""
+        return 2 * adapter_layers * adapter_dim * adapter_dim + rows * slots * (numbers + adapter_dim) + rows * asked
 
     def name_of(self, reader: Reader) -> str:
         """What the config calls it."""

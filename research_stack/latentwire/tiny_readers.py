@@ -67,14 +67,22 @@ class TinyReader(Reader):
     ) -> None:
         require(architecture in ("llama", "qwen3"), f"architecture={architecture} must be llama or qwen3")
         require(tokens >= 300, f"tokens={tokens} must be at least 300: 256 bytes and some words")
+        require(tokens <= 1_000_000, f"tokens={tokens} must be at most 1,000,000")
         require(steps >= 1, f"steps={steps} must be at least 1")
+        require(steps <= 1_000_000, f"steps={steps} must be at most 1,000,000")
         require(batch >= 1, f"batch={batch} must be at least 1")
+        require(batch <= 10_000, f"batch={batch} must be at most 10,000")
         law = replace(facts.law, questions=min(questions, facts.law.facts), contexts=steps * batch + TOKENIZER_CONTEXTS + HELD_OUT)
         recipe: dict[str, Any] = {"layout": LAYOUT, "architecture": architecture, "facts": asdict(law), "tokens": tokens, "dim": dim, "layers": layers,
                                   "heads": heads, "steps": steps, "batch": batch, "lr": lr, "seed": seed, "prompt": prompt}  # fmt: skip
         fingerprint = hashlib.sha256(json.dumps(["reader", recipe], sort_keys=True).encode()).hexdigest()[:20]
         folder, self.facts = Cache(cache_dir, fingerprint).folder(lambda empty: trained(empty, recipe, law))
         super().__init__(str(folder), prompt=prompt, length=length, attention="eager")  # for few keys on a CPU several times faster than sdpa
+
+    @staticmethod
+    def least_numbers(dim: int, layers: int, tokens: int, batch: int) -> int:
+        """Weights, and a few tokens of a batch, at the very least; the check reads it."""
+        return 4 * layers * dim * dim + tokens * dim + batch * dim * layers
 
 
 def trained(folder: Path, recipe: dict[str, Any], law: Law) -> dict[str, Any]:

@@ -57,12 +57,15 @@ class LookaheadCalibration:
         targets: Sequence[float] = (0.05, 0.1, 0.2, 0.3), delta: float = 0.1, splits: int = 200, rollout_sequences: int = 8,
     ) -> None:
         require(samples >= 2, f"samples={samples} must be at least 2: the noise ceiling needs several at each position")
+        require(samples <= 10_000, f"samples={samples} must be at most 10,000")
         require(max_sequences is None or max_sequences >= 2, f"max_sequences={max_sequences} must be at least 2, or null for all")
         require(probe_sequences >= 1, f"probe_sequences={probe_sequences} must be at least 1")
         require(bins >= 2, f"bins={bins} must be at least 2")
+        require(bins <= 1_000_000, f"bins={bins} must be at most 1,000,000")
         require(all(0 < target < 1 for target in targets), f"targets={list(targets)} must lie between 0 and 1")
         require(0 < delta < 1, f"delta={delta} must lie between 0 and 1")
         require(splits >= 1, f"splits={splits} must be at least 1")
+        require(splits <= 1_000_000, f"splits={splits} must be at most 1,000,000")
         require(rollout_sequences >= 0, f"rollout_sequences={rollout_sequences} must not be negative")
         self.samples, self.max_sequences, self.probe_sequences, self.bins = samples, max_sequences, probe_sequences, bins
         self.targets, self.delta, self.splits, self.rollout_sequences = tuple(targets), delta, splits, rollout_sequences

@@ -245,6 +245,7 @@ class Lookahead(MiniGPT):
         require(target in ("own", "real"), f"target={target} must be own or real")
         require(previous in ("zeros", "shift", "rollout", "carry"), f"previous={previous} must be one of zeros, shift, rollout, carry")
         require(passes >= 1, f"passes={passes} must be at least 1; method.previous=zeros makes none")
+        require(passes <= 100, f"passes={passes} must be at most 100")
         require(0 <= dropout <= 1, f"dropout={dropout} must lie in [0, 1]")
         require(0 < fraction <= 1, f"fraction={fraction} must lie in (0, 1]")
         require(form in FORMS, f"form={form} must be one of {', '.join(FORMS)}")

@@ -72,8 +72,10 @@ class OwnPrefix:
         require(count >= 1, f"count={count} must be at least 1")
         require(lead >= 1, f"lead={lead} must be at least 1")
         require(own >= 1, f"own={own} must be at least 1")
+        require(own <= 1_000_000, f"own={own} must be at most 1,000,000")
         require(after >= 1, f"after={after} must be at least 1")
         require(length >= own, f"length={length} must be at least own={own}: the own tokens are the first of the text")
+        require(length <= 1_000_000, f"length={length} must be at most 1,000,000")
         self.samplers, self.count, self.lead, self.own, self.after, self.length = dict(samplers), count, lead, own, after, length
 
     def unsuited(self, method: type) -> str | None:

@@ -174,6 +174,7 @@ class SetMarginal:
 
     def __post_init__(self) -> None:
         require(self.size >= 1, f"size={self.size} must be at least 1")
+        require(self.size <= 100_000, f"size={self.size} must be at most 100,000")
         require(self.size >= 2 or self.objective in ("mean", "max"), f"size={self.size} must be at least 2 for objective={self.objective}")
         require(self.subsets is None or self.subsets >= 2, f"subsets={self.subsets} must be at least 2, or null for all of them")
         require(self.subsets is None or self.subsets <= 100_000, f"subsets={self.subsets} must be at most 100000")

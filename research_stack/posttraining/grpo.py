@@ -155,6 +155,11 @@ class GRPO(Policy):
         """Optimizer steps on the completions of one batch of prompts."""
         return self.iterations * self.minibatches
 
+    @staticmethod
+    def least_numbers(rows: int, group: int) -> int:
+        """Of the completions of a step at the very least; the check reads it."""
+        return rows * group
+
     def check_data(self, data: TokenData) -> None:
         """Prompts must leave room for completions, and there must be as many of them as groups, and completions for every minibatch."""
         check_policy_data(data, self, self.rollouts.length)

@@ -69,6 +69,7 @@ class Sampler:
         process: Process | None = None,
     ) -> None:
         require(steps is None or steps >= 1, f"steps={steps} must be at least 1, or null for one per token")
+        require(steps is None or steps <= 1_000_000, f"steps={steps} must be at most 1,000,000")
         require(block_length is None or block_length >= 1, f"block_length={block_length} must be at least 1, or null for no blocks")
         require(guidance >= 0, f"guidance={guidance} must be at least 0; 1 is none")
         require(reads in ("posterior", "leave_one_out", "as_is"), f"reads={reads} must be posterior, leave_one_out or as_is")

@@ -61,6 +61,7 @@ class Optimization:
         optimizer: Literal["adamw", "muon"] = "adamw",
     ) -> None:
         require(lr > 0, f"lr={lr} must be positive")
+        require(lr <= 1_000, f"lr={lr} must be at most 1,000")
         require(len(betas) == 2, f"betas={betas} must be two numbers")
         require(0 <= betas[0] < 1 and 0 <= betas[1] < 1, f"betas={betas} must lie in [0, 1)")
         require(0 <= final_ratio <= 1, f"final_ratio={final_ratio} must lie in [0, 1]")
@@ -68,8 +69,10 @@ class Optimization:
         require(warmup_steps >= 0, f"warmup_steps={warmup_steps} must not be negative")
         require(warmup_steps < float("inf"), f"warmup_steps={warmup_steps} must be finite: the learning rate would stay 0")
         require(weight_decay >= 0, f"weight_decay={weight_decay} must not be negative")
+        require(weight_decay <= 1_000, f"weight_decay={weight_decay} must be at most 1,000")
         require(clip is None or clip > 0, f"clip={clip} must be positive, or null for no clipping")
         require(accumulate >= 1, f"accumulate={accumulate} must be at least 1")
+        require(accumulate <= 100_000, f"accumulate={accumulate} must be at most 100,000")
         require(0 <= ema < 1, f"ema={ema} must lie in [0, 1); 0 turns the average off")
         require(optimizer in ("adamw", "muon"), f"optimizer={optimizer} must be adamw or muon")
         self.lr, self.betas, self.eps, self.weight_decay = lr, (float(betas[0]), float(betas[1])), eps, weight_decay

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from research_stack import paths, signatures, targets
+from research_stack import check, paths, signatures, targets
 from research_stack.cli import main
 from research_stack.provenance import overrides_of
 from research_stack.results import RunFolder, config_hash
@@ -16,7 +16,9 @@ from research_stack.results import RunFolder, config_hash
 TOY = '''
 from __future__ import annotations
 from dataclasses import dataclass
-from typing import Annotated, Literal
+from collections.abc import Mapping, Sequence
+from typing import Annotated, Any, Literal, Protocol
+import unknown
 from research_stack.require import high, is_rate, low, require
 from toylib.parts import Exported as Renamed
 
@@ -50,6 +52,38 @@ class Corruption:
         require(high(self.mask_ratio) + high(self.corruption_rate) <= 1,
                 f"mask_ratio={self.mask_ratio} and corruption_rate={self.corruption_rate} must sum to at most 1")
 
+@dataclass
+class Whole:
+    name: str
+    task: str
+    seed: int
+    run: str | None
+    runs: list[str]
+    prompt: str | None
+    dry_run: bool
+    model: Model
+    corruption: Corruption
+    trainer: Any
+    hardware: Any
+    sampler: Any
+    eval: Any = None
+    data: Any = None
+    init_from: str | None = None
+
+class Outside(unknown.Base):
+    pass
+
+class Scores(Protocol):
+    def score(self) -> float: ...
+
+class Scorer:
+    def score(self) -> float:
+        return 1.0
+
+class Holder:
+    def __init__(self, model: Model | None = None, several: Mapping[str, Model] = {}, some: Sequence["Model"] = (), scored: Scores | None = None):
+        self.model = model
+
 class Strange:
     def __init__(self, a: int = 1, b: SomethingElse = None):
         a = unknown(a)
@@ -82,8 +116,8 @@ sampler: {}
     "model/odd.yaml": "_target_: toylib.Model\ndim: 7\n",
     "corruption/hybrid.yaml": "_target_: toylib.Corruption\nmask_ratio: 0.3\ncorruption_rate: 0.2\n",
     "corruption/mask.yaml": "_target_: toylib.Corruption\nmask_ratio: 0.8\ncorruption_rate: 0.0\n",
-    "trainer/demo.yaml": "# @package _global_\ntrainer:\n  _target_: lightning.Trainer\n  max_steps: 700\n",
-    "trainer/short.yaml": "# @package _global_\ntrainer:\n  _target_: lightning.Trainer\n  max_steps: 200\n",
+    "trainer/demo.yaml": "# @package _global_\ntrainer:\n  _target_: lightning.Trainer\n  max_steps: 700\n  val_check_interval: 100\n",
+    "trainer/short.yaml": "# @package _global_\ntrainer:\n  _target_: lightning.Trainer\n  max_steps: 200\n  val_check_interval: 100\n",
     "data/text.yaml": "path: ???\nsource:\n  _target_: research_stack.data.sources_text.Text\n  path: ${data.path}\n",
     "data/pretrained.yaml": (
         "source:\n  _target_: research_stack.data.PythonDocs\n"
@@ -116,6 +150,7 @@ def conf(tmp_path, monkeypatch):
     monkeypatch.setattr(signatures, "_root", roots)
     monkeypatch.setenv(targets.VARIABLE, "toylib")
     monkeypatch.syspath_prepend(classes)
+    monkeypatch.setattr(check, "WHOLE", "toylib.Whole")
     monkeypatch.setattr(paths, "CONF", root)
     for cached in (signatures.module, signatures.signature):
         cached.cache_clear()

@@ -189,7 +189,7 @@ def test_the_typed_command_is_what_a_run_records(conf, fake_run, command, monkey
 
 def test_eval_takes_the_saved_config(trained, conf, fake_run, command):
     (conf / "eval").mkdir()
-    (conf / "eval/likelihood.yaml").write_text("bound:\n  _target_: toylib.Model\n")
+    (conf / "eval/likelihood.yaml").write_text("bound:\n  _target_: toylib.Model\n  vocab_size: 4\n")
     config = (conf / "config.yaml").read_text()
     (conf / "config.yaml").write_text(config.replace("  - experiment", "  - optional eval: null\n  - experiment").replace("eval: {}\n", ""))
     assert command("task=eval", f"run={trained}", "eval=likelihood")[0] == 0

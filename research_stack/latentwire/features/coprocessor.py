@@ -27,6 +27,7 @@ class Coprocessor(Feature):
 
     def __init__(self, texts: int = 64) -> None:
         require(texts >= 0, f"texts={texts} must not be negative")
+        require(texts <= 1_000_000, f"texts={texts} must be at most 1,000,000")
         super().__init__()
         self.texts = texts
 

@@ -28,6 +28,7 @@ class DeepPrefix(Feature):
 
     def __init__(self, texts: int = 64, gate: float = 1.0) -> None:
         require(texts >= 0, f"texts={texts} must not be negative")
+        require(texts <= 1_000_000, f"texts={texts} must be at most 1,000,000")
         require(gate > 0, f"gate={gate} must be positive: with 0 the latents would say nothing, and nothing would be learned")
         super().__init__()
         self.texts, self.gate = texts, gate

@@ -41,7 +41,9 @@ class Gist(Feature):
         require(weight > 0, f"weight={weight} must be positive; leave the feature out instead")
         require(1 <= grams <= 7, f"grams={grams} must lie in 1 .. 7")
         require(buckets >= 2, f"buckets={buckets} must be at least 2")
+        require(buckets <= 100_000_000, f"buckets={buckets} must be at most 100,000,000")
         require(width >= 1, f"width={width} must be at least 1")
+        require(width <= 100_000, f"width={width} must be at most 100,000")
         super().__init__()
         self.weight, self.grams, self.buckets, self.width = weight, grams, buckets, width
         self.chance = torch.zeros(())
@@ -87,8 +89,10 @@ class Reconstruction(Feature):
     def __init__(self, weight: float = 0.1, bytes: int = 256, width: int = 128, heads: int = 4, layers: int = 1) -> None:
         require(weight > 0, f"weight={weight} must be positive; leave the feature out instead")
         require(bytes >= 1, f"bytes={bytes} must be at least 1")
+        require(bytes <= 1_000_000, f"bytes={bytes} must be at most 1,000,000")
         require(heads >= 1 and width % heads == 0, f"heads={heads} must divide width={width}")
         require(layers >= 1, f"layers={layers} must be at least 1")
+        require(layers <= 10_000, f"layers={layers} must be at most 10,000")
         super().__init__()
         self.weight, self.most, self.width, self.heads, self.depth = weight, bytes, width, heads, layers
         self.chance = self.right = torch.zeros(())

@@ -34,6 +34,7 @@ class ReaderLoRA(Feature):
         readers: list[str] | None = None, factor: float = 1.0,
     ) -> None:
         require(rank >= 1, f"rank={rank} must be at least 1")
+        require(rank <= 100_000, f"rank={rank} must be at most 100,000")
         require(alpha > 0, f"alpha={alpha} must be positive")
         require(0 <= dropout < 1, f"dropout={dropout} must lie in [0, 1)")
         require(factor > 0, f"factor={factor} must be positive")
