@@ -9,6 +9,7 @@ import hashlib
 import netrc
 import os
 import re
+import sys
 import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -21,6 +22,7 @@ from lightning.pytorch.loggers.logger import Logger
 from lightning.pytorch.utilities import rank_zero_only
 
 from research_stack import results, tables
+from research_stack.redaction import redact_override
 from research_stack.results import RunFolder
 
 
@@ -143,6 +145,16 @@ class Wandb(WandbLogger):
             name=f"{config.get('name')} {place.path.name}", save_dir=place.path, project=project, id=identity, config=config,
             group=group, tags=list(tags), mode=mode, settings=wandb.Settings(console="off", silent=True))  # fmt: skip
         Wandb._open = self
+
+    @property
+    def experiment(self) -> Any:
+        """The wandb run; it is begun when it is first used, and keeps the command with its secrets masked."""
+        argv = sys.argv
+        sys.argv = [argv[0], *map(redact_override, argv[1:])]
+        try:
+            return super().experiment
+        finally:
+            sys.argv = argv
 
     @rank_zero_only
     def finalize(self, status: str) -> None:
