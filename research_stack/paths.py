@@ -53,7 +53,8 @@ def point_name(overrides: Iterable[str]) -> str:
     named = sorted((o for o in overrides if not is_unnamed(o)), key=key_of)
     said = ",".join(o.lstrip("+") for o in named)
     shown = ",".join(redact_override(o.lstrip("+")) for o in named)
-    apart = "" if shown == said else f"-{hashlib.sha256(said.encode()).hexdigest()[:8]}"  # of points that differ in a secret alone
+    # Points that differ in a secret alone have folders of their own.
+    apart = "" if shown == said else f"-{hashlib.sha256(said.encode()).hexdigest()[:8]}"
     return slug(shown + apart) if named else "defaults"
 
 

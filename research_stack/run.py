@@ -171,7 +171,8 @@ def fit(cfg: DictConfig, folder: Path) -> None:
     own.open()
     loggers = [own, *chosen_loggers(cfg, place)]
     callbacks = [build(node, f"callbacks.{name}") for name, node in plain(cfg.callbacks).items()]
-    callbacks = [RowBeforeCheckpoint(own), ConfigInside(masked(plain(cfg))), *([Ema(cfg.optimization.ema)] if cfg.optimization.ema else []), *callbacks]
+    average = [Ema(cfg.optimization.ema)] if cfg.optimization.ema else []
+    callbacks = [RowBeforeCheckpoint(own), ConfigInside(masked(plain(cfg))), *average, *callbacks]
     trainer = build(
         cfg.trainer, "trainer", default_root_dir=str(place.path), logger=loggers,
         callbacks=[*callbacks, Preemption(place.path)], enable_progress_bar=False,

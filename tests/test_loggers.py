@@ -126,7 +126,8 @@ def test_two_wandb_runs_of_one_process_stay_apart(tmp_path, monkeypatch):
     monkeypatch.delenv("WANDB_API_KEY", raising=False)
     monkeypatch.delenv("WANDB_MODE", raising=False)
     monkeypatch.setenv("NETRC", str(tmp_path / "none"))
-    monkeypatch.setattr(sys, "argv", ["research-stack", "logger.wandb.api_key=hidden-9", "data.path=https://me:hidden-9@host/x"])
+    typed = ["logger.wandb.api_key=hidden-9", "data.path=https://me:hidden-9@host/x"]
+    monkeypatch.setattr(sys, "argv", ["research-stack", *typed])
     import wandb
 
     ids, seen, begin = [], [], wandb.init

@@ -91,7 +91,8 @@ class OfTokenizer:
         from transformers import AutoTokenizer
 
         try:
-            return AutoTokenizer.from_pretrained(str(Path(self.path).expanduser()), local_files_only=True, trust_remote_code=False)
+            place = str(Path(self.path).expanduser())
+            return AutoTokenizer.from_pretrained(place, local_files_only=True, trust_remote_code=False)
         except Exception as error:  # a damaged file makes the loaders raise anything
             line = f"{type(error).__name__}: {error}".splitlines()[0]
             raise OSError(f"template={self.path} holds no tokenizer that can be loaded: {line}") from error

@@ -105,7 +105,8 @@ class Pretrained:
         from transformers import AutoTokenizer
 
         try:
-            return PretrainedCodec(AutoTokenizer.from_pretrained(path, revision=self.revision or "main", trust_remote_code=False))
+            revision = self.revision or "main"
+            return PretrainedCodec(AutoTokenizer.from_pretrained(path, revision=revision, trust_remote_code=False))
         except Exception as error:  # a damaged file makes the loaders raise anything, KeyError and bare Exception included
             line = f"{type(error).__name__}: {error}".splitlines()[0]
             raise OSError(f"tokenizer.path={self.path} holds no tokenizer that can be loaded: {line}") from error

@@ -45,7 +45,10 @@ class JsonlLogger(Logger):
 
     @rank_zero_only
     def open(self) -> None:
-        """Drop the rows beyond the start step; the first row that is logged does so too. Making the object changes no file: a config can ask for that."""
+        """Drop the rows beyond the start step; the first row that is logged does so too.
+
+        Making the object changes no file: a config can ask for that.
+        """
         if self._start_step is None:
             return
         path, start_step, self._start_step = self.folder.metrics_jsonl, self._start_step, None
