@@ -87,7 +87,8 @@ def is_secret_name(name: str) -> bool:
 
 def redact(text: str) -> str:
     """A text of ours with secrets masked: `api_key=...`, `hf_...`, `https://user:password@host`, and known values."""
-    return redact_values(_URL.sub(rf"\1{MASK}@", _FORM.sub(MASK, _pairs(text))))
+    text = redact_values(text)  # whole, before the first word of one is masked by its name
+    return _URL.sub(rf"\1{MASK}@", _FORM.sub(MASK, _pairs(text)))
 
 
 def _pairs(text: str) -> str:
@@ -174,12 +175,17 @@ def _remember(secrets: Iterator[str] | Sequence[str]) -> None:
 # Configs ---------------------------------------------------------------------------------------------------------
 
 
-def masked(config: Any, key: str = "") -> Any:
-    """The plain config, or a key's value, with its secrets masked; from now on they are masked in other texts too."""
+def masked(config: Mapping[str, Any]) -> dict[str, Any]:
+    """The plain config with its secrets masked; from now on they are masked in other texts too."""
+    _masked(config, "")  # what stands further down may be repeated further up
+    return _masked(config, "")
+
+
+def _masked(config: Any, key: str) -> Any:
     if isinstance(config, Mapping):
-        return {name: part if name == "_target_" else masked(part, str(name)) for name, part in config.items()}
+        return {name: part if name == "_target_" else _masked(part, str(name)) for name, part in config.items()}
     if isinstance(config, list | tuple):
-        return [masked(part, key) for part in config]
+        return [_masked(part, key) for part in config]
     if not isinstance(config, str) or config in ("", "???", MASKED):
         return config
     if is_secret_name(key):

@@ -21,7 +21,7 @@ from research_stack.results import RunFolder
 VALUE = 'Env1ronment-s3cret"<&é'  # has another form in JSON, in HTML and in a URL
 SECRETS = {
     "environment": VALUE,
-    "typed": "typed-s3cret blank",
+    "typed": "typed-s3cret bl4nk",
     "password": "pa55word-of-url",
     "form": "hf_abcdefghijklmnopqrstuv",
     "listed": "listed-s3cret",

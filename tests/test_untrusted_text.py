@@ -1,4 +1,4 @@
-"""What a model, a corpus or somebody's folder says stays text: on a terminal, in a spreadsheet; its links lead nowhere."""
+"""What a model, a corpus or somebody's folder says stays text: on a terminal, in a table; its links lead nowhere."""
 
 import csv
 import io
