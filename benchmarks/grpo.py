@@ -138,8 +138,10 @@ def run_trl(folder, size, steps):
         optim="adamw_torch_fused", bf16=size["precision"] == "bf16-mixed", fp16=False, gradient_checkpointing=False, use_cpu=True,
         report_to="none", save_strategy="no", disable_tqdm=True, logging_steps=10, seed=0)  # fmt: skip
     trainer = GRPOTrainer(
-        model=AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32, trust_remote_code=False), args=config, reward_funcs=score, callbacks=[Ticks()],
-        train_dataset=Dataset.from_dict({"prompt": prompts(size["numbers"])}), processing_class=AutoTokenizer.from_pretrained(folder, trust_remote_code=False))
+        model=AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32, trust_remote_code=False),
+        processing_class=AutoTokenizer.from_pretrained(folder, trust_remote_code=False),
+        args=config, reward_funcs=score, callbacks=[Ticks()],
+        train_dataset=Dataset.from_dict({"prompt": prompts(size["numbers"])}))
     clock.timed(trainer, "_generate_single_turn", "rollout")
     clock.timed(trainer, "_prepare_inputs", "batch")
     trainer.train()

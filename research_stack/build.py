@@ -12,7 +12,7 @@ from omegaconf import OmegaConf
 from research_stack.redaction import refuse_masked
 from research_stack.targets import SPECIAL, refused, refused_object
 
-logging.getLogger("hydra.utils").setLevel(logging.CRITICAL)  # what it tells, over several lines, the errors here tell in one
+logging.getLogger("hydra.utils").setLevel(logging.CRITICAL)  # the errors here tell in one line what it tells in several
 
 #: What torch says of sizes that cannot be allocated or counted.
 TOO_LARGE = ("can't allocate memory", "not enough memory", "out of memory", "overflow", "exceeds maximum")
@@ -80,7 +80,8 @@ def _built(value: Any, path: str) -> Any:
 
 def _called(node: Mapping[str, Any], values: Mapping[str, Any]) -> Any:
     """The node's class, called; what is still to be given (`???`) is left to its default."""
-    return target(node)(**{key: value for key, value in values.items() if key != "_target_" and not (isinstance(value, str) and value == "???")})
+    given = {key: value for key, value in values.items() if not (isinstance(value, str) and value == "???")}
+    return target(node)(**{key: value for key, value in given.items() if key != "_target_"})
 
 
 @contextmanager

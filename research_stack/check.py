@@ -74,7 +74,8 @@ def check_node(path: str, node: Mapping[str, Any]) -> Iterator[Problem]:
         yield Problem(key, f"{key}={target} {reason}")
         return
     if special := next((name for name in SPECIAL if name in node), None):
-        yield Problem(f"{path}.{special}", f"{path}.{special}={_short(node[special])} cannot be set: nodes are built one way")
+        said = f"{path}.{special}={_short(node[special])}"
+        yield Problem(f"{path}.{special}", f"{said} cannot be set: nodes are built one way")
         return
     try:
         known = signature(target)

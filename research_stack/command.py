@@ -92,7 +92,8 @@ def _config_folder(word: str, value: str) -> str:
 
 def complain(message: str, code: int = 2) -> int:
     """Write one line on standard error and return the exit code."""
-    sys.stderr.write(f"research-stack: {'error: ' if code == 2 else ''}{terminal.visible(redact(' '.join(message.split())))}\n")
+    said = terminal.visible(redact(" ".join(message.split())))
+    sys.stderr.write(f"research-stack: {'error: ' if code == 2 else ''}{said}\n")
     return code
 
 

@@ -298,7 +298,7 @@ def of_saved_run(cfg: DictConfig, overrides: Sequence[str]) -> DictConfig:
 
 
 def _given_again(saved: dict[str, Any], cfg: DictConfig, overrides: Sequence[str]) -> tuple[DictConfig, list[str]]:
-    """The saved config with the values that had been masked in it and that the command gives again, and the other overrides."""
+    """The saved config with the masked values that the command gives again, and the other overrides."""
     texts, lost, rest = dict(redaction.leaves(saved)), {}, []
     for override in overrides:
         text, value = texts.get(key_of(override), ""), OmegaConf.select(cfg, key_of(override))

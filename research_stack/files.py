@@ -25,7 +25,7 @@ from research_stack.redaction import redact_values
 
 log = logging.getLogger(__name__)
 
-NO_LINK = os.O_NOFOLLOW | os.O_CLOEXEC  # a file of a run folder is there itself: one that was sent may hold links to anywhere
+NO_LINK = os.O_NOFOLLOW | os.O_CLOEXEC  # a run folder that was sent may hold links to anywhere
 STALE_SECONDS = 3600  # a temporary file this old belongs to a writer that was killed
 
 
@@ -92,7 +92,7 @@ def atomic_folder(path: str | os.PathLike[str]) -> Iterator[Path]:
 
 
 def atomic_write(path: str | os.PathLike[str], content: str | bytes) -> None:
-    """Put `content` (text as UTF-8, known secrets masked) in the file, whole or not at all; OSError as in `atomic_path`."""
+    """Put `content` (text as UTF-8, secrets masked) in the file, whole or not at all; OSError as in `atomic_path`."""
     with atomic_path(path) as temporary:
         temporary.write_bytes(redact_values(content).encode() if isinstance(content, str) else content)
 
@@ -144,8 +144,9 @@ def flock(descriptor: int, operation: int) -> None:
 
 
 def open_lock(path: Path) -> int:
-    """The descriptor of a lock file, made where it is missing and never cut. Raises OSError where something else has its name.
+    """The descriptor of a lock file, made where it is missing and never cut.
 
+    Raises OSError where something else has its name.
     A link in its place, in a folder that others may write to, would have another file locked, or written to.
     """
     try:

@@ -1,8 +1,12 @@
-"""Text that OmegaConf takes as it stands: saved configs hold no interpolation, whatever `${...}` their values spell. No torch, no hydra.
+"""Text that OmegaConf takes as it stands: saved configs hold no interpolation, whatever `${...}` their values spell.
 
-A config is resolved when it is saved. What looks like an interpolation in a saved one was put there by hand, and resolving it could read
-the environment of whoever opens the folder: it is refused with its line. A `${` that a value itself spells is saved escaped, as `\\${`.
+No torch, no hydra.
+
+A config is resolved when it is saved. What looks like an interpolation in a saved one was put there by hand, and
+resolving it could read the environment of whoever opens the folder: it is refused with its line. A `${` that a value
+itself spells is saved escaped, as `\\${`.
 """
+
 from __future__ import annotations
 
 import re
@@ -51,8 +55,10 @@ def refuse_interpolations(path: Path, text: str) -> None:
         found = next((m for m in _OPENING.finditer(node.value) if len(m[1]) % 2 == 0), None)
         if found is not None:
             shown = node.value if len(node.value) <= 60 else f"{node.value[:57]}..."
-            raise ValueError(f"{path}:{node.start_mark.line + 1}: {shown!r} is an interpolation, which no saved config holds: "
-                             "it is not resolved here; write the value itself")
+            raise ValueError(
+                f"{path}:{node.start_mark.line + 1}: {shown!r} is an interpolation, which no saved config holds: "
+                "it is not resolved here; write the value itself"
+            )
 
 
 def _scalars(node: Node | None) -> Iterator[Node]:
@@ -66,4 +72,8 @@ def _scalars(node: Node | None) -> Iterator[Node]:
         if isinstance(node.value, str):
             yield node
         else:
-            stack += [part for item in reversed(node.value) for part in (reversed(item) if isinstance(item, tuple) else (item,))]
+            stack += [
+                part
+                for item in reversed(node.value)
+                for part in (reversed(item) if isinstance(item, tuple) else (item,))
+            ]

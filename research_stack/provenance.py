@@ -159,7 +159,8 @@ def begin(folder: str | os.PathLike[str], config: Any, argv: Sequence[str] | Non
     git, difference = code()
     facts = {
         "command": command_line(argv), "argv": [redact_override(argument) for argument in argv],
-        "overrides": [redact_override(override) for override in overrides_of(argv)], "cwd": os.getcwd(), "pid": os.getpid(),
+        "overrides": [redact_override(override) for override in overrides_of(argv)],
+        "cwd": os.getcwd(), "pid": os.getpid(),
         "name": plain.get("name"), "seed": plain.get("seed"), "hash": results.config_hash(plain),
         "git": git, "python": platform.python_version(), "versions": versions(), "machine": machine(),
         "slurm": {name: os.environ[name] for name in SLURM_NAMES if name in os.environ} or None,

@@ -1,11 +1,14 @@
-"""Secrets masked in whatever is written: by the key they stand under, by their own form, as a URL's password, and by their value. No torch, no hydra.
+"""Secrets masked in whatever is written: by the key they stand under, by their own form, as a URL's password, and by
+their value. No torch, no hydra.
 
-Texts of ours (commands, errors, log lines, configs) are searched for all four. What else a run writes, samples and tables of a corpus of code
-among it, may rightly say `token = x`: there only values are masked that are known to be secrets, those of environment variables
-whose names say so and those that a config or a command held.
+Texts of ours (commands, errors, log lines, configs) are searched for all four. What else a run writes, samples and
+tables of a corpus of code among it, may rightly say `token = x`: there only values are masked that are known to be
+secrets, those of environment variables whose names say so and those that a config or a command held.
 
-A masked value of a config is gone from the run's folder. Whatever is made of it is refused, by `refuse_masked`, until it is given again.
+A masked value of a config is gone from the run's folder. Whatever is made of it is refused, by `refuse_masked`, until
+it is given again.
 """
+
 from __future__ import annotations
 
 import html
@@ -28,15 +31,45 @@ MASKED = "***masked***"  # in a saved config, where it must be told from text
 SHORTEST = 8  # characters of a value that is looked for in other texts: a shorter one stands in many by chance
 HANDED = "RESEARCH_STACK_SECRETS"  # in the environment of the processes of a run: what its config.yaml lacks
 
-# Words of a name, as in HF_TOKEN, api_key, wandbApiKey, that say it holds a secret; those that take it back; parts that always say so.
+# Words of a name, as in HF_TOKEN, api_key, wandbApiKey, that say it holds a secret; those that take it back; and
+# parts that always say so.
 _SECRET = {"token", "key", "auth", "authorization", "passphrase"}
-_HARMLESS = {"mask", "pad", "end", "eos", "bos", "sep", "cls", "unk", "first", "last", "new", "start", "per", "max", "min", "public", "file",
-             "path", "dir", "type", "id", "sort", "primary", "foreign", "field", "sock"}  # fmt: skip
+_HARMLESS = {
+    "mask",
+    "pad",
+    "end",
+    "eos",
+    "bos",
+    "sep",
+    "cls",
+    "unk",
+    "first",
+    "last",
+    "new",
+    "start",
+    "per",
+    "max",
+    "min",
+    "public",
+    "file",
+    "path",
+    "dir",
+    "type",
+    "id",
+    "sort",
+    "primary",
+    "foreign",
+    "field",
+    "sock",
+}
 _ALWAYS = ("password", "passwd", "secret", "credential", "apikey")
 _WORD = re.compile(r"[A-Z]?[a-z0-9]+|[A-Z0-9]+(?![a-z])")
 _NAME = re.compile(r"([\w.\-]+)([\"']?\s*[=:]\s*)")
 _VALUE = re.compile(r"\"[^\"]*\"|'[^']*'|[^\s,;})\]]+")
-_FORM = re.compile(r"\b(?:hf_[A-Za-z0-9]{16,}|sk-[\w\-]{16,}|gh[pousr]_\w{20,}|github_pat_\w{20,}|glpat-[\w\-]{16,}|xox[abps]-[\w\-]{10,}|AKIA[0-9A-Z]{16})")
+_FORM = re.compile(
+    r"\b(?:hf_[A-Za-z0-9]{16,}|sk-[\w\-]{16,}|gh[pousr]_\w{20,}|github_pat_\w{20,}|glpat-[\w\-]{16,}"
+    r"|xox[abps]-[\w\-]{10,}|AKIA[0-9A-Z]{16})"
+)
 _URL = re.compile(r"(://[^/\s:@]*:)([^@/\s]+)@")
 
 _met: set[str] = set()  # secrets that configs and commands of this process held
@@ -54,7 +87,8 @@ def is_secret_name(name: str) -> bool:
 
 def redact(text: str) -> str:
     """A text of ours with secrets masked: `api_key=...`, `hf_...`, `https://user:password@host`, and known values."""
-    return redact_values(_URL.sub(rf"\1{MASK}@", _FORM.sub(MASK, _pairs(text))))
+    text = redact_values(text)  # whole, before the first word of one is masked by its name
+    return _URL.sub(rf"\1{MASK}@", _FORM.sub(MASK, _pairs(text)))
 
 
 def _pairs(text: str) -> str:
@@ -63,7 +97,13 @@ def _pairs(text: str) -> str:
     for name in _NAME.finditer(text):
         prose = name[1] in _SECRET and name[2].strip() == ":"
         value = _VALUE.match(text, name.end())
-        if name.start() < at or prose or not is_secret_name(name[1]) or value is None or value[0] in ("null", "None", MASK, MASKED):
+        if (
+            name.start() < at
+            or prose
+            or not is_secret_name(name[1])
+            or value is None
+            or value[0] in ("null", "None", MASK, MASKED)
+        ):
             continue
         kept, at = [*kept, text[at : name.end()], MASK], value.end()
     return "".join([*kept, text[at:]])
@@ -80,26 +120,51 @@ def redact_override(override: str) -> str:
 
 
 def redact_values(text: str) -> str:
-    """Any text with the values masked that are known to be secrets, as they stand and as JSON, HTML and URLs write them."""
+    """Any text with the values masked that are known to be secrets, in the spelling of JSON, HTML and URLs too."""
     pattern = _pattern(_known())
     return pattern.sub(MASK, text) if pattern is not None else text
 
 
 def _known() -> tuple[str, ...]:
     """The secrets that this process knows of."""
-    return tuple(sorted({*_met, *(value for name, value in os.environ.items() if is_secret_name(name) and _looks_secret(name, value))}))
+    return tuple(
+        sorted(
+            {
+                *_met,
+                *(value for name, value in os.environ.items() if is_secret_name(name) and _looks_secret(name, value)),
+            }
+        )
+    )
 
 
 def _looks_secret(name: str, value: str) -> bool:
-    """Whether a variable's value may be looked for in any text: no path, no list, and where the name only says `key` or `token` no plain word."""
+    """Whether a variable's value may be looked for in any text.
+
+    It is no path and no list, and where the name only says `key` or `token` no plain word.
+    """
     if len(value) < SHORTEST or value[0] in "/~{[.":
         return False
-    return any(part in name.lower() for part in _ALWAYS) or not value.replace("_", "").replace("-", "").isalpha() or value != value.lower()
+    return (
+        any(part in name.lower() for part in _ALWAYS)
+        or not value.replace("_", "").replace("-", "").isalpha()
+        or value != value.lower()
+    )
 
 
 @lru_cache(maxsize=8)
 def _pattern(secrets: tuple[str, ...]) -> re.Pattern[str] | None:
-    forms = {form for s in secrets for form in (s, json.dumps(s)[1:-1], json.dumps(s, ensure_ascii=False)[1:-1], html.escape(s), quote(s, safe=""), quote_plus(s))}
+    forms = {
+        form
+        for s in secrets
+        for form in (
+            s,
+            json.dumps(s)[1:-1],
+            json.dumps(s, ensure_ascii=False)[1:-1],
+            html.escape(s),
+            quote(s, safe=""),
+            quote_plus(s),
+        )
+    }
     return re.compile("|".join(map(re.escape, sorted(forms, key=len, reverse=True)))) if forms else None
 
 
@@ -110,12 +175,17 @@ def _remember(secrets: Iterator[str] | Sequence[str]) -> None:
 # Configs ---------------------------------------------------------------------------------------------------------
 
 
-def masked(config: Any, key: str = "") -> Any:
-    """The plain config, or the value of a key, with its secrets masked; from now on they are masked in other texts too."""
+def masked(config: Mapping[str, Any]) -> dict[str, Any]:
+    """The plain config with its secrets masked; from now on they are masked in other texts too."""
+    _masked(config, "")  # what stands further down may be repeated further up
+    return _masked(config, "")
+
+
+def _masked(config: Any, key: str) -> Any:
     if isinstance(config, Mapping):
-        return {name: part if name == "_target_" else masked(part, str(name)) for name, part in config.items()}
+        return {name: part if name == "_target_" else _masked(part, str(name)) for name, part in config.items()}
     if isinstance(config, list | tuple):
-        return [masked(part, key) for part in config]
+        return [_masked(part, key) for part in config]
     if not isinstance(config, str) or config in ("", "???", MASKED):
         return config
     if is_secret_name(key):
@@ -148,14 +218,16 @@ def filled(value: Any, lost: Mapping[str, str], path: str = "") -> Any:
 
 
 def refuse_masked(value: Any, path: str) -> None:
-    """Raise ValueError for a text in a plain value that was masked when the run was saved: whatever is made of it needs the real one."""
+    """Raise ValueError for a text that was masked when the run was saved: whatever is made of it needs the real one."""
     for where, text in leaves(value, path):
         if MASKED in text:
-            raise ValueError(f"{where}={text}: a secret in it was masked when the run was saved; give it again: ++{where}=...")
+            raise ValueError(
+                f"{where}={text}: a secret in it was masked when the run was saved; give it again: ++{where}=..."
+            )
 
 
 def hand_over(config: Mapping[str, Any]) -> dict[str, str]:
-    """What the environment of other processes of the run must hold for them to have the config's secrets: {} where it has none."""
+    """What other processes of the run need in their environment to have the config's secrets: {} where it has none."""
     hidden = dict(leaves(masked(config)))
     lost = {path: text for path, text in leaves(config) if hidden[path] != text}
     return {HANDED: json.dumps(lost)} if lost else {}

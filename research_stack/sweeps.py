@@ -347,7 +347,8 @@ def as_csv(table: SweepTable, folder: Path) -> str:
         name = point.folder.relative_to(folder) if point.folder.is_relative_to(folder) else point.folder
         of = table.settings.get(point.folder, {})
         axes = [show(of[axis]) if axis in of else "" for axis in table.axes]
-        rows.append([str(name), point.status, point.seed, *axes, *(point.metrics.get(m, "") for m in metrics), point.error or ""])
+        numbers = [point.metrics.get(m, "") for m in metrics]
+        rows.append([str(name), point.status, point.seed, *axes, *numbers, point.error or ""])
     return tables.as_csv(["folder", "status", "seed", *table.axes, *metrics, "error"], rows)
 
 

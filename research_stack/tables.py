@@ -1,4 +1,8 @@
-"""Tables as CSV that a spreadsheet opens as what they are: a text that begins like a formula is kept from being one. No torch, no numpy."""
+"""Tables as CSV that a spreadsheet opens as what they are: a text that begins like a formula is kept from being one.
+
+No torch, no numpy.
+"""
+
 from __future__ import annotations
 
 import csv
@@ -32,7 +36,9 @@ def as_csv(columns: Sequence[str], rows: Iterable[Sequence[Any] | Mapping[str, A
     writer = csv.writer(text, lineterminator="\n")
     writer.writerow(map(cell, columns))
     for row in rows:
-        writer.writerow([cell(value) for value in ([row.get(name, "") for name in columns] if isinstance(row, Mapping) else row)])
+        writer.writerow(
+            [cell(value) for value in ([row.get(name, "") for name in columns] if isinstance(row, Mapping) else row)]
+        )
     return text.getvalue()
 
 

@@ -1,9 +1,12 @@
-"""What a `_target_` may name: classes defined in this package or in one the user has opted into, and of Lightning the Trainer and the callbacks.
+"""What a `_target_` may name: classes defined in this package or in one the user has opted into, and of Lightning the
+Trainer and the callbacks.
 
-A config is data that people mail to each other, and building it calls what it names. So functions are never allowed, nor what a module
-has only imported. A package of one's own is opted into by the environment, RESEARCH_STACK_PACKAGES=myproj,other, or by an installed
-distribution with an entry point in the group `research_stack.packages`. No torch, no hydra; nothing that is named is imported here.
+A config is data that people mail to each other, and building it calls what it names. So functions are never allowed,
+nor what a module has only imported. A package of one's own is opted into by the environment,
+RESEARCH_STACK_PACKAGES=myproj,other, or by an installed distribution with an entry point in the group
+`research_stack.packages`. No torch, no hydra; nothing that is named is imported here.
 """
+
 from __future__ import annotations
 
 import ast
@@ -22,7 +25,16 @@ VARIABLE = "RESEARCH_STACK_PACKAGES"
 GROUP = "research_stack.packages"
 TRAINERS = ("lightning.Trainer", "lightning.pytorch.Trainer")
 CALLBACKS = "lightning.pytorch.callbacks"
-LIBRARIES = ("lightning", "torch", "transformers", "peft", "datasets", "hydra", "omegaconf", "numpy")  # nobody's own project
+LIBRARIES = (
+    "lightning",
+    "torch",
+    "transformers",
+    "peft",
+    "datasets",
+    "hydra",
+    "omegaconf",
+    "numpy",
+)  # nobody's own project
 SPECIAL = ("_args_", "_partial_", "_recursive_", "_convert_")  # keys that would change how Hydra builds a node
 
 
@@ -39,7 +51,10 @@ def packages() -> tuple[str, ...]:
     named = [name.strip() for name in os.environ.get(VARIABLE, "").split(",") if name.strip()]
     for name in named:
         if not name.isidentifier():
-            raise UserError(f"{VARIABLE}={os.environ[VARIABLE]}: '{name}' must be the name of a top-level package; several are separated by commas")
+            raise UserError(
+                f"{VARIABLE}={os.environ[VARIABLE]}: '{name}' must be the name of a top-level package; "
+                "several are separated by commas"
+            )
     return tuple(dict.fromkeys((OWN, *named, *installed())))
 
 
@@ -60,7 +75,7 @@ def folders() -> list[str]:
 
 
 def refused(target: Any) -> str | None:
-    """Why a config may not name this target, as far as its name and the sources tell; None where nothing speaks against it."""
+    """Why a config may not name this target, as far as its name and the sources tell; None where nothing forbids it."""
     if not isinstance(target, str):
         return f"must be the dotted name of a class, not of type {type(target).__name__}"
     top, known = target.partition(".")[0], packages()
@@ -85,9 +100,14 @@ def refused_object(found: Any) -> str | None:
     if not isinstance(found, type):
         return f"is a {type(found).__name__}: a config may name classes only"
     home = f"{found.__module__}.{found.__qualname__}"
-    if found.__module__.partition(".")[0] in packages() or home == "lightning.pytorch.trainer.trainer.Trainer" or _is_callback(found):
+    if (
+        found.__module__.partition(".")[0] in packages()
+        or home == "lightning.pytorch.trainer.trainer.Trainer"
+        or _is_callback(found)
+    ):
         return None
-    return f"is {home}, which a config may not name: classes defined in {', '.join(packages())}, {TRAINERS[0]} and {CALLBACKS} alone"
+    allowed = f"classes defined in {', '.join(packages())}, {TRAINERS[0]} and {CALLBACKS} alone"
+    return f"is {home}, which a config may not name: {allowed}"
 
 
 def _is_callback(found: type) -> bool:
@@ -106,12 +126,18 @@ def _outside(target: str, known: tuple[str, ...]) -> str:
     top = target.partition(".")[0]
     near = nearest(target, TRAINERS, count=1, cutoff=0.8)
     own = top not in sys.stdlib_module_names and top not in LIBRARIES
-    hint = f"; did you mean '{near[0]}'?" if near else f"; if {top} is a package of your own, opt in to its code: {VARIABLE}={top}" if own else ""
+    hint = (
+        f"; did you mean '{near[0]}'?"
+        if near
+        else f"; if {top} is a package of your own, opt in to its code: {VARIABLE}={top}"
+        if own
+        else ""
+    )
     return f"lies outside what a config may name: classes of {', '.join(known)}, {TRAINERS[0]} and {CALLBACKS}{hint}"
 
 
 def imported_from(target: str) -> str | None:
-    """The name that a target leads to where its module only imports it from elsewhere, followed to the end; None where it does not."""
+    """The name that a target leads to where its module only imports it, followed to the end; None where it does not."""
     name, seen = target, set()
     while name not in seen:
         seen.add(name)
@@ -133,6 +159,12 @@ def _next(name: str) -> str | None:
         what = where.names.get(part)
         if isinstance(what, ast.Name):
             return ".".join([where.name, what.id, *rest])
-        found = what if isinstance(what, tuple) else where.lazy(part) if what is None and "__getattr__" in where.names else None
+        found = (
+            what
+            if isinstance(what, tuple)
+            else where.lazy(part)
+            if what is None and "__getattr__" in where.names
+            else None
+        )
         return None if found is None else ".".join([source for source in found if source] + rest)
     return None

@@ -1,4 +1,6 @@
-"""Text on a terminal: what a model or a file says cannot move the cursor, change colours or hide what stands before it. No torch."""
+"""Text on a terminal: what a model or a file says cannot move the cursor, change colours or hide what stands before it.
+No torch."""
+
 from __future__ import annotations
 
 import re
@@ -14,6 +16,8 @@ def visible(text: str) -> str:
 
 
 def write(text: str) -> None:
-    """Text to standard output: visible on a terminal, as it is in a file or a pipe; what the encoding lacks is escaped."""
+    """Text to standard output: visible on a terminal, as it is in a pipe; what the encoding lacks is escaped."""
     shown = visible(text) if sys.stdout.isatty() else text
-    sys.stdout.write(shown.encode(sys.stdout.encoding or "utf-8", "backslashreplace").decode(sys.stdout.encoding or "utf-8"))
+    sys.stdout.write(
+        shown.encode(sys.stdout.encoding or "utf-8", "backslashreplace").decode(sys.stdout.encoding or "utf-8")
+    )

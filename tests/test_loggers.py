@@ -1,6 +1,7 @@
 """The loggers, on a real Trainer: rows, resume, wandb offline, tensorboard."""
 import csv
 import os
+import sys
 
 import pytest
 import torch
@@ -127,9 +128,12 @@ def test_two_wandb_runs_of_one_process_stay_apart(tmp_path, monkeypatch):
     monkeypatch.delenv("WANDB_API_KEY", raising=False)
     monkeypatch.delenv("WANDB_MODE", raising=False)
     monkeypatch.setenv("NETRC", str(tmp_path / "none"))
+    typed = ["logger.wandb.api_key=hidden-9", "data.path=https://me:hidden-9@host/x"]
+    monkeypatch.setattr(sys, "argv", ["research-stack", *typed])
     import wandb
 
-    ids = []
+    ids, seen, begin = [], [], wandb.init
+    monkeypatch.setattr(wandb, "init", lambda **options: [seen.append(sys.argv[1:]), begin(**options)][1])
     for seed, fail_at in ((1, 2), (2, None)):  # the first one fails
         place = RunFolder(tmp_path / f"seed={seed}")
         place.write_config({"name": "a sweep/point", "seed": seed})
@@ -142,9 +146,11 @@ def test_two_wandb_runs_of_one_process_stay_apart(tmp_path, monkeypatch):
         assert wandb.run is None  # finished
         runs = list((place.path / "wandb").glob("offline-run-*"))
         assert len(runs) == 1 and runs[0].name.endswith(logger.version)
-        assert sum(file.stat().st_size for file in runs[0].glob("*.wandb")) > 0
+        content = b"".join(file.read_bytes() for file in runs[0].rglob("*") if file.is_file())
+        assert b"hidden-9" not in content and sys.argv[1].endswith("hidden-9")
     assert ids[0] != ids[1] and all(results.config_hash({"name": "x", "seed": s}) in i for s, i in zip((1, 2), ids, strict=True))
     assert "WANDB_MODE" not in os.environ
+    assert seen == [["logger.wandb.api_key=***", "data.path=https://me:***@host/x"]] * 2  # wandb keeps the command
 
 
 def test_tensorboard_events_can_be_read(folder):

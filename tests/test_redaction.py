@@ -1,4 +1,6 @@
-"""No secret reaches a file: a run with one in every place is searched to the last byte, the inside of its checkpoints included."""
+"""No secret reaches a file: a run with one in every place is searched to the last byte, the inside of its checkpoints
+included."""
+
 from __future__ import annotations
 
 import html
@@ -16,8 +18,14 @@ from research_stack.compose import for_run
 from research_stack.redaction import MASKED, masked, redact
 from research_stack.results import RunFolder
 
-VALUE = "Env1ronment-s3cret\"<&é"  # has another form in JSON, in HTML and in a URL
-SECRETS = {"environment": VALUE, "typed": "typed-s3cret blank", "password": "pa55word-of-url", "form": "hf_abcdefghijklmnopqrstuv", "listed": "listed-s3cret"}
+VALUE = 'Env1ronment-s3cret"<&é'  # has another form in JSON, in HTML and in a URL
+SECRETS = {
+    "environment": VALUE,
+    "typed": "typed-s3cret bl4nk",
+    "password": "pa55word-of-url",
+    "form": "hf_abcdefghijklmnopqrstuv",
+    "listed": "listed-s3cret",
+}
 LEAKS = '''
 import logging
 from lightning.pytorch import Callback
@@ -40,41 +48,98 @@ def forgetful(monkeypatch):
     monkeypatch.setattr(redaction, "_met", set())
 
 
-@pytest.mark.parametrize("name, secret", [
-    *dict.fromkeys((("HF_TOKEN", True), ("WANDB_API_KEY", True), ("logger.wandb.api_key", True), ("PGPASSWORD", True), ("wandbApiKey", True), ("AWS_SECRET_ACCESS_KEY", True),
-                    ("auth", True), ("data.tokenizer", False), ("data.tokens", False), ("max_tokens", False), ("eos_token", False), ("key", False), ("TOKEN_PATH", False),
-                    ("monkey", False), ("SSH_AUTH_SOCK", False), ("seed", False))),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    "name, secret",
+    [
+        *dict.fromkeys(
+            (
+                ("HF_TOKEN", True),
+                ("WANDB_API_KEY", True),
+                ("logger.wandb.api_key", True),
+                ("PGPASSWORD", True),
+                ("wandbApiKey", True),
+                ("AWS_SECRET_ACCESS_KEY", True),
+                ("auth", True),
+                ("data.tokenizer", False),
+                ("data.tokens", False),
+                ("max_tokens", False),
+                ("eos_token", False),
+                ("key", False),
+                ("TOKEN_PATH", False),
+                ("monkey", False),
+                ("SSH_AUTH_SOCK", False),
+                ("seed", False),
+            )
+        ),
+    ],
+)
 def test_names_of_secrets(name, secret):
     assert redaction.is_secret_name(name) is secret
 
 
 def test_texts_of_ours_and_texts_of_others(monkeypatch):
     monkeypatch.setenv("SOME_KEY", VALUE)
-    monkeypatch.setenv("SORT_KEY", "position9"), monkeypatch.setenv("PLAIN_KEY", "validation"), monkeypatch.setenv("KEY_FILE", "/home/me/id_rsa")
-    for text in ("position9 validation /home/me/id_rsa", "token: 'abc' is no end token", "first_token=0.5", "x = tokens[3]", "eos_token='<|end|>'", "api_key=null"):
+    (
+        monkeypatch.setenv("SORT_KEY", "position9"),
+        monkeypatch.setenv("PLAIN_KEY", "validation"),
+        monkeypatch.setenv("KEY_FILE", "/home/me/id_rsa"),
+    )
+    for text in (
+        "position9 validation /home/me/id_rsa",
+        "token: 'abc' is no end token",
+        "first_token=0.5",
+        "x = tokens[3]",
+        "eos_token='<|end|>'",
+        "api_key=null",
+    ):
         assert redact(text) == text
-    for text, kept in {"error: {'api_key': 'abc', 'x': 1}": "error: {'api_key': ***, 'x': 1}", "password=a;x": "password=***;x", f"a {VALUE} b": "a *** b",
-                       "override: api_key=abc": "override: api_key=***", json.dumps(VALUE): '"***"', html.escape(VALUE): "***"}.items():  # fmt: skip
+    for text, kept in {
+        "error: {'api_key': 'abc', 'x': 1}": "error: {'api_key': ***, 'x': 1}",
+        "password=a;x": "password=***;x",
+        f"a {VALUE} b": "a *** b",
+        "override: api_key=abc": "override: api_key=***",
+        json.dumps(VALUE): '"***"',
+        html.escape(VALUE): "***",
+    }.items():
         assert redact(text) == kept
-    assert redaction.redact_override("+a.password=two words") == "+a.password=***" and "two words" not in redact("what were two words?")
+    assert redaction.redact_override("+a.password=two words") == "+a.password=***" and "two words" not in redact(
+        "what were two words?"
+    )
     code = "token = find(x)  # password: none"  # of a corpus, or of a model
     assert redaction.redact_values(code) == code
-    assert paths.point_name(["data.path=https://me:hush-hush@host/x", "seed=1"]).startswith("data.path=https:..me_".replace(":", "_")[:16])
+    assert paths.point_name(["data.path=https://me:hush-hush@host/x", "seed=1"]).startswith(
+        "data.path=https:..me_".replace(":", "_")[:16]
+    )
     assert "hush" not in paths.point_name(["data.path=https://me:hush-hush@host/x", "seed=1"])
     assert paths.point_name(["a.api_key=one"]) != paths.point_name(["a.api_key=two"])
 
 
 def test_a_masked_config_is_the_same_run_and_asks_for_what_it_lacks(tmp_path, monkeypatch):
-    config = {"name": "x", "data": {"_target_": "research_stack.data.sources_text.Text", "path": "https://me:pa55word-of-url@host/x"},
-              "logger": {"api_key": "short"}, "nested": [{"token": "t", "n": 3}], "list": ["a", {"password": ["x", "y"]}]}  # fmt: skip
+    config = {
+        "name": "x",
+        "data": {"_target_": "research_stack.data.sources_text.Text", "path": "https://me:pa55word-of-url@host/x"},
+        "logger": {"api_key": "short"},
+        "nested": [{"token": "t", "n": 3}],
+        "list": ["a", {"password": ["x", "y"]}],
+    }
     place = RunFolder(tmp_path)
     place.write_config(config)
     read = place.read_config()
-    assert read["data"]["path"] == f"https://me:{MASKED}@host/x" and read["logger"]["api_key"] == MASKED and read["list"][1]["password"] == [MASKED] * 2
+    assert (
+        read["data"]["path"] == f"https://me:{MASKED}@host/x"
+        and read["logger"]["api_key"] == MASKED
+        and read["list"][1]["password"] == [MASKED] * 2
+    )
     assert read["nested"] == [{"token": MASKED, "n": 3}] and read["data"]["_target_"] == config["data"]["_target_"]
-    assert results.config_hash(read) == results.config_hash(config) and results.differing_keys(read, config) == [] and masked(read) == read
-    with pytest.raises(ValueError, match=r"data\.path=https://me:\*\*\*masked\*\*\*@host/x: a secret in it was masked .* give it again: \+\+data\.path="):
+    assert (
+        results.config_hash(read) == results.config_hash(config)
+        and results.differing_keys(read, config) == []
+        and masked(read) == read
+    )
+    with pytest.raises(
+        ValueError,
+        match=r"data\.path=https://me:\*\*\*masked\*\*\*@host/x: a secret .* masked .* give it again: \+\+data\.path=",
+    ):
         build(read["data"], "data")
     assert build(read["data"], "data", path="given").path == "given"
     for name, text in redaction.hand_over(config).items():
@@ -96,11 +161,30 @@ def leaky_run(tmp_path_factory):
         patch.setenv("SOME_KEY", VALUE)
         patch.setattr(redaction, "_met", set())
         typed, url = SECRETS["typed"], f"https://me:{SECRETS['password']}@host/x"
-        patch.setattr(sys, "argv", ["research-stack", f"++callbacks.leaks.api_key={typed}", f"++callbacks.leaks.url={url}", SECRETS["form"]])
-        cfg = compose("model=smoke", "data=smoke", "trainer=smoke", "eval=none", "trainer.max_steps=2", "trainer.val_check_interval=2", "callbacks.checkpoints.every=1")
+        patch.setattr(
+            sys,
+            "argv",
+            ["research-stack", f"++callbacks.leaks.api_key={typed}", f"++callbacks.leaks.url={url}", SECRETS["form"]],
+        )
+        cfg = compose(
+            "model=smoke",
+            "data=smoke",
+            "trainer=smoke",
+            "eval=none",
+            "trainer.max_steps=2",
+            "trainer.val_check_interval=2",
+            "callbacks.checkpoints.every=1",
+        )
         with open_dict(cfg):
-            cfg.callbacks.leaks = {"_target_": "leaky.Leaks", "texts": list(SECRETS.values()), "api_key": typed, "url": url, "environment": "${oc.env:SOME_KEY}",
-                                   "form": SECRETS["form"], "all": [{"tokens": 3, "token": SECRETS["listed"]}]}  # fmt: skip
+            cfg.callbacks.leaks = {
+                "_target_": "leaky.Leaks",
+                "texts": list(SECRETS.values()),
+                "api_key": typed,
+                "url": url,
+                "environment": "${oc.env:SOME_KEY}",
+                "form": SECRETS["form"],
+                "all": [{"tokens": 3, "token": SECRETS["listed"]}],
+            }
         with pytest.raises(ValueError, match="cannot reach"):
             run(cfg, root / "run")
         yield cfg, RunFolder(root / "run")
@@ -120,11 +204,30 @@ def test_no_file_of_a_run_holds_a_secret(leaky_run):
     _, place = leaky_run
     found = dict(every_file(place.path)) | dict(every_file(place.path.parent / "outputs"))
     names = {str(name) for name in found}
-    assert {"config.yaml", "run.json", "result.json", "report.html", "run.log", "metrics.jsonl", "history.jsonl", "checkpoints/last.ckpt"} <= names and "last.ckpt/archive/data.pkl" in names
+    assert {
+        "config.yaml",
+        "run.json",
+        "result.json",
+        "report.html",
+        "run.log",
+        "metrics.jsonl",
+        "history.jsonl",
+        "checkpoints/last.ckpt",
+    } <= names and "last.ckpt/archive/data.pkl" in names
     for kind, secret in SECRETS.items():
-        forms = {secret, json.dumps(secret)[1:-1], html.escape(secret), secret.split()[-1] if kind == "typed" else secret}
-        assert [(kind, str(name)) for name, content in found.items() if any(form.encode() in content for form in forms)] == []
-    assert b"given: " in found[next(n for n in found if str(n) == "run.log")] and "cannot reach" in place.load_result().error
+        forms = {
+            secret,
+            json.dumps(secret)[1:-1],
+            html.escape(secret),
+            secret.split()[-1] if kind == "typed" else secret,
+        }
+        assert [
+            (kind, str(name)) for name, content in found.items() if any(form.encode() in content for form in forms)
+        ] == []
+    assert (
+        b"given: " in found[next(n for n in found if str(n) == "run.log")]
+        and "cannot reach" in place.load_result().error
+    )
 
 
 def test_a_masked_run_is_measured_when_what_it_lacks_is_not_needed_or_given(leaky_run):

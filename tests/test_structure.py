@@ -125,9 +125,11 @@ def breaks_no_rule(path):
         if function == "torch.load":
             assert ast.unparse(keywords.get("weights_only", ast.Constant(None))) == "True", f"{where} loads without weights_only=True"
         if function.endswith(".from_pretrained"):
-            assert ast.unparse(keywords.get("trust_remote_code", ast.Constant(None))) == "False", f"{where} could run code of the folder"
+            said = ast.unparse(keywords.get("trust_remote_code", ast.Constant(None)))
+            assert said == "False", f"{where} could run code of the folder"
         if function in ("AutoModel.from_pretrained", "AutoModelForCausalLM.from_pretrained"):
-            assert ast.unparse(keywords.get("use_safetensors", ast.Constant(None))) == "True", f"{where} could load a pickle"
+            said = ast.unparse(keywords.get("use_safetensors", ast.Constant(None)))
+            assert said == "True", f"{where} could load a pickle"
         if function == "getattr" and ast.unparse(node.args[0]).split(".")[-1] in ("cfg", "config"):
             raise AssertionError(f"{where} reads the config by getattr")
         if function.endswith("instantiate"):
@@ -262,7 +264,8 @@ def test_a_wrong_import_is_seen(tmp_path, monkeypatch, where, source):
 
 
 @pytest.mark.parametrize("source", [
-    "print(1)", "import yaml\nyaml.load(x)", "torch.load(x)", "torch.load(x, weights_only=False)", "A.from_pretrained(x)", "AutoModel.from_pretrained(x, trust_remote_code=False)", "getattr(self.cfg, 'x', 1)",
+    "print(1)", "import yaml\nyaml.load(x)", "torch.load(x)", "torch.load(x, weights_only=False)",
+    "A.from_pretrained(x)", "AutoModel.from_pretrained(x, trust_remote_code=False)", "getattr(self.cfg, 'x', 1)",
     "try:\n    x\nexcept Exception:\n    pass", "try:\n    x\nexcept:\n    ...", "def f():\n    raise NotImplementedError", "# TODO", "eval('1')",
     "from hydra.utils import instantiate\ninstantiate(x)",
 ])  # fmt: skip

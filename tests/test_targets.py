@@ -1,4 +1,5 @@
 """A config runs nothing but constructors of classes that a config may name, from wherever it came."""
+
 from __future__ import annotations
 
 import sys
@@ -17,21 +18,46 @@ from research_stack.literal import as_config, escaped, unescaped
 from research_stack.results import RunFolder
 
 FOREIGN = {
-    "torch.utils.collect_env.run": "outside", "torch.hub.load": "outside", "torch.load": "outside", "torch.nn.Linear": "outside",
-    "transformers.AutoModelForCausalLM.from_pretrained": "outside", "transformers.AutoModelForCausalLM": "outside",
-    "torch.distributed.run.main": "outside", "os.system": "outside", "subprocess.Popen": "outside", "builtins.exec": "outside",
-    "lightning.pytorch.loggers.CSVLogger": "outside", "lightning.fabric.utilities.cloud_io._load": "outside", "lightning": "outside",
-    "research_stack.files.atomic_write": "function", "research_stack.results.atomic_write": "function",
-    "research_stack.provenance._git": "function", "research_stack.run": "function", "research_stack.build.build": "function",
-    "research_stack.results.RunFolder.write_config": "function", "research_stack.results.Result.load": "function",
-    "research_stack.files.Path": "pathlib.Path", "research_stack.provenance.subprocess.Popen": "subprocess.Popen",
-    "research_stack.provenance.subprocess.run": "subprocess.run", "research_stack.files.os.system": "os.system",
-    "research_stack.training.checkpoint.torch.load": "torch.load", "research_stack.training.checkpoint.TorchCheckpointIO": "lightning.",
+    "torch.utils.collect_env.run": "outside",
+    "torch.hub.load": "outside",
+    "torch.load": "outside",
+    "torch.nn.Linear": "outside",
+    "transformers.AutoModelForCausalLM.from_pretrained": "outside",
+    "transformers.AutoModelForCausalLM": "outside",
+    "torch.distributed.run.main": "outside",
+    "os.system": "outside",
+    "subprocess.Popen": "outside",
+    "builtins.exec": "outside",
+    "lightning.pytorch.loggers.CSVLogger": "outside",
+    "lightning.fabric.utilities.cloud_io._load": "outside",
+    "lightning": "outside",
+    "research_stack.files.atomic_write": "function",
+    "research_stack.results.atomic_write": "function",
+    "research_stack.provenance._git": "function",
+    "research_stack.run": "function",
+    "research_stack.build.build": "function",
+    "research_stack.results.RunFolder.write_config": "function",
+    "research_stack.results.Result.load": "function",
+    "research_stack.files.Path": "pathlib.Path",
+    "research_stack.provenance.subprocess.Popen": "subprocess.Popen",
+    "research_stack.provenance.subprocess.run": "subprocess.run",
+    "research_stack.files.os.system": "os.system",
+    "research_stack.training.checkpoint.torch.load": "torch.load",
+    "research_stack.training.checkpoint.TorchCheckpointIO": "lightning.",
     "research_stack.backbones.sentence.importlib.util.find_spec": "importlib",
-    "lightning.pytorch.callbacks.model_checkpoint.os.system": "os.system", "lightning.pytorch.callbacks.timer.timedelta": "timedelta",
-    "research_stack.hardware": "module", "research_stack.targets.VARIABLE": "str", "research_stack.files.log": "Logger",
-    "research_stack.no_such.Thing": "no", "research_stack": "_Package", "": "outside", ".": "outside", "research_stack.": "", 3: "int", None: "NoneType",
-}  # fmt: skip
+    "lightning.pytorch.callbacks.model_checkpoint.os.system": "os.system",
+    "lightning.pytorch.callbacks.timer.timedelta": "timedelta",
+    "research_stack.hardware": "module",
+    "research_stack.targets.VARIABLE": "str",
+    "research_stack.files.log": "Logger",
+    "research_stack.no_such.Thing": "no",
+    "research_stack": "_Package",
+    "": "outside",
+    ".": "outside",
+    "research_stack.": "",
+    3: "int",
+    None: "NoneType",
+}
 
 
 class Sentinel(Exception):
@@ -64,13 +90,25 @@ def test_nothing_foreign_is_built_at_any_depth_and_the_check_says_so_first(nothi
         problems = [problem.message for problem in check_node("data", bad)]
         assert len(problems) <= 1
         unseen += [] if problems else [target]
-    assert unseen == ["research_stack.hardware", "research_stack.targets.VARIABLE", "research_stack.files.log",
-                      "research_stack.no_such.Thing", "research_stack", "research_stack."]  # what is bound to no class, function or import: building it decides  # fmt: skip
+    assert unseen == [
+        "research_stack.hardware",
+        "research_stack.targets.VARIABLE",
+        "research_stack.files.log",
+        "research_stack.no_such.Thing",
+        "research_stack",
+        "research_stack.",
+    ]  # what is bound to no class, function or import: building it decides
 
 
 def test_what_a_config_may_name(nothing_runs):
-    for target in ("lightning.Trainer", "lightning.pytorch.Trainer", "lightning.pytorch.callbacks.Timer", "lightning.pytorch.callbacks.EarlyStopping",
-                   "research_stack.data.TokenData", "research_stack.hardware.Hardware"):  # fmt: skip
+    for target in (
+        "lightning.Trainer",
+        "lightning.pytorch.Trainer",
+        "lightning.pytorch.callbacks.Timer",
+        "lightning.pytorch.callbacks.EarlyStopping",
+        "research_stack.data.TokenData",
+        "research_stack.hardware.Hardware",
+    ):
         assert targets.refused(target) is None
         assert isinstance(building.target({"_target_": target}), type)
 
@@ -85,7 +123,17 @@ def test_keys_that_change_how_a_node_is_built_are_refused(nothing_runs):
 
 def test_values_of_a_node_are_text(monkeypatch):
     monkeypatch.setenv("SOME_VARIABLE", "leaked")
-    texts = ["${oc.env:SOME_VARIABLE}", r"\${oc.env:SOME_VARIABLE}", r"a\\${x}", "${", "$", "\\", "${${a}}", "${oc.decode:1}", "???x"]
+    texts = [
+        "${oc.env:SOME_VARIABLE}",
+        r"\${oc.env:SOME_VARIABLE}",
+        r"a\\${x}",
+        "${",
+        "$",
+        "\\",
+        "${${a}}",
+        "${oc.decode:1}",
+        "???x",
+    ]
     for text in texts:
         assert unescaped(escaped(text)) == text
         assert OmegaConf.to_container(as_config({"a": [text]}), resolve=True) == {"a": [text]}
@@ -99,8 +147,15 @@ def test_a_saved_config_is_read_as_it_was_written_and_its_interpolations_are_ref
     kept = {"name": "a", "prompt": "${oc.env:SOME_VARIABLE}", "deep": [{"x": r"\${y}"}, "plain", None, 1.5]}
     place.write_config(kept)
     assert place.read_config() == kept and results.config_hash(place.read_config()) == results.config_hash(kept)
-    for line, number in {"  x: ${oc.env:SOME_VARIABLE}": 3, "  x: ${name}": 3, "  x: [a, '\\\\${oc.decode:1}']": 3, "  x: {y: \"a\\n${hydra:runtime.cwd}\"}": 3,
-                         "  x:\n   - ${point_name:[a]}": 4, "  x: >\n    a\n    b ${name}": 3, "  ${name}: 1": 3}.items():  # fmt: skip
+    for line, number in {
+        "  x: ${oc.env:SOME_VARIABLE}": 3,
+        "  x: ${name}": 3,
+        "  x: [a, '\\\\${oc.decode:1}']": 3,
+        '  x: {y: "a\\n${hydra:runtime.cwd}"}': 3,
+        "  x:\n   - ${point_name:[a]}": 4,
+        "  x: >\n    a\n    b ${name}": 3,
+        "  ${name}: 1": 3,
+    }.items():
         place.config_yaml.write_text(f"name: a\nmodel:\n{line}\n")
         with pytest.raises(ValueError, match=rf"config.yaml:{number}: .* is an interpolation") as error:
             place.read_config()
@@ -126,7 +181,7 @@ class Growing(Corruption):
 
 @pytest.fixture
 def project(tmp_path, monkeypatch):
-    """The working directory of somebody whose package `myproj` has a corruption of its own, and a conf folder that names it."""
+    """The working directory of somebody whose package `myproj` has a corruption of its own, and a conf folder."""
     (tmp_path / "myproj").mkdir()
     (tmp_path / "myproj" / "__init__.py").touch()
     (tmp_path / "myproj" / "noise.py").write_text(GROWING)
@@ -142,9 +197,13 @@ def project(tmp_path, monkeypatch):
 def test_a_package_is_opted_into_by_the_environment(project, monkeypatch):
     node = {"_target_": "myproj.noise.Growing", "most": 0.5}
     for refused in (lambda: build(node, "corruption"), lambda: building.target(node, "corruption")):
-        with pytest.raises(ValueError, match=r"corruption\._target_=myproj\.noise\.Growing .*RESEARCH_STACK_PACKAGES=myproj"):
+        with pytest.raises(
+            ValueError, match=r"corruption\._target_=myproj\.noise\.Growing .*RESEARCH_STACK_PACKAGES=myproj"
+        ):
             refused()
-    assert "RESEARCH_STACK_PACKAGES=myproj" in next(check_node("corruption", node)).message and "myproj" not in sys.modules
+    assert (
+        "RESEARCH_STACK_PACKAGES=myproj" in next(check_node("corruption", node)).message and "myproj" not in sys.modules
+    )
     monkeypatch.setenv(targets.VARIABLE, " other, myproj,")
     monkeypatch.setattr(sys, "path", [p for p in sys.path if p not in ("", str(project))])
     with pytest.raises(ValueError, match="no package 'myproj' in the working directory or on PYTHONPATH"):
@@ -152,10 +211,15 @@ def test_a_package_is_opted_into_by_the_environment(project, monkeypatch):
     targets.search_working_directory()
     assert sys.path[-1] == str(project)
     assert [p.message for p in check_node("corruption", node | {"moist": 1})] == [
-        "corruption.moist=1: Growing has no parameter 'moist'; did you mean 'most'?"]  # fmt: skip
+        "corruption.moist=1: Growing has no parameter 'moist'; did you mean 'most'?"
+    ]
     assert "myproj" not in sys.modules  # the check has read its source, no more
     assert build(node, "corruption").most == 0.5
-    for target, said in {"myproj.noise.made": "function", "myproj.noise.Path": "pathlib.Path", "myproj.noise.Tensor": "Tensor"}.items():
+    for target, said in {
+        "myproj.noise.made": "function",
+        "myproj.noise.Path": "pathlib.Path",
+        "myproj.noise.Tensor": "Tensor",
+    }.items():
         with pytest.raises(ValueError, match=said):
             build({"_target_": target}, "corruption")
     assert isinstance(building.target({"_target_": "myproj.noise.Corruption"}), type)  # defined in ours
@@ -184,7 +248,7 @@ def test_a_package_is_opted_into_by_an_installed_distribution(project, monkeypat
 
 @pytest.fixture
 def foreign(tmp_path, monkeypatch):
-    """Writes a run folder as somebody might send it: a finished run of ours, with one thing in its config changed. (folder, what would be made)"""
+    """(writes a run folder as somebody might send it, what its config would make): a run of ours, one thing changed."""
     monkeypatch.chdir(tmp_path)
     kept = OmegaConf.to_container(compose("model=smoke", "data=smoke", "trainer=smoke"), resolve=True)
 
@@ -209,10 +273,25 @@ def test_a_foreign_run_folder_runs_nothing(foreign, capfd, monkeypatch):
     monkeypatch.setenv("SOME_VARIABLE", "leaked")
     writes = {"_target_": "research_stack.files.atomic_write", "path": str(made), "content": "x"}
     runs = {"_target_": "research_stack.provenance.subprocess.check_call", "_args_": [["touch", str(made)]]}
-    by_command = {"model": [], "data.source": ["task=eval"], "trainer.plugins": ["task=sample"], "prompt": ["task=eval"]}
+    by_command = {
+        "model": [],
+        "data.source": ["task=eval"],
+        "trainer.plugins": ["task=sample"],
+        "prompt": ["task=eval"],
+    }
     reads = {"_target_": "torch.load", "f": "x", "weights_only": False}
-    for key, value in {"model": writes, "method.loss": runs, "data.source": reads, "callbacks.more": writes, "trainer.plugins": [runs], "eval.more.deep": [{"x": writes}],
-                       "sampler.steps": runs, "hardware": writes, "model.dim": r"${oc.env:SOME_VARIABLE}", "prompt": "${oc.decode:1}"}.items():  # fmt: skip
+    for key, value in {
+        "model": writes,
+        "method.loss": runs,
+        "data.source": reads,
+        "callbacks.more": writes,
+        "trainer.plugins": [runs],
+        "eval.more.deep": [{"x": writes}],
+        "sampler.steps": runs,
+        "hardware": writes,
+        "model.dim": r"${oc.env:SOME_VARIABLE}",
+        "prompt": "${oc.decode:1}",
+    }.items():
         folder = sent(key, value) if not isinstance(value, str) else sent("name", "marked")
         if isinstance(value, str):
             with (folder / "config.yaml").open("a") as file:

@@ -1,4 +1,5 @@
-"""What a model, a corpus or somebody's folder says stays text: on a terminal, in a spreadsheet, in a page; and its links lead nowhere."""
+"""What a model, a corpus or somebody's folder says stays text: on a terminal, in a table; its links lead nowhere."""
+
 import csv
 import io
 import os
@@ -23,7 +24,9 @@ def test_texts_of_a_table_are_no_formulas_and_are_read_back():
     text = tables.as_csv(["=name", "value"], [*([f, -1.5] for f in FORMULAS), {"value": "-7"}])
     cells = [row[0] for row in csv.reader(io.StringIO(text, newline=""))]
     assert not [cell for cell in cells if len(cell) > 1 and cell[0] in "=+-@\t\r"]
-    assert [row["=name"] for row in tables.read_csv(text)] == [*FORMULAS, ""] and tables.read_csv(text)[-1]["value"] == "-7"
+    assert [row["=name"] for row in tables.read_csv(text)] == [*FORMULAS, ""] and tables.read_csv(text)[-1][
+        "value"
+    ] == "-7"
     assert tables.cell("a\rb\r\nc") == "a\nb\nc"
     assert _csv([{"step": 1, "=x": -2.0}]) == "step,'=x\n1,-2.0\n"
 
@@ -37,7 +40,9 @@ def test_the_table_of_a_sweep_holds_no_formula(tmp_path):
         place.fail("=HYPERLINK(1)")
     text = sweeps.as_csv(sweeps.collect([tmp_path / "0", tmp_path / "1"]), tmp_path)
     rows = list(csv.DictReader(io.StringIO(text)))
-    assert [row["model.word"] for row in rows] == ["'=cmd|x", "'@b"] and {row["error"] for row in rows} == {"'=HYPERLINK(1)"}
+    assert [row["model.word"] for row in rows] == ["'=cmd|x", "'@b"] and {row["error"] for row in rows} == {
+        "'=HYPERLINK(1)"
+    }
 
 
 def test_a_terminal_shows_control_characters(monkeypatch, capsys):
@@ -90,8 +95,15 @@ def test_a_lock_is_a_plain_file(tmp_path, monkeypatch):
         path.rename(root / "f00.lock")
         with pytest.raises(OSError, match="must be a plain file") as error:
             Cache(root, "f00").folder(lambda folder: {})
-        assert "\n" not in str(error.value) and victim.read_text() == "precious" and not (tmp_path / "made-by-nobody").exists()
-        for name, hold in {".lock": lambda place: place.lock(), ".result.lock": lambda place: place._result_lock()}.items():
+        assert (
+            "\n" not in str(error.value)
+            and victim.read_text() == "precious"
+            and not (tmp_path / "made-by-nobody").exists()
+        )
+        for name, hold in {
+            ".lock": lambda place: place.lock(),
+            ".result.lock": lambda place: place._result_lock(),
+        }.items():
             place = RunFolder(tmp_path / f"run-{kind}{name}")
             place.path.mkdir()
             (root / "f00.lock").rename(place.path / name)
@@ -114,7 +126,10 @@ def test_what_is_appended_follows_no_link(tmp_path):
     victim.write_text("precious\n")
     for name in ("a.jsonl", "run.log"):
         (tmp_path / name).symlink_to(victim)
-    for attempt in (lambda: files.append_jsonl(tmp_path / "a.jsonl", {}), lambda: files.replace_last_jsonl(tmp_path / "a.jsonl", {})):
+    for attempt in (
+        lambda: files.append_jsonl(tmp_path / "a.jsonl", {}),
+        lambda: files.replace_last_jsonl(tmp_path / "a.jsonl", {}),
+    ):
         with pytest.raises(OSError, match="a.jsonl cannot be written"):
             attempt()
     with pytest.raises(OSError, match="run.log is a link"), log_file(tmp_path / "run.log"):

@@ -38,8 +38,8 @@ def load(path: str, revision: str | None, dtype: torch.dtype, attention: str, qu
     hub_logging.disable_progress_bar()
     try:
         own, found = AutoModelForCausalLM.from_pretrained(
-            place, config=config, revision=revision or "main", dtype=dtype, attn_implementation=attention, trust_remote_code=False,
-            use_safetensors=True, output_loading_info=True, **options)  # fmt: skip
+            place, config=config, revision=revision or "main", dtype=dtype, attn_implementation=attention,
+            trust_remote_code=False, use_safetensors=True, output_loading_info=True, **options)  # fmt: skip
     except Exception as error:
         if "support an attention implementation" in str(error):
             raise ValueError(f"attention={attention} must be eager: transformers has no other for the {config.model_type} at path={path}") from error

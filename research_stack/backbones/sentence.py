@@ -61,7 +61,8 @@ class SentenceEncoder:
         config = _json(folder / "config.json")
         require(not config.get("is_encoder_decoder"), f"path={folder} must be an encoder: {config.get('model_type')} also has a decoder")
         attention = str(config.get("attn_implementation") or config.get("_attn_implementation") or "")
-        require("/" not in attention, f"path={folder} must compute with what is installed: its config.json names attn_implementation={attention}, code on the hub")
+        foreign = f"its config.json names attn_implementation={attention}, code on the hub"
+        require("/" not in attention, f"path={folder} must compute with what is installed: {foreign}")
         tokenizer = _json(folder / "tokenizer_config.json") if (folder / "tokenizer_config.json").exists() else {}
         longest = min(config.get("max_position_embeddings") or self.max_length, tokenizer.get("model_max_length") or self.max_length)
         require(self.max_length <= longest, f"max_length={self.max_length} must be at most {longest}, what the encoder of {folder} reads")
@@ -155,7 +156,8 @@ class SentenceEncoder:
             with _quiet():
                 tokenizer = AutoTokenizer.from_pretrained(self._place, trust_remote_code=False, **self._options)
                 model, found = AutoModel.from_pretrained(
-                    self._place, dtype=torch.float32, use_safetensors=True, trust_remote_code=False, output_loading_info=True, **self._options
+                    self._place, dtype=torch.float32, use_safetensors=True, trust_remote_code=False,
+                    output_loading_info=True, **self._options
                 )
         except Exception as error:  # a damaged file makes the loaders raise anything
             raise self._unloadable(error) from error

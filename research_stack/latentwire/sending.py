@@ -20,13 +20,15 @@ if TYPE_CHECKING:
 
 
 def given(context: Context, verb: str, stream: BinaryIO) -> bytes:
-    """Standard input of `send` and `receive`, read no further than either takes. Raises ValueError that names the limit."""
+    """Standard input of `send` and `receive`, read no further than either takes; ValueError names the limit."""
     method = context.method
-    most = method.model.max_length + 2 if verb == "send" and isinstance(method, LatentWire) else MESSAGE  # a line break at the end is left out
-    read = stream.read(most + 1)
-    if len(read) > most:
-        what = f"model.max_length={most - 2} is less than the bytes of the context" if verb == "send" else f"message must have at most {most} bytes"
-        raise ValueError(f"{what} on standard input, of which the first {most + 1} were read")
+    what, most = "message must have at most {} bytes", MESSAGE
+    if verb == "send" and isinstance(method, LatentWire):
+        what, most = "model.max_length={} is less than the bytes of the context", method.model.max_length
+    end = 2 if verb == "send" else 0  # a line break behind a context is left out
+    read = stream.read(most + end + 1)
+    if len(read) > most + end:
+        raise ValueError(f"{what.format(most)} on standard input, of which the first {len(read)} were read")
     return read
 
 
@@ -47,12 +49,14 @@ def send(context: Context, reader: str, text: bytes) -> bytes:
 def receive(context: Context, reader: str, question: str, message: bytes) -> str:
     """What the reader answers to a question about the context that the message is of.
 
-    Raises ValueError in one line for other runs and readers, a question that is too long, and a message that is damaged, or is of another encoder, or for another reader.
+    Raises ValueError in one line for other runs and readers, a question that is too long, and a message that is
+    damaged, or is of another encoder, or for another reader.
     """
     method = method_of(context, reader)
     own = method.readers[reader]
     tokens, room = len(own.asked(question)), min(QUESTION, own.model.max_length - len(own.lead) - own.length)
-    require(tokens <= room, f"question={question[:40]!r}{'...' if len(question) > 40 else ''} has {tokens} tokens with its prompt, and reader={reader} takes at most {room}")
+    said = f"question={question[:40]!r}{'...' if len(question) > 40 else ''}"
+    require(tokens <= room, f"{said} has {tokens} tokens with its prompt, and reader={reader} takes at most {room}")
     with context.inference():
         given = method.opened(reader, method.decode([message], reader))
         answers, _ = greedy(own, given, [own.asked(question)], own.length)

@@ -238,5 +238,6 @@ def held_out(context: Context, rows: Rows) -> tuple[np.ndarray, np.ndarray]:
 
 def write_table(folder: Path, name: str, columns: Sequence[str], table: Sequence[Mapping[str, Any]]) -> None:
     """tables/<name>.csv; numbers to six digits, nothing where a row has no value."""
-    rows = ({key: f"{value:.6g}" if isinstance(value, float | np.floating) else value for key, value in row.items()} for row in table)
+    kinds = float | np.floating
+    rows = ({key: f"{v:.6g}" if isinstance(v, kinds) else v for key, v in row.items()} for row in table)
     atomic_write(RunFolder(folder).tables / f"{name}.csv", as_csv(columns, rows))

@@ -176,5 +176,6 @@ def within_prompt(predicted_n: np.ndarray, actual_n: np.ndarray, group_n: np.nda
 
 def write_table(folder: Path, name: str, table: Sequence[Mapping[str, Any]]) -> None:
     """tables/<name>.csv with the columns of the first row; numbers to six digits."""
-    rows = ({key: f"{value:.6g}" if isinstance(value, float | np.floating) else value for key, value in row.items()} for row in table)
+    kinds = float | np.floating
+    rows = ({key: f"{v:.6g}" if isinstance(v, kinds) else v for key, v in row.items()} for row in table)
     atomic_write(RunFolder(folder).tables / f"{name}.csv", as_csv(list(table[0]), rows))

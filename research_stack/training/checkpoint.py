@@ -19,7 +19,7 @@ log = logging.getLogger(__name__)
 
 
 class AtomicCheckpointIO(TorchCheckpointIO):
-    """Writes to a temporary file beside the target, its checksum included, then renames; loads with `weights_only=True`."""
+    """Writes to a temporary file beside the target, with its checksum, then renames; loads with `weights_only=True`."""
 
     def save_checkpoint(self, checkpoint: dict[str, Any], path: str | Path, storage_options: Any = None) -> None:
         """Raises OSError that names the path when the disk is full; the previous checkpoint then stays."""
@@ -41,7 +41,8 @@ class AtomicCheckpointIO(TorchCheckpointIO):
 def load_checkpoint(path: str | Path) -> dict[str, Any]:
     """A checkpoint's tensors and plain values, on CPU; nothing in the file can run code.
 
-    Raises ValueError that names the file when it is truncated or damaged, be it in a single bit, FileNotFoundError when there is none.
+    Raises ValueError that names the file when it is truncated or damaged, be it in a single bit, FileNotFoundError when
+    there is none.
     """
     try:
         broken = damage(Path(path))

@@ -1,8 +1,10 @@
-"""A checksum inside a checkpoint, so that one flipped bit is noticed: SHA-256 over the zip archive that torch writes, in the archive's own comment.
+"""A checksum inside a checkpoint, so that one flipped bit is noticed.
 
-The comment is the last thing of a zip file, so the digest is known when it is due, the file stays one that torch and any unzip read, and it
-is renamed into place as a whole. A checkpoint of an earlier release has no comment: of it the CRC-32 of each member is looked at.
+It is the SHA-256 of the zip archive that torch writes, and stands in the archive's own comment: the last thing of a zip
+file, so the digest is known when it is due, the file stays one that torch and any unzip read, and it is renamed into
+place as a whole. A checkpoint of an earlier release has no comment: of it the CRC-32 of each member is looked at.
 """
+
 from __future__ import annotations
 
 import hashlib
@@ -51,7 +53,11 @@ def damage(path: Path) -> str | None:
         if end.startswith(MARK) and end.endswith(bytes(LENGTH)):  # of an earlier release: no comment
             return _crc(path)
         start = size - COMMENT
-        if start < RECORD or (tail := _read(file, start - LENGTH, LENGTH + COMMENT))[:-64] != COMMENT.to_bytes(LENGTH, "little") + LEAD:
+        if (
+            start < RECORD
+            or (tail := _read(file, start - LENGTH, LENGTH + COMMENT))[:-64]
+            != COMMENT.to_bytes(LENGTH, "little") + LEAD
+        ):
             return "its end is damaged or missing"
         return None if _digest(file, start - LENGTH).encode() == tail[-64:] else "its checksum is another one"
 

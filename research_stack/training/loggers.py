@@ -9,6 +9,7 @@ import hashlib
 import netrc
 import os
 import re
+import sys
 import time
 from collections.abc import Mapping, Sequence
 from typing import Any, ClassVar
@@ -21,6 +22,7 @@ from lightning.pytorch.utilities import rank_zero_only
 
 from research_stack import results, tables
 from research_stack.paths import expanded
+from research_stack.redaction import redact_override
 from research_stack.require import require
 from research_stack.results import RunFolder
 
@@ -44,7 +46,10 @@ class JsonlLogger(Logger):
 
     @rank_zero_only
     def open(self) -> None:
-        """Drop the rows beyond the start step; the first row that is logged does so too. Making the object changes no file: a config can ask for that."""
+        """Drop the rows beyond the start step; the first row that is logged does so too.
+
+        Making the object changes no file: a config can ask for that.
+        """
         if self._start_step is None:
             return
         path, start_step, self._start_step = self.folder.metrics_jsonl, self._start_step, None
@@ -152,6 +157,16 @@ class Wandb(WandbLogger):
             name=f"{config.get('name')} {place.path.name}", save_dir=place.path, project=project, id=identity, config=config,
             group=group, tags=list(tags), mode=mode, settings=wandb.Settings(console="off", silent=True))  # fmt: skip
         Wandb._open = self
+
+    @property
+    def experiment(self) -> Any:
+        """The wandb run; it is begun when it is first used, and keeps the command with its secrets masked."""
+        argv = sys.argv
+        sys.argv = [argv[0], *map(redact_override, argv[1:])]
+        try:
+            return super().experiment
+        finally:
+            sys.argv = argv
 
     @rank_zero_only
     def finalize(self, status: str) -> None:

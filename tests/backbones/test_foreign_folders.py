@@ -1,4 +1,5 @@
 """Opening a folder of somebody else runs no code of it: not its modules, not its pickles, not kernels that it names."""
+
 import builtins
 import json
 import pickle
@@ -15,12 +16,17 @@ from research_stack.data.sources_messages import OfTokenizer
 from research_stack.data.tokenizers_pretrained import Pretrained
 from research_stack.latentwire import reader
 
-CODE = '''
+CODE = """
 from pathlib import Path
 Path("{mark}").write_text("this ran")
 from transformers import Qwen3Config as C, Qwen3ForCausalLM as M, Qwen3Model as B, PreTrainedTokenizerFast as T
-'''
-MAP = {"AutoConfig": "own.C", "AutoModelForCausalLM": "own.M", "AutoModel": "own.B", "AutoTokenizer": ["own.T", "own.T"]}
+"""
+MAP = {
+    "AutoConfig": "own.C",
+    "AutoModelForCausalLM": "own.M",
+    "AutoModel": "own.B",
+    "AutoTokenizer": ["own.T", "own.T"],
+}
 
 
 class Hostile:

@@ -68,8 +68,8 @@ def test_signatures_are_followed(conf):
 
 @pytest.mark.parametrize(
     "target",
-    ["lightning.pytorch.callbacks.ModelCheckpoint", "lightning.pytorch.callbacks.model_checkpoint.ModelCheckpoint", "lightning.Trainer",
-     "research_stack.data.TokenData", "research_stack.data.module.TokenData"],
+    ["lightning.pytorch.callbacks.ModelCheckpoint", "lightning.pytorch.callbacks.model_checkpoint.ModelCheckpoint",
+     "lightning.Trainer", "research_stack.data.TokenData", "research_stack.data.module.TokenData"],
 )  # fmt: skip
 def test_real_targets_are_never_refused(target):
     assert messages(_target_=target) == []

@@ -20,7 +20,7 @@ MISTAKES = {
     "corruption.mask_ratio=[.7,.3]": ["corruption.mask_ratio=[0.7, 0.3] must lie in [0, 1]"],
     "corruption.corruption_rate=.8": ["mask_ratio=0.3 and corruption_rate=0.8 must sum to at most 1", "command line"],
     "corruption.mask_ratio=.6 corruption.corruption_rate=.6": ["mask_ratio=0.6 and corruption_rate=0.6 must sum to at most 1"],
-    "model._target_=os.system": ["model._target_=os.system lies outside", "classes of research_stack, toylib, lightning.Trainer"],
+    "model._target_=os.system": ["model._target_=os.system lies", "of research_stack, toylib, lightning.Trainer"],
     "model._target_=toylib.Modell": ["toylib has no 'Modell'", "did you mean 'toylib.Model'"],
     "model._target_=lightning.Trainerr": ["lies outside", "did you mean 'lightning.Trainer'"],
     "trainer.max_step=3": ["Trainer has no parameter 'max_step'", "did you mean 'max_steps'"],

@@ -62,7 +62,9 @@ def test_other_contexts_are_other_messages(here):
 
 
 @pytest.mark.parametrize("given, said", [
-    (b"", "is empty: there is nothing to send"), (b"\n", "is empty: there is nothing to send"), (b"caf\xe9", "must be text in UTF-8: byte 3 is not"), (b"x" * 300, "max_length=256 is less than the bytes of the context on standard input, of which the first 259 were read"),
+    (b"", "is empty: there is nothing to send"), (b"\n", "is empty: there is nothing to send"),
+    (b"caf\xe9", "must be text in UTF-8: byte 3 is not"),
+    (b"x" * 300, "max_length=256 is less than the bytes of the context on standard input, of which the first 259 were"),
 ])  # fmt: skip
 def test_what_cannot_be_sent_is_said_in_one_line(command, given, said):
     code, out, error = command("send", "RUN", "llama", given=given)
@@ -76,8 +78,8 @@ def test_what_cannot_be_received_is_said_in_one_line(here, command):
                                 ("qwen", message, "for another reader"), ("lama", message, "did you mean 'llama'")):  # fmt: skip
         code, out, error = command("receive", "RUN", reader, QUESTION, given=given)
         assert (code, out) == (2, b"") and said in error and error.count("\n") == 1, error
-    for question, given, said in (("where? " * 1500, message, "tokens with its prompt, and reader=llama takes at most "),
-                                  (QUESTION, bytes(MESSAGE + 9), "message must have at most 16777216 bytes")):  # fmt: skip
+    too_much = "tokens with its prompt, and reader=llama takes at most "
+    for question, given, said in (("where? " * 1500, message, too_much), (QUESTION, bytes(MESSAGE + 9), "16777216 bytes")):
         code, out, error = command("receive", "RUN", "llama", question, given=given)
         assert (code, out) == (2, b"") and said in error and error.count("\n") == 1 and len(error) < 300, error
     code, _, error = command("receive", "RUN", "llama", given=message)

@@ -1,4 +1,5 @@
-"""A class from outside the package, and a secret, reach each process of a run on several devices; the saved config holds neither's."""
+"""A class from outside the package, and a secret, reach each process of a run on several devices."""
+
 from __future__ import annotations
 
 import os
@@ -25,8 +26,14 @@ def test_every_process_has_the_package_and_the_secret(tmp_path):
     (tmp_path / "myproj").mkdir()
     (tmp_path / "myproj" / "notes.py").write_text(CODE)
     environment = {**os.environ, "RESEARCH_STACK_PACKAGES": "myproj"}
-    command = [*SMALL, "hardware=cpu_ddp", "trainer.max_steps=2", "trainer.val_check_interval=2",
-               "+callbacks.notes={_target_: myproj.notes.Notes, api_key: s3cret-of-mine}", "hydra.run.dir=run"]  # fmt: skip
+    command = [
+        *SMALL,
+        "hardware=cpu_ddp",
+        "trainer.max_steps=2",
+        "trainer.val_check_interval=2",
+        "+callbacks.notes={_target_: myproj.notes.Notes, api_key: s3cret-of-mine}",
+        "hydra.run.dir=run",
+    ]
     assert finish(start(*command, cwd=tmp_path, environment=environment), tmp_path) == 0, log_of(tmp_path)
     assert [(tmp_path / f"rank{rank}").read_text() for rank in (0, 1)] == ["right", "right"]
     held = [path for path in tmp_path.rglob("*") if path.is_file() and b"s3cret-of-mine" in path.read_bytes()]

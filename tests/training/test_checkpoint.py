@@ -56,13 +56,15 @@ def test_code_in_a_checkpoint_is_refused(tmp_path, capsys):
 
 
 def test_each_flipped_byte_is_refused_in_one_line(tmp_path):
-    checkpoint = {"state_dict": {"w": torch.arange(500.0), "b": torch.ones(3, dtype=torch.bfloat16)}, "global_step": 5, "config": {"name": "x"}}
+    state = {"w": torch.arange(500.0), "b": torch.ones(3, dtype=torch.bfloat16)}
+    checkpoint = {"state_dict": state, "global_step": 5, "config": {"name": "x"}}
     path, old = tmp_path / "x.ckpt", tmp_path / "old.ckpt"
     AtomicCheckpointIO().save_checkpoint(checkpoint, path)
     torch.save(checkpoint, old)  # as earlier releases did: without a checksum
     whole, before = path.read_bytes(), old.read_bytes()
-    assert zipfile.ZipFile(path).testzip() is None and zipfile.ZipFile(path).comment.startswith(b"research_stack sha256 ")
-    assert torch.equal(torch.load(path, weights_only=True, mmap=True)["state_dict"]["w"], torch.arange(500.0))  # still torch's own format
+    archive, mapped = zipfile.ZipFile(path), torch.load(path, weights_only=True, mmap=True)  # still torch's own format
+    assert archive.testzip() is None and archive.comment.startswith(b"research_stack sha256 ")
+    assert torch.equal(mapped["state_dict"]["w"], state["w"])
     assert torch.equal(load_checkpoint(old)["state_dict"]["w"], torch.arange(500.0))
     spread = sorted({*range(0, len(whole), len(whole) // 40), *range(len(whole) - 120, len(whole))})
     for position in spread:
