@@ -3,6 +3,7 @@
 At the end come the weights, the numbers, the report, and only then the status ok. A run that was killed before that is
 found again as interrupted, and does what is missing.
 """
+
 from __future__ import annotations
 
 import logging
@@ -105,16 +106,20 @@ def refuse_other_data(place: RunFolder, data: TokenData) -> None:
     facts = results.read_json(place.run_json) if place.run_json.is_file() else {}
     trained = (facts.get("data") or {}).get("fingerprint")
     if trained not in (None, data.fingerprint):
-        raise Refused(f"data: the corpus has changed since {place.path} was trained on it (fingerprint {trained} then, "
-                      f"{data.fingerprint} now); bring the old one back, or train anew with run=new")
+        raise Refused(
+            f"data: the corpus has changed since {place.path} was trained on it (fingerprint {trained} then, "
+            f"{data.fingerprint} now); bring the old one back, or train anew with run=new"
+        )
 
 
 def refuse_other_codec(first: RunFolder, data: TokenData) -> None:
     """Raise ValueError when the weights to begin with were trained on ids of another tokenizer."""
     theirs, ours = (results.read_json(first.run_json).get("data") or {}).get("codec"), data.describe().get("codec")
     if theirs not in (None, ours):
-        raise ValueError(f"init_from={first.path} was trained with another tokenizer than data.tokenizer gives here: "
-                         "the ids would mean other tokens")
+        raise ValueError(
+            f"init_from={first.path} was trained with another tokenizer than data.tokenizer gives here: "
+            "the ids would mean other tokens"
+        )
 
 
 def refuse_another(cfg: DictConfig, place: RunFolder) -> None:
@@ -129,12 +134,16 @@ def refuse_another(cfg: DictConfig, place: RunFolder) -> None:
     if longer is None:
         raise Refused(f"run={place.path} was started with another config ({said})")
     if cfg.get("run") is None:
-        raise Refused(f"run={place.path} was started with {results.LENGTH}={longer[0]}; to make it longer: "
-                      f"run={place.path} {results.LENGTH}={longer[1]}")
+        raise Refused(
+            f"run={place.path} was started with {results.LENGTH}={longer[0]}; to make it longer: "
+            f"run={place.path} {results.LENGTH}={longer[1]}"
+        )
     result = place.load_result()
     if result.status == "ok" and result.steps < longer[0]:
-        raise Refused(f"run={place.path} was stopped early, at step {result.steps} of {longer[0]}: "
-                      f"{results.LENGTH}={longer[1]} would not make it longer")
+        raise Refused(
+            f"run={place.path} was stopped early, at step {result.steps} of {longer[0]}: "
+            f"{results.LENGTH}={longer[1]} would not make it longer"
+        )
 
 
 def leads() -> bool:
@@ -187,4 +196,3 @@ def measuring(place: RunFolder) -> float:
         log.info("waiting for %s, which another process measures", place.path)
         return float("inf")
     return 0.5
-

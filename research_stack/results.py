@@ -37,8 +37,8 @@ from research_stack.files import (
 __all__ = [
     "ABSENT", "Refused", "Result", "RunFolder", "Status", "Stopped", "append_jsonl", "atomic_path", "atomic_write",
     "canonical", "config_hash", "differences", "differing_keys",
-    "extension", "flatten", "is_run", "is_science", "now", "plain_config", "read_json", "read_jsonl", "replace_last_jsonl",
-    "science", "to_json",
+    "extension", "flatten", "is_run", "is_science", "now", "plain_config", "read_json", "read_jsonl",
+    "replace_last_jsonl", "science", "to_json",
     "truncate_jsonl_after_step", "write_json",
 ]  # fmt: skip
 

@@ -116,7 +116,7 @@ def first_phase(cfg: DictConfig) -> RunFolder:
 
 
 def refuse_idle(trainer: Mapping[str, Any], callbacks: Mapping[str, Any]) -> None:
-    """Raise ValueError for a trainer that trains nothing or the same few batches, and callbacks that keep no checkpoint."""
+    """Raise ValueError for a trainer that trains nothing or the same few batches, or callbacks without a checkpoint."""
     from lightning.pytorch.callbacks import Checkpoint
 
     if trainer.get("fast_dev_run"):

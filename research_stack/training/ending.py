@@ -1,4 +1,5 @@
 """How training ends: an end is told apart from a stop, and what has learnt nothing is named."""
+
 from __future__ import annotations
 
 import logging
@@ -78,10 +79,15 @@ class Ending(Checkpoint):  # after all other callbacks
         """Raise ValueError when training came back without a step, or below `max_steps` without having been stopped."""
         done, wanted = trainer.global_step, trainer.max_steps
         if done == first:
-            raise ValueError(f"no step was trained (step {done} of trainer.max_steps={wanted}): "
-                             f"look at the trainer's other keys, trainer.max_epochs={trainer.max_epochs} for one")
+            raise ValueError(
+                f"no step was trained (step {done} of trainer.max_steps={wanted}): "
+                f"look at the trainer's other keys, trainer.max_epochs={trainer.max_epochs} for one"
+            )
         if done < wanted and not stopped_early(trainer):
-            raise ValueError(f"training ended at step {done} of trainer.max_steps={wanted}, unasked: trainer.max_epochs={trainer.max_epochs} allows no more")
+            raise ValueError(
+                f"training ended at step {done} of trainer.max_steps={wanted}, unasked: "
+                f"trainer.max_epochs={trainer.max_epochs} allows no more"
+            )
 
 
 class Monitors(Callback):
@@ -105,8 +111,10 @@ class Monitors(Callback):
         known = {*trainer.callback_metrics, *(key for row in rows for key in row)} - {"step", "time", "epoch"}
         for name, wanted in monitored.items():
             if wanted not in known:
-                raise ValueError(f"callbacks.{name}.monitor={wanted} is a number that never comes; "
-                                 f"there are {', '.join(sorted(known))}")
+                raise ValueError(
+                    f"callbacks.{name}.monitor={wanted} is a number that never comes; "
+                    f"there are {', '.join(sorted(known))}"
+                )
 
 
 class Learning(Callback):
@@ -126,8 +134,13 @@ class Learning(Callback):
         if trainer.is_global_zero and steps and torch.equal(digest(pl_module), self._before):
             found = trainer.callback_metrics
             norm, rate = (float(found.get(f"train/{name}", torch.nan)) for name in ("grad_norm", "lr"))
-            log.warning("nothing was learnt: no weight has changed in %d steps (gradient norm %g and learning rate %g "
-                        "at the last one)", steps, norm, rate)
+            log.warning(
+                "nothing was learnt: no weight has changed in %d steps (gradient norm %g and learning rate %g "
+                "at the last one)",
+                steps,
+                norm,
+                rate,
+            )
 
 
 def digest(module: LightningModule) -> Tensor:
@@ -159,6 +172,13 @@ class Longer(Callback):
         scheduler.step()
         if trainer.is_global_zero:
             new = scheduler.get_last_lr()[0]
-            log.info("made longer, %d steps instead of %d: from step %d on the schedule, and all that is a share of "
-                     "trainer.max_steps, is that of %d steps; the learning rate goes from %.3g to %.3g",
-                     self.now, self.before, step, self.now, old, new)
+            log.info(
+                "made longer, %d steps instead of %d: from step %d on the schedule, and all that is a share of "
+                "trainer.max_steps, is that of %d steps; the learning rate goes from %.3g to %.3g",
+                self.now,
+                self.before,
+                step,
+                self.now,
+                old,
+                new,
+            )

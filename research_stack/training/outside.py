@@ -1,4 +1,5 @@
 """Loggers of outside services: what goes wrong in one is a warning, since every number is in the folder already."""
+
 from __future__ import annotations
 
 import logging
@@ -33,8 +34,11 @@ class Outside(Logger):
     def _leave_out(self, error: Exception) -> None:
         inner, self._inner = self._inner, None
         said = " ".join(f"{type(error).__name__}: {error}".split())
-        log.warning("%s has failed and is left out from here on (%s); metrics.jsonl and result.json have every number",
-                    self.where, said)
+        log.warning(
+            "%s has failed and is left out from here on (%s); metrics.jsonl and result.json have every number",
+            self.where,
+            said,
+        )
         if inner is not None:
             try:
                 inner.finalize("failed")
