@@ -33,7 +33,7 @@ DISTRIBUTIONS = (
     "research-stack", "torch", "lightning", "hydra-core", "omegaconf", "transformers", "tokenizers", "datasets", "peft", "numpy",
     "pyarrow", "matplotlib", "wandb", "tensorboard", "submitit", "hydra-submitit-launcher", "scipy",
 )  # fmt: skip
-KEPT = ("data", "model", "method", "init_from", "configs")  # facts of run.json that all parts of a run share
+KEPT = ("data", "model", "method", "init_from")  # facts of run.json that all parts of a run share
 DIFF_LIMIT = 1_000_000  # bytes; a larger difference is named but not kept
 GROUPS = ("method", "model", "corruption", "data", "sampler", "trainer", "eval", "hardware", "logger", "launcher")
 CPU_FLAGS = ("avx2", "avx512f", "avx512_bf16", "amx_bf16", "amx_tile", "bf16", "sve")  # what decides the matmul speed
@@ -182,7 +182,7 @@ def begin(
         if resumed:
             facts |= {key: old[key] for key in KEPT if old.get(key) is not None}
             _tell_changes(old, facts)
-    facts["configs"] = list(dict.fromkeys([*facts.get("configs", []), facts["hash"], *_saved_hash(place)]))
+    facts["config"] = _leaves(place)
     if difference:
         facts["git"]["diff"] = _keep(place.path / "diff.patch", difference)
     results.write_json(place.run_json, facts)
@@ -206,24 +206,22 @@ def _earlier(place: RunFolder, old: Mapping[str, Any]) -> list[dict[str, Any]]:
     return [*old.get("earlier", []), part]
 
 
-def _saved_hash(place: RunFolder) -> list[str]:
-    """The hash of config.yaml as it will be read back."""
-    return [results.config_hash(place.read_config())] if place.config_yaml.is_file() else []
+def _leaves(place: RunFolder) -> dict[str, Any]:
+    """What config.yaml says of the numbers, as JSON keeps it; {} without one."""
+    leaves = results.science(place.read_config()) if place.config_yaml.is_file() else {}
+    return {key: results.canonical(value) for key, value in leaves.items()}
 
 
 def refuse_edited(place: RunFolder) -> None:
-    """Raise Refused when config.yaml is none of those the run was started with: it does not say how it was trained."""
-    known = results.read_json(place.run_json).get("configs") if place.run_json.is_file() else None
-    if known and (now := results.config_hash(place.read_config())) not in known:
-        raise results.Refused(f"{place.config_yaml} has been edited since its run was started (hash {known[-1]} then, "
-                              f"{now} now): bring the old one back, or train the new one in a folder of its own")
+    """Raise Refused when config.yaml is not the one the run was started with: it does not say how it was trained.
 
-
-def allow(folder: str | os.PathLike[str], config: Any) -> None:
-    """Count the config among the run's before it is written: a kill right then must not make it an edited one."""
-    place = RunFolder(folder)
-    known = results.read_json(place.run_json).get("configs", [])
-    add(place, {"configs": list(dict.fromkeys([*known, results.config_hash(config)]))})
+    One that makes the run longer is no other: it is written first, and a kill may leave it so.
+    """
+    known = results.read_json(place.run_json).get("config") if place.run_json.is_file() else None
+    found = place.read_config() if known else {}
+    if known and (said := results.differences(known, found)) and results.extension(known, found) is None:
+        raise results.Refused(f"{place.config_yaml} has been edited since its run was started ({said}): bring the old "
+                              "one back, or train the new one in a folder of its own")
 
 
 def tell_changes(place: RunFolder) -> None:

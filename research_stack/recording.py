@@ -58,8 +58,6 @@ def _begin(cfg: DictConfig, place: RunFolder, resumed: bool) -> None:
     if resumed:
         provenance.refuse_edited(place)
         refuse_another(cfg, place)
-        if place.run_json.is_file():
-            provenance.allow(place.path, cfg)
     place.write_config(cfg)
     provenance.begin(place.path, cfg, resumed=resumed)
     place.start(results.config_hash(cfg), resumed=resumed)

@@ -354,7 +354,7 @@ def test_a_run_does_not_go_on_with_another_corpus_or_another_config_file(tmp_pat
         [f"run={folder}", "task=sample"],
     ):
         with pytest.raises(
-            ValueError, match=r"config\.yaml has been edited since its run was started \(hash \w+ then, \w+ now\)"
+            ValueError, match=r"config\.yaml has been edited since its run was started \(data\.batch_size: 16 there, 8 now\)"
         ) as caught:
             compose(command)
         assert "\n" not in str(caught.value)
