@@ -269,8 +269,8 @@ def of_saved_run(cfg: DictConfig, overrides: Sequence[str]) -> DictConfig:
     - task=eval, task=sample: nodes of OF_THE_COMMAND that the command names replace the saved ones; any other key on
       the command line is refused, but for places (`data.path=...`) of what has moved.
     - task=train: the run goes on with its own config. A command that says only `run=FOLDER` needs no more, and
-      `trainer.max_steps=N` beside it makes the run longer; one that leads to another config is refused with the keys that
-      differ, the typed ones first.
+      `trainer.max_steps=N` beside it makes the run longer; one that leads to another config is refused with the keys
+      that differ, the typed ones first.
 
     Relative paths of the run are those of where it was started. Raises UserError if the folder is no run.
     """
@@ -311,7 +311,9 @@ def _given_again(saved: dict[str, Any], cfg: DictConfig, overrides: Sequence[str
 
 def _of_resuming(key: str) -> bool:
     """Whether a key may stand beside `run=FOLDER` without the rest of the run's config."""
-    return key.split(".")[0].split("/")[0] in OF_RESUMING or key == results.LENGTH or (key.startswith("trainer.") and not results.is_science(key))
+    if key.startswith("trainer."):
+        return key == results.LENGTH or not results.is_science(key)
+    return key.split(".")[0].split("/")[0] in OF_RESUMING
 
 
 def _with_nodes(saved: DictConfig, cfg: DictConfig, overrides: Iterable[str]) -> DictConfig:

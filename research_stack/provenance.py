@@ -33,7 +33,7 @@ DISTRIBUTIONS = (
     "research-stack", "torch", "lightning", "hydra-core", "omegaconf", "transformers", "tokenizers", "datasets", "peft", "numpy",
     "pyarrow", "matplotlib", "wandb", "tensorboard", "submitit", "hydra-submitit-launcher", "scipy",
 )  # fmt: skip
-KEPT = ("data", "model", "method", "init_from", "configs")  # facts of run.json that all parts of a run share
+KEPT = ("data", "model", "method", "init_from")  # facts of run.json that all parts of a run share
 DIFF_LIMIT = 1_000_000  # bytes; a larger difference is named but not kept
 GROUPS = ("method", "model", "corruption", "data", "sampler", "trainer", "eval", "hardware", "logger", "launcher")
 CPU_FLAGS = ("avx2", "avx512f", "avx512_bf16", "amx_bf16", "amx_tile", "bf16", "sve")  # what decides the matmul speed
@@ -77,7 +77,7 @@ def _git(*arguments: str) -> str | None:
 
 
 def code() -> tuple[dict[str, Any] | None, str]:
-    """({"sha", "branch", "dirty", "changes", "untracked"}, difference to the commit) of the checkout the package runs from.
+    """({"sha", "branch", "dirty", "changes", "untracked"}, difference to the commit) of the checkout we run from.
 
     changes: a digest of the difference, None without one.
 
@@ -91,8 +91,8 @@ def code() -> tuple[dict[str, Any] | None, str]:
         return None, ""
     status, difference = _git("status", "--porcelain") or "", _git("diff", "HEAD", "--no-color", "--no-ext-diff") or ""
     untracked = [line[3:] for line in status.splitlines() if line.startswith("??")]
-    facts = {"sha": sha.strip(), "branch": (branch or "").strip(), "dirty": bool(difference), "changes": _digest(difference),
-             "untracked": untracked[:50]}  # fmt: skip
+    facts = {"sha": sha.strip(), "branch": (branch or "").strip(),
+             "dirty": bool(difference), "changes": _digest(difference), "untracked": untracked[:50]}  # fmt: skip
     return facts, redact(difference)
 
 
@@ -147,12 +147,14 @@ def _pairs(lines: Sequence[str]) -> Iterator[tuple[str, str]]:
 
 
 # ----------------------------------------------------------------------------------------------- run.json
-def begin(folder: str | os.PathLike[str], config: Any, argv: Sequence[str] | None = None, resumed: bool = False) -> dict[str, Any]:
+def begin(
+    folder: str | os.PathLike[str], config: Any, argv: Sequence[str] | None = None, resumed: bool = False
+) -> dict[str, Any]:
     """Write run.json (and diff.patch where the code differs from its commit); returns what it holds.
 
-    A resumed run keeps the records of its earlier parts under "earlier": command, commit, host and start of each, and the result
-    of a part that had ended well before it was made longer. What it knows of its data, its model and the weights it began with
-    stays, to be compared with what it goes on with; code that has changed since is told in the log.
+    A resumed run keeps the records of its earlier parts under "earlier": command, commit, host and start of each, and
+    the result of a part that had ended well before it was made longer. What it knows of its data, its model and the
+    weights it began with stays, to be compared with what it goes on with; code that has changed is told in the log.
     """
     place, argv = RunFolder(folder), list(sys.argv if argv is None else argv)
     plain = results.plain_config(config)
@@ -172,7 +174,7 @@ def begin(folder: str | os.PathLike[str], config: Any, argv: Sequence[str] | Non
         if resumed:
             facts |= {key: old[key] for key in KEPT if old.get(key) is not None}
             _tell_changes(old, facts)
-    facts["configs"] = list(dict.fromkeys([*facts.get("configs", []), facts["hash"], *_saved_hash(place)]))
+    facts["config"] = _leaves(place)
     if difference:
         facts["git"]["diff"] = _keep(place.path / "diff.patch", difference)
     results.write_json(place.run_json, facts)
@@ -196,24 +198,22 @@ def _earlier(place: RunFolder, old: Mapping[str, Any]) -> list[dict[str, Any]]:
     return [*old.get("earlier", []), part]
 
 
-def _saved_hash(place: RunFolder) -> list[str]:
-    """The hash of config.yaml as it will be read back."""
-    return [results.config_hash(place.read_config())] if place.config_yaml.is_file() else []
+def _leaves(place: RunFolder) -> dict[str, Any]:
+    """What config.yaml says of the numbers, as JSON keeps it; {} without one."""
+    leaves = results.science(place.read_config()) if place.config_yaml.is_file() else {}
+    return {key: results.canonical(value) for key, value in leaves.items()}
 
 
 def refuse_edited(place: RunFolder) -> None:
-    """Raise Refused when config.yaml is none of those that the run was started with: it would not say how the weights were made."""
-    known = results.read_json(place.run_json).get("configs") if place.run_json.is_file() else None
-    if known and (now := results.config_hash(place.read_config())) not in known:
-        raise results.Refused(f"{place.config_yaml} has been edited since its run was started (hash {known[-1]} then, {now} now): bring the old one back, "
-                              "or train the new one in a folder of its own")
+    """Raise Refused when config.yaml is not the one the run was started with: it does not say how it was trained.
 
-
-def allow(folder: str | os.PathLike[str], config: Any) -> None:
-    """Count the config among those of the run before it is written: a kill right then must not make an edited one of it."""
-    place = RunFolder(folder)
-    known = results.read_json(place.run_json).get("configs", [])
-    add(place, {"configs": list(dict.fromkeys([*known, results.config_hash(config)]))})
+    One that makes the run longer is no other: it is written first, and a kill may leave it so.
+    """
+    known = results.read_json(place.run_json).get("config") if place.run_json.is_file() else None
+    found = place.read_config() if known else {}
+    if known and (said := results.differences(known, found)) and results.extension(known, found) is None:
+        raise results.Refused(f"{place.config_yaml} has been edited since its run was started ({said}): bring the old "
+                              "one back, or train the new one in a folder of its own")
 
 
 def tell_changes(place: RunFolder) -> None:
@@ -225,9 +225,11 @@ def tell_changes(place: RunFolder) -> None:
 def _tell_changes(old: Mapping[str, Any], new: Mapping[str, Any]) -> None:
     then, now = (facts.get("git") or {} for facts in (old, new))
     if then.get("sha") and now.get("sha") and (then["sha"], then.get("changes")) != (now["sha"], now.get("changes")):
-        log.warning("the code has changed since this run was last trained: %s then, %s now", _commit(then), _commit(now))
+        log.warning("the code has changed since this run was last trained: %s then, %s now",
+                    _commit(then), _commit(now))
     before, after = (facts.get("versions") or {} for facts in (old, new))
-    changed = [f"{name} {before[name]} then, {after[name]} now" for name in before if name in after and before[name] != after[name]]
+    pairs = [(name, before[name], after[name]) for name in before if name in after]
+    changed = [f"{name} {old} then, {new} now" for name, old, new in pairs if old != new]
     if changed:
         log.warning("libraries have changed since this run was last trained: %s", "; ".join(changed))
 

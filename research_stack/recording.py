@@ -1,8 +1,9 @@
 """What a run leaves behind: its status, its log, and what it refuses to go on with.
 
-The order of the end is what a kill cannot undo: the weights, the numbers, the report, and only then the status ok. A run
-that was killed before that is found again as interrupted, and does again what is missing.
+At the end come the weights, the numbers, the report, and only then the status ok. A run that was killed before that is
+found again as interrupted, and does what is missing.
 """
+
 from __future__ import annotations
 
 import logging
@@ -57,12 +58,10 @@ def recorded(cfg: DictConfig, place: RunFolder) -> Iterator[dict[str, float]]:
 
 
 def _begin(cfg: DictConfig, place: RunFolder, resumed: bool) -> None:
-    """Config, provenance and status of a run that begins, or goes on; Refused before anything of the old one is touched."""
+    """Config, provenance and status of a run that begins or goes on; Refused before anything of the old is touched."""
     if resumed:
         provenance.refuse_edited(place)
         refuse_another(cfg, place)
-        if place.run_json.is_file():
-            provenance.allow(place.path, cfg)
     place.write_config(cfg)
     provenance.begin(place.path, cfg, resumed=resumed)
     place.start(results.config_hash(cfg), resumed=resumed)
@@ -82,11 +81,13 @@ def _end_badly(cfg: DictConfig, place: RunFolder, error: BaseException, report: 
         if report:
             write_report(place.path)
     except Exception as second:
-        log.error("the end of %s could not be recorded: %s", place.path, second, exc_info=not isinstance(second, OSError))
+        bug = not isinstance(second, OSError)
+        log.error("the end of %s could not be recorded: %s", place.path, second, exc_info=bug)
 
 
 def _records(place: RunFolder) -> dict[Path, bytes]:
-    return {path: path.read_bytes() for path in (place.config_yaml, place.run_json, place.result_json) if path.is_file()}
+    paths = (place.config_yaml, place.run_json, place.result_json)
+    return {path: path.read_bytes() for path in paths if path.is_file()}
 
 
 def _put_back(records: Mapping[Path, bytes]) -> None:
@@ -105,18 +106,24 @@ def is_finished(cfg: DictConfig, place: RunFolder) -> bool:
 
 
 def refuse_other_data(place: RunFolder, data: TokenData) -> None:
-    """Raise Refused when the corpus or its tokenizer is not the one the run was trained on: ids would mean other tokens."""
-    trained = (results.read_json(place.run_json).get("data") or {}).get("fingerprint") if place.run_json.is_file() else None
+    """Raise Refused when corpus or tokenizer are not those the run was trained on: ids would mean other tokens."""
+    facts = results.read_json(place.run_json) if place.run_json.is_file() else {}
+    trained = (facts.get("data") or {}).get("fingerprint")
     if trained not in (None, data.fingerprint):
-        raise Refused(f"data: the corpus has changed since {place.path} was trained on it (fingerprint {trained} then, "
-                      f"{data.fingerprint} now); bring the old one back, or train anew with run=new")
+        raise Refused(
+            f"data: the corpus has changed since {place.path} was trained on it (fingerprint {trained} then, "
+            f"{data.fingerprint} now); bring the old one back, or train anew with run=new"
+        )
 
 
 def refuse_other_codec(first: RunFolder, data: TokenData) -> None:
     """Raise ValueError when the weights to begin with were trained on ids of another tokenizer."""
     theirs, ours = (results.read_json(first.run_json).get("data") or {}).get("codec"), data.describe().get("codec")
     if theirs not in (None, ours):
-        raise ValueError(f"init_from={first.path} was trained with another tokenizer than data.tokenizer gives here: the ids would mean other tokens")
+        raise ValueError(
+            f"init_from={first.path} was trained with another tokenizer than data.tokenizer gives here: "
+            "the ids would mean other tokens"
+        )
 
 
 def keep_codec(data: LightningDataModule, place: RunFolder, anew: bool) -> None:
@@ -140,15 +147,21 @@ def refuse_another(cfg: DictConfig, place: RunFolder) -> None:
     if not said:
         return
     longer = results.extension(saved, cfg)
-    if [key for key, _, _ in results.differing_keys(saved, cfg)] == [results.LENGTH] and longer is None:
+    if longer is None and [key for key, _, _ in results.differing_keys(saved, cfg)] == [results.LENGTH]:
         raise Refused(f"run={place.path}: a run can be made longer, not shorter ({said})")
     if longer is None:
         raise Refused(f"run={place.path} was started with another config ({said})")
     if cfg.get("run") is None:
-        raise Refused(f"run={place.path} was started with {results.LENGTH}={longer[0]}; to make it longer: run={place.path} {results.LENGTH}={longer[1]}")
+        raise Refused(
+            f"run={place.path} was started with {results.LENGTH}={longer[0]}; to make it longer: "
+            f"run={place.path} {results.LENGTH}={longer[1]}"
+        )
     result = place.load_result()
     if result.status == "ok" and result.steps < longer[0]:
-        raise Refused(f"run={place.path} was stopped early, at step {result.steps} of {longer[0]}: {results.LENGTH}={longer[1]} would not make it longer")
+        raise Refused(
+            f"run={place.path} was stopped early, at step {result.steps} of {longer[0]}: "
+            f"{results.LENGTH}={longer[1]} would not make it longer"
+        )
 
 
 def leads() -> bool:
@@ -198,9 +211,8 @@ def log_file(path: Path) -> Iterator[None]:
 
 
 def measuring(place: RunFolder) -> float:
-    """Seconds to wait for the folder before it is measured: for ever when another process measures it, else a moment."""
+    """Seconds to wait for the folder before it is measured: for ever when another process measures it too."""
     if place.is_live() and place.load_result().status == "ok":
         log.info("waiting for %s, which another process measures", place.path)
         return float("inf")
     return 0.5
-

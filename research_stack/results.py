@@ -142,7 +142,7 @@ def differing_keys(old: Any, new: Any) -> list[tuple[str, Any, Any]]:
 
 
 def extension(old: Any, new: Any) -> tuple[int, int] | None:
-    """(steps before, steps now) where a config differs from an earlier one by more training steps alone; None otherwise."""
+    """(steps before, steps now) where a config differs from an earlier one by more steps alone; None otherwise."""
     differing = differing_keys(old, new)
     if [key for key, _, _ in differing] != [LENGTH]:
         return None
@@ -151,12 +151,15 @@ def extension(old: Any, new: Any) -> tuple[int, int] | None:
 
 
 def differences(old: Any, new: Any, typed: Sequence[str] = ()) -> str:
-    """The first four keys in which two configs differ, as text, those that the command typed before all others; "" for none.
+    """The first four keys in which two configs differ, as text, those that were typed before all others; "" for none.
 
     - typed: keys of the command line, of groups too.
     """
     own = [key.replace("/", ".") for key in typed]
-    differing = sorted(differing_keys(old, new), key=lambda row: (row[0] not in own, not any(row[0].startswith(f"{key}.") for key in own)))
+    def order(row: tuple[str, Any, Any]) -> tuple[bool, bool]:
+        return row[0] not in own, not any(row[0].startswith(f"{key}.") for key in own)
+
+    differing = sorted(differing_keys(old, new), key=order)
     shown = "; ".join(f"{key}: {there} there, {here} now" for key, there, here in differing[:4])
     return shown + (f"; and {len(differing) - 4} more" if len(differing) > 4 else "")
 
@@ -196,7 +199,7 @@ class Result:
 
     @property
     def can_go_on(self) -> bool:
-        """Whether the command that started it goes on with it: it was interrupted, or failed when all its steps were made."""
+        """Whether its command goes on with it: it was interrupted, or it failed when all its steps were made."""
         return self.status == "interrupted" or (self.status == "failed" and self.trained)
 
     @classmethod
@@ -358,7 +361,7 @@ class RunFolder(os.PathLike[str]):
         write_json(self.result_json, fresh | {"started": old.get("started") or now(), "finished": None, "steps": 0})
 
     def trained(self, steps: int) -> None:
-        """All optimizer steps are made; what comes now can be made again without them. Training without a status has nothing to say it in."""
+        """All optimizer steps are made: what comes now can be made again without them."""
         if self.result_json.is_file():
             self._update({"steps": int(steps), "trained": True})
 
@@ -373,7 +376,7 @@ class RunFolder(os.PathLike[str]):
             write_json(self.result_json, self._read_result() | changed)
 
     def finish(self, metrics: Mapping[str, float], steps: int) -> Result:
-        """The run ended well: status ok, its final metrics and the optimizer steps it made. Nothing may be left to do."""
+        """The run ended well: status ok, its final metrics and its optimizer steps. Nothing may be left to do."""
         return self._end("ok", steps, metrics)
 
     def fail(self, error: BaseException | str, steps: int = 0) -> Result:
@@ -411,11 +414,12 @@ class RunFolder(os.PathLike[str]):
         value = self._read_result()
         status = value["status"]
         if status == "running" and not self.is_live():
-            value = self._read_result()  # its process may have ended well since: it says so before it lets go of the folder
+            value = self._read_result()  # its process may have ended since: it says how before it lets go of the folder
             status = "interrupted" if value["status"] == "running" else value["status"]
         metrics = {k: math.nan if v is None else v for k, v in value["metrics"].items()}
         seconds, steps = float(value.get("seconds") or 0.0), int(value.get("steps") or 0)
-        return Result(self.path, status, metrics, seconds, steps, value.get("hash") or "", value.get("error"), bool(value.get("trained")))
+        hash, trained = value.get("hash") or "", bool(value.get("trained"))
+        return Result(self.path, status, metrics, seconds, steps, hash, value.get("error"), trained)
 
     def _read_result(self) -> dict[str, Any]:
         if not self.result_json.is_file():

@@ -9,6 +9,7 @@ import logging
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -33,12 +34,14 @@ from research_stack.redaction import hand_over, masked
 from research_stack.results import Result, RunFolder
 
 if TYPE_CHECKING:
+    from lightning.pytorch import Callback
     from lightning.pytorch.loggers import Logger
 
     from research_stack.data.module import TokenData
     from research_stack.evaluation.context import Context, Evaluation
     from research_stack.hardware import Hardware
     from research_stack.sampling.sampler import Sampler
+    from research_stack.training.loggers import JsonlLogger
     from research_stack.training.module import TrainingModule
 
 log = logging.getLogger(__name__)
@@ -126,15 +129,17 @@ def first_phase(cfg: DictConfig) -> RunFolder:
 
 
 def refuse_idle(trainer: Mapping[str, Any], callbacks: Mapping[str, Any]) -> None:
-    """Raise ValueError for a trainer that would train nothing or the same few batches, and for callbacks of which none keeps a checkpoint."""
+    """Raise ValueError for a trainer that trains nothing or the same few batches, or callbacks without a checkpoint."""
     from lightning.pytorch.callbacks import Checkpoint
 
     if trainer.get("fast_dev_run"):
-        raise ValueError(f"trainer.fast_dev_run={trainer['fast_dev_run']} keeps no checkpoint and no number; for a run of seconds use trainer=smoke")
+        raise ValueError(f"trainer.fast_dev_run={trainer['fast_dev_run']} keeps no checkpoint and no number; "
+                         "for a run of seconds use trainer=smoke")
     limit = trainer.get("limit_train_batches")
     if limit not in (None, 1.0) or isinstance(limit, int):
-        raise ValueError(f"trainer.limit_train_batches={limit} would {f'see the same {limit} batches over and over' if limit else 'train nothing'}: "
-                         "batches are endless here, and trainer.max_steps says how many are seen")
+        comes = f"see the same {limit} batches over and over" if limit else "train nothing"
+        raise ValueError(f"trainer.limit_train_batches={limit} would {comes}: batches are endless here, and "
+                         "trainer.max_steps says how many are seen")
     if not any(issubclass(target(node), Checkpoint) for node in callbacks.values()):
         raise ValueError("callbacks: none of them keeps a checkpoint, so that nothing of the training would be left; "
                          "use callbacks=default, or keep callbacks.checkpoints")
@@ -174,7 +179,7 @@ def train(cfg: DictConfig, place: RunFolder) -> Result:
                 else:
                     fit(cfg, place.path)
                 metrics |= evaluate(cfg, place)
-            for logger in chosen_loggers(cfg, place, refuse=False):  # training has closed them; the run is ok whatever they do
+            for logger in chosen_loggers(cfg, place, refuse=False):  # the run is ok, whatever they do
                 logger.log_metrics(dict(metrics), step=place.load_result().steps)
                 logger.finalize("success")
     return finished(place)
@@ -187,8 +192,9 @@ def chosen_loggers(cfg: DictConfig, place: RunFolder, refuse: bool = True) -> li
     """
     from research_stack.training.outside import Outside
 
-    nodes = plain(cfg.logger) or {}
-    return [Outside(f"logger.{name}", lambda name=name: build(nodes[name], f"logger.{name}", folder=place.path), refuse) for name in nodes]
+    makers = {f"logger.{name}": partial(build, node, f"logger.{name}", folder=place.path)
+              for name, node in (plain(cfg.logger) or {}).items()}  # fmt: skip
+    return [Outside(where, make, refuse) for where, make in makers.items()]
 
 
 def fit(cfg: DictConfig, folder: Path) -> None:
@@ -197,16 +203,15 @@ def fit(cfg: DictConfig, folder: Path) -> None:
     Raises Stopped when a callback or `trainer.max_time` ended it below `trainer.max_steps`.
     """
     quiet_lightning()
-    from research_stack.preemption import Preemption
-    from research_stack.training.checkpoint import AtomicCheckpointIO, ConfigInside, load_checkpoint
-    from research_stack.training.ema import Ema
-    from research_stack.training.ending import Ending, Learning, Longer, Monitors, has_ended
-    from research_stack.training.loggers import JsonlLogger, RowBeforeCheckpoint
+    from research_stack.training.checkpoint import AtomicCheckpointIO, load_checkpoint
+    from research_stack.training.ending import Ending, has_ended
+    from research_stack.training.loggers import JsonlLogger
 
     place = RunFolder(folder)
     last = place.checkpoints / "last.ckpt"
     saved = load_checkpoint(last) if last.is_file() else {}
-    step, length = saved.get("global_step", 0), saved["config"]["trainer"]["max_steps"] if saved else cfg.trainer.max_steps
+    step = saved.get("global_step", 0)
+    length = saved["config"]["trainer"]["max_steps"] if saved else cfg.trainer.max_steps
     if has_ended(saved, cfg.trainer.max_steps):
         log.info("%s is trained, %d steps: evaluations and report are left to do", place.path, step)
         if leads():
@@ -230,17 +235,11 @@ def fit(cfg: DictConfig, folder: Path) -> None:
     if leads():
         keep_codec(parts.data, place, anew=not step)
         provenance.add(place.path, {"data": parts.data.describe(), "model": model_facts(parts), "method": parts.method.describe()})
-    own = JsonlLogger(place.path, start_step=step)
-    own.open()
-    loggers = [own, *outside]
-    chosen = {name: build(node, f"callbacks.{name}") for name, node in plain(cfg.callbacks).items()}
-    longer = [Longer(length, cfg.trainer.max_steps)] if length != cfg.trainer.max_steps else []
-    average = [Ema(cfg.optimization.ema)] if cfg.optimization.ema else []
-    callbacks = [RowBeforeCheckpoint(own), Monitors(chosen), Learning(), *longer, ConfigInside(masked(plain(cfg))), *average,
-                 *chosen.values(), Ending()]
+    rows = JsonlLogger(place.path, start_step=step)
+    rows.open()
     trainer = build(
-        cfg.trainer, "trainer", default_root_dir=str(place.path), logger=loggers,
-        callbacks=[*callbacks, Preemption(place.path)], enable_progress_bar=False,
+        cfg.trainer, "trainer", default_root_dir=str(place.path), logger=[rows, *outside],
+        callbacks=watchers(cfg, place, rows, length), enable_progress_bar=False,
         enable_model_summary=False, check_val_every_n_epoch=None, use_distributed_sampler=False,
         plugins=[AtomicCheckpointIO(), *parts.hardware.plugins()], **parts.hardware.trainer_arguments())
     if step:
@@ -253,6 +252,24 @@ def fit(cfg: DictConfig, folder: Path) -> None:
     if trainer.is_global_zero:
         log.info("trained %d steps in %.0f s", trainer.global_step - first, seconds)
         place.trained(trainer.global_step)
+
+
+def watchers(cfg: DictConfig, place: RunFolder, rows: JsonlLogger, length: int) -> list[Callback]:
+    """The callbacks of `cfg.callbacks` between our own, in the order in which they act.
+
+    - length: `trainer.max_steps` of the part that the run goes on from.
+    """
+    from research_stack.preemption import Preemption
+    from research_stack.training.checkpoint import ConfigInside
+    from research_stack.training.ema import Ema
+    from research_stack.training.ending import Ending, Learning, Longer, Monitors
+    from research_stack.training.loggers import RowBeforeCheckpoint
+
+    chosen = {name: build(node, f"callbacks.{name}") for name, node in plain(cfg.callbacks).items()}
+    longer = [Longer(length, cfg.trainer.max_steps)] if length != cfg.trainer.max_steps else []
+    ema = [Ema(cfg.optimization.ema)] if cfg.optimization.ema else []
+    own = [RowBeforeCheckpoint(rows), Monitors(chosen), Learning(), *longer, ConfigInside(masked(plain(cfg))), *ema]
+    return [*own, *chosen.values(), Ending(), Preemption(place.path)]
 
 
 def quiet_lightning() -> None:
@@ -269,7 +286,7 @@ def quiet_lightning() -> None:
 
 
 def evaluate(cfg: DictConfig, place: RunFolder, again: bool = False) -> dict[str, float]:
-    """Every evaluation of `cfg.eval` on the folder's last checkpoint; {"<name>/<key>": value}, in result.json as each is done.
+    """Every evaluation of `cfg.eval` on the last checkpoint: {"<name>/<key>": value}, each kept when it is made.
 
     - again: whether the run has ended: result.json then says which evaluations, of which config, were made since.
 
@@ -345,7 +362,7 @@ def open_run(cfg: DictConfig, place: RunFolder, codec_alone: bool = False) -> Co
 
 
 def evaluate_run(cfg: DictConfig, place: RunFolder) -> Result:
-    """task=eval: measure a finished run; its result.json and report gain the new numbers. Several at once take turns."""
+    """task=eval: measure a finished run; result.json and report gain the new numbers. Several at once take turns."""
     from research_stack.reporting import write_report
 
     with place.lock(measuring(place)), log_file(place.path / "run.log"):
@@ -368,7 +385,7 @@ def sample_run(cfg: DictConfig, place: RunFolder) -> Result:
     samples = Samples(samplers={}, count=1 if cfg.prompt else 3, prompts=[cfg.prompt] if cfg.prompt else None)
     with context.inference():
         rows = samples.decode(context, name=context.sampler.name, sampler=context.sampler)
-    results.append_jsonl(place.samples_jsonl, rows)  # kept before it is shown: a terminal may refuse what it cannot write
+    results.append_jsonl(place.samples_jsonl, rows)  # before they are shown: a terminal may refuse what it cannot write
     for row in rows:
         terminal.write(f"{row['prompt']}{row['text']}\n{'-' * 40}\n")
     return place.load_result()

@@ -30,7 +30,7 @@ log = logging.getLogger(__name__)
 INTERRUPTS = (signal.SIGINT, signal.SIGTERM)
 SAVE_SECONDS = 120  # what saving a checkpoint may take once told to stop; also how long a hung rank is waited for when another fails
 PR_SET_PDEATHSIG = 1  # prctl(2)
-HANDED_ON = {"UserError": ValueError, "Stopped": Stopped, "Refused": Refused}  # by the name under which a rank records it
+HANDED_ON = {"UserError": ValueError, "Stopped": Stopped, "Refused": Refused}  # by the names that a rank records
 
 
 class WorkerFailed(RuntimeError):
@@ -83,7 +83,7 @@ def launch(folder: Path, hardware: Hardware, secrets: Mapping[str, str]) -> None
     - secrets: environment of the processes, for what the saved config has masked (`redaction.hand_over`).
 
     Ctrl-C and SIGTERM are passed on; the processes save a checkpoint and SystemExit(130 or 143) follows. Raises
-    ValueError with the line of the rank that failed first when it was a mistake of the user's or asked to stop, else WorkerFailed.
+    ValueError with the line of the rank that failed first when that was a mistake or a stop, else WorkerFailed.
     """
     from torch.distributed import run as torchrun
     from torch.distributed.elastic.multiprocessing.api import SignalException

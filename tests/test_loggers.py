@@ -204,9 +204,14 @@ def test_a_service_that_fails_anywhere_is_one_warning_and_loses_no_number(tmp_pa
     for number, where in enumerate(("constructor", "experiment", "log_metrics", 4, "save", "success", "failed")):
         caplog.clear()
         services, folder = [], tmp_path / str(number)
-        outside = Outside("logger.service", lambda where=where, services=services: services.append(Service((where,))) or services[-1])
-        fit(folder, [JsonlLogger(folder), outside], steps=3)
-        assert numbers(results.read_jsonl(folder / "metrics.jsonl")) == numbers(results.read_jsonl(tmp_path / "whole" / "metrics.jsonl"))
+
+        def make(where=where, services=services):
+            services.append(Service((where,)))
+            return services[-1]
+
+        fit(folder, [JsonlLogger(folder), Outside("logger.service", make)], steps=3)
+        rows, whole = (results.read_jsonl(place / "metrics.jsonl") for place in (folder, tmp_path / "whole"))
+        assert numbers(rows) == numbers(whole)
         warnings = [record.getMessage() for record in caplog.records if "left out" in record.getMessage()]
         assert len(warnings) == (where != "failed"), "the trainer ends well: nothing was asked to fail"
         assert all("logger.service has failed" in w and "no network" in w and "\n" not in w for w in warnings)
@@ -214,9 +219,10 @@ def test_a_service_that_fails_anywhere_is_one_warning_and_loses_no_number(tmp_pa
             assert services[0].reached[-1] in ("failed", where), "it is closed, and asked no more"
     healthy = Outside("logger.service", Service)
     fit(tmp_path / "healthy", [JsonlLogger(tmp_path / "healthy"), healthy], steps=3)
-    assert healthy._inner.reached.count("log_metrics") == 4 and healthy._inner.reached[-1] == "success"  # three steps and a validation
+    reached = healthy._inner.reached
+    assert reached.count("log_metrics") == 4 and reached[-1] == "success"  # three steps and a validation
     healthy.log_image()
-    assert healthy._inner.reached[-1] == "log_image" and healthy.breaks == () and healthy.name == "service"
+    assert reached[-1] == "log_image" and healthy.breaks == () and healthy.name == "service"
 
 
 def test_what_makes_a_logger_impossible_is_said_before_training(folder, monkeypatch, caplog):
@@ -225,11 +231,14 @@ def test_what_makes_a_logger_impossible_is_said_before_training(folder, monkeypa
 
     with pytest.raises(ValueError, match="project=x is none"):
         Outside("logger.service", impossible)
-    assert Outside("logger.service", impossible, refuses=False).experiment.log() is None and "project=x is none" in caplog.text
+    assert Outside("logger.service", impossible, refuses=False).experiment.log() is None
+    assert "project=x is none" in caplog.text
     monkeypatch.delenv("WANDB_API_KEY", raising=False)
     monkeypatch.setenv("NETRC", str(folder.path / "none"))
-    for mode, arguments, says in ((None, {"project": "a/b:c"}, "project=a/b:c"), (None, {"project": "x" * 129}, "128 characters"),
-                                  (None, {"offline": False}, "offline=False needs a key"), ("online", {}, "offline=None needs a key")):  # fmt: skip
+    for mode, arguments, says in (
+        (None, {"project": "a/b:c"}, "project=a/b:c"), (None, {"project": "x" * 129}, "128 characters"),
+        (None, {"offline": False}, "offline=False needs a key"), ("online", {}, "offline=None needs a key"),
+    ):  # fmt: skip
         monkeypatch.setenv("WANDB_MODE", mode) if mode else monkeypatch.delenv("WANDB_MODE", raising=False)
         with pytest.raises(ValueError, match=says) as caught:
             Wandb(folder, **arguments)

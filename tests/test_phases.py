@@ -11,7 +11,7 @@ from research_stack import compose, phases, run
 from research_stack.cli import main
 from research_stack.hints import UserError
 from research_stack.posttraining.grpo import GRPO
-from research_stack.results import RunFolder, config_hash, read_json
+from research_stack.results import RunFolder, config_hash, read_json, write_json
 from research_stack.training.checkpoint import load_checkpoint
 from research_stack.training.module import TrainingModule
 
@@ -202,6 +202,8 @@ def without_phase(here):
     config = OmegaConf.load("second/config.yaml")
     config.init_from = str(phase)
     OmegaConf.save(config, "second/config.yaml")
+    facts = read_json("second/run.json")
+    write_json("second/run.json", facts | {"config": facts["config"] | {"init_from": str(phase)}})
     shutil.rmtree(phase)
     return here
 

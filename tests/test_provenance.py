@@ -88,7 +88,8 @@ def test_the_code_is_named_by_commit_and_difference(checkout, tmp_path):
         file.write("\nCHANGED = 'hf_abcdefghijklmnopqrstuv'\n")
     (checkout / "new.py").write_text("")
     run = provenance.begin(tmp_path / "run", CONFIG)
-    assert run["git"]["dirty"] and len(run["git"]["changes"]) == 12 and facts["changes"] is None and run["git"]["untracked"] == ["new.py"] and run["git"]["diff"] == "diff.patch"
+    assert len(run["git"]["changes"]) == 12 and facts["changes"] is None
+    assert run["git"]["dirty"] and run["git"]["untracked"] == ["new.py"] and run["git"]["diff"] == "diff.patch"
     patch = (tmp_path / "run" / "diff.patch").read_text()
     assert "+CHANGED = '***'" in patch
 

@@ -43,7 +43,7 @@ def asset(name: str) -> str:
 def write_report(folder: str | os.PathLike[str], status: str | None = None) -> Path:
     """Write report.html and figures/*.png of a run folder; returns the page's path.
 
-    - status: what the page says of the run, where its files do not say it yet: a run is ok only when its report is there.
+    - status: what the page says of the run where its files do not say it yet: it is ok only when its report is there.
 
     Works from the files alone and for runs that failed or were interrupted: it shows what there is. OSError if the
     folder cannot be written.

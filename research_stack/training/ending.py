@@ -1,4 +1,5 @@
 """How training ends: an end is told apart from a stop, and what has learnt nothing is named."""
+
 from __future__ import annotations
 
 import logging
@@ -24,7 +25,8 @@ BITS = {1: torch.int8, 2: torch.int16, 4: torch.int32, 8: torch.int64}
 
 def stopped_early(trainer: Trainer) -> bool:
     """Whether an early-stopping callback has ended the training."""
-    return any(isinstance(callback, EarlyStopping) and callback.stopping_reason != EarlyStoppingReason.NOT_STOPPED for callback in trainer.callbacks)
+    stoppers = [callback for callback in trainer.callbacks if isinstance(callback, EarlyStopping)]
+    return any(stopper.stopping_reason != EarlyStoppingReason.NOT_STOPPED for stopper in stoppers)
 
 
 def has_ended(checkpoint: Mapping[str, Any], max_steps: int) -> bool:
@@ -33,9 +35,10 @@ def has_ended(checkpoint: Mapping[str, Any], max_steps: int) -> bool:
 
 
 class Ending(Checkpoint):  # after all other callbacks
-    """Saves `last.ckpt` and raises Stopped when something else than early stopping asks the trainer to stop below `max_steps`.
+    """Saves `last.ckpt` and raises Stopped when something else than early stopping stops the trainer below `max_steps`.
 
-    It acts behind the step and its validation, where one is due: a run that goes on has the rows of one that was not stopped.
+    It acts behind the step and its validation, where one is due, so that a run that goes on has the rows of one that
+    was not stopped.
     Time that `trainer.max_time` gives is that of one start, not of all.
     """
 
@@ -46,9 +49,12 @@ class Ending(Checkpoint):  # after all other callbacks
     def on_load_checkpoint(self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]) -> None:
         """Forget the time of earlier parts: else a run whose time was used up could not go on."""
         timers = {callback.state_key for callback in trainer.callbacks if isinstance(callback, Timer)}
-        checkpoint["callbacks"] = {key: state for key, state in checkpoint.get("callbacks", {}).items() if key not in timers}
+        states = checkpoint.get("callbacks", {})
+        checkpoint["callbacks"] = {key: state for key, state in states.items() if key not in timers}
 
-    def on_train_batch_end(self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int) -> None:
+    def on_train_batch_end(
+        self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
+    ) -> None:
         """Stop, unless the step's validation is still to come."""
         if not validation_follows(trainer):
             self._stop(trainer)
@@ -63,7 +69,8 @@ class Ending(Checkpoint):  # after all other callbacks
         if not trainer.should_stop or stopped_early(trainer) or not max(1, trainer.min_steps or 0) <= step < last:
             return
         trainer.save_checkpoint(Path(trainer.default_root_dir) / "checkpoints" / "last.ckpt")
-        timed = any(isinstance(callback, Timer) and (callback.time_remaining() or 0) <= 0 for callback in trainer.callbacks)
+        left = [callback.time_remaining() for callback in trainer.callbacks if isinstance(callback, Timer)]
+        timed = any(seconds is not None and seconds <= 0 for seconds in left)
         why = "its time (trainer.max_time) is used up" if timed else "a callback asked for it"
         raise Stopped(f"training was stopped at step {step} of {last}: {why}")
 
@@ -72,34 +79,42 @@ class Ending(Checkpoint):  # after all other callbacks
         """Raise ValueError when training came back without a step, or below `max_steps` without having been stopped."""
         done, wanted = trainer.global_step, trainer.max_steps
         if done == first:
-            raise ValueError(f"no step was trained (step {done} of trainer.max_steps={wanted}): look for what the trainer's other keys allow")
+            raise ValueError(
+                f"no step was trained (step {done} of trainer.max_steps={wanted}): "
+                f"look at the trainer's other keys, trainer.max_epochs={trainer.max_epochs} for one"
+            )
         if done < wanted and not stopped_early(trainer):
-            raise ValueError(f"training ended at step {done} of trainer.max_steps={wanted}, though nothing asked it to stop: "
-                             f"trainer.max_epochs={trainer.max_epochs} allows no more")
+            raise ValueError(
+                f"training ended at step {done} of trainer.max_steps={wanted}, unasked: "
+                f"trainer.max_epochs={trainer.max_epochs} allows no more"
+            )
 
 
 class Monitors(Callback):
-    """Raises ValueError behind the first validation when a callback monitors a number that has not been logged: put it first.
+    """Raises ValueError behind the first validation when a callback monitors a number that never comes: put it first.
 
     - callbacks: by the names of their config nodes.
     """
 
     def __init__(self, callbacks: Mapping[str, Callback]) -> None:
-        self.monitored = {name: callback.monitor for name, callback in callbacks.items() if hasattr(callback, "monitor")}
+        having = {name: callback.monitor for name, callback in callbacks.items() if hasattr(callback, "monitor")}
+        self.monitored = {name: monitor for name, monitor in having.items() if monitor is not None}
 
     def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Look once."""
         if trainer.sanity_checking or not self.monitored:
             return
         monitored, self.monitored = self.monitored, {}
-        missing = {name: wanted for name, wanted in monitored.items() if wanted is not None and wanted not in trainer.callback_metrics}
-        if not missing:
+        if set(monitored.values()) <= set(trainer.callback_metrics):
             return
-        rows = results.read_jsonl(RunFolder(trainer.default_root_dir).metrics_jsonl)  # of an earlier part of a resumed run
+        rows = results.read_jsonl(RunFolder(trainer.default_root_dir).metrics_jsonl)  # earlier parts of a resumed run
         known = {*trainer.callback_metrics, *(key for row in rows for key in row)} - {"step", "time", "epoch"}
-        for name, wanted in missing.items():
+        for name, wanted in monitored.items():
             if wanted not in known:
-                raise ValueError(f"callbacks.{name}.monitor={wanted} is a number that never comes; there are {', '.join(sorted(known))}")
+                raise ValueError(
+                    f"callbacks.{name}.monitor={wanted} is a number that never comes; "
+                    f"there are {', '.join(sorted(known))}"
+                )
 
 
 class Learning(Callback):
@@ -117,15 +132,23 @@ class Learning(Callback):
         """Compare."""
         steps = trainer.global_step - self._first
         if trainer.is_global_zero and steps and torch.equal(digest(pl_module), self._before):
-            log.warning("nothing was learnt: no weight has changed in %d steps (gradient norm %g and learning rate %g at the last one)", steps,
-                        *(float(trainer.callback_metrics.get(f"train/{name}", float("nan"))) for name in ("grad_norm", "lr")))
+            found = trainer.callback_metrics
+            norm, rate = (float(found.get(f"train/{name}", torch.nan)) for name in ("grad_norm", "lr"))
+            log.warning(
+                "nothing was learnt: no weight has changed in %d steps (gradient norm %g and learning rate %g "
+                "at the last one)",
+                steps,
+                norm,
+                rate,
+            )
 
 
 def digest(module: LightningModule) -> Tensor:
-    """(P,) int64: of each trained parameter, of a sharded one this device's part, the sum of its values read as whole numbers."""
+    """(P,) int64: of each trained parameter, or this device's part of it, the sum of its bits read as whole numbers."""
     parts = [p.detach() for p in module.parameters() if p.requires_grad]
     parts = [p.to_local() if isinstance(p, torch.distributed.tensor.DTensor) else p for p in parts]
-    return torch.stack([p.view(BITS[p.element_size()]).sum(dtype=torch.int64) for p in parts]) if parts else torch.zeros(0)
+    sums = [p.view(BITS[p.element_size()]).sum(dtype=torch.int64) for p in parts]
+    return torch.stack(sums) if sums else torch.zeros(0)
 
 
 class Longer(Callback):
@@ -133,8 +156,8 @@ class Longer(Callback):
 
     - before, now: `trainer.max_steps`.
 
-    The learning rate of a step is a function of the step and of the length, so that after a decay it rises again to where a
-    run of the new length would be; warmup does not come again. The optimizer's state is kept.
+    The learning rate of a step is a function of the step and of the length, so that after a decay it rises again to
+    where a run of the new length would be; warmup does not come again. The optimizer's state is kept.
     """
 
     def __init__(self, before: int, now: int) -> None:
@@ -148,5 +171,14 @@ class Longer(Callback):
         scheduler.last_epoch = step - 1
         scheduler.step()
         if trainer.is_global_zero:
-            log.info("made longer, %d steps instead of %d: from step %d on the schedule, and all that is a share of trainer.max_steps, is that of "
-                     "%d steps; the learning rate goes from %.3g to %.3g", self.now, self.before, step, self.now, old, scheduler.get_last_lr()[0])
+            new = scheduler.get_last_lr()[0]
+            log.info(
+                "made longer, %d steps instead of %d: from step %d on the schedule, and all that is a share of "
+                "trainer.max_steps, is that of %d steps; the learning rate goes from %.3g to %.3g",
+                self.now,
+                self.before,
+                step,
+                self.now,
+                old,
+                new,
+            )

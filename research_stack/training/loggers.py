@@ -148,11 +148,14 @@ class Wandb(WandbLogger):
         mode = os.environ.get("WANDB_MODE") if offline is None else None
         if mode is None:
             mode = "offline" if (not logged_in() if offline is None else offline) else "online"
-        require(mode != "online" or logged_in(), f"offline={offline} needs a key: wandb login, or WANDB_API_KEY; offline=null stays offline without one")
+        require(mode != "online" or logged_in(),
+                f"offline={offline} needs a key: wandb login, or WANDB_API_KEY; offline=null stays offline without one")
         try:
             wandb.Settings(project=project, run_group=group, run_tags=tuple(tags))
         except (wandb.errors.UsageError, ValueError) as error:
-            raise ValueError(f"project={project}, group={group}, tags={list(tags)} are not what wandb takes: {' '.join(str(error).split())}") from error
+            said = " ".join(str(error).split())
+            what = f"project={project}, group={group}, tags={list(tags)}"
+            raise ValueError(f"{what}: wandb refuses them ({said})") from error
         super().__init__(
             name=f"{config.get('name')} {place.path.name}", save_dir=place.path, project=project, id=identity, config=config,
             group=group, tags=list(tags), mode=mode, settings=wandb.Settings(console="off", silent=True))  # fmt: skip

@@ -67,7 +67,7 @@ class Optimization:
         require(0 <= final_ratio <= 1, f"final_ratio={final_ratio} must lie in [0, 1]")
         require(0 < decay_share <= 1, f"decay_share={decay_share} must lie in (0, 1]")
         require(warmup_steps >= 0, f"warmup_steps={warmup_steps} must not be negative")
-        require(warmup_steps < float("inf"), f"warmup_steps={warmup_steps} must be finite: the learning rate would stay 0")
+        require(warmup_steps < float("inf"), f"warmup_steps={warmup_steps} must be finite: no step would learn")
         require(weight_decay >= 0, f"weight_decay={weight_decay} must not be negative")
         require(weight_decay <= 1_000, f"weight_decay={weight_decay} must be at most 1,000")
         require(clip is None or clip > 0, f"clip={clip} must be positive, or null for no clipping")

@@ -1,4 +1,5 @@
-"""Loggers of outside services: whatever goes wrong in one is a warning, since every number is in the run's folder already."""
+"""Loggers of outside services: what goes wrong in one is a warning, since every number is in the folder already."""
+
 from __future__ import annotations
 
 import logging
@@ -11,10 +12,10 @@ log = logging.getLogger(__name__)
 
 
 class Outside(Logger):
-    """Hands everything on to a logger, until that one fails: then it is left out for the rest of the run, with one warning.
+    """Hands everything on to a logger until it fails: then it is left out for the rest of the run, with one warning.
 
     - where: its config node, for the warning. make: builds it.
-    - refuses: whether a ValueError from `make` is raised, since it says that the node is wrong: before training, not after.
+    - refuses: whether a ValueError from `make` is raised, since it says that the node is wrong.
     """
 
     def __init__(self, where: str, make: Callable[[], Logger], refuses: bool = True) -> None:
@@ -33,7 +34,11 @@ class Outside(Logger):
     def _leave_out(self, error: Exception) -> None:
         inner, self._inner = self._inner, None
         said = " ".join(f"{type(error).__name__}: {error}".split())
-        log.warning("%s has failed and is left out from here on (%s); metrics.jsonl and result.json have every number", self.where, said)
+        log.warning(
+            "%s has failed and is left out from here on (%s); metrics.jsonl and result.json have every number",
+            self.where,
+            said,
+        )
         if inner is not None:
             try:
                 inner.finalize("failed")
@@ -51,7 +56,7 @@ class Outside(Logger):
             return otherwise
 
     def __getattr__(self, name: str) -> Any:
-        """What the logger has beside the methods of all loggers, `log_image` and the like; what it does is watched too."""
+        """What the logger has beside the methods of all loggers, `log_image` and the like, watched too."""
         if name.startswith("_"):
             raise AttributeError(name)
         if self._inner is not None and not callable(value := getattr(self._inner, name)):
@@ -76,7 +81,8 @@ class Outside(Logger):
     @property
     def experiment(self) -> Any:
         """The service's own object; one that does nothing where there is none."""
-        return self._ask(lambda inner: inner.experiment if hasattr(inner, "experiment") else DummyExperiment(), DummyExperiment())
+        nothing = DummyExperiment()
+        return self._ask(lambda inner: inner.experiment if hasattr(inner, "experiment") else nothing, nothing)
 
     def log_metrics(self, metrics: dict[str, float], step: int | None = None) -> None:
         """Hand on."""

@@ -11,6 +11,8 @@ from contextlib import chdir
 import pytest
 from small_runs import SMALL, finish, log_of, losses, rows, run_here, start, wait_for
 
+from research_stack import compose, results
+from research_stack import run as run_config
 from research_stack.cli import main
 
 pytestmark = pytest.mark.slow
@@ -90,3 +92,17 @@ def test_a_mistake_seen_by_the_ranks_is_one_line(tmp_path, capfd):
         assert main(arguments) == 2
     out, err = capfd.readouterr()
     assert (out + err).count("the checkpoint is damaged") == 1 and "Traceback" not in out + err, out + err
+
+
+def test_ranks_that_are_stopped_below_max_steps_go_on_and_train_nothing_twice(tmp_path):
+    """How a rank ends reaches the process that launched it: stopped, then ended, then ended before it began."""
+    command = [*SMALL, "hardware=cpu_ddp", "trainer.max_steps=4"]
+    folder = tmp_path / "run"
+    with chdir(tmp_path), pytest.raises(results.Stopped, match="stopped at step 1 of 4: its time"):
+        run_config(compose([*command, "+trainer.max_time={milliseconds: 1}"]), folder)
+    assert results.Result.load(folder).status == "interrupted"
+    run_here(*command, folder=folder)
+    before = (folder / "checkpoints" / "last.ckpt").stat().st_mtime_ns
+    results.write_json(folder / "result.json", json.loads((folder / "result.json").read_text()) | {"status": "running"})
+    run_here(*command, folder=folder)
+    assert (folder / "checkpoints" / "last.ckpt").stat().st_mtime_ns == before and len(rows(folder)) == 4
