@@ -340,14 +340,35 @@ def test_why_of_a_group(conf, command):
     assert command("why", "model", "experiment=second", "model=tiny")[1].rstrip().endswith("model=tiny   <- wins")
 
 
-def test_help_lists_groups_and_examples(conf, command):
-    code, out, _ = command("--help")
-    assert code == 0 and "odd, small, tiny" in out and "task=eval run=" in out and len(out.splitlines()) < 70
-    assert command("-h")[1] == out
+def test_help_lists_groups_and_examples_within_the_terminal(conf, command, monkeypatch):
+    for number in range(30):
+        (conf / f"corruption/a_long_name_{number}.yaml").write_text("_target_: toylib.Corruption\n")
+    for columns in (40, 60, 80, 200):
+        monkeypatch.setenv("COLUMNS", str(columns))
+        code, out, _ = command("--help")
+        assert code == 0 and "odd, small, tiny" in out and "task=eval run=" in out and command("-h")[1] == out
+        assert max(map(len, out.splitlines())) <= max(columns, 80) and {f"a_long_name_{n}" for n in range(30)} <= set(out.replace(",", " ").split())
+        assert columns < 80 or not [line for line in out.splitlines() if len(line) > columns]
+
+
+def test_list_says_what_each_option_is(conf, fake_run, command, monkeypatch):
+    (conf / "model/small.yaml").write_text("# @package _global_.model\n\n#  Twice the width.\n# More of it.\n_target_: toylib.Model\n# no\n")
+    (conf / "model/sub").mkdir()
+    (conf / "model/sub/one.yaml").write_text("# Nested.\na: 1\n")
+    code, out, _ = command("list", "model")
+    assert code == 0 and [line.split(maxsplit=1) for line in out.splitlines()] == [["model=odd"], ["model=small", "Twice the width."], ["model=tiny"]]
+    assert command("--help", "model")[1] == command("model", "-h")[1] == out and command("list", "model/sub")[1].split() == ["model/sub=one", "Nested."]
+    assert "odd, small, tiny" in command("list")[1] and "model/sub" in command("list")[1]
+    monkeypatch.setenv("COLUMNS", "40")
+    (conf / "model/small.yaml").write_text(f"# {'words ' * 30}\n_target_: toylib.Model\n")
+    assert max(map(len, command("list", "model")[1].splitlines())) <= 40 and command("list", "model")[1].count("words") == 30
+    for words, said in ((["list", "modle"], "did you mean 'model'?"), (["--help", "xyzzy"], "the groups are"), (["model", "list"], "'list' comes first")):
+        code, out, err = command(*words)
+        assert code == 2 and out == "" and said in err and err.count("\n") == 1 and fake_run.calls == []
 
 
 def test_nothing_heavy_is_imported_for_looking_and_for_mistakes():
-    for arguments in (["--cfg", "job"], ["--help"], ["why", "seed"], ["modle=tiny"], ["seed=abc"]):
+    for arguments in (["--cfg", "job"], ["--help"], ["list", "data"], ["why", "seed"], ["modle=tiny"], ["seed=abc"]):
         done = without_torch(*arguments)
         assert "imported" not in done.stderr and "Traceback" not in done.stderr, done.stderr
         assert done.returncode == (2 if "=" in arguments[0] else 0)

@@ -4,7 +4,6 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
-from pathlib import Path
 
 RUN = """
 import logging, sys, types
@@ -53,11 +52,3 @@ def test_a_run_goes_on_whatever_becomes_of_its_output(tmp_path):
     assert not wrong
     written = (processes["> ascii.txt 2>&1", 1][0] / "ascii.txt").read_text(encoding="ascii")
     assert "text \\u6f22 1999\n" in written and "step 1999 of \\u6f22" in written and "Traceback" not in written
-
-
-def test_samples_are_stored_before_they_are_shown():
-    """Whatever becomes of the output of task=sample, samples.jsonl has the texts."""
-    from research_stack.paths import PACKAGE
-
-    body = (PACKAGE / "run.py").read_text().partition("def sample_run(")[2].partition("\ndef ")[0]
-    assert 0 < body.index("append_jsonl") < body.index("sys.stdout.write"), Path("run.py")
