@@ -29,6 +29,7 @@ from omegaconf import DictConfig, OmegaConf, open_dict
 
 from research_stack import hints, locations, paths, results
 from research_stack.hints import UserError
+from research_stack.literal import as_config, escaped
 from research_stack.paths import key_of, known_runs, shown
 from research_stack.results import RunFolder
 from research_stack.texts import quoted, with_places
@@ -272,7 +273,7 @@ def of_saved_run(cfg: DictConfig, overrides: Sequence[str]) -> DictConfig:
     said = [o for o in overrides if not is_hydra(o)]
     places = {key_of(o): OmegaConf.select(cfg, key_of(o)) for o in said if results.is_place(key_of(o))}
     moved = locations.moved(folder.read_config(), places, folder)
-    saved = OmegaConf.create(results.literal(moved))
+    saved = as_config(moved)
     named = {key_of(o).split(".")[0].split("/")[0]: o for o in said if key_of(o) not in places}
     if cfg.task in ("eval", "sample"):
         trained(folder)
@@ -292,12 +293,12 @@ def of_saved_run(cfg: DictConfig, overrides: Sequence[str]) -> DictConfig:
 def _with_nodes(saved: DictConfig, cfg: DictConfig, overrides: Iterable[str]) -> DictConfig:
     """The saved config with what these overrides set in the new one: whole nodes for groups, else single keys."""
     merged = OmegaConf.create(OmegaConf.to_container(saved))
-    resolved = OmegaConf.create(results.literal(OmegaConf.to_container(cfg, resolve=True)))
+    resolved = as_config(OmegaConf.to_container(cfg, resolve=True))
     for key in ("run", "task", "dry_run", "prompt", *map(key_of, overrides)):
         key = "hardware" if key == "launcher" else key
         value = OmegaConf.select(resolved, key)
         plain = OmegaConf.to_container(value, resolve=True) if OmegaConf.is_config(value) else value
-        OmegaConf.update(merged, key, results.literal(plain), merge=False, force_add=True)
+        OmegaConf.update(merged, key, escaped(plain), merge=False, force_add=True)
     return merged
 
 

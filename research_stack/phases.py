@@ -70,7 +70,7 @@ def check(cfg: DictConfig) -> None:
         raise UserError(f"init_from={cfg.init_from} is no run folder ({why}){f'; did you mean {near[0]}?' if near else ''}")
     if not (place.checkpoints / "last.ckpt").is_file():
         raise UserError(f"init_from={cfg.init_from} has no checkpoint in {paths.shown(place.checkpoints)}")
-    refuse_other_model(cfg, results.literal(place.read_config()), MEANING)
+    refuse_other_model(cfg, place.read_config(), MEANING)
 
 
 def has_begun(cfg: DictConfig) -> bool:
@@ -80,7 +80,7 @@ def has_begun(cfg: DictConfig) -> bool:
 
 def refuse_other_model(cfg: DictConfig, theirs: Any, keys: Sequence[str]) -> None:
     """Raise UserError where the first phase's model, in its config `theirs`, differs from this run's in one of the keys that both have."""
-    there, here = (OmegaConf.to_container(OmegaConf.create(config).get("model") or OmegaConf.create(), resolve=True) for config in (theirs, cfg))
+    there, here = (results.plain_config(config).get("model") or {} for config in (theirs, cfg))
     differing = [f"model.{key}: {short(there[key])} there, {short(here[key])} here" for key in keys if key in there and key in here and there[key] != here[key]]
     if differing:
         raise UserError(f"init_from={cfg.init_from}: that run's model is another one ({'; '.join(differing)}); say the same in both")

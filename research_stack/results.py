@@ -7,10 +7,10 @@ from __future__ import annotations
 
 import fcntl
 import hashlib
+import io
 import json
 import math
 import os
-import re
 import socket
 import time
 from collections.abc import Iterator, Mapping
@@ -34,10 +34,11 @@ from research_stack.files import (
     unwritable,
     write_json,
 )
+from research_stack.literal import as_config, refuse_interpolations, unescaped
 
 __all__ = [
     "ABSENT", "InUse", "Result", "RunFolder", "Status", "append_jsonl", "atomic_path", "atomic_write", "canonical", "config_hash", "differing_keys",
-    "flatten", "is_location", "is_place", "is_run", "is_science", "literal", "now", "plain_config", "read_json", "read_jsonl", "replace_last_jsonl", "science", "to_json",
+    "flatten", "is_location", "is_place", "is_run", "is_science", "now", "plain_config", "read_json", "read_jsonl", "replace_last_jsonl", "science", "to_json",
     "truncate_jsonl_after_step", "write_json",
 ]  # fmt: skip
 
@@ -96,24 +97,6 @@ def is_location(key: str, value: Any = "") -> bool:
 def is_place(key: str, value: Any = "") -> bool:
     """Whether it is a location that may change without the run being another one: a fingerprint tells whether what lies there is the same."""
     return key.startswith(FINGERPRINTED) and is_location(key, value)
-
-
-def literal(value: Any) -> Any:
-    """A plain value as OmegaConf takes it word for word: `${` in its texts is escaped, so that nothing in it is looked up."""
-    if isinstance(value, str):
-        return re.sub(r"(\\*)\$\{", lambda match: f"{match[1] * 2}\\${{", value)
-    if isinstance(value, list | tuple):
-        return [literal(v) for v in value]
-    return {k: literal(v) for k, v in value.items()} if isinstance(value, Mapping) else value
-
-
-def unescaped(value: Any) -> Any:
-    """The plain value of which OmegaConf keeps `literal(value)`; a reference that is not escaped stays the text it is."""
-    if isinstance(value, str):
-        return re.sub(r"((?:\\\\)*)\\\$\{", lambda match: f"{match[1][::2]}${{", value)
-    if isinstance(value, list | tuple):
-        return [unescaped(v) for v in value]
-    return {k: unescaped(v) for k, v in value.items()} if isinstance(value, Mapping) else value
 
 
 def science(config: Any) -> dict[str, Any]:
@@ -238,26 +221,27 @@ class RunFolder(os.PathLike[str]):
         """Save the resolved config as config.yaml."""
         from omegaconf import OmegaConf
 
-        atomic_write(self.config_yaml, OmegaConf.to_yaml(OmegaConf.create(literal(plain_config(config)))))
+        atomic_write(self.config_yaml, OmegaConf.to_yaml(as_config(plain_config(config))))
 
     def read_config(self) -> dict[str, Any]:
         """The saved config as plain Python; ValueError in one line if the folder is no run or the file is damaged.
 
-        Every text in it stands for itself: what looks like a reference (`${...}`) is looked up by nobody. `literal` makes a config of it.
+        Nothing in it is resolved: an interpolation, which only somebody's hand can have put there, is refused.
         """
         from omegaconf import OmegaConf
-        from omegaconf.errors import OmegaConfBaseException
         from yaml import YAMLError
 
         if not self.config_yaml.is_file():
             raise ValueError(f"run={self.path} is no run: it has no config.yaml")
         try:
-            config = unescaped(OmegaConf.to_container(OmegaConf.load(self.config_yaml)))
-        except (YAMLError, UnicodeDecodeError, OSError, OmegaConfBaseException) as error:
+            text = self.config_yaml.read_text(encoding="utf-8")
+            config = OmegaConf.to_container(OmegaConf.load(io.StringIO(text)))
+        except (YAMLError, UnicodeDecodeError, OSError) as error:
             raise ValueError(f"{self.config_yaml} cannot be read: {' '.join(str(error).split())}") from error
         if not isinstance(config, dict) or not config:
             raise ValueError(f"{self.config_yaml} holds no config")
-        return config
+        refuse_interpolations(self.config_yaml, text)
+        return unescaped(config)
 
     # ---- lock
     @contextmanager

@@ -13,8 +13,9 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from research_stack.hints import UserError
+from research_stack.literal import escaped
 from research_stack.paths import expanded, key_of
-from research_stack.results import is_location, is_place, literal
+from research_stack.results import is_location, is_place
 
 FOLDERS = ("run", "init_from")
 NO_FOLDER = ("", "null", "new")
@@ -25,7 +26,7 @@ def quoted(value: Path | str) -> str:
     """A text as Hydra's grammar, and then OmegaConf, give it back unchanged."""
     from hydra.core.override_parser.types import Quote, QuotedString
 
-    return QuotedString(literal(str(value)), Quote.single).with_quotes()
+    return QuotedString(escaped(str(value)), Quote.single).with_quotes()
 
 
 def as_text(overrides: Sequence[str], multirun: bool) -> list[str]:

@@ -170,14 +170,15 @@ def die_with_parent() -> None:
 
 def main(folder: str) -> int:
     """Train the saved config of the folder on this rank; the exit code. Errors are handed to the launching process."""
-    from omegaconf import OmegaConf
     from torch.distributed.elastic.multiprocessing.errors import get_error_handler
 
+    from research_stack.literal import as_config
+    from research_stack.results import RunFolder
     from research_stack.run import fit
 
     try:
         with _logging(Path(folder), rank=int(os.environ["RANK"])):
-            fit(OmegaConf.load(Path(folder) / "config.yaml"), Path(folder))
+            fit(as_config(RunFolder(folder).read_config()), Path(folder))
     except SystemExit as stop:  # told to stop, by research_stack.preemption
         return int(stop.code or 0)
     except (ValueError, OSError) as error:
