@@ -45,7 +45,10 @@ OPTIONS = (
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """The console script; returns the exit code. Without arguments those of the process, whose output is made safe first."""
+    """The console script; returns the exit code.
+
+    Without arguments those of the process are taken, and its output is made safe first (`outlet`).
+    """
     if argv is not None:
         return answered(list(argv))
     outlet.open_streams()
@@ -87,7 +90,8 @@ def dispatch(arguments: Sequence[str]) -> int:
         return show(command)
     for verb in ("why", "list"):
         if verb in command.overrides:
-            raise UserError(f"'{verb}' comes first: research-stack {verb} {'KEY [overrides]' if verb == 'why' else '[GROUP]'}")
+            behind = "KEY [overrides]" if verb == "why" else "[GROUP]"
+            raise UserError(f"'{verb}' comes first: research-stack {verb} {behind}")
     from research_stack import launch
 
     composer = composer_of(command)
@@ -120,8 +124,8 @@ Options:
 def listed(command: Command) -> int:
     """`research-stack list [GROUP]` and `research-stack --help GROUP`: what there is to choose from."""
     folders, groups = folders_of(command), [o for o in command.overrides if "=" not in o]
-    for text in [listing.options_of(group, folders, width()) for group in groups] or [listing.all_groups(folders, width())]:
-        sys.stdout.write(text + "\n")
+    options = [listing.options_of(group, folders, width()) for group in groups]
+    sys.stdout.writelines(f"{text}\n" for text in options or [listing.all_groups(folders, width())])
     return 0
 
 

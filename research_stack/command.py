@@ -74,7 +74,8 @@ def composer_of(command: Command) -> Composer:
 
 def folders_of(command: Command) -> list[Path]:
     """The config folders of the command, as far as that goes without Hydra where nothing names another one."""
-    if not {"--config-dir", "--config-path"} & set(command.flags) and not any(paths.key_of(o) == "hydra.searchpath" for o in command.overrides):
+    searched = any(paths.key_of(o) == "hydra.searchpath" for o in command.overrides)
+    if not searched and not set(FOLDERS) & set(command.flags):
         return [paths.CONF]
     composer = composer_of(command)
     composer.search(command.overrides)

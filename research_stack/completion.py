@@ -1,4 +1,5 @@
-"""Tab completion: Hydra's own, in the config folders that the typed line names, with the verbs and what stands behind them. No torch."""
+"""Tab completion: Hydra's own, in the config folders that the typed line names, and the verbs. No torch."""
+
 from __future__ import annotations
 
 import os
@@ -13,7 +14,7 @@ VERBS = ("why", "list", "send", "receive")
 
 
 def answer(command: Command) -> int:
-    """Print what may stand at the end of the line that the shell hands over in COMP_LINE, or the script that installs completion."""
+    """Print what may stand at the end of COMP_LINE, which the shell hands over, or the script that installs it."""
     if not any(o.startswith("query=") for o in command.overrides) or "COMP_LINE" not in os.environ:
         return show(command)
     words, last = typed(os.environ["COMP_LINE"])

@@ -82,7 +82,8 @@ def assemble(cfg: DictConfig, codec_of: RunFolder | None = None) -> Parts:
         if codec_of is None:
             data.prepare()
         else:
-            data.prepare_codec(codec_of.tokenizer, bool((results.read_json(codec_of.run_json).get("data") or {}).get("prompts_only")))
+            facts = results.read_json(codec_of.run_json).get("data") or {}
+            data.prepare_codec(codec_of.tokenizer, prompts_only=bool(facts.get("prompts_only")))
     model = build(cfg.model, "model", **taken(cfg, "model", data.for_model() | {"seed": cfg.seed}))
     with named("data"):
         data.check_fit(model, target(cfg.method))
@@ -335,7 +336,8 @@ def is_finished(cfg: DictConfig, place: RunFolder) -> bool:
     result = place.load_result()
     if result.status != "ok":
         return False
-    return result.hash == results.config_hash(cfg) or not results.differing_keys(place.read_config(), cfg)  # only its places have moved
+    moved = not results.differing_keys(place.read_config(), cfg)  # the same but for where its files lie
+    return moved or result.hash == results.config_hash(cfg)
 
 
 def refuse_other_data(place: RunFolder, data: TokenData) -> None:
@@ -354,12 +356,12 @@ def refuse_other_codec(first: RunFolder, data: TokenData) -> None:
 
 
 def keep_codec(data: LightningDataModule, place: RunFolder, anew: bool) -> None:
-    """Keep the tokenizer in the run's folder, whole or not at all: texts are sampled with it when the corpus is gone."""
+    """Keep the tokenizer in the run's folder, whole or not at all: it is enough to sample when the corpus is gone."""
     from research_stack.data.module import TokenData
 
     if not isinstance(data, TokenData) or (place.tokenizer.is_dir() and not anew):
         return
-    for part in (*place.path.glob(".tmp-*-tokenizer"), place.tokenizer):  # what a killed process left, or a run that came to nothing
+    for part in (*place.path.glob(".tmp-*-tokenizer"), place.tokenizer):  # of a killed process, of a run of nothing
         shutil.rmtree(part, ignore_errors=True)
     part = place.path / f".tmp-{os.getpid()}-tokenizer"
     part.mkdir()

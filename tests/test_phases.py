@@ -214,7 +214,7 @@ def test_it_can_still_be_measured_and_sampled_from(without_phase, monkeypatch, c
     assert main(["task=eval", "run=second", "eval=passk", *small]) == 0
     assert 0 <= read_json("second/result.json")["metrics"]["passk/pass@8"] <= 1
     capsys.readouterr()
-    monkeypatch.setattr(TokenData, "prepare", lambda self: 1 / 0)  # a prompt needs the tokenizer that the run keeps, and no corpus
+    monkeypatch.setattr(TokenData, "prepare", lambda self: 1 / 0)  # the tokenizer that the run keeps is enough
     assert main(["task=sample", "run=second", "sampler=gpt", "prompt=12="]) == 0
     assert capsys.readouterr().out.startswith("12=")
     with pytest.MonkeyPatch.context() as patched:

@@ -232,7 +232,7 @@ class TokenData(lightning.LightningDataModule):
         self.tokenizer.check()
 
     def prepare_codec(self, folder: Path, prompts_only: bool) -> None:
-        """Instead of `prepare()`, where there is a prompt to go on from and no corpus is read: the codec that `codec.save` wrote, and no rows."""
+        """Instead of `prepare()`, to go on from a prompt without a corpus: the codec that `save` wrote, and no rows."""
         self.codec, self._prompts_only = self.tokenizer.load(folder), prompts_only
 
     def prepare(self) -> None:

@@ -1,4 +1,5 @@
-"""Output that nobody reads, or that a terminal cannot show, says nothing about the run: it goes on, and the exit code is its own."""
+"""Output that nobody reads, or that a terminal cannot show, says nothing about the run: the exit code is its own."""
+
 from __future__ import annotations
 
 import os
@@ -42,7 +43,12 @@ def test_a_run_goes_on_whatever_becomes_of_its_output(tmp_path):
             where.mkdir()
             shell = f"set -o pipefail; {sys.executable} ../command.py seed={seed} {how}; code=$?; echo $code > code"
             env = dict(os.environ) | {"PYTHONIOENCODING": "ascii"}
-            processes[how, seed] = where, subprocess.Popen(["bash", "-c", shell], cwd=where, env=env, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+            processes[how, seed] = (
+                where,
+                subprocess.Popen(
+                    ["bash", "-c", shell], cwd=where, env=env, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
+                ),
+            )
     wrong = []
     for (how, seed), (where, process) in processes.items():
         process.wait(timeout=120)
