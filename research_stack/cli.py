@@ -7,10 +7,11 @@ from __future__ import annotations
 
 import shutil
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 
 from research_stack import completion, listing, outlet
-from research_stack.command import Command, complain, composer_of, folders_of, show
+from research_stack.command import Command, complain, composer_of, folders_of
 from research_stack.hints import UserError
 from research_stack.texts import require_utf8
 
@@ -85,7 +86,8 @@ def dispatch(arguments: Sequence[str]) -> int:
     if "--cfg" in command.flags and command.flags["--cfg"] not in ("job", "hydra", "all"):
         raise UserError(f"--cfg {command.flags['--cfg']}: must be one of job, hydra, all")
     if "--shell-completion" in command.flags:
-        return completion.answer(command)
+        rest = completion.answer(command)
+        return show(rest) if rest is not None else 0
     if any(flag in command.flags for flag in SHOWING):
         return show(command)
     for verb in ("why", "list"):
@@ -154,3 +156,31 @@ def over_the_wire(verb: str, *arguments: str) -> int:
     sys.stdout.buffer.write(out)
     sys.stdout.buffer.flush()
     return 0
+
+
+def show(command: Command) -> int:
+    """--cfg, --info, completion and the like: Hydra's own, with our one-line errors."""
+    from research_stack.launch import hand_over
+
+    with hydra_errors(command):
+        hand_over(command.hydra_arguments(), command.overrides)
+    return 0
+
+
+@contextmanager
+def hydra_errors(command: Command) -> Iterator[None]:
+    """One-line errors for what Hydra raises while it composes; only then is a composer of ours made."""
+    try:
+        yield
+    except Exception as error:
+        from hydra.errors import HydraException
+        from omegaconf.errors import OmegaConfBaseException
+        from yaml import YAMLError
+
+        from research_stack import hints
+
+        if not isinstance(error, HydraException | OmegaConfBaseException | YAMLError | ValueError):
+            raise
+        if isinstance(error, ValueError) and not isinstance(error, OmegaConfBaseException):
+            raise UserError(str(error)) from error
+        raise UserError(hints.explain(error, composer_of(command), command.overrides)) from error

@@ -2,8 +2,7 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -94,31 +93,3 @@ def complain(message: str, code: int = 2) -> int:
     """Write one line on standard error and return the exit code."""
     sys.stderr.write(f"research-stack: {'error: ' if code == 2 else ''}{' '.join(message.split())}\n")
     return code
-
-
-def show(command: Command) -> int:
-    """--cfg, --info, completion and the like: Hydra's own, with our one-line errors."""
-    from research_stack.launch import hand_over
-
-    with hydra_errors(command):
-        hand_over(command.hydra_arguments(), command.overrides)
-    return 0
-
-
-@contextmanager
-def hydra_errors(command: Command) -> Iterator[None]:
-    """One-line errors for what Hydra raises while it composes; only then is a composer of ours made."""
-    try:
-        yield
-    except Exception as error:
-        from hydra.errors import HydraException
-        from omegaconf.errors import OmegaConfBaseException
-        from yaml import YAMLError
-
-        from research_stack import hints
-
-        if not isinstance(error, HydraException | OmegaConfBaseException | YAMLError | ValueError):
-            raise
-        if isinstance(error, ValueError) and not isinstance(error, OmegaConfBaseException):
-            raise UserError(str(error)) from error
-        raise UserError(hints.explain(error, composer_of(command), command.overrides)) from error

@@ -11,7 +11,7 @@ import shutil
 import sys
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -57,7 +57,12 @@ def run(cfg: DictConfig, folder: str | Path | None = None) -> Result:
         raise ValueError(f"task={cfg.task} must be one of {', '.join(tasks)}")
     if cfg.dry_run:
         return describe(cfg, RunFolder(folder if folder is not None else cfg.run or paths.next_run_folder(cfg.name)))
-    return tasks[cfg.task](cfg, RunFolder(folder if folder is not None else cfg.run or new_folder(cfg.name)))
+    place = RunFolder(folder if folder is not None else cfg.run or new_folder(cfg.name))
+    try:
+        return tasks[cfg.task](cfg, place)
+    finally:
+        with suppress(OSError):  # not empty: something came of it
+            place.path.rmdir()
 
 
 def new_folder(name: str) -> Path:
