@@ -422,7 +422,10 @@ def _input_problem(cfg: Any, path: str, node: Mapping[str, Any], text: str) -> P
 
 
 def _origin(cfg: Any, key: str) -> str:
-    """The key that a key copies by interpolation (`path: ${data.path}`), or itself; in a saved config, the shortest of the same place."""
+    """The key that a key copies by interpolation (`path: ${data.path}`), or itself.
+
+    In a saved config, which has no interpolations, the shortest that names the same place.
+    """
     value = raw(cfg, key)
     if link := re.fullmatch(r"\$\{([\w.]+)\}", str(value)):
         return link[1]
@@ -459,7 +462,8 @@ def _problems(point: Composed, done: set[str], seen: set[str]) -> list[Problem]:
     problems = _with_sizes(config, _first_of_each([*problems, *_trainer(config)]))
     if not problems and config.get("init_from"):
         phases.check(point.cfg)
-    source = None if problems or config.get("task") == "compare" or _reads_no_corpus(config) else check_inputs(point.cfg, config, seen)
+    unread = problems or config.get("task") == "compare" or _reads_no_corpus(config)
+    source = None if unread else check_inputs(point.cfg, config, seen)
     typed = [key_of(o) for o in point.overrides]  # what the command says comes first
     problems.sort(key=lambda p: p.named_in(typed) is None)
     return [*problems, *([source] if source else [])]
@@ -467,7 +471,8 @@ def _problems(point: Composed, done: set[str], seen: set[str]) -> list[Problem]:
 
 def _reads_no_corpus(config: Mapping[str, Any]) -> bool:
     """Whether a saved run is only to go on from a prompt: the tokenizer that it keeps is enough."""
-    return config.get("task") == "sample" and bool(config.get("prompt")) and RunFolder(str(config["run"])).tokenizer.is_dir()
+    prompted = config.get("task") == "sample" and bool(config.get("prompt"))
+    return prompted and RunFolder(str(config["run"])).tokenizer.is_dir()
 
 
 def _told(problems: Sequence[Problem], point: Composed, composer: Composer, number: int, count: int) -> str:
@@ -479,11 +484,15 @@ def _told(problems: Sequence[Problem], point: Composed, composer: Composer, numb
     try:
         typed = [key_of(o) for o in point.overrides]
         named = first.named_in(typed)
-        place = Origins(composer, point.overrides).where(named or first.key) if named or point.saved is None else saved_at(point.saved, first.key)
+        if point.saved is not None and not named:
+            place = saved_at(point.saved, first.key)
+        else:
+            place = Origins(composer, point.overrides).where(named or first.key)
     except (HydraException, OSError):
         place = ""
     notes = [place] if place else []
-    notes += [f"if it has moved, say where it is: {first.key}=..."] if point.saved is not None and not named and is_place(first.key) else []
+    if point.saved is not None and not named and is_place(first.key):
+        notes.append(f"if it has moved, say where it is: {first.key}=...")
     notes += [f"point {number} of {count}: {' '.join(point.overrides)}"] if count > 1 else []
     notes += [f"and {len(problems) - 1} more mistakes"] if len(problems) > 2 else []
     notes += ["and one more mistake"] if len(problems) == 2 else []

@@ -7,10 +7,11 @@ from __future__ import annotations
 
 import shutil
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 
 from research_stack import completion, listing, outlet, redaction, targets, terminal
-from research_stack.command import Command, complain, composer_of, folders_of, show
+from research_stack.command import Command, complain, composer_of, folders_of
 from research_stack.hints import UserError
 from research_stack.texts import require_utf8
 
@@ -45,7 +46,10 @@ OPTIONS = (
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """The console script; returns the exit code. Without arguments those of the process, whose output is made safe first."""
+    """The console script; returns the exit code.
+
+    Without arguments those of the process are taken, and its output is made safe first (`outlet`).
+    """
     if argv is not None:
         return answered(list(argv))
     outlet.open_streams()
@@ -86,12 +90,14 @@ def dispatch(arguments: Sequence[str]) -> int:
     if "--cfg" in command.flags and command.flags["--cfg"] not in ("job", "hydra", "all"):
         raise UserError(f"--cfg {command.flags['--cfg']}: must be one of job, hydra, all")
     if "--shell-completion" in command.flags:
-        return completion.answer(command)
+        rest = completion.answer(command)
+        return show(rest) if rest is not None else 0
     if any(flag in command.flags for flag in SHOWING):
         return show(command)
     for verb in ("why", "list"):
         if verb in command.overrides:
-            raise UserError(f"'{verb}' comes first: research-stack {verb} {'KEY [overrides]' if verb == 'why' else '[GROUP]'}")
+            behind = "KEY [overrides]" if verb == "why" else "[GROUP]"
+            raise UserError(f"'{verb}' comes first: research-stack {verb} {behind}")
     from research_stack import launch
 
     composer = composer_of(command)
@@ -124,8 +130,8 @@ Options:
 def listed(command: Command) -> int:
     """`research-stack list [GROUP]` and `research-stack --help GROUP`: what there is to choose from."""
     folders, groups = folders_of(command), [o for o in command.overrides if "=" not in o]
-    for text in [listing.options_of(group, folders, width()) for group in groups] or [listing.all_groups(folders, width())]:
-        sys.stdout.write(text + "\n")
+    options = [listing.options_of(group, folders, width()) for group in groups]
+    sys.stdout.writelines(f"{text}\n" for text in options or [listing.all_groups(folders, width())])
     return 0
 
 
@@ -159,3 +165,31 @@ def over_the_wire(verb: str, *arguments: str) -> int:
     sys.stdout.buffer.write(out)
     sys.stdout.buffer.flush()
     return 0
+
+
+def show(command: Command) -> int:
+    """--cfg, --info, completion and the like: Hydra's own, with our one-line errors."""
+    from research_stack.launch import hand_over
+
+    with hydra_errors(command):
+        hand_over(command.hydra_arguments(), command.overrides)
+    return 0
+
+
+@contextmanager
+def hydra_errors(command: Command) -> Iterator[None]:
+    """One-line errors for what Hydra raises while it composes; only then is a composer of ours made."""
+    try:
+        yield
+    except Exception as error:
+        from hydra.errors import HydraException
+        from omegaconf.errors import OmegaConfBaseException
+        from yaml import YAMLError
+
+        from research_stack import hints
+
+        if not isinstance(error, HydraException | OmegaConfBaseException | YAMLError | ValueError):
+            raise
+        if isinstance(error, ValueError) and not isinstance(error, OmegaConfBaseException):
+            raise UserError(str(error)) from error
+        raise UserError(hints.explain(error, composer_of(command), command.overrides)) from error

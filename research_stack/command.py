@@ -2,8 +2,7 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -75,7 +74,8 @@ def composer_of(command: Command) -> Composer:
 
 def folders_of(command: Command) -> list[Path]:
     """The config folders of the command, as far as that goes without Hydra where nothing names another one."""
-    if not {"--config-dir", "--config-path"} & set(command.flags) and not any(paths.key_of(o) == "hydra.searchpath" for o in command.overrides):
+    searched = any(paths.key_of(o) == "hydra.searchpath" for o in command.overrides)
+    if not searched and not set(FOLDERS) & set(command.flags):
         return [paths.CONF]
     composer = composer_of(command)
     composer.search(command.overrides)
@@ -95,31 +95,3 @@ def complain(message: str, code: int = 2) -> int:
     said = terminal.visible(redact(" ".join(message.split())))
     sys.stderr.write(f"research-stack: {'error: ' if code == 2 else ''}{said}\n")
     return code
-
-
-def show(command: Command) -> int:
-    """--cfg, --info, completion and the like: Hydra's own, with our one-line errors."""
-    from research_stack.launch import hand_over
-
-    with hydra_errors(command):
-        hand_over(command.hydra_arguments(), command.overrides)
-    return 0
-
-
-@contextmanager
-def hydra_errors(command: Command) -> Iterator[None]:
-    """One-line errors for what Hydra raises while it composes; only then is a composer of ours made."""
-    try:
-        yield
-    except Exception as error:
-        from hydra.errors import HydraException
-        from omegaconf.errors import OmegaConfBaseException
-        from yaml import YAMLError
-
-        from research_stack import hints
-
-        if not isinstance(error, HydraException | OmegaConfBaseException | YAMLError | ValueError):
-            raise
-        if isinstance(error, ValueError) and not isinstance(error, OmegaConfBaseException):
-            raise UserError(str(error)) from error
-        raise UserError(hints.explain(error, composer_of(command), command.overrides)) from error

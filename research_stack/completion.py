@@ -1,4 +1,5 @@
-"""Tab completion: Hydra's own, in the config folders that the typed line names, with the verbs and what stands behind them. No torch."""
+"""Tab completion: Hydra's own, in the config folders that the typed line names, and the verbs. No torch."""
+
 from __future__ import annotations
 
 import os
@@ -6,16 +7,19 @@ import shlex
 import sys
 
 from research_stack import paths
-from research_stack.command import FOLDERS, Command, folders_of, show
+from research_stack.command import FOLDERS, Command, folders_of
 from research_stack.hints import UserError
 
 VERBS = ("why", "list", "send", "receive")
 
 
-def answer(command: Command) -> int:
-    """Print what may stand at the end of the line that the shell hands over in COMP_LINE, or the script that installs completion."""
+def answer(command: Command) -> Command | None:
+    """Print the verbs and groups that may stand at the end of COMP_LINE, the line that the shell hands over.
+
+    Returns the command that Hydra is to answer for the rest, or None where there is none.
+    """
     if not any(o.startswith("query=") for o in command.overrides) or "COMP_LINE" not in os.environ:
-        return show(command)
+        return command
     words, last = typed(os.environ["COMP_LINE"])
     try:
         line = Command.parse(words[1:] if words[:1] in (["why"], ["list"]) else words)
@@ -23,12 +27,12 @@ def answer(command: Command) -> int:
         line = Command()
     if words[:1] == ["list"]:
         sys.stdout.writelines(f"{group}\n" for group in paths.groups(folders_of(line)) if group.startswith(last))
-        return 0
+        return None
     if not words:
         sys.stdout.writelines(f"{verb}\n" for verb in VERBS if verb.startswith(last))
     flags = {name: value for name, value in line.flags.items() if name in (*FOLDERS, "--config-name")}
     os.environ["COMP_LINE"] = " ".join(["research-stack", *(o for o in line.overrides if " " not in o), last])
-    return show(Command(command.overrides, {**command.flags, **flags}))
+    return Command(command.overrides, {**command.flags, **flags})
 
 
 def typed(line: str) -> tuple[list[str], str]:

@@ -89,7 +89,10 @@ def _folder_of(source: ConfigSource) -> Path | None:
 
 @dataclass(frozen=True)
 class Composed:
-    """A composed config: the overrides that led to it, the job's part, Hydra's own part, and the saved config.yaml it is of, if any."""
+    """A composed config: the overrides that led to it, the job's part, and Hydra's own part.
+
+    - saved: the config.yaml of the run it is of; None for a new run.
+    """
 
     overrides: tuple[str, ...]
     cfg: DictConfig
@@ -101,7 +104,7 @@ class Composer:
     """Composes configs of one config folder.
 
     - conf: the folder that holds config.yaml; the package's own by default.
-    - extra: a further folder that is searched first (`--config-dir`). `hydra.searchpath` names more, which are searched last.
+    - extra: a further folder that is searched first (`--config-dir`). `hydra.searchpath` names more: searched last.
     """
 
     def __init__(self, conf: Path | None = None, extra: Path | None = None, config_name: str = CONFIG) -> None:
@@ -120,9 +123,10 @@ class Composer:
         return list(dict.fromkeys([*self._given, *self.loader.searched()]))
 
     def search(self, overrides: Sequence[str]) -> None:
-        """Take the `hydra.searchpath` of a command whose config is not composed; UserError for a folder that is not there."""
+        """Take the `hydra.searchpath` of a command that composes nothing; UserError for a folder that is not there."""
+        wanted = [o for o in overrides if key_of(o) == "hydra.searchpath"]
         with hints.explained(self, overrides):
-            self.loader._parse_overrides_and_create_caching_repo(self.config_name, [o for o in overrides if key_of(o) == "hydra.searchpath"])
+            self.loader._parse_overrides_and_create_caching_repo(self.config_name, wanted)
 
     def load(self, overrides: Sequence[str], mode: RunMode = RunMode.RUN) -> DictConfig:
         """Hydra's composition, its `hydra` node included; raises Hydra's errors."""
@@ -139,8 +143,10 @@ class Composer:
             with open_dict(cfg):
                 del cfg["hydra"]
         if lacking := [key for key in OF_EVERY_CONFIG if key not in cfg]:
-            file = next((f for folder in self.folders if (f := folder / f"{self.config_name}.yaml").is_file()), self.config_name)
-            raise UserError(f"{shown(file)} lacks {', '.join(lacking)}: a config has the keys of {shown(paths.CONF / 'config.yaml')}")
+            files = (folder / f"{self.config_name}.yaml" for folder in self.folders)
+            file = next((f for f in files if f.is_file()), self.config_name)
+            raise UserError(f"{shown(file)} lacks {', '.join(lacking)}: a config has the keys of "
+                            f"{shown(paths.CONF / 'config.yaml')}")
         self._known_options(overrides)
         self._refuse_references_to_hydra(cfg, overrides)
         return Composed(tuple(overrides), cfg, hydra)
@@ -154,13 +160,14 @@ class Composer:
                 raise UserError(hints.no_such_option(group, option, options, "command line"))
 
     def _refuse_references_to_hydra(self, cfg: DictConfig, overrides: Sequence[str]) -> None:
-        """Raise UserError for `${hydra:...}` in the config of a run: Hydra's own node exists only while Hydra runs the command."""
+        """Raise UserError for `${hydra:...}` in the config of a run, which does not keep Hydra's own node."""
         from research_stack.why import Origins
 
         for key, value in results.flatten(OmegaConf.to_container(cfg)).items():
             if re.search(r"(?<!\\)\$\{hydra[:.]", str(value)):
-                raise UserError(f"{key}={value} refers to Hydra's own config, which a run does not keep: write the value itself, "
-                                f"or refer to a key of the config, as in ${{model.dim}} ({Origins(self, overrides).where(key)})")
+                raise UserError(f"{key}={value} refers to Hydra's own config, which a run does not keep: write "
+                                f"the value itself, or refer to a key of the config, as in ${{model.dim}} "
+                                f"({Origins(self, overrides).where(key)})")
 
     def compose_point(self, overrides: Sequence[str], hydra: Sequence[str] = ()) -> Composed:
         """As `compose`, for one of many: points that choose the same groups share one composition.
@@ -247,7 +254,8 @@ def settle(composed: Composed) -> Composed:
         if cfg.get("smoke"):
             shrink(cfg, composed.overrides)
         return composed
-    return Composed(composed.overrides, of_saved_run(cfg, composed.overrides), composed.hydra, RunFolder(str(cfg.run)).config_yaml)
+    saved = RunFolder(str(cfg.run)).config_yaml
+    return Composed(composed.overrides, of_saved_run(cfg, composed.overrides), composed.hydra, saved)
 
 
 def for_run(folder: str | Path, overrides: Sequence[str] = (), task: str = "eval") -> DictConfig:

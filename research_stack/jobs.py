@@ -22,7 +22,7 @@ from research_stack.results import Refused, Result, RunFolder, Stopped
 log = logging.getLogger(__name__)
 #: Overrides that hand the naming of points, and nothing of logging or config files, to us. A cluster job resolves
 #: the name too: it imports this module to find `job`.
-OmegaConf.register_new_resolver("point_name", lambda overrides: point_name(OmegaConf.to_container(overrides)), replace=True)
+OmegaConf.register_new_resolver("point_name", lambda typed: point_name(OmegaConf.to_container(typed)), replace=True)
 HYDRA = ("hydra.output_subdir=null", "hydra/job_logging=none", "hydra/hydra_logging=none")
 typed: list[str] = []  # sys.argv as it was before ours joined Hydra's; what a run records as its command
 POINTS = "hydra.sweep.subdir='${point_name:${hydra.overrides.task}}'"
@@ -82,7 +82,7 @@ def job(cfg: DictConfig) -> Result:
     sys.argv = typed or sys.argv
     targets.search_working_directory()  # in a cluster job too
     set_up_logging()
-    folder = Path(shown(OmegaConf.to_container(hydra.runtime)["output_dir"]))  # as it is: `${` in a name is no reference
+    folder = Path(shown(OmegaConf.to_container(hydra.runtime)["output_dir"]))  # a `${` in a name is no reference
     try:
         composed = settle(Composed(tuple(OmegaConf.to_container(hydra.overrides.task)), cfg, hydra))
         if hydra.mode == RunMode.MULTIRUN:

@@ -68,7 +68,8 @@ def single(command: Command, composer: Composer) -> int:
 
     def run_in(folder: Path) -> int:
         extra = [*(o for o in HYDRA if not _sets(command.overrides, o)), f"hydra.run.dir={quoted(folder)}"]
-        return guarded(lambda: hand_over(command.hydra_arguments(), [*command.overrides, *extra]), folder, training=composed.cfg.task == "train")
+        overrides, training = [*command.overrides, *extra], composed.cfg.task == "train"
+        return guarded(lambda: hand_over(command.hydra_arguments(), overrides), folder, training=training)
 
     try:
         return run_in(chosen or unfinished_run(composed.cfg) or paths.new_run_folder(composed.cfg.name))
@@ -132,8 +133,8 @@ def unfinished_run(cfg: DictConfig) -> Path | None:
     from research_stack.compose import sound_checkpoint
     from research_stack.results import Result, RunFolder, config_hash
 
-    wanted = config_hash(cfg)
-    for path in sorted((paths.OUTPUTS / paths.slug(cfg.name)).glob("*/result.json"), reverse=True) if cfg.run is None else ():
+    wanted, earlier = config_hash(cfg), (paths.OUTPUTS / paths.slug(cfg.name)).glob("*/result.json")
+    for path in sorted(earlier, reverse=True) if cfg.run is None else ():
         try:
             result = Result.load(path.parent)
         except ValueError as error:
@@ -216,13 +217,17 @@ def plan(command: Command, composer: Composer) -> tuple[Path, list[Point]]:
 
 
 def refuse_shared(points: Sequence[Point], lists: Sequence[Sequence[str]]) -> None:
-    """Raise UserError where two points that train would share a folder: they differ in keys alone that change no number and name no folder."""
+    """Raise UserError where two points that train would share a folder.
+
+    They then differ in keys alone that change no number and name no folder.
+    """
     first: dict[Path, int] = {}
     for number, (point, overrides) in enumerate(zip(points, lists, strict=True), start=1):
         other = first.setdefault(point.folder, number)
         if differing := sorted({paths.key_of(o) for o in set(overrides) ^ set(lists[other - 1])}):
             if point.composed.cfg.task == "train":
-                raise UserError(f"points {other} and {number} of {len(points)} are one run: they differ in {', '.join(differing)} alone, which changes no number")
+                raise UserError(f"points {other} and {number} of {len(points)} are one run: they differ in "
+                                f"{', '.join(differing)} alone, which changes no number")
 
 
 def _point_folder(composed: Composed, folder: Path, overrides: Sequence[str]) -> Path:

@@ -1,4 +1,5 @@
-"""What there is to choose from: groups, and each option of a group with the first line of its file. No torch, no hydra."""
+"""What there is to choose from: groups, and each option of a group with the first line of its file. No hydra."""
+
 from __future__ import annotations
 
 import textwrap
@@ -48,5 +49,8 @@ def options_of(group: str, folders: Sequence[Path], width: int) -> str:
     known, group = paths.groups(folders), group.strip("/").rstrip("=")
     if group not in known:
         raise UserError(f"list {group}: there is no such group{did_you_mean(group, list(known), 'the groups')}")
-    files = {option: next(f for folder in folders if (f := folder / group / f"{option}.yaml").is_file()) for option in known[group]}
+    files = {
+        option: next(f for folder in folders if (f := folder / group / f"{option}.yaml").is_file())
+        for option in known[group]
+    }
     return columns(((f"{group}={option}", first_line(file)) for option, file in files.items()), width)

@@ -1,7 +1,9 @@
-"""Where the files of a saved run lie now: relative paths are those of where it was started, and what has moved may be said again.
+"""Where the files of a saved run lie now.
 
+Relative paths are those of where it was started, and what has moved may be said again.
 That what lies there is the same, the fingerprints tell when it is opened. No torch, no hydra.
 """
+
 from __future__ import annotations
 
 import glob
@@ -17,9 +19,9 @@ from research_stack.results import RunFolder
 
 
 def moved(config: dict[str, Any], places: Mapping[str, Any], folder: RunFolder) -> dict[str, Any]:
-    """The plain config of a saved run with the places that the command gives again, and its other relative paths as they are found from here.
+    """The plain config of a saved run with the places that the command gives again, its relative paths as found from here.
 
-    - places: {dotted key: value}. Keys of the same node that held the same place change with it: a source takes it from `data.path`.
+    - places: {dotted key: value}. What held the same place in the same node changes too: a source copies `data.path`.
 
     Raises UserError for a place that the run does not have.
     """
@@ -29,7 +31,9 @@ def moved(config: dict[str, Any], places: Mapping[str, Any], folder: RunFolder) 
             near = did_you_mean(key, own, "its places") if (own := sorted(filter(results.is_place, leaves))) else ""
             raise UserError(f"{key}={value} is no place of that run{near} ({shown(folder.config_yaml)})")
     told = {(key.split(".")[0], results.to_json(leaves[key])): value for key, value in places.items()}
-    told |= {("data", old): value for (node, old), value in list(told.items()) if node == "model"}  # a tokenizer of the model's folder
+    told |= {
+        ("data", old): value for (node, old), value in list(told.items()) if node == "model"
+    }  # a tokenizer of the model's folder
     cwd = _started_in(folder)
     for key, value in leaves.items():
         if results.is_location(key, value):

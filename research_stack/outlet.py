@@ -1,9 +1,10 @@
-"""Standard output and error that cannot end a run: what nobody reads is dropped, what a terminal cannot show is written in its escapes.
+"""Standard output and error that cannot end a run: what nobody reads is dropped, what cannot be shown is escaped.
 
-A reader that has gone (`| head -1`), an output that was closed when the program began (`>&-`), a terminal without UTF-8: none of them says
-anything about the run, which goes on and whose end is the exit code. Only where output was lost for another reason (a full disk) an exit code
-of 0 becomes 1. No torch.
+A reader that has gone (`| head -1`), an output that was closed at the start (`>&-`), a terminal without UTF-8: none of
+them says anything about the run, which goes on and whose end is the exit code. Only where output was lost for
+another reason (a full disk) an exit code of 0 becomes 1.
 """
+
 from __future__ import annotations
 
 import errno
@@ -53,10 +54,14 @@ def _stream(descriptor: int, old: io.TextIOWrapper | None, by_line: bool) -> io.
 
 
 def exit_code(code: int) -> int:
-    """The exit code of a process that ends with `code`: 1 where it was 0 and output was lost that somebody may still want."""
+    """The exit code of a process that ends with `code`: 1 where it was 0 and output was lost that somebody may want."""
     for stream in (sys.stdout, sys.stderr):
         stream.flush()
-        raw = stream.buffer.raw if isinstance(stream, io.TextIOWrapper) and isinstance(stream.buffer, io.BufferedWriter) else None
+        raw = (
+            stream.buffer.raw
+            if isinstance(stream, io.TextIOWrapper) and isinstance(stream.buffer, io.BufferedWriter)
+            else None
+        )
         if code == 0 and isinstance(raw, Outlet) and raw.lost is not None and raw.lost.errno not in NOBODY:
             code = 1
     return code

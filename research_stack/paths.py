@@ -31,8 +31,8 @@ UNNAMED = ("sweep", "launcher", "logger", "name", "task", "run", "hydra", "dry_r
 def slug(text: str, longest: int = LONGEST) -> str:
     """A folder name of letters, digits and `=,+-_.` for the text; no two texts share one.
 
-    A text of these alone is its own name. In any other brackets, quotes and spaces are left out, slashes become dots and the rest `_`,
-    and a hash of the whole text ends the name.
+    A text of these alone is its own name. In any other brackets, quotes and spaces are left out, slashes become dots
+    and the rest `_`, and a hash of the whole text ends the name.
     """
     if len(text) <= longest and re.fullmatch(SAFE, text) and not re.search(HASHED, text):
         return text
@@ -54,8 +54,8 @@ def is_unnamed(override: str) -> bool:
 def point_name(overrides: Iterable[str]) -> str:
     """The folder name of a sweep's point: its overrides sorted by key, as in `corruption.mask_ratio=0.3,seed=1`.
 
-    Two points never share one. A value is plain where it holds no comma, or is a list of several such: its brackets need not be
-    written, since a comma that no key follows goes on with a list. Whatever is not plain puts a hash at the end (`slug`).
+    Two points never share one. A value is plain where it holds no comma, or is a list of several such: its brackets
+    need not be written, since a comma that no key follows goes on with a list. What is not plain puts a hash at the end.
     """
     named = sorted((o for o in overrides if not is_unnamed(o)), key=key_of)
     if not named:
@@ -79,7 +79,10 @@ def sweep_folder(names: Iterable[str], group: str | None, swept: Sequence[str]) 
 
 
 def claim(wanted: Path) -> Path:
-    """Make the folder, with `_2`, `_3`, ... behind its name where that exists: it belongs to the caller alone, however many ask at once."""
+    """Make the folder, with `_2`, `_3`, ... behind its name where that exists.
+
+    It belongs to the caller alone, however many ask at once.
+    """
     folder, number = wanted, 1
     wanted.parent.mkdir(parents=True, exist_ok=True)
     while True:
@@ -98,12 +101,12 @@ def next_run_folder(name: str, moment: datetime | None = None) -> Path:
 
 
 def new_run_folder(name: str, moment: datetime | None = None) -> Path:
-    """A new folder `outputs/<name>/<YYYY-mm-dd_HH-MM-SS>`, with `_2`, `_3`, ... behind it where others started in the same second."""
+    """Make `outputs/<name>/<YYYY-mm-dd_HH-MM-SS>`, with `_2`, ... behind it where others started in the same second."""
     return claim(next_run_folder(name, moment))
 
 
 def expanded(path: str | os.PathLike[str]) -> Path:
-    """The path with `~` as the home folder; where nobody knows of one (no HOME, a user without a name) `~` stays as it is."""
+    """The path with `~` as the home folder; `~` stays where there is none (no HOME, a user without a name)."""
     return Path(os.path.expanduser(path))
 
 

@@ -71,7 +71,7 @@ def check(cfg: DictConfig) -> None:
         raise UserError(f"init_from={cfg.init_from} is no run folder ({why}){f'; did you mean {near[0]}?' if near else ''}")
     if not (place.checkpoints / "last.ckpt").is_file():
         raise UserError(f"init_from={cfg.init_from} has no checkpoint in {paths.shown(place.checkpoints)}")
-    refuse_other_model(cfg, results.literal(place.read_config()), MEANING)
+    refuse_other_model(cfg, place.read_config(), MEANING)
 
 
 def has_begun(cfg: DictConfig) -> bool:

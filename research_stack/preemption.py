@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import logging
 import os
+import shlex
 import signal
 import threading
 import time
@@ -128,6 +129,7 @@ class Preemption(Checkpoint):  # after all other callbacks, and given last after
     def _leave(self, trainer: Trainer, number: signal.Signals) -> None:
         if trainer.is_global_zero:
             # On Ctrl-C the command line says so itself.
-            how = "" if number == signal.SIGINT else f"; the same command goes on, or: research-stack run={self.folder}"
+            again = f"; the same command goes on, or: research-stack run={shlex.quote(str(self.folder))}"
+            how = "" if number == signal.SIGINT else again
             log.warning("interrupted at step %d of %d%s", trainer.global_step, trainer.max_steps, how)
         raise SystemExit(128 + number)

@@ -63,7 +63,7 @@ def overrides_of(argv: Sequence[str]) -> list[str]:
     if hydra is not None and hydra.HydraConfig.initialized():
         from omegaconf import OmegaConf
 
-        return OmegaConf.to_container(hydra.HydraConfig.get().overrides.task)  # as written: `${` in a prompt is no reference
+        return OmegaConf.to_container(hydra.HydraConfig.get().overrides.task)  # a `${` in a prompt is no reference
     return [argument for argument in argv[1:] if "=" in argument and not argument.startswith("-")]
 
 

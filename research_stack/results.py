@@ -59,8 +59,8 @@ HARDWARE_SCIENCE = ("precision",)
 LENGTH = "trainer.max_steps"  # the one key of science that a run which has begun may be given anew, if it grows
 # Last parts of keys that say where something lies, not what it is: `data.path`, `model.path`, `data.source.template`, ...
 LOCATIONS = ("path", "template", "squad", "hotpotqa", "nq", "run")
-# The nodes whose places are judged by a fingerprint when they are opened (corpus, tokenizer, frozen models). Their texts count in the hash,
-# since they name points and first phases, but not where a folder's own config is compared with another one.
+# The nodes whose places are judged by a fingerprint when they are opened (corpus, tokenizer, frozen models). Their
+# texts count in the hash, since they name points and first phases, but not where a folder's own config is compared.
 FINGERPRINTED = ("data.", "model.", "method.readers.")
 
 
@@ -103,11 +103,12 @@ def is_science(key: str) -> bool:
 def is_location(key: str, value: Any = "") -> bool:
     """Whether a dotted key, and its value, say where something lies: files, folders, a name on the hub."""
     texts = [value] if isinstance(value, str) else value
-    return "." in key and key.rpartition(".")[2] in LOCATIONS and isinstance(texts, list | tuple) and all(isinstance(text, str) for text in texts)
+    named = "." in key and key.rpartition(".")[2] in LOCATIONS
+    return named and isinstance(texts, list | tuple) and all(isinstance(text, str) for text in texts)
 
 
 def is_place(key: str, value: Any = "") -> bool:
-    """Whether it is a location that may change without the run being another one: a fingerprint tells whether what lies there is the same."""
+    """Whether it is a location that may change without the run being another: a fingerprint judges what lies there."""
     return key.startswith(FINGERPRINTED) and is_location(key, value)
 
 
@@ -135,10 +136,14 @@ def config_hash(config: Any) -> str:
 
 
 def differing_keys(old: Any, new: Any) -> list[tuple[str, Any, Any]]:
-    """(dotted key, old value, new value) where two configs differ in what changes the numbers, sorted by key; two places do not count."""
+    """(dotted key, old value, new value) where two configs differ in what changes the numbers, sorted by key.
+
+    That something lies in another place does not count.
+    """
     a, b = science(old), science(new)
     pairs = ((key, a.get(key, ABSENT), b.get(key, ABSENT)) for key in sorted(a.keys() | b.keys()))
-    return [(key, x, y) for key, x, y in pairs if canonical(x) != canonical(y) and not (is_place(key, x) and is_place(key, y))]
+    changed = ((key, x, y) for key, x, y in pairs if canonical(x) != canonical(y))
+    return [(key, x, y) for key, x, y in changed if not (is_place(key, x) and is_place(key, y))]
 
 
 def extension(old: Any, new: Any) -> tuple[int, int] | None:

@@ -8,6 +8,7 @@ from __future__ import annotations
 import logging
 import time
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -69,7 +70,12 @@ def run(cfg: DictConfig, folder: str | Path | None = None) -> Result:
         raise ValueError(f"task={cfg.task} must be one of {', '.join(tasks)}")
     if cfg.dry_run:
         return describe(cfg, RunFolder(folder if folder is not None else cfg.run or paths.next_run_folder(cfg.name)))
-    return tasks[cfg.task](cfg, RunFolder(folder if folder is not None else cfg.run or new_folder(cfg.name)))
+    place = RunFolder(folder if folder is not None else cfg.run or new_folder(cfg.name))
+    try:
+        return tasks[cfg.task](cfg, place)
+    finally:
+        with suppress(OSError):  # not empty: something came of it
+            place.path.rmdir()
 
 
 def new_folder(name: str) -> Path:

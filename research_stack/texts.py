@@ -1,9 +1,10 @@
 """Texts of the command line that stand for themselves: prompts, and the folders that the program prints. No torch.
 
-Hydra reads what stands behind `=` by a grammar of its own, in which commas, brackets, quotes, `=` and `${...}` mean something. A prompt means
-only itself, and so does the name of a file or folder: both are handed over quoted. With -m a comma ends the name of a folder, unless a folder
-is there whose name goes on behind it.
+Hydra reads what stands behind `=` by a grammar of its own, in which commas, brackets, quotes, `=` and `${...}` mean
+something. A prompt means only itself, and so does the name of a file or folder: both are handed over quoted. With -m a
+comma ends the name of a folder, unless a folder is there whose name goes on behind it.
 """
+
 from __future__ import annotations
 
 import glob
@@ -36,7 +37,7 @@ def as_text(overrides: Sequence[str], multirun: bool) -> list[str]:
 
 
 def with_places(overrides: Sequence[str]) -> list[str]:
-    """The overrides of a command about a saved run: a place of the run (`data.path=...`) may be set whatever else is composed."""
+    """The overrides of a command about a saved run: its places (`data.path=...`) are set whatever is composed."""
     return [f"++{o.lstrip('+')}" if is_place(key_of(o)) and not o.startswith("~") else o for o in overrides]
 
 
@@ -49,7 +50,9 @@ def require_utf8(text: str, name: str) -> str:
     try:
         text.encode()
     except UnicodeEncodeError as error:
-        raise UserError(f"{name} is not UTF-8 text: byte 0x{ord(text[error.start]) - 0xDC00:02x} at character {error.start}") from None
+        raise UserError(
+            f"{name} is not UTF-8 text: byte 0x{ord(text[error.start]) - 0xDC00:02x} at character {error.start}"
+        ) from None
     return text
 
 
@@ -83,7 +86,11 @@ def _folders(value: str, keep: Sequence[str] = ()) -> str:
     """Several, with commas between; those of `keep` mean none."""
     found = _pieces(value)
     hydras = re.search(r"[\[\]{}()'\"]", value) and not all(map(_is_there, found))  # choice(...), lists, quoted texts
-    return value if hydras else ",".join(_folder(piece) if piece in keep or not _is_there(piece) else _plain(piece) for piece in found)
+    return (
+        value
+        if hydras
+        else ",".join(_folder(piece) if piece in keep or not _is_there(piece) else _plain(piece) for piece in found)
+    )
 
 
 def _pieces(value: str) -> list[str]:

@@ -1,5 +1,7 @@
 """Runs that begin with another one's weights: how a first phase is named, what is refused before it is trained, and that it is trained once."""
+import io
 import shutil
+import sys
 from functools import cache
 from pathlib import Path
 
@@ -9,9 +11,10 @@ from omegaconf import OmegaConf
 
 from research_stack import compose, phases, run
 from research_stack.cli import main
+from research_stack.data.module import TokenData
 from research_stack.hints import UserError
 from research_stack.posttraining.grpo import GRPO
-from research_stack.results import RunFolder, config_hash, read_json, write_json
+from research_stack.results import RunFolder, config_hash, read_json, read_jsonl, write_json
 from research_stack.training.checkpoint import load_checkpoint
 from research_stack.training.module import TrainingModule
 
@@ -213,8 +216,13 @@ def test_it_can_still_be_measured_and_sampled_from(without_phase, monkeypatch, c
     assert main(["task=eval", "run=second", "eval=passk", *small]) == 0
     assert 0 <= read_json("second/result.json")["metrics"]["passk/pass@8"] <= 1
     capsys.readouterr()
+    monkeypatch.setattr(TokenData, "prepare", lambda self: 1 / 0)  # the tokenizer that the run keeps is enough
     assert main(["task=sample", "run=second", "sampler=gpt", "prompt=12="]) == 0
     assert capsys.readouterr().out.startswith("12=")
+    with pytest.MonkeyPatch.context() as patched:
+        patched.setattr(sys, "stdout", io.TextIOWrapper(io.FileIO("/dev/full", "w"), write_through=True))
+        assert main(["task=sample", "run=second", "sampler=gpt", "prompt=3="]) == 2
+    assert read_jsonl("second/samples.jsonl")[-1]["prompt"] == "3="  # kept before it is shown
 
 
 def test_it_can_still_go_on(without_phase, monkeypatch):

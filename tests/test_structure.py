@@ -17,7 +17,9 @@ SHARED = {"backbones", "corruption", "data", "sampling", "evaluation", "reportin
 TOP = {"run", "recording", "worker", "__main__", "__init__", "cli", "preemption", "jobs", "launch"}
 TORCH = {"torch", "lightning", "transformers", "peft", "wandb", "datasets"}
 HEAVY = TORCH | {"tokenizers", "matplotlib", "pyarrow", "numpy", "scipy", "pandas"}
-COMMAND_LINE = ["cli", "hints", "check", "paths", "why", "files", "results", "provenance", "sweeps", "axes", "require", "compose", "__init__", "__main__"]
+COMMAND_LINE = ["cli", "hints", "check", "paths", "why", "files", "results", "provenance", "sweeps", "axes", "require",
+                "compose", "__init__", "__main__", "command", "texts", "locations", "listing", "completion",
+                "outlet"]
 LIGHT = [*((module, HEAVY) for module in COMMAND_LINE), *((f"data/{module}", TORCH) for module in ("vocabulary", "sources", "__init__"))]
 MAY_PRINT = {"cli.py", "why.py", "run.py"}
 

@@ -27,10 +27,11 @@ CHUNK = 1 << 22  # bytes read at a time for the checksum
 
 
 def default_root() -> Path:
-    """$RESEARCH_STACK_CACHE, or ~/.cache/research_stack. Raises OSError in one line where nobody knows of a home folder."""
+    """$RESEARCH_STACK_CACHE, or ~/.cache/research_stack. Raises OSError in one line where there is no home folder."""
     root = expanded(os.environ.get("RESEARCH_STACK_CACHE") or "~/.cache/research_stack")
     if root.parts[0] == "~":
-        raise OSError(f"cache_dir=null has no default: user {os.getuid()} has no home folder and HOME is not set; {ADVICE}")
+        why = f"user {os.getuid()} has no home folder and HOME is not set"
+        raise OSError(f"cache_dir=null has no default: {why}; {ADVICE}")
     return root
 
 
@@ -82,7 +83,9 @@ class Cache:
 
     def _foreign(self, error: OSError) -> bool:
         """Whether the error speaks of a file outside the cache (a corpus that went away while it was read)."""
-        return error.filename is not None and not str(error.filename).startswith(str(self.root)) and not self.root.is_relative_to(error.filename)
+        if error.filename is None:
+            return False
+        return not str(error.filename).startswith(str(self.root)) and not self.root.is_relative_to(error.filename)
 
     def _build(self, build: Callable[[Path], dict[str, Any]]) -> dict[str, Any]:
         for stale in self.root.glob(f"{self.fingerprint}.tmp-*"):

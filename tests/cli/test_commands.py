@@ -56,7 +56,10 @@ def test_runs_that_start_in_the_same_second_get_a_folder_each(conf, fake_run, co
     gate = threading.Barrier(8)
     with ThreadPoolExecutor(8) as pool:
         claimed = list(pool.map(lambda _: gate.wait() and None or paths.new_run_folder("together"), range(8)))
-    assert {f.name for f in claimed} == {"2026-01-02_03-04-05", *(f"2026-01-02_03-04-05_{n}" for n in range(2, 9))} and all(f.is_dir() for f in claimed)
+    assert {f.name for f in claimed} == {
+        "2026-01-02_03-04-05",
+        *(f"2026-01-02_03-04-05_{n}" for n in range(2, 9)),
+    } and all(f.is_dir() for f in claimed)
     for seed in (1, 2, 3):  # a folder counts from the moment it is chosen, not only once the run writes into it
         command(f"seed={seed}")
     assert len({f for _, f in fake_run.calls}) == 3
@@ -64,7 +67,9 @@ def test_runs_that_start_in_the_same_second_get_a_folder_each(conf, fake_run, co
     assert [paths.claim(aside), paths.claim(aside)] == [aside, aside.with_name("x_2")]
 
 
-def test_an_unfinished_run_that_two_commands_take_up_at_once_is_gone_on_with_by_one(conf, fake_run, command, monkeypatch):
+def test_an_unfinished_run_that_two_commands_take_up_at_once_is_gone_on_with_by_one(
+    conf, fake_run, command, monkeypatch
+):
     fake_run.raises[1] = KeyboardInterrupt()
     command("seed=2")
     first = fake_run.calls[0][1]
@@ -86,7 +91,9 @@ def test_a_folder_that_was_put_aside_is_not_locked_under_its_old_name(tmp_path):
             time.sleep(0.1)
             os.rename(old.path, tmp_path / "aside")
         descriptor = waiting.result()
-    assert os.path.samestat(os.fstat(descriptor), os.stat(old.path / ".lock")), "it holds the lock of the folder that was put aside"
+    assert os.path.samestat(os.fstat(descriptor), os.stat(old.path / ".lock")), (
+        "it holds the lock of the folder that was put aside"
+    )
     os.close(descriptor)
 
 
@@ -328,18 +335,24 @@ def test_long_point_names_are_cut_and_stay_apart():
 
 
 def test_two_points_never_share_a_folder(conf, fake_run, command):
-    alike = [["p=d/a.txt"], ["p=d.a.txt"], ["p=d a.txt"], ["p=da.txt"], ["p='a'"], ["p=a"], ["p=[a]"], ["p=[a,b]"], ["p='a,b'"], ["p=[[a],b]"], ["p={a:b}"],
-             ["p/q=a"], ["p.q=a"], ["p=a", "q=b"], ["p='a,q=b'"], ["p=é"], ["p=è"], ["p="], ["p=''"], ["p=."], ["p=.."], ["p=d.a.txt-3bde3621"]]  # fmt: skip
+    alike = [[f"p={text}"] for text in ("d/a.txt", "d.a.txt", "d a.txt", "da.txt", "d.a.txt-3bde3621", "'a'", "a", "[a]")]
+    alike += [[f"p={text}"] for text in ("[a,b]", "'a,b'", "[[a],b]", "{a:b}", "'a,q=b'", "é", "è", "", "''", ".", "..")]
+    alike += [["p/q=a"], ["p.q=a"], ["p=a", "q=b"]]
     names = [paths.point_name(overrides) for overrides in alike]
     assert len(set(names)) == len(alike) and not [n for n in names if n in ("", ".", "..") or "/" in n], names
-    assert [paths.point_name(["p=[a,b]", "q=-.5"]), paths.point_name(["p=a"])] == ["p=a,b,q=-.5", "p=a"]  # names that sweeps have had before
+    assert [paths.point_name(["p=[a,b]", "q=-.5"]), paths.point_name(["p=a"])] == [
+        "p=a,b,q=-.5",
+        "p=a",
+    ]  # names that sweeps have had before
     assert paths.slug("a b") != paths.slug("ab") == "ab" and paths.slug("a/b") != paths.slug("a.b") == "a.b"
     for name in ("d/a/x.txt", "d/a.x.txt"):
         Path(name).parent.mkdir(parents=True, exist_ok=True)
         Path(name).write_text("words and more words\n\n" * 50)
     for _ in range(2):  # a repeat trains nothing
         assert command("-m", "data=text", "data.path=d/a/x.txt,d/a.x.txt")[0] == 0
-    assert [c.data.path for c, _ in fake_run.calls] == ["d/a/x.txt", "d/a.x.txt"] and len({f for _, f in fake_run.calls}) == 2
+    assert [c.data.path for c, _ in fake_run.calls] == ["d/a/x.txt", "d/a.x.txt"] and len(
+        {f for _, f in fake_run.calls}
+    ) == 2
     assert len([p for p in fake_run.calls[0][1].parent.iterdir() if p.is_dir()]) == 2
     code, _, err = command("-m", "name=one,two")
     assert code == 2 and "points 1 and 2" in err and "name" in err and len(fake_run.calls) == 2, err
@@ -364,14 +377,52 @@ def test_why_of_a_group(conf, command):
     assert command("why", "model", "experiment=second", "model=tiny")[1].rstrip().endswith("model=tiny   <- wins")
 
 
-def test_help_lists_groups_and_examples(conf, command):
-    code, out, _ = command("--help")
-    assert code == 0 and "odd, small, tiny" in out and "task=eval run=" in out and len(out.splitlines()) < 70
-    assert command("-h")[1] == out
+def test_help_lists_groups_and_examples_within_the_terminal(conf, command, monkeypatch):
+    for number in range(30):
+        (conf / f"corruption/a_long_name_{number}.yaml").write_text("_target_: toylib.Corruption\n")
+    for columns in (40, 60, 80, 200):
+        monkeypatch.setenv("COLUMNS", str(columns))
+        code, out, _ = command("--help")
+        assert code == 0 and "odd, small, tiny" in out and "task=eval run=" in out and command("-h")[1] == out
+        assert max(map(len, out.splitlines())) <= max(columns, 80) and {f"a_long_name_{n}" for n in range(30)} <= set(
+            out.replace(",", " ").split()
+        )
+        assert columns < 80 or not [line for line in out.splitlines() if len(line) > columns]
+
+
+def test_list_says_what_each_option_is(conf, fake_run, command, monkeypatch):
+    (conf / "model/small.yaml").write_text(
+        "# @package _global_.model\n\n#  Twice the width.\n# More of it.\n_target_: toylib.Model\n# no\n"
+    )
+    (conf / "model/sub").mkdir()
+    (conf / "model/sub/one.yaml").write_text("# Nested.\na: 1\n")
+    code, out, _ = command("list", "model")
+    assert code == 0 and [line.split(maxsplit=1) for line in out.splitlines()] == [
+        ["model=odd"],
+        ["model=small", "Twice the width."],
+        ["model=tiny"],
+    ]
+    assert command("--help", "model")[1] == command("model", "-h")[1] == out and command("list", "model/sub")[
+        1
+    ].split() == ["model/sub=one", "Nested."]
+    assert "odd, small, tiny" in command("list")[1] and "model/sub" in command("list")[1]
+    monkeypatch.setenv("COLUMNS", "40")
+    (conf / "model/small.yaml").write_text(f"# {'words ' * 30}\n_target_: toylib.Model\n")
+    assert (
+        max(map(len, command("list", "model")[1].splitlines())) <= 40
+        and command("list", "model")[1].count("words") == 30
+    )
+    for words, said in (
+        (["list", "modle"], "did you mean 'model'?"),
+        (["--help", "xyzzy"], "the groups are"),
+        (["model", "list"], "'list' comes first"),
+    ):
+        code, out, err = command(*words)
+        assert code == 2 and out == "" and said in err and err.count("\n") == 1 and fake_run.calls == []
 
 
 def test_nothing_heavy_is_imported_for_looking_and_for_mistakes():
-    for arguments in (["--cfg", "job"], ["--help"], ["why", "seed"], ["modle=tiny"], ["seed=abc"]):
+    for arguments in (["--cfg", "job"], ["--help"], ["list", "data"], ["why", "seed"], ["modle=tiny"], ["seed=abc"]):
         done = without_torch(*arguments)
         assert "imported" not in done.stderr and "Traceback" not in done.stderr, done.stderr
         assert done.returncode == (2 if "=" in arguments[0] else 0)

@@ -1,10 +1,10 @@
-"""Output that nobody reads, or that a terminal cannot show, says nothing about the run: it goes on, and the exit code is its own."""
+"""Output that nobody reads, or that a terminal cannot show, says nothing about the run: the exit code is its own."""
+
 from __future__ import annotations
 
 import os
 import subprocess
 import sys
-from pathlib import Path
 
 RUN = """
 import logging, sys, types
@@ -43,7 +43,12 @@ def test_a_run_goes_on_whatever_becomes_of_its_output(tmp_path):
             where.mkdir()
             shell = f"set -o pipefail; {sys.executable} ../command.py seed={seed} {how}; code=$?; echo $code > code"
             env = dict(os.environ) | {"PYTHONIOENCODING": "ascii"}
-            processes[how, seed] = where, subprocess.Popen(["bash", "-c", shell], cwd=where, env=env, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+            processes[how, seed] = (
+                where,
+                subprocess.Popen(
+                    ["bash", "-c", shell], cwd=where, env=env, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
+                ),
+            )
     wrong = []
     for (how, seed), (where, process) in processes.items():
         process.wait(timeout=120)
@@ -53,11 +58,3 @@ def test_a_run_goes_on_whatever_becomes_of_its_output(tmp_path):
     assert not wrong
     written = (processes["> ascii.txt 2>&1", 1][0] / "ascii.txt").read_text(encoding="ascii")
     assert "text \\u6f22 1999\n" in written and "step 1999 of \\u6f22" in written and "Traceback" not in written
-
-
-def test_samples_are_stored_before_they_are_shown():
-    """Whatever becomes of the output of task=sample, samples.jsonl has the texts."""
-    from research_stack.paths import PACKAGE
-
-    body = (PACKAGE / "run.py").read_text().partition("def sample_run(")[2].partition("\ndef ")[0]
-    assert 0 < body.index("append_jsonl") < body.index("sys.stdout.write"), Path("run.py")
