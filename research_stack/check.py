@@ -31,7 +31,7 @@ if TYPE_CHECKING:
 
     from research_stack.compose import Composed, Composer
 
-TASKS = ("train", "eval", "sample", "compare")
+TASKS = ("train", "eval", "sample", "export", "compare")
 WITHOUT_TORCH = ("research_stack.data.sources", "research_stack.data.tokenizers")  # modules whose classes have `check()`
 WHOLE = "research_stack.experiment.Experiment"  # what a config holds, as a class whose parameters are its keys
 #: Nodes that the run hands further arguments, so that it knows itself what they lack.

@@ -37,8 +37,10 @@ from research_stack.smoke import shrink
 from research_stack.texts import quoted, with_places
 
 CONFIG = "config"
-#: Top-level keys that task=eval and task=sample take from the command line; the rest is the saved run's.
-OF_THE_COMMAND = ("task", "run", "eval", "sampler", "hardware", "prompt", "logger", "dry_run", "seed", "launcher")
+#: Tasks about a finished run, of which the command line changes little.
+OF_A_RUN = ("eval", "sample", "export")
+#: Top-level keys that they take from the command line; the rest is the saved run's.
+OF_THE_COMMAND = ("task", "run", "eval", "sampler", "hardware", "prompt", "format", "logger", "dry_run", "seed", "launcher")
 #: Keys that resuming a folder may add to the command without their being a config of its own.
 OF_RESUMING = ("run", "task", "dry_run", "logger", "hardware", "callbacks", "launcher", "name")
 #: Keys without which no command can be told what to do.
@@ -247,7 +249,7 @@ def settle(composed: Composed) -> Composed:
     """The config a command really runs: with `run=FOLDER`, that of the saved run and what the command may change; with debug=smoke, made small."""
     cfg = composed.cfg
     if cfg.get("run") in (None, "new"):
-        if cfg.get("task") in ("eval", "sample"):
+        if cfg.get("task") in OF_A_RUN:
             newest = known_runs()
             raise UserError(f"task={cfg.task} needs run=FOLDER, a finished run"
                             f"{f'; the newest is run={shlex.quote(shown(newest[0]))}' if newest else ''}")
@@ -274,7 +276,7 @@ def for_run(folder: str | Path, overrides: Sequence[str] = (), task: str = "eval
 def of_saved_run(cfg: DictConfig, overrides: Sequence[str]) -> DictConfig:
     """The saved config of the folder `cfg.run`, changed as the command line says.
 
-    - task=eval, task=sample: nodes of OF_THE_COMMAND that the command names replace the saved ones; any other key on
+    - task=eval, task=sample, task=export: nodes of OF_THE_COMMAND that the command names replace the saved ones; any other key on
       the command line is refused, but for places (`data.path=...`) of what has moved.
     - task=train: the run goes on with its own config. A command that says only `run=FOLDER` needs no more, and
       `trainer.max_steps=N` beside it makes the run longer; one that leads to another config is refused with the keys
@@ -288,11 +290,11 @@ def of_saved_run(cfg: DictConfig, overrides: Sequence[str]) -> DictConfig:
     moved = locations.moved(folder.read_config(), places, folder)
     saved, said = _given_again(moved, cfg, [o for o in said if key_of(o) not in places])
     named = {key_of(o).split(".")[0].split("/")[0]: o for o in said}
-    if cfg.task in ("eval", "sample"):
+    if cfg.task in OF_A_RUN:
         trained(folder)
     sound_checkpoint(folder)
     provenance.refuse_edited(folder)
-    if cfg.task not in ("eval", "sample"):
+    if cfg.task not in OF_A_RUN:
         keys = {key_of(o) for o in said}
         if all(_of_resuming(key) for key in keys):
             return _with_nodes(saved, cfg, said)
@@ -328,7 +330,7 @@ def _with_nodes(saved: DictConfig, cfg: DictConfig, overrides: Iterable[str]) ->
     """The saved config with what these overrides set in the new one: whole nodes for groups, else single keys."""
     merged = OmegaConf.create(OmegaConf.to_container(saved))
     resolved = as_config(OmegaConf.to_container(cfg, resolve=True))
-    for key in ("run", "task", "dry_run", "prompt", *map(key_of, overrides)):
+    for key in ("run", "task", "dry_run", "prompt", "format", *map(key_of, overrides)):
         key = "hardware" if key == "launcher" else key
         value = OmegaConf.select(resolved, key)
         plain = OmegaConf.to_container(value, resolve=True) if OmegaConf.is_config(value) else value

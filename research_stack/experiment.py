@@ -3,7 +3,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Any, Literal, Protocol
 
 from research_stack.require import require
 
@@ -59,6 +59,7 @@ class Experiment:
     run: str | None
     runs: list[str]
     prompt: str | None
+    format: Literal["hf"]
     dry_run: bool
     smoke: bool
     method: TrainingModule

@@ -51,7 +51,7 @@ ABSENT = "(absent)"  # stands for a key that one of two configs lacks, in `diffe
 # Keys that change where, when or how visibly a run happens but not its numbers: left out of the config hash.
 # Of `hardware` only the precision is kept: devices, threads and resources change nothing but rounding.
 NOT_SCIENCE = (
-    "task", "run", "runs", "prompt", "dry_run", "smoke", "name", "logger", "callbacks", "launcher", "sweep", "debug", "hydra",
+    "task", "run", "runs", "prompt", "format", "dry_run", "smoke", "name", "logger", "callbacks", "launcher", "sweep", "debug", "hydra",
     "experiment", "trainer.enable_progress_bar", "trainer.enable_model_summary", "trainer.log_every_n_steps",
     "trainer.default_root_dir", "trainer.max_time", "data.cache_dir",
 )  # fmt: skip

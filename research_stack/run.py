@@ -65,7 +65,8 @@ def run(cfg: DictConfig, folder: str | Path | None = None) -> Result:
     Training goes on from the folder's last checkpoint if it has one. Raises ValueError or OSError with one clear
     line for a mistake of the user's; the folder then says `failed` and keeps what was there.
     """
-    tasks: Mapping[str, Callable[[DictConfig, RunFolder], Result]] = {"train": train, "eval": evaluate_run, "sample": sample_run}
+    tasks: Mapping[str, Callable[[DictConfig, RunFolder], Result]] = {
+        "train": train, "eval": evaluate_run, "sample": sample_run, "export": export_run}
     if cfg.task not in tasks:
         raise ValueError(f"task={cfg.task} must be one of {', '.join(tasks)}")
     if cfg.dry_run:
@@ -394,6 +395,17 @@ def sample_run(cfg: DictConfig, place: RunFolder) -> Result:
     results.append_jsonl(place.samples_jsonl, rows)  # before they are shown: a terminal may refuse what it cannot write
     for row in rows:
         terminal.write(f"{row['prompt']}{row['text']}\n{'-' * 40}\n")
+    return place.load_result()
+
+
+def export_run(cfg: DictConfig, place: RunFolder) -> Result:
+    """task=export: the run's model and tokenizer as a folder of transformers or PEFT, export/<format> in the run's folder."""
+    from research_stack.evaluation.exporting import export
+
+    context, folder = open_run(cfg, place), place.path / "export" / cfg.format
+    difference = export(context, folder)
+    log.info("read back, its logits differ by at most %.1e nats", difference)
+    terminal.write(f"{paths.shown(folder)}\n")
     return place.load_result()
 
 

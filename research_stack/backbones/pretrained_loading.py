@@ -4,6 +4,8 @@ from __future__ import annotations
 import importlib.util
 import inspect
 import os
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -34,22 +36,30 @@ def load(path: str, revision: str | None, dtype: torch.dtype, attention: str, qu
         raise ValueError(f"path={path} is no causal language model but a {config.model_type}")
     if cap := config.get_text_config().to_dict().get("final_logit_softcapping"):
         raise ValueError(f"path={path}: {config.model_type} caps its logits (final_logit_softcapping={cap}): they are no product with the unembedding")
-    showed = hub_logging.is_progress_bar_enabled()
-    hub_logging.disable_progress_bar()
     try:
-        own, found = AutoModelForCausalLM.from_pretrained(
-            place, config=config, revision=revision or "main", dtype=dtype, attn_implementation=attention,
-            trust_remote_code=False, use_safetensors=True, output_loading_info=True, **options)  # fmt: skip
+        with without_progress_bars():
+            own, found = AutoModelForCausalLM.from_pretrained(
+                place, config=config, revision=revision or "main", dtype=dtype, attn_implementation=attention,
+                trust_remote_code=False, use_safetensors=True, output_loading_info=True, **options)  # fmt: skip
     except Exception as error:
         if "support an attention implementation" in str(error):
             raise ValueError(f"attention={attention} must be eager: transformers has no other for the {config.model_type} at path={path}") from error
         raise ValueError(f"path={path} holds no causal language model that can be loaded: {_line(error)}") from error
-    finally:
-        if showed:
-            hub_logging.enable_progress_bar()
     if missing := sorted(found["missing_keys"]):
         raise ValueError(f"path={path} lacks {len(missing)} weights of a {type(own).__name__}, {missing[0]} among them: is it another kind of model?")
     return own
+
+
+@contextmanager
+def without_progress_bars() -> Iterator[None]:
+    """Keep transformers from drawing bars, which are done before anybody sees them."""
+    showed = hub_logging.is_progress_bar_enabled()
+    hub_logging.disable_progress_bar()
+    try:
+        yield
+    finally:
+        if showed:
+            hub_logging.enable_progress_bar()
 
 
 def _place(path: str) -> str:

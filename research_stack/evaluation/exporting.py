@@ -12,6 +12,7 @@ from torch import Tensor
 from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel
 
 from research_stack.backbones.causal import CausalBackbone
+from research_stack.backbones.pretrained_loading import without_progress_bars
 from research_stack.data.vocabulary import Vocabulary
 from research_stack.evaluation.context import Context
 from research_stack.files import atomic_folder
@@ -29,6 +30,7 @@ class Exportable(Protocol):
         ...
 
 
+@torch.inference_mode()
 def export(context: Context, folder: Path) -> float:
     """Write the run's model and tokenizer to `folder`; the largest difference of a logit between the run and what is read back, in nats.
 
@@ -41,7 +43,7 @@ def export(context: Context, folder: Path) -> float:
         own = model.to_transformers(codec.vocab)
     except ValueError as error:
         raise ValueError(f"task=export: model.{error}") from error
-    with atomic_folder(folder) as unfinished:
+    with without_progress_bars(), atomic_folder(folder) as unfinished:
         own.save_pretrained(unfinished)
         codec.to_transformers().save_pretrained(unfinished)
         return difference(context, unfinished)

@@ -2,8 +2,9 @@
 from __future__ import annotations
 
 import json
+import sys
+from pathlib import Path
 
-import pretrained_models
 import pytest
 import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
@@ -11,10 +12,14 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 from research_stack import compose, load, run
 from research_stack.backbones.pretrained import LoRA, PretrainedCausal
 from research_stack.backbones.transformer import Transformer
+from research_stack.cli import main
 from research_stack.data.tokenizers import ByteBPE, Bytes
 from research_stack.data.vocabulary import Vocabulary
 from research_stack.evaluation.exporting import export
 from research_stack.files import atomic_folder
+
+sys.path.append(str(Path(__file__).parents[1] / "backbones"))
+import pretrained_models  # noqa: E402
 
 VOCAB = Vocabulary(40, mask=37, pad=38, end=39, special=(37, 38, 39))
 
@@ -81,7 +86,7 @@ def test_modules_to_save_are_trained_kept_and_switched_off_with_the_adapters(tmp
         PretrainedCausal(300, str(folder), lora=LoRA(modules_to_save=["heads"]))
 
 
-def test_adapters_of_a_run_go_out_to_peft_and_a_policy_to_transformers(tmp_path, monkeypatch):
+def test_adapters_of_a_run_go_out_to_peft_and_a_policy_to_transformers(tmp_path, monkeypatch, capfd):
     monkeypatch.chdir(tmp_path)
     chats = tmp_path / "chats.jsonl"
     rows = [{"messages": [{"role": "user", "content": f"{i} + 3 ?"}, {"role": "assistant", "content": f"{i + 3} ."}]} for i in range(60)]
@@ -91,11 +96,20 @@ def test_adapters_of_a_run_go_out_to_peft_and_a_policy_to_transformers(tmp_path,
             "data.sequence_length=64", "data.validation_fraction=0.2", "model=hf_causal_lora", f"model.path={folder}", "model.dtype=float32", "eval=none", "callbacks=default",
             "optimization.optimizer=adamw", "optimization.lr=.01"]
     for overrides, written in ((lora, "adapter_config.json"), (["experiment=sft", "eval=none", "callbacks=default"], "config.json")):
-        result = run(compose(*overrides, "debug=smoke"), tmp_path / written)
-        context = load(result.folder)
-        with torch.inference_mode():
-            assert export(context, result.folder / "export") < 1e-4
-        assert (result.folder / "export" / written).is_file() and (result.folder / "export" / "tokenizer.json").is_file()
+        result = run(compose(*overrides, "debug=smoke"), tmp_path / f"run of {written}")
+        assert main(["task=export", f"run={result.folder}"]) == 0
+        folder = result.folder / "export" / "hf"
+        assert capfd.readouterr().out.endswith(f"{folder.relative_to(tmp_path)}\n")
+        assert (folder / written).is_file() and (folder / "tokenizer.json").is_file()
+        assert export(load(result.folder), tmp_path / "again") < 1e-4
+
+
+def test_a_denoiser_is_refused_in_one_line(tmp_path, monkeypatch, capfd):
+    monkeypatch.chdir(tmp_path)
+    result = run(compose("debug=smoke", "model=smoke", "data=smoke", "eval=none"), tmp_path / "denoiser")
+    assert main(["task=export", f"run={result.folder}"]) == 2
+    assert capfd.readouterr().err.splitlines()[-1].startswith("research-stack: error: task=export: model.causal=false has no counterpart")
+    assert not (result.folder / "export" / "hf").exists()
 
 
 def test_a_folder_that_fails_leaves_the_old_one(tmp_path):
