@@ -18,7 +18,7 @@ class Notes(Callback):
     def __init__(self, api_key: str) -> None:
         self.api_key = api_key
     def on_train_start(self, trainer, pl_module):
-        Path(f"rank{trainer.global_rank}").write_text("right" if self.api_key == "s3cret-of-mine" else self.api_key)
+        Path(f"rank{trainer.global_rank}").write_text(self.api_key[::-1])
 '''
 
 
@@ -35,7 +35,7 @@ def test_every_process_has_the_package_and_the_secret(tmp_path):
         "hydra.run.dir=run",
     ]
     assert finish(start(*command, cwd=tmp_path, environment=environment), tmp_path) == 0, log_of(tmp_path)
-    assert [(tmp_path / f"rank{rank}").read_text() for rank in (0, 1)] == ["right", "right"]
+    assert [(tmp_path / f"rank{rank}").read_text() for rank in (0, 1)] == ["s3cret-of-mine"[::-1]] * 2
     held = [path for path in tmp_path.rglob("*") if path.is_file() and b"s3cret-of-mine" in path.read_bytes()]
     assert held == [] and "***masked***" in (tmp_path / "run" / "config.yaml").read_text()
     refused = start("run=run", cwd=tmp_path)
