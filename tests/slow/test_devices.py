@@ -23,6 +23,8 @@ CLOSE, NEAR = (
     2e-3,
 )  # of losses and gradient norms; of the other numbers that are logged, differences of small ones among them
 RESUMED = ("minigpt", "latentwire")  # Muon's state; statistics of a quantiser, and weights that are not cut
+# A bias in front of a batch normalisation: its gradient is rounding alone, of which Adam makes whole steps.
+WITHOUT_GRADIENT = ("pooling.out.bias",)
 # After two validations:
 STOP = (
     "+callbacks.stop={_target_: lightning.pytorch.callbacks.EarlyStopping, monitor: val/loss, mode: max, patience: 1}"
@@ -92,7 +94,8 @@ def other_state(found, expected):
         (f"optimizer {key} {name}", *(each["optimizer_states"][0]["state"][key][name] for each in (found, expected)))
         for key, name in moments
     ]
-    return [f"{name} is another tensor" for name, ours, theirs in pairs if not alike(ours, theirs)]
+    compared = [pair for pair in pairs if pair[0] not in WITHOUT_GRADIENT]
+    return [f"{name} is another tensor" for name, ours, theirs in compared if not alike(ours, theirs)]
 
 
 def alike(ours, theirs):
@@ -109,7 +112,9 @@ def test_a_run_in_shards_goes_on_in_shards_and_on_one_device(trained, tmp_path):
             stopped = trained["stopped"][name]
             assert devices.error_of(stopped) is None and len(rows(stopped)) == 2, devices.error_of(stopped)
             shutil.copytree(stopped, tmp_path / way / name)
-            shutil.copy(trained[way][name] / "config.yaml", tmp_path / way / name / "config.yaml")
+            text = (trained[way][name] / "config.yaml").read_text()
+            assert (every := f"val_check_interval: {STEPS}") in text
+            (tmp_path / way / name / "config.yaml").write_text(text.replace(every, "val_check_interval: 1"))
             folders.append(tmp_path / way / name)
     threads = torch.get_num_threads()
     devices.train(again["one"])
