@@ -1,4 +1,5 @@
 """What of a corpus is used: one warning for what is lost, a refusal where that is much, and a warning for a lopsided split. No torch."""
+
 from __future__ import annotations
 
 import logging
@@ -18,7 +19,9 @@ def judge_split(train: int, validation: int, fraction: float, what: str) -> None
                     fraction, validation, train + validation, what, 100 * share)  # fmt: skip
 
 
-def judge_losses(used: int, dropped: int, odd: Mapping[str, Any], most: float, why: str, truncated: int = 0, of: str = "") -> None:
+def judge_losses(
+    used: int, dropped: int, odd: Mapping[str, Any], most: float, why: str, truncated: int = 0, of: str = ""
+) -> None:
     """Warn in one line of what is not used, or not whole. Raises ValueError when records dropped or left out are more than the share `most`.
 
     - used: the documents that are left, cut ones among them. dropped: those that are not, and why.

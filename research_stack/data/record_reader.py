@@ -3,6 +3,7 @@
 An odd record is one that a source cannot use: no JSON, no UTF-8, a missing field, a value of another type, nested beyond reason.
 With `strict` it is an error in one line that names file and line; without, it is left out, and the data say how many were.
 """
+
 from __future__ import annotations
 
 import difflib
@@ -23,7 +24,9 @@ from research_stack.paths import expanded
 
 CHECK_CHARS = 4_000_000  # how much of a corpus a source's check() reads
 PARQUET_ROWS = 1024
-MAX_NESTING = 100  # levels of lists and objects in a record; Python's own limit lies near 1,000 and ends in a RecursionError
+MAX_NESTING = (
+    100  # levels of lists and objects in a record; Python's own limit lies near 1,000 and ends in a RecursionError
+)
 GZIP_ERRORS = (gzip.BadGzipFile, EOFError, zlib.error)
 OTHER_LAYOUT = "another layout"
 Located = tuple[str, dict[str, Any]]  # where a record stands, and the record
@@ -75,7 +78,9 @@ class OddRecords:
     def __enter__(self) -> OddRecords:
         return self
 
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> bool:
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> bool:
         if not isinstance(error, ValueError):
             return False
         expected = isinstance(error, Unfit) and error.expected
@@ -135,10 +140,15 @@ def find_files(path: str, suffixes: Sequence[str]) -> list[Path]:
         found = set(_matched(str(place)))
         files = _with_suffix(found, suffixes)
         if not files:
-            raise FileNotFoundError(f"path={path} matches no file that ends in {known} (it matches {len(found)} in all)")
+            raise FileNotFoundError(
+                f"path={path} matches no file that ends in {known} (it matches {len(found)} in all)"
+            )
         return files
     if place.is_dir():
-        files = _with_suffix((Path(folder, name) for folder, names in _folders(place) for name in names if not name.startswith(".")), suffixes)
+        files = _with_suffix(
+            (Path(folder, name) for folder, names in _folders(place) for name in names if not name.startswith(".")),
+            suffixes,
+        )
         if not files:
             raise ValueError(f"path={path} is a folder without a file that ends in {known}")
         return files
@@ -182,6 +192,7 @@ def _folders(root: Path) -> Iterator[tuple[str, list[str]]]:
 
     Links are followed. A folder that several paths lead to comes once, which ends loops.
     """
+
     def unreadable(error: OSError) -> None:
         raise PermissionError(f"path={error.filename} cannot be read: {error.strerror}")
 
@@ -281,7 +292,9 @@ def read_json(file: Path) -> Any:
     try:
         return parsed(decode(file.read_bytes(), str(file), 0).removeprefix("\ufeff"), str(file))
     except ValueError as error:
-        if isinstance(error.__cause__, json.JSONDecodeError) and error.__cause__.msg == "Extra data":  # `datasets` writes jsonl under this suffix too
+        if (
+            isinstance(error.__cause__, json.JSONDecodeError) and error.__cause__.msg == "Extra data"
+        ):  # `datasets` writes jsonl under this suffix too
             return None
         raise
 
@@ -294,7 +307,9 @@ def decode(raw: bytes, where: str, offset: int) -> str:
     try:
         return raw.decode()
     except UnicodeDecodeError as error:
-        raise ValueError(f"path={where} is not UTF-8 text: invalid byte 0x{raw[error.start]:02x} at offset {offset + error.start}") from None
+        raise ValueError(
+            f"path={where} is not UTF-8 text: invalid byte 0x{raw[error.start]:02x} at offset {offset + error.start}"
+        ) from None
 
 
 def parsed(text: str, where: str) -> Any:
@@ -338,7 +353,12 @@ def _is_deep(value: Any) -> bool:
     """Whether lists and objects stand in one another more than MAX_NESTING deep."""
     level = [value]
     for _ in range(MAX_NESTING + 1):
-        level = [inner for outer in level if isinstance(outer, dict | list) for inner in (outer.values() if isinstance(outer, dict) else outer)]
+        level = [
+            inner
+            for outer in level
+            if isinstance(outer, dict | list)
+            for inner in (outer.values() if isinstance(outer, dict) else outer)
+        ]
     return bool(level)
 
 
