@@ -1,4 +1,5 @@
 """What README.md tells a reader to do, done to the letter."""
+
 import os
 import re
 import shutil
@@ -23,15 +24,41 @@ def test_the_recipe_for_a_corruption_leaves_the_tests_green_and_trains(tmp_path)
     for folder in ("research_stack", "conf", "tests"):
         shutil.copytree(ROOT / folder, tmp_path / folder, ignore=shutil.ignore_patterns("__pycache__"))
     for path, content in files.items():
-        (tmp_path / path).write_text(content.partition("\n")[2])  # the line that says where it goes is no part of the file
-    environment = {**os.environ, "PYTHONPATH": str(tmp_path), "RESEARCH_STACK_CACHE": str(tmp_path / "cache"), "OMP_NUM_THREADS": "1"}
+        (tmp_path / path).write_text(
+            content.partition("\n")[2]
+        )  # the line that says where it goes is no part of the file
+    environment = {
+        **os.environ,
+        "PYTHONPATH": str(tmp_path),
+        "RESEARCH_STACK_CACHE": str(tmp_path / "cache"),
+        "OMP_NUM_THREADS": "1",
+    }
 
     def ran(*arguments):
-        done = subprocess.run([sys.executable, "-m", *arguments], cwd=tmp_path, env=environment, capture_output=True, text=True, timeout=300)
+        done = subprocess.run(
+            [sys.executable, "-m", *arguments],
+            cwd=tmp_path,
+            env=environment,
+            capture_output=True,
+            text=True,
+            timeout=300,
+        )
         return done.returncode, done.stdout + done.stderr
 
     rules = ["tests/test_structure.py", "tests/corruption/test_configs.py"]
-    code, said = ran("pytest", "-q", "-p", "no:cacheprovider", "-c", "/dev/null", "--rootdir", str(tmp_path), "-k", "growing or comment", *rules)
+    code, said = ran(
+        "pytest",
+        "-q",
+        "-p",
+        "no:cacheprovider",
+        "-c",
+        "/dev/null",
+        "--rootdir",
+        str(tmp_path),
+        "-k",
+        "growing or comment",
+        *rules,
+    )
     assert code == 0 and re.search(r"\b([7-9]|[1-9][0-9]) passed", said), said
     small = ["model=smoke", "data=smoke", "trainer=smoke", "trainer.max_steps=2", "eval=none", "corruption=growing"]
     code, said = ran("research_stack", *small, "corruption.most=.7")

@@ -1,4 +1,5 @@
-"""What of a corpus is used: one warning for what is lost, a refusal where that is much, and a warning for a lopsided split. No torch."""
+"""What of a corpus is used: one warning for what is lost, a refusal where that is much, one for a lopsided split."""
+
 from __future__ import annotations
 
 import logging
@@ -18,8 +19,10 @@ def judge_split(train: int, validation: int, fraction: float, what: str) -> None
                     fraction, validation, train + validation, what, 100 * share)  # fmt: skip
 
 
-def judge_losses(used: int, dropped: int, odd: Mapping[str, Any], most: float, why: str, truncated: int = 0, of: str = "") -> None:
-    """Warn in one line of what is not used, or not whole. Raises ValueError when records dropped or left out are more than the share `most`.
+def judge_losses(
+    used: int, dropped: int, odd: Mapping[str, Any], most: float, why: str, truncated: int = 0, of: str = ""
+) -> None:
+    """Warn in one line of what is not used, or not whole. Raises ValueError when more than the share `most` is lost.
 
     - used: the documents that are left, cut ones among them. dropped: those that are not, and why.
     - odd: `OddRecords.summary()`; may be empty. truncated: documents that were cut. of: a data set, where there are several.

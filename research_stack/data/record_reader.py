@@ -1,8 +1,11 @@
-"""Files found, lines decoded and records parsed, in one place for all sources; odd records are an error or left out and counted. No torch.
+"""Files found, lines decoded and records parsed, in one place for all sources. No torch.
 
-An odd record is one that a source cannot use: no JSON, no UTF-8, a missing field, a value of another type, nested beyond reason.
-With `strict` it is an error in one line that names file and line; without, it is left out, and the data say how many were.
+An odd record is one that a source cannot use: no JSON, no UTF-8, a missing field, a value of another type, nested
+beyond reason.
+With `strict` it is an error in one line that names file and line; without, it is left out, and the data say how many
+were.
 """
+
 from __future__ import annotations
 
 import difflib
@@ -23,7 +26,9 @@ from research_stack.paths import expanded
 
 CHECK_CHARS = 4_000_000  # how much of a corpus a source's check() reads
 PARQUET_ROWS = 1024
-MAX_NESTING = 100  # levels of lists and objects in a record; Python's own limit lies near 1,000 and ends in a RecursionError
+MAX_NESTING = (
+    100  # levels of lists and objects in a record; Python's own limit lies near 1,000 and ends in a RecursionError
+)
 GZIP_ERRORS = (gzip.BadGzipFile, EOFError, zlib.error)
 OTHER_LAYOUT = "another layout"
 Located = tuple[str, dict[str, Any]]  # where a record stands, and the record
@@ -45,7 +50,9 @@ class Unfit(ValueError):
 
 
 class NoField(ValueError):
-    """A record without a field that was asked for; where it is the first, the option that names the field is wrong, and not the record."""
+    """A record without a field that was asked for; where it is the first, the option that names the field is
+    wrong, and not the record.
+    """
 
 
 class OddRecords:
@@ -53,7 +60,8 @@ class OddRecords:
 
     - strict: a ValueError inside passes on; False leaves the record out and counts it.
 
-    `read` counts records, `reasons` those left out, `expected` those of them that the data are known to have, `blank` those whose
+    `read` counts records, `reasons` those left out, `expected` those of them that the data are known to have, `blank`
+    those whose
     text is empty; `first` is the message of the first that was left out.
     """
 
@@ -75,7 +83,9 @@ class OddRecords:
     def __enter__(self) -> OddRecords:
         return self
 
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> bool:
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> bool:
         if not isinstance(error, ValueError):
             return False
         expected = isinstance(error, Unfit) and error.expected
@@ -126,19 +136,27 @@ def is_pattern(path: str) -> bool:
 
 
 def find_files(path: str, suffixes: Sequence[str]) -> list[Path]:
-    """The files of a file, a folder (recursively, links followed, hidden ones left out) or a glob that end in one of the suffixes, sorted.
+    """The files, sorted, of a file, a folder (with those below; links followed, hidden ones left out) or a glob.
 
-    Raises FileNotFoundError when nothing is there, or where a link leads nowhere; ValueError when nothing there has such a suffix.
+    Those count that end in one of the suffixes.
+
+    Raises FileNotFoundError when nothing is there, or where a link leads nowhere; ValueError when nothing there has
+    such a suffix.
     """
     place, known = expanded(path), " ".join(suffixes)
     if is_pattern(str(place)):
         found = set(_matched(str(place)))
         files = _with_suffix(found, suffixes)
         if not files:
-            raise FileNotFoundError(f"path={path} matches no file that ends in {known} (it matches {len(found)} in all)")
+            raise FileNotFoundError(
+                f"path={path} matches no file that ends in {known} (it matches {len(found)} in all)"
+            )
         return files
     if place.is_dir():
-        files = _with_suffix((Path(folder, name) for folder, names in _folders(place) for name in names if not name.startswith(".")), suffixes)
+        files = _with_suffix(
+            (Path(folder, name) for folder, names in _folders(place) for name in names if not name.startswith(".")),
+            suffixes,
+        )
         if not files:
             raise ValueError(f"path={path} is a folder without a file that ends in {known}")
         return files
@@ -150,7 +168,10 @@ def find_files(path: str, suffixes: Sequence[str]) -> list[Path]:
 
 
 def find_all(path: str | list[str] | None, suffixes: Sequence[str]) -> list[Path]:
-    """The files of a path or a list of paths, in order, each once. Raises ValueError or OSError in one line as `find_files`."""
+    """The files of a path or a list of paths, in order, each once.
+
+    Raises ValueError or OSError in one line as `find_files`.
+    """
     paths = [path] if isinstance(path, str) else path or []
     if not paths:
         raise ValueError(f"path={path} must name at least one file")
@@ -158,7 +179,9 @@ def find_all(path: str | list[str] | None, suffixes: Sequence[str]) -> list[Path
 
 
 def require_readable(files: Iterable[Path], odd: OddRecords) -> None:
-    """Raise PermissionError for a file that may not be read, and ValueError for an empty one, unless odd records are left out."""
+    """Raise PermissionError for a file that may not be read, and ValueError for an empty one, unless odd records
+    are left out.
+    """
     for file in files:
         if odd.strict and not file.stat().st_size:
             raise ValueError(f"path={file} is an empty file")
@@ -182,6 +205,7 @@ def _folders(root: Path) -> Iterator[tuple[str, list[str]]]:
 
     Links are followed. A folder that several paths lead to comes once, which ends loops.
     """
+
     def unreadable(error: OSError) -> None:
         raise PermissionError(f"path={error.filename} cannot be read: {error.strerror}")
 
@@ -208,7 +232,10 @@ def _matched(pattern: str) -> Iterator[Path]:
 
 
 def _with_suffix(found: Iterable[Path], suffixes: Sequence[str]) -> list[Path]:
-    """The files among them that end so, sorted. Raises FileNotFoundError for a link of such a name that leads nowhere."""
+    """The files among them that end so, sorted.
+
+    Raises FileNotFoundError for a link of such a name that leads nowhere.
+    """
     files = sorted(path for path in found if path.name.lower().endswith(tuple(suffixes)) and not path.is_dir())
     for path in files:
         if path.is_symlink() and not path.exists():
@@ -220,12 +247,16 @@ def _with_suffix(found: Iterable[Path], suffixes: Sequence[str]) -> list[Path]:
 
 
 def records_of(file: Path, odd: OddRecords, fields: Sequence[str] = ()) -> Iterator[Located]:
-    """(where, record) of a .jsonl, .jsonl.gz or .parquet file; of parquet only the columns in `fields`, or all where there are none."""
+    """(where, record) of a .jsonl, .jsonl.gz or .parquet file; of parquet only the columns in `fields`, or all
+    where there are none.
+    """
     return read_parquet(file, fields, odd) if file.name.lower().endswith(".parquet") else read_jsonl(file, odd)
 
 
 def read_lines(file: Path, odd: OddRecords) -> Iterator[tuple[str, str]]:
-    """(file:line, line) of a UTF-8 file, gzipped or not, without ends of lines; a line that is no text is an odd record."""
+    """(file:line, line) of a UTF-8 file, gzipped or not, without ends of lines; a line that is no text is an odd
+    record.
+    """
     for where, raw, offset in _raw_lines(file):
         line, odd.read = None, odd.read + 1
         with odd:
@@ -250,7 +281,10 @@ def read_jsonl(file: Path, odd: OddRecords) -> Iterator[Located]:
 
 
 def read_parquet(file: Path, fields: Sequence[str], odd: OddRecords) -> Iterator[Located]:
-    """(file:row, record) of every row, only the wanted columns (all where none are named). Raises ValueError when it is no parquet file."""
+    """(file:row, record) of every row, only the wanted columns (all where none are named).
+
+    Raises ValueError when it is no parquet file.
+    """
     import pyarrow
     import pyarrow.parquet
 
@@ -277,11 +311,16 @@ def read_parquet(file: Path, fields: Sequence[str], odd: OddRecords) -> Iterator
 
 
 def read_json(file: Path) -> Any:
-    """The content of a json file; None for one that holds a record a line. Raises ValueError in one line for anything else."""
+    """The content of a json file; None for one that holds a record a line.
+
+    Raises ValueError in one line for anything else.
+    """
     try:
         return parsed(decode(file.read_bytes(), str(file), 0).removeprefix("\ufeff"), str(file))
     except ValueError as error:
-        if isinstance(error.__cause__, json.JSONDecodeError) and error.__cause__.msg == "Extra data":  # `datasets` writes jsonl under this suffix too
+        if (
+            isinstance(error.__cause__, json.JSONDecodeError) and error.__cause__.msg == "Extra data"
+        ):  # `datasets` writes jsonl under this suffix too
             return None
         raise
 
@@ -294,11 +333,16 @@ def decode(raw: bytes, where: str, offset: int) -> str:
     try:
         return raw.decode()
     except UnicodeDecodeError as error:
-        raise ValueError(f"path={where} is not UTF-8 text: invalid byte 0x{raw[error.start]:02x} at offset {offset + error.start}") from None
+        raise ValueError(
+            f"path={where} is not UTF-8 text: invalid byte 0x{raw[error.start]:02x} at offset {offset + error.start}"
+        ) from None
 
 
 def parsed(text: str, where: str) -> Any:
-    """The JSON value of a text, lone surrogates as question marks. Raises ValueError in one line for what is none, and for one nested too deep."""
+    """The JSON value of a text, lone surrogates as question marks.
+
+    Raises ValueError in one line for what is none, and for one nested too deep.
+    """
     try:
         value = json.loads(text)
     except RecursionError:
@@ -311,7 +355,10 @@ def parsed(text: str, where: str) -> Any:
 
 
 def _raw_lines(file: Path) -> Iterator[tuple[str, bytes, int]]:
-    """(file:line, bytes, offset of the first) of each line. Raises ValueError in one line for what is no whole gzip file."""
+    """(file:line, bytes, offset of the first) of each line.
+
+    Raises ValueError in one line for what is no whole gzip file.
+    """
     offset = 0
     try:
         with _opened(file) as stream:
@@ -338,7 +385,12 @@ def _is_deep(value: Any) -> bool:
     """Whether lists and objects stand in one another more than MAX_NESTING deep."""
     level = [value]
     for _ in range(MAX_NESTING + 1):
-        level = [inner for outer in level if isinstance(outer, dict | list) for inner in (outer.values() if isinstance(outer, dict) else outer)]
+        level = [
+            inner
+            for outer in level
+            if isinstance(outer, dict | list)
+            for inner in (outer.values() if isinstance(outer, dict) else outer)
+        ]
     return bool(level)
 
 

@@ -94,6 +94,18 @@ def test_damage_is_noticed_logged_and_mended(tmp_path, name, damage, caplog):
     assert [r.levelname for r in caplog.records] == ["WARNING"] and "is damaged" in caplog.text and "\n" not in caplog.records[0].message
 
 
+def test_a_changed_count_in_the_description_is_noticed(tmp_path, caplog):
+    path, _ = Cache(tmp_path, "f").folder(build)
+    meta = path / "meta.json"
+    for changed in (meta.read_text().replace("42", "43"), '{"files": ["a.bin"]}', "[" * 100_000):
+        meta.write_text(changed)
+        assert Cache(tmp_path, "f").folder(build)[1]["answer"] == 42 and caplog.text.count("is damaged") == 1
+        caplog.clear()
+    old = {key: value for key, value in json.loads(meta.read_text()).items() if key != "seal"}
+    meta.write_text(json.dumps(old))
+    assert Cache(tmp_path, "f").folder(never)[1]["answer"] == 42  # caches of earlier versions have no seal
+
+
 def test_errors_of_the_builder_pass_and_leave_nothing(tmp_path):
     def wrong(folder):
         (folder / "a.bin").write_bytes(b"abc")

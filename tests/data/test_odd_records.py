@@ -1,4 +1,5 @@
 """Records that are odd, files that are hostile, links, and what of a corpus is lost: told in one line, or left out and counted."""
+
 import gzip
 import json
 import logging
@@ -16,8 +17,19 @@ from research_stack.data.sources_nq import NaturalQuestions
 from research_stack.data.sources_squad import Squad
 
 TURNS = [{"role": "user", "content": "q"}, {"role": "assistant", "content": "a"}]
-SQUAD = {"id": "1", "context": "Ada lives in Rome.", "question": "Where?", "answers": {"text": ["Rome"], "answer_start": [13]}}
-HOTPOT = {"_id": "1", "question": "Who?", "answer": "Ada", "supporting_facts": [["T", 0]], "context": [["T", ["Ada lives."]]]}
+SQUAD = {
+    "id": "1",
+    "context": "Ada lives in Rome.",
+    "question": "Where?",
+    "answers": {"text": ["Rome"], "answer_start": [13]},
+}
+HOTPOT = {
+    "_id": "1",
+    "question": "Who?",
+    "answer": "Ada",
+    "supporting_facts": [["T", 0]],
+    "context": [["T", ["Ada lives."]]],
+}
 SPAN = {"start_token": 0, "end_token": 2}
 NQ = {"example_id": 1, "question_text": "who", "document_text": "Ada lives .", "document_url": "x?title=Ada", "long_answer_candidates": [SPAN],
       "annotations": [{"long_answer": SPAN, "short_answers": [{"start_token": 0, "end_token": 1}], "yes_no_answer": "NONE"}]}  # fmt: skip
@@ -54,15 +66,49 @@ def lines(path, *rows):
 def test_hostile_lines_are_one_line_with_file_and_line_or_left_out(name, tmp_path):
     make, good = SOURCES[name]
     for number, (line, message) in enumerate(HOSTILE.items()):
-        path = lines(tmp_path / f"a{number}.jsonl{'.gz' * (number % 2)}", b"\xef\xbb\xbf" + json.dumps(good).encode() + b"\r", b"", line)
+        path = lines(
+            tmp_path / f"a{number}.jsonl{'.gz' * (number % 2)}",
+            b"\xef\xbb\xbf" + json.dumps(good).encode() + b"\r",
+            b"",
+            line,
+        )
         with pytest.raises(ValueError) as caught:
             read(make(path))
-        assert str(caught.value).startswith(f"path={path}:3 {message}") and "\n" not in str(caught.value) and len(str(caught.value)) < 400
+        assert (
+            str(caught.value).startswith(f"path={path}:3 {message}")
+            and "\n" not in str(caught.value)
+            and len(str(caught.value)) < 400
+        )
         source = make(path, strict=False)
-        assert len(read(source)) == 1 and (source.odd.left_out, source.odd.read) == (1, 2) and source.odd.first.startswith(f"path={path}:3 ")
+        assert (
+            len(read(source)) == 1
+            and (source.odd.left_out, source.odd.read) == (1, 2)
+            and source.odd.first.startswith(f"path={path}:3 ")
+        )
 
 
-VALUES = [None, True, -1, 0, 3.5, float("nan"), float("inf"), 10**400, "", " ", "text", "\ud800", "\0", [], [None], ["x"], [[["x"]]], {}, {"text": 3}, {"text": ["a"]}]
+VALUES = [
+    None,
+    True,
+    -1,
+    0,
+    3.5,
+    float("nan"),
+    float("inf"),
+    10**400,
+    "",
+    " ",
+    "text",
+    "\ud800",
+    "\0",
+    [],
+    [None],
+    ["x"],
+    [[["x"]]],
+    {},
+    {"text": 3},
+    {"text": ["a"]},
+]
 
 
 def spoilt(value, draws):
@@ -105,7 +151,9 @@ def test_odd_records_of_parquet_files_and_data_sets(tmp_path, monkeypatch):
     pyarrow.parquet.write_table(table, tmp_path / "a.parquet")
     with pytest.raises(ValueError, match="a.parquet:row 1 field 'n' holds a int, not a text; set strict=false"):
         read(Text(str(tmp_path / "a.parquet"), "n"))
-    broken = pyarrow.StringArray.from_buffers(3, pyarrow.py_buffer(b"\0\0\0\0\1\0\0\0\2\0\0\0\3\0\0\0"), pyarrow.py_buffer(b"a\xffc"))
+    broken = pyarrow.StringArray.from_buffers(
+        3, pyarrow.py_buffer(b"\0\0\0\0\1\0\0\0\2\0\0\0\3\0\0\0"), pyarrow.py_buffer(b"a\xffc")
+    )
     pyarrow.parquet.write_table(pyarrow.table({"text": broken}), tmp_path / "b.parquet")
     with pytest.raises(ValueError, match="b.parquet:row 2 is not UTF-8 text"):
         read(Text(str(tmp_path / "b.parquet")))
@@ -117,11 +165,20 @@ def test_odd_records_of_parquet_files_and_data_sets(tmp_path, monkeypatch):
 
 
 def test_messages_of_parts_and_of_the_other_layouts_names(tmp_path):
-    parts = [{"role": "user", "content": [{"type": "text", "text": "a "}, {"type": "text", "text": "b"}]}, {"role": "assistant", "content": [{"type": "text", "text": "c"}]}]
+    parts = [
+        {"role": "user", "content": [{"type": "text", "text": "a "}, {"type": "text", "text": "b"}]},
+        {"role": "assistant", "content": [{"type": "text", "text": "c"}]},
+    ]
     source = Instructions(lines(tmp_path / "a.jsonl", {"messages": parts}, {"conversations": TURNS}))
-    assert [(d.prompt, d.text) for d in read(source)] == [("user:\na b\nassistant:\n", "c"), ("user:\nq\nassistant:\n", "a")]
+    assert [(d.prompt, d.text) for d in read(source)] == [
+        ("user:\na b\nassistant:\n", "c"),
+        ("user:\nq\nassistant:\n", "a"),
+    ]
     image = [{"role": "user", "content": [{"type": "image_url", "image_url": "x"}]}, TURNS[1]]
-    with pytest.raises(ValueError, match="a.jsonl:1 message 1 field 'content' part 1 is of the kind 'image_url'; only text is read; set strict=false"):
+    with pytest.raises(
+        ValueError,
+        match="a.jsonl:1 message 1 field 'content' part 1 is of the kind 'image_url'; only text is read; set strict=false",
+    ):
         read(Instructions(lines(tmp_path / "a.jsonl", {"messages": image})))
 
 
@@ -154,19 +211,35 @@ def prepared(source, tmp_path, caplog, **options):
     """(data, the warnings it gave), prepared twice: the second time from the cache."""
     for _ in range(2):
         caplog.clear()
-        data = TokenData(source, Bytes(), **{"sequence_length": 32, "validation_fraction": 0.2, "cache_dir": str(tmp_path / "cache"), **options})
+        data = TokenData(
+            source,
+            Bytes(),
+            **{"sequence_length": 32, "validation_fraction": 0.2, "cache_dir": str(tmp_path / "cache"), **options},
+        )
         with caplog.at_level(logging.WARNING):
             data.prepare()
     return data, [record.message for record in caplog.records]
 
 
 def test_one_warning_says_what_is_lost_and_much_is_refused(corpus, tmp_path, caplog):
-    pairs = [*((f"{'p' * 20}{i:02}", f"{i:02}") for i in range(60)), *((f"q{i:02}", f"{'r' * 40}{i}") for i in range(30)), *((f"{'s' * 30}{i:02}", f"{'t' * 9}{i}") for i in range(10))]
+    pairs = [
+        *((f"{'p' * 20}{i:02}", f"{i:02}") for i in range(60)),
+        *((f"q{i:02}", f"{'r' * 40}{i}") for i in range(30)),
+        *((f"{'s' * 30}{i:02}", f"{'t' * 9}{i}") for i in range(10)),
+    ]
     data, warnings = prepared(corpus(*pairs), tmp_path, caplog)
-    assert data.meta["train"]["rows"] + data.meta["validation"]["rows"] == 90  # a long prompt is no reason where the pair fits
+    assert (
+        data.meta["train"]["rows"] + data.meta["validation"]["rows"] == 90
+    )  # a long prompt is no reason where the pair fits
     (line,) = warnings
-    assert line.startswith("of 100 records 10 (10.0 %) are dropped: they do not fit sequence_length=32") and "30 (30.0 %) are cut at the end" in line
-    with pytest.raises(ValueError, match=r"^max_dropped=0.05 is exceeded: of 100 records 10 \(10.0 %\) are dropped.*; raise it if that is meant$"):
+    assert (
+        line.startswith("of 100 records 10 (10.0 %) are dropped: they do not fit sequence_length=32")
+        and "30 (30.0 %) are cut at the end" in line
+    )
+    with pytest.raises(
+        ValueError,
+        match=r"^max_dropped=0.05 is exceeded: of 100 records 10 \(10.0 %\) are dropped.*; raise it if that is meant$",
+    ):
         prepared(corpus(*pairs), tmp_path, caplog, max_dropped=0.05)
     with pytest.raises(ValueError, match="^max_dropped=1.5 must lie in"):
         TokenData(corpus(*pairs), Bytes(), max_dropped=1.5)
@@ -190,7 +263,10 @@ def test_questions_that_are_lost_are_told_and_much_is_refused(tmp_path, caplog):
     options = {"max_context_bytes": 60, "long": "drop"}
     with caplog.at_level(logging.WARNING):
         QuestionData({"squad": source}, max_dropped=0.6, **options).prepare()
-    assert "of 40 records of squad 10 (25.0 %) are dropped: their context is longer" in caplog.text and "10 (25.0 %) are left out" in caplog.text
+    assert (
+        "of 40 records of squad 10 (25.0 %) are dropped: their context is longer" in caplog.text
+        and "10 (25.0 %) are left out" in caplog.text
+    )
     with pytest.raises(ValueError, match="^max_dropped=0.4 is exceeded"):
         QuestionData({"squad": source}, max_dropped=0.4, **options).prepare()
 
@@ -198,7 +274,11 @@ def test_questions_that_are_lost_are_told_and_much_is_refused(tmp_path, caplog):
 def test_a_lopsided_split_is_told(corpus, tmp_path, caplog):
     pairs = [(f"prompt {i % 3}", f"answer {i}") for i in range(100)]
     _, warnings = prepared(corpus(*pairs), tmp_path, caplog, validation_fraction=0.05)
-    assert len(warnings) == 1 and warnings[0].startswith("validation_fraction=0.05: 3") and "equal texts, pairs of one prompt, groups" in warnings[0]
+    assert (
+        len(warnings) == 1
+        and warnings[0].startswith("validation_fraction=0.05: 3")
+        and "equal texts, pairs of one prompt, groups" in warnings[0]
+    )
     labels = [(f"review {i}\n", ("positive", "negative")[i % 2]) for i in range(200)]
     data, warnings = prepared(corpus(*labels), tmp_path, caplog, validation_fraction=0.1)
     assert not warnings and 10 <= data.meta["validation"]["documents"] <= 30

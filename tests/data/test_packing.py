@@ -131,3 +131,22 @@ def test_take_and_spread(corpus, stories, tmp_path):
     assert (some.tokens == train.tokens[[5, 2, 5]]).all()
     assert train.spread(10**9) is train
     assert len(train.spread(7)) == 7 and (train.spread(3).tokens[1] == train.tokens[len(train) // 3]).all()
+
+
+def test_a_codec_that_begins_texts_begins_each_document_and_prompt_once(corpus, tmp_path):
+    class Beginning(Bytes):
+        def fit(self, texts):
+            codec = super().fit(texts)
+            codec.begin = (ord("^"),)
+            return codec
+
+    for folder in ("pairs", "texts"):
+        (tmp_path / folder).mkdir()
+    pairs = corpus(*[(f"{'^' * (i % 2)}p{i:02}", f"r{i:02}") for i in range(40)])
+    rows = packed(pairs, tmp_path / "pairs", tokenizer=Beginning())[0]
+    prompts = [bytes(row[prompt].tolist()) for row, prompt in zip(rows.tokens, rows.prompt, strict=True)]
+    assert len(prompts) > 20 and all(prompt.startswith(b"^p") and len(prompt) == 4 for prompt in prompts)
+    texts = corpus(*[f"text {i:02}" for i in range(40)])
+    stream = packed(texts, tmp_path / "texts", tokenizer=Beginning())[0].stream()
+    ends = np.flatnonzero(stream == 258)[:-1]
+    assert len(ends) > 20 and stream[0] == ord("^") and (stream[ends + 1] == ord("^")).all()

@@ -1,4 +1,5 @@
 """On pairs a denoiser learns where an answer ends: rows filled with end tokens, which it may write, and answers cut at the first."""
+
 import json
 from itertools import islice
 
@@ -40,7 +41,9 @@ class Items:
 
 
 def prepared(items, tmp_path, method):
-    data = TokenData(Items(items), Bytes(), sequence_length=16, batch_size=8, validation_fraction=0.3, cache_dir=str(tmp_path))
+    data = TokenData(
+        Items(items), Bytes(), sequence_length=16, batch_size=8, validation_fraction=0.3, cache_dir=str(tmp_path)
+    )
     data.prepare()
     before = next(iter(data.train_dataloader()))
     data.serve(method)
@@ -53,14 +56,23 @@ PAIRS = [Document("y" * (1 + i % 5) if i % 7 else "z" * 20, f"p{i:02}", str(i)) 
 def test_rows_of_pairs_are_filled_with_ends_that_may_be_corrupted(tmp_path):
     data, before, after = prepared(PAIRS, tmp_path, FlowLM)
     end, pad = data.vocab.end, data.vocab.pad
-    assert data.vocab.writes_end and data.vocab.n_real == 257 and data.describe()["writes_end"] and not data.codec.vocab.writes_end
+    assert (
+        data.vocab.writes_end
+        and data.vocab.n_real == 257
+        and data.describe()["writes_end"]
+        and not data.codec.vocab.writes_end
+    )
     assert after["attend"].all() and torch.equal(after["prompt"], before["prompt"]) and (before["tokens"] == pad).any()
     assert torch.equal(after["tokens"], torch.where(before["tokens"] == pad, end, before["tokens"]))
     assert torch.equal(after["eligible"], ~after["prompt"])
-    assert any((row != end).all() for batch in islice(data.train_dataloader(), 8) for row in batch["tokens"])  # a response that was cut has no end
+    assert any(
+        (row != end).all() for batch in islice(data.train_dataloader(), 8) for row in batch["tokens"]
+    )  # a response that was cut has no end
     rows = data.validation  # what is said of the texts does not change
     assert not rows.eligible[rows.tokens == end].any() and rows.attend.sum() < rows.tokens.size
-    assert torch.equal(torch.from_numpy(rows.take(slice(0, 4)).arrays()["eligible"]), ~torch.from_numpy(rows.take(slice(0, 4)).prompt))
+    assert torch.equal(
+        torch.from_numpy(rows.take(slice(0, 4)).arrays()["eligible"]), ~torch.from_numpy(rows.take(slice(0, 4)).prompt)
+    )
 
 
 @pytest.mark.parametrize("items, method", [
@@ -119,12 +131,30 @@ def test_a_small_denoiser_answers_with_labels_of_different_lengths(tmp_path, mon
     monkeypatch.chdir(tmp_path)
     rows = [{"prompt": f"{letter}{i:02}\n", "response": LABELS[letter]} for i in range(50) for letter in LABELS]
     (tmp_path / "labels.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
-    pairs = ["data=text", "data.path=labels.jsonl", "data.source.field=response", "data.source.prompt_field=prompt", "data/tokenizer=bytes"]
-    small = ["model=smoke", "data.sequence_length=24", "data.batch_size=16", "trainer=smoke", "trainer.max_steps=400", "trainer.val_check_interval=200", "eval=none"]
+    pairs = [
+        "data=text",
+        "data.path=labels.jsonl",
+        "data.source.field=response",
+        "data.source.prompt_field=prompt",
+        "data/tokenizer=bytes",
+    ]
+    small = [
+        "model=smoke",
+        "data.sequence_length=24",
+        "data.batch_size=16",
+        "trainer=smoke",
+        "trainer.max_steps=400",
+        "trainer.val_check_interval=200",
+        "eval=none",
+    ]
     run(compose(["experiment=llada", *pairs, *small]), tmp_path / "run")
     context = load(tmp_path / "run")
     prompts = [f"{letter}{i}\n" for letter in LABELS for i in (61, 72, 83)]
-    for decoder in (context.sampler, load(tmp_path / "run", ["sampler=flowlm"]).sampler, load(tmp_path / "run", ["sampler=llada", "sampler.block_length=5"]).sampler):
+    for decoder in (
+        context.sampler,
+        load(tmp_path / "run", ["sampler=flowlm"]).sampler,
+        load(tmp_path / "run", ["sampler=llada", "sampler.block_length=5"]).sampler,
+    ):
         with context.inference():
             found = [row["text"] for row in Samples({}, prompts=prompts).decode(context, "x", decoder)]
         assert [len(text) for text in found] == [3] * 3 + [13] * 3, found
