@@ -36,7 +36,8 @@ RIGHT = 1.0  # an answer whose reward is at least that is right
 TOGETHER = 1024  # answers that are drawn at once
 #: where a mean can lie, so that no interval goes further; by the metric's name without `@k` and `_right`
 POSSIBLE = {"pass": SHARE, "hidden_pass": SHARE, "distinct": (0.0, np.inf), "self_bleu": (0.0, 100.0),
-            "semantic": (0.0, 2.0), "entropy": (0.0, np.inf), **{f"distinct_{n}": SHARE for n in (1, 2, 3)}}  # fmt: skip
+            "semantic": (0.0, 2.0), "entropy": (0.0, np.inf),
+            **{f"distinct_{n}": SHARE for n in (1, 2, 3)}}  # fmt: skip
 
 
 @dataclass

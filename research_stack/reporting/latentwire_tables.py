@@ -19,7 +19,8 @@ NAME = "latentwire/"  # before the metrics of result.json
 LATENT, SHUFFLED, ZEROS, NONE, TEXT = "latent", "shuffled", "zeros", "none", "text"
 HEAD, TAIL, ZLIB, TOKENS = "text_bytes", "text_bytes_tail", "text_zlib", "text_tokens"
 EQUAL_BYTES = (HEAD, TAIL, ZLIB)
-WORDS = {LATENT: "latents", TEXT: "whole text", HEAD: "same bytes of text, its head", TAIL: "same bytes of text, its tail",
+WORDS = {LATENT: "latents", TEXT: "whole text", HEAD: "same bytes of text, its head",
+         TAIL: "same bytes of text, its tail",
          ZLIB: "same bytes of text, deflated",
          TOKENS: "as many tokens of text", NONE: "no context", SHUFFLED: "latents of another example", ZEROS: "zero latents"}  # fmt: skip
 SCORES = tuple(f"{name}{end}" for name in ("f1", "em") for end in ("", "_low", "_high"))

@@ -185,7 +185,8 @@ def likelihood(run: RunFiles) -> list[Html] | None:
         intervals([_bar(row) for row in rows]),
         el("p", f"The same {int(real(tokens)):,} tokens in {int(real(sequences)):,} validation sequences for all rows; separators are context only. "
            "An upper bound holds for any noise process: the model's own -ln p is this or less. "
-           "The model's own law is that of infinitely many small steps: samplers of few steps write by other laws, which it does not bound. "
+           "The model's own law is that of infinitely many small steps: "
+           "samplers of few steps write by other laws, which it does not bound. "
            f"{INTERVALS} covers the choice of documents and the noise of the estimate, "
            f"not a new training run.{few}", class_="note"),
         el("div", listing(("", "nats per token", "95 % interval", "perplexity", "bits per byte", "kind"), [_cells(row) for row in rows], text=(0, 5)),
