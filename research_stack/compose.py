@@ -330,7 +330,8 @@ def _with_nodes(saved: DictConfig, cfg: DictConfig, overrides: Iterable[str]) ->
     """The saved config with what these overrides set in the new one: whole nodes for groups, else single keys."""
     merged = OmegaConf.create(OmegaConf.to_container(saved))
     resolved = as_config(OmegaConf.to_container(cfg, resolve=True))
-    for key in ("run", "task", "dry_run", "prompt", "format", *map(key_of, overrides)):
+    own = [key for key in ("run", "task", "dry_run", "prompt", "format") if key in resolved]
+    for key in (*own, *map(key_of, overrides)):
         key = "hardware" if key == "launcher" else key
         value = OmegaConf.select(resolved, key)
         plain = OmegaConf.to_container(value, resolve=True) if OmegaConf.is_config(value) else value

@@ -59,9 +59,7 @@ class Experiment:
     run: str | None
     runs: list[str]
     prompt: str | None
-    format: Literal["hf"]
     dry_run: bool
-    smoke: bool
     method: TrainingModule
     model: Backbone
     corruption: Corruption
@@ -73,6 +71,8 @@ class Experiment:
     callbacks: Mapping[str, Callback]
     eval: Mapping[str, Evaluation] | None
     logger: Mapping[str, Logger] | None = field(default_factory=dict)
+    format: Literal["hf"] = "hf"
+    smoke: bool = False
 
     def __post_init__(self) -> None:
         require(self.name != "", f"name={self.name!r} must not be empty: it names the folder")

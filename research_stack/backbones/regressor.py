@@ -32,7 +32,7 @@ class Regressor(nn.Module):
         require(inputs is None or inputs >= 1, f"inputs={inputs} must be at least 1")
         require(all(units >= 1 for units in hidden), f"hidden={list(hidden)} must be numbers of units, each at least 1")
         require(all(units <= 1_000_000 for units in hidden),
-                f"hidden={list(hidden)} must be numbers of units, each at most 1000000")  # fmt: skip
+                f"hidden={list(hidden)} must be numbers of units, each at most 1,000,000")  # fmt: skip
         require(0 <= dropout < 1, f"dropout={dropout} must lie in [0, 1)")
         self.inputs, self.hidden, self.dropout = _given(inputs), list(hidden), dropout
         widths = [self.inputs, *hidden, 1]

@@ -177,7 +177,7 @@ class SetMarginal:
         require(self.size <= 100_000, f"size={self.size} must be at most 100,000")
         require(self.size >= 2 or self.objective in ("mean", "max"), f"size={self.size} must be at least 2 for objective={self.objective}")
         require(self.subsets is None or self.subsets >= 2, f"subsets={self.subsets} must be at least 2, or null for all of them")
-        require(self.subsets is None or self.subsets <= 100_000, f"subsets={self.subsets} must be at most 100000")
+        require(self.subsets is None or self.subsets <= 100_000, f"subsets={self.subsets} must be at most 100,000")
         require(0 <= self.eps <= 1000, f"eps={self.eps} must be at least 0 and at most 1000")
 
     @property

@@ -97,9 +97,9 @@ class GRPO(Policy):
     ) -> None:
         super().__init__(model, vocab, optimization, seed)
         require(group >= 2, f"group={group} must be at least 2: a completion is judged by the others of its group")
-        require(group <= 10_000, f"group={group} must be at most 10000")
+        require(group <= 10_000, f"group={group} must be at most 10,000")
         require(groups is None or groups >= 1, f"groups={groups} must be at least 1, or null for all prompts of a batch")
-        require(groups is None or groups <= 1_000_000, f"groups={groups} must be at most 1000000")
+        require(groups is None or groups <= 1_000_000, f"groups={groups} must be at most 1,000,000")
         require(beta >= 0, f"beta={beta} must be at least 0")
         require(beta <= 1000, f"beta={beta} must be at most 1000")
         require(0 <= entropy <= 1000, f"entropy={entropy} must be at least 0 and at most 1000")
@@ -109,9 +109,9 @@ class GRPO(Policy):
         require(sync_every == 0 or reference == "copy", f"sync_every={sync_every} needs reference=copy")
         require(0 < sync_mix <= 1, f"sync_mix={sync_mix} must lie in (0, 1]")
         require(iterations >= 1, f"iterations={iterations} must be at least 1")
-        require(iterations <= 10_000, f"iterations={iterations} must be at most 10000")
+        require(iterations <= 10_000, f"iterations={iterations} must be at most 10,000")
         require(minibatches >= 1, f"minibatches={minibatches} must be at least 1")
-        require(minibatches <= 1_000_000, f"minibatches={minibatches} must be at most 1000000")
+        require(minibatches <= 1_000_000, f"minibatches={minibatches} must be at most 1,000,000")
         advantage.check(group)
         reward.check()
         if advantage.needs == "distances" and encoder is None:

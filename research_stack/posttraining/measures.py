@@ -100,7 +100,7 @@ class Measures:
         encoder: SentenceEncoder | None = None, preference: OperatorSets | None = None,
     ) -> None:
         require(count >= 2, f"count={count} must be at least 2")
-        require(count <= 100_000, f"count={count} must be at most 100000")
+        require(count <= 100_000, f"count={count} must be at most 100,000")
         require(len(ks) >= 1 and min(ks) >= 1 and max(ks) <= count, f"ks={ks} must lie in 1 .. count={count}")
         require(unit in ("word", "char"), f"unit={unit} must be word or char")
         reward.check()

@@ -65,7 +65,7 @@ class PolychromicSFT(SFT):
     ) -> None:
         super().__init__(model, vocab, optimization, seed)
         require(group >= 2, f"group={group} must be at least 2: diversity is a property of several answers")
-        require(group <= 10_000, f"group={group} must be at most 10000")
+        require(group <= 10_000, f"group={group} must be at most 10,000")
         require(weight > 0, f"weight={weight} must be above 0; without diversity it is experiment=sft")
         require(weight <= 1000, f"weight={weight} must be at most 1000")
         require(estimator in ("score", "soft"), f"estimator={estimator} must be score or soft")

@@ -68,7 +68,7 @@ class RewardEvaluation:
 
     def __init__(self, bins: int = 10, ridge: float = 300.0, points: int = 600) -> None:
         require(bins >= 2, f"bins={bins} must be at least 2")
-        require(bins <= 10_000, f"bins={bins} must be at most 10000")
+        require(bins <= 10_000, f"bins={bins} must be at most 10,000")
         require(ridge > 0, f"ridge={ridge} must be positive")
         require(ridge < math.inf, f"ridge={ridge} must be finite")
         require(points >= 1, f"points={points} must be at least 1")

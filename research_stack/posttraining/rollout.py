@@ -68,9 +68,9 @@ class Rollouts:
 
     def __init__(self, length: int = 16, temperature: float = 1.0, top_p: float = 1.0) -> None:
         require(length >= 1, f"length={length} must be at least 1")
-        require(length <= 10_000_000, f"length={length} must be at most 10000000")
+        require(length <= 10_000_000, f"length={length} must be at most 10,000,000")
         require(temperature > 0, f"temperature={temperature} must be above 0: a policy gradient needs a policy")
-        require(1e-6 <= temperature <= 1e6, f"temperature={temperature} must be at least 1e-06 and at most 1000000")
+        require(1e-6 <= temperature <= 1e6, f"temperature={temperature} must be at least 1e-06 and at most 1,000,000")
         require(0 < top_p <= 1, f"top_p={top_p} must lie in (0, 1]")
         self.length, self.temperature, self.top_p = length, temperature, top_p
 

@@ -28,7 +28,7 @@ MISTAKES = {
     "trainer=demoo": ["trainer=demoo", "did you mean 'demo'"],
     "sweep=matrx": ["sweep=matrx: there is no such sweep", "did you mean 'matrix'"],
     "-m sweep=matrx seed=1,2": ["sweep=matrx: there is no such sweep", "did you mean 'matrix'"],
-    "task=trian": ["task=trian must be one of train, eval, sample, compare", "did you mean 'train'"],
+    "task=trian": ["task=trian must be one of train, eval, sample, export, compare", "did you mean 'train'"],
     "eval={a:1}": ["'eval' has no such keys", "++eval={a:1}"],
     "++trainer.devices=2": ["trainer.devices=2 cannot be set here; set it in hardware"],
     "++trainer.gradient_clip_val=1": ["set optimization.clip"],

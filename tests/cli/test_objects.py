@@ -54,7 +54,7 @@ WRONG = {
     "model.layers=1000000000000000000": "model.layers=1000000000000000000: at least",
     "data.batch_size=1000000000000000000": "data.batch_size=1000000000000000000: at least",
     "data.sequence_length=1000000000": "data.sequence_length=1000000000: at least",
-    "experiment=grpo method.group=1000000000000000000": "method.group=1000000000000000000 must be at most 100,000",
+    "experiment=grpo method.group=1000000000000000000": "method.group=1000000000000000000 must be at most 10,000",
     "experiment=latentwire model.buckets=1000000000000": "model.buckets=1000000000000: at least",
     "experiment=reward model.hidden=[1000000,1000000]": "model.hidden",
     "eval.samples.count=1000000000000000000": "eval.samples.count=1000000000000000000 must be at most",

@@ -277,7 +277,7 @@ def test_more_samples_come_closer():
     ({"objective": "max", "size": 0}, "size=0 must be at least 1"),
     ({"objective": "polychromic", "size": 1}, "size=1 must be at least 2 for objective=polychromic"),
     ({"objective": "max", "size": 2, "subsets": 1}, "subsets=1 must be at least 2"),
-    ({"objective": "max", "size": 2, "subsets": 10**18}, "subsets=1000000000000000000 must be at most 100000"),
+    ({"objective": "max", "size": 2, "subsets": 10**18}, "subsets=1000000000000000000 must be at most 100,000"),
     ({"objective": "max", "size": 2, "eps": -1.0}, "eps=-1.0 must be at least 0 and at most 1000"),
     ({"objective": "max", "size": 2, "eps": math.nan}, "eps=nan must be at least 0"),
     ({"objective": "max", "size": 2, "eps": math.inf}, "eps=inf must be at least 0"),

@@ -171,7 +171,7 @@ def test_a_method_without_answers_is_one_line_before_the_first_step(monkeypatch)
 @pytest.mark.parametrize("option, message", [
     ("callbacks.dynamics.every=0", "callbacks.dynamics.every=0 must be at least 1"), ("callbacks.dynamics.measures.ks=[1,64]", r"callbacks.dynamics.measures.ks=\[1, 64\] must lie in 1 .. count=32"),
     ("eval.passk.most=0", "eval.passk.most=0 must be at least 1"),
-    (f"eval.passk.measures.count={10**18}", "eval.passk.measures.count=1000000000000000000 must be at most 100000"),
+    (f"eval.passk.measures.count={10**18}", "eval.passk.measures.count=1000000000000000000 must be at most 100,000"),
 ])  # fmt: skip
 def test_options_that_cannot_be(option, message):
     with pytest.raises(ValueError, match=message):

@@ -465,7 +465,7 @@ def test_what_cannot_be_is_refused(grpo, backbone):
         ({"reference": "ema"}, "reference=ema must be copy, adapters or none"), ({"sync_every": -1}, "sync_every=-1 must be at least 0"),
         ({"sync_every": 2, "reference": "none"}, "sync_every=2 needs reference=copy"), ({"sync_mix": 0.0}, r"sync_mix=0.0 must lie in \(0, 1\]"),
         *(({name: 10**18}, f"{name}={10**18} must be at most") for name in ("group", "groups", "minibatches")),
-        ({"iterations": 10**18}, f"iterations={10**18} must be at most 10000"),
+        ({"iterations": 10**18}, f"iterations={10**18} must be at most 10,000"),
         *(({name: math.nan}, f"{name}=nan must be at least 0") for name in ("beta", "entropy")),
         ({"beta": math.inf}, "beta=inf must be at most 1000"), ({"entropy": -0.1}, "entropy=-0.1 must be at least 0"),
         ({"entropy": math.inf}, "entropy=inf must be at least 0 and at most 1000"),

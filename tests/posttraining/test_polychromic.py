@@ -328,7 +328,7 @@ def test_options_that_cannot_be(make):
         ({"group": 1}, "group=1 must be at least 2: diversity is a property of several answers"), ({"weight": 0.0}, "weight=0.0 must be above 0; without diversity it is experiment=sft"),
         ({"weight": -0.5}, "weight=-0.5 must be above 0"), ({"weight": math.nan}, "weight=nan must be above 0"),
         ({"weight": math.inf}, "weight=inf must be at most 1000"), ({"warmup": math.nan}, "warmup=nan must lie in"),
-        ({"group": 10**18}, "group=1000000000000000000 must be at most 10000"),
+        ({"group": 10**18}, "group=1000000000000000000 must be at most 10,000"),
         ({"estimator": "hard"}, "estimator=hard must be score or soft"),
         ({"warmup": 1.0}, r"warmup=1.0 must lie in \[0, 1\)"),
         ({"group": 2}, "size=2 must be less than group=2"),
