@@ -34,7 +34,7 @@ SPECIAL = ("_target_", "_partial_", "_convert_", "_recursive_", "_args_")  # key
 WITHOUT_TORCH = ("research_stack.data.sources", "research_stack.data.tokenizers")  # modules whose classes have `check()`
 WHOLE = "research_stack.experiment.Experiment"  # what a config holds, as a class whose parameters are its keys
 #: Nodes that the run hands further arguments, so that it knows itself what they lack.
-COMPLETED = ("method", "model", "data", "logger", "trainer")
+COMPLETED = ("method", "model", "logger", "trainer")
 
 
 @dataclass(frozen=True)
@@ -106,7 +106,8 @@ def _missing(path: str, known: Signature, node: Mapping[str, Any]) -> Iterator[P
     if known_elsewhere or {"_partial_", "_args_"} & set(node) or path and path.split(".")[0] not in signature(WHOLE).parameters:
         return
     for name, parameter in known.parameters.items():
-        if parameter.default is None and name not in node:
+        of_the_run = bool(path) and name == "seed"
+        if parameter.default is None and name not in node and not of_the_run:
             key = _joined(path, name)
             yield Problem(key, f"{key} is missing: {f'{known.name} needs it' if path else 'every config has one'}")
 

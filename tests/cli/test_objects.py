@@ -31,6 +31,8 @@ WRONG = {
     "~eval.samples.samplers.llada.stopper": "eval.samples.samplers.llada.stopper is missing: Sampler needs it",
     "experiment=latentwire +method.lr_factors={encoder: abc, adapter: 1.0}": "method.lr_factors.encoder=abc must be float",
     "experiment=grpo eval.passk.measures=null": "eval.passk.measures=null must be Measures",
+    "~data.tokenizer": "data.tokenizer is missing: TokenData needs it",
+    "experiment=latentwire method.readers.llama.questions=0": "method.readers.llama.questions=0 must be at least 1",
     "~method": "method is missing: every config has one",
     "method=[]": "method is missing: every config has one",
     "~model._target_": "model._target_ is missing",
