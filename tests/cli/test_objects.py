@@ -14,6 +14,7 @@ from research_stack.check import check, check_node, preflight
 from research_stack.compose import Composer
 from research_stack.hints import UserError
 from research_stack.latentwire.encoder import ByteEncoder
+from research_stack.latentwire.features.deep_prefix import DeepPrefix
 
 PROGRESS = "{_target_: research_stack.training.progress.Progress}"
 WRONG = {
@@ -176,3 +177,7 @@ def test_sizes_ask_the_machine_that_will_run(monkeypatch):
     assert list(sizes.mistakes({"model": {"_target_": "toylib.Unknown", "layers": 10**18}})) == [] and math.isfinite(
         sizes.machine_bytes()
     )
+
+
+def test_a_whole_number_will_do_for_a_float():
+    assert isinstance(DeepPrefix(gate=1).gate, float)  # a tensor of integers has no gradient
