@@ -86,16 +86,21 @@ def _fits_generic(value: Any, annotation: ast.Subscript, where: Module | None, d
     if name in MAPPINGS:
         return _all([fits(v, items[-1], where, depth + 1) for v in value.values()])
     if name in TUPLES and not (len(items) == 2 and _last(items[1]) == "..."):
-        return len(value) == len(items) and _all([fits(v, a, where, depth + 1) for v, a in zip(value, items, strict=True)])
+        if len(value) != len(items):
+            return False
+        return _all([fits(v, a, where, depth + 1) for v, a in zip(value, items, strict=True)])
     return _all([fits(v, items[0], where, depth + 1) for v in value])
 
 
-def misfit(path: str, value: Any, annotation: ast.expr | None, where: Module | None) -> tuple[str, Any, ast.expr | None, Module | None]:
+def misfit(
+    path: str, value: Any, annotation: ast.expr | None, where: Module | None
+) -> tuple[str, Any, ast.expr | None, Module | None]:
     """(path, value, annotation, module) of the innermost key of a mapping that makes the value unfit."""
     for arm in arms(annotation):
         if alias := _alias(arm, where):
             return misfit(path, value, alias[1], alias[0])
-        if isinstance(arm, ast.Subscript) and _last(arm.value) in MAPPINGS and isinstance(value, Mapping) and not is_node(value):
+        of_mapping = isinstance(arm, ast.Subscript) and _last(arm.value) in MAPPINGS
+        if of_mapping and isinstance(value, Mapping) and not is_node(value):
             inner = _items(arm)[-1]
             wrong = next((k for k, v in value.items() if fits(v, inner, where) is False), None)
             if wrong is not None:

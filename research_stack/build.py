@@ -99,7 +99,9 @@ def named(path: str) -> Iterator[None]:
 
 def is_too_large(error: BaseException) -> bool:
     """Whether an error says that a size is beyond memory or 64 bits."""
-    return isinstance(error, MemoryError | OverflowError) or isinstance(error, RuntimeError) and any(words in str(error) for words in TOO_LARGE)
+    if isinstance(error, RuntimeError):
+        return any(words in str(error) for words in TOO_LARGE)
+    return isinstance(error, MemoryError | OverflowError)
 
 
 def _too_large(error: BaseException) -> str:

@@ -35,7 +35,7 @@ TASKS = ("train", "eval", "sample", "export", "compare")
 WITHOUT_TORCH = ("research_stack.data.sources", "research_stack.data.tokenizers")  # modules whose classes have `check()`
 WHOLE = "research_stack.experiment.Experiment"  # what a config holds, as a class whose parameters are its keys
 #: Nodes that the run hands further arguments, so that it knows itself what they lack.
-COMPLETED = ("method", "model", "data", "logger", "trainer")
+COMPLETED = ("method", "model", "logger", "trainer")
 
 
 @dataclass(frozen=True)
@@ -107,10 +107,13 @@ def _missing(path: str, known: Signature, node: Mapping[str, Any]) -> Iterator[P
     """Parameters without a default that the node does not give, where nobody else does."""
     root, _, inner = path.removeprefix("logger.").partition(".")
     known_elsewhere = not inner and (root in COMPLETED or path.startswith("logger."))
-    if known_elsewhere or {"_partial_", "_args_"} & set(node) or path and path.split(".")[0] not in signature(WHOLE).parameters:
+    if known_elsewhere or {"_partial_", "_args_"} & set(node):
+        return
+    if path and path.split(".")[0] not in signature(WHOLE).parameters:
         return
     for name, parameter in known.parameters.items():
-        if parameter.default is None and name not in node:
+        of_the_run = bool(path) and name == "seed"
+        if parameter.default is None and name not in node and not of_the_run:
             key = _joined(path, name)
             yield Problem(key, f"{key} is missing: {f'{known.name} needs it' if path else 'every config has one'}")
 
@@ -133,9 +136,11 @@ def _value_problem(key: str, parameter: Parameter, value: Any, where: Module | N
     if any(class_of(arm, where) for arm in arms(annotation)):
         yield _no_node(key, value, _type(annotation))
         return
-    kind = {"NoneType": "null", "str": "a string", "bool": "a boolean", "dict": "a mapping", "list": "a list"}.get(type(value).__name__)
+    kinds = {"NoneType": "null", "str": "a string", "bool": "a boolean", "dict": "a mapping", "list": "a list"}
+    kind = kinds.get(type(value).__name__)
     endless = isinstance(value, float) and not math.isfinite(value) and "float" in _type(annotation)
-    yield Problem(key, f"{key}={_short(value)} must be {'a finite number' if endless else _type(annotation)}{f', not {kind}' if kind else ''}")
+    wanted = "a finite number" if endless else _type(annotation)
+    yield Problem(key, f"{key}={_short(value)} must be {wanted}{f', not {kind}' if kind else ''}")
 
 
 def _no_node(key: str, value: Any, wanted: str) -> Problem:
@@ -143,14 +148,15 @@ def _no_node(key: str, value: Any, wanted: str) -> Problem:
     if isinstance(value, Mapping):
         return Problem(f"{key}._target_", f"{key}._target_ is missing: it names the class of {key}, a {wanted}")
     if "." not in key:
-        choose = f"; to choose an option write `- override /{key}: {value}` under defaults" if isinstance(value, str) else ""
-        return Problem(key, f"{key}={_short(value)} must be a mapping{choose}")
+        choose = f"; to choose an option write `- override /{key}: {value}` under defaults"
+        return Problem(key, f"{key}={_short(value)} must be a mapping{choose if isinstance(value, str) else ''}")
     leave = f"; to leave it out: ~{key}" if value is None else " (a mapping with _target_)"
     return Problem(key, f"{key}={_short(value)} must be {wanted}{leave}")
 
 
 def _type(annotation: ast.expr) -> str:
-    return annotation.value if isinstance(annotation, ast.Constant) and isinstance(annotation.value, str) else ast.unparse(annotation)
+    quoted = isinstance(annotation, ast.Constant) and isinstance(annotation.value, str)
+    return str(annotation.value) if quoted else ast.unparse(annotation)  # type: ignore[attr-defined]
 
 
 def _choices(annotation: ast.expr, where: Module | None) -> list[Any]:
@@ -158,7 +164,8 @@ def _choices(annotation: ast.expr, where: Module | None) -> list[Any]:
     found = []
     for arm in arms(annotation):
         alias = definition(arm.id, where) if where and isinstance(arm, ast.Name) else None
-        found += literals(arm if alias is None else alias[1] if isinstance(alias[1], ast.Subscript | ast.BinOp) else None)
+        is_type = alias is not None and isinstance(alias[1], ast.Subscript | ast.BinOp)
+        found += literals(arm if alias is None else alias[1] if is_type else None)  # type: ignore[arg-type]
     return found
 
 
@@ -256,7 +263,8 @@ def check(cfg: DictConfig | Mapping[str, Any]) -> list[Problem]:
     """Every mistake that can be told from the config and the sources alone."""
     config = _resolved(cfg)
     of_nodes = (p for path, node in nodes(config) for p in check_node(path, node))
-    return _with_sizes(config, _first_of_each([*_unresolved(cfg), *_top(cfg, config), *_conflicts(config), *of_nodes, *_trainer(config)]))
+    found = [*_unresolved(cfg), *_top(cfg, config), *_conflicts(config), *of_nodes, *_trainer(config)]
+    return _with_sizes(config, _first_of_each(found))
 
 
 def _with_sizes(config: Mapping[str, Any], problems: list[Problem]) -> list[Problem]:
@@ -353,7 +361,8 @@ def _trainer(config: Mapping[str, Any]) -> Iterator[Problem]:
     node = config.get("trainer")
     if is_node(node) and node["_target_"] == "lightning.Trainer":
         for key, text in trainer_keys.mistakes(node):
-            yield Problem(f"trainer.{key}", f"trainer.{key}={_short(node[key])} {text}" if key in node else f"trainer.{key} is missing: it {text}")
+            said = f"={_short(node[key])} {text}" if key in node else f" is missing: it {text}"
+            yield Problem(f"trainer.{key}", f"trainer.{key}{said}")
 
 
 def _conflicts(config: Any, path: str = "") -> Iterator[Problem]:

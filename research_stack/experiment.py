@@ -1,4 +1,5 @@
 """What a whole config holds: the keys of config.yaml, annotated as the parameters of a constructor are."""
+
 from __future__ import annotations
 
 from collections.abc import Mapping

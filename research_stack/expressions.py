@@ -27,7 +27,8 @@ COMPARE: dict[type[ast.cmpop], Callable[[Any, Any], Any]] = {
 }  # fmt: skip
 FUNCTIONS: dict[str, Callable[..., Any]] = {
     "low": require.low, "high": require.high, "is_rate": require.is_rate, "len": len, "min": min, "max": max,
-    "abs": abs, "sum": sum, "all": all, "any": any, "set": set, "sorted": sorted, "float": float, "int": int, "range": range,
+    "abs": abs, "sum": sum, "all": all, "any": any, "set": set, "sorted": sorted, "float": float, "int": int,
+    "range": range,
     "math.isfinite": math.isfinite, "math.sqrt": math.sqrt, "math.log2": math.log2,
 }  # fmt: skip
 CONSTANTS = {"math.inf": math.inf, "math.pi": math.pi}

@@ -170,9 +170,11 @@ def no_such_option(group: str, option: str, options: Sequence[str], where: str) 
 
 def no_option(composer: Composer, overrides: Sequence[str]) -> str:
     """`model=null`: a group that gets neither an option nor a list of them."""
-    wrong = [o for o in overrides if (group := key_of(o)) in composer.groups() and o.partition("=")[2] not in composer.groups()[group]]
-    group = key_of(wrong[-1]) if wrong else ""
-    return f"{wrong[-1] if wrong else 'a group'}: a group takes the name of an option{choices(composer.groups().get(group, []), 'the choices are')} (command line)"
+    known = composer.groups()
+    chosen = [(o, o.partition("=")[2]) for o in overrides if key_of(o) in known]
+    wrong = next((o for o, option in chosen if option not in known[key_of(o)]), "a group")
+    options = choices(known.get(key_of(wrong), []), "the choices are")
+    return f"{wrong}: a group takes the name of an option{options} (command line)"
 
 
 def named_in(group: str, option: str, composer: Composer) -> str:

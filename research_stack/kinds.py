@@ -2,6 +2,7 @@
 
 True and False are certain; None is whatever a base class, a decorator or a name that cannot be followed leaves open.
 """
+
 from __future__ import annotations
 
 import ast
@@ -76,7 +77,7 @@ def made_by(node: Mapping[str, Any]) -> Found | None:
 
 
 def is_a(made: Found, wanted: Found) -> bool | None:
-    """Whether a class derives from another, or has all that a Protocol asks for. Bases are read no further than the answer needs."""
+    """Whether a class derives from another, or has all that a Protocol asks for; bases are read as far as needed."""
     if is_protocol(wanted):
         return _has_all(made, members(wanted))
     if any(isinstance(above, Found) and _same(above, wanted) for above in lineage(made)):
@@ -110,7 +111,8 @@ def _holds_no_value(found: Found) -> bool:
 
 def is_protocol(found: Found) -> bool:
     """Whether the class itself is a Protocol."""
-    return any(ast.unparse(base).partition("[")[0].rpartition(".")[2] == "Protocol" for base in found.node.bases)  # type: ignore[union-attr]
+    names = (ast.unparse(base).partition("[")[0] for base in found.node.bases)  # type: ignore[union-attr]
+    return any(name.rpartition(".")[2] == "Protocol" for name in names)
 
 
 @cache
@@ -121,7 +123,7 @@ def ancestors(found: Found) -> tuple[tuple[Found, ...], tuple[str, ...]]:
 
 
 def lineage(found: Found, into: frozenset[str] = frozenset({"lightning"})) -> Iterator[Found | str]:
-    """The class and its bases, nearest first, each source read when its turn comes; the dotted name of one that is not followed.
+    """The class and its bases, nearest first, each read when its turn comes; of one not followed the name.
 
     - into: libraries whose sources are read too.
     """
@@ -137,7 +139,13 @@ def _base(where: Module, base: ast.expr, into: frozenset[str]) -> Found | str:
     name = base.value if isinstance(base, ast.Subscript) else base
     first, dot, rest = ast.unparse(name).partition(".")
     bound = where.names.get(first)
-    source = ".".join(filter(None, bound)) if isinstance(bound, tuple) else f"{where.name}.{first}" if bound is not None else first
+    source = (
+        ".".join(filter(None, bound))
+        if isinstance(bound, tuple)
+        else f"{where.name}.{first}"
+        if bound is not None
+        else first
+    )
     root = source.partition(".")[0]
     if root in LIBRARIES - into or root in sys.stdlib_module_names or (bound is None and not where.stars):
         return source + dot + rest
@@ -167,11 +175,21 @@ def members(found: Found) -> frozenset[str]:
 
 @cache
 def _own(found: Found) -> frozenset[str]:
-    names = {n.attr for n in ast.walk(found.node) if isinstance(n, ast.Attribute) and isinstance(n.ctx, ast.Store) and ast.unparse(n.value) == "self"}
+    names = {
+        n.attr
+        for n in ast.walk(found.node)
+        if isinstance(n, ast.Attribute) and isinstance(n.ctx, ast.Store) and ast.unparse(n.value) == "self"
+    }
     for statement in found.node.body:
         if isinstance(statement, ast.FunctionDef | ast.AsyncFunctionDef | ast.ClassDef):
             names.add(statement.name)
-        targets = statement.targets if isinstance(statement, ast.Assign) else [statement.target] if isinstance(statement, ast.AnnAssign) else []
+        targets = (
+            statement.targets
+            if isinstance(statement, ast.Assign)
+            else [statement.target]
+            if isinstance(statement, ast.AnnAssign)
+            else []
+        )
         names |= {t.id for t in targets if isinstance(t, ast.Name)}
     return frozenset(names - {"__init__", "__slots__", "__init_subclass__"})
 
@@ -183,5 +201,7 @@ def _has_all(made: Found, asked: frozenset[str]) -> bool | None:
         if not missing:
             return True
     chain, outside = ancestors(made)
-    decorated = any(d for c in chain for d in c.node.decorator_list if not ast.unparse(d).partition("(")[0].endswith("dataclass"))
+    decorated = any(
+        d for c in chain for d in c.node.decorator_list if not ast.unparse(d).partition("(")[0].endswith("dataclass")
+    )
     return None if decorated or "__getattr__" in members(made) or not set(outside) <= EMPTY else False

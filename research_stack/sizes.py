@@ -1,9 +1,10 @@
 """What a config needs in memory at the very least, told before anything is allocated.
 
-A class that may grow large says so in a static method `least_numbers`: how many float32 numbers its objects, or one step with them, keep at
-once for sure. Its parameters are those of the constructor, or `rows` and `tokens` of a step's piece. The one expression it returns is read
-from the source, as `require` lines are; what cannot be told passes.
+A class that may grow large says so in a static method `least_numbers`: how many float32 numbers its objects, or one
+step with them, keep at once for sure. Its parameters are those of the constructor, or `rows` and `tokens` of a step's
+piece. The one expression it returns is read from the source, as `require` lines are; what cannot be told passes.
 """
+
 from __future__ import annotations
 
 import ast
@@ -37,7 +38,12 @@ def mistakes(config: Mapping[str, Any]) -> Iterator[tuple[str, str, tuple[str, .
         if needed > max(SMALL, limit):
             keys = [key for name in _by_weight(formula, names) for key in _keys(path, name, config)]
             value = _value(config, keys[0]) if keys else ""
-            yield keys[0] if keys else path, f"{keys[0] if keys else path}={value}: at least {_written(needed)} of memory would be needed, and there are {_written(limit)}", tuple(keys[1:])
+            yield (
+                keys[0] if keys else path,
+                f"{keys[0] if keys else path}={value}: at least {_written(needed)} of memory would be needed, "
+                f"and there are {_written(limit)}",
+                tuple(keys[1:]),
+            )
 
 
 def _bytes(formula: ast.FunctionDef, names: Mapping[str, Any]) -> int:
@@ -52,7 +58,11 @@ def _bytes(formula: ast.FunctionDef, names: Mapping[str, Any]) -> int:
 
 def _by_weight(formula: ast.FunctionDef, names: Mapping[str, Any]) -> list[str]:
     """The names that are numbers, first the one whose being 1 would save most."""
-    least = {name: [1] * len(value) if isinstance(value, list) else 1 for name, value in names.items() if isinstance(value, int | list) and value != 1}
+    least = {
+        name: [1] * len(value) if isinstance(value, list) else 1
+        for name, value in names.items()
+        if isinstance(value, int | list) and value != 1
+    }
     return sorted(least, key=lambda name: _bytes(formula, {**names, name: least[name]}))
 
 
@@ -82,7 +92,9 @@ def _step(config: Mapping[str, Any]) -> dict[str, int]:
     """Rows, and tokens of them, that a device computes at once."""
     data, optimization, hardware = (config.get(name) for name in ("data", "optimization", "hardware"))
     rows, length = (_number(data, name, 1) for name in ("batch_size", "sequence_length"))
-    pieces = _number(optimization, "accumulate", 1) * _number(hardware, "devices", 1) * _number(hardware, "num_nodes", 1)
+    pieces = (
+        _number(optimization, "accumulate", 1) * _number(hardware, "devices", 1) * _number(hardware, "num_nodes", 1)
+    )
     return {"rows": max(1, rows // max(1, pieces)), "tokens": max(1, rows * length // max(1, pieces))}
 
 
@@ -96,13 +108,17 @@ def _formula(made: Found) -> ast.FunctionDef | None:
     """The `least_numbers` of a class, its own or inherited, if it is one expression."""
     for ancestor in lineage(made, into=frozenset()):
         for statement in ancestor.node.body if isinstance(ancestor, Found) else ():
-            if isinstance(statement, ast.FunctionDef) and statement.name == FORMULA and isinstance(statement.body[-1], ast.Return):
+            if (
+                isinstance(statement, ast.FunctionDef)
+                and statement.name == FORMULA
+                and isinstance(statement.body[-1], ast.Return)
+            ):
                 return statement
     return None
 
 
 def _names(node: Mapping[str, Any], formula: ast.FunctionDef, step: Mapping[str, int]) -> dict[str, Any]:
-    """What the names of the formula stand for: values of the node, defaults of the constructor, 1 where only the run knows."""
+    """What the names of the formula stand for: values of the node, defaults, 1 where only the run knows."""
     parameters = signature(str(node["_target_"])).parameters
     found: dict[str, Any] = {}
     for argument in formula.args.args:
@@ -145,7 +161,13 @@ def gpu_bytes() -> int | None:
     tool = shutil.which("nvidia-smi")
     if tool is None:
         return None
-    told = subprocess.run([tool, "--query-gpu=memory.total", "--format=csv,noheader,nounits"], capture_output=True, text=True, timeout=20, check=False)
+    told = subprocess.run(
+        [tool, "--query-gpu=memory.total", "--format=csv,noheader,nounits"],
+        capture_output=True,
+        text=True,
+        timeout=20,
+        check=False,
+    )
     found = [int(line) for line in told.stdout.split() if line.isdecimal()]
     return max(found) * 2**20 if found else None
 

@@ -14,10 +14,10 @@ PACKAGE = ROOT / "research_stack"
 FAMILIES = {"flowlm", "lookahead", "latentwire", "posttraining"}
 SHARED = {"backbones", "corruption", "data", "sampling", "evaluation", "reporting", "training"}
 # Root modules that run whole experiments may use everything (within functions); the rest are the ground floor.
-TOP = {"run", "recording", "worker", "__main__", "__init__", "cli", "preemption", "jobs", "launch"}
+TOP = {"experiment", "run", "recording", "worker", "__main__", "__init__", "cli", "preemption", "jobs", "launch"}
 TORCH = {"torch", "lightning", "transformers", "peft", "wandb", "datasets"}
 HEAVY = TORCH | {"tokenizers", "matplotlib", "pyarrow", "numpy", "scipy", "pandas"}
-COMMAND_LINE = ["cli", "hints", "check", "paths", "why", "files", "results", "provenance", "sweeps", "axes", "require",
+COMMAND_LINE = ["cli", "hints", "check", "kinds", "sizes", "trainer_keys", "paths", "why", "files", "results", "provenance", "sweeps", "axes", "require",
                 "compose", "__init__", "__main__", "command", "texts", "locations", "listing", "completion",
                 "outlet"]
 LIGHT = [*((module, HEAVY) for module in COMMAND_LINE), *((f"data/{module}", TORCH) for module in ("vocabulary", "sources", "__init__"))]

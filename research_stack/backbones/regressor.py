@@ -51,7 +51,8 @@ class Regressor(nn.Module):
     @staticmethod
     def least_numbers(rows: int, hidden: Sequence[int]) -> int:
         """Weights, and the first hidden layer of a step, at the very least; the check reads it."""
-        return sum(hidden[i] * hidden[i + 1] for i in range(len(hidden) - 1)) + sum(hidden) + (rows * hidden[0] if hidden else 0)
+        return (sum(hidden[i] * hidden[i + 1] for i in range(len(hidden) - 1)) + sum(hidden)
+                + (rows * hidden[0] if hidden else 0))
 
     def forward(self, features_BF: Tensor, uniform_BH: Tensor | None = None) -> Tensor:
         """(B,) one number per row.

@@ -198,10 +198,12 @@ class Transformer(nn.Module):
 
     @staticmethod
     def least_numbers(
-        tokens: int, vocab_size: int, dim: int, layers: int, ffn_dim: int | None, condition_dim: int, positions: str, max_length: int, checkpoint_blocks: bool
+        tokens: int, vocab_size: int, dim: int, layers: int, ffn_dim: int | None, condition_dim: int, positions: str,
+        max_length: int, checkpoint_blocks: bool,
     ) -> int:
         """Weights, and bf16 activations of a step, at the very least; the check reads it."""
-        return (vocab_size * dim + 2 * layers * dim * dim + layers * (ffn_dim or 0) * dim // 2 + condition_dim * dim + max_length * dim * (positions == "learned")
+        return (vocab_size * dim + 2 * layers * dim * dim + layers * (ffn_dim or 0) * dim // 2 + condition_dim * dim
+                + max_length * dim * (positions == "learned")
                 + tokens * dim * (1 if checkpoint_blocks else max(1, layers // 2)))
 
     def _columns(self, condition_dim: int, adaptive: int, matrices: int) -> int:

@@ -90,7 +90,8 @@ class ByteEncoder(nn.Module):
     @staticmethod
     def least_numbers(rows: int, dim: int, layers: int, grams: list[int] | None, buckets: int, patch: int) -> int:
         """Weights, and a few bytes of each context, at the very least; the check reads it."""
-        return (len([2, 3, 4, 6] if grams is None else grams) * buckets * dim + 2 * layers * dim * dim + (2 * patch * dim * dim if patch > 1 else 0)
+        return (len([2, 3, 4, 6] if grams is None else grams) * buckets * dim + 2 * layers * dim * dim
+                + (2 * patch * dim * dim if patch > 1 else 0)
                 + rows * dim * max(1, layers // 2))
 
     def forward(self, bytes_BN: Tensor, seen_BN: Tensor) -> Encoded:

@@ -72,6 +72,11 @@ class TinyReader(Reader):
         require(steps <= 1_000_000, f"steps={steps} must be at most 1,000,000")
         require(batch >= 1, f"batch={batch} must be at least 1")
         require(batch <= 10_000, f"batch={batch} must be at most 10,000")
+        require(questions >= 1, f"questions={questions} must be at least 1")
+        require(layers >= 1, f"layers={layers} must be at least 1")
+        require(heads >= 1 and dim >= 1 and dim % (2 * heads) == 0,
+                f"dim={dim} must be a multiple of 2 * heads={heads}: positions rotate pairs")
+        require(lr > 0, f"lr={lr} must be positive")
         law = replace(facts.law, questions=min(questions, facts.law.facts), contexts=steps * batch + TOKENIZER_CONTEXTS + HELD_OUT)
         recipe: dict[str, Any] = {"layout": LAYOUT, "architecture": architecture, "facts": asdict(law), "tokens": tokens, "dim": dim, "layers": layers,
                                   "heads": heads, "steps": steps, "batch": batch, "lr": lr, "seed": seed, "prompt": prompt}  # fmt: skip

@@ -4,6 +4,7 @@
 
 prints how many commands were refused in one line, how many were accepted, and of these how many could be built and trained.
 """
+
 from __future__ import annotations
 
 import argparse
@@ -34,8 +35,18 @@ from research_stack.paths import CONF
 
 run = import_module("research_stack.run")  # the package's `run` is its function
 EXPERIMENTS = sorted(path.stem for path in (CONF / "experiment").glob("*.yaml"))
-QUICK = ["trainer=smoke", "trainer.max_steps=2", "trainer.val_check_interval=1", "trainer.limit_val_batches=1", "hardware.threads=1"]
-ANSWERS = [f"{node}.{option}" for node in ("callbacks.dynamics", "eval.passk") for option in ("most=2", "measures.count=8", "measures.ks=[1,8]", "measures.rollouts.length=6")]
+QUICK = [
+    "trainer=smoke",
+    "trainer.max_steps=2",
+    "trainer.val_check_interval=1",
+    "trainer.limit_val_batches=1",
+    "hardware.threads=1",
+]
+ANSWERS = [
+    f"{node}.{option}"
+    for node in ("callbacks.dynamics", "eval.passk")
+    for option in ("most=2", "measures.count=8", "measures.ks=[1,8]", "measures.rollouts.length=6")
+]
 POLICY = ["model=smoke", "model.causal=true", *QUICK, *ANSWERS, "callbacks.dynamics.every=3"]
 WIRE = [*(f"method.readers.{reader}.{option}" for reader in ("llama", "qwen") for option in ("steps=2", "batch=2", "dim=32", "layers=1", "heads=2", "tokens=300")),
         "model.dim=32", "model.layers=1", "data.batch_size=4", "data.sources.qa_facts.contexts=60", "eval.latentwire.most=8", "eval.latentwire.draws=100",
@@ -78,7 +89,12 @@ def mutations(experiment: str, key: str) -> Iterator[Command]:
     """Everything that is done to a key."""
     parent, _, last = key.rpartition(".")
     typo = last[:-1] + "x" if len(last) > 1 else last + "x"
-    for override in (*(f"++{key}={value}" for value in VALUES), f"~{key}", f"+{key}_x=1", f"++{f'{parent}.' if parent else ''}{typo}=1"):
+    for override in (
+        *(f"++{key}={value}" for value in VALUES),
+        f"~{key}",
+        f"+{key}_x=1",
+        f"++{f'{parent}.' if parent else ''}{typo}=1",
+    ):
         yield Command(experiment, key, override)
 
 
@@ -112,7 +128,11 @@ class Fuzzer:
                 raise UserError(problems[0].message)
             preflight([composed], self.composer)
         except UserError as error:
-            return ("refused", str(error)) if str(error).strip() and "\n" not in str(error) else ("trace", f"not one line: {error}")
+            return (
+                ("refused", str(error))
+                if str(error).strip() and "\n" not in str(error)
+                else ("trace", f"not one line: {error}")
+            )
         except Exception:
             return "trace", traceback.format_exc()
         return "accepted", composed.cfg
@@ -128,8 +148,18 @@ class Fuzzer:
         run.measurements(cfg)
         run.chosen_loggers(cfg, run.RunFolder(tempfile.gettempdir()))
         callbacks = [build(value, f"callbacks.{name}") for name, value in plain(cfg.callbacks).items()]
-        build(cfg.trainer, "trainer", logger=False, callbacks=callbacks, enable_progress_bar=False, enable_model_summary=False,
-              check_val_every_n_epoch=None, use_distributed_sampler=False, plugins=parts.hardware.plugins(), **parts.hardware.trainer_arguments())
+        build(
+            cfg.trainer,
+            "trainer",
+            logger=False,
+            callbacks=callbacks,
+            enable_progress_bar=False,
+            enable_model_summary=False,
+            check_val_every_n_epoch=None,
+            use_distributed_sampler=False,
+            plugins=parts.hardware.plugins(),
+            **parts.hardware.trainer_arguments(),
+        )
 
     def _assemble(self, cfg: Any, node: str) -> Any:
         if node not in self.data:
@@ -147,6 +177,7 @@ class Fuzzer:
 
 def train(cfg: Any) -> tuple[str, str]:
     """Really run an accepted config."""
+
     def whole() -> None:
         with tempfile.TemporaryDirectory() as folder:
             run.run(cfg, Path(folder) / "run")
@@ -156,6 +187,7 @@ def train(cfg: Any) -> tuple[str, str]:
 
 def timed(work: Callable[[], Any], seconds: int = SECONDS) -> tuple[str, str]:
     """How a piece of work ended: `built`, `late`, `trace` or `hang`."""
+
     def stop(*_: Any) -> None:
         raise TookTooLong
 
@@ -195,7 +227,10 @@ class Table:
         return "\n".join(f"{how}: {c.experiment} {c.override}: {last[c][-1]}" for c, how, _ in self.wrong)
 
     def __str__(self) -> str:
-        rows = [("experiment", *self.COLUMNS), *((name, *(str(c[column]) for column in self.COLUMNS)) for name, c in self.counts.items())]
+        rows = [
+            ("experiment", *self.COLUMNS),
+            *((name, *(str(c[column]) for column in self.COLUMNS)) for name, c in self.counts.items()),
+        ]
         total = sum(self.counts.values(), Counter())
         rows.append(("all", *(str(total[column]) for column in self.COLUMNS)))
         return "\n".join("".join(f"{cell:>{24 if i == 0 else 10}}" for i, cell in enumerate(row)) for row in rows)
@@ -207,7 +242,9 @@ def quiet() -> None:
     logging.disable(logging.WARNING)
 
 
-def survey(experiments: list[str], share: float = 1.0, seconds: float = 0, log: Callable[[str], object] = lambda line: None) -> Table:
+def survey(
+    experiments: list[str], share: float = 1.0, seconds: float = 0, log: Callable[[str], object] = lambda line: None
+) -> Table:
     """Judge a share of all commands, each that stands in several experiments once, and train accepted ones for so many seconds."""
     quiet()
     fuzzer, table, chance, seen = Fuzzer(), Table(), random.Random(0), set()
@@ -247,7 +284,12 @@ def main() -> int:
     options.add_argument("experiments", nargs="*")
     given = options.parse_args()
     with open(given.log or "/dev/null", "a") as log:
-        table = survey(given.experiments or EXPERIMENTS, given.share, given.train, lambda line: (log.write(line + "\n"), log.flush()))
+        table = survey(
+            given.experiments or EXPERIMENTS,
+            given.share,
+            given.train,
+            lambda line: (log.write(line + "\n"), log.flush()),
+        )
     sys.stdout.write(f"{table}\n{table.mistakes()}\n")
     return 1 if table.wrong else 0
 

@@ -1,4 +1,5 @@
 """Wrong values for every key of every experiment: one line, or a run; never a trace, never a hang."""
+
 from __future__ import annotations
 
 import pytest

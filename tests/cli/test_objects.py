@@ -1,4 +1,5 @@
 """Objects, groups, keys nothing reads, Lightning's keys and sizes: each mistake is told before anything is built; what is right passes."""
+
 from __future__ import annotations
 
 import inspect
@@ -13,6 +14,7 @@ from research_stack.check import check, check_node, preflight
 from research_stack.compose import Composer
 from research_stack.hints import UserError
 from research_stack.latentwire.encoder import ByteEncoder
+from research_stack.latentwire.features.deep_prefix import DeepPrefix
 
 PROGRESS = "{_target_: research_stack.training.progress.Progress}"
 WRONG = {
@@ -31,6 +33,8 @@ WRONG = {
     "~eval.samples.samplers.llada.stopper": "eval.samples.samplers.llada.stopper is missing: Sampler needs it",
     "experiment=latentwire +method.lr_factors={encoder: abc, adapter: 1.0}": "method.lr_factors.encoder=abc must be float",
     "experiment=grpo eval.passk.measures=null": "eval.passk.measures=null must be Measures",
+    "~data.tokenizer": "data.tokenizer is missing: TokenData needs it",
+    "experiment=latentwire method.readers.llama.questions=0": "method.readers.llama.questions=0 must be at least 1",
     "~method": "method is missing: every config has one",
     "method=[]": "method is missing: every config has one",
     "~model._target_": "model._target_ is missing",
@@ -72,12 +76,22 @@ def composer():
 
 
 def problems(composer, line):
-    overrides = line.replace(": ", ":").split(" ") if "{" not in line.replace("${", "") else line.split(" ", 1) if line.startswith("experiment=") else [line]
+    overrides = (
+        line.replace(": ", ":").split(" ")
+        if "{" not in line.replace("${", "")
+        else line.split(" ", 1)
+        if line.startswith("experiment=")
+        else [line]
+    )
     return [p.message for p in check(composer.compose_point(overrides).cfg)]
 
 
 def test_each_mistake_is_told(composer):
-    missed = {line: found for line, text in WRONG.items() if not (found := problems(composer, line)) or not any(text in message for message in found)}
+    missed = {
+        line: found
+        for line, text in WRONG.items()
+        if not (found := problems(composer, line)) or not any(text in message for message in found)
+    }
     assert missed == {}
 
 
@@ -111,10 +125,23 @@ def test_own_classes_are_judged_by_their_sources(conf):
 
     child = {"_target_": "toylib.Child", "vocab_size": 3}
     assert messages(_target_="toylib.Holder", model=child, several={"a": child}, some=[child]) == []
-    assert messages(_target_="toylib.Holder", model=None) == messages(_target_="toylib.Holder", model={"_target_": "toylib.Outside"}) == []
+    assert (
+        messages(_target_="toylib.Holder", model=None)
+        == messages(_target_="toylib.Holder", model={"_target_": "toylib.Outside"})
+        == []
+    )
     assert messages(_target_="toylib.Holder", scored={"_target_": "toylib.Scorer"}) == []
     strange = {"_target_": "toylib.Corruption"}
-    for wrong in ({"model": strange}, {"model": 3}, {"model": [child]}, {"several": {"a": strange}}, {"several": child}, {"some": [strange]}, {"scored": strange}, {"scored": "x"}):
+    for wrong in (
+        {"model": strange},
+        {"model": 3},
+        {"model": [child]},
+        {"several": {"a": strange}},
+        {"several": child},
+        {"some": [strange]},
+        {"scored": strange},
+        {"scored": "x"},
+    ):
         assert len(messages(_target_="toylib.Holder", **wrong)) == 1, wrong
 
 
@@ -125,17 +152,32 @@ def test_least_numbers_are_at_most_those_there_are(kind, options):
     names = kind.least_numbers.__code__.co_varnames[: kind.least_numbers.__code__.co_argcount]
     defaults = {n: p.default for n, p in inspect.signature(kind).parameters.items()}
     least = kind.least_numbers(**{n: 0 if n in ("rows", "tokens") else options.get(n, defaults.get(n)) for n in names})
-    assert sum(p.numel() for p in kind(**options).parameters()) / 12 < least <= sum(p.numel() for p in kind(**options).parameters())
+    assert (
+        sum(p.numel() for p in kind(**options).parameters()) / 12
+        < least
+        <= sum(p.numel() for p in kind(**options).parameters())
+    )
 
 
 def test_sizes_ask_the_machine_that_will_run(monkeypatch):
-    node = {"_target_": "research_stack.backbones.transformer.Transformer", "dim": 65536, "layers": 64, "heads": 64}  # a terabyte
+    node = {
+        "_target_": "research_stack.backbones.transformer.Transformer",
+        "dim": 65536,
+        "layers": 64,
+        "heads": 64,
+    }  # a terabyte
     monkeypatch.setattr(sizes, "machine_bytes", lambda: 2**36)
     monkeypatch.setattr(sizes, "gpu_bytes", lambda: 2**37)
     config = {"model": node, "hardware": {"accelerator": "cpu"}}
-    (key, text, _), = sizes.mistakes(config)
+    ((key, text, _),) = sizes.mistakes(config)
     assert key == "model.dim" and "64 GiB" in text
     assert "128 GiB" in next(sizes.mistakes(config | {"hardware": {"accelerator": "gpu"}}))[1]
     monkeypatch.delenv("SLURM_JOB_ID", raising=False)
     assert list(sizes.mistakes(config | {"hardware": {"accelerator": "gpu", "submit": True}})) == []
-    assert list(sizes.mistakes({"model": {"_target_": "toylib.Unknown", "layers": 10**18}})) == [] and math.isfinite(sizes.machine_bytes())
+    assert list(sizes.mistakes({"model": {"_target_": "toylib.Unknown", "layers": 10**18}})) == [] and math.isfinite(
+        sizes.machine_bytes()
+    )
+
+
+def test_a_whole_number_will_do_for_a_float():
+    assert isinstance(DeepPrefix(gate=1).gate, float)  # a tensor of integers has no gradient

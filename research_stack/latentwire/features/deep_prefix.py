@@ -30,8 +30,9 @@ class DeepPrefix(Feature):
         require(texts >= 0, f"texts={texts} must not be negative")
         require(texts <= 1_000_000, f"texts={texts} must be at most 1,000,000")
         require(gate > 0, f"gate={gate} must be positive: with 0 the latents would say nothing, and nothing would be learned")
+        require(gate <= 1000, f"gate={gate} must be at most 1,000")
         super().__init__()
-        self.texts, self.gate = texts, gate
+        self.texts, self.gate = texts, float(gate)  # a whole number would make a tensor of integers
 
     def build_modules(self, method: LatentWire) -> None:
         """A linear map, a mean and a deviation for each reader."""
