@@ -99,10 +99,9 @@ def is_finished(cfg: DictConfig, place: RunFolder) -> bool:
     """Whether the folder holds this very run with status ok."""
     if not results.is_run(place) or not place.result_json.is_file():
         return False
-    result = place.load_result()
-    if result.status != "ok":
-        return False
-    return result.hash == results.config_hash(cfg) or not results.differing_keys(place.read_config(), cfg)  # only its places have moved
+    result, saved = place.load_result(), place.read_config()
+    its_own = result.hash == results.config_hash(saved)  # not of the config before it was made longer
+    return result.status == "ok" and its_own and not results.differing_keys(saved, cfg)  # where its files lie may differ
 
 
 def refuse_other_data(place: RunFolder, data: TokenData) -> None:

@@ -35,7 +35,7 @@ def _time(value: Any) -> bool:
 
 
 def _units(value: Any) -> bool:
-    units = ("weeks", "days", "hours", "minutes", "seconds")
+    units = ("weeks", "days", "hours", "minutes", "seconds", "milliseconds", "microseconds")
     return (
         isinstance(value, Mapping)
         and bool(value)

@@ -7,6 +7,7 @@ import subprocess
 import sys
 
 import pytest
+from omegaconf import OmegaConf
 
 from research_stack import provenance, results
 from research_stack.results import RunFolder
@@ -150,6 +151,6 @@ def test_a_history_that_cannot_be_written_does_not_take_the_run_down(tmp_path, c
 def test_inside_a_hydra_job_the_overrides_are_those_of_the_point(monkeypatch):
     from types import SimpleNamespace
 
-    config = SimpleNamespace(initialized=lambda: True, get=lambda: SimpleNamespace(overrides=SimpleNamespace(task=["seed=2"])))
+    config = SimpleNamespace(initialized=lambda: True, get=lambda: SimpleNamespace(overrides=SimpleNamespace(task=OmegaConf.create(["seed=2"]))))
     monkeypatch.setitem(sys.modules, "hydra.core.hydra_config", SimpleNamespace(HydraConfig=config))
     assert provenance.overrides_of(["research-stack", "-m", "seed=1,2"]) == ["seed=2"]

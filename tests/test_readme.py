@@ -56,10 +56,10 @@ def test_the_recipe_for_a_corruption_leaves_the_tests_green_and_trains(tmp_path)
         "--rootdir",
         str(tmp_path),
         "-k",
-        "growing or comment",
+        "growing or documented or each_config",
         *rules,
     )
-    assert code == 0 and re.search(r"\b([7-9]|[1-9][0-9]) passed", said), said
+    assert code == 0 and re.search(r"\b[3-9] passed", said), said
     small = ["model=smoke", "data=smoke", "trainer=smoke", "trainer.max_steps=2", "eval=none", "corruption=growing"]
     code, said = ran("research_stack", *small, "corruption.most=.7")
     assert code == 0 and "ok, 2 steps" in said, said

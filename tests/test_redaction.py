@@ -236,7 +236,7 @@ def test_a_masked_run_is_measured_when_what_it_lacks_is_not_needed_or_given(leak
     again = for_run(place.path, ["++callbacks.leaks.api_key='given again'"])  # callbacks are not needed to measure
     assert again.callbacks.leaks.api_key == "given again" and again.callbacks.leaks.url == f"https://me:{MASKED}@host/x"
     with pytest.raises(ValueError, match=r"callbacks\.leaks\.texts\.0=.* give it again"):
-        run(compose(f"run={place.path}"), place.path)
+        run(compose(f"run={place.path}", "trainer.max_steps=4"), place.path)
 
 
 def test_what_goes_to_standard_error_is_masked(monkeypatch, capsys):

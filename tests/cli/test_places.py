@@ -185,7 +185,7 @@ def test_a_relative_config_path_is_one_of_the_working_directory(conf, fake_run, 
     shutil.copytree(conf, "conf2")
     Path("conf2/config.yaml").rename("conf2/other.yaml")
     Path("conf2/trainer/demo.yaml").write_text(
-        "# @package _global_\ntrainer:\n  _target_: lightning.Trainer\n  max_steps: 55\n"
+        "# @package _global_\ntrainer:\n  _target_: lightning.Trainer\n  max_steps: 55\n  val_check_interval: 5\n"
     )
     for words in (["dry_run=true"], [], ["-m", "seed=1"]):
         assert command("-cp", "conf2", "-cn", "other", *words)[0] == 0 and fake_run.calls[-1][0].trainer.max_steps == 55

@@ -165,9 +165,9 @@ def test_every_sampler_goes_with_the_methods_it_is_documented_for(composer, acce
     files = {
         name: yaml.safe_load((CONF / name).with_suffix(".yaml").read_text())
         for pair in pairs
-        for name in (f"sampler/{pair[0]}", f"method/{pair[1]}")
+        for name in (f"method/{pair[1]}",)
     }
-    built = {sampler: build(files[f"sampler/{sampler}"], "sampler") for sampler, _ in pairs}
+    built = {sampler: build(composer.compose_point([f"sampler={sampler}"]).cfg.sampler, "sampler") for sampler, _ in pairs}
     classes = {method: target(files[f"method/{method}"]) for _, method in pairs}
     for sampler, method in pairs:
         assert built[sampler].unsuited(classes[method]) is None, (sampler, method)

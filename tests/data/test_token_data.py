@@ -181,9 +181,9 @@ def config_of(name):
     node, made = OmegaConf.load(CONF / f"{name}.yaml"), OmegaConf.create()
     for entry in node.pop("defaults", []):
         if isinstance(entry, DictConfig):
-            made = OmegaConf.merge(made, {key: OmegaConf.load(CONF / key / f"{option}.yaml") for key, option in entry.items()})
+            made = OmegaConf.merge(made, {key: config_of(f"{key}/{option}") for key, option in entry.items()})
         elif entry != "_self_":
-            made = OmegaConf.merge(made, config_of(entry))
+            made = OmegaConf.merge(made, config_of((Path(name).parent / entry).as_posix()))
     return OmegaConf.merge(made, node)
 
 

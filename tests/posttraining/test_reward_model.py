@@ -551,8 +551,8 @@ def test_the_experiment_composes_and_passes_the_static_check(overrides, tmp_path
 @pytest.mark.parametrize("override, message", [
     ("method.loss=mae", "method.loss=mae must be one of mse, huber"), ("model.dropout=1.5", r"model.dropout=1.5 must lie in \[0, 1\)"),
     (f"eval.reward.bins={10**18}", "eval.reward.bins=1000000000000000000 must be at most 10,000"),
-    ("eval.reward.ridge=inf", "eval.reward.ridge=inf must be finite"),
-    ("method.delta=nan", "method.delta=nan must be positive"),
+    ("eval.reward.ridge=inf", "eval.reward.ridge=inf must be a finite number"),
+    ("method.delta=nan", "method.delta=nan must be a finite number"),
     ("eval.reward.bins=1", "eval.reward.bins=1 must be at least 2"), ("data.validation_fraction=0", "data.validation_fraction=0 must lie between 0 and 1"),
     ("data.source.noise=-1", r"data.source.noise=-1 must lie in \[0, 10\]"),
 ])  # fmt: skip
