@@ -121,7 +121,7 @@ class Knowing:
         wrong_B1 = ((z_BL != x_BL) & eligible_BL).sum(1, keepdim=True) / eligible_BL.sum(1, keepdim=True)
         p_BL = torch.exp(-(0.3 + 3 * wrong_B1**0.7 + self.hard_BL[rows]).clamp_min(0.02))
         logits = torch.zeros(*z_BL.shape, self.vocab.size)
-        logits[..., list(self.vocab.special)] = -torch.inf
+        logits[..., : len(self.vocab.special)] = -torch.inf
         logits.scatter_(-1, x_BL.unsqueeze(-1), torch.log(p_BL / (1 - p_BL) * (self.vocab.n_real - 1)).unsqueeze(-1))
         return logits if where_BL is None else logits[where_BL]
 
