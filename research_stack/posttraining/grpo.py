@@ -175,6 +175,10 @@ class GRPO(Policy):
         require(self.minibatches <= most,
                 f"method.minibatches={self.minibatches} must be at most {most} on {devices} devices: each needs one of "
                 f"the {completions} completions of a step for every minibatch")  # fmt: skip
+        least, pieces = completions // self.minibatches // devices, self.optimization.accumulate
+        require(devices == 1 or pieces <= least,
+                f"optimization.accumulate={pieces} must be at most {least} on {devices} devices, the completions that each "
+                "has of a minibatch: all cut theirs into as many pieces")  # fmt: skip
 
     def _completions(self, data: TokenData) -> int:
         return (self.groups or data.batch_size) * self.group
@@ -240,7 +244,9 @@ class GRPO(Policy):
     def answers_of_all(self, prompts: Sequence[Tensor], u_PNT: Tensor) -> Answers:
         """Completions of prompts that all devices know, each device's share of them drawn by it."""
         mine = self.share(len(prompts))
-        parts = self.of_all_devices(self.answers(prompts[mine], u_PNT[mine]) if mine.start < mine.stop else None)
+        with self.writing():  # on every device: one without a prompt has weights that the others need, too
+            own = self.answers(prompts[mine], u_PNT[mine]) if mine.start < mine.stop else None
+        parts = self.of_all_devices(own)
         return Answers.joined([part for part in parts if part is not None], self.vocab.pad)
 
     def _distances(self, found: Answers) -> Tensor:

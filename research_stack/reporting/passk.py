@@ -101,7 +101,8 @@ def note(run: RunFiles, found: Mapping[str, Mapping[str, Mapping[str, str]]]) ->
     lost = [f"{words(name)} ({int(gone)} of {prompts_of(metrics)} {SIDES[side]})" for side, metrics in found.items() for name, row in metrics.items()
             for gone in reals(row, "undefined") if gone > 0]  # fmt: skip
     left = f" Not defined for some prompts, which are left out there: {', '.join(lost)}." if lost else ""
-    return (f"{drawn}Means over prompts; the intervals (Student's t) are over prompts too. "
+    return (f"{drawn}Means over prompts; the intervals (Student's t) are over prompts too, and too short for a share near 0 or 100 % "
+            f"of few prompts (in simulation 82 % in place of 95 % for pass@8 of 91 % with 10 prompts). "
             f"pass@k and the numbers of different answers are unbiased for k fresh answers; self-BLEU (100: all "
             f"alike) and distinct-n (different n-grams among all) depend on how many answers were drawn. Wrong answers are diverse: read diversity among the right "
             f"ones.{left}")  # fmt: skip

@@ -224,12 +224,12 @@ def test_what_dropout_leaves_out_of_a_reward_model_belongs_to_the_pair(monkeypat
 
 
 def test_a_device_without_a_completion_of_a_minibatch_is_refused_and_dropout_is_told(backbone, codec, caplog):
-    def check(devices, model=None, **options):
+    def check(devices, model=None, accumulate=1, **options):
         method = GRPO(
             model or backbone(),
             VOCAB,
             codec,
-            Optimization(),
+            Optimization(accumulate=accumulate),
             1,
             Vowels(),
             Rollouts(5),
@@ -257,3 +257,6 @@ def test_a_device_without_a_completion_of_a_minibatch_is_refused_and_dropout_is_
         ValueError, match="^method.minibatches=3 must be at most 2 on 3 devices: each needs one of the 8 "
     ):
         check(3, minibatches=3, groups=2)
+    check(2, minibatches=6, accumulate=2)
+    with pytest.raises(ValueError, match="^optimization.accumulate=3 must be at most 2 on 2 devices"):
+        check(2, minibatches=6, accumulate=3)
