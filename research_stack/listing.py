@@ -1,7 +1,8 @@
-"""What there is to choose from: groups, and each option of a group with the first line of its file. No hydra."""
+"""What there is to choose from: groups, and each option of a group with the first sentence of its file. No hydra."""
 
 from __future__ import annotations
 
+import re
 import textwrap
 from collections.abc import Iterable, Sequence
 from pathlib import Path
@@ -9,6 +10,7 @@ from pathlib import Path
 from research_stack import paths
 from research_stack.hints import UserError, did_you_mean
 
+SENTENCE = re.compile(r"(?<! al)\.(?:\s|$)")  # its end, which that of "et al." is not
 LEAST = 30  # columns for what stands at the right; where fewer are left it goes on a line of its own
 
 
@@ -28,15 +30,18 @@ def columns(rows: Iterable[tuple[str, str]], width: int, indent: str = "  ") -> 
     return "\n".join(lines)
 
 
-def first_line(file: Path) -> str:
-    """The first line of comment of a config file, without `#`; "" if it has none before its first key."""
+def first_sentence(file: Path) -> str:
+    """The first sentence of comment of a config file, without `#`; "" if it has none before its first key."""
+    said: list[str] = []
     for line in file.read_text(encoding="utf-8", errors="replace").splitlines():
         text = line.strip()
-        if text and not text.startswith("#"):
-            return ""
-        if text.lstrip("# ") and not text.lstrip("# ").startswith("@package"):
-            return text.lstrip("# ")
-    return ""
+        comment = text.lstrip("# ")
+        command = text.startswith("#   ")
+        if (text and not text.startswith("#")) or (said and (command or not comment)):
+            break
+        if comment and not comment.startswith("@package"):
+            said.append(comment)
+    return SENTENCE.split(" ".join(said), maxsplit=1)[0]
 
 
 def all_groups(folders: Sequence[Path], width: int) -> str:
@@ -45,7 +50,7 @@ def all_groups(folders: Sequence[Path], width: int) -> str:
 
 
 def options_of(group: str, folders: Sequence[Path], width: int) -> str:
-    """Every option of the group, with what the first line of its file says; UserError for a group there is none of."""
+    """Every option of the group, with the first sentence of its file; UserError for a group there is none of."""
     known, group = paths.groups(folders), group.strip("/").rstrip("=")
     if group not in known:
         raise UserError(f"list {group}: there is no such group{did_you_mean(group, list(known), 'the groups')}")
@@ -53,4 +58,4 @@ def options_of(group: str, folders: Sequence[Path], width: int) -> str:
         option: next(f for folder in folders if (f := folder / group / f"{option}.yaml").is_file())
         for option in known[group]
     }
-    return columns(((f"{group}={option}", first_line(file)) for option, file in files.items()), width)
+    return columns(((f"{group}={option}", first_sentence(file)) for option, file in files.items()), width)

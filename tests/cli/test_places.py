@@ -159,7 +159,7 @@ def test_a_config_folder_of_ones_own_is_known_everywhere(how, mine, conf, fake_r
     assert code == 2 and "did you mean 'dim'" in err and err.count("\n") == 1
     if words:
         assert "first, mine, second" in command("--help", *words)[1]
-        assert command("list", "experiment", *words)[1].splitlines()[1].split() == ["experiment=mine", "Mine", "alone."]
+        assert command("list", "experiment", *words)[1].splitlines()[1].split() == ["experiment=mine", "Mine", "alone"]
 
 
 def test_a_config_folder_that_is_not_there_is_one_line(conf, fake_run, command):
