@@ -399,7 +399,7 @@ def test_list_says_what_each_option_is(conf, fake_run, command, monkeypatch):
     code, out, _ = command("list", "model")
     assert code == 0 and [line.split(maxsplit=1) for line in out.splitlines()] == [
         ["model=odd"],
-        ["model=small", "Twice the width."],
+        ["model=small", "Twice the width"],
         ["model=tiny"],
     ]
     assert command("--help", "model")[1] == command("model", "-h")[1] == out and command("list", "model/sub")[
