@@ -53,8 +53,10 @@ EXPERIMENTS = {
         "method.beta=0.1",
         "method.sync_every=2",
         "method.entropy=0.01",
+        "method.minibatches=2",
+        "method.groups=2",
     ],
-    "reward": ["data.source.count=200", "data.batch_size=16", "model.dropout=0.0"],
+    "reward": ["data.source.count=200", "data.batch_size=16"],
     "latentwire": [*TINY, "model.dim=32", "model.layers=1", "data.batch_size=4", "data.sources.qa_facts.contexts=60"],
 }
 #: By name: overrides. Two processes take them all, with shards or without.
