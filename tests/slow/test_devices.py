@@ -25,10 +25,7 @@ CLOSE, NEAR = (
 RESUMED = ("minigpt", "latentwire")  # Muon's state; statistics of a quantiser, and weights that are not cut
 # A bias in front of a batch normalisation: its gradient is rounding alone, of which Adam makes whole steps.
 WITHOUT_GRADIENT = ("pooling.out.bias",)
-# After two validations:
-STOP = (
-    "+callbacks.stop={_target_: lightning.pytorch.callbacks.EarlyStopping, monitor: val/loss, mode: max, patience: 1}"
-)
+STOP = "+trainer.max_time={milliseconds: 1}"  # after the first step
 
 
 @pytest.fixture(scope="module")
@@ -110,8 +107,8 @@ def test_a_run_in_shards_goes_on_in_shards_and_on_one_device(trained, tmp_path):
     for way, folders in again.items():
         for name in RESUMED:
             stopped = trained["stopped"][name]
-            assert devices.error_of(stopped) is None and len(rows(stopped)) == 2, devices.error_of(stopped)
-            shutil.copytree(stopped, tmp_path / way / name)
+            assert "was stopped at step 1" in devices.error_of(stopped) and len(rows(stopped)) == 1
+            shutil.copytree(stopped, tmp_path / way / name, ignore=shutil.ignore_patterns("error.*"))
             text = (trained[way][name] / "config.yaml").read_text()
             assert (every := f"val_check_interval: {STEPS}") in text
             (tmp_path / way / name / "config.yaml").write_text(text.replace(every, "val_check_interval: 1"))
