@@ -49,7 +49,7 @@ ANSWERS = [
 ]
 POLICY = ["model=smoke", "model.causal=true", *QUICK, *ANSWERS, "callbacks.dynamics.every=3"]
 WIRE = [*(f"method.readers.{reader}.{option}" for reader in ("llama", "qwen") for option in ("steps=2", "batch=2", "dim=32", "layers=1", "heads=2", "tokens=300")),
-        "model.dim=32", "model.layers=1", "data.batch_size=4", "data.sources.qa_facts.contexts=60", "eval.latentwire.most=8", "eval.latentwire.draws=100",
+        "model.dim=32", "model.layers=1", "data.batch_size=4", "data.sources.qa_facts.contexts=60", "eval.latentwire.most=8",
         "eval.latentwire.latency.lengths=[32]", *QUICK]  # fmt: skip
 #: The overrides that make an experiment a matter of seconds.
 SMALL = dict.fromkeys(EXPERIMENTS, ["model=smoke", "data=smoke", *QUICK]) | {

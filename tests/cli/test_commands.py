@@ -404,7 +404,7 @@ def test_list_says_what_each_option_is(conf, fake_run, command, monkeypatch):
     ]
     assert command("--help", "model")[1] == command("model", "-h")[1] == out and command("list", "model/sub")[
         1
-    ].split() == ["model/sub=one", "Nested."]
+    ].split() == ["model/sub=one", "Nested"]
     assert "odd, small, tiny" in command("list")[1] and "model/sub" in command("list")[1]
     monkeypatch.setenv("COLUMNS", "40")
     (conf / "model/small.yaml").write_text(f"# {'words ' * 30}\n_target_: toylib.Model\n")

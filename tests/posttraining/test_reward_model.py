@@ -151,7 +151,7 @@ def test_dropout_leaves_out_the_units_whose_numbers_are_below_it():
 
 @pytest.mark.parametrize("options, message", [
     ({}, "inputs=null: this data gives tokens"), ({"inputs": 0}, "inputs=0 must be at least 1"), ({"inputs": 4, "hidden": [0]}, r"hidden=\[0\] must be"),
-    ({"inputs": 4, "hidden": [10**18]}, r"hidden=\[1000000000000000000\] must be numbers of units, each at most 1000"),
+    ({"inputs": 4, "hidden": [10**18]}, r"hidden=\[1000000000000000000\] must be numbers of units, each at most 1,000,000"),
     ({"inputs": 4, "dropout": 1.0}, r"dropout=1.0 must lie in \[0, 1\)"),
 ])  # fmt: skip
 def test_a_wrong_regressor_is_one_line(options, message):
