@@ -30,7 +30,7 @@ class Adapter(nn.Module):
         super().__init__()
         require(expand >= 1, f"expand={expand} must be at least 1")
         require(expand <= 10_000, f"expand={expand} must be at most 10,000")
-        require(heads >= 1 and dim % heads == 0, f"heads={heads} must divide dim={dim}")
+        require(heads >= 1 and dim >= 1 and dim % heads == 0, f"heads={heads} must divide dim={dim}")
         self.dim, self.expand = dim, expand
         self.enter = nn.Linear(numbers, expand * dim)
         self.place_PH = nn.Parameter(torch.empty(slots * expand, dim))

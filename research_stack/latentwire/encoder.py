@@ -68,6 +68,9 @@ class ByteEncoder(nn.Module):
         self, dim: int = 128, layers: int = 6, heads: int = 4, grams: list[int] | None = None, buckets: int = 4096, patch: int = 1,
         max_length: int = 1024, seed: int = 0,
     ) -> None:
+        require(heads >= 1 and dim >= 1 and dim % (2 * heads) == 0,
+                f"dim={dim} must be a multiple of 2 * heads={heads}, at least one")  # fmt: skip
+        require(layers >= 1, f"layers={layers} must be at least 1")
         require(patch >= 1, f"patch={patch} must be at least 1")
         require(max_length >= 1, f"max_length={max_length} must be at least 1")
         require(buckets >= 1, f"buckets={buckets} must be at least 1")

@@ -76,7 +76,7 @@ class LatentWire(TrainingModule):
         require(asked >= 1, f"asked={asked} must be at least 1")
         require(asked <= 10_000, f"asked={asked} must be at most 10,000")
         require(pooling_heads >= 1 and model.dim % pooling_heads == 0, f"pooling_heads={pooling_heads} must divide the encoder's dim={model.dim}")
-        require(adapter_heads >= 1 and adapter_dim % adapter_heads == 0, f"adapter_heads={adapter_heads} must divide adapter_dim={adapter_dim}")
+        require(adapter_heads >= 1 and adapter_dim >= 1 and adapter_dim % adapter_heads == 0, f"adapter_heads={adapter_heads} must divide adapter_dim={adapter_dim}")
         super().__init__(optimization, seed)
         require(len(readers) >= 1, f"readers={list(readers)} must name at least one")
         self.curriculum, self.lr_factors = Curriculum(stages), {"encoder": 1.0, "adapter": 1.0} | dict(lr_factors or {})

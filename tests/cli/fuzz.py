@@ -55,7 +55,7 @@ WIRE = [*(f"method.readers.{reader}.{option}" for reader in ("llama", "qwen") fo
 SMALL = dict.fromkeys(EXPERIMENTS, ["model=smoke", "data=smoke", *QUICK]) | {
     "sft": [*POLICY, "data.batch_size=16"], "grpo": [*POLICY, "data.batch_size=2", "method.group=4", "method.rollouts.length=6"],
     "polychromic": [*POLICY, "data.batch_size=16", "method.group=8", "method.advantage.size=4", "method.rollouts.length=6"],
-    "reward": [*QUICK, "data.source.count=200"], "latentwire": WIRE, "latentwire_curriculum": WIRE,
+    "reward": [*QUICK, "data.source.count=200"], "latentwire": WIRE, "latentwire_curriculum": [*WIRE, "trainer.max_steps=6"],
 }  # fmt: skip
 #: Values of every kind, most of them wrong for most keys.
 VALUES = ("null", "[]", "{}", "abc", "''", "true", "-1", "0", "1", "0.5", "1.5", "nan", "inf", "-inf", "1000000000", "1000000000000000000",

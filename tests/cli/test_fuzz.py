@@ -27,8 +27,8 @@ def test_a_sample_of_commands_is_refused_in_one_line_or_builds(fuzzer, data):
 
 
 @pytest.mark.slow
-def test_every_key_of_every_experiment(tmp_path, monkeypatch):
+def test_a_tenth_of_the_commands_of_every_experiment(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    table = survey(EXPERIMENTS, seconds=240)
+    table = survey(EXPERIMENTS, share=0.1, seconds=60)  # `python tests/cli/fuzz.py --train 240` takes all of them
     print(f"\n{table}")
     assert not table.wrong, table.mistakes()

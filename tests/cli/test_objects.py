@@ -58,6 +58,8 @@ WRONG = {
     "model.layers=1000000000000000000": "model.layers=1000000000000000000: at least",
     "data.batch_size=1000000000000000000": "data.batch_size=1000000000000000000: at least",
     "data.sequence_length=1000000000": "data.sequence_length=1000000000: at least",
+    "experiment=latentwire model.dim=-1": "model.dim=-1 must be a multiple of 2 * heads",
+    "experiment=latentwire method.adapter_dim=-128": "method.adapter_heads=4 must divide adapter_dim=-128",
     "experiment=grpo method.group=1000000000000000000": "method.group=1000000000000000000 must be at most 10,000",
     "experiment=latentwire model.buckets=1000000000000": "model.buckets=1000000000000: at least",
     "experiment=reward model.hidden=[1000000,1000000]": "model.hidden",

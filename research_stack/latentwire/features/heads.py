@@ -90,7 +90,7 @@ class Reconstruction(Feature):
         require(weight > 0, f"weight={weight} must be positive; leave the feature out instead")
         require(bytes >= 1, f"bytes={bytes} must be at least 1")
         require(bytes <= 1_000_000, f"bytes={bytes} must be at most 1,000,000")
-        require(heads >= 1 and width % heads == 0, f"heads={heads} must divide width={width}")
+        require(heads >= 1 and width >= 1 and width % heads == 0, f"heads={heads} must divide width={width}")
         require(layers >= 1, f"layers={layers} must be at least 1")
         require(layers <= 10_000, f"layers={layers} must be at most 10,000")
         super().__init__()

@@ -34,7 +34,7 @@ class LayerAdapters(Feature):
     def __init__(self, depths: int | list[int] = 2, width: int = 64, heads: int = 4, dropout: float = 0.0) -> None:
         require(width >= 1, f"width={width} must be at least 1")
         require(width <= 100_000, f"width={width} must be at most 100,000")
-        require(heads >= 1 and width % heads == 0, f"heads={heads} must divide width={width}")
+        require(heads >= 1 and width >= 1 and width % heads == 0, f"heads={heads} must divide width={width}")
         require(0 <= dropout < 1, f"dropout={dropout} must lie in [0, 1)")
         super().__init__()
         self.depths, self.width, self.heads, self.dropout = depths, width, heads, dropout
