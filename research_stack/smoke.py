@@ -12,6 +12,7 @@ from typing import Any
 from omegaconf import DictConfig, OmegaConf
 
 from research_stack.paths import key_of
+from research_stack.phases import is_folder
 from research_stack.signatures import UnknownTarget, class_attribute
 
 
@@ -24,7 +25,8 @@ def shrink(cfg: DictConfig, overrides: Sequence[str]) -> None:
     typed = [key_of(override) for override in overrides]
     if "name" not in typed:
         cfg.name = f"{cfg.name}_smoke"
-    kept = ("model",) if "/" in str(cfg.get("init_from") or "") else ()
+    begun_from = cfg.get("init_from")
+    kept = ("model",) if begun_from and is_folder(str(begun_from)) else ()
     for path, node in _nodes(OmegaConf.to_container(cfg, resolve=False)):
         if path.split(".")[0] in kept:
             continue
