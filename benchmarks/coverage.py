@@ -18,6 +18,7 @@ nothing. The rows of each kind:
 Shapes: n parts, g groups, P prompts; B rows, L positions and S levels of a bound, W evaluations of it at once; R
 resamples, K sums of a group, a statistic being a function of their totals.
 """
+
 from __future__ import annotations
 
 import argparse
@@ -227,10 +228,7 @@ KINDS = {
         lambda a_n, b_n, group_n: by_group(group_n, a_n * 1.0 - b_n, np.ones(len(a_n))),
     ),
     "score ratio": Kind(
-        questions,
-        1.5,
-        lambda *data: paired.ratio(*data)[1:],
-        lambda a_n, b_n, group_n: by_group(group_n, a_n, b_n),
+        questions, 1.5, lambda *data: paired.ratio(*data)[1:], lambda a_n, b_n, group_n: by_group(group_n, a_n, b_n)
     ),
     "pass@1": Kind(
         prompts,

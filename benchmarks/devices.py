@@ -9,6 +9,7 @@ difference of a loss or gradient norm to that of one process in any step; `one+a
 batch.
 `tests/slow/test_devices.py` holds the same runs to limits. A way that is refused, or fails, says why.
 """
+
 import argparse
 import json
 import logging

@@ -1,26 +1,31 @@
-"""GRPO: seconds a step and generated tokens per second, ours against TRL's GRPOTrainer, and what set-marginal advantages cost.
+"""GRPO: seconds a step and generated tokens per second, ours against TRL's GRPOTrainer, and what set-marginal
+advantages cost.
 
-    python benchmarks/grpo.py [--precision auto|32|bf16-mixed] [--threads 1] [--prompts 8] [--group 16] [--length 32] [--width 128]
+    python benchmarks/grpo.py [--precision auto|32|bf16-mixed] [--threads 1] [--prompts 8] [--group 16] [--length 32]
+    [--width 128]
 
-needs the extra `bench` (TRL). Three kinds, each in a process of its own, in turn, so that drifts of the machine hit all:
-`trl` is its GRPOTrainer and `hf` is ours, both on the same saved Qwen3 with random weights; `own` is ours on the stack's own
-Transformer of the same sizes. All draw as many completions of the same prompts at temperature 1, of exactly the same length (no
-model can end a text), take the same reward, the same advantages and loss (dapo, beta 0, one pass) and AdamW, in the same precision
-and with the same threads. TRL has its fastest settings for this: the whole batch in one pass, no gradient checkpointing, logging
-every 10 steps; ours logs every step. A step is the time from the end of one to the end of the next, all of it.
+needs the extra `bench` (TRL). Three kinds, each in a process of its own, in turn, so that drifts of the machine hit
+all: `trl` is its GRPOTrainer and `hf` is ours, both on the same saved Qwen3 with random weights; `own` is ours on the
+stack's own Transformer of the same sizes. All draw as many completions of the same prompts at temperature 1, of exactly
+the same length (no model can end a text), take the same reward, the same advantages and loss (dapo, beta 0, one pass)
+and AdamW, in the same precision and with the same threads. TRL has its fastest settings for this: the whole batch in
+one pass, no gradient checkpointing, logging every 10 steps; ours logs every step. A step is the time from the end of
+one to the end of the next, all of it.
 
-The split of a step: rollout (TRL's `_generate_single_turn`), reward (the rest of what makes the batch: texts, rewards, advantages; TRL's
-`_prepare_inputs`) and learning: forward, backward, optimizer, with all that is left.
+The split of a step: rollout (TRL's `_generate_single_turn`), reward (the rest of what makes the batch: texts, rewards,
+advantages; TRL's `_prepare_inputs`) and learning: forward, backward, optimizer, with all that is left.
 
-In `own` the advantage changes from step to step: Group, pass@k and the polychromic one, exact in both scales. Its time is that of the
-call, and `step_ratio` the median step with it over that with Group.
+In `own` the advantage changes from step to step: Group, pass@k and the polychromic one, exact in both scales. Its time
+is that of the call, and `step_ratio` the median step with it over that with Group.
 
-Two workloads: `short` prompts (a third of the tokens of a text) and `long` ones (most of them). What bounds them: a short workload's
-learning is products and activations of a small model, the same for both on the same model; its rollout is calls, and there ours makes
-no masks and runs no logits processors. Long prompts are read by TRL once for each completion, in the rollout and again in the loss.
-`cpu_ratio` compares the seconds of CPU, which other work on the machine changes less than those of the clock.
-`share_of_peak` counts 4 forward passes over every token of every text (one to write, three to learn), read or not.
+Two workloads: `short` prompts (a third of the tokens of a text) and `long` ones (most of them). What bounds them: a
+short workload's learning is products and activations of a small model, the same for both on the same model; its rollout
+is calls, and there ours makes no masks and runs no logits processors. Long prompts are read by TRL once for each
+completion, in the rollout and again in the loss. `cpu_ratio` compares the seconds of CPU, which other work on the
+machine changes less than those of the clock. `share_of_peak` counts 4 forward passes over every token of every text
+(one to write, three to learn), read or not.
 """
+
 import argparse
 import importlib
 import json
@@ -32,7 +37,10 @@ import time
 from pathlib import Path
 
 WARM = 3  # steps that are not counted
-WORKLOADS = {"short": {"numbers": 2, "steps": 15}, "long": {"numbers": 20, "steps": 11}}  # numbers that a prompt adds up, steps of a process
+WORKLOADS = {
+    "short": {"numbers": 2, "steps": 15},
+    "long": {"numbers": 20, "steps": 11},
+}  # numbers that a prompt adds up, steps of a process
 LR = 1e-4
 PARTS = ("rollout", "reward", "learning")
 KINDS = ("trl", "hf", "own")
@@ -50,11 +58,16 @@ def reward():
 
 def prompts(numbers, count=256):
     """Sums of so many numbers and up to two more: prompts of unequal lengths."""
-    return ["what is " + " + ".join(str((i + 7) * (k + 3) ** 3 % 9973) for k in range(numbers + i % 3)) + " ?" for i in range(count)]
+    return [
+        "what is " + " + ".join(str((i + 7) * (k + 3) ** 3 % 9973) for k in range(numbers + i % 3)) + " ?"
+        for i in range(count)
+    ]
 
 
 def make(folder, size):
-    """Save prompts, a tokenizer and a model in the folder; the model's three special tokens are never its prediction."""
+    """Save prompts, a tokenizer and a model in the folder; the model's three special tokens are never its
+    prediction.
+    """
     import tokenizers
     import torch
     from tokenizers import decoders, models, pre_tokenizers, trainers
@@ -64,21 +77,39 @@ def make(folder, size):
     codec = tokenizers.Tokenizer(models.BPE())
     codec.pre_tokenizer, codec.decoder = pre_tokenizers.ByteLevel(add_prefix_space=False), decoders.ByteLevel()
     alphabet = pre_tokenizers.ByteLevel.alphabet()
-    codec.train_from_iterator(prompts(5, 4096), trainers.BpeTrainer(
-        vocab_size=size["vocab"], special_tokens=special, initial_alphabet=alphabet, show_progress=False))
+    codec.train_from_iterator(
+        prompts(5, 4096),
+        trainers.BpeTrainer(
+            vocab_size=size["vocab"], special_tokens=special, initial_alphabet=alphabet, show_progress=False
+        ),
+    )
     torch.manual_seed(0)
     width = size["width"]
-    model = Qwen3ForCausalLM(Qwen3Config(
-        vocab_size=codec.get_vocab_size(), hidden_size=width, intermediate_size=ffn(width), num_hidden_layers=size["layers"],
-        num_attention_heads=4, num_key_value_heads=2, head_dim=width // 4, max_position_embeddings=512, tie_word_embeddings=False,
-        eos_token_id=2, pad_token_id=1, bos_token_id=None))
+    model = Qwen3ForCausalLM(
+        Qwen3Config(
+            vocab_size=codec.get_vocab_size(),
+            hidden_size=width,
+            intermediate_size=ffn(width),
+            num_hidden_layers=size["layers"],
+            num_attention_heads=4,
+            num_key_value_heads=2,
+            head_dim=width // 4,
+            max_position_embeddings=512,
+            tie_word_embeddings=False,
+            eos_token_id=2,
+            pad_token_id=1,
+            bos_token_id=None,
+        )
+    )
     with torch.no_grad():  # the first coordinate of every hidden state is large, and only these three look at it
         model.model.embed_tokens.weight[:, 0] = 4.0
         model.lm_head.weight[:, 0] = 0.0
         model.lm_head.weight[:3] = 0.0
         model.lm_head.weight[:3, 0] = -50.0
     model.save_pretrained(folder)
-    PreTrainedTokenizerFast(tokenizer_object=codec, mask_token="<mask>", pad_token="<pad>", eos_token="<end>").save_pretrained(folder)
+    PreTrainedTokenizerFast(
+        tokenizer_object=codec, mask_token="<mask>", pad_token="<pad>", eos_token="<end>"
+    ).save_pretrained(folder)
     (folder / "prompts.txt").write_text("\n".join(prompts(size["numbers"])) + "\n")
 
 
@@ -109,7 +140,16 @@ class Clock:
         """A step has ended."""
         now, batch, rollout = time.perf_counter(), self.now["batch"], self.now["rollout"]
         step, cpu = now - self.last, time.process_time()
-        self.rows.append({"step": step, "cpu": cpu - self.last_cpu, "rollout": rollout, "reward": batch - rollout, "learning": step - batch, "tokens": tokens})
+        self.rows.append(
+            {
+                "step": step,
+                "cpu": cpu - self.last_cpu,
+                "rollout": rollout,
+                "reward": batch - rollout,
+                "learning": step - batch,
+                "tokens": tokens,
+            }
+        )
         self.last, self.last_cpu, self.now = now, cpu, {}
 
 
@@ -140,8 +180,11 @@ def run_trl(folder, size, steps):
     trainer = GRPOTrainer(
         model=AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32, trust_remote_code=False),
         processing_class=AutoTokenizer.from_pretrained(folder, trust_remote_code=False),
-        args=config, reward_funcs=score, callbacks=[Ticks()],
-        train_dataset=Dataset.from_dict({"prompt": prompts(size["numbers"])}))
+        args=config,
+        reward_funcs=score,
+        callbacks=[Ticks()],
+        train_dataset=Dataset.from_dict({"prompt": prompts(size["numbers"])}),
+    )
     clock.timed(trainer, "_generate_single_turn", "rollout")
     clock.timed(trainer, "_prepare_inputs", "batch")
     trainer.train()
@@ -239,7 +282,18 @@ def measure(kind, folder, size, steps):
 
 def in_process(kind, folder, size, steps):
     """`measure` in a process of its own."""
-    command = [sys.executable, __file__, "--kind", kind, "--folder", str(folder), "--size", json.dumps(size), "--steps", str(steps)]
+    command = [
+        sys.executable,
+        __file__,
+        "--kind",
+        kind,
+        "--folder",
+        str(folder),
+        "--size",
+        json.dumps(size),
+        "--steps",
+        str(steps),
+    ]
     done = subprocess.run(command, capture_output=True, text=True)
     if done.returncode:
         raise SystemExit(f"{kind} failed:\n{done.stderr[-4000:]}")
@@ -268,7 +322,11 @@ def median(rows, name="step"):
 def summary(kind, rounds):
     """Medians over the steps of all rounds."""
     rows = [row for found in rounds for row in found[kind]["rows"]]
-    numbers = {"seconds": median(rows), "tokens_per_second": median(rows, "tokens") / median(rows), "tokens_a_step": median(rows, "tokens")}
+    numbers = {
+        "seconds": median(rows),
+        "tokens_per_second": median(rows, "tokens") / median(rows),
+        "tokens_a_step": median(rows, "tokens"),
+    }
     return numbers | {name: median(rows, name) for name in (*PARTS, "cpu")}
 
 
@@ -291,17 +349,24 @@ def compared(size, steps, rounds):
         make(folder, size)
         runs = [{kind: in_process(kind, folder, size, steps) for kind in KINDS} for _ in range(rounds)]
     found = {kind: summary(kind, runs) for kind in KINDS}
-    each = {kind: [round(median(one["trl"]["rows"]) / median(one[kind]["rows"]), 2) for one in runs] for kind in ("hf", "own")}
+    each = {
+        kind: [round(median(one["trl"]["rows"]) / median(one[kind]["rows"]), 2) for one in runs]
+        for kind in ("hf", "own")
+    }
     peak, trl = peak_flops(size["precision"], size["threads"]), found["trl"]
     result = {"prompt_tokens": round(runs[0]["own"]["prompt_tokens"], 1), "peak_gflops": round(peak / 1e9)}
     for kind in ("hf", "own"):
         ratios = {"": "seconds", **{f"{part}_": part for part in (*PARTS, "cpu")}}
-        result |= {f"{kind}_{name}ratio_to_trl": round(trl[key] / found[kind][key], 2) for name, key in ratios.items()} | {f"{kind}_ratio_by_round": each[kind]}
+        result |= {
+            f"{kind}_{name}ratio_to_trl": round(trl[key] / found[kind][key], 2) for name, key in ratios.items()
+        } | {f"{kind}_ratio_by_round": each[kind]}
     for kind in KINDS:
         facts, numbers = runs[0][kind], found[kind]
         result |= {f"{kind}_seconds": round(numbers["seconds"], 4), f"{kind}_tokens_per_second": round(numbers["tokens_per_second"]),
                    f"{kind}_tokens_a_step": int(numbers["tokens_a_step"])}  # fmt: skip
-        result |= {f"{kind}_{part}_seconds": round(numbers[part], 4) for part in PARTS} | {f"{kind}_parameters": facts["parameters"]}
+        result |= {f"{kind}_{part}_seconds": round(numbers[part], 4) for part in PARTS} | {
+            f"{kind}_parameters": facts["parameters"]
+        }
         if "flops" in facts:
             result |= {f"{kind}_share_of_peak": round(facts["flops"] / numbers["seconds"] / peak, 3)}
     for name, numbers in of_advantages(runs).items():
@@ -311,7 +376,16 @@ def compared(size, steps, rounds):
 
 def main():
     parser = argparse.ArgumentParser()
-    for name, default in {"prompts": 8, "group": 16, "length": 32, "width": 128, "layers": 4, "vocab": 512, "threads": 1, "rounds": 2}.items():
+    for name, default in {
+        "prompts": 8,
+        "group": 16,
+        "length": 32,
+        "width": 128,
+        "layers": 4,
+        "vocab": 512,
+        "threads": 1,
+        "rounds": 2,
+    }.items():
         parser.add_argument(f"--{name}", type=int, default=default)
     parser.add_argument("--precision", choices=["auto", "32", "bf16-mixed"], default="auto")
     parser.add_argument("--workloads", nargs="+", choices=WORKLOADS, default=list(WORKLOADS))
@@ -325,11 +399,15 @@ def main():
         return
     from research_stack.hardware import Hardware
 
-    size = {name: getattr(options, name) for name in ("prompts", "group", "length", "width", "layers", "vocab", "threads")}
+    size = {
+        name: getattr(options, name) for name in ("prompts", "group", "length", "width", "layers", "vocab", "threads")
+    }
     size["precision"] = Hardware(precision=options.precision).resolved_precision().removesuffix("-true")
     result = dict(size)
     for name in options.workloads:
-        found = compared(size | {"numbers": WORKLOADS[name]["numbers"]}, options.steps or WORKLOADS[name]["steps"], options.rounds)
+        found = compared(
+            size | {"numbers": WORKLOADS[name]["numbers"]}, options.steps or WORKLOADS[name]["steps"], options.rounds
+        )
         result |= {f"{name}_{key}": value for key, value in found.items()}
     for name, value in result.items():
         print(f"{name:40s} {value}")

@@ -1,14 +1,17 @@
-"""LatentWire offline, from nothing: what two frozen readers answer from a message, beside what they answer from as many bytes of text.
+"""LatentWire offline, from nothing: what two frozen readers answer from a message, beside what they answer from as many
+bytes of text.
 
     python benchmarks/latentwire.py [overrides, as for research-stack]
     python benchmarks/latentwire.py --run FOLDER
 
-The first trains everything in a new folder with a cache of its own: two tiny readers, then encoder and adapters; it evaluates and writes the
-report. The second only reads a finished run. Printed is, for each reader: F1 from the whole text and from the latents, the share
-that is left, the ratio to text of the same bytes with its 95 % interval, latents of another example against no context; the curve of bytes
-and F1; the time to the first token and from which length on the latents are faster, with the encoder and for the receiver alone; and the
-seconds of each part. The last line is JSON.
+The first trains everything in a new folder with a cache of its own: two tiny readers, then encoder and adapters; it
+evaluates and writes the report. The second only reads a finished run. Printed is, for each reader: F1 from the whole
+text and from the latents, the share that is left, the ratio to text of the same bytes with its 95 % interval, latents
+of another example against no context; the curve of bytes and F1; the time to the first token and from which length on
+the latents are faster, with the encoder and for the receiver alone; and the seconds of each part. The last line is
+JSON.
 """
+
 import argparse
 import csv
 import json
@@ -21,15 +24,29 @@ import time
 from pathlib import Path
 
 SLOTS = "[3,4,5,6]"  # further points of the curve, of one training
-PARTS = {"readers": r"the tiny \w+ reader answers .*; (\d+) s", "training": r"trained \d+ steps in (\d+) s", "evaluation": r"eval latentwire: ([\d.]+) s"}
+PARTS = {
+    "readers": r"the tiny \w+ reader answers .*; (\d+) s",
+    "training": r"trained \d+ steps in (\d+) s",
+    "evaluation": r"eval latentwire: ([\d.]+) s",
+}
 
 
 def trained(folder, overrides):
     """Train and measure in `folder`, with an empty cache; seconds of the whole."""
     cache = folder / "cache"
-    command = [sys.executable, "-m", "research_stack", "experiment=latentwire", f"eval.latentwire.slots={SLOTS}", f"hydra.run.dir={folder / 'run'}", *overrides]
+    command = [
+        sys.executable,
+        "-m",
+        "research_stack",
+        "experiment=latentwire",
+        f"eval.latentwire.slots={SLOTS}",
+        f"hydra.run.dir={folder / 'run'}",
+        *overrides,
+    ]
     start = time.perf_counter()
-    subprocess.run(command, check=True, cwd=folder, env=os.environ | {"RESEARCH_STACK_CACHE": str(cache)}, stdout=sys.stderr)
+    subprocess.run(
+        command, check=True, cwd=folder, env=os.environ | {"RESEARCH_STACK_CACHE": str(cache)}, stdout=sys.stderr
+    )
     return time.perf_counter() - start
 
 
@@ -58,9 +75,14 @@ def seconds(run):
 
 
 def faster_from(rows, time_of):
-    """The shortest measured context from which on latents are always faster than text; None if they are not at the longest."""
+    """The shortest measured context from which on latents are always faster than text; None if they are not at the
+    longest.
+    """
     text, found = {row["context_bytes"]: row["total_ms"] for row in rows if row["path"] == "text"}, None
-    for row in sorted((row for row in rows if row["path"] == "latent" and row["context_bytes"] in text), key=lambda row: -row["context_bytes"]):
+    for row in sorted(
+        (row for row in rows if row["path"] == "latent" and row["context_bytes"] in text),
+        key=lambda row: -row["context_bytes"],
+    ):
         if time_of(row) >= text[row["context_bytes"]]:
             break
         found = row["context_bytes"]
@@ -71,15 +93,26 @@ def read(run):
     """{reader: numbers} of a run."""
     scores, pairs, times = (table(run, name) for name in ("latentwire", "latentwire_paired", "latentwire_latency"))
     if not scores:
-        raise SystemExit(f"{run} has no tables/latentwire.csv: it was not evaluated (research-stack task=eval run={run} eval=latentwire)")
+        raise SystemExit(
+            f"{run} has no tables/latentwire.csv: it was not evaluated (research-stack task=eval run={run}"
+            " eval=latentwire)"
+        )
     dataset, found = scores[0]["dataset"], {}
     for reader in dict.fromkeys(row["reader"] for row in scores):
         own = [row for row in scores if (row["reader"], row["dataset"]) == (reader, dataset)]
         main = {row["path"]: row for row in own if row["main"]}
-        over = next(row for row in pairs if (row["reader"], row["dataset"], row["comparison"]) == (reader, dataset, "latent-text_bytes"))
+        over = next(
+            row
+            for row in pairs
+            if (row["reader"], row["dataset"], row["comparison"]) == (reader, dataset, "latent-text_bytes")
+        )
         timed = [row for row in times if row["reader"] == reader]
         longest = max((row["context_bytes"] for row in timed), default=None)
-        curve = sorted((row["bytes"], row["path"], row["f1"]) for row in own if row["path"] in ("latent", "text_bytes", "text_bytes_tail", "text_zlib"))
+        curve = sorted(
+            (row["bytes"], row["path"], row["f1"])
+            for row in own
+            if row["path"] in ("latent", "text_bytes", "text_bytes_tail", "text_zlib")
+        )
         found[reader] = {
             "f1_text": main["text"]["f1"], "f1_latent": main["latent"]["f1"], "share_of_text": ratio(main["latent"]["f1"], main["text"]["f1"]),
             "bytes": main["latent"]["bytes"], "smaller": main["latent"]["ratio"], "f1_text_bytes": main["text_bytes"]["f1"],

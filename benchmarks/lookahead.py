@@ -2,12 +2,14 @@
 
     python benchmarks/lookahead.py [overrides, as for research-stack]
 
-Steps are forward, backward, clipping and optimizer, on the same batches in the same precision, each kind in a process of
-its own, in turn, so that the peak of memory is its own and drifts of the machine hit all. `zeros` has no pass before, `shift`
-one. MiniGPT is the same stack without confidence, of equal size. The literal loop is what the idea says word for word: for
-each position its own pass over the prefix with gradients, its own token, its own second pass over prefix and token, summed;
-it runs at L = 128, and the dense step beside it. Its loss on the same batch must be the dense one's: both are printed.
+Steps are forward, backward, clipping and optimizer, on the same batches in the same precision, each kind in a process
+of its own, in turn, so that the peak of memory is its own and drifts of the machine hit all. `zeros` has no pass
+before, `shift` one. MiniGPT is the same stack without confidence, of equal size. The literal loop is what the idea says
+word for word: for each position its own pass over the prefix with gradients, its own token, its own second pass over
+prefix and token, summed; it runs at L = 128, and the dense step beside it. Its loss on the same batch must be the dense
+one's: both are printed.
 """
+
 import argparse
 import json
 import resource
@@ -16,7 +18,14 @@ import sys
 import time
 
 LENGTH, LITERAL_LENGTH = 256, 128
-CONFIG = ["eval=none", "model.dim=256", "model.heads=4", "data.batch_size=16", "optimization.optimizer=adamw", "data=python_docs"]
+CONFIG = [
+    "eval=none",
+    "model.dim=256",
+    "model.heads=4",
+    "data.batch_size=16",
+    "optimization.optimizer=adamw",
+    "data=python_docs",
+]
 KINDS = {
     "minigpt": ["experiment=minigpt"],
     "zeros": ["experiment=lookahead", "method.previous=zeros", "method.dropout=0"],
@@ -55,7 +64,11 @@ def literal_sums(method, rows):
             own = torch.where(counted, draw(logits, rows["u"][:, i, 0]), tokens[:, i + 1])
             told = torch.cat((zeros[:, : i + 1], method.normalised(method.head.prediction(raw))[:, None]), 1)
             branch = method.read(torch.cat((prefix, own[:, None]), 1), told).hidden_BLD[:, -1]
-            future = F.cross_entropy((branch @ method.model.unembedding.T.to(branch.dtype)).float() + method.bias_V, tokens[:, i + 2], reduction="none")
+            future = F.cross_entropy(
+                (branch @ method.model.unembedding.T.to(branch.dtype)).float() + method.bias_V,
+                tokens[:, i + 2],
+                reduction="none",
+            )
         wanted = rows["counts"][:, i] > 0
         part = torch.stack([lm, method.head.losses(raw[wanted], future[wanted]).sum()])
         yield part
@@ -71,7 +84,9 @@ def measure(kind, length, overrides):
     from research_stack.streams import Draws
 
     literal = kind == "literal"
-    parts = assemble(compose([*KINDS["zeros" if literal else kind], *CONFIG, f"data.sequence_length={length + 2}", *overrides]))
+    parts = assemble(
+        compose([*KINDS["zeros" if literal else kind], *CONFIG, f"data.sequence_length={length + 2}", *overrides])
+    )
     method, batches = parts.method, iter(parts.data.train_dataloader())
     optimizer, losses = method.optimization.optimizer(method), []
     weights = torch.tensor(list(method.parts.values()))
@@ -92,9 +107,14 @@ def measure(kind, length, overrides):
 
     start = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     seconds = seconds_each(step, 1, 1) if literal else seconds_each(step, 3, 9)
-    return {"seconds": seconds, "first_losses": losses[0], "parameters": sum(p.numel() for p in method.parameters()),
-            "flops": parts.data.batch_size * (length + 2) * method.training_flops(length + 2), "precision": parts.hardware.resolved_precision(),
-            "peak_mib": (resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - start) / 1024}
+    return {
+        "seconds": seconds,
+        "first_losses": losses[0],
+        "parameters": sum(p.numel() for p in method.parameters()),
+        "flops": parts.data.batch_size * (length + 2) * method.training_flops(length + 2),
+        "precision": parts.hardware.resolved_precision(),
+        "peak_mib": (resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - start) / 1024,
+    }
 
 
 def in_process(kind, length, overrides):
@@ -121,15 +141,24 @@ def main():
     long = best(["minigpt", "zeros", "shift"], LENGTH, arguments.overrides, rounds=3)
     short = best(["zeros", "literal"], LITERAL_LENGTH, arguments.overrides, rounds=1)
     plain = long["minigpt"]
-    result = {"precision": plain["precision"], "minigpt_parameters": plain["parameters"], "lookahead_parameters": long["shift"]["parameters"],
-              "minigpt_seconds": round(plain["seconds"], 4)}
+    result = {
+        "precision": plain["precision"],
+        "minigpt_parameters": plain["parameters"],
+        "lookahead_parameters": long["shift"]["parameters"],
+        "minigpt_seconds": round(plain["seconds"], 4),
+    }
     for kind in ("zeros", "shift"):
-        result |= {f"{kind}_over_minigpt": round(long[kind]["seconds"] / plain["seconds"], 3),
-                   f"{kind}_flops_over_minigpt": round(long[kind]["flops"] / plain["flops"], 3),
-                   f"{kind}_memory_over_minigpt": round(long[kind]["peak_mib"] / plain["peak_mib"], 3)}
-    result |= {"literal_over_dense": round(short["literal"]["seconds"] / short["zeros"]["seconds"], 1), "literal_seconds": round(short["literal"]["seconds"], 2),
-               "dense_first_losses": [round(x, 4) for x in short["zeros"]["first_losses"]],
-               "literal_first_losses": [round(x, 4) for x in short["literal"]["first_losses"]]}
+        result |= {
+            f"{kind}_over_minigpt": round(long[kind]["seconds"] / plain["seconds"], 3),
+            f"{kind}_flops_over_minigpt": round(long[kind]["flops"] / plain["flops"], 3),
+            f"{kind}_memory_over_minigpt": round(long[kind]["peak_mib"] / plain["peak_mib"], 3),
+        }
+    result |= {
+        "literal_over_dense": round(short["literal"]["seconds"] / short["zeros"]["seconds"], 1),
+        "literal_seconds": round(short["literal"]["seconds"], 2),
+        "dense_first_losses": [round(x, 4) for x in short["zeros"]["first_losses"]],
+        "literal_first_losses": [round(x, 4) for x in short["literal"]["first_losses"]],
+    }
     for name, value in result.items():
         print(f"{name:28s} {value}")
     print(json.dumps(result))

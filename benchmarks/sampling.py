@@ -16,6 +16,7 @@ reverse kernel of every position in float64, and remdm, which sorts every predic
 One thread, unless hardware.threads says otherwise: calls are short, and where other work shares the cores two threads
 wait for each other longer than they help.
 """
+
 import argparse
 import json
 import time
@@ -23,9 +24,16 @@ import time
 CONFIG = ["model=tiny", "corruption=gidd", "eval=none", "hardware.threads=1"]
 #: of the table, and where the number stands in the JSON
 COLUMNS = {
-    "calls": "calls", "tok/s in batch": "batch_tokens_per_second", "tok/s alone": "alone_tokens_per_second",
-    "batch/alone": "speedup", "ms in model": "model_ms_per_call", "ms own": "own_ms_per_call",
-    "model's share": "batch_model_share", "alone": "alone_model_share", "bound by": "bound_by"}
+    "calls": "calls",
+    "tok/s in batch": "batch_tokens_per_second",
+    "tok/s alone": "alone_tokens_per_second",
+    "batch/alone": "speedup",
+    "ms in model": "model_ms_per_call",
+    "ms own": "own_ms_per_call",
+    "model's share": "batch_model_share",
+    "alone": "alone_model_share",
+    "bound by": "bound_by",
+}
 
 
 class Timed:
@@ -70,8 +78,12 @@ def measure(sampler, denoiser, rows, length, device, first_row=0):
     trace = sampler.sample(timed, prompts=rows, length=length, device=device, first_row=first_row)
     seconds = timed.now() - start
     return {
-        "seconds": seconds, "model": timed.seconds, "steps": timed.calls,
-        "calls": float(trace.calls_B.double().mean()), "asked": timed.positions / max(int(trace.calls_B.sum()), 1)}
+        "seconds": seconds,
+        "model": timed.seconds,
+        "steps": timed.calls,
+        "calls": float(trace.calls_B.double().mean()),
+        "asked": timed.positions / max(int(trace.calls_B.sum()), 1),
+    }
 
 
 def compare(name, method, rows, length, device, overrides, alone=2):
@@ -87,14 +99,17 @@ def compare(name, method, rows, length, device, overrides, alone=2):
     seconds, model = (sum(single[key] for single in singles) for key in ("seconds", "model"))
     share = batch["model"] / batch["seconds"]
     return {
-        "calls": round(batch["calls"], 1), "asked": round(batch["asked"], 1),
+        "calls": round(batch["calls"], 1),
+        "asked": round(batch["asked"], 1),
         "batch_tokens_per_second": round(len(rows) * length / batch["seconds"]),
         "alone_tokens_per_second": round(alone * length / seconds),
         "speedup": round(len(rows) * seconds / alone / batch["seconds"], 2),
         "model_ms_per_call": round(1e3 * batch["model"] / batch["steps"], 2),
         "own_ms_per_call": round(1e3 * (batch["seconds"] - batch["model"]) / batch["steps"], 2),
-        "batch_model_share": round(share, 2), "alone_model_share": round(model / seconds, 2),
-        "bound_by": "model" if share > 0.5 else "selection"}
+        "batch_model_share": round(share, 2),
+        "alone_model_share": round(model / seconds, 2),
+        "bound_by": "model" if share > 0.5 else "selection",
+    }
 
 
 def main():
@@ -122,10 +137,19 @@ def main():
     print(f"{'':13s}" + "".join(f"{title:>{len(title) + 4}s}" for title in COLUMNS))
     for name, row in found.items():
         print(f"{name:13s}" + "".join(f"{row[key]!s:>{len(title) + 4}s}" for title, key in COLUMNS.items()))
-    print(json.dumps({
-        "parameters": sum(p.numel() for p in method.parameters()), "vocabulary": parts.data.vocab.size,
-        "precision": parts.hardware.resolved_precision(), "threads": torch.get_num_threads(), "count": arguments.count,
-        "length": arguments.length, "samplers": found}))
+    print(
+        json.dumps(
+            {
+                "parameters": sum(p.numel() for p in method.parameters()),
+                "vocabulary": parts.data.vocab.size,
+                "precision": parts.hardware.resolved_precision(),
+                "threads": torch.get_num_threads(),
+                "count": arguments.count,
+                "length": arguments.length,
+                "samplers": found,
+            }
+        )
+    )
 
 
 if __name__ == "__main__":

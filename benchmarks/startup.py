@@ -5,6 +5,7 @@
 Each command runs several times in processes of their own; the least CPU time (user and system) counts. What bounds
 them: the interpreter and the imports of Hydra, OmegaConf and its grammar; composing and checking take the rest.
 """
+
 import json
 import os
 import subprocess
@@ -38,13 +39,22 @@ def cpu_seconds(command, folder, runs=5):
 
 def main():
     with tempfile.TemporaryDirectory() as folder:
-        seconds = {name: cpu_seconds(command, folder, runs=2 if "lightning" in name else 5) for name, command in COMMANDS.items()}
+        seconds = {
+            name: cpu_seconds(command, folder, runs=2 if "lightning" in name else 5)
+            for name, command in COMMANDS.items()
+        }
     for name, value in seconds.items():
         print(f"{name:18s} {value:6.2f} CPU s")
-    print(json.dumps({
-        "cfg_job_cpu_seconds": round(seconds["--cfg job"], 3), "within_limit": seconds["--cfg job"] <= LIMIT,
-        "ratio_of_import_lightning": round(seconds["import lightning"] / seconds["--cfg job"], 1),
-        "ratio_to_import_hydra": round(seconds["--cfg job"] / seconds["import hydra"], 2)}))
+    print(
+        json.dumps(
+            {
+                "cfg_job_cpu_seconds": round(seconds["--cfg job"], 3),
+                "within_limit": seconds["--cfg job"] <= LIMIT,
+                "ratio_of_import_lightning": round(seconds["import lightning"] / seconds["--cfg job"], 1),
+                "ratio_to_import_hydra": round(seconds["--cfg job"] / seconds["import hydra"], 2),
+            }
+        )
+    )
 
 
 if __name__ == "__main__":

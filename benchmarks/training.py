@@ -7,11 +7,12 @@ in closed form). Plain is the same model, batch and loss as a paper would write 
 position, one-hot vectors and the two distributions over the vocabulary. Both take the same corrupted batches; each runs
 in a process of its own, in turn, so that the peak of memory is its own and drifts of the machine hit both.
 
-The model is 256 wide (3.7 M parameters), with 64 x 128 tokens a step. What bounds ours on a CPU: half of the step is matrix
-products; the rest is memory-bound (attention, norms, activations, exp and log over the vocabulary), so the share of the
-peak and the ratio grow with the width of the model. At the demo's 96 (`model.dim=96 model.heads=3 data.batch_size=16`)
-exp and log over the vocabulary dominate both.
+The model is 256 wide (3.7 M parameters), with 64 x 128 tokens a step. What bounds ours on a CPU: half of the step is
+matrix products; the rest is memory-bound (attention, norms, activations, exp and log over the vocabulary), so the share
+of the peak and the ratio grow with the width of the model. At the demo's 96 (`model.dim=96 model.heads=3
+data.batch_size=16`) exp and log over the vocabulary dominate both.
 """
+
 import argparse
 import json
 import resource
@@ -97,9 +98,15 @@ def measure(mode, overrides):
     start = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     seconds = seconds_each(step)
     length, size = parts.data.sequence_length, parts.data.batch_size
-    return {"seconds": seconds, "tokens": size * length, "losses": losses, "parameters": sum(p.numel() for p in method.parameters()),
-            "flops": 3 * size * length * method.model.flops_per_token(length), "precision": parts.hardware.resolved_precision(),
-            "peak_mib": (resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - start) / 1024}
+    return {
+        "seconds": seconds,
+        "tokens": size * length,
+        "losses": losses,
+        "parameters": sum(p.numel() for p in method.parameters()),
+        "flops": 3 * size * length * method.model.flops_per_token(length),
+        "precision": parts.hardware.resolved_precision(),
+        "peak_mib": (resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - start) / 1024,
+    }
 
 
 def in_process(mode, overrides):
@@ -123,11 +130,18 @@ def main():
     dtype = torch.bfloat16 if ours["precision"] == "bf16-mixed" else torch.float32
     peak = peak_flops(dtype)
     result = {
-        "parameters": ours["parameters"], "precision": ours["precision"], "peak_gflops": round(peak / 1e9),
-        "tokens_per_second": round(ours["tokens"] / ours["seconds"]), "share_of_peak": round(ours["flops"] / ours["seconds"] / peak, 3),
-        "plain_tokens_per_second": round(plain["tokens"] / plain["seconds"]), "ratio_to_plain": round(plain["seconds"] / ours["seconds"], 2),
-        "step_memory_mib": round(ours["peak_mib"]), "plain_step_memory_mib": round(plain["peak_mib"]),
-        "first_loss": round(ours["losses"][0], 3), "plain_first_loss": round(plain["losses"][0], 3)}
+        "parameters": ours["parameters"],
+        "precision": ours["precision"],
+        "peak_gflops": round(peak / 1e9),
+        "tokens_per_second": round(ours["tokens"] / ours["seconds"]),
+        "share_of_peak": round(ours["flops"] / ours["seconds"] / peak, 3),
+        "plain_tokens_per_second": round(plain["tokens"] / plain["seconds"]),
+        "ratio_to_plain": round(plain["seconds"] / ours["seconds"], 2),
+        "step_memory_mib": round(ours["peak_mib"]),
+        "plain_step_memory_mib": round(plain["peak_mib"]),
+        "first_loss": round(ours["losses"][0], 3),
+        "plain_first_loss": round(plain["losses"][0], 3),
+    }
     for name, value in result.items():
         print(f"{name:26s} {value}")
     print(json.dumps(result))

@@ -3,7 +3,9 @@
 # %% Compose a config as on the command line, with the same checks, and look at it
 from research_stack import compose, load, run
 
-cfg = compose(["experiment=flowlm", "trainer=short", "corruption.mask_ratio=[0.0,0.8]", "corruption.corruption_rate=[0.0,0.2]"])
+cfg = compose(
+    ["experiment=flowlm", "trainer=short", "corruption.mask_ratio=[0.0,0.8]", "corruption.corruption_rate=[0.0,0.2]"]
+)
 print(cfg.corruption)
 
 # %% Train; the folder holds everything the run knows

@@ -6,6 +6,7 @@
 
 Importing the package imports neither torch nor hydra: the names are loaded when they are used.
 """
+
 from __future__ import annotations
 
 import sys

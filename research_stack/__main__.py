@@ -1,4 +1,5 @@
 """`python -m research_stack` is the `research-stack` command."""
+
 from __future__ import annotations
 
 import sys

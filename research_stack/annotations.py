@@ -3,6 +3,7 @@
 Scalars, Literal, None, unions, classes, lists, tuples and mappings of them are understood; anything else cannot be
 told and passes. bool is not int; an int will do for a float; a float is finite; a class is what a node makes.
 """
+
 from __future__ import annotations
 
 import ast

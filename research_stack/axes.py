@@ -3,6 +3,7 @@
 Keys that always change together are one axis: a group choice such as `corruption=uniform` changes dozens of keys and is
 shown by the one that reads best.
 """
+
 from __future__ import annotations
 
 import json
@@ -32,7 +33,9 @@ class Axis:
     hidden: list[str] = field(default_factory=list)
 
 
-def find_axes(configs: Sequence[Mapping[str, Any]], names: Sequence[Any], choices: Sequence[Mapping[str, str]]) -> list[Axis]:
+def find_axes(
+    configs: Sequence[Mapping[str, Any]], names: Sequence[Any], choices: Sequence[Mapping[str, str]]
+) -> list[Axis]:
     """What the runs differ in, as few readable axes that still tell apart all that differs.
 
     - configs: flat, of each run; names: of the experiments; choices: {group: name} of the groups that were chosen.
@@ -49,7 +52,10 @@ def find_axes(configs: Sequence[Mapping[str, Any]], names: Sequence[Any], choice
     axes = [Axis(PRESET, preset, [key for part in under for key in classes.pop(part)])] if under else []
     dependent = _dependent(classes, columns)
     labels = {"name": list(names)}
-    labels |= {group: [choice.get(group) for choice in choices] for group in dict.fromkeys(key.partition(".")[0] for key in keys)}
+    labels |= {
+        group: [choice.get(group) for choice in choices]
+        for group in dict.fromkeys(key.partition(".")[0] for key in keys)
+    }
     for partition, keys in classes.items():
         if partition not in dependent:
             hidden = [key for part, owner in dependent.items() if owner == partition for key in classes[part]]
@@ -57,8 +63,12 @@ def find_axes(configs: Sequence[Mapping[str, Any]], names: Sequence[Any], choice
     return axes
 
 
-def _dependent(classes: Mapping[tuple[int, ...], list[str]], columns: Mapping[str, list[Any]]) -> dict[tuple[int, ...], tuple[int, ...]]:
-    """{partition: another that implies it} for keys that only some choice of a class has, such as a class's own arguments."""
+def _dependent(
+    classes: Mapping[tuple[int, ...], list[str]], columns: Mapping[str, list[Any]]
+) -> dict[tuple[int, ...], tuple[int, ...]]:
+    """{partition: another that implies it} for keys that only some choice of a class has, such as a class's own
+    arguments.
+    """
     owners = [p for p, keys in classes.items() if any(_is_target(key) and ABSENT not in columns[key] for key in keys)]
     partial = [p for p, keys in classes.items() if all(ABSENT in columns[key] for key in keys)]
     return {p: next(o for o in owners if _refines(o, p)) for p in partial if any(_refines(o, p) for o in owners)}
@@ -81,7 +91,11 @@ def _is_target(key: str) -> bool:
 
 
 def _represent(
-    partition: tuple[int, ...], keys: list[str], columns: Mapping[str, list[Any]], labels: Mapping[str, list[Any]], hidden: list[str]
+    partition: tuple[int, ...],
+    keys: list[str],
+    columns: Mapping[str, list[Any]],
+    labels: Mapping[str, list[Any]],
+    hidden: list[str],
 ) -> list[Axis]:
     """The axis, or few axes, that stand for keys that change together; the first one lists the rest as hidden.
 
@@ -91,7 +105,9 @@ def _represent(
     classes = [key for key in keys if _is_target(key) and key.count(".") == 1]  # a whole group's class
     leaves = [key for key in keys if not _is_target(key) and ABSENT not in columns[key]]
     groups = {key.partition(".")[0] for key in keys}
-    fitting = {name: values for name, values in labels.items() if None not in values and partition_of(values) == partition}
+    fitting = {
+        name: values for name, values in labels.items() if None not in values and partition_of(values) == partition
+    }
     typed = [group for group in groups if len(groups) == 1 and group in fitting]
     if not classes and 1 <= len(leaves) <= LEAVES_SHOWN and len(keys) <= 2 * LEAVES_SHOWN:
         axes = [Axis(key, columns[key]) for key in leaves]

@@ -1,4 +1,5 @@
 """The one place that turns a config node into an object."""
+
 from __future__ import annotations
 
 import inspect
@@ -134,4 +135,8 @@ def takes(node: Mapping[str, Any], name: str) -> bool:
 def needs(node: Mapping[str, Any]) -> set[str]:
     """The parameters without a default of the node's class."""
     kinds = (inspect.Parameter.POSITIONAL_OR_KEYWORD, inspect.Parameter.KEYWORD_ONLY)
-    return {name for name, parameter in inspect.signature(target(node)).parameters.items() if parameter.default is parameter.empty and parameter.kind in kinds}
+    return {
+        name
+        for name, parameter in inspect.signature(target(node)).parameters.items()
+        if parameter.default is parameter.empty and parameter.kind in kinds
+    }

@@ -4,6 +4,7 @@ Keys must be parameters, values must fit simple annotations, and the `require(..
 constructor must hold. What cannot be told from the source passes: it is judged when the object is built. So an
 error here is always a true one, and it comes in milliseconds instead of after `import torch`.
 """
+
 from __future__ import annotations
 
 import ast
@@ -32,7 +33,10 @@ if TYPE_CHECKING:
     from research_stack.compose import Composed, Composer
 
 TASKS = ("train", "eval", "sample", "export", "compare")
-WITHOUT_TORCH = ("research_stack.data.sources", "research_stack.data.tokenizers")  # modules whose classes have `check()`
+WITHOUT_TORCH = (
+    "research_stack.data.sources",
+    "research_stack.data.tokenizers",
+)  # modules whose classes have `check()`
 WHOLE = "research_stack.experiment.Experiment"  # what a config holds, as a class whose parameters are its keys
 #: Nodes that the run hands further arguments, so that it knows itself what they lack.
 COMPLETED = ("method", "model", "logger", "trainer")
@@ -96,7 +100,9 @@ def _keys_and_values(path: str, known: Signature, given: Mapping[str, Any]) -> I
             yield from _value_problem(_joined(path, name), known.parameters[name], value, known.module)
         elif not known.open:
             hint = did_you_mean(name, list(known.parameters), "its parameters")
-            yield Problem(f"{path}.{name}", f"{path}.{name}={_short(value)}: {known.name} has no parameter '{name}'{hint}")
+            yield Problem(
+                f"{path}.{name}", f"{path}.{name}={_short(value)}: {known.name} has no parameter '{name}'{hint}"
+            )
 
 
 def _joined(path: str, name: str) -> str:
@@ -128,7 +134,9 @@ def _value_problem(key: str, parameter: Parameter, value: Any, where: Module | N
     if allowed := _choices(annotation, where):
         near = nearest(str(value), [str(a) for a in allowed if a is not None], count=1)
         guess = f"; did you mean '{near[0]}'?" if near else ""
-        yield Problem(key, f"{key}={_short(value)} must be one of {', '.join(dict.fromkeys(map(written, allowed)))}{guess}")
+        yield Problem(
+            key, f"{key}={_short(value)} must be one of {', '.join(dict.fromkeys(map(written, allowed)))}{guess}"
+        )
         return
     if is_node(value):
         yield Problem(f"{key}._target_", f"{key}._target_={value['_target_']} must be {_type(annotation)}")
@@ -249,7 +257,9 @@ def _violation(path: str, test: ast.expr, message: ast.expr | None, evaluate: Ev
         text = ""
     text = text or f"the arguments must satisfy {ast.unparse(test)}"
     lead = re.match(r"([A-Za-z_]\w*)(\[\w+\])?=", text)
-    names = [n.id if isinstance(n, ast.Name) else n.attr for n in ast.walk(test) if isinstance(n, ast.Name | ast.Attribute)]
+    names = [
+        n.id if isinstance(n, ast.Name) else n.attr for n in ast.walk(test) if isinstance(n, ast.Name | ast.Attribute)
+    ]
     used = [n for n in names if n in known.parameters]
     name = lead[1] if lead and lead[1] in known.parameters else None
     key, *also = dict.fromkeys(_joined(path, n) for n in ([name] if name else []) + used) or [path]
@@ -326,8 +336,14 @@ def _top(cfg: Any, config: Mapping[str, Any]) -> Iterator[Problem]:
     """The keys of config.yaml itself."""
     task = config.get("task", "train")
     if task not in TASKS:
-        yield Problem("task", f"task={_short(task)} must be one of {', '.join(TASKS)}{did_you_mean(str(task), TASKS)}"
-                      if nearest(str(task), TASKS) else f"task={_short(task)} must be one of {', '.join(TASKS)}")
+        yield Problem(
+            "task",
+            (
+                f"task={_short(task)} must be one of {', '.join(TASKS)}{did_you_mean(str(task), TASKS)}"
+                if nearest(str(task), TASKS)
+                else f"task={_short(task)} must be one of {', '.join(TASKS)}"
+            ),
+        )
     whole = signature(WHOLE)
     given = {str(key): value for key, value in config.items() if key in whole.parameters}
     problems = [*_keys_and_values("", whole, given), *_missing("", whole, config)]
@@ -385,7 +401,13 @@ def _named_conflicts(node: Any) -> Sequence[str]:
     except UnknownTarget:  # it is told of as such
         return ()
     for statement in found.node.body if found is not None and isinstance(found.node, ast.ClassDef) else ():
-        targets = statement.targets if isinstance(statement, ast.Assign) else [statement.target] if isinstance(statement, ast.AnnAssign) else []
+        targets = (
+            statement.targets
+            if isinstance(statement, ast.Assign)
+            else [statement.target]
+            if isinstance(statement, ast.AnnAssign)
+            else []
+        )
         if [ast.unparse(target) for target in targets] == ["conflicts"] and statement.value is not None:
             value = _literal(statement.value)
             return [str(name) for name in value] if isinstance(value, list | tuple) else ()
@@ -393,14 +415,19 @@ def _named_conflicts(node: Any) -> Sequence[str]:
 
 
 def check_inputs(cfg: Any, config: Mapping[str, Any], seen: set[str]) -> Problem | None:
-    """Let the data's source (or each of its sources) and tokenizer look whether their files are there, if their modules do without torch.
+    """Let the data's source (or each of its sources) and tokenizer look whether their files are there, if their modules
+    do without torch.
 
     - cfg, config: the config as composed, and as plain Python.
     - seen: descriptions of nodes that were found well; one that is in it is not looked at again.
     """
     data = config.get("data")
     data = data if isinstance(data, Mapping) else {}
-    several = {f"sources.{name}": node for name, node in (data.get("sources") or {}).items() if isinstance(node, Mapping) and node.get("path", "") is not None}
+    several = {
+        f"sources.{name}": node
+        for name, node in (data.get("sources") or {}).items()
+        if isinstance(node, Mapping) and node.get("path", "") is not None
+    }
     for part, node in {"source": data.get("source"), "tokenizer": data.get("tokenizer"), **several}.items():
         name = json.dumps(node, sort_keys=True, default=str)
         if not isinstance(node, Mapping) or name in seen:
@@ -506,5 +533,3 @@ def _told(problems: Sequence[Problem], point: Composed, composer: Composer, numb
     notes += [f"and {len(problems) - 1} more mistakes"] if len(problems) > 2 else []
     notes += ["and one more mistake"] if len(problems) == 2 else []
     return first.message + (f" ({'; '.join(notes)})" if notes else "")
-
-

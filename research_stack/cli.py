@@ -3,6 +3,7 @@
 Every point of a command is composed and checked before the first one starts. Mistakes are one line on standard
 error and exit code 2; a failed point of a sweep is exit code 1, Ctrl-C is 130; only a bug shows a traceback.
 """
+
 from __future__ import annotations
 
 import shutil
@@ -147,9 +148,14 @@ def why(arguments: Sequence[str]) -> int:
 
 
 def over_the_wire(verb: str, *arguments: str) -> int:
-    """`research-stack send RUN READER` and `research-stack receive RUN READER QUESTION`: standard input to standard output."""
+    """`research-stack send RUN READER` and `research-stack receive RUN READER QUESTION`: standard input to standard
+    output.
+    """
     if len(arguments) != len(WIRE[verb]):
-        raise UserError(f"{verb} needs {', '.join(WIRE[verb])}: research-stack {verb} {' '.join(WIRE[verb])} < {'context > message' if verb == 'send' else 'message'}")
+        raise UserError(
+            f"{verb} needs {', '.join(WIRE[verb])}: research-stack {verb} {' '.join(WIRE[verb])} <"
+            f" {'context > message' if verb == 'send' else 'message'}"
+        )
     run, reader, *question = *arguments[:2], *(require_utf8(text, "the question") for text in arguments[2:])
 
     from research_stack.latentwire import sending

@@ -1,4 +1,5 @@
 """A command line taken apart: Hydra's flags and the overrides."""
+
 from __future__ import annotations
 
 import sys
@@ -15,8 +16,15 @@ from research_stack.texts import as_text
 if TYPE_CHECKING:
     from research_stack.compose import Composer
 
-SWITCHES = {"-m": "--multirun", "-r": "--run", "-sc": "--shell-completion", "-h": "--help", "--hydra-help": "--hydra-help",
-            "--version": "--version", "--resolve": "--resolve"}  # fmt: skip
+SWITCHES = {
+    "-m": "--multirun",
+    "-r": "--run",
+    "-sc": "--shell-completion",
+    "-h": "--help",
+    "--hydra-help": "--hydra-help",
+    "--version": "--version",
+    "--resolve": "--resolve",
+}
 VALUED = {"-c": "--cfg", "-p": "--package", "-cp": "--config-path", "-cn": "--config-name", "-cd": "--config-dir"}
 FOLDERS = ("--config-path", "--config-dir")
 
@@ -58,7 +66,10 @@ class Command:
                 command.flags[name] = ""
             else:
                 known = [*SWITCHES.values(), *VALUED.values(), "--info"]
-                raise UserError(f"{word} is no option{choices(nearest(word, known, count=1), 'did you mean')}; see research-stack --help")
+                raise UserError(
+                    f"{word} is no option{choices(nearest(word, known, count=1), 'did you mean')}; see research-stack"
+                    " --help"
+                )
         command.overrides = as_text(command.overrides, command.multirun)
         return command
 
@@ -69,7 +80,9 @@ def composer_of(command: Command) -> Composer:
 
     extra = command.flags.get("--config-dir")
     conf = Path(command.flags.get("--config-path", str(paths.CONF)))
-    return Composer(conf, Path(extra) if extra else None, command.flags.get("--config-name", CONFIG).removesuffix(".yaml"))
+    return Composer(
+        conf, Path(extra) if extra else None, command.flags.get("--config-name", CONFIG).removesuffix(".yaml")
+    )
 
 
 def folders_of(command: Command) -> list[Path]:

@@ -3,6 +3,7 @@
 `compose` is the same road from Python as `research-stack` is from a shell: the config comes back checked. Files
 are parsed once per `Composer`, so that the hundredth point of a sweep costs a merge and no YAML.
 """
+
 from __future__ import annotations
 
 import copy
@@ -40,12 +41,25 @@ CONFIG = "config"
 #: Tasks about a finished run, of which the command line changes little.
 OF_A_RUN = ("eval", "sample", "export")
 #: Top-level keys that they take from the command line; the rest is the saved run's.
-OF_THE_COMMAND = ("task", "run", "eval", "sampler", "hardware", "prompt", "format", "logger", "dry_run", "seed", "launcher")
+OF_THE_COMMAND = (
+    "task",
+    "run",
+    "eval",
+    "sampler",
+    "hardware",
+    "prompt",
+    "format",
+    "logger",
+    "dry_run",
+    "seed",
+    "launcher",
+)
 #: Keys that resuming a folder may add to the command without their being a config of its own.
 OF_RESUMING = ("run", "task", "dry_run", "logger", "hardware", "callbacks", "launcher", "name")
 #: Keys without which no command can be told what to do.
 OF_EVERY_CONFIG = ("name", "task", "seed", "run", "runs", "prompt", "dry_run")
-#: Checkpoints of a run; not the hidden `.tmp-...-best.ckpt` that a process leaves which is killed while it writes one (`files.atomic_path`).
+#: Checkpoints of a run; not the hidden `.tmp-...-best.ckpt` that a process leaves which is killed while it writes one
+#: (`files.atomic_path`).
 CHECKPOINTS = "[!.]*.ckpt"
 
 
@@ -114,7 +128,9 @@ class Composer:
         setup_globals()
         search = create_config_search_path(str(self.conf))
         if extra is not None:
-            search.prepend(provider="command-line", path=f"file://{extra.resolve()}", anchor=SearchPathQuery(provider="schema"))
+            search.prepend(
+                provider="command-line", path=f"file://{extra.resolve()}", anchor=SearchPathQuery(provider="schema")
+            )
         self.loader = _Loader(search)
         self._given = [*([extra.resolve()] if extra else []), self.conf]
         self._bases: dict[tuple[str, ...], Composed] = {}
@@ -147,14 +163,18 @@ class Composer:
         if lacking := [key for key in OF_EVERY_CONFIG if key not in cfg]:
             files = (folder / f"{self.config_name}.yaml" for folder in self.folders)
             file = next((f for f in files if f.is_file()), self.config_name)
-            raise UserError(f"{shown(file)} lacks {', '.join(lacking)}: a config has the keys of "
-                            f"{shown(paths.CONF / 'config.yaml')}")
+            raise UserError(
+                f"{shown(file)} lacks {', '.join(lacking)}: a config has the keys of "
+                f"{shown(paths.CONF / 'config.yaml')}"
+            )
         self._known_options(overrides)
         self._refuse_references_to_hydra(cfg, overrides)
         return Composed(tuple(overrides), cfg, hydra)
 
     def _known_options(self, overrides: Iterable[str]) -> None:
-        """Raise UserError for an option there is none of: Hydra says nothing where the group is optional (sweep, debug)."""
+        """Raise UserError for an option there is none of: Hydra says nothing where the group is optional (sweep,
+        debug).
+        """
         for override in overrides:
             group, option = key_of(override), override.partition("=")[2].strip("'\"")
             options = self.groups().get(group, [])
@@ -167,9 +187,11 @@ class Composer:
 
         for key, value in results.flatten(OmegaConf.to_container(cfg)).items():
             if re.search(r"(?<!\\)\$\{hydra[:.]", str(value)):
-                raise UserError(f"{key}={value} refers to Hydra's own config, which a run does not keep: write "
-                                f"the value itself, or refer to a key of the config, as in ${{model.dim}} "
-                                f"({Origins(self, overrides).where(key)})")
+                raise UserError(
+                    f"{key}={value} refers to Hydra's own config, which a run does not keep: write "
+                    "the value itself, or refer to a key of the config, as in ${model.dim} "
+                    f"({Origins(self, overrides).where(key)})"
+                )
 
     def compose_point(self, overrides: Sequence[str], hydra: Sequence[str] = ()) -> Composed:
         """As `compose`, for one of many: points that choose the same groups share one composition.
@@ -180,7 +202,11 @@ class Composer:
         """
         with hints.explained(self, [*overrides, *hydra]):
             parsed = OverridesParser.create().parse_overrides(list(overrides))
-            values = [o for o in parsed if isinstance(o.value(), dict) or not self.loader.repository.group_exists(o.key_or_group)]
+            values = [
+                o
+                for o in parsed
+                if isinstance(o.value(), dict) or not self.loader.repository.group_exists(o.key_or_group)
+            ]
             groups = (*(str(o.input_line) for o in parsed if o not in values), *hydra)
             if groups not in self._bases:
                 self._bases[groups] = self.compose(groups)
@@ -193,7 +219,8 @@ class Composer:
     def points(self, overrides: Sequence[str]) -> tuple[Composed, list[list[str]]]:
         """The master config of a sweep, and the overrides of each of its points in the order they will run."""
         master = self.compose(overrides, RunMode.MULTIRUN)
-        params = OmegaConf.to_container(master.hydra.sweeper, resolve=True).get("params") or {}  # type: ignore[union-attr]
+        sweeper = OmegaConf.to_container(master.hydra.sweeper, resolve=True)
+        params = sweeper.get("params") or {}  # type: ignore[union-attr]
         arguments = [f"{k}={v}" for k, v in params.items()]
         with hints.explained(self, overrides):
             parser = OverridesParser.create(config_loader=self.loader)
@@ -246,13 +273,17 @@ def compose(*overrides: str | Iterable[str], check: bool = True) -> DictConfig:
 
 
 def settle(composed: Composed) -> Composed:
-    """The config a command really runs: with `run=FOLDER`, that of the saved run and what the command may change; with debug=smoke, made small."""
+    """The config a command really runs: with `run=FOLDER`, that of the saved run and what the command may change; with
+    debug=smoke, made small.
+    """
     cfg = composed.cfg
     if cfg.get("run") in (None, "new"):
         if cfg.get("task") in OF_A_RUN:
             newest = known_runs()
-            raise UserError(f"task={cfg.task} needs run=FOLDER, a finished run"
-                            f"{f'; the newest is run={shlex.quote(shown(newest[0]))}' if newest else ''}")
+            raise UserError(
+                f"task={cfg.task} needs run=FOLDER, a finished run"
+                f"{f'; the newest is run={shlex.quote(shown(newest[0]))}' if newest else ''}"
+            )
         if cfg.get("smoke"):
             shrink(cfg, composed.overrides)
         return composed
@@ -276,8 +307,8 @@ def for_run(folder: str | Path, overrides: Sequence[str] = (), task: str = "eval
 def of_saved_run(cfg: DictConfig, overrides: Sequence[str]) -> DictConfig:
     """The saved config of the folder `cfg.run`, changed as the command line says.
 
-    - task=eval, task=sample, task=export: nodes of OF_THE_COMMAND that the command names replace the saved ones; any other key on
-      the command line is refused, but for places (`data.path=...`) of what has moved.
+    - task=eval, task=sample, task=export: nodes of OF_THE_COMMAND that the command names replace the saved ones; any
+      other key on the command line is refused, but for places (`data.path=...`) of what has moved.
     - task=train: the run goes on with its own config. A command that says only `run=FOLDER` needs no more, and
       `trainer.max_steps=N` beside it makes the run longer; one that leads to another config is refused with the keys
       that differ, the typed ones first.
@@ -302,8 +333,10 @@ def of_saved_run(cfg: DictConfig, overrides: Sequence[str]) -> DictConfig:
         return cfg
     for key, override in named.items():
         if key not in OF_THE_COMMAND:
-            raise UserError(f"{override} cannot be set with task={cfg.task}: the run's own config says it; "
-                            f"the command line may set {', '.join(OF_THE_COMMAND)} ({shown(folder.config_yaml)})")
+            raise UserError(
+                f"{override} cannot be set with task={cfg.task}: the run's own config says it; "
+                f"the command line may set {', '.join(OF_THE_COMMAND)} ({shown(folder.config_yaml)})"
+            )
     return _with_nodes(saved, cfg, said)
 
 
@@ -344,8 +377,10 @@ def _refuse_another(folder: RunFolder, saved: DictConfig, cfg: DictConfig, typed
     said = results.differences(saved, cfg, typed)
     if said and results.extension(saved, cfg) is None:
         run = f"run={shlex.quote(shown(folder.path))}"
-        raise UserError(f"{run} was started with another config ({said}); give the same overrides, or only {run} to go on with its own, "
-                        f"and {results.LENGTH}=N to make it longer")
+        raise UserError(
+            f"{run} was started with another config ({said}); give the same overrides, or only {run} to go on with its"
+            f" own, and {results.LENGTH}=N to make it longer"
+        )
 
 
 def run_folder(path: str) -> RunFolder:
@@ -373,4 +408,7 @@ def sound_checkpoint(folder: RunFolder, advice: str = "") -> None:
 
     for path in sorted(p for p in folder.checkpoints.glob(CHECKPOINTS) if p.is_file()):
         if not zipfile.is_zipfile(path):
-            raise UserError(f"{shown(path)} is no whole checkpoint ({path.stat().st_size} bytes; the file is truncated or damaged){advice}")
+            raise UserError(
+                f"{shown(path)} is no whole checkpoint ({path.stat().st_size} bytes; the file is truncated or"
+                f" damaged){advice}"
+            )

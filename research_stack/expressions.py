@@ -3,6 +3,7 @@
 Only what is listed here runs. Anything else raises CannotSay, and the check lets it pass: the constructor itself
 will judge when it is built.
 """
+
 from __future__ import annotations
 
 import ast
@@ -14,23 +15,50 @@ from typing import Any
 from research_stack import require
 
 BINARY: dict[type[ast.operator], Callable[[Any, Any], Any]] = {
-    ast.Add: operator.add, ast.Sub: operator.sub, ast.Mult: operator.mul, ast.Div: operator.truediv,
-    ast.FloorDiv: operator.floordiv, ast.Mod: operator.mod,
-}  # fmt: skip
+    ast.Add: operator.add,
+    ast.Sub: operator.sub,
+    ast.Mult: operator.mul,
+    ast.Div: operator.truediv,
+    ast.FloorDiv: operator.floordiv,
+    ast.Mod: operator.mod,
+}
 UNARY: dict[type[ast.unaryop], Callable[[Any], Any]] = {
-    ast.USub: operator.neg, ast.UAdd: operator.pos, ast.Not: operator.not_,
-}  # fmt: skip
+    ast.USub: operator.neg,
+    ast.UAdd: operator.pos,
+    ast.Not: operator.not_,
+}
 COMPARE: dict[type[ast.cmpop], Callable[[Any, Any], Any]] = {
-    ast.Lt: operator.lt, ast.LtE: operator.le, ast.Gt: operator.gt, ast.GtE: operator.ge, ast.Eq: operator.eq,
-    ast.NotEq: operator.ne, ast.Is: operator.is_, ast.IsNot: operator.is_not,
-    ast.In: lambda a, b: a in b, ast.NotIn: lambda a, b: a not in b,
-}  # fmt: skip
+    ast.Lt: operator.lt,
+    ast.LtE: operator.le,
+    ast.Gt: operator.gt,
+    ast.GtE: operator.ge,
+    ast.Eq: operator.eq,
+    ast.NotEq: operator.ne,
+    ast.Is: operator.is_,
+    ast.IsNot: operator.is_not,
+    ast.In: lambda a, b: a in b,
+    ast.NotIn: lambda a, b: a not in b,
+}
 FUNCTIONS: dict[str, Callable[..., Any]] = {
-    "low": require.low, "high": require.high, "is_rate": require.is_rate, "len": len, "min": min, "max": max,
-    "abs": abs, "sum": sum, "all": all, "any": any, "set": set, "sorted": sorted, "float": float, "int": int,
+    "low": require.low,
+    "high": require.high,
+    "is_rate": require.is_rate,
+    "len": len,
+    "min": min,
+    "max": max,
+    "abs": abs,
+    "sum": sum,
+    "all": all,
+    "any": any,
+    "set": set,
+    "sorted": sorted,
+    "float": float,
+    "int": int,
     "range": range,
-    "math.isfinite": math.isfinite, "math.sqrt": math.sqrt, "math.log2": math.log2,
-}  # fmt: skip
+    "math.isfinite": math.isfinite,
+    "math.sqrt": math.sqrt,
+    "math.log2": math.log2,
+}
 CONSTANTS = {"math.inf": math.inf, "math.pi": math.pi}
 TYPES = {"int": int, "float": float, "str": str, "bool": bool, "list": list, "tuple": tuple, "dict": dict}
 FAILURES = (TypeError, ValueError, ArithmeticError, LookupError, RecursionError)

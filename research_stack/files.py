@@ -4,6 +4,7 @@ A file is written beside its name, flushed to the disk and renamed. A history (`
 at a time, and its reader skips a line that a power cut tore. JSON here is strict: it has no NaN or infinity, so
 non-finite numbers are written as null.
 """
+
 from __future__ import annotations
 
 import errno

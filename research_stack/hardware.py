@@ -3,6 +3,7 @@
 The same node describes a laptop, a box with several GPUs and a cluster job. Nothing here changes what is
 computed, only where, and how numbers are rounded (`precision`).
 """
+
 from __future__ import annotations
 
 import ctypes
@@ -25,9 +26,18 @@ _M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD = -1, -3  # malloc.h
 BF16_FLAGS = ("amx_bf16", "avx512_bf16")
 #: Keys of `resources`: what a cluster job asks for. Null leaves it to the cluster.
 RESOURCES = (
-    "partition", "timeout_min", "mem_gb", "cpus_per_task", "gpus_per_node", "tasks_per_node", "nodes",
-    "account", "qos", "constraint", "max_num_timeout",
-)  # fmt: skip
+    "partition",
+    "timeout_min",
+    "mem_gb",
+    "cpus_per_task",
+    "gpus_per_node",
+    "tasks_per_node",
+    "nodes",
+    "account",
+    "qos",
+    "constraint",
+    "max_num_timeout",
+)
 
 
 class Method(Protocol):
@@ -81,21 +91,36 @@ class Hardware:
         require(self.devices <= 1_024, f"devices={self.devices} must be at most 1,024")
         require(self.num_nodes >= 1, f"num_nodes={self.num_nodes} must be at least 1")
         require(self.num_nodes <= 100_000, f"num_nodes={self.num_nodes} must be at most 100,000")
-        require(str(self.precision) in ("auto", "32", "bf16-mixed"), f"precision={self.precision} must be auto, 32 or bf16-mixed")
+        require(
+            str(self.precision) in ("auto", "32", "bf16-mixed"),
+            f"precision={self.precision} must be auto, 32 or bf16-mixed",
+        )
         require(self.strategy in ("auto", "ddp", "fsdp"), f"strategy={self.strategy} must be auto, ddp or fsdp")
-        require(self.threads is None or self.threads >= 1, f"threads={self.threads} must be at least 1, or null for all cores")
+        require(
+            self.threads is None or self.threads >= 1,
+            f"threads={self.threads} must be at least 1, or null for all cores",
+        )
         require(self.threads is None or self.threads <= 4_096, f"threads={self.threads} must be at most 4,096")
         for key in self.resources:
-            require(key in RESOURCES, f"resources.{key}={self.resources[key]} is no resource; there are {', '.join(RESOURCES)}")
+            require(
+                key in RESOURCES,
+                f"resources.{key}={self.resources[key]} is no resource; there are {', '.join(RESOURCES)}",
+            )
         timeout = self.resources.get("timeout_min")
-        require(timeout is None or timeout > 10, f"resources.timeout_min={timeout} must be above 10: below, submitit takes every preemption for a time-out")
+        require(
+            timeout is None or timeout > 10,
+            f"resources.timeout_min={timeout} must be above 10: below, submitit takes every preemption for a time-out",
+        )
         self._tasks_equal_devices()
 
     def _tasks_equal_devices(self) -> None:
         """A job with another number of tasks would train unrelated models, or hang."""
         for key, other, count in (("tasks_per_node", "devices", self.devices), ("nodes", "num_nodes", self.num_nodes)):
             asked = self.resources.get(key)
-            require(asked is None or asked == count, f"resources.{key}={asked} must equal {other}={count}: one task drives one device")
+            require(
+                asked is None or asked == count,
+                f"resources.{key}={asked} must equal {other}={count}: one task drives one device",
+            )
 
     @property
     def processes(self) -> int:
@@ -117,7 +142,9 @@ class Hardware:
 
     def resolved_threads(self, ranks: int | None = None) -> int:
         """CPU threads of this process, or of each of `ranks` processes that share this machine's cores."""
-        if ranks is None:  # srun gives each task cores of its own; the process that launches others waits while they work
+        if (
+            ranks is None
+        ):  # srun gives each task cores of its own; the process that launches others waits while they work
             ranks = self.devices if under_torchrun() else 1
         return self.threads or max(1, usable_cores() // ranks)
 
@@ -136,8 +163,13 @@ class Hardware:
 
     def trainer_arguments(self) -> dict[str, Any]:
         """Arguments of lightning.Trainer, for this process among the others."""
-        return {"accelerator": self.accelerator, "devices": self.devices, "num_nodes": self.num_nodes,
-                "precision": self.resolved_precision(), "strategy": self._strategy()}
+        return {
+            "accelerator": self.accelerator,
+            "devices": self.devices,
+            "num_nodes": self.num_nodes,
+            "precision": self.resolved_precision(),
+            "strategy": self._strategy(),
+        }
 
     def _strategy(self) -> Any:
         if self.strategy == "fsdp":
@@ -225,7 +257,9 @@ def cpu_flags(cpuinfo: Path = Path("/proc/cpuinfo")) -> set[str]:
 
 
 def cpu_multiplies_bf16() -> bool:
-    """Whether the CPU has matrix products of bfloat16; without them they are emulated, many times slower than float32."""
+    """Whether the CPU has matrix products of bfloat16; without them they are emulated, many times slower than
+    float32.
+    """
     return bool(cpu_flags() & set(BF16_FLAGS))
 
 

@@ -1,4 +1,5 @@
 """Mistakes on the command line and in YAML files, each told in one line with the nearest valid choice."""
+
 from __future__ import annotations
 
 import difflib
@@ -126,11 +127,18 @@ def grammar(override: str, message: str, composer: Composer) -> str:
     if "=" not in override and not override.startswith("~"):
         near = nearest(override, ["why", *top_level(composer)], count=1)
         if override in composer.groups():
-            return f"'{override}' lacks '=': write {override}=OPTION{choices(composer.groups()[override], 'the options are')}"
+            return (
+                f"'{override}' lacks '=': write"
+                f" {override}=OPTION{choices(composer.groups()[override], 'the options are')}"
+            )
         return f"'{override}' lacks '=': overrides are written key=value{f' (as in {near[0]}=...)' if near else ''}"
     reason = one_line(message.split("\nSee https")[0])
     key, _, value = override.partition("=")
-    quoted = f"; to take the value as it stands, quote it: '{key}=\"{value}\"'" if value and not re.search(r"[\"']", value) else ""
+    quoted = (
+        f"; to take the value as it stands, quote it: '{key}=\"{value}\"'"
+        if value and not re.search(r"[\"']", value)
+        else ""
+    )
     return f"{override} cannot be read ({reason}){quoted}"
 
 
@@ -165,7 +173,10 @@ def no_such_option(group: str, option: str, options: Sequence[str], where: str) 
     """A group's option there is none of."""
     near = nearest(option, options, count=1)
     guess = f" did you mean '{near[0]}'?" if near else ""
-    return f"{group}={option}: there is no such {group};{guess}{choices(options, ' the choices are').lstrip(';')} ({where})"
+    return (
+        f"{group}={option}: there is no such {group};{guess}{choices(options, ' the choices are').lstrip(';')}"
+        f" ({where})"
+    )
 
 
 def no_option(composer: Composer, overrides: Sequence[str]) -> str:
@@ -198,17 +209,26 @@ def unknown_key(key: str, composer: Composer, overrides: Sequence[str]) -> str:
     override = override_of(key, overrides)
     if override is None:  # a defaults list of a file says `override /key: ...`
         group = key.partition("@")[0].lstrip("/")
-        return f"{group}: there is no such group to override{did_you_mean(group, list(composer.groups()), 'the groups')} ({named_in(group, '', composer)})"
+        return (
+            f"{group}: there is no such group to override{did_you_mean(group, list(composer.groups()), 'the groups')}"
+            f" ({named_in(group, '', composer)})"
+        )
     value = override.partition("=")[2]
     if override.startswith("~"):
-        return f"{override}: there is no '{key}' to delete{did_you_mean(key, top_level(composer), 'the keys')} (command line)"
+        return (
+            f"{override}: there is no '{key}' to delete{did_you_mean(key, top_level(composer), 'the keys')} (command"
+            " line)"
+        )
     head, *rest = key.split(".")
     if not rest and head in top_level(composer):
         return f"{override}: '{head}' has no such keys; to add them write ++{override.lstrip('+')} (command line)"
     if not rest or head not in (*top_level(composer), "hydra"):
         found = nearest(head, top_level(composer), count=1)
         if not found:
-            return f"{override}: there is no '{head}' in the config{choices(top_level(composer), 'its keys are', most=30)} (command line)"
+            return (
+                f"{override}: there is no '{head}' in the config{choices(top_level(composer), 'its keys are', most=30)}"
+                " (command line)"
+            )
         fixed = ".".join([found[0], *rest])
         return f"{override}: there is no '{head}' in the config; did you mean '{fixed}={value}'? (command line)"
     cfg = without(override, composer, overrides)
@@ -240,12 +260,20 @@ def of_node(node: Any, parent: str, missing: str, override: str) -> str:
         if known is not None and missing in known.parameters:
             return f"{known.name} takes '{missing}', which the config does not set; add a +: +{override.lstrip('+')}"
         if known is not None and not known.open:
-            return f"{known.name} has no parameter '{missing}'{did_you_mean(missing, list(known.parameters), 'its parameters')}"
-    return f"{parent} has no key '{missing}'{did_you_mean(missing, keys, 'its keys')}; to add one, write +{override.lstrip('+')}"
+            return (
+                f"{known.name} has no parameter"
+                f" '{missing}'{did_you_mean(missing, list(known.parameters), 'its parameters')}"
+            )
+    return (
+        f"{parent} has no key '{missing}'{did_you_mean(missing, keys, 'its keys')}; to add one, write"
+        f" +{override.lstrip('+')}"
+    )
 
 
 def without(override: str, composer: Composer, overrides: Sequence[str]) -> Any:
-    """The config of the command without one override; if that has a mistake too, of its choices of groups alone; else the default config."""
+    """The config of the command without one override; if that has a mistake too, of its choices of groups alone; else
+    the default config.
+    """
     from hydra.errors import HydraException
 
     rest = [o for o in overrides if o != override and "," not in o]

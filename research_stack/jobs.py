@@ -1,4 +1,5 @@
 """What Hydra calls for a run or a point of a sweep, here or inside a cluster job."""
+
 from __future__ import annotations
 
 import logging

@@ -16,8 +16,27 @@ from research_stack.signatures import Found, Module, UnknownTarget, attribute, m
 #: Packages whose classes neither derive from a user's nor stand for a number, a text or a list.
 LIBRARIES = {"lightning", "torch", "transformers", "peft", "numpy"}
 #: Bases that plain values or mappings can be instances of.
-OF_VALUES = {"int", "float", "str", "bool", "bytes", "list", "tuple", "dict", "set", "NamedTuple", "TypedDict",
-             "Enum", "IntEnum", "StrEnum", "Flag", "Mapping", "Sequence", "Iterable", "Number"}  # fmt: skip
+OF_VALUES = {
+    "int",
+    "float",
+    "str",
+    "bool",
+    "bytes",
+    "list",
+    "tuple",
+    "dict",
+    "set",
+    "NamedTuple",
+    "TypedDict",
+    "Enum",
+    "IntEnum",
+    "StrEnum",
+    "Flag",
+    "Mapping",
+    "Sequence",
+    "Iterable",
+    "Number",
+}
 
 #: Bases that give an object nothing a Protocol could ask for.
 EMPTY = {"object", "abc.ABC", "typing.Protocol", "typing.Generic", "ABC", "Protocol", "Generic"}

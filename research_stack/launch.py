@@ -1,4 +1,5 @@
 """From a checked command to runs: the folder of a run, the folders of a sweep, Hydra's main, the collected table."""
+
 from __future__ import annotations
 
 import logging
@@ -57,7 +58,10 @@ def single(command: Command, composer: Composer) -> int:
     composed = settle(composer.compose(command.overrides))
     check.preflight([composed], composer)
     if OmegaConf.select(composed.cfg, "hardware.submit") and "SLURM_JOB_ID" not in os.environ:
-        raise UserError("launcher=slurm submits sweeps only: add -m (a sweep of one is fine), or leave launcher=slurm out to run here")
+        raise UserError(
+            "launcher=slurm submits sweeps only: add -m (a sweep of one is fine), or leave launcher=slurm out to run"
+            " here"
+        )
     set_up_logging()
     if composed.cfg.task == "compare":
         return compare(composed.cfg)
@@ -129,7 +133,9 @@ def chosen_folder(composed: Composed) -> Path | None:
 
 
 def unfinished_run(cfg: DictConfig) -> Path | None:
-    """The newest run below outputs/<name> of the same config that can go on and that no process holds; None with run=new."""
+    """The newest run below outputs/<name> of the same config that can go on and that no process holds; None with
+    run=new.
+    """
     from research_stack.compose import sound_checkpoint
     from research_stack.results import Result, RunFolder, config_hash
 
@@ -189,7 +195,10 @@ def sweep(command: Command, composer: Composer) -> int:
         failed = collect(folder, [p.folder for p in points])
     if code == 0 and failed:
         names = "; ".join(failed[:3]) + (f"; and {len(failed) - 3} more" if len(failed) > 3 else "")
-        return complain(f"{len(failed)} of {len(points)} points failed ({names}); the same command runs only what is missing", code=1)
+        return complain(
+            f"{len(failed)} of {len(points)} points failed ({names}); the same command runs only what is missing",
+            code=1,
+        )
     return code
 
 
@@ -226,8 +235,10 @@ def refuse_shared(points: Sequence[Point], lists: Sequence[Sequence[str]]) -> No
         other = first.setdefault(point.folder, number)
         if differing := sorted({paths.key_of(o) for o in set(overrides) ^ set(lists[other - 1])}):
             if point.composed.cfg.task == "train":
-                raise UserError(f"points {other} and {number} of {len(points)} are one run: they differ in "
-                                f"{', '.join(differing)} alone, which changes no number")
+                raise UserError(
+                    f"points {other} and {number} of {len(points)} are one run: they differ in "
+                    f"{', '.join(differing)} alone, which changes no number"
+                )
 
 
 def _point_folder(composed: Composed, folder: Path, overrides: Sequence[str]) -> Path:
@@ -237,11 +248,17 @@ def _point_folder(composed: Composed, folder: Path, overrides: Sequence[str]) ->
 
 
 def put_aside(point: Point) -> None:
-    """Rename a point's folder that holds a run of another config (or any, with run=new): neither overwrites the other."""
+    """Rename a point's folder that holds a run of another config (or any, with run=new): neither overwrites the
+    other.
+    """
     from research_stack.results import Result, RunFolder, config_hash
 
     place = RunFolder(point.folder)
-    if point.composed.cfg.task != "train" or point.composed.cfg.run not in (None, "new") or not place.result_json.is_file():
+    if (
+        point.composed.cfg.task != "train"
+        or point.composed.cfg.run not in (None, "new")
+        or not place.result_json.is_file()
+    ):
         return
     old, again = Result.load(point.folder).hash, point.composed.cfg.run == "new"
     if not again and (not old or old == config_hash(point.composed.cfg)):

@@ -19,7 +19,8 @@ from research_stack.results import RunFolder
 
 
 def moved(config: dict[str, Any], places: Mapping[str, Any], folder: RunFolder) -> dict[str, Any]:
-    """The plain config of a saved run with the places that the command gives again, its relative paths as found from here.
+    """The plain config of a saved run with the places that the command gives again, its relative paths as found from
+    here.
 
     - places: {dotted key: value}. What held the same place in the same node changes too: a source copies `data.path`.
 

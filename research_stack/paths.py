@@ -4,6 +4,7 @@ Runs are written below the working directory: `outputs/<name>/<time>` for one ru
 `multirun/<name>/<what is swept>/<overrides of the point>` for a sweep, so that the same or an extended sweep finds
 the points it already has.
 """
+
 from __future__ import annotations
 
 import hashlib
@@ -55,7 +56,8 @@ def point_name(overrides: Iterable[str]) -> str:
     """The folder name of a sweep's point: its overrides sorted by key, as in `corruption.mask_ratio=0.3,seed=1`.
 
     Two points never share one. A value is plain where it holds no comma, or is a list of several such: its brackets
-    need not be written, since a comma that no key follows goes on with a list. What is not plain puts a hash at the end.
+    need not be written, since a comma that no key follows goes on with a list. What is not plain puts a hash at the
+    end.
     """
     named = sorted((o for o in overrides if not is_unnamed(o)), key=key_of)
     if not named:
@@ -118,7 +120,9 @@ def shown(path: str | os.PathLike[str]) -> str:
 
 def known_runs() -> list[Path]:
     """Every run folder below outputs/ and multirun/, the newest first."""
-    found = [p.parent for root, depth in ((OUTPUTS, "*/*"), (MULTIRUN, "*/*/*")) for p in root.glob(f"{depth}/run.json")]
+    found = [
+        p.parent for root, depth in ((OUTPUTS, "*/*"), (MULTIRUN, "*/*/*")) for p in root.glob(f"{depth}/run.json")
+    ]
     return sorted(found, key=lambda p: p.stat().st_mtime, reverse=True)
 
 

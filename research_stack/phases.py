@@ -1,9 +1,10 @@
 """Runs that begin with the weights of another one: `init_from`.
 
-`init_from` is the folder of a finished run, or an experiment with overrides: `sft`, or `"sft trainer=short"`. That one then has this
-run's seed and hardware, and is looked for among the finished runs of its experiment; where there is none it is trained first. So the
-points of a sweep that begin alike share one first phase.
+`init_from` is the folder of a finished run, or an experiment with overrides: `sft`, or `"sft trainer=short"`. That one
+then has this run's seed and hardware, and is looked for among the finished runs of its experiment; where there is none
+it is trained first. So the points of a sweep that begin alike share one first phase.
 """
+
 from __future__ import annotations
 
 import re
@@ -37,10 +38,15 @@ def first_phase(cfg: DictConfig) -> DictConfig:
     name, *overrides = str(cfg.init_from).split() or [""]
     known = paths.groups([paths.CONF])["experiment"]
     if name not in known:
-        raise UserError(f"init_from={cfg.init_from} is neither the folder of a run nor an experiment{did_you_mean(name, known)}")
+        raise UserError(
+            f"init_from={cfg.init_from} is neither the folder of a run nor an experiment{did_you_mean(name, known)}"
+        )
     for override in overrides:
         if (key := re.split(r"[./=]", override.lstrip("+~"), maxsplit=1)[0]) in RESERVED:
-            raise UserError(f"init_from={cfg.init_from}: {override} cannot be set there: a first phase is trained with the seed and hardware of this run, so leave {key} out")
+            raise UserError(
+                f"init_from={cfg.init_from}: {override} cannot be set there: a first phase is trained with the seed and"
+                f" hardware of this run, so leave {key} out"
+            )
     try:
         trial = ["debug=smoke"] if cfg.get("smoke") else []
         phase = compose(f"experiment={name}", *trial, *overrides, f"seed={cfg.seed}")
@@ -62,29 +68,44 @@ def check(cfg: DictConfig) -> None:
         refuse_other_model(cfg, phase, (*SIZE, *MEANING))
         theirs, ours = (OmegaConf.select(config, "data.tokenizer._target_") for config in (phase, cfg))
         if theirs != ours:
-            raise UserError(f"init_from={cfg.init_from}: its tokens would mean others: data.tokenizer is {short(theirs)} there, {short(ours)} here")
+            raise UserError(
+                f"init_from={cfg.init_from}: its tokens would mean others: data.tokenizer is {short(theirs)} there,"
+                f" {short(ours)} here"
+            )
         return
     place = RunFolder(expanded(cfg.init_from))
     if not results.is_run(place.path):
         why = "no such folder" if not place.path.exists() else "has no config.yaml and run.json"
         near = nearest(str(cfg.init_from), [paths.shown(path) for path in paths.known_runs()], cutoff=0.0)
-        raise UserError(f"init_from={cfg.init_from} is no run folder ({why}){f'; did you mean {near[0]}?' if near else ''}")
+        raise UserError(
+            f"init_from={cfg.init_from} is no run folder ({why}){f'; did you mean {near[0]}?' if near else ''}"
+        )
     if not (place.checkpoints / "last.ckpt").is_file():
         raise UserError(f"init_from={cfg.init_from} has no checkpoint in {paths.shown(place.checkpoints)}")
     refuse_other_model(cfg, place.read_config(), MEANING)
 
 
 def has_begun(cfg: DictConfig) -> bool:
-    """Whether `cfg.run` is a folder with a checkpoint of its own: what goes on from it, measures it or samples from it."""
+    """Whether `cfg.run` is a folder with a checkpoint of its own: what goes on from it, measures it or samples from
+    it.
+    """
     return cfg.get("run") not in (None, "new") and (RunFolder(cfg.run).checkpoints / "last.ckpt").is_file()
 
 
 def refuse_other_model(cfg: DictConfig, theirs: Any, keys: Sequence[str]) -> None:
-    """Raise UserError where the first phase's model, in its config `theirs`, differs from this run's in one of the keys that both have."""
+    """Raise UserError where the first phase's model, in its config `theirs`, differs from this run's in one of the keys
+    that both have.
+    """
     there, here = (results.plain_config(config).get("model") or {} for config in (theirs, cfg))
-    differing = [f"model.{key}: {short(there[key])} there, {short(here[key])} here" for key in keys if key in there and key in here and there[key] != here[key]]
+    differing = [
+        f"model.{key}: {short(there[key])} there, {short(here[key])} here"
+        for key in keys
+        if key in there and key in here and there[key] != here[key]
+    ]
     if differing:
-        raise UserError(f"init_from={cfg.init_from}: that run's model is another one ({'; '.join(differing)}); say the same in both")
+        raise UserError(
+            f"init_from={cfg.init_from}: that run's model is another one ({'; '.join(differing)}); say the same in both"
+        )
 
 
 def short(value: Any) -> str:
@@ -93,7 +114,9 @@ def short(value: Any) -> str:
 
 
 def folder_of(cfg: DictConfig) -> RunFolder:
-    """The folder of the first phase; for an experiment the one that its config leads to, whether it has been trained or not."""
+    """The folder of the first phase; for an experiment the one that its config leads to, whether it has been trained or
+    not.
+    """
     if is_folder(cfg.init_from):
         return RunFolder(expanded(cfg.init_from))
     phase = first_phase(cfg)

@@ -1,4 +1,5 @@
-"""Stopping without losing steps: Ctrl-C, SIGTERM, and the signal by which SLURM announces preemption or the end of time.
+"""Stopping without losing steps: Ctrl-C, SIGTERM, and the signal by which SLURM announces preemption or the end of
+time.
 
 Handlers only set a flag, since Python may run them in the middle of anything. After the step, and its validation
 where one is due, the flag is reduced over all ranks by max, so that all of them save the same step even when the
@@ -9,6 +10,7 @@ signal reached some only. What follows depends on who sent it:
                                 leaving now would count as the job's own end, and nothing would requeue it
     elsewhere, and Ctrl-C       save, and leave with exit code 128 + signal. A second Ctrl-C leaves at once
 """
+
 from __future__ import annotations
 
 import logging
@@ -31,7 +33,11 @@ from research_stack.training.checkpoint import validation_follows
 log = logging.getLogger(__name__)
 
 REQUEUE = signal.SIGUSR2  # what submitit asks SLURM to send
-SIGNALS = (signal.SIGINT, signal.SIGTERM, REQUEUE)  # the strongest last: it wins when several arrive before a batch ends
+SIGNALS = (
+    signal.SIGINT,
+    signal.SIGTERM,
+    REQUEUE,
+)  # the strongest last: it wins when several arrive before a batch ends
 END_SECONDS = 120  # how long other ranks wait for the requeue to end them; submitit gives scontrol 60 s
 
 
@@ -52,7 +58,9 @@ class Preemption(Checkpoint):  # after all other callbacks, and given last after
     def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Remember who handles the signals before Lightning adds its own SIGTERM handler."""
         if Path(trainer.default_root_dir).resolve() != self.folder.resolve():
-            raise ValueError(f"trainer.default_root_dir={trainer.default_root_dir} must be the run's folder {self.folder}")
+            raise ValueError(
+                f"trainer.default_root_dir={trainer.default_root_dir} must be the run's folder {self.folder}"
+            )
         self._received = None
         self._before = {number: signal.getsignal(number) for number in SIGNALS}
 
@@ -85,7 +93,9 @@ class Preemption(Checkpoint):  # after all other callbacks, and given last after
 
     # After a step --------------------------------------------------------------------------------------------------
 
-    def on_train_batch_end(self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int) -> None:
+    def on_train_batch_end(
+        self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
+    ) -> None:
         """Act on a signal that reached any rank, unless the step's validation is still to come."""
         if not validation_follows(trainer):
             self._act(trainer)
@@ -102,7 +112,9 @@ class Preemption(Checkpoint):  # after all other callbacks, and given last after
         self._received = None
         trainer.save_checkpoint(self.folder / "checkpoints" / "last.ckpt")
         trainer.strategy.barrier("preemption")
-        log.info("%s at step %d: %s is saved", number.name, trainer.global_step, self.folder / "checkpoints" / "last.ckpt")
+        log.info(
+            "%s at step %d: %s is saved", number.name, trainer.global_step, self.folder / "checkpoints" / "last.ckpt"
+        )
         requeue = self._before.get(REQUEUE)
         if number == REQUEUE and callable(requeue):
             self._requeue(trainer, requeue)

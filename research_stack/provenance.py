@@ -6,6 +6,7 @@ tokens in arguments are masked, so that a run folder can be given away.
 
 outputs/history.jsonl gets one line per run that ended, however it ended; several processes may write it at once.
 """
+
 from __future__ import annotations
 
 import hashlib
@@ -30,15 +31,37 @@ log = logging.getLogger(__name__)
 
 PACKAGE = Path(research_stack.__file__).resolve().parent
 DISTRIBUTIONS = (
-    "research-stack", "torch", "lightning", "hydra-core", "omegaconf", "transformers", "tokenizers", "datasets", "peft", "numpy",
-    "pyarrow", "matplotlib", "wandb", "tensorboard", "submitit", "hydra-submitit-launcher", "scipy",
-)  # fmt: skip
+    "research-stack",
+    "torch",
+    "lightning",
+    "hydra-core",
+    "omegaconf",
+    "transformers",
+    "tokenizers",
+    "datasets",
+    "peft",
+    "numpy",
+    "pyarrow",
+    "matplotlib",
+    "wandb",
+    "tensorboard",
+    "submitit",
+    "hydra-submitit-launcher",
+    "scipy",
+)
 KEPT = ("data", "model", "method", "init_from")  # facts of run.json that all parts of a run share
 DIFF_LIMIT = 1_000_000  # bytes; a larger difference is named but not kept
 GROUPS = ("method", "model", "corruption", "data", "sampler", "trainer", "eval", "hardware", "logger", "launcher")
 CPU_FLAGS = ("avx2", "avx512f", "avx512_bf16", "amx_bf16", "amx_tile", "bf16", "sve")  # what decides the matmul speed
-SLURM_NAMES = ("SLURM_JOB_ID", "SLURM_ARRAY_JOB_ID", "SLURM_ARRAY_TASK_ID", "SLURM_RESTART_COUNT", "SLURM_JOB_PARTITION",
-               "SLURM_JOB_NODELIST", "SLURM_NTASKS")  # fmt: skip
+SLURM_NAMES = (
+    "SLURM_JOB_ID",
+    "SLURM_ARRAY_JOB_ID",
+    "SLURM_ARRAY_TASK_ID",
+    "SLURM_RESTART_COUNT",
+    "SLURM_JOB_PARTITION",
+    "SLURM_JOB_NODELIST",
+    "SLURM_NTASKS",
+)
 
 
 # ------------------------------------------------------------------------------------------------ pieces
@@ -91,8 +114,13 @@ def code() -> tuple[dict[str, Any] | None, str]:
         return None, ""
     status, difference = _git("status", "--porcelain") or "", _git("diff", "HEAD", "--no-color", "--no-ext-diff") or ""
     untracked = [line[3:] for line in status.splitlines() if line.startswith("??")]
-    facts = {"sha": sha.strip(), "branch": (branch or "").strip(),
-             "dirty": bool(difference), "changes": _digest(difference), "untracked": untracked[:50]}  # fmt: skip
+    facts = {
+        "sha": sha.strip(),
+        "branch": (branch or "").strip(),
+        "dirty": bool(difference),
+        "changes": _digest(difference),
+        "untracked": untracked[:50],
+    }
     return facts, redact(difference)
 
 
@@ -131,10 +159,14 @@ def machine() -> dict[str, Any]:
     memory = next((int(line.split()[1]) for line in _lines("/proc/meminfo") if line.startswith("MemTotal:")), 0)
     flags = set(f"{cpu.get('flags', '')} {cpu.get('Features', '')}".split())
     return {
-        "host": socket.gethostname(), "platform": platform.platform(), "cpu": cpu.get("model name") or platform.machine(),
-        "cores": _cores(), "memory_gib": round(memory / 2**20, 1),
-        "cpu_flags": [flag for flag in CPU_FLAGS if flag in flags], "gpus": _gpus(),
-    }  # fmt: skip
+        "host": socket.gethostname(),
+        "platform": platform.platform(),
+        "cpu": cpu.get("model name") or platform.machine(),
+        "cores": _cores(),
+        "memory_gib": round(memory / 2**20, 1),
+        "cpu_flags": [flag for flag in CPU_FLAGS if flag in flags],
+        "gpus": _gpus(),
+    }
 
 
 def _cores() -> int:
@@ -160,14 +192,22 @@ def begin(
     plain = results.plain_config(config)
     git, difference = code()
     facts = {
-        "command": command_line(argv), "argv": [redact_override(argument) for argument in argv],
+        "command": command_line(argv),
+        "argv": [redact_override(argument) for argument in argv],
         "overrides": [redact_override(override) for override in overrides_of(argv)],
-        "cwd": os.getcwd(), "pid": os.getpid(),
-        "name": plain.get("name"), "seed": plain.get("seed"), "hash": results.config_hash(plain),
-        "git": git, "python": platform.python_version(), "versions": versions(), "machine": machine(),
+        "cwd": os.getcwd(),
+        "pid": os.getpid(),
+        "name": plain.get("name"),
+        "seed": plain.get("seed"),
+        "hash": results.config_hash(plain),
+        "git": git,
+        "python": platform.python_version(),
+        "versions": versions(),
+        "machine": machine(),
         "slurm": {name: os.environ[name] for name in SLURM_NAMES if name in os.environ} or None,
-        "started": results.now(), "data": None,
-    }  # fmt: skip
+        "started": results.now(),
+        "data": None,
+    }
     if place.run_json.is_file():
         old = results.read_json(place.run_json)
         facts["earlier"] = _earlier(place, old)
@@ -212,8 +252,10 @@ def refuse_edited(place: RunFolder) -> None:
     known = results.read_json(place.run_json).get("config") if place.run_json.is_file() else None
     found = place.read_config() if known else {}
     if known and (said := results.differences(known, found)) and results.extension(known, found) is None:
-        raise results.Refused(f"{place.config_yaml} has been edited since its run was started ({said}): bring the old "
-                              "one back, or train the new one in a folder of its own")
+        raise results.Refused(
+            f"{place.config_yaml} has been edited since its run was started ({said}): bring the old "
+            "one back, or train the new one in a folder of its own"
+        )
 
 
 def tell_changes(place: RunFolder) -> None:
@@ -225,8 +267,9 @@ def tell_changes(place: RunFolder) -> None:
 def _tell_changes(old: Mapping[str, Any], new: Mapping[str, Any]) -> None:
     then, now = (facts.get("git") or {} for facts in (old, new))
     if then.get("sha") and now.get("sha") and (then["sha"], then.get("changes")) != (now["sha"], now.get("changes")):
-        log.warning("the code has changed since this run was last trained: %s then, %s now",
-                    _commit(then), _commit(now))
+        log.warning(
+            "the code has changed since this run was last trained: %s then, %s now", _commit(then), _commit(now)
+        )
     before, after = (facts.get("versions") or {} for facts in (old, new))
     pairs = [(name, before[name], after[name]) for name in before if name in after]
     changed = [f"{name} {old} then, {new} now" for name, old, new in pairs if old != new]
@@ -264,7 +307,9 @@ def choices(config: Any) -> dict[str, str]:
     return found
 
 
-def history(folder: str | os.PathLike[str], config: Any, task: str = "train", path: Path | None = None) -> dict[str, Any]:
+def history(
+    folder: str | os.PathLike[str], config: Any, task: str = "train", path: Path | None = None
+) -> dict[str, Any]:
     """Append the run's line to the history of all runs; returns the line.
 
     - path: the history file; default outputs/history.jsonl below the working directory.
@@ -275,14 +320,25 @@ def history(folder: str | os.PathLike[str], config: Any, task: str = "train", pa
     started = results.read_json(place.run_json) if place.run_json.is_file() else {}
     result = results.read_json(place.result_json) if place.result_json.is_file() else {}
     line = {
-        "folder": str(place.path), "task": task, "name": plain.get("name"), "status": result.get("status"),
-        "hash": results.config_hash(plain), "sha": (started.get("git") or {}).get("sha"), "seed": plain.get("seed"),
-        "command": command_line(sys.argv), "argv": [redact_override(argument) for argument in sys.argv],
-        "overrides": [redact_override(override) for override in overrides_of(sys.argv)], "choices": choices(plain),
-        "host": socket.gethostname(), "started": result.get("started"), "finished": results.now(),
-        "seconds": result.get("seconds"), "steps": result.get("steps"), "metrics": result.get("metrics", {}),
+        "folder": str(place.path),
+        "task": task,
+        "name": plain.get("name"),
+        "status": result.get("status"),
+        "hash": results.config_hash(plain),
+        "sha": (started.get("git") or {}).get("sha"),
+        "seed": plain.get("seed"),
+        "command": command_line(sys.argv),
+        "argv": [redact_override(argument) for argument in sys.argv],
+        "overrides": [redact_override(override) for override in overrides_of(sys.argv)],
+        "choices": choices(plain),
+        "host": socket.gethostname(),
+        "started": result.get("started"),
+        "finished": results.now(),
+        "seconds": result.get("seconds"),
+        "steps": result.get("steps"),
+        "metrics": result.get("metrics", {}),
         "error": result.get("error"),
-    }  # fmt: skip
+    }
     try:
         results.append_jsonl(path or history_file(), line)
     except OSError as error:

@@ -101,7 +101,9 @@ def is_finished(cfg: DictConfig, place: RunFolder) -> bool:
         return False
     result, saved = place.load_result(), place.read_config()
     its_own = result.hash == results.config_hash(saved)  # not of the config before it was made longer
-    return result.status == "ok" and its_own and not results.differing_keys(saved, cfg)  # where its files lie may differ
+    return (
+        result.status == "ok" and its_own and not results.differing_keys(saved, cfg)
+    )  # where its files lie may differ
 
 
 def refuse_other_data(place: RunFolder, data: TokenData) -> None:
@@ -126,12 +128,17 @@ def refuse_other_codec(first: RunFolder, data: TokenData) -> None:
 
 
 def keep_codec(data: LightningDataModule, place: RunFolder, anew: bool) -> None:
-    """Keep the tokenizer in the run's folder, whole or not at all: texts are sampled with it when the corpus is gone."""
+    """Keep the tokenizer in the run's folder, whole or not at all: texts are sampled with it when the corpus is
+    gone.
+    """
     from research_stack.data.module import TokenData
 
     if not isinstance(data, TokenData) or (place.tokenizer.is_dir() and not anew):
         return
-    for part in (*place.path.glob(".tmp-*-tokenizer"), place.tokenizer):  # what a killed process left, or a run that came to nothing
+    for part in (
+        *place.path.glob(".tmp-*-tokenizer"),
+        place.tokenizer,
+    ):  # what a killed process left, or a run that came to nothing
         shutil.rmtree(part, ignore_errors=True)
     part = place.path / f".tmp-{os.getpid()}-tokenizer"
     part.mkdir()

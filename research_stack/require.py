@@ -4,6 +4,7 @@ A `require(...)` at the top of a constructor is read twice: when the object is b
 `check.py`, which evaluates the expression from the source against the composed config without importing
 the module. So keep the expressions to parameters, numbers, comparisons, arithmetic and the helpers below.
 """
+
 from __future__ import annotations
 
 import math

@@ -3,6 +3,7 @@
 Everything a run leaves behind is a file that is either whole or absent (see `files`). JSON has no NaN: a metric that
 is not finite stands as null in result.json and is read as NaN.
 """
+
 from __future__ import annotations
 
 import fcntl
@@ -39,11 +40,36 @@ from research_stack.literal import as_config, refuse_interpolations, unescaped
 from research_stack.redaction import masked, redact
 
 __all__ = [
-    "ABSENT", "InUse", "Refused", "Result", "RunFolder", "Status", "Stopped", "append_jsonl", "atomic_path", "atomic_write",
-    "canonical", "config_hash", "differences", "differing_keys", "extension", "flatten", "is_location", "is_place", "is_run",
-    "is_science", "now", "plain_config", "read_json", "read_jsonl", "replace_last_jsonl", "science", "to_json",
-    "truncate_jsonl_after_step", "write_json",
-]  # fmt: skip
+    "ABSENT",
+    "InUse",
+    "Refused",
+    "Result",
+    "RunFolder",
+    "Status",
+    "Stopped",
+    "append_jsonl",
+    "atomic_path",
+    "atomic_write",
+    "canonical",
+    "config_hash",
+    "differences",
+    "differing_keys",
+    "extension",
+    "flatten",
+    "is_location",
+    "is_place",
+    "is_run",
+    "is_science",
+    "now",
+    "plain_config",
+    "read_json",
+    "read_jsonl",
+    "replace_last_jsonl",
+    "science",
+    "to_json",
+    "truncate_jsonl_after_step",
+    "write_json",
+]
 
 Status = Literal["running", "ok", "failed", "interrupted"]
 ABSENT = "(absent)"  # stands for a key that one of two configs lacks, in `differing_keys`
@@ -51,13 +77,32 @@ ABSENT = "(absent)"  # stands for a key that one of two configs lacks, in `diffe
 # Keys that change where, when or how visibly a run happens but not its numbers: left out of the config hash.
 # Of `hardware` only the precision is kept: devices, threads and resources change nothing but rounding.
 NOT_SCIENCE = (
-    "task", "run", "runs", "prompt", "format", "dry_run", "smoke", "name", "logger", "callbacks", "launcher", "sweep", "debug", "hydra",
-    "experiment", "trainer.enable_progress_bar", "trainer.enable_model_summary", "trainer.log_every_n_steps",
-    "trainer.default_root_dir", "trainer.max_time", "data.cache_dir",
-)  # fmt: skip
+    "task",
+    "run",
+    "runs",
+    "prompt",
+    "format",
+    "dry_run",
+    "smoke",
+    "name",
+    "logger",
+    "callbacks",
+    "launcher",
+    "sweep",
+    "debug",
+    "hydra",
+    "experiment",
+    "trainer.enable_progress_bar",
+    "trainer.enable_model_summary",
+    "trainer.log_every_n_steps",
+    "trainer.default_root_dir",
+    "trainer.max_time",
+    "data.cache_dir",
+)
 HARDWARE_SCIENCE = ("precision",)
 LENGTH = "trainer.max_steps"  # the one key of science that a run which has begun may be given anew, if it grows
-# Last parts of keys that say where something lies, not what it is: `data.path`, `model.path`, `data.source.template`, ...
+# Last parts of keys that say where something lies, not what it is: `data.path`, `model.path`, `data.source.template`,
+# ...
 LOCATIONS = ("path", "template", "squad", "hotpotqa", "nq", "run")
 # The nodes whose places are judged by a fingerprint when they are opened (corpus, tokenizer, frozen models). Their
 # texts count in the hash, since they name points and first phases, but not where a folder's own config is compared.
@@ -161,6 +206,7 @@ def differences(old: Any, new: Any, typed: Sequence[str] = ()) -> str:
     - typed: keys of the command line, of groups too.
     """
     own = [key.replace("/", ".") for key in typed]
+
     def order(row: tuple[str, Any, Any]) -> tuple[bool, bool]:
         return row[0] not in own, not any(row[0].startswith(f"{key}.") for key in own)
 
@@ -410,7 +456,10 @@ class RunFolder(os.PathLike[str]):
         """
         with self._result_lock():
             value = self._read_result()
-            changed = {"metrics": {**value["metrics"], **metrics}, "measured": {**value.get("measured", {}), **(measured or {})}}
+            changed = {
+                "metrics": {**value["metrics"], **metrics},
+                "measured": {**value.get("measured", {}), **(measured or {})},
+            }
             write_json(self.result_json, value | changed)
         return self.load_result()
 

@@ -3,6 +3,7 @@
 `run` is what the command line, a sweep, a cluster job and a script all call. Training, evaluation and the report
 are stages that hand over through the folder alone: what is evaluated is what was saved.
 """
+
 from __future__ import annotations
 
 import logging
@@ -66,7 +67,11 @@ def run(cfg: DictConfig, folder: str | Path | None = None) -> Result:
     line for a mistake of the user's; the folder then says `failed` and keeps what was there.
     """
     tasks: Mapping[str, Callable[[DictConfig, RunFolder], Result]] = {
-        "train": train, "eval": evaluate_run, "sample": sample_run, "export": export_run}
+        "train": train,
+        "eval": evaluate_run,
+        "sample": sample_run,
+        "export": export_run,
+    }
     if cfg.task not in tasks:
         raise ValueError(f"task={cfg.task} must be one of {', '.join(tasks)}")
     if cfg.dry_run:
@@ -108,7 +113,12 @@ def assemble(cfg: DictConfig, codec_of: RunFolder | None = None) -> Parts:
         data.check_fit(model, target(cfg.method))
         if codec_of is None:
             data.serve(target(cfg.method))
-    offers = data.for_method() | {"model": model, "optimization": optimization, "seed": cfg.seed, "max_steps": cfg.trainer.max_steps}
+    offers = data.for_method() | {
+        "model": model,
+        "optimization": optimization,
+        "seed": cfg.seed,
+        "max_steps": cfg.trainer.max_steps,
+    }
     if takes(cfg.method, "corruption"):
         offers["corruption"] = corruption.bind(data.vocab)
     method = build(cfg.method, "method", **taken(cfg, "method", offers))
@@ -119,7 +129,9 @@ def assemble(cfg: DictConfig, codec_of: RunFolder | None = None) -> Parts:
 
 
 def first_phase(cfg: DictConfig) -> RunFolder:
-    """The finished run that this one begins from, trained now where it has not been; a process that trains it already is waited for."""
+    """The finished run that this one begins from, trained now where it has not been; a process that trains it already
+    is waited for.
+    """
     phases.check(cfg)
     place = phases.folder_of(cfg)
     if phases.is_folder(cfg.init_from):
@@ -140,24 +152,34 @@ def refuse_idle(trainer: Mapping[str, Any], callbacks: Mapping[str, Any]) -> Non
     from lightning.pytorch.callbacks import Checkpoint
 
     if trainer.get("fast_dev_run"):
-        raise ValueError(f"trainer.fast_dev_run={trainer['fast_dev_run']} keeps no checkpoint and no number; "
-                         "for a run of seconds use trainer=smoke")
+        raise ValueError(
+            f"trainer.fast_dev_run={trainer['fast_dev_run']} keeps no checkpoint and no number; "
+            "for a run of seconds use trainer=smoke"
+        )
     limit = trainer.get("limit_train_batches")
     if limit not in (None, 1.0) or isinstance(limit, int):
         comes = f"see the same {limit} batches over and over" if limit else "train nothing"
-        raise ValueError(f"trainer.limit_train_batches={limit} would {comes}: batches are endless here, and "
-                         "trainer.max_steps says how many are seen")
+        raise ValueError(
+            f"trainer.limit_train_batches={limit} would {comes}: batches are endless here, and "
+            "trainer.max_steps says how many are seen"
+        )
     if not any(issubclass(target(node), Checkpoint) for node in callbacks.values()):
-        raise ValueError("callbacks: none of them keeps a checkpoint, so that nothing of the training would be left; "
-                         "use callbacks=default, or keep callbacks.checkpoints")
+        raise ValueError(
+            "callbacks: none of them keeps a checkpoint, so that nothing of the training would be left; "
+            "use callbacks=default, or keep callbacks.checkpoints"
+        )
 
 
 def taken(cfg: DictConfig, group: str, offers: Mapping[str, Any]) -> dict[str, Any]:
-    """Those of the offered arguments that the class of the node takes. Raises ValueError when it needs one that nobody offers."""
+    """Those of the offered arguments that the class of the node takes. Raises ValueError when it needs one that nobody
+    offers.
+    """
     missing = needs(cfg[group]) - set(cfg[group]) - set(offers)
     if missing:
-        raise ValueError(f"{group}={target(cfg[group]).__name__} needs {', '.join(sorted(missing))}, which data={target(cfg.data).__name__} does not give: "
-                         "they do not belong together")
+        raise ValueError(
+            f"{group}={target(cfg[group]).__name__} needs {', '.join(sorted(missing))}, which"
+            f" data={target(cfg.data).__name__} does not give: they do not belong together"
+        )
     return {name: value for name, value in offers.items() if takes(cfg[group], name)}
 
 
@@ -199,8 +221,10 @@ def chosen_loggers(cfg: DictConfig, place: RunFolder, refuse: bool = True) -> li
     """
     from research_stack.training.outside import Outside
 
-    makers = {f"logger.{name}": partial(build, node, f"logger.{name}", folder=place.path)
-              for name, node in (plain(cfg.logger) or {}).items()}  # fmt: skip
+    makers = {
+        f"logger.{name}": partial(build, node, f"logger.{name}", folder=place.path)
+        for name, node in (plain(cfg.logger) or {}).items()
+    }
     return [Outside(where, make, refuse) for where, make in makers.items()]
 
 
@@ -241,19 +265,33 @@ def fit(cfg: DictConfig, folder: Path) -> None:
         refuse_other_data(place, parts.data)
     if leads():
         keep_codec(parts.data, place, anew=not step)
-        provenance.add(place.path, {"data": parts.data.describe(), "model": model_facts(parts), "method": parts.method.describe()})
+        provenance.add(
+            place.path, {"data": parts.data.describe(), "model": model_facts(parts), "method": parts.method.describe()}
+        )
     rows = JsonlLogger(place.path, start_step=step)
     rows.open()
     trainer = build(
-        cfg.trainer, "trainer", default_root_dir=str(place.path), logger=[rows, *outside],
-        callbacks=watchers(cfg, place, rows, length), enable_progress_bar=False,
-        enable_model_summary=False, check_val_every_n_epoch=None, use_distributed_sampler=False,
-        plugins=[AtomicCheckpointIO(), *parts.hardware.plugins()], **parts.hardware.trainer_arguments())
+        cfg.trainer,
+        "trainer",
+        default_root_dir=str(place.path),
+        logger=[rows, *outside],
+        callbacks=watchers(cfg, place, rows, length),
+        enable_progress_bar=False,
+        enable_model_summary=False,
+        check_val_every_n_epoch=None,
+        use_distributed_sampler=False,
+        plugins=[AtomicCheckpointIO(), *parts.hardware.plugins()],
+        **parts.hardware.trainer_arguments(),
+    )
     if step:
         log.info("resuming %s at step %d", place.path, step)
     started, first = time.monotonic(), step
-    trainer.fit(parts.hardware.compiled(parts.method), datamodule=parts.data, ckpt_path=str(last) if step else None,
-                weights_only=True)
+    trainer.fit(
+        parts.hardware.compiled(parts.method),
+        datamodule=parts.data,
+        ckpt_path=str(last) if step else None,
+        weights_only=True,
+    )
     seconds = time.monotonic() - started
     Ending.require(trainer, first)
     if trainer.is_global_zero:
@@ -361,11 +399,20 @@ def open_run(cfg: DictConfig, place: RunFolder, codec_alone: bool = False) -> Co
     try:
         parts.method.load_state_dict(checkpoint["state_dict"])
     except (RuntimeError, KeyError) as error:
-        raise ValueError(f"{place.checkpoints / 'last.ckpt'}: the checkpoint is of another model "
-                         f"({str(error).splitlines()[-1].strip()})") from error
+        raise ValueError(
+            f"{place.checkpoints / 'last.ckpt'}: the checkpoint is of another model "
+            f"({str(error).splitlines()[-1].strip()})"
+        ) from error
     device = parts.hardware.device()
-    return Context(method=parts.method.eval().to(device), data=parts.data, sampler=build(cfg.sampler, "sampler"),
-                   folder=place.path, seed=cfg.seed, device=device, autocast=parts.hardware.autocast)
+    return Context(
+        method=parts.method.eval().to(device),
+        data=parts.data,
+        sampler=build(cfg.sampler, "sampler"),
+        folder=place.path,
+        seed=cfg.seed,
+        device=device,
+        autocast=parts.hardware.autocast,
+    )
 
 
 def evaluate_run(cfg: DictConfig, place: RunFolder) -> Result:
@@ -383,7 +430,9 @@ def evaluate_run(cfg: DictConfig, place: RunFolder) -> Result:
 
 
 def sample_run(cfg: DictConfig, place: RunFolder) -> Result:
-    """task=sample: decode with `cfg.sampler`, from `cfg.prompt` if given; texts go to standard output and samples.jsonl."""
+    """task=sample: decode with `cfg.sampler`, from `cfg.prompt` if given; texts go to standard output and
+    samples.jsonl.
+    """
     from research_stack.evaluation.samples import Samples
 
     if reason := build(cfg.sampler, "sampler").unsuited(target(cfg.method)):
@@ -399,7 +448,9 @@ def sample_run(cfg: DictConfig, place: RunFolder) -> Result:
 
 
 def export_run(cfg: DictConfig, place: RunFolder) -> Result:
-    """task=export: the run's model and tokenizer as a folder of transformers or PEFT, export/<format> in the run's folder."""
+    """task=export: the run's model and tokenizer as a folder of transformers or PEFT, export/<format> in the run's
+    folder.
+    """
     from research_stack.evaluation.exporting import export
 
     context, folder = open_run(cfg, place), place.path / "export" / cfg.format
@@ -425,8 +476,13 @@ def model_facts(parts: Parts) -> dict[str, Any]:
     optimizer = state_bytes(method.optimization.optimizer(method, method.optimizer_groups()))
     states = weights + gradients + optimizer + (weights if method.optimization.ema else 0)
     tokens = parts.data.batch_size * parts.data.sequence_length
-    return {"parameters": parameters, "trained": trained, "state_bytes": states, "tokens_per_step": tokens,
-            "flops_per_step": tokens * parts.method.training_flops(parts.data.sequence_length)}
+    return {
+        "parameters": parameters,
+        "trained": trained,
+        "state_bytes": states,
+        "tokens_per_step": tokens,
+        "flops_per_step": tokens * parts.method.training_flops(parts.data.sequence_length),
+    }
 
 
 def describe(cfg: DictConfig, place: RunFolder) -> Result:
@@ -444,7 +500,9 @@ def describe(cfg: DictConfig, place: RunFolder) -> Result:
         "weights, gradients, optimizer, average": f"{facts['state_bytes'] / 2**20:,.0f} MiB",
         "steps": f"{cfg.trainer.max_steps:,} of {batch} sequences x {length} tokens ({tokens:,} tokens)",
         "training FLOPs": f"{cfg.trainer.max_steps * facts['flops_per_step']:.2e}",
-        **{f"data {key}": f"{value:,}" if isinstance(value, int | float) else str(value) for key, value in data.items()},
+        **{
+            f"data {key}": f"{value:,}" if isinstance(value, int | float) else str(value) for key, value in data.items()
+        },
     }
     width = max(map(len, rows))
     terminal.write(OmegaConf.to_yaml(as_config(masked(plain(cfg)))) + "\n")

@@ -5,6 +5,7 @@ through `__init__` files (imports, aliases, lazy `__getattr__` maps), constructo
 fields are parameters. Whatever cannot be followed with certainty is *open*: it accepts anything, so that a check
 built on this never raises a false alarm.
 """
+
 from __future__ import annotations
 
 import ast
@@ -87,7 +88,10 @@ class Module:
                 found.update({a.asname or a.name: (source, a.name) for a in statement.names if a.name != "*"})
             elif isinstance(statement, ast.Import):
                 for alias in statement.names:
-                    found[alias.asname or alias.name.split(".")[0]] = (alias.name if alias.asname else alias.name.split(".")[0], None)
+                    found[alias.asname or alias.name.split(".")[0]] = (
+                        alias.name if alias.asname else alias.name.split(".")[0],
+                        None,
+                    )
             elif isinstance(statement, ast.Assign | ast.AnnAssign) and statement.value is not None:
                 targets = statement.targets if isinstance(statement, ast.Assign) else [statement.target]
                 found.update({t.id: statement.value for t in targets if isinstance(t, ast.Name)})
@@ -280,7 +284,10 @@ def _of_function(where: Module, node: ast.FunctionDef | ast.AsyncFunctionDef, na
     arguments = node.args
     positional = [*arguments.posonlyargs, *arguments.args]
     defaults: list[ast.expr | None] = [*[None] * (len(positional) - len(arguments.defaults)), *arguments.defaults]
-    pairs = [*list(zip(positional, defaults, strict=True))[skip:], *zip(arguments.kwonlyargs, arguments.kw_defaults, strict=True)]
+    pairs = [
+        *list(zip(positional, defaults, strict=True))[skip:],
+        *zip(arguments.kwonlyargs, arguments.kw_defaults, strict=True),
+    ]
     parameters = {a.arg: Parameter(a.arg, a.annotation, d) for a, d in pairs}
     return Signature(name, where, parameters, arguments.kwarg is not None, tuple(node.body))
 
@@ -349,7 +356,11 @@ def _fields(node: ast.ClassDef) -> dict[str, Parameter]:
     """Annotated names of a dataclass or NamedTuple body that its constructor takes."""
     found = {}
     for s in node.body:
-        if not isinstance(s, ast.AnnAssign) or not isinstance(s.target, ast.Name) or "ClassVar" in ast.unparse(s.annotation):
+        if (
+            not isinstance(s, ast.AnnAssign)
+            or not isinstance(s.target, ast.Name)
+            or "ClassVar" in ast.unparse(s.annotation)
+        ):
             continue
         default = s.value
         if isinstance(default, ast.Call) and ast.unparse(default.func).endswith("field"):
@@ -369,7 +380,13 @@ def class_attribute(target: str, name: str) -> Any:
     found = resolve(target)
     while found is not None and isinstance(found.node, ast.ClassDef):
         for statement in found.node.body:
-            targets = statement.targets if isinstance(statement, ast.Assign) else [statement.target] if isinstance(statement, ast.AnnAssign) else []
+            targets = (
+                statement.targets
+                if isinstance(statement, ast.Assign)
+                else [statement.target]
+                if isinstance(statement, ast.AnnAssign)
+                else []
+            )
             if [ast.unparse(t) for t in targets] == [name] and statement.value is not None:
                 return _literal(statement.value)
         parents = [parent for base in found.node.bases if (parent := _base(found.module, base)) is not None]

@@ -40,8 +40,10 @@ def mistakes(config: Mapping[str, Any]) -> Iterator[tuple[str, str, tuple[str, .
             value = _value(config, keys[0]) if keys else ""
             yield (
                 keys[0] if keys else path,
-                f"{keys[0] if keys else path}={value}: at least {_written(needed)} of memory would be needed, "
-                f"and there are {_written(limit)}",
+                (
+                    f"{keys[0] if keys else path}={value}: at least {_written(needed)} of memory would be needed, "
+                    f"and there are {_written(limit)}"
+                ),
                 tuple(keys[1:]),
             )
 

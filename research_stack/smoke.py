@@ -1,9 +1,10 @@
 """debug=smoke: any experiment in seconds, every part of it made small by its own word.
 
-conf/debug/smoke.yaml sets the number of steps and `smoke: true`. A class says beside its code what else takes long: its attribute
-`smoke` maps parameters to values for a trial, and is read from the source, like everything that is known of a config before a run.
-So a method, a data set or an evaluation of somebody else's is made small as ours are.
+conf/debug/smoke.yaml sets the number of steps and `smoke: true`. A class says beside its code what else takes long: its
+attribute `smoke` maps parameters to values for a trial, and is read from the source, like everything that is known of a
+config before a run. So a method, a data set or an evaluation of somebody else's is made small as ours are.
 """
+
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
@@ -19,8 +20,8 @@ from research_stack.signatures import UnknownTarget, class_attribute
 def shrink(cfg: DictConfig, overrides: Sequence[str]) -> None:
     """Make the composed config small, in place: parameters as their classes say, but those that the command line sets.
 
-    Its name is told apart, so that no trial lies among the real runs. The model of a run that begins with the weights of a given
-    folder keeps its size.
+    Its name is told apart, so that no trial lies among the real runs. The model of a run that begins with the weights
+    of a given folder keeps its size.
     """
     typed = [key_of(override) for override in overrides]
     if "name" not in typed:

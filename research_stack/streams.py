@@ -5,6 +5,7 @@ anew for each step from the seed, its name and the step, so nothing has to be sa
 after its resume what the uninterrupted run would have drawn. Draws are made for the whole global batch and
 each device takes its own rows, so any number of devices and any gradient accumulation sees the same numbers.
 """
+
 from __future__ import annotations
 
 import copy

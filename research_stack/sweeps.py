@@ -4,6 +4,7 @@ The axes are the config keys in which the runs differ, apart from the seed and f
 (`results.is_science`). Keys that always change together are one axis: a group choice such as `corruption=uniform`
 changes dozens of keys and is shown by the one that reads best; the others are listed under the table.
 """
+
 from __future__ import annotations
 
 import difflib
@@ -118,12 +119,16 @@ class SweepTable:
 
     @property
     def estimates(self) -> list[str]:
-        """The metrics without the ends of their intervals, which results.csv keeps: the mean over seeds has an error of its own."""
+        """The metrics without the ends of their intervals, which results.csv keeps: the mean over seeds has an error of
+        its own.
+        """
         return [metric for metric in self.metrics if not metric.endswith(("_low", "_high"))]
 
     @classmethod
     def load(cls, path: str | os.PathLike[str]) -> SweepTable:
-        """The table that `as_json` wrote (a sweep's results.json); ValueError in one line if the file is torn or is none."""
+        """The table that `as_json` wrote (a sweep's results.json); ValueError in one line if the file is torn or is
+        none.
+        """
         value = results.read_json(path)
         if not isinstance(value, dict) or value.get("format") != FORMAT:
             raise ValueError(f"{path} is not the table of a sweep: it is not marked {FORMAT!r}")
@@ -139,7 +144,8 @@ class SweepTable:
         shown = self.estimates if metrics is None else list(metrics)
         header = [*(self.labels[axis] for axis in self.axes), "seeds", *shown]
         return header, [
-            [*(show(row.settings[axis]) for axis in self.axes), str(row.n), *(_cell(row, metric) for metric in shown)] for row in self.rows
+            [*(show(row.settings[axis]) for axis in self.axes), str(row.n), *(_cell(row, metric) for metric in shown)]
+            for row in self.rows
         ]
 
     def as_text(self, width: int = 100) -> str:
@@ -204,7 +210,9 @@ def read_point(folder: Path) -> Point:
         config = settings_of(plain | {"eval": {**(plain.get("eval") or {}), **measured}})
     numbers = {k: float(v) for k, v in result.metrics.items() if isinstance(v, int | float)}
     numbers |= {"seconds": result.seconds}
-    return Point(folder, config, seed, name, result.status, numbers, finished or "", result.error, _choices(place, plain))
+    return Point(
+        folder, config, seed, name, result.status, numbers, finished or "", result.error, _choices(place, plain)
+    )
 
 
 def settings_of(plain: Mapping[str, Any]) -> dict[str, Any]:
@@ -225,7 +233,9 @@ def collect(points: Sequence[str | os.PathLike[str]]) -> SweepTable:
     axes = find_axes([p.config for p in known], [p.name for p in known], [p.choices for p in known])
     settings = {point.folder: {axis.name: axis.values[index] for axis in axes} for index, point in enumerate(known)}
     rows = _rows([point for point in known if point.status == "ok"], settings)
-    failures = [Failure(p.folder, settings.get(p.folder, {}), p.seed, p.status, p.error) for p in read if p.status != "ok"]
+    failures = [
+        Failure(p.folder, settings.get(p.folder, {}), p.seed, p.status, p.error) for p in read if p.status != "ok"
+    ]
     varying, constant = _metrics(rows)
     collapsed = {axis.name: axis.hidden for axis in axes if axis.hidden}
     return SweepTable(rows, [axis.name for axis in axes], varying, failures, constant, collapsed, read, settings)
@@ -236,10 +246,15 @@ def _rows(points: Sequence[Point], settings: Mapping[Path, Mapping[str, Any]]) -
     """Group by settings; of two runs with one seed the one that finished last counts."""
     groups: dict[str, dict[Any, Point]] = {}
     for point in sorted(points, key=lambda point: point.finished):
-        group = groups.setdefault(json.dumps(results.canonical(settings[point.folder]), sort_keys=True, default=str), {})
+        group = groups.setdefault(
+            json.dumps(results.canonical(settings[point.folder]), sort_keys=True, default=str), {}
+        )
         if point.seed in group:
-            log.warning("%s and %s are the same experiment with the same seed: the later one counts",
-                        group[point.seed].folder, point.folder)  # fmt: skip
+            log.warning(
+                "%s and %s are the same experiment with the same seed: the later one counts",
+                group[point.seed].folder,
+                point.folder,
+            )
         group[point.seed] = point
     rows = [_row(sorted(group.values(), key=lambda point: _natural(point.seed)), settings) for group in groups.values()]
     return sorted(rows, key=lambda row: [_natural(value) for value in row.settings.values()])
@@ -256,7 +271,9 @@ def _metrics(rows: Sequence[Row]) -> tuple[list[str], dict[str, float]]:
     names = [name for name in dict.fromkeys(name for row in rows for name in row.values) if name != "seconds"]
     values = {name: [value for row in rows for value in row.values.get(name, [])] for name in names}
     runs = sum(row.n for row in rows)
-    constant = {name: found[0] for name, found in values.items() if runs > 1 and len(found) == runs and len(set(found)) == 1}
+    constant = {
+        name: found[0] for name, found in values.items() if runs > 1 and len(found) == runs and len(set(found)) == 1
+    }
     if len(constant) == len(names):
         constant = {}
     return [*(name for name in names if name not in constant), *(["seconds"] if rows else [])], constant
@@ -310,7 +327,9 @@ def aligned(header: Sequence[str], rows: Sequence[Sequence[str]]) -> list[str]:
     """Lines with aligned columns."""
     widths = [max(map(len, column)) for column in zip(header, *rows, strict=True)]
     line = "  ".join("-" * width for width in widths)
-    texts = ["  ".join(cell.rjust(width) for cell, width in zip(cells, widths, strict=True)) for cells in (header, *rows)]
+    texts = [
+        "  ".join(cell.rjust(width) for cell, width in zip(cells, widths, strict=True)) for cells in (header, *rows)
+    ]
     return [texts[0], line, *texts[1:]]
 
 
@@ -318,19 +337,31 @@ def failure_line(failure: Failure) -> str:
     """A run without a result, in a line: its settings, its folder, why."""
     what = " ".join(f"{axis}={show(value)}" for axis, value in failure.settings.items())
     what += f" seed={failure.seed}" if failure.seed is not None else ""
-    return f"{failure.status}: {what.strip() or failure.folder.name} ({failure.folder})" + (f": {failure.error}" if failure.error else "")
+    return f"{failure.status}: {what.strip() or failure.folder.name} ({failure.folder})" + (
+        f": {failure.error}" if failure.error else ""
+    )
 
 
 def as_markdown(table: SweepTable) -> str:
     """The grouped table, what is constant, what the axes stand for, and the failures, in Markdown."""
+
     def line(cells: Sequence[str]) -> str:
         return f"| {' | '.join(cell.replace('|', chr(92) + '|') for cell in cells)} |"
 
     header, rows = table.cells()
-    lines = [line(header), line(["---", *["---:"] * (len(header) - 1)]), *map(line, rows)] if rows else ["No run has a result."]
-    lines += ["", "Mean ± standard error over seeds (sample sd / sqrt(n)); no error is given for one seed."] if rows else []
+    lines = (
+        [line(header), line(["---", *["---:"] * (len(header) - 1)]), *map(line, rows)]
+        if rows
+        else ["No run has a result."]
+    )
+    lines += (
+        ["", "Mean ± standard error over seeds (sample sd / sqrt(n)); no error is given for one seed."] if rows else []
+    )
     if table.constant:
-        lines += ["", "The same in all runs: " + ", ".join(f"{k} {show_mean(v)}" for k, v in table.constant.items()) + "."]
+        lines += [
+            "",
+            "The same in all runs: " + ", ".join(f"{k} {show_mean(v)}" for k, v in table.constant.items()) + ".",
+        ]
     for axis, keys in table.collapsed.items():
         lines += ["", f"Along with `{axis}` change: {', '.join(f'`{key}`' for key in keys)}."]
     if table.failures:
@@ -340,7 +371,9 @@ def as_markdown(table: SweepTable) -> str:
 
 
 def as_csv(table: SweepTable, folder: Path) -> str:
-    """One line per run as it is: folder (relative to `folder` where below it), status, seed, axes, all metrics, error."""
+    """One line per run as it is: folder (relative to `folder` where below it), status, seed, axes, all metrics,
+    error.
+    """
     metrics = list(dict.fromkeys([*table.metrics, *table.constant]))
     rows: list[list[Any]] = []
     for point in table.points:
@@ -361,7 +394,9 @@ def as_json(table: SweepTable) -> str:
 
 
 def packed(value: Any) -> Any:
-    """The value in JSON's own types, with marks for what JSON has not: paths, tuples, NaN and infinities, keys that are no text."""
+    """The value in JSON's own types, with marks for what JSON has not: paths, tuples, NaN and infinities, keys that are
+    no text.
+    """
     if is_dataclass(value) and not isinstance(value, type):
         return {part.name: packed(getattr(value, part.name)) for part in fields(value)}
     if isinstance(value, Path):
@@ -370,7 +405,11 @@ def packed(value: Any) -> Any:
         return {"$float": str(value)}
     if isinstance(value, Mapping):
         plain = all(isinstance(key, str) and not key.startswith("$") for key in value)
-        return {k: packed(v) for k, v in value.items()} if plain else {"$pairs": [[packed(k), packed(v)] for k, v in value.items()]}
+        return (
+            {k: packed(v) for k, v in value.items()}
+            if plain
+            else {"$pairs": [[packed(k), packed(v)] for k, v in value.items()]}
+        )
     if isinstance(value, tuple):
         return {"$tuple": [packed(item) for item in value]}
     return [packed(item) for item in value] if isinstance(value, list) else value
@@ -385,8 +424,12 @@ def unpacked(value: Any) -> Any:
     mark, inside = next(iter(value.items()), ("", None))
     if len(value) != 1 or not mark.startswith("$"):
         return {k: unpacked(v) for k, v in value.items()}
-    made = {"$path": Path, "$float": lambda text: math.nan if text == "nan" else float(text), "$tuple": lambda items: tuple(unpacked(items)),
-            "$pairs": lambda pairs: {unpacked(k): unpacked(v) for k, v in pairs}}  # fmt: skip
+    made = {
+        "$path": Path,
+        "$float": lambda text: math.nan if text == "nan" else float(text),
+        "$tuple": lambda items: tuple(unpacked(items)),
+        "$pairs": lambda pairs: {unpacked(k): unpacked(v) for k, v in pairs},
+    }
     return made[mark](inside)
 
 

@@ -10,14 +10,20 @@ from typing import Any
 SET_ELSEWHERE = {
     **dict.fromkeys(("accelerator", "devices", "num_nodes", "precision", "strategy"), "it in hardware"),
     "plugins": "hardware",
-    "accumulate_grad_batches": "optimization.accumulate", "gradient_clip_val": "optimization.clip",
-    "gradient_clip_algorithm": "optimization.clip", "callbacks": "callbacks", "logger": "logger",
+    "accumulate_grad_batches": "optimization.accumulate",
+    "gradient_clip_val": "optimization.clip",
+    "gradient_clip_algorithm": "optimization.clip",
+    "callbacks": "callbacks",
+    "logger": "logger",
     "default_root_dir": "run",
-    "check_val_every_n_epoch": "trainer.val_check_interval", "enable_progress_bar": "callbacks.progress",
-    "enable_model_summary": "dry_run=true", "use_distributed_sampler": "data",
-    "max_epochs": "trainer.max_steps", "min_epochs": "trainer.max_steps",
+    "check_val_every_n_epoch": "trainer.val_check_interval",
+    "enable_progress_bar": "callbacks.progress",
+    "enable_model_summary": "dry_run=true",
+    "use_distributed_sampler": "data",
+    "max_epochs": "trainer.max_steps",
+    "min_epochs": "trainer.max_steps",
     "enable_checkpointing": "callbacks.checkpoints",
-}  # fmt: skip
+}
 MOST_STEPS = 10**9  # a step of a millisecond takes twelve days for them
 PROFILERS = ("simple", "advanced", "pytorch", "xla")
 
@@ -49,13 +55,19 @@ MEANING: dict[str, tuple[Callable[[Any], bool], str]] = {
     "max_steps": (_whole(1), f"a whole number of steps, at least 1 and below {MOST_STEPS:,}"),
     "min_steps": (_whole(0), "a whole number of steps"),
     "val_check_interval": (_whole(1), f"a whole number of steps, at least 1 and below {MOST_STEPS:,}"),
-    **dict.fromkeys(("limit_val_batches", "limit_test_batches", "limit_predict_batches"),
-                    (_share, "a whole number of batches, or a share of them in [0.0, 1.0]")),
-    "limit_train_batches": (lambda v: _share(v) and v > 0, "a whole number of batches above 0, or a share of them in "
-                            "(0.0, 1.0]: nothing would be learnt"),
+    **dict.fromkeys(
+        ("limit_val_batches", "limit_test_batches", "limit_predict_batches"),
+        (_share, "a whole number of batches, or a share of them in [0.0, 1.0]"),
+    ),
+    "limit_train_batches": (
+        lambda v: _share(v) and v > 0,
+        "a whole number of batches above 0, or a share of them in (0.0, 1.0]: nothing would be learnt",
+    ),
     "overfit_batches": (_share, "a whole number of batches, or a share of them in [0.0, 1.0]"),
-    "fast_dev_run": (lambda v: v is False or v == 0,
-                     "false: it keeps nothing of what is trained; trainer=smoke is a run of seconds"),
+    "fast_dev_run": (
+        lambda v: v is False or v == 0,
+        "false: it keeps nothing of what is trained; trainer=smoke is a run of seconds",
+    ),
     "barebones": (lambda v: v is False, "false: it keeps nothing of what is trained"),
     "max_time": (_time, "days:hours:minutes:seconds as in 00:01:30:00, or a mapping such as {hours: 1}"),
     "num_sanity_val_steps": (_whole(-1), "a whole number, or -1 for all"),
@@ -63,7 +75,7 @@ MEANING: dict[str, tuple[Callable[[Any], bool], str]] = {
     "reload_dataloaders_every_n_epochs": (_whole(0), "a whole number"),
     "profiler": (lambda v: v in PROFILERS or isinstance(v, Mapping), f"one of {', '.join(PROFILERS)}"),
     "deterministic": (lambda v: isinstance(v, bool) or v == "warn", "true, false or warn"),
-}  # fmt: skip
+}
 REQUIRED = ("max_steps", "val_check_interval")  # Lightning counts epochs without them
 
 

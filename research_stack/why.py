@@ -2,6 +2,7 @@
 
 `research-stack why trainer.max_steps` prints them; error messages name the one that won.
 """
+
 from __future__ import annotations
 
 import re
@@ -64,7 +65,11 @@ def _walk(node: yaml.MappingNode, prefix: str, text: str) -> list[Line]:
 def defaults_of(path: Path) -> tuple[tuple[str, str, bool, int], ...]:
     """(group, option, whether it is an override, line) of a YAML file's defaults list."""
     root = yaml.compose(path.read_text(encoding="utf-8"), Loader=yaml.SafeLoader)
-    items = next((v.value for k, v in root.value if k.value == "defaults"), []) if isinstance(root, yaml.MappingNode) else []
+    items = (
+        next((v.value for k, v in root.value if k.value == "defaults"), [])
+        if isinstance(root, yaml.MappingNode)
+        else []
+    )
     found = []
     for item in items:
         if isinstance(item, yaml.MappingNode):
@@ -123,7 +128,11 @@ class Origins:
         found = []
         for override in self.overrides:
             name, _, value = override.partition("=")
-            if key_of(override) == key or key.startswith(key_of(override) + ".") and key_of(override) not in self.composer.groups():
+            if (
+                key_of(override) == key
+                or key.startswith(key_of(override) + ".")
+                and key_of(override) not in self.composer.groups()
+            ):
                 found.append(Place(key, COMMAND_LINE, f"{name}={value}" if value else override))
         return found
 

@@ -6,6 +6,7 @@ sweep then trains on half its data without a word. Here the resolved config is s
 started the processes already; torch.distributed.run never runs below it, since the process that would watch the
 ranks dies of the signals that announce preemption.
 """
+
 from __future__ import annotations
 
 import contextlib
@@ -28,7 +29,8 @@ if TYPE_CHECKING:
 log = logging.getLogger(__name__)
 
 INTERRUPTS = (signal.SIGINT, signal.SIGTERM)
-SAVE_SECONDS = 120  # what saving a checkpoint may take once told to stop; also how long a hung rank is waited for when another fails
+# what saving a checkpoint may take once told to stop; also how long a hung rank is waited for when another fails
+SAVE_SECONDS = 120
 PR_SET_PDEATHSIG = 1  # prctl(2)
 HANDED_ON = {"UserError": ValueError, "Stopped": Stopped, "Refused": Refused}  # by the names that a rank records
 
@@ -46,9 +48,15 @@ def guard(hardware: Hardware) -> None:
     if under_srun():
         _guard_job(hardware)
     elif hardware.num_nodes > 1:
-        raise ValueError(f"hardware.num_nodes={hardware.num_nodes} needs -m launcher=slurm: SLURM starts the processes on other machines")
+        raise ValueError(
+            f"hardware.num_nodes={hardware.num_nodes} needs -m launcher=slurm: SLURM starts the processes on other"
+            " machines"
+        )
     elif hardware.submit and "SLURM_JOB_ID" not in os.environ:
-        raise ValueError("launcher=slurm submits sweeps only: add -m (a sweep of one is fine); to run here, leave it out or set hardware.submit=false")
+        raise ValueError(
+            "launcher=slurm submits sweeps only: add -m (a sweep of one is fine); to run here, leave it out or set"
+            " hardware.submit=false"
+        )
 
 
 def _guard_job(hardware: Hardware) -> None:
@@ -58,10 +66,15 @@ def _guard_job(hardware: Hardware) -> None:
     nodes = int(os.environ.get("SLURM_STEP_NUM_NODES") or os.environ["SLURM_NNODES"])
     tasks = int(os.environ.get("SLURM_STEP_NUM_TASKS") or os.environ["SLURM_NTASKS"])
     if nodes != hardware.num_nodes:
-        raise ValueError(f"hardware.num_nodes={hardware.num_nodes} but the SLURM job has {nodes} nodes: set hardware.num_nodes={nodes}")
+        raise ValueError(
+            f"hardware.num_nodes={hardware.num_nodes} but the SLURM job has {nodes} nodes: set"
+            f" hardware.num_nodes={nodes}"
+        )
     if tasks != hardware.processes:
-        raise ValueError(f"hardware.devices={hardware.devices} but the SLURM job has {tasks // nodes} tasks per node, and one task drives "
-                         f"one device: set hardware.resources.tasks_per_node={hardware.devices}")
+        raise ValueError(
+            f"hardware.devices={hardware.devices} but the SLURM job has {tasks // nodes} tasks per node, and one task"
+            f" drives one device: set hardware.resources.tasks_per_node={hardware.devices}"
+        )
 
 
 def is_helper_rank() -> bool:
@@ -148,7 +161,11 @@ def _handlers_kept() -> Iterator[None]:
 @contextlib.contextmanager
 def _quiet_launcher() -> Iterator[None]:
     """torch reports each failure over many lines; ours is one. Each of its modules has a logger with a level."""
-    loggers = [logging.getLogger(name) for name in logging.root.manager.loggerDict if name.startswith("torch.distributed.elastic")]
+    loggers = [
+        logging.getLogger(name)
+        for name in logging.root.manager.loggerDict
+        if name.startswith("torch.distributed.elastic")
+    ]
     before = [logger.level for logger in loggers]
     for logger in loggers:
         logger.setLevel(logging.CRITICAL)

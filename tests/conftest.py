@@ -1,4 +1,5 @@
 """How many processes the tests run in, and what each of them computes on."""
+
 from __future__ import annotations
 
 import os
@@ -27,8 +28,8 @@ def same_draws():
 def pytest_configure(config):
     """Give each process of pytest-xdist a core of its own.
 
-    Else each run takes all cores for its threads, and threads that wait for one another on busy cores are thirty times slower than one.
-    The slow tests say hardware.threads=1; the processes they start share all cores.
+    Else each run takes all cores for its threads, and threads that wait for one another on busy cores are thirty times
+    slower than one. The slow tests say hardware.threads=1; the processes they start share all cores.
     """
     worker = getattr(config, "workerinput", {}).get("workerid")  # gw0, gw1, ...
     if worker is not None and config.option.markexpr != "slow" and hasattr(os, "sched_setaffinity"):
@@ -38,7 +39,9 @@ def pytest_configure(config):
 
 @pytest.hookimpl(optionalhook=True)
 def pytest_xdist_auto_num_workers(config):
-    """Processes for `-n auto`, which pyproject.toml says: one per core for all the tests; none beside this one for chosen files, which run sooner so."""
+    """Processes for `-n auto`, which pyproject.toml says: one per core for all the tests; none beside this one for
+    chosen files, which run sooner so.
+    """
     if config.args != config.getini("testpaths"):
         return 0
     return min(MOST, len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1)

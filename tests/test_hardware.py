@@ -1,4 +1,5 @@
 """Hardware nodes, and the guard against runs that would train something else than asked."""
+
 from __future__ import annotations
 
 import os
@@ -39,7 +40,9 @@ def test_every_node_builds_and_says_when_to_use_it(path):
     from omegaconf import OmegaConf
 
     assert path.read_text().startswith("# ")
-    node = OmegaConf.to_container(OmegaConf.create({"hardware": yaml.safe_load(path.read_text())}), resolve=True)["hardware"]
+    node = OmegaConf.to_container(OmegaConf.create({"hardware": yaml.safe_load(path.read_text())}), resolve=True)[
+        "hardware"
+    ]
     assert node.pop("_target_") == "research_stack.hardware.Hardware"
     built = Hardware(**node)
     assert built.processes == node["devices"] * node["num_nodes"]
@@ -87,7 +90,9 @@ def test_autocast_has_the_precision_of_training(precision, dtype):
 
 def test_threads_share_the_usable_cores(monkeypatch):
     monkeypatch.setattr(machine, "usable_cores", lambda: 12)
-    assert Hardware().resolved_threads() == Hardware(devices=4).resolved_threads() == 12, "alone, or waiting for the others"
+    assert Hardware().resolved_threads() == Hardware(devices=4).resolved_threads() == 12, (
+        "alone, or waiting for the others"
+    )
     assert [Hardware().resolved_threads(ranks=n) for n in (1, 4, 64)] == [12, 3, 1]
     assert Hardware(devices=4, threads=2).resolved_threads(ranks=4) == 2
     monkeypatch.setenv("TORCHELASTIC_RUN_ID", "x")
@@ -123,7 +128,9 @@ def test_apply_sets_threads_and_refuses_an_absent_gpu(monkeypatch):
     finally:
         torch.set_num_threads(before)
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
-    with pytest.raises(ValueError, match=r"^hardware.accelerator=gpu but torch sees no GPU here; nearest choice: hardware=cpu"):
+    with pytest.raises(
+        ValueError, match=r"^hardware.accelerator=gpu but torch sees no GPU here; nearest choice: hardware=cpu"
+    ):
         Hardware(accelerator="gpu").apply()
 
 

@@ -1,4 +1,5 @@
 """The loggers, on a real Trainer: rows, resume, wandb offline, tensorboard."""
+
 import csv
 import os
 import sys
@@ -105,7 +106,9 @@ def test_the_row_of_a_step_is_on_disk_before_a_checkpoint_of_it(folder, tmp_path
     fit(folder.path, [logger], steps=3, callbacks=[rows])
     assert [len(seen) for seen in rows.seen] == [1, 2, 3]
     fit(tmp_path, [JsonlLogger(tmp_path / "plain")], steps=3)
-    assert numbers(results.read_jsonl(folder.metrics_jsonl)) == numbers(results.read_jsonl(tmp_path / "plain" / "metrics.jsonl"))
+    assert numbers(results.read_jsonl(folder.metrics_jsonl)) == numbers(
+        results.read_jsonl(tmp_path / "plain" / "metrics.jsonl")
+    )
 
 
 def test_a_failed_run_keeps_its_rows(folder):
@@ -148,7 +151,9 @@ def test_two_wandb_runs_of_one_process_stay_apart(tmp_path, monkeypatch):
         assert len(runs) == 1 and runs[0].name.endswith(logger.version)
         content = b"".join(file.read_bytes() for file in runs[0].rglob("*") if file.is_file())
         assert b"hidden-9" not in content and sys.argv[1].endswith("hidden-9")
-    assert ids[0] != ids[1] and all(results.config_hash({"name": "x", "seed": s}) in i for s, i in zip((1, 2), ids, strict=True))
+    assert ids[0] != ids[1] and all(
+        results.config_hash({"name": "x", "seed": s}) in i for s, i in zip((1, 2), ids, strict=True)
+    )
     assert "WANDB_MODE" not in os.environ
     assert seen == [["logger.wandb.api_key=***", "data.path=https://me:***@host/x"]] * 2  # wandb keeps the command
 

@@ -1,4 +1,7 @@
-"""Runs that begin with another one's weights: how a first phase is named, what is refused before it is trained, and that it is trained once."""
+"""Runs that begin with another one's weights: how a first phase is named, what is refused before it is trained, and
+that it is trained once.
+"""
+
 import io
 import shutil
 import sys
@@ -19,7 +22,9 @@ from research_stack.training.checkpoint import load_checkpoint
 from research_stack.training.module import TrainingModule
 
 SHORT = ["eval=none", "callbacks=default", "hardware.threads=1"]
-PHRASE = "sft trainer=smoke trainer.max_steps=2 trainer.val_check_interval=2 eval=none callbacks=default data.batch_size=8"
+PHRASE = (
+    "sft trainer=smoke trainer.max_steps=2 trainer.val_check_interval=2 eval=none callbacks=default data.batch_size=8"
+)
 SECOND = ["experiment=grpo", *SHORT, "trainer=smoke", "trainer.max_steps=3", "trainer.val_check_interval=3", "method.group=4", "data.batch_size=2",
           "method.rollouts.length=4", "callbacks.checkpoints.every=1"]  # fmt: skip
 
@@ -50,7 +55,9 @@ def phase_folder():
 def train_calls(monkeypatch):
     """How often a step is taken."""
     calls, step = [], TrainingModule.training_step
-    monkeypatch.setattr(TrainingModule, "training_step", lambda self, *a: calls.append(type(self).__name__) or step(self, *a))
+    monkeypatch.setattr(
+        TrainingModule, "training_step", lambda self, *a: calls.append(type(self).__name__) or step(self, *a)
+    )
     return calls
 
 
@@ -87,7 +94,13 @@ def test_a_phase_has_the_seed_and_the_hardware_of_the_run_and_its_own_overrides(
     monkeypatch.chdir(tmp_path)
     cfg = second(init_from="sft trainer.max_steps=7 optimization.lr=.002", seed=11)
     phase = phases.first_phase(cfg)
-    assert (phase.name, phase.seed, phase.trainer.max_steps, phase.optimization.lr, phase.hardware.threads) == ("sft", 11, 7, 0.002, 1)
+    assert (phase.name, phase.seed, phase.trainer.max_steps, phase.optimization.lr, phase.hardware.threads) == (
+        "sft",
+        11,
+        7,
+        0.002,
+        1,
+    )
     assert phase.init_from is None and phase.task == "train" and phase.run is None and not phase.dry_run
     assert phase.method._target_.endswith("SFT") and phase.data.source.answers == 80 and cfg.data.source.answers == 0
     assert phases.folder_of(cfg).path == Path("outputs/sft") / f"phase_{config_hash(phase)}"
@@ -101,7 +114,10 @@ def test_its_folder_depends_on_what_it_is_and_not_on_what_follows(tmp_path, monk
 
     base, other = folder("sft"), folder("polychromic")
     assert base == folder("sft", method__group=8, optimization__lr=0.1, trainer__max_steps=3)
-    assert len({base, folder("sft", seed=2), folder("sft trainer.max_steps=3"), other}) == 4 and other.parent.name == "polychromic"
+    assert (
+        len({base, folder("sft", seed=2), folder("sft trainer.max_steps=3"), other}) == 4
+        and other.parent.name == "polychromic"
+    )
 
 
 # ------------------------------------------------------------------------------------------------ one-line mistakes
@@ -142,7 +158,9 @@ def test_folders_that_are_no_finished_run(here):
 
 
 def test_a_folder_whose_weights_would_load_and_mean_something_else(here):
-    assert f"init_from={phase_folder()}: that run's model is another one (model.heads: 4 there, 2 here)" in refused(phase_folder(), model__heads=2)
+    assert f"init_from={phase_folder()}: that run's model is another one (model.heads: 4 there, 2 here)" in refused(
+        phase_folder(), model__heads=2
+    )
     phases.check(second(init_from=str(phase_folder()), model__dropout=0.1))
 
 
@@ -157,7 +175,9 @@ def test_a_folder_with_another_tokenizer_of_the_same_size(here, monkeypatch):
     calls, described = train_calls(monkeypatch), phase_folder() / "run.json"
     described.write_text(described.read_text().replace('"codec": "', '"codec": "another '))
     assert "another" in described.read_text()
-    with pytest.raises(ValueError, match="^init_from=.* was trained with another tokenizer than data.tokenizer gives here[^\n]*$"):
+    with pytest.raises(
+        ValueError, match="^init_from=.* was trained with another tokenizer than data.tokenizer gives here[^\n]*$"
+    ):
         run(compose([*SECOND, f"init_from={phase_folder()}"]), "mistake")
     assert calls == []
 
@@ -172,7 +192,9 @@ def test_the_phase_is_trained_once_with_the_seed_of_the_run_and_its_weights_are_
     begun, begin_from = [], GRPO.begin_from
     monkeypatch.setattr(GRPO, "begin_from", lambda self, state: begun.append(state) or begin_from(self, state))
     assert run(compose([*SECOND, f"init_from='{PHRASE}'", "seed=5", "method.entropy=.01"]), "third").status == "ok"
-    assert calls == ["GRPO"] * 3 and len(begun) == 1 and (phase / "checkpoints" / "last.ckpt").stat().st_mtime_ns == before
+    assert (
+        calls == ["GRPO"] * 3 and len(begun) == 1 and (phase / "checkpoints" / "last.ckpt").stat().st_mtime_ns == before
+    )
     saved = load_checkpoint(phase / "checkpoints" / "last.ckpt")["state_dict"]
     assert all(torch.equal(begun[0][name], saved[name]) for name in saved)
     assert run(compose([*SECOND, f"init_from='{PHRASE}'", "seed=6"]), "fourth").status == "ok"
@@ -183,7 +205,14 @@ def test_a_phase_that_was_cut_off_goes_on(here, monkeypatch):
     """One that has failed is not taken for a finished one."""
     phase = phase_folder()
     result = read_json(phase / "result.json")
-    (phase / "result.json").write_text(str(result).replace("'", '"').replace("None", "null").replace('"ok"', '"interrupted"').replace("True", "true").replace("False", "false"))
+    (phase / "result.json").write_text(
+        str(result)
+        .replace("'", '"')
+        .replace("None", "null")
+        .replace('"ok"', '"interrupted"')
+        .replace("True", "true")
+        .replace("False", "false")
+    )
     assert RunFolder(phase).load_result().status == "interrupted"
     run(compose([*SECOND, f"init_from='{PHRASE}'", "seed=5", "method.entropy=.01"]), "third")
     assert RunFolder(phase).load_result().status == "ok"
@@ -212,7 +241,12 @@ def without_phase(here):
 
 
 def test_it_can_still_be_measured_and_sampled_from(without_phase, monkeypatch, capsys):
-    small = ["eval.passk.measures.count=8", "eval.passk.measures.ks=[1,8]", "eval.passk.most=2", "eval.passk.measures.rollouts.length=4"]
+    small = [
+        "eval.passk.measures.count=8",
+        "eval.passk.measures.ks=[1,8]",
+        "eval.passk.most=2",
+        "eval.passk.measures.rollouts.length=4",
+    ]
     assert main(["task=eval", "run=second", "eval=passk", *small]) == 0
     assert 0 <= read_json("second/result.json")["metrics"]["passk/pass@8"] <= 1
     capsys.readouterr()

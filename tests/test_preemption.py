@@ -1,4 +1,5 @@
 """Signals during training: saved after the batch, then requeued, trained on or left, by who sent them."""
+
 from __future__ import annotations
 
 import os
@@ -14,7 +15,9 @@ from research_stack.preemption import Preemption
 from research_stack.training.checkpoint import AtomicCheckpointIO, load_checkpoint
 
 STEPS = 8
-pytestmark = [pytest.mark.filterwarnings(f"ignore:.*{advice}") for advice in ("srun", "not resumable", "isinstance.treespec")]
+pytestmark = [
+    pytest.mark.filterwarnings(f"ignore:.*{advice}") for advice in ("srun", "not resumable", "isinstance.treespec")
+]
 
 
 class Tiny(LightningModule):

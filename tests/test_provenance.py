@@ -1,4 +1,5 @@
 """run.json and the history."""
+
 import json
 import multiprocessing
 import os
@@ -66,7 +67,12 @@ def test_a_resumed_run_remembers_its_earlier_parts(tmp_path):
 
 
 def git(folder, *arguments):
-    done = subprocess.run(["git", "-C", folder, "-c", "user.name=t", "-c", "user.email=t@t", *arguments], capture_output=True, check=True, text=True)
+    done = subprocess.run(
+        ["git", "-C", folder, "-c", "user.name=t", "-c", "user.email=t@t", *arguments],
+        capture_output=True,
+        check=True,
+        text=True,
+    )
     return done.stdout.strip()
 
 
@@ -74,7 +80,11 @@ def git(folder, *arguments):
 def checkout(tmp_path, monkeypatch):
     """A repository that holds a copy of the package, and nothing in the working directory that is a repository."""
     package = tmp_path / "repo" / "research_stack"
-    shutil.copytree(provenance.PACKAGE, package, ignore=lambda folder, names: [n for n in names if n not in ("__init__.py", "results.py")])
+    shutil.copytree(
+        provenance.PACKAGE,
+        package,
+        ignore=lambda folder, names: [n for n in names if n not in ("__init__.py", "results.py")],
+    )
     git(tmp_path / "repo", "init", "-q")
     git(tmp_path / "repo", "add", ".")
     git(tmp_path / "repo", "commit", "-q", "-m", "x")
@@ -151,6 +161,9 @@ def test_a_history_that_cannot_be_written_does_not_take_the_run_down(tmp_path, c
 def test_inside_a_hydra_job_the_overrides_are_those_of_the_point(monkeypatch):
     from types import SimpleNamespace
 
-    config = SimpleNamespace(initialized=lambda: True, get=lambda: SimpleNamespace(overrides=SimpleNamespace(task=OmegaConf.create(["seed=2"]))))
+    config = SimpleNamespace(
+        initialized=lambda: True,
+        get=lambda: SimpleNamespace(overrides=SimpleNamespace(task=OmegaConf.create(["seed=2"]))),
+    )
     monkeypatch.setitem(sys.modules, "hydra.core.hydra_config", SimpleNamespace(HydraConfig=config))
     assert provenance.overrides_of(["research-stack", "-m", "seed=1,2"]) == ["seed=2"]

@@ -1,4 +1,6 @@
-"""What a run leaves behind, however it ends: killed, stopped, refused, on a full disk; and that nothing is trained twice."""
+"""What a run leaves behind, however it ends: killed, stopped, refused, on a full disk; and that nothing is trained
+twice.
+"""
 
 import errno
 import importlib
@@ -353,7 +355,8 @@ def test_a_run_does_not_go_on_with_another_corpus_or_another_config_file(tmp_pat
         [f"run={folder}", "task=sample"],
     ):
         with pytest.raises(
-            ValueError, match=r"config\.yaml has been edited since its run was started \(data\.batch_size: 16 there, 8 now\)"
+            ValueError,
+            match=r"config\.yaml has been edited since its run was started \(data\.batch_size: 16 there, 8 now\)",
         ) as caught:
             compose(command)
         assert "\n" not in str(caught.value)

@@ -70,7 +70,7 @@ def forgetful(monkeypatch):
                 ("SSH_AUTH_SOCK", False),
                 ("seed", False),
             )
-        ),
+        )
     ],
 )
 def test_names_of_secrets(name, secret):

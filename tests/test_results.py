@@ -1,4 +1,5 @@
 """Run folders: nothing is ever half there, two never share one, and a hash changes when the numbers can."""
+
 import errno
 import json
 import math
@@ -84,14 +85,19 @@ def test_a_folder_that_cannot_be(tmp_path):
 def test_text_and_bytes_and_folders(tmp_path):
     results.atomic_write(tmp_path / "a" / "b" / "text", "größer")
     results.atomic_write(tmp_path / "bytes", b"\xff")
-    assert (tmp_path / "a" / "b" / "text").read_bytes() == "größer".encode() and (tmp_path / "bytes").read_bytes() == b"\xff"
+    assert (tmp_path / "a" / "b" / "text").read_bytes() == "größer".encode() and (
+        tmp_path / "bytes"
+    ).read_bytes() == b"\xff"
     umask = os.umask(0)
     os.umask(umask)
     assert (tmp_path / "bytes").stat().st_mode & 0o777 == 0o666 & ~umask  # not the 0600 of temporary files
 
 
 def test_json_is_strict_and_takes_numpy(tmp_path):
-    results.write_json(tmp_path / "x", {"nan": math.nan, "inf": [math.inf], "np": numpy.float32(0.5), "a": numpy.arange(3), "p": tmp_path, 1: True})
+    results.write_json(
+        tmp_path / "x",
+        {"nan": math.nan, "inf": [math.inf], "np": numpy.float32(0.5), "a": numpy.arange(3), "p": tmp_path, 1: True},
+    )
     text = (tmp_path / "x").read_text()
     assert "NaN" not in text and "Infinity" not in text
     assert json.loads(text) == {"nan": None, "inf": [None], "np": 0.5, "a": [0, 1, 2], "p": str(tmp_path), "1": True}
@@ -224,7 +230,13 @@ def test_a_hash_is_of_the_resolved_config_in_any_order():
 
 def test_a_hash_is_the_same_in_another_process():
     code = f"from research_stack.results import config_hash; print(config_hash({CONFIG!r}))"
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, env=os.environ | {"PYTHONHASHSEED": "7"})
+    done = subprocess.run(
+        [sys.executable, "-c", code],
+        capture_output=True,
+        text=True,
+        check=True,
+        env=os.environ | {"PYTHONHASHSEED": "7"},
+    )
     assert done.stdout.strip() == results.config_hash(CONFIG)
 
 

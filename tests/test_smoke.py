@@ -1,4 +1,5 @@
 """debug=smoke: what it makes small, and what it leaves."""
+
 from __future__ import annotations
 
 import inspect
@@ -11,13 +12,22 @@ from research_stack.smoke import shrink, smaller
 
 
 def test_numbers_shrink_typed_keys_and_the_model_of_a_given_run_stay(tmp_path, monkeypatch):
-    assert [smaller(*pair) for pair in ((9, 4), (2, 4), (None, 4), ([1, 8, 32], [1, 8]), (3, None))] == [4, 2, 4, [1, 8], None]
+    assert [smaller(*pair) for pair in ((9, 4), (2, 4), (None, 4), ([1, 8, 32], [1, 8]), (3, None))] == [
+        4,
+        2,
+        4,
+        [1, 8],
+        None,
+    ]
     monkeypatch.chdir(tmp_path)
     (tmp_path / "run").mkdir()
     model = {"_target_": "research_stack.backbones.transformer.Transformer", "layers": 9}
     source = {"_target_": "research_stack.data.sources_facts.Facts", "contexts": 900}
-    for init_from, typed, layers, contexts, name in ((None, [], 2, 60, "a_smoke"), ("run", [], 9, 60, "a_smoke"),
-                                                     (None, ["source.contexts=900", "name=a"], 2, 900, "a")):
+    for init_from, typed, layers, contexts, name in (
+        (None, [], 2, 60, "a_smoke"),
+        ("run", [], 9, 60, "a_smoke"),
+        (None, ["source.contexts=900", "name=a"], 2, 900, "a"),
+    ):
         cfg = OmegaConf.create({"name": "a", "init_from": init_from, "model": model, "source": source})
         shrink(cfg, typed)
         assert (cfg.model.layers, cfg.source.contexts, cfg.name) == (layers, contexts, name)

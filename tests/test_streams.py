@@ -1,4 +1,5 @@
 """Streams: pure functions of seed and names, the same under any slicing, independent of each other."""
+
 from __future__ import annotations
 
 import pytest
@@ -24,8 +25,15 @@ def test_streams_do_not_depend_on_the_global_generator():
     assert torch.equal(one, Draws(1, "x", total=4).uniform(3))
 
 
-@pytest.mark.parametrize("draw", [
-    lambda d: d.uniform(5), lambda d: d.integers(7, 5), lambda d: d.stratified(), lambda d: d.uniform(dtype=torch.float64)])
+@pytest.mark.parametrize(
+    "draw",
+    [
+        lambda d: d.uniform(5),
+        lambda d: d.integers(7, 5),
+        lambda d: d.stratified(),
+        lambda d: d.uniform(dtype=torch.float64),
+    ],
+)
 def test_slices_are_rows_of_the_whole_draw_after_draw(draw):
     whole = Draws(3, "corruption", 2, total=10)
     parts = [Draws(3, "corruption", 2, total=10, rows=rows) for rows in (slice(0, 3), slice(3, 4), slice(4, 10))]

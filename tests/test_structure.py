@@ -1,4 +1,5 @@
 """The house rules, read from the sources: where imports may go, what no module does, what each YAML file says."""
+
 import ast
 import functools
 import importlib
@@ -17,10 +18,35 @@ SHARED = {"backbones", "corruption", "data", "sampling", "evaluation", "reportin
 TOP = {"experiment", "run", "recording", "worker", "__main__", "__init__", "cli", "preemption", "jobs", "launch"}
 TORCH = {"torch", "lightning", "transformers", "peft", "wandb", "datasets"}
 HEAVY = TORCH | {"tokenizers", "matplotlib", "pyarrow", "numpy", "scipy", "pandas"}
-COMMAND_LINE = ["cli", "hints", "check", "kinds", "sizes", "trainer_keys", "paths", "why", "files", "results", "provenance", "sweeps", "axes", "require",
-                "compose", "__init__", "__main__", "command", "texts", "locations", "listing", "completion",
-                "outlet"]
-LIGHT = [*((module, HEAVY) for module in COMMAND_LINE), *((f"data/{module}", TORCH) for module in ("vocabulary", "sources", "__init__"))]
+COMMAND_LINE = [
+    "cli",
+    "hints",
+    "check",
+    "kinds",
+    "sizes",
+    "trainer_keys",
+    "paths",
+    "why",
+    "files",
+    "results",
+    "provenance",
+    "sweeps",
+    "axes",
+    "require",
+    "compose",
+    "__init__",
+    "__main__",
+    "command",
+    "texts",
+    "locations",
+    "listing",
+    "completion",
+    "outlet",
+]
+LIGHT = [
+    *((module, HEAVY) for module in COMMAND_LINE),
+    *((f"data/{module}", TORCH) for module in ("vocabulary", "sources", "__init__")),
+]
 MAY_PRINT = {"cli.py", "why.py", "run.py"}
 
 FILES = sorted(PACKAGE.rglob("*.py"))
@@ -123,9 +149,13 @@ def breaks_no_rule(path):
         keywords = {keyword.arg: keyword.value for keyword in node.keywords}
         assert function != "print" or name(path) in MAY_PRINT, f"{where} prints: use logging"
         assert function not in ("eval", "exec"), f"{where} evaluates text"
-        assert function not in ("yaml.load", "yaml.unsafe_load", "yaml.full_load", "pickle.load", "pickle.loads"), f"{where} runs what it loads"
+        assert function not in ("yaml.load", "yaml.unsafe_load", "yaml.full_load", "pickle.load", "pickle.loads"), (
+            f"{where} runs what it loads"
+        )
         if function == "torch.load":
-            assert ast.unparse(keywords.get("weights_only", ast.Constant(None))) == "True", f"{where} loads without weights_only=True"
+            assert ast.unparse(keywords.get("weights_only", ast.Constant(None))) == "True", (
+                f"{where} loads without weights_only=True"
+            )
         if function.endswith(".from_pretrained"):
             said = ast.unparse(keywords.get("trust_remote_code", ast.Constant(None)))
             assert said == "False", f"{where} could run code of the folder"
@@ -139,7 +169,11 @@ def breaks_no_rule(path):
     for node in ast.walk(tree(path)):
         if isinstance(node, ast.ExceptHandler):
             broad = node.type is None or ast.unparse(node.type) in ("Exception", "BaseException")
-            silent = all(isinstance(s, ast.Pass | ast.Continue) or (isinstance(s, ast.Expr) and isinstance(s.value, ast.Constant)) for s in node.body)
+            silent = all(
+                isinstance(s, ast.Pass | ast.Continue)
+                or (isinstance(s, ast.Expr) and isinstance(s.value, ast.Constant))
+                for s in node.body
+            )
             assert not (broad and silent), f"{name(path)}:{node.lineno} silences every error"
         if isinstance(node, ast.Raise) and node.exc is not None:
             assert not ast.unparse(node.exc).startswith("NotImplementedError"), f"{name(path)}:{node.lineno} is a stub"
@@ -152,20 +186,26 @@ def public(path):
         if isinstance(node, ast.FunctionDef | ast.ClassDef) and not node.name.startswith("_"):
             yield node
             if isinstance(node, ast.ClassDef):
-                yield from (m for m in node.body if isinstance(m, ast.FunctionDef) and not m.name.startswith(("_", "visit_")))
+                yield from (
+                    m for m in node.body if isinstance(m, ast.FunctionDef) and not m.name.startswith(("_", "visit_"))
+                )
 
 
 def inherits(path, node):
     """Whether a method overrides one that says what both do."""
     owners = [c for c in tree(path).body if isinstance(c, ast.ClassDef) and node in c.body]
-    return any(inspect.getdoc(getattr(getattr(importlib.import_module(dotted_name(path)), c.name), node.name)) for c in owners)
+    return any(
+        inspect.getdoc(getattr(getattr(importlib.import_module(dotted_name(path)), c.name), node.name)) for c in owners
+    )
 
 
 def is_documented_and_annotated(path):
     assert ast.get_docstring(tree(path)) or not path.read_text().strip(), f"{name(path)} has no docstring"
     for node in public(path):
         overload = any("overload" in ast.unparse(decorator) for decorator in node.decorator_list)
-        assert overload or ast.get_docstring(node) or inherits(path, node), f"{name(path)}:{node.lineno} {node.name} has no docstring"
+        assert overload or ast.get_docstring(node) or inherits(path, node), (
+            f"{name(path)}:{node.lineno} {node.name} has no docstring"
+        )
         if isinstance(node, ast.FunctionDef):
             assert node.returns is not None, f"{name(path)}:{node.lineno} {node.name} has no return annotation"
 
@@ -189,7 +229,9 @@ def targets(node):
             yield from targets(value)
 
 
-ALL_TARGETS = sorted({(target, str(path.relative_to(ROOT))) for path in YAMLS for target in targets(yaml.safe_load(path.read_text()))})
+ALL_TARGETS = sorted(
+    {(target, str(path.relative_to(ROOT))) for path in YAMLS for target in targets(yaml.safe_load(path.read_text()))}
+)
 
 
 def target_exists(target_and_file):

@@ -1,4 +1,5 @@
 """The table of a sweep: axes, statistics, failures, order, text."""
+
 import csv
 import math
 
@@ -17,7 +18,14 @@ SAMPLERS = {
 
 def make(folder, seed=1, metrics=None, status="ok", error="boom", name="flowlm", **nodes):
     place = RunFolder(folder)
-    config = {"name": name, "seed": seed, "corruption": HYBRID, "sampler": SAMPLERS["flowlm"], "hardware": {"threads": 1}, **nodes}
+    config = {
+        "name": name,
+        "seed": seed,
+        "corruption": HYBRID,
+        "sampler": SAMPLERS["flowlm"],
+        "hardware": {"threads": 1},
+        **nodes,
+    }
     place.write_config(config)
     place.start(results.config_hash(config))
     if status == "ok":
@@ -76,9 +84,15 @@ def test_a_grid_without_what_does_not_matter(tmp_path):
 def test_a_choice_of_class_is_one_axis(tmp_path):
     absorbing = {"_target_": "research_stack.corruption.Absorbing", "schedule": "linear"}
     nodes = [absorbing, HYBRID, HYBRID | {"mask_ratio": 0.3}]
-    table = sweeps.collect([make(tmp_path / str(i), 1, {"b": float(i)}, corruption=node) for i, node in enumerate(nodes)])
+    table = sweeps.collect(
+        [make(tmp_path / str(i), 1, {"b": float(i)}, corruption=node) for i, node in enumerate(nodes)]
+    )
     assert table.axes == ["corruption", "corruption.mask_ratio"]
-    assert [list(row.settings.values()) for row in table.rows] == [["Absorbing", results.ABSENT], ["Hybrid", 0.3], ["Hybrid", 0.5]]
+    assert [list(row.settings.values()) for row in table.rows] == [
+        ["Absorbing", results.ABSENT],
+        ["Hybrid", 0.3],
+        ["Hybrid", 0.5],
+    ]
     assert table.collapsed == {"corruption": ["corruption.schedule", "corruption.corruption_rate"]}
     table = sweeps.collect([tmp_path / "0", tmp_path / "1"])
     assert table.axes == ["corruption"]
@@ -86,13 +100,17 @@ def test_a_choice_of_class_is_one_axis(tmp_path):
 
 def test_arguments_of_one_class_are_no_axis_of_their_own(tmp_path):
     nodes = [{"_target_": f"research_stack.corruption.{name}"} for name in ("Absorbing", "Uniform")] + [HYBRID]
-    table = sweeps.collect([make(tmp_path / str(i), 1, {"b": float(i)}, corruption=node) for i, node in enumerate(nodes)])
+    table = sweeps.collect(
+        [make(tmp_path / str(i), 1, {"b": float(i)}, corruption=node) for i, node in enumerate(nodes)]
+    )
     assert table.axes == ["corruption"] and len(table.rows) == 3
     assert table.collapsed == {"corruption": ["corruption.mask_ratio", "corruption.corruption_rate"]}
 
 
 def test_a_choice_of_many_keys_is_one_axis(tmp_path):
-    table = sweeps.collect([make(tmp_path / name, 1, {"b": len(name)}, sampler=node) for name, node in SAMPLERS.items()])
+    table = sweeps.collect(
+        [make(tmp_path / name, 1, {"b": len(name)}, sampler=node) for name, node in SAMPLERS.items()]
+    )
     assert len(table.axes) == 1 and len(table.rows) == 2
     assert len(table.collapsed[table.axes[0]]) == 6  # five parts, steps, threshold, less the one shown
 
@@ -107,15 +125,28 @@ def test_a_choice_goes_by_the_name_that_was_typed(tmp_path):
 
 def test_an_ablation_is_one_axis_by_its_name_beside_others(tmp_path):
     """Each changes keys of its own, some of them the same ones; what else was swept stays an axis."""
-    changes = {"none": {}, "big": {"model": {"dim": 9, "extra": {"a": 1}}}, "wide": {"model": {"dim": 9}, "data": {"size": 2}}}
+    changes = {
+        "none": {},
+        "big": {"model": {"dim": 9, "extra": {"a": 1}}},
+        "wide": {"model": {"dim": 9}, "data": {"size": 2}},
+    }
     runs = []
     for name, change in changes.items():
         for lr in (1, 2):
-            runs.append(make(tmp_path / f"{name}{lr}", 1, {"b": lr}, **{"model": {"dim": 3}, "data": {"size": 1}, "optimization": {"lr": lr}} | change))
+            runs.append(
+                make(
+                    tmp_path / f"{name}{lr}",
+                    1,
+                    {"b": lr},
+                    **{"model": {"dim": 3}, "data": {"size": 1}, "optimization": {"lr": lr}} | change,
+                )
+            )
             results.write_json(runs[-1] / "run.json", {"overrides": [f"ablation={name}", "seed=1"]})
     table = sweeps.collect(runs)
     assert table.axes == ["ablation", "optimization.lr"]
-    assert [tuple(row.settings.values()) for row in table.rows] == [(name, lr) for name in ("big", "none", "wide") for lr in (1, 2)]
+    assert [tuple(row.settings.values()) for row in table.rows] == [
+        (name, lr) for name in ("big", "none", "wide") for lr in (1, 2)
+    ]
     assert set(table.collapsed["ablation"]) == {"model.dim", "model.extra.a", "data.size"}
 
 
@@ -129,7 +160,13 @@ def test_experiments_are_told_apart_by_name(tmp_path):
 
 def test_failures_are_listed_and_the_rest_counts(tmp_path):
     runs = matrix(tmp_path)
-    make(runs[1], 2, status="failed", error="ValueError: loss=nan\nat step 3", corruption=HYBRID | {"mask_ratio": 0.8, "corruption_rate": 0.0})
+    make(
+        runs[1],
+        2,
+        status="failed",
+        error="ValueError: loss=nan\nat step 3",
+        corruption=HYBRID | {"mask_ratio": 0.8, "corruption_rate": 0.0},
+    )
     make(runs[2], 1, status="started", corruption=HYBRID)
     (runs[3] / "config.yaml").write_text("a: [")
     (runs[4] / "result.json").write_text('{"status": "o')
@@ -156,7 +193,16 @@ def test_values_are_ordered_by_nature(tmp_path):
     runs = [make(tmp_path / str(i), 1, {"b": i}, model={"x": value}) for i, value in enumerate(values)]
     for order in (runs, runs[::-1]):
         table = sweeps.collect(order)
-        assert [row.settings["model.x"] for row in table.rows] == [None, 2, 2.5, 10, [0.3, 0.5], [0.3, 0.7], "layer9", "layer10"]
+        assert [row.settings["model.x"] for row in table.rows] == [
+            None,
+            2,
+            2.5,
+            10,
+            [0.3, 0.5],
+            [0.3, 0.7],
+            "layer9",
+            "layer10",
+        ]
 
 
 def test_the_same_experiment_twice_counts_once(tmp_path, caplog):
@@ -221,7 +267,7 @@ def test_expand(tmp_path, monkeypatch):
     assert len(sweeps.expand([tmp_path / "sweep"])) == 8
     assert sweeps.expand([tmp_path / "sweep"])[0].name == "corruption=mask0_random80,seed=2"  # 0 before 30, 2 before 10
     assert set(sweeps.expand([tmp_path])) == {*runs, single}
-    assert sweeps.expand([single, tmp_path]) [0] == single and len(sweeps.expand([single, tmp_path])) == 9
+    assert sweeps.expand([single, tmp_path])[0] == single and len(sweeps.expand([single, tmp_path])) == 9
     assert len(sweeps.expand([str(tmp_path / "sweep" / "*seed=2")])) == 4
     monkeypatch.chdir(tmp_path)
     with pytest.raises(ValueError, match="runs=swep does not exist; did you mean sweep?"):
@@ -232,17 +278,35 @@ def test_expand(tmp_path, monkeypatch):
 
 def test_the_table_loads_back(tmp_path):
     runs = matrix(tmp_path)
-    make(runs[1], 2, status="failed", error="ValueError: loss=nan\nat step 3", corruption=HYBRID | {"mask_ratio": 0.8, "corruption_rate": 0.0})
-    make(runs[2], 1, {"bound": math.nan, "unigram": 6.0}, corruption=HYBRID | {"mask_ratio": None, "corruption_rate": [0.1, 0.2]})
+    make(
+        runs[1],
+        2,
+        status="failed",
+        error="ValueError: loss=nan\nat step 3",
+        corruption=HYBRID | {"mask_ratio": 0.8, "corruption_rate": 0.0},
+    )
+    make(
+        runs[2],
+        1,
+        {"bound": math.nan, "unigram": 6.0},
+        corruption=HYBRID | {"mask_ratio": None, "corruption_rate": [0.1, 0.2]},
+    )
     (runs[4] / "result.json").write_text('{"status": "o')
     table = sweeps.collect([*runs, tmp_path / "nowhere"])
     sweeps.write_table(tmp_path, table)
     loaded = sweeps.SweepTable.load(tmp_path / "results.json")
     assert loaded == table and loaded is not table
     assert [failure.status for failure in loaded.failures] == ["failed", "missing", "missing"]
-    assert any(math.isnan(row.mean("bound")) for row in loaded.rows) and any(None in row.settings.values() for row in loaded.rows)
-    assert all(isinstance(path, type(tmp_path)) for path in [*loaded.settings, *(f.folder for f in loaded.failures), *loaded.rows[0].points])
-    assert sweeps.as_markdown(loaded) == sweeps.as_markdown(table) and sweeps.as_csv(loaded, tmp_path) == sweeps.as_csv(table, tmp_path)
+    assert any(math.isnan(row.mean("bound")) for row in loaded.rows) and any(
+        None in row.settings.values() for row in loaded.rows
+    )
+    assert all(
+        isinstance(path, type(tmp_path))
+        for path in [*loaded.settings, *(f.folder for f in loaded.failures), *loaded.rows[0].points]
+    )
+    assert sweeps.as_markdown(loaded) == sweeps.as_markdown(table) and sweeps.as_csv(loaded, tmp_path) == sweeps.as_csv(
+        table, tmp_path
+    )
     empty = sweeps.collect([tmp_path / "nowhere"])
     sweeps.write_table(tmp_path / "empty", empty)
     assert sweeps.SweepTable.load(tmp_path / "empty" / "results.json") == empty
@@ -256,8 +320,17 @@ def test_values_are_packed_and_unpacked(value):
     assert again == value and type(again) is type(value)
 
 
-@pytest.mark.parametrize("text", ["", "[]", "{}", '{"format": "research-stack sweep 1"}', '{"format": "research-stack sweep 1", "rows": [{"n": 1}], "failures": [], "points": []}',
-                                  '{"format": "research-stack sweep 1", "rows": [{"$what": 1}]}'])
+@pytest.mark.parametrize(
+    "text",
+    [
+        "",
+        "[]",
+        "{}",
+        '{"format": "research-stack sweep 1"}',
+        '{"format": "research-stack sweep 1", "rows": [{"n": 1}], "failures": [], "points": []}',
+        '{"format": "research-stack sweep 1", "rows": [{"$what": 1}]}',
+    ],
+)
 def test_what_is_no_table_is_named(tmp_path, text):
     (tmp_path / "results.json").write_text(text)
     with pytest.raises(ValueError, match="results.json"):

@@ -1,8 +1,9 @@
 """Our causal transformer as one that transformers knows: Llama's, or Qwen3's where queries and keys have norms.
 
-Both are pre-norm blocks of RMSNorm, rotary positions (first half of a head against the second, base 10,000), SwiGLU and grouped
-key/value heads, as ours are; what they lack is refused. Weights are copied, so the logits are the same.
+Both are pre-norm blocks of RMSNorm, rotary positions (first half of a head against the second, base 10,000), SwiGLU and
+grouped key/value heads, as ours are; what they lack is refused. Weights are copied, so the logits are the same.
 """
+
 from __future__ import annotations
 
 import torch
@@ -23,12 +24,27 @@ def as_llama(model: Transformer, vocab: Vocabulary) -> PreTrainedModel:
     attention = model.blocks[0].attention
     normed = isinstance(attention.q_norm, RMSNorm)
     kind, config = (Qwen3ForCausalLM, Qwen3Config) if normed else (LlamaForCausalLM, LlamaConfig)
-    own = kind(config(
-        vocab_size=len(model.unembedding), hidden_size=model.dim, intermediate_size=model.ffn_dim, num_hidden_layers=model.layers,
-        num_attention_heads=attention.heads, num_key_value_heads=attention.kv_heads, head_dim=attention.head_dim,
-        max_position_embeddings=model.max_length, rms_norm_eps=torch.finfo(torch.float32).eps, rope_theta=10000.0,
-        tie_word_embeddings=model.untied is None, attention_bias=False, hidden_act="silu", attention_dropout=model.dropout,
-        bos_token_id=None, eos_token_id=vocab.end, pad_token_id=vocab.pad))
+    own = kind(
+        config(
+            vocab_size=len(model.unembedding),
+            hidden_size=model.dim,
+            intermediate_size=model.ffn_dim,
+            num_hidden_layers=model.layers,
+            num_attention_heads=attention.heads,
+            num_key_value_heads=attention.kv_heads,
+            head_dim=attention.head_dim,
+            max_position_embeddings=model.max_length,
+            rms_norm_eps=torch.finfo(torch.float32).eps,
+            rope_theta=10000.0,
+            tie_word_embeddings=model.untied is None,
+            attention_bias=False,
+            hidden_act="silu",
+            attention_dropout=model.dropout,
+            bos_token_id=None,
+            eos_token_id=vocab.end,
+            pad_token_id=vocab.pad,
+        )
+    )
     own.load_state_dict(weights(model), strict=True)
     never = [token for token in vocab.special if token != vocab.end]  # our samplers give them no probability either
     own.generation_config = GenerationConfig(eos_token_id=vocab.end, pad_token_id=vocab.pad, suppress_tokens=never)
@@ -51,8 +67,11 @@ def refuse_what_llama_lacks(model: Transformer) -> None:
 
 def weights(model: Transformer) -> dict[str, Tensor]:
     """The weights under the names of transformers."""
-    found = {"model.embed_tokens.weight": model.embedding.weight, "model.norm.weight": model.norm.weight,
-             "lm_head.weight": model.unembedding}
+    found = {
+        "model.embed_tokens.weight": model.embedding.weight,
+        "model.norm.weight": model.norm.weight,
+        "lm_head.weight": model.unembedding,
+    }
     for index, block in enumerate(model.blocks):
         found |= {f"model.layers.{index}.{name}": tensor for name, tensor in _of_block(block).items()}
     return {name: tensor.detach().float().clone() for name, tensor in found.items()}
@@ -65,8 +84,14 @@ def _of_block(block: Block) -> dict[str, Tensor]:
     pairs = (("q_norm", attention.q_norm), ("k_norm", attention.k_norm))
     norms = {f"self_attn.{name}.weight": norm.weight for name, norm in pairs if isinstance(norm, RMSNorm)}
     return {
-        "input_layernorm.weight": block.attention_norm.weight, "post_attention_layernorm.weight": block.ffn_norm.weight,
-        "self_attn.q_proj.weight": q, "self_attn.k_proj.weight": k, "self_attn.v_proj.weight": v,
-        "self_attn.o_proj.weight": attention.out.weight, "mlp.gate_proj.weight": gate, "mlp.up_proj.weight": up,
-        "mlp.down_proj.weight": block.ffn.down.weight, **norms,
+        "input_layernorm.weight": block.attention_norm.weight,
+        "post_attention_layernorm.weight": block.ffn_norm.weight,
+        "self_attn.q_proj.weight": q,
+        "self_attn.k_proj.weight": k,
+        "self_attn.v_proj.weight": v,
+        "self_attn.o_proj.weight": attention.out.weight,
+        "mlp.gate_proj.weight": gate,
+        "mlp.up_proj.weight": up,
+        "mlp.down_proj.weight": block.ffn.down.weight,
+        **norms,
     }

@@ -1,4 +1,5 @@
 """Scaled dot-product attention by whichever form is fastest for the device and the length."""
+
 from __future__ import annotations
 
 from dataclasses import dataclass, field
@@ -8,8 +9,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-# Up to so many keys plain products win on a CPU in bf16: at 128 to 256 keys a causal training step through torch's blocked
-# kernel takes 2.5 to 4 times as long; at 512 the scores begin to leave the cache.
+# Up to so many keys plain products win on a CPU in bf16: at 128 to 256 keys a causal training step through torch's
+# blocked kernel takes 2.5 to 4 times as long; at 512 the scores begin to leave the cache.
 SHORT = 512
 
 
@@ -41,7 +42,12 @@ class Cache:
 
     def select(self, rows: Tensor) -> Cache:
         """The cache of some of the sequences, in the order asked for; a row may come more than once."""
-        return Cache([None if pair is None else (pair[0].index_select(0, rows), pair[1].index_select(0, rows)) for pair in self.pairs])
+        return Cache(
+            [
+                None if pair is None else (pair[0].index_select(0, rows), pair[1].index_select(0, rows))
+                for pair in self.pairs
+            ]
+        )
 
 
 @dataclass
@@ -77,8 +83,12 @@ def attend(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None, causal: bool, d
     """
     plain = q.device.type == "cpu" and q.dtype == torch.bfloat16 and k.shape[2] <= SHORT
     if not plain or dropout:
-        return F.scaled_dot_product_attention(q, k, v, attn_mask=mask, is_causal=causal, dropout_p=dropout, enable_gqa=k.shape[1] != q.shape[1])
-    if _one_query_for_shared_keys(q, k, mask) and not causal:  # heads that share keys are queries of one head: no copies of the keys
+        return F.scaled_dot_product_attention(
+            q, k, v, attn_mask=mask, is_causal=causal, dropout_p=dropout, enable_gqa=k.shape[1] != q.shape[1]
+        )
+    if (
+        _one_query_for_shared_keys(q, k, mask) and not causal
+    ):  # heads that share keys are queries of one head: no copies of the keys
         q_BKGE = q.unflatten(1, (k.shape[1], -1)).squeeze(3)
         return attend(q_BKGE, k, v, mask, False, dropout).flatten(1, 2).unsqueeze(2)
     k, v = for_each_head(k, q.shape[1]), for_each_head(v, q.shape[1])

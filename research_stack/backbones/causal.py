@@ -1,7 +1,9 @@
 """What post-training asks of a causal language model, whoever built it.
 
-Shapes: B texts, L tokens of a pass, S tokens in the cache and then these L, D width, V rows of the unembedding, R rows of a cache.
+Shapes: B texts, L tokens of a pass, S tokens in the cache and then these L, D width, V rows of the unembedding, R rows
+of a cache.
 """
+
 from __future__ import annotations
 
 from contextlib import AbstractContextManager
@@ -19,12 +21,16 @@ class CausalCache(Protocol):
         ...
 
     def select(self, rows_R: Tensor) -> Self:
-        """A cache of these rows (int64, may repeat), which grows by itself: the one it was taken from stays as it is."""
+        """A cache of these rows (int64, may repeat), which grows by itself: the one it was taken from stays as it
+        is.
+        """
         ...
 
 
 class CausalBackbone(Protocol):
-    """A model in which each token sees itself and what is before it; `unembedding` makes logits of its hidden states."""
+    """A model in which each token sees itself and what is before it; `unembedding` makes logits of its hidden
+    states.
+    """
 
     max_length: int
     """Longest text, in tokens."""
@@ -34,15 +40,19 @@ class CausalBackbone(Protocol):
     """Whether blocks are computed again in the backward pass; such a model cannot fill a cache with gradients."""
 
     def read(
-        self, tokens_BL: Tensor, places_BL: Tensor | None = None, seen_BLS: Tensor | None = None, cache: CausalCache | None = None,
+        self,
+        tokens_BL: Tensor,
+        places_BL: Tensor | None = None,
+        seen_BLS: Tensor | None = None,
+        cache: CausalCache | None = None,
     ) -> Tensor:
         """Hidden states (B, L, D), normalised, ready for `head`.
 
         - tokens_BL: int64 ids.
         - places_BL: int64 positions; None: they follow the cache.
-        - seen_BLS: bool, True where a query may look, its own token included. It is the whole rule: a token after the query that it
-          marks is seen. A query that may look nowhere has a finite hidden state without a meaning. None: all of the cache, and of
-          these tokens each sees itself and what is before it.
+        - seen_BLS: bool, True where a query may look, its own token included. It is the whole rule: a token after the
+          query that it marks is seen. A query that may look nowhere has a finite hidden state without a meaning. None:
+          all of the cache, and of these tokens each sees itself and what is before it.
         - cache: grows by these tokens, which follow those in it.
         """
         ...
@@ -61,9 +71,13 @@ class CausalBackbone(Protocol):
         ...
 
     def without_adapters(self) -> AbstractContextManager[None]:
-        """Within it, reading gives the model that the adapters were put on. Raises ValueError for a model that has none."""
+        """Within it, reading gives the model that the adapters were put on. Raises ValueError for a model that has
+        none.
+        """
         ...
 
     def flops_per_token(self, length: int, logits: bool = True) -> float:
-        """Of one forward pass, for a token of a text of `length`: 2 per weight of a matrix (of the unembedding, if `logits`), and attention."""
+        """Of one forward pass, for a token of a text of `length`: 2 per weight of a matrix (of the unembedding, if
+        `logits`), and attention.
+        """
         ...

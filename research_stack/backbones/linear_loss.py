@@ -2,9 +2,10 @@
 
 The logits of a chunk of positions are made, turned into losses and at once into the gradients of hidden states and
 unembedding, then thrown away. So nothing of them is kept for the backward pass nor made twice: one chunk is the peak
-of memory, and the backward pass only scales what is there (the order of work of Hsu et al. 2024, Liger Kernel). What needs no
-gradient (the unembedding under adapters) gets none made.
+of memory, and the backward pass only scales what is there (the order of work of Hsu et al. 2024, Liger Kernel). What
+needs no gradient (the unembedding under adapters) gets none made.
 """
+
 from __future__ import annotations
 
 from collections.abc import Callable
@@ -23,11 +24,18 @@ class _LinearLoss(Function):
 
     @staticmethod
     def forward(
-        ctx: FunctionCtx, hidden_nD: Tensor, unembedding_VD: Tensor, weight_n: Tensor, bias_V: Tensor | None,
-        token_losses: TokenLosses, chunk: int, learning: bool,
+        ctx: FunctionCtx,
+        hidden_nD: Tensor,
+        unembedding_VD: Tensor,
+        weight_n: Tensor,
+        bias_V: Tensor | None,
+        token_losses: TokenLosses,
+        chunk: int,
+        learning: bool,
     ) -> Tensor:
         accurate = torch.promote_types(hidden_nD.dtype, torch.float32)
-        of_hidden, of_unembedding = (learning and needed for needed in ctx.needs_input_grad[:2])  # type: ignore[attr-defined]
+        needed = ctx.needs_input_grad[:2]  # type: ignore[attr-defined]
+        of_hidden, of_unembedding = (learning and need for need in needed)
         hidden_grad_nD = torch.empty_like(hidden_nD) if of_hidden else None
         unembedding_grad_VD = torch.zeros_like(unembedding_VD, dtype=accurate) if of_unembedding else None
         total = hidden_nD.new_zeros((), dtype=accurate)
@@ -45,7 +53,9 @@ class _LinearLoss(Function):
                     hidden_grad_nD[part] = slope_cV @ unembedding_VD
                 if unembedding_grad_VD is not None:
                     unembedding_grad_VD += slope_cV.T @ hidden_nD[part]
-        ctx.save_for_backward(hidden_grad_nD, None if unembedding_grad_VD is None else unembedding_grad_VD.to(unembedding_VD.dtype))
+        ctx.save_for_backward(
+            hidden_grad_nD, None if unembedding_grad_VD is None else unembedding_grad_VD.to(unembedding_VD.dtype)
+        )
         return total
 
     @staticmethod
@@ -56,7 +66,12 @@ class _LinearLoss(Function):
 
 
 def linear_loss(
-    hidden_nD: Tensor, unembedding_VD: Tensor, weight_n: Tensor, token_losses: TokenLosses, bias_V: Tensor | None = None, chunk: int = 1024
+    hidden_nD: Tensor,
+    unembedding_VD: Tensor,
+    weight_n: Tensor,
+    token_losses: TokenLosses,
+    bias_V: Tensor | None = None,
+    chunk: int = 1024,
 ) -> Tensor:
     """The sum of weight * loss over n positions, a float32 scalar (float64 for float64 input).
 
@@ -70,4 +85,6 @@ def linear_loss(
         hidden_nD = hidden_nD.to(torch.get_autocast_dtype(device))
     with torch.autocast(device, enabled=False):
         learning = torch.is_grad_enabled() and (hidden_nD.requires_grad or unembedding_VD.requires_grad)
-        return _LinearLoss.apply(hidden_nD, unembedding_VD.to(hidden_nD.dtype), weight_n, bias_V, token_losses, chunk, learning)
+        return _LinearLoss.apply(
+            hidden_nD, unembedding_VD.to(hidden_nD.dtype), weight_n, bias_V, token_losses, chunk, learning
+        )

@@ -1,4 +1,7 @@
-"""RMSNorm whose backward pass is written out: a third of the time of torch's on a CPU, where it is a tenth of a training step."""
+"""RMSNorm whose backward pass is written out: a third of the time of torch's on a CPU, where it is a tenth of a
+training step.
+"""
+
 from __future__ import annotations
 
 import torch
@@ -19,13 +22,21 @@ class RMSNorm(nn.Module):
         self.weight = nn.Parameter(torch.ones(dim))
 
     def forward(self, x_xE: Tensor, scale_xE: Tensor | None = None, shift_xE: Tensor | None = None) -> Tensor:
-        """The norm of x; with scale and shift, times 1 + scale and plus shift, which may be broadcast (Peebles & Xie 2023)."""
+        """The norm of x; with scale and shift, times 1 + scale and plus shift, which may be broadcast (Peebles & Xie
+        2023).
+        """
         eps, weight_E = torch.finfo(torch.promote_types(x_xE.dtype, torch.float32)).eps, self.weight.to(x_xE.dtype)
         # A compiler writes the plain form out as well as we do, and can fuse it.
         if x_xE.device.type == "cpu" and not torch.compiler.is_compiling():
-            if scale_xE is None and not torch.is_grad_enabled():  # the same numbers, without what a backward pass would cost
+            if (
+                scale_xE is None and not torch.is_grad_enabled()
+            ):  # the same numbers, without what a backward pass would cost
                 return _unit(x_xE, eps)[0].mul_(weight_E)
-            return _RMSNorm.apply(x_xE, weight_E, eps) if scale_xE is None else _Adaptive.apply(x_xE, weight_E, eps, scale_xE, shift_xE)
+            return (
+                _RMSNorm.apply(x_xE, weight_E, eps)
+                if scale_xE is None
+                else _Adaptive.apply(x_xE, weight_E, eps, scale_xE, shift_xE)
+            )
         plain_xE = F.rms_norm(x_xE, weight_E.shape, weight_E, eps)
         return plain_xE if scale_xE is None or shift_xE is None else torch.addcmul(shift_xE, plain_xE, 1 + scale_xE)
 
@@ -64,7 +75,9 @@ class _Adaptive(Function):
     """Keeps neither the plain norm nor 1 + scale, an eighth of a model's activations together."""
 
     @staticmethod
-    def forward(ctx: FunctionCtx, x_xE: Tensor, weight_E: Tensor, eps: float, scale_xE: Tensor, shift_xE: Tensor) -> Tensor:
+    def forward(
+        ctx: FunctionCtx, x_xE: Tensor, weight_E: Tensor, eps: float, scale_xE: Tensor, shift_xE: Tensor
+    ) -> Tensor:
         unit_xE, factor_x1 = _unit(x_xE, eps)
         ctx.save_for_backward(unit_xE, factor_x1, weight_E, scale_xE)
         ctx.shift = shift_xE.dtype, shift_xE.shape

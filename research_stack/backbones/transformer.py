@@ -5,9 +5,10 @@ dot-product attention, optionally with fewer key and value heads (GQA, Ainslie e
 squared ReLU (So et al. 2021), learned positions, norms that read a noise level or a condition at each position (zero at
 the start: Peebles & Xie 2023) and a key-value cache for the causal use.
 
-Shapes: B sequences, L tokens, D width, H heads, K key/value heads, E width of a head, F width of the feed-forward, V tokens,
-C numbers of a condition.
+Shapes: B sequences, L tokens, D width, H heads, K key/value heads, E width of a head, F width of the feed-forward, V
+tokens, C numbers of a condition.
 """
+
 from __future__ import annotations
 
 import math
@@ -106,7 +107,9 @@ class Block(nn.Module):
         return x_BLD + self.drop(self.ffn(self.ffn_norm(x_BLD, scale[1], shift[1])))
 
     def _told(self, condition: Tensor | None) -> tuple[Sequence[Tensor | None], Sequence[Tensor | None]]:
-        """Scales and shifts of both norms. They are made apart: the backward pass keeps the scales, and must not keep the shifts."""
+        """Scales and shifts of both norms. They are made apart: the backward pass keeps the scales, and must not keep
+        the shifts.
+        """
         if self.modulation is None or condition is None:
             return (None, None), (None, None)
         halves = zip(self.modulation.weight.chunk(2), self.modulation.bias.chunk(2), strict=True)
@@ -126,11 +129,12 @@ class Transformer(nn.Module):
     - dropout: of attention weights and of each branch.
     - positions: rotary, or learned vectors added to the embeddings.
     - time_conditioning: takes the noise level t in [0, 1]; at the start its effect is zero.
-    - condition_dim: C, numbers at each position that the model reads besides the token; 0: none. At the start their effect is zero.
+    - condition_dim: C, numbers at each position that the model reads besides the token; 0: none. At the start their
+      effect is zero.
     - conditioning: adaptive: they scale and shift the norms of each block; additive: they are added to the embeddings.
-    - keep_size: with condition_dim, the feed-forward is as much narrower as the conditioning has parameters, so that the model
-      has as many (within .1 %) as one without. spared: further columns by which each feed-forward is narrower, in exchange for
-      `spared_parameters` of what a method adds.
+    - keep_size: with condition_dim, the feed-forward is as much narrower as the conditioning has parameters, so that
+      the model has as many (within .1 %) as one without. spared: further columns by which each feed-forward is
+      narrower, in exchange for `spared_parameters` of what a method adds.
     - tie_embeddings: the unembedding is the embedding.
     - qk_norm: RMSNorm on queries and keys.
     - checkpoint_blocks: recompute each block in the backward pass instead of keeping its activations.
@@ -166,8 +170,14 @@ class Transformer(nn.Module):
         require(layers >= 1, f"layers={layers} must be at least 1")
         require(dim >= 1, f"dim={dim} must be at least 1")
         require(ffn_dim is None or ffn_dim >= 1, f"ffn_dim={ffn_dim} must be at least 1, or null for 8/3 of dim={dim}")
-        require(heads >= 1 and dim % (2 * heads) == 0, f"dim={dim} must be a multiple of 2 * heads={heads}: positions rotate pairs")
-        require(kv_heads is None or (kv_heads >= 1 and heads % kv_heads == 0), f"kv_heads={kv_heads} must divide heads={heads}")
+        require(
+            heads >= 1 and dim % (2 * heads) == 0,
+            f"dim={dim} must be a multiple of 2 * heads={heads}: positions rotate pairs",
+        )
+        require(
+            kv_heads is None or (kv_heads >= 1 and heads % kv_heads == 0),
+            f"kv_heads={kv_heads} must divide heads={heads}",
+        )
         require(0 <= dropout < 1, f"dropout={dropout} must lie in [0, 1)")
         require(max_length >= 1, f"max_length={max_length} must be at least 1")
         require(activation in FEED_FORWARD, f"activation={activation} must be one of {', '.join(FEED_FORWARD)}")
@@ -175,21 +185,36 @@ class Transformer(nn.Module):
         require(conditioning in ("adaptive", "additive"), f"conditioning={conditioning} must be adaptive or additive")
         require(condition_dim >= 0, f"condition_dim={condition_dim} must be at least 0")
         require(spared >= 0, f"spared={spared} must be at least 0")
-        require(not (condition_dim and time_conditioning), f"condition_dim={condition_dim} with time_conditioning=true: the norms can read one of them")
+        require(
+            not (condition_dim and time_conditioning),
+            f"condition_dim={condition_dim} with time_conditioning=true: the norms can read one of them",
+        )
         super().__init__()
         kind, adaptive = FEED_FORWARD[activation], condition_dim if conditioning == "adaptive" else 0
         self.dim, self.layers, self.max_length, self.causal, self.dropout = dim, layers, max_length, causal, dropout
         self.head_dim, self.checkpoint_blocks, self.condition_dim = dim // heads, checkpoint_blocks, condition_dim
         self.ffn_dim = ffn_dim or -(-8 * dim // (32 * kind.matrices)) * 32
-        self.ffn_dim -= spared + (self._columns(condition_dim, adaptive, kind.matrices) if condition_dim and keep_size else 0)
-        require(self.ffn_dim >= 1, f"ffn_dim={ffn_dim} is less than condition_dim={condition_dim} and spared={spared} take of it; lower them")
+        self.ffn_dim -= spared + (
+            self._columns(condition_dim, adaptive, kind.matrices) if condition_dim and keep_size else 0
+        )
+        require(
+            self.ffn_dim >= 1,
+            f"ffn_dim={ffn_dim} is less than condition_dim={condition_dim} and spared={spared} take of it; lower them",
+        )
         self.spared_parameters = spared * kind.matrices * dim * layers
         self.embedding = nn.Embedding(vocab_size, dim)
         self.places = nn.Embedding(max_length, dim) if positions == "learned" else None
         self.added = nn.Linear(condition_dim, dim) if condition_dim and not adaptive else None
         self.blocks = nn.ModuleList(
-            Block(dim, Attention(dim, heads, kv_heads or heads, qk_norm), kind(dim, self.ffn_dim), dropout, dim if time_conditioning else adaptive)
-            for _ in range(layers))
+            Block(
+                dim,
+                Attention(dim, heads, kv_heads or heads, qk_norm),
+                kind(dim, self.ffn_dim),
+                dropout,
+                dim if time_conditioning else adaptive,
+            )
+            for _ in range(layers)
+        )
         self.norm = RMSNorm(dim)
         self.time = nn.Sequential(nn.Linear(TIME_FEATURES, dim), nn.SiLU()) if time_conditioning else None
         self.untied = None if tie_embeddings else nn.Parameter(torch.empty(vocab_size, dim))
@@ -198,21 +223,37 @@ class Transformer(nn.Module):
 
     @staticmethod
     def least_numbers(
-        tokens: int, vocab_size: int, dim: int, layers: int, ffn_dim: int | None, condition_dim: int, positions: str,
-        max_length: int, checkpoint_blocks: bool,
+        tokens: int,
+        vocab_size: int,
+        dim: int,
+        layers: int,
+        ffn_dim: int | None,
+        condition_dim: int,
+        positions: str,
+        max_length: int,
+        checkpoint_blocks: bool,
     ) -> int:
         """Weights, and bf16 activations of a step, at the very least; the check reads it."""
-        return (vocab_size * dim + 2 * layers * dim * dim + layers * (ffn_dim or 0) * dim // 2 + condition_dim * dim
-                + max_length * dim * (positions == "learned")
-                + tokens * dim * (1 if checkpoint_blocks else max(1, layers // 2)))
+        return (
+            vocab_size * dim
+            + 2 * layers * dim * dim
+            + layers * (ffn_dim or 0) * dim // 2
+            + condition_dim * dim
+            + max_length * dim * (positions == "learned")
+            + tokens * dim * (1 if checkpoint_blocks else max(1, layers // 2))
+        )
 
     def _columns(self, condition_dim: int, adaptive: int, matrices: int) -> int:
-        """Columns of the feed-forward that have as many parameters as the conditioning: 4 (C + 1) D a block, or (C + 1) D in all."""
+        """Columns of the feed-forward that have as many parameters as the conditioning: 4 (C + 1) D a block, or (C + 1)
+        D in all.
+        """
         a_block = 4 * (condition_dim + 1) if adaptive else (condition_dim + 1) / self.layers
         return round(a_block / matrices)
 
     def _initialise(self, seed: int) -> None:
-        """N(0, 0.02^2); matrices that write into the residual stream by 1/sqrt(2 layers) less (GPT-2); conditioning: zero."""
+        """N(0, 0.02^2); matrices that write into the residual stream by 1/sqrt(2 layers) less (GPT-2); conditioning:
+        zero.
+        """
         stream = generator(seed, "init")
         for name, parameter in self.named_parameters():
             if parameter.is_meta or "norm" in name:
@@ -238,21 +279,33 @@ class Transformer(nn.Module):
         return Cache([None] * self.layers)
 
     def forward(
-        self, tokens_BL: Tensor, attend_BL: Tensor | None = None, t_B: Tensor | None = None, cache: Cache | None = None,
+        self,
+        tokens_BL: Tensor,
+        attend_BL: Tensor | None = None,
+        t_B: Tensor | None = None,
+        cache: Cache | None = None,
         condition_BLC: Tensor | None = None,
     ) -> Tensor:
         """Hidden states (B, L, D), normalised, ready for `head`.
 
-        - attend_BL: bool, False at padding, which no token sees; None: no padding. With a cache it covers the tokens in it too.
+        - attend_BL: bool, False at padding, which no token sees; None: no padding. With a cache it covers the tokens in
+          it too.
         - t_B: noise level in [0, 1]; used by a model with time_conditioning, which needs it.
         - cache: grows by these tokens, which follow those in it.
         - condition_BLC: what a model with condition_dim reads; None: the norms are plain.
         """
         start, length = (cache.length if cache is not None else 0), tokens_BL.shape[1]
         if attend_BL is not None and attend_BL.shape[1] != start + length:
-            raise ValueError(f"attend_BL has {attend_BL.shape[1]} columns and must have {start + length}: the cache's tokens, then these")
-        look = Everything(self._mask(attend_BL, length, start), self.causal, self.dropout if self.training else 0.0, cache)
-        return self.through(tokens_BL, slice(start, start + length), look, self._time(t_B) if condition_BLC is None else condition_BLC)
+            raise ValueError(
+                f"attend_BL has {attend_BL.shape[1]} columns and must have {start + length}: the cache's tokens, then"
+                " these"
+            )
+        look = Everything(
+            self._mask(attend_BL, length, start), self.causal, self.dropout if self.training else 0.0, cache
+        )
+        return self.through(
+            tokens_BL, slice(start, start + length), look, self._time(t_B) if condition_BLC is None else condition_BLC
+        )
 
     def through(self, tokens_BL: Tensor, places: Places, look: Look, condition: Tensor | None = None) -> Tensor:
         """Hidden states (B, L, D) of tokens at any positions that look as one likes.
@@ -260,7 +313,10 @@ class Transformer(nn.Module):
         - places: where the tokens stand. condition: (B, 1, C) or (B, L, C).
         """
         if isinstance(places, slice):  # to look into a tensor would wait for the device
-            require(places.stop <= self.max_length, f"max_length={self.max_length} is less than the {places.stop} tokens asked for")
+            require(
+                places.stop <= self.max_length,
+                f"max_length={self.max_length} is less than the {places.stop} tokens asked for",
+            )
         return self.through_vectors(self.embedding(tokens_BL), places, look, condition)
 
     def through_vectors(self, x_BLD: Tensor, places: Places, look: Look, condition: Tensor | None = None) -> Tensor:
@@ -277,11 +333,17 @@ class Transformer(nn.Module):
                 x_BLD = block(x_BLD, rope, look, condition, index)
         return self.norm(x_BLD)
 
-    def read(self, tokens_BL: Tensor, places_BL: Tensor | None = None, seen_BLS: Tensor | None = None, cache: Cache | None = None) -> Tensor:
+    def read(
+        self,
+        tokens_BL: Tensor,
+        places_BL: Tensor | None = None,
+        seen_BLS: Tensor | None = None,
+        cache: Cache | None = None,
+    ) -> Tensor:
         """Hidden states (B, L, D) of a causal pass over packed, padded or cached texts (`causal.CausalBackbone`).
 
-        - places_BL: positions; None: behind the cache, or from 0. seen_BLS: bool, True where a query may look, over the S tokens of the
-          cache and of this pass; None: at all up to itself. cache: grows by these tokens.
+        - places_BL: positions; None: behind the cache, or from 0. seen_BLS: bool, True where a query may look, over the
+          S tokens of the cache and of this pass; None: at all up to itself. cache: grows by these tokens.
         """
         start, length = (cache.length if cache is not None else 0), tokens_BL.shape[1]
         if seen_BLS is None:
@@ -338,13 +400,17 @@ class Transformer(nn.Module):
         return sum(p.numel() for p in self.parameters()) - (0 if embeddings else tables)
 
     def flops_per_token(self, length: int, logits: bool = True) -> float:
-        """Of one forward pass: 2 per weight of a matrix (of the unembedding, if `logits`), 4 L D for the attention of a block."""
+        """Of one forward pass: 2 per weight of a matrix (of the unembedding, if `logits`), 4 L D for the attention of a
+        block.
+        """
         matrices = sum(p.numel() for block in self.blocks for p in block.parameters() if p.ndim == 2)
         return 2 * (matrices + logits * self.unembedding.numel()) + self.layers * 4 * length * self.dim
 
 
 class _Rotation(Function):
-    """Rotary positions without the six intermediate tensors and their backward passes: its gradient is the inverse turn."""
+    """Rotary positions without the six intermediate tensors and their backward passes: its gradient is the inverse
+    turn.
+    """
 
     @staticmethod
     def forward(ctx: FunctionCtx, x_BLHE: Tensor, cos_L1E: Tensor, sin_L1E: Tensor) -> Tensor:

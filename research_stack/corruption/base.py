@@ -5,6 +5,7 @@ and write a YAML with its `_target_`. Everything else is shared: levels, protect
 exact counts, substitutes that are never special and never the token they replace, and draws that are a pure
 function of the stream and the row's place in the batch.
 """
+
 from __future__ import annotations
 
 import copy
@@ -128,8 +129,17 @@ class Corruption(ABC):
         masked_BL, replaced_BL, selected_BL = self.choose(rates, p_BL, draws)
         z_BL = self.apply(tokens_BL, masked_BL, replaced_BL, draws)
         mask_share_B1 = (rates.mask / rates.total.clamp_min(1e-300)).unsqueeze(1)
-        return Corrupted(z_BL, masked_BL, replaced_BL, selected_BL, self.time(level_B, rates).float(),
-                         (p_BL * mask_share_B1).float(), p_BL.float(), open_BL, slope_B.float())
+        return Corrupted(
+            z_BL,
+            masked_BL,
+            replaced_BL,
+            selected_BL,
+            self.time(level_B, rates).float(),
+            (p_BL * mask_share_B1).float(),
+            p_BL.float(),
+            open_BL,
+            slope_B.float(),
+        )
 
     def time(self, level_B: Tensor, rates: Rates) -> Tensor:
         """The t of `process` that a row's fractions stand for."""
@@ -178,7 +188,7 @@ class Corruption(ABC):
         return spread(total_B, self.positions(open_BL), open_BL)
 
 
-# Exact counts ----------------------------------------------------------------------------------------------------------
+# Exact counts --------------------------------------------------------------------------------------------------------
 
 
 def settled(value: Tensor) -> Tensor:

@@ -8,6 +8,7 @@ nats over its eligible positions given the others (prompt, separators), so that 
 sequences. `nelbo_by_level` and `fixed_k_by_level` keep the levels apart: what stratified levels balance out is no
 part of that interval (`evaluation.levels`).
 """
+
 from __future__ import annotations
 
 from typing import TYPE_CHECKING, NamedTuple
@@ -82,7 +83,9 @@ def nelbo_by_level(
     for sample in range(samples):
         t_B, rest_B, slope_B = substitution((sample + draws.stratified()) / samples)
         z_BL = _noised(noise, tokens_BL, open_BL, t_B, rest_B, draws)
-        weight_BL = noise.process.weights(t_B.unsqueeze(1), rest_B.unsqueeze(1)).at(z_BL == denoiser.vocab.mask, z_BL == tokens_BL)
+        weight_BL = noise.process.weights(t_B.unsqueeze(1), rest_B.unsqueeze(1)).at(
+            z_BL == denoiser.vocab.mask, z_BL == tokens_BL
+        )
         weight_BL = weight_BL * slope_B.unsqueeze(1) * open_BL
         nats.append(_weighted_terms(denoiser, noise.process, tokens_BL, z_BL, weight_BL, t_B, rest_B, attend_BL))
         levels.append(t_B)
@@ -144,7 +147,13 @@ def _noised(noise: Diffusion, tokens_BL: Tensor, open_BL: Tensor, t_B: Tensor, r
 
 
 def _weighted_terms(
-    denoiser: Denoiser, process: Process, tokens_BL: Tensor, z_BL: Tensor, weight_BL: Tensor, t_B: Tensor, rest_B: Tensor,
+    denoiser: Denoiser,
+    process: Process,
+    tokens_BL: Tensor,
+    z_BL: Tensor,
+    weight_BL: Tensor,
+    t_B: Tensor,
+    rest_B: Tensor,
     attend_BL: Tensor | None,
 ) -> Tensor:
     """The sum over each row of weight * g, with logits only where there is weight, a few rows per model call."""
@@ -156,7 +165,15 @@ def _weighted_terms(
         attend = None if attend_BL is None else attend_BL[cut]
         logits_nV = denoiser.logits(z_BL[cut], attend_BL=attend, t_B=t_B[cut].float(), where_BL=where_BL)
         row_n = where_BL.nonzero()[:, 0]
-        terms_n = _terms(denoiser, process, logits_nV, tokens_BL[cut][where_BL], z_BL[cut][where_BL], t_B[cut][row_n], rest_B[cut][row_n])
+        terms_n = _terms(
+            denoiser,
+            process,
+            logits_nV,
+            tokens_BL[cut][where_BL],
+            z_BL[cut][where_BL],
+            t_B[cut][row_n],
+            rest_B[cut][row_n],
+        )
         sums_B = torch.zeros(len(where_BL), dtype=torch.float64, device=tokens_BL.device)
         parts.append(sums_B.index_add(0, row_n, terms_n * weight_BL[cut][where_BL]))
     return torch.cat(parts)

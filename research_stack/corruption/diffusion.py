@@ -1,4 +1,5 @@
 """Corruption by a diffusion process: every position on its own, with the process's marginals at the row's t."""
+
 from __future__ import annotations
 
 import torch

@@ -12,6 +12,7 @@ The mask's part of the KL is 0 and the rest needs one sum over the vocabulary, T
 
 So no one-hot, no q_t over the vocabulary: logsumexp, two gathers and T, with a backward that keeps only p.
 """
+
 from __future__ import annotations
 
 import torch

@@ -1,4 +1,5 @@
 """Readings of "mask ratio and corruption rate": absolute, conditional and split."""
+
 from __future__ import annotations
 
 from collections.abc import Sequence
@@ -35,16 +36,22 @@ class Absolute(Corruption):
         protection: Protection | None = None,
     ) -> None:
         require(is_rate(mask_ratio), f"mask_ratio={mask_ratio} must lie in [0, 1], or be a range [low, high] within it")
-        require(is_rate(corruption_rate),
-                f"corruption_rate={corruption_rate} must lie in [0, 1], or be a range [low, high] within it")
-        require(high(mask_ratio) + high(corruption_rate) <= 1 + 1e-9,
-                f"mask_ratio={mask_ratio} plus corruption_rate={corruption_rate} must be at most 1")
+        require(
+            is_rate(corruption_rate),
+            f"corruption_rate={corruption_rate} must lie in [0, 1], or be a range [low, high] within it",
+        )
+        require(
+            high(mask_ratio) + high(corruption_rate) <= 1 + 1e-9,
+            f"mask_ratio={mask_ratio} plus corruption_rate={corruption_rate} must be at most 1",
+        )
         super().__init__(times, positions, protection)
         self.mask_ratio, self.corruption_rate = mask_ratio, corruption_rate
 
     def rates(self, level_B: Tensor) -> Rates:
         mask_B = between(self.mask_ratio, level_B)
-        return Rates(mask_B, torch.minimum(between(self.corruption_rate, level_B), 1 - mask_B), torch.zeros_like(level_B))
+        return Rates(
+            mask_B, torch.minimum(between(self.corruption_rate, level_B), 1 - mask_B), torch.zeros_like(level_B)
+        )
 
 
 class Conditional(Corruption):
@@ -64,8 +71,10 @@ class Conditional(Corruption):
         protection: Protection | None = None,
     ) -> None:
         require(is_rate(mask_ratio), f"mask_ratio={mask_ratio} must lie in [0, 1], or be a range [low, high] within it")
-        require(is_rate(corruption_rate),
-                f"corruption_rate={corruption_rate} must lie in [0, 1], or be a range [low, high] within it")
+        require(
+            is_rate(corruption_rate),
+            f"corruption_rate={corruption_rate} must lie in [0, 1], or be a range [low, high] within it",
+        )
         super().__init__(times, positions, protection)
         self.mask_ratio, self.corruption_rate = mask_ratio, corruption_rate
 
@@ -93,9 +102,15 @@ class Split(Corruption):
         positions: Positional | None = None,
         protection: Protection | None = None,
     ) -> None:
-        require(is_rate(select_ratio), f"select_ratio={select_ratio} must lie in [0, 1], or be a range [low, high] within it")
+        require(
+            is_rate(select_ratio),
+            f"select_ratio={select_ratio} must lie in [0, 1], or be a range [low, high] within it",
+        )
         require(0 <= mask <= 1, f"mask={mask} must lie in [0, 1]")
-        require(0 <= replace <= 1 and mask + replace <= 1 + 1e-9, f"replace={replace} must lie in [0, 1] and with mask={mask} be at most 1")
+        require(
+            0 <= replace <= 1 and mask + replace <= 1 + 1e-9,
+            f"replace={replace} must lie in [0, 1] and with mask={mask} be at most 1",
+        )
         super().__init__(times, positions, protection)
         self.select_ratio, self.mask, self.replace = select_ratio, mask, replace
 

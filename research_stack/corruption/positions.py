@@ -1,4 +1,5 @@
 """Rates that depend on the position in the sequence, and how a fraction is spread over positions."""
+
 from __future__ import annotations
 
 import math
@@ -18,7 +19,9 @@ class Positional:
     """
 
     def __init__(self, start: float = 0.5, end: float = 1.5, shape: Literal["linear", "cosine"] = "linear") -> None:
-        require(start >= 0 and end >= 0 and start + end > 0, f"start={start} and end={end} must not be negative, nor both 0")
+        require(
+            start >= 0 and end >= 0 and start + end > 0, f"start={start} and end={end} must not be negative, nor both 0"
+        )
         require(shape in ("linear", "cosine"), f"shape={shape} must be one of linear, cosine")
         self.start, self.end, self.shape = start, end, shape
 

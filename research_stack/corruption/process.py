@@ -10,6 +10,7 @@ they work in the dtype of t, so float64 in gives float64 out.
 Sources: absorbing, Sahoo et al. 2024 (MDLM) and Nie et al. 2025 (LLaDA); uniform, Schiff et al. 2024 (UDLM);
 hybrid, von Ruette et al. 2025 (GIDD), with gamma = 1.
 """
+
 from __future__ import annotations
 
 from abc import ABC, abstractmethod

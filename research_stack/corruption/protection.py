@@ -1,4 +1,5 @@
 """Smart corruption: positions that are left alone because their tokens carry the meaning."""
+
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
@@ -31,7 +32,9 @@ class Protection(ABC):
         candidate_BL = self.candidates(tokens_BL, eligible_BL, prompt_BL) & eligible_BL
         key_BL = torch.where(candidate_BL, rarity_V[tokens_BL].double(), -torch.inf)
         order_BL = key_BL.argsort(dim=1, descending=True, stable=True)
-        rank_BL = torch.empty_like(order_BL).scatter_(1, order_BL, torch.arange(order_BL.shape[1], device=order_BL.device).expand_as(order_BL))
+        rank_BL = torch.empty_like(order_BL).scatter_(
+            1, order_BL, torch.arange(order_BL.shape[1], device=order_BL.device).expand_as(order_BL)
+        )
         limit_B1 = (self.share * eligible_BL.sum(1, keepdim=True) + 1e-9).floor()
         return candidate_BL & (rank_BL < limit_B1)
 
@@ -41,8 +44,10 @@ class PromptTokens(Protection):
 
     def candidates(self, tokens_BL: Tensor, eligible_BL: Tensor, prompt_BL: Tensor | None) -> Tensor:
         if prompt_BL is None or not bool(prompt_BL.any()):
-            raise ValueError("protection=PromptTokens needs rows with prompts and these have none: choose data that has "
-                             "(data=docstrings), or protection=RareTokens")
+            raise ValueError(
+                "protection=PromptTokens needs rows with prompts and these have none: choose data that has "
+                "(data=docstrings), or protection=RareTokens"
+            )
         size = int(tokens_BL.max()) + 1
         seen_BV = torch.zeros(len(tokens_BL), size + 1, dtype=torch.bool, device=tokens_BL.device)
         seen_BV.scatter_(1, torch.where(prompt_BL, tokens_BL, size), True)  # the last column collects the rest

@@ -1,4 +1,5 @@
 """Noise levels of a batch: how t is drawn for each sequence."""
+
 from __future__ import annotations
 
 import math
@@ -23,13 +24,14 @@ def arcsine(s: Tensor) -> tuple[Tensor, Tensor, Tensor]:
 
 
 def heavy_ended(s: Tensor, share: float = 0.25) -> tuple[Tensor, Tensor, Tensor]:
-    """t, 1 - t and dt/ds (1 over the density of t) of a mixture: `arcsine` with a `share` of levels still nearer the ends.
+    """t, 1 - t and dt/ds (1 over the density of t) of a mixture: `arcsine` with a `share` of levels still nearer the
+    ends.
 
     Under hybrid noise a substituted token at a small t weighs 1/t and comes with probability sqrt(t), so the second
     moment of the bound needs a density of t steeper than t^(-1/2): with uniform t it is infinite, and with arcsine t
     by a logarithm. The share has t = r^4 / (r^4 + (1-r)^4), a density like t^(-3/4). Weighting by the density of the
-    whole mixture (the balance heuristic of Veach and Guibas 1995) costs at most 1 / (1 - share) of arcsine's efficiency.
-    s in [0, 1], any shape, float64; below `share` it goes to the steep part.
+    whole mixture (the balance heuristic of Veach and Guibas 1995) costs at most 1 / (1 - share) of arcsine's
+    efficiency. s in [0, 1], any shape, float64; below `share` it goes to the steep part.
     """
     r = (s / share).clamp(_EDGE, 1 - _EDGE)
     near, far = r**4, (1 - r) ** 4

@@ -2,6 +2,7 @@
 
 Names are resolved when first used: the sources and tokenizers can be had without torch or lightning.
 """
+
 from __future__ import annotations
 
 from importlib import import_module

@@ -1,11 +1,13 @@
 """Exact arithmetic on short expressions: what `3*(4+1)` is worth, and which expressions are worth N. No torch.
 
-The grammar is that of school: integers without leading zeros, + - * / and parentheses, no sign in front. Nothing is ever handed to `eval`.
+The grammar is that of school: integers without leading zeros, + - * / and parentheses, no sign in front. Nothing is
+ever handed to `eval`.
 
     sum    := product (("+" | "-") product)*
     product := atom (("*" | "/") atom)*
     atom   := integer | "(" sum ")"
 """
+
 from __future__ import annotations
 
 import re

@@ -5,6 +5,7 @@ temporary folder and renames it; the others wait and find it. Only the holder of
 temporary folder found under the lock was left by a killed process and is removed. Each file's size and CRC-32 stand in
 meta.json, and its own too: a damaged cache is noticed, logged and built again.
 """
+
 from __future__ import annotations
 
 import fcntl
@@ -76,9 +77,7 @@ class Cache:
         except OSError as error:
             if error.errno is None or self._foreign(error):
                 raise
-            raise OSError(
-                f"cache_dir={self.root} cannot be written: {error.strerror}; {ADVICE}"
-            ) from error
+            raise OSError(f"cache_dir={self.root} cannot be written: {error.strerror}; {ADVICE}") from error
         return self.path, meta
 
     def _foreign(self, error: OSError) -> bool:

@@ -11,12 +11,21 @@ FAR = 2.0  # a side that is so many times as large or as small as was asked for 
 
 
 def judge_split(train: int, validation: int, fraction: float, what: str) -> None:
-    """Warn in one line when the validation share is far from the fraction: then a few large groups hold most of the documents."""
+    """Warn in one line when the validation share is far from the fraction: then a few large groups hold most of the
+    documents.
+    """
     share = validation / (train + validation)
     if not (fraction / FAR <= share <= fraction * FAR and (1 - fraction) / FAR <= 1 - share <= (1 - fraction) * FAR):
-        log.warning("validation_fraction=%s: %d of %d %s (%.1f %%) are kept for validation, since what belongs together stays on one side (equal "
-                    "texts, pairs of one prompt, groups) and there are few such groups; another fraction, or more data, may come nearer",
-                    fraction, validation, train + validation, what, 100 * share)  # fmt: skip
+        log.warning(
+            "validation_fraction=%s: %d of %d %s (%.1f %%) are kept for validation, since what belongs together stays"
+            " on one side (equal texts, pairs of one prompt, groups) and there are few such groups; another fraction,"
+            " or more data, may come nearer",
+            fraction,
+            validation,
+            train + validation,
+            what,
+            100 * share,
+        )
 
 
 def judge_losses(
@@ -25,7 +34,8 @@ def judge_losses(
     """Warn in one line of what is not used, or not whole. Raises ValueError when more than the share `most` is lost.
 
     - used: the documents that are left, cut ones among them. dropped: those that are not, and why.
-    - odd: `OddRecords.summary()`; may be empty. truncated: documents that were cut. of: a data set, where there are several.
+    - odd: `OddRecords.summary()`; may be empty. truncated: documents that were cut. of: a data set, where there are
+      several.
     """
     left_out, blank, first = odd.get("left_out", 0), odd.get("blank", 0), odd.get("first")
     total, lost = used + dropped + left_out + blank, dropped + left_out

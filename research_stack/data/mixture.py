@@ -1,11 +1,13 @@
 """Batches of a mixture of sources: which question stands in which row of a step is a function of (seed, step) alone.
 
-Each source runs through shuffled epochs of its own. How many rows of a step are of which source follows from the weights by
-systematic sampling (Madow and Madow 1944): within one of the exact share in every step, and on the long run exact. The one
-number that a step's sampling needs is a term of the additive sequence of the golden ratio, which is spread evenly over the steps.
+Each source runs through shuffled epochs of its own. How many rows of a step are of which source follows from the
+weights by systematic sampling (Madow and Madow 1944): within one of the exact share in every step, and on the long run
+exact. The one number that a step's sampling needs is a term of the additive sequence of the golden ratio, which is
+spread evenly over the steps.
 
 Shapes: N questions, K sources, S steps, B questions of a global batch.
 """
+
 from __future__ import annotations
 
 from collections.abc import Sequence
@@ -39,19 +41,37 @@ class Numbers:
 
 
 class MixedBatches(StepBatches):
-    """Endless steps' batches {"question": int64 (B/world,)} of one rank; each row is of a source with the probability of its weight.
+    """Endless steps' batches {"question": int64 (B/world,)} of one rank; each row is of a source with the probability
+    of its weight.
 
     - parts: the training questions of each source. weights: of each source, above 0; only their ratios count.
     - names: of the sources; the order of one depends on its name and not on the others.
     """
 
-    def __init__(self, parts: Sequence[Numbers], weights: Sequence[float], names: Sequence[str], batch_size: int, seed: int, start_step: int, rank: int,
-                 world: int, repeat: int = 1) -> None:  # fmt: skip
-        super().__init__(None, batch_size, start_step, rank, world, repeat)  # type: ignore[arg-type]  # rows lie in the parts
+    def __init__(
+        self,
+        parts: Sequence[Numbers],
+        weights: Sequence[float],
+        names: Sequence[str],
+        batch_size: int,
+        seed: int,
+        start_step: int,
+        rank: int,
+        world: int,
+        repeat: int = 1,
+    ) -> None:
+        # no rows of its own: they lie in the parts
+        super().__init__(None, batch_size, start_step, rank, world, repeat)  # type: ignore[arg-type]
         self.parts, self.seed = parts, seed
-        self.epochs = [TrainBatches(part, 1, seed_of(seed, "source", name), 0, 0, 1) for part, name in zip(parts, names, strict=True)]  # type: ignore[arg-type]
+        self.epochs = [
+            TrainBatches(part, 1, seed_of(seed, "source", name), 0, 0, 1)
+            for part, name in zip(parts, names, strict=True)
+        ]  # type: ignore[arg-type]
         self.bounds_K = np.round(np.cumsum(weights) / np.sum(weights) * batch_size, 9)
-        self._seen: tuple[int, np.ndarray] = (0, np.zeros(len(parts), np.int64))  # a step, and the rows of each source before it
+        self._seen: tuple[int, np.ndarray] = (
+            0,
+            np.zeros(len(parts), np.int64),
+        )  # a step, and the rows of each source before it
 
     def counts(self, steps_S: np.ndarray) -> np.ndarray:
         """(S, K) int64: the rows of each source in these steps; they sum to B."""
@@ -69,7 +89,14 @@ class MixedBatches(StepBatches):
     def batch(self, step: int) -> Batch:
         """This rank's B/world questions of a step."""
         numbers = []
-        for part, epochs, first, count in zip(self.parts, self.epochs, self.before(step), self.counts(np.array([step]))[0], strict=True):
-            numbers += [part.number_N[epochs.order(e)[i]] for e, i in (divmod(p, len(part)) for p in range(int(first), int(first + count)))]
-        order_B = torch.randperm(self.batch_size, generator=generator(self.seed, "mixture", step)).numpy()  # no rank sees one source alone
+        for part, epochs, first, count in zip(
+            self.parts, self.epochs, self.before(step), self.counts(np.array([step]))[0], strict=True
+        ):
+            numbers += [
+                part.number_N[epochs.order(e)[i]]
+                for e, i in (divmod(p, len(part)) for p in range(int(first), int(first + count)))
+            ]
+        order_B = torch.randperm(
+            self.batch_size, generator=generator(self.seed, "mixture", step)
+        ).numpy()  # no rank sees one source alone
         return {"question": torch.from_numpy(np.array(numbers, np.int64)[order_B[self.share]])}

@@ -1,15 +1,16 @@
 """TokenData: the batches of a corpus, as a LightningDataModule that works without a trainer too.
 
 The training loader is endless and one item of it is one optimizer step: this device's rows of the global batch.
-Which rows a step sees is a function of (seed, step) alone, so a run resumed at a step goes on exactly where it was, with
-any number of loader workers and any number of devices. There are two orders:
+Which rows a step sees is a function of (seed, step) alone, so a run resumed at a step goes on exactly where it was,
+with any number of loader workers and any number of devices. There are two orders:
 
-- shuffled: the rows of each epoch in an order drawn from the stream (seed, "order", epoch), laid end to end and cut into
-  batches.
+- shuffled: the rows of each epoch in an order drawn from the stream (seed, "order", epoch), laid end to end and cut
+  into batches.
 - contiguous: row b of a step goes on where row b of the step before stopped, for models that carry a state over steps.
 
 Shapes: N rows, B sequences of a global batch, L tokens of a sequence.
 """
+
 from __future__ import annotations
 
 import builtins
@@ -55,13 +56,26 @@ def place() -> tuple[int, int]:
 
 
 def batch_of(rows: Rows) -> Batch:
-    """The rows as tensors: tokens int64 (B, L); eligible, attend and prompt bool (B, L); of packed pairs sample and place int64 (B, L)."""
+    """The rows as tensors: tokens int64 (B, L); eligible, attend and prompt bool (B, L); of packed pairs sample and
+    place int64 (B, L).
+    """
     return {name: torch.from_numpy(array) for name, array in rows.arrays().items()}
 
 
 def codec_identity(codec: Codec) -> str:
-    """12 hexadecimal digits that tell codecs apart by what they make of a text: ids of one codec mean nothing to a model of another."""
-    ids = codec.encode("\n".join([string.printable, *(f"{word} {word.title()}{word}" for word in keyword.kwlist), builtins.__doc__ or "", str.__doc__ or ""]))
+    """12 hexadecimal digits that tell codecs apart by what they make of a text: ids of one codec mean nothing to a
+    model of another.
+    """
+    ids = codec.encode(
+        "\n".join(
+            [
+                string.printable,
+                *(f"{word} {word.title()}{word}" for word in keyword.kwlist),
+                builtins.__doc__ or "",
+                str.__doc__ or "",
+            ]
+        )
+    )
     return hashlib.sha256(json.dumps([codec.vocab.size, *ids]).encode()).hexdigest()[:12]
 
 
@@ -94,7 +108,9 @@ class StepBatches(IterableDataset):
 class TrainBatches(StepBatches):
     """The rows of each epoch in an order of its own, from the stream (seed, "order", epoch)."""
 
-    def __init__(self, rows: Rows, batch_size: int, seed: int, start_step: int, rank: int, world: int, repeat: int = 1) -> None:
+    def __init__(
+        self, rows: Rows, batch_size: int, seed: int, start_step: int, rank: int, world: int, repeat: int = 1
+    ) -> None:
         super().__init__(rows, batch_size, start_step, rank, world, repeat)
         self.seed = seed
         self._orders: dict[int, np.ndarray] = {}
@@ -120,23 +136,30 @@ class TrainBatches(StepBatches):
 class ContiguousBatches(StepBatches):
     """The rows of plain text laid end to end, cut into B equal stretches; row b of every step is a window of stretch b.
 
-    The windows of a stretch begin L - overlap tokens apart. After the last that fits, all rows begin again at the first.
+    The windows of a stretch begin L - overlap tokens apart. After the last that fits, all rows begin again at the
+    first.
 
     - overlap: tokens that a window has in common with the one before it, in [0, L).
 
     Raises ValueError in one line for pairs, and for a text that does not hold B windows.
     """
 
-    def __init__(self, rows: Rows, batch_size: int, overlap: int, start_step: int = 0, rank: int = 0, world: int = 1) -> None:
+    def __init__(
+        self, rows: Rows, batch_size: int, overlap: int, start_step: int = 0, rank: int = 0, world: int = 1
+    ) -> None:
         super().__init__(rows, batch_size, start_step, rank, world)
         if not rows.plain:
-            raise ValueError("order=contiguous needs plain text: the rows of this corpus are prompt and response pairs; use order=shuffled")
+            raise ValueError(
+                "order=contiguous needs plain text: the rows of this corpus are prompt and response pairs; use"
+                " order=shuffled"
+            )
         length = rows.tokens.shape[1]
         self.stretch, self.stride = rows.tokens.size // batch_size, length - overlap
         if self.stretch < length:
             raise ValueError(
-                f"batch_size={batch_size} is too large for order=contiguous: the {rows.tokens.size} training tokens cut into so many "
-                f"stretches leave {self.stretch} tokens each, less than sequence_length={length}; lower either, or use a larger corpus"
+                f"batch_size={batch_size} is too large for order=contiguous: the {rows.tokens.size} training tokens cut"
+                f" into so many stretches leave {self.stretch} tokens each, less than sequence_length={length}; lower"
+                " either, or use a larger corpus"
             )
         self.windows = (self.stretch - length) // self.stride + 1
 
@@ -147,7 +170,10 @@ class ContiguousBatches(StepBatches):
     def batch(self, step: int) -> Batch:
         """This rank's rows of a step, and `fresh`, bool (B/world,): the row does not go on from the step before."""
         starts_B = self.starts(step)
-        return {**batch_of(self.rows.windows(starts_B)), "fresh": torch.full((len(starts_B),), step % self.windows == 0)}
+        return {
+            **batch_of(self.rows.windows(starts_B)),
+            "fresh": torch.full((len(starts_B),), step % self.windows == 0),
+        }
 
 
 class ValidationBatches(IterableDataset):
@@ -177,15 +203,18 @@ class TokenData(lightning.LightningDataModule):
     - num_workers: loader processes; 0 reads in the training process, which is fast enough for a memory map.
     - seed: of the order of the rows. The split and the tokenizer do not depend on it.
     - path: what the source reads, a label; the source takes it by interpolation, so that `data.path=FILE` works.
-    - order: of the training rows, `shuffled` anew each epoch, or `contiguous`: row b of a step goes on where row b of the
-      step before stopped (plain text only), and batches have a further entry `fresh`, bool (B,), true where it does not.
+    - order: of the training rows, `shuffled` anew each epoch, or `contiguous`: row b of a step goes on where row b of
+      the step before stopped (plain text only), and batches have a further entry `fresh`, bool (B,), true where it does
+      not.
     - overlap: with `contiguous`, the last tokens of a row that the next step's row begins with again, in [0, L).
-    - pack: several pairs to a row. Batches have two further entries, int64 (B, L): `sample`, the number of the pair in its row
-      (-1 at padding), and `place`, the position within the pair; a method that takes packed rows lets no pair see another.
-    - max_dropped: refuse the corpus where more than this share of its records is dropped, since they do not fit, or left out, since
-      they are odd; in [0, 1]. What is lost below it is told in one warning.
+    - pack: several pairs to a row. Batches have two further entries, int64 (B, L): `sample`, the number of the pair in
+      its row (-1 at padding), and `place`, the position within the pair; a method that takes packed rows lets no pair
+      see another.
+    - max_dropped: refuse the corpus where more than this share of its records is dropped, since they do not fit, or
+      left out, since they are odd; in [0, 1]. What is lost below it is told in one warning.
 
-    Of prompts alone (documents with the text "") a row is the prompt and padding, and nothing is eligible: `prompts_only`.
+    Of prompts alone (documents with the text "") a row is the prompt and padding, and nothing is eligible:
+    `prompts_only`.
 
     `prepare()` must be called before the other attributes are used; it is idempotent, and Lightning calls it too.
     """
@@ -214,12 +243,21 @@ class TokenData(lightning.LightningDataModule):
         require(sequence_length >= 2, f"sequence_length={sequence_length} must be at least 2")
         require(batch_size >= 1, f"batch_size={batch_size} must be at least 1")
         require(0 < validation_fraction < 1, f"validation_fraction={validation_fraction} must lie between 0 and 1")
-        require(validation_rows is None or validation_rows >= 1, f"validation_rows={validation_rows} must be at least 1, or null for all")
+        require(
+            validation_rows is None or validation_rows >= 1,
+            f"validation_rows={validation_rows} must be at least 1, or null for all",
+        )
         require(num_workers >= 0, f"num_workers={num_workers} must not be negative")
         require(num_workers <= 1_024, f"num_workers={num_workers} must be at most 1,024")
         require(order in ("shuffled", "contiguous"), f"order={order} must be shuffled or contiguous")
-        require(0 <= overlap < sequence_length, f"overlap={overlap} must be at least 0 and below sequence_length={sequence_length}")
-        require(overlap == 0 or order == "contiguous", f"overlap={overlap} needs order=contiguous: shuffled rows do not follow one another")
+        require(
+            0 <= overlap < sequence_length,
+            f"overlap={overlap} must be at least 0 and below sequence_length={sequence_length}",
+        )
+        require(
+            overlap == 0 or order == "contiguous",
+            f"overlap={overlap} needs order=contiguous: shuffled rows do not follow one another",
+        )
         require(not pack or order == "shuffled", f"pack={pack} needs order=shuffled: packed pairs have no other")
         require(0 <= max_dropped <= 1, f"max_dropped={max_dropped} must lie in [0, 1]")
         self.source, self.tokenizer, self.path = source, tokenizer, path
@@ -243,18 +281,27 @@ class TokenData(lightning.LightningDataModule):
         self.tokenizer.check()
 
     def prepare_codec(self, folder: Path, prompts_only: bool, writes_end: bool = False) -> None:
-        """Instead of `prepare()`, where there is a prompt to go on from and no corpus is read: the codec that `codec.save` wrote, and no rows.
+        """Instead of `prepare()`, where there is a prompt to go on from and no corpus is read: the codec that
+        `codec.save` wrote, and no rows.
 
         - prompts_only, writes_end: what the run said of its data (`describe`).
         """
         self.codec, self._prompts_only, self.writes_end = self.tokenizer.load(folder), prompts_only, writes_end
 
     def prepare(self) -> None:
-        """Build or open the cache. Raises ValueError (no row, no validation document, no such order, no pairs to pack, too much lost) or OSError in one line."""
+        """Build or open the cache. Raises ValueError (no row, no validation document, no such order, no pairs to pack,
+        too much lost) or OSError in one line.
+        """
         if self._meta is not None:
             return
         self.check()
-        parts = [PACKING, self.source.fingerprint(), self.tokenizer.fingerprint(), self.sequence_length, self.validation_fraction]
+        parts = [
+            PACKING,
+            self.source.fingerprint(),
+            self.tokenizer.fingerprint(),
+            self.sequence_length,
+            self.validation_fraction,
+        ]
         parts += ["packed"] * self.pack  # caches of rows that are not packed keep the fingerprint they had
         self.fingerprint = hashlib.sha256(json.dumps(parts).encode()).hexdigest()[:20]
         folder, meta = Cache(self.cache_dir, self.fingerprint).folder(self._build)
@@ -262,7 +309,9 @@ class TokenData(lightning.LightningDataModule):
         self.codec = self.tokenizer.load(folder)
         self.train = Rows.load(folder, "train", self.vocab, self.sequence_length)
         if self.order == "contiguous":
-            ContiguousBatches(self.train, self.batch_size, self.overlap)  # a corpus that has no such order shows now, not at the first step
+            ContiguousBatches(
+                self.train, self.batch_size, self.overlap
+            )  # a corpus that has no such order shows now, not at the first step
         validation = Rows.load(folder, "validation", self.vocab, self.sequence_length)
         taken = validation.spread_indices(self.validation_rows or len(validation))
         self.validation, self.validation_document = validation.take(taken), validation.document[taken]
@@ -278,13 +327,15 @@ class TokenData(lightning.LightningDataModule):
         for name, count in counts.items():
             if count["dropped"] == count["documents"] > 0:
                 raise ValueError(
-                    f"sequence_length={self.sequence_length} is too short: all {count['documents']} {name} prompts take more than their room, "
-                    "which is half a row before a response that does not fit, and a row where they stand alone; lengthen it, or shorten the prompts"
+                    f"sequence_length={self.sequence_length} is too short: all {count['documents']} {name} prompts take"
+                    " more than their room, which is half a row before a response that does not fit, and a row where"
+                    " they stand alone; lengthen it, or shorten the prompts"
                 )
             if not count["rows"]:
                 raise ValueError(
-                    f"sequence_length={self.sequence_length} is too long: the {count['documents']} {name} documents have "
-                    f"{count['tokens']} tokens, which fill no row; shorten it, or use a larger corpus or validation_fraction"
+                    f"sequence_length={self.sequence_length} is too long: the {count['documents']} {name} documents"
+                    f" have {count['tokens']} tokens, which fill no row; shorten it, or use a larger corpus or"
+                    " validation_fraction"
                 )
         odd = {"odd": self.source.odd.summary()} if isinstance(self.source, Selective) else {}
         return {"duplicates": int((sides == DUPLICATE).sum()), **counts, **odd}
@@ -292,8 +343,13 @@ class TokenData(lightning.LightningDataModule):
     def _judge(self, meta: dict[str, Any]) -> None:
         """Tell in one line what of the corpus is not used, and what is lopsided; ValueError where too much is lost."""
         train, validation = meta["train"], meta["validation"]
-        documents, dropped, truncated = (train[name] + validation[name] for name in ("documents", "dropped", "truncated"))
-        why = f"they do not fit sequence_length={self.sequence_length}, and their prompt takes more than half of it (alone: all)"
+        documents, dropped, truncated = (
+            train[name] + validation[name] for name in ("documents", "dropped", "truncated")
+        )
+        why = (
+            f"they do not fit sequence_length={self.sequence_length}, and their prompt takes more than half of it"
+            " (alone: all)"
+        )
         judge_losses(documents - dropped, dropped, meta.get("odd", {}), self.max_dropped, why, truncated)
         judge_split(train["documents"], validation["documents"], self.validation_fraction, "documents")
 
@@ -318,20 +374,32 @@ class TokenData(lightning.LightningDataModule):
         return {"vocab": self.vocab, "codec": self.codec}
 
     def check_fit(self, model: Bounded, method: type[TrainingModule]) -> None:
-        """Raise ValueError when rows are longer than the model, or packed and the method does not keep their pairs apart."""
+        """Raise ValueError when rows are longer than the model, or packed and the method does not keep their pairs
+        apart.
+        """
         length, longest = self.sequence_length, model.max_length
-        require(length <= longest, f"sequence_length={length} exceeds model.max_length={longest}: raise one or lower the other")
-        require(not self.pack or method.keeps_pairs_apart, f"pack={self.pack} would let pairs of a row see one another under method={method.__name__}; set pack=false")
+        require(
+            length <= longest,
+            f"sequence_length={length} exceeds model.max_length={longest}: raise one or lower the other",
+        )
+        require(
+            not self.pack or method.keeps_pairs_apart,
+            f"pack={self.pack} would let pairs of a row see one another under method={method.__name__}; set pack=false",
+        )
 
     def serve(self, method: type[TrainingModule]) -> None:
-        """Lay the rows out for a method of this class. One that learns to stop gets pairs whose rows are filled with end tokens, which it may write."""
+        """Lay the rows out for a method of this class. One that learns to stop gets pairs whose rows are filled with
+        end tokens, which it may write.
+        """
         if method.learns_to_stop and self.train.pairs:
             self.writes_end = True
             self.train, self.validation = self.train.filled_with_ends(), self.validation.filled_with_ends()
 
     @property
     def vocab(self) -> Vocabulary:
-        """Sizes and special ids of the codec; of pairs for a method that learns to stop, with an end token that is written (`serve`)."""
+        """Sizes and special ids of the codec; of pairs for a method that learns to stop, with an end token that is
+        written (`serve`).
+        """
         return self.codec.vocab.with_end_written() if self.writes_end else self.codec.vocab
 
     @property
@@ -345,19 +413,25 @@ class TokenData(lightning.LightningDataModule):
         return self.meta["validation"]["bytes"] / self.meta["validation"]["tokens"]
 
     def train_tokens(self, limit: int | None = None) -> np.ndarray:
-        """(n,) int64: the training rows' tokens one after another, end tokens included, padding left out; n <= limit."""
+        """(n,) int64: the training rows' tokens one after another, end tokens included, padding left out; n <=
+        limit.
+        """
         rows = len(self.train) if limit is None else -(-limit // self.sequence_length)
         return self.train.take(slice(0, rows)).stream()[:limit]
 
     def validation_documents(self) -> list[str]:
-        """The texts of the validation rows, cut at end tokens and, of pairs, before each prompt; the first and last may be incomplete."""
+        """The texts of the validation rows, cut at end tokens and, of pairs, before each prompt; the first and last may
+        be incomplete.
+        """
         texts = map(self.codec.decode, self.validation.pieces())
         return [text for text in texts if text.strip()]
 
     def describe(self) -> dict[str, Any]:
-        """Fingerprint and sizes: documents, bytes, tokens, rows of both sides; what was removed, cut, dropped and filled.
+        """Fingerprint and sizes: documents, bytes, tokens, rows of both sides; what was removed, cut, dropped and
+        filled.
 
-        `filled` is the share of the training rows that is not padding. What a source says of itself comes as `source_...`.
+        `filled` is the share of the training rows that is not padding. What a source says of itself comes as
+        `source_...`.
         """
         sides = {f"{side}_{name}": n for side in ("train", "validation") for name, n in self.meta[side].items()}
         facts = self.source.describe() if isinstance(self.source, Described) else {}
@@ -401,7 +475,9 @@ class TokenData(lightning.LightningDataModule):
     def val_dataloader(self) -> DataLoader:
         """Finite, in a fixed order; with w devices the last len(validation) % w rows are left out."""
         rank, world = place()
-        return self._loader(ValidationBatches(self.validation, max(1, self.batch_size // world), rank, world), workers=0)
+        return self._loader(
+            ValidationBatches(self.validation, max(1, self.batch_size // world), rank, world), workers=0
+        )
 
     def _loader(self, dataset: IterableDataset, workers: int | None = None) -> DataLoader:
         workers = self.num_workers if workers is None else workers

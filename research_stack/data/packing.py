@@ -1,18 +1,19 @@
 """Documents to rows of token ids: the split by document, the cutting, and the rows that are read back. No torch.
 
 - Split: a document's side is a function of its text alone (SHA-256), so copies of a text fall on one side; exact
-  copies are removed. Of a pair the prompt decides, so one prompt never stands on both sides, while one response ("yes") may:
-  where all pairs have the same prompt, prompt and response decide. Documents that a source puts into a group stay together:
-  there the group's name decides.
+  copies are removed. Of a pair the prompt decides, so one prompt never stands on both sides, while one response ("yes")
+  may: where all pairs have the same prompt, prompt and response decide. Documents that a source puts into a group stay
+  together: there the group's name decides.
 - Plain text: documents, each closed by the end token, are laid end to end and cut into rows of L; the last,
   unfilled row is dropped. No padding.
-- Pairs: one row each: prompt, response, end, padding. What fits is kept. Of what does not, the response is cut (and has no
-  end token), unless the prompt takes more than half of the row: then the pair is dropped. Both are counted.
+- Pairs: one row each: prompt, response, end, padding. What fits is kept. Of what does not, the response is cut (and has
+  no end token), unless the prompt takes more than half of the row: then the pair is dropped. Both are counted.
 - Packed pairs: several of them one after another in a row, each whole, so that less of a row is padding. What belongs
   together is marked, since no pair may see another.
-- Prompts alone (a prompt with the text ""): one row each: prompt, padding. One that is longer than the row is dropped and
-  counted. Nothing in such a row is eligible.
+- Prompts alone (a prompt with the text ""): one row each: prompt, padding. One that is longer than the row is dropped
+  and counted. Nothing in such a row is eligible.
 """
+
 from __future__ import annotations
 
 import hashlib
@@ -40,7 +41,9 @@ def side_of(document: Document, validation_fraction: float) -> int:
 
 
 def _alike(document: Document) -> str:
-    """What documents on one side of the split have in common: the group, or the prompt, or the text that has neither."""
+    """What documents on one side of the split have in common: the group, or the prompt, or the text that has
+    neither.
+    """
     return document.group or document.prompt or document.text
 
 
@@ -58,8 +61,8 @@ def split(source: Source, validation_fraction: float) -> np.ndarray:
     """(documents,) uint8: the side of each document, DUPLICATE for exact copies and for blank texts.
 
     A prompt with the text "" stands for itself and is kept; a prompt with a text of blanks is not.
-    When chance leaves the validation side (or the train side) empty, the document nearest to the threshold crosses over.
-    Raises ValueError when there are fewer than two different documents.
+    When chance leaves the validation side (or the train side) empty, the document nearest to the threshold crosses
+    over. Raises ValueError when there are fewer than two different documents.
     """
     for alike in (_alike, _both):
         fresh, rank = _ranked(source, alike)
@@ -93,7 +96,9 @@ def _ranked(source: Source, alike: Callable[[Document], str]) -> tuple[np.ndarra
 
 @dataclass
 class Counts:
-    """What became of the documents of one side. `bytes` and `tokens` are of the texts (of prompts alone: theirs), before cutting."""
+    """What became of the documents of one side. `bytes` and `tokens` are of the texts (of prompts alone: theirs),
+    before cutting.
+    """
 
     documents: int = 0
     bytes: int = 0
@@ -222,14 +227,24 @@ def require_pairs(source: Source) -> None:
     """Raise ValueError at the first document that is no pair of a prompt and a response: it cannot be packed."""
     for document in source.documents():
         if document.prompt is None or document.text == "":
-            what = "plain text, which fills its rows anyway" if document.prompt is None else "a prompt without a response"
-            raise ValueError(f"pack=true needs pairs of a prompt and a response, and '{document.key[:200]}' of this corpus is {what}; set pack=false")
+            what = (
+                "plain text, which fills its rows anyway" if document.prompt is None else "a prompt without a response"
+            )
+            raise ValueError(
+                f"pack=true needs pairs of a prompt and a response, and '{document.key[:200]}' of this corpus is"
+                f" {what}; set pack=false"
+            )
 
 
-def pack(source: Source, sides: np.ndarray, codec: Codec, length: int, folder: Path, pairs: bool = False) -> dict[str, dict[str, int]]:
+def pack(
+    source: Source, sides: np.ndarray, codec: Codec, length: int, folder: Path, pairs: bool = False
+) -> dict[str, dict[str, int]]:
     """Write both sides' rows below the folder, several pairs to a row with `pairs`; returns their counts by name."""
     writer = PairPacker if pairs else RowWriter
-    writers = {side: writer(folder, name, codec.vocab, length, codec.begin) for side, name in ((TRAIN, "train"), (VALIDATION, "validation"))}
+    writers = {
+        side: writer(folder, name, codec.vocab, length, codec.begin)
+        for side, name in ((TRAIN, "train"), (VALIDATION, "validation"))
+    }
     places = iter(sides)
     kept = ((side, document) for document in source.documents() if (side := int(next(places))) != DUPLICATE)
     chosen: list[int] = []  # the sides of the documents that the tokenizer has read but not returned yet
@@ -259,12 +274,18 @@ class Rows:
     - vocab: whose special tokens are not eligible.
     - marks: (N, L) memmap, uint8, where a row holds several pairs: PADDED, PROMPT or RESPONSE, plus FIRST where a pair
       begins; None where it holds one pair, one prompt or plain text.
-    - ended: batches have end tokens to the end of the row behind each response, in place of padding, and these and the response's own
-      may be corrupted and carry loss (`filled_with_ends`). What is said of the rows themselves does not change.
+    - ended: batches have end tokens to the end of the row behind each response, in place of padding, and these and the
+      response's own may be corrupted and carry loss (`filled_with_ends`). What is said of the rows themselves does not
+      change.
     """
 
     def __init__(
-        self, tokens: np.ndarray, spans: np.ndarray, vocab: Vocabulary, marks: np.ndarray | None = None, ended: bool = False
+        self,
+        tokens: np.ndarray,
+        spans: np.ndarray,
+        vocab: Vocabulary,
+        marks: np.ndarray | None = None,
+        ended: bool = False,
     ) -> None:
         self.tokens, self.spans, self.vocab, self.marks, self.ended = tokens, spans, vocab, marks, ended
         self._special = np.zeros(vocab.size, dtype=bool)
@@ -301,7 +322,9 @@ class Rows:
 
     @property
     def plain(self) -> bool:
-        """Whether every row is full and has no prompt: laid end to end, the rows are then the text they were cut from."""
+        """Whether every row is full and has no prompt: laid end to end, the rows are then the text they were cut
+        from.
+        """
         return self.marks is None and bool((np.asarray(self.spans) == [0, self.tokens.shape[1]]).all())
 
     @property
@@ -327,7 +350,8 @@ class Rows:
 
     @property
     def document(self) -> np.ndarray:
-        """(N,) the number of the document in which each row begins: how many have ended before it, or one a row for pairs.
+        """(N,) the number of the document in which each row begins: how many have ended before it, or one a row for
+        pairs.
 
         A row of several pairs counts as one document too: what is averaged by document is then averaged by row.
         """
@@ -382,7 +406,9 @@ class Rows:
         return [part[part != self.vocab.end] for part in np.split(stream, np.union1d(ends, firsts))]
 
     def arrays(self) -> dict[str, np.ndarray]:
-        """`tokens` int64, `eligible`, `attend` and `prompt` bool, each (N, L); of packed pairs also `sample` and `place`, int64."""
+        """`tokens` int64, `eligible`, `attend` and `prompt` bool, each (N, L); of packed pairs also `sample` and
+        `place`, int64.
+        """
         tokens = self.tokens.astype(np.int64)
         if self.ended:
             rest = ~self.attend & (self.spans[:, 1:] > self.spans[:, :1])

@@ -1,4 +1,5 @@
 """Questions about contexts: what one is, and where they come from. No torch, no vocabulary: readers have their own."""
+
 from __future__ import annotations
 
 from collections.abc import Iterator
@@ -18,8 +19,8 @@ class Question:
     - answers: the gold answers, at least one, each once; ("",) for "no answer".
     - scoring: the rule by which an answer is judged.
     - group: questions of one group stand on one side of the split; never empty.
-    - start: the character of the context at which the first gold answer begins; -1 where it stands nowhere (yes, no, no answer)
-      or where the data set does not say.
+    - start: the character of the context at which the first gold answer begins; -1 where it stands nowhere (yes, no, no
+      answer) or where the data set does not say.
     """
 
     key: str

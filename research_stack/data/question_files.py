@@ -1,4 +1,7 @@
-"""What the sources of questions have in common: local json, jsonl and parquet files or a data set of the hub, and what is wrong with a question. No torch."""
+"""What the sources of questions have in common: local json, jsonl and parquet files or a data set of the hub, and what
+is wrong with a question. No torch.
+"""
+
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
@@ -40,11 +43,14 @@ class HubRecords(Hub):
 class QuestionFiles(ABC):
     """Questions of local files, or of a data set of the Hugging Face hub.
 
-    - path: a file that ends in .json, .jsonl, .jsonl.gz or .parquet, a folder or a glob of them, a list of such paths, a folder
-      that `save_to_disk` wrote, or `owner/name` on the hub. None: nothing is there to read (a mixture leaves it out).
-    - name, split, revision: of a data set of the hub: its configuration, which of its splits is read, and its commit or tag.
+    - path: a file that ends in .json, .jsonl, .jsonl.gz or .parquet, a folder or a glob of them, a list of such paths,
+      a folder that `save_to_disk` wrote, or `owner/name` on the hub. None: nothing is there to read (a mixture leaves
+      it out).
+    - name, split, revision: of a data set of the hub: its configuration, which of its splits is read, and its commit or
+      tag.
     - limit: keep only the first so many questions; None for all.
-    - strict: raise at an odd record, and at a question whose context is empty or does not hold its answer; False leaves them out.
+    - strict: raise at an odd record, and at a question whose context is empty or does not hold its answer; False leaves
+      them out.
 
     `odd` counts what the last `questions()` left out, by reason.
     """
@@ -52,13 +58,23 @@ class QuestionFiles(ABC):
     fields: tuple[str, ...] = ()  # columns of a parquet file without which there is no question
     further: tuple[str, ...] = ()  # columns that are read where they are there
 
-    def __init__(self, path: str | list[str] | None, name: str | None, split: str, revision: str | None, limit: int | None, strict: bool) -> None:
+    def __init__(
+        self,
+        path: str | list[str] | None,
+        name: str | None,
+        split: str,
+        revision: str | None,
+        limit: int | None,
+        strict: bool,
+    ) -> None:
         self.path, self.name, self.split, self.revision, self.limit = path, name, split, revision, limit
         self.odd = OddRecords(strict)
 
     @abstractmethod
     def question(self, where: str, record: dict[str, Any]) -> Question:
-        """The question of a record. Raises Unfit for one that cannot be asked, ValueError for a record of another layout."""
+        """The question of a record. Raises Unfit for one that cannot be asked, ValueError for a record of another
+        layout.
+        """
 
     def unpacked(self, file: Path, content: Any) -> Iterator[Located]:
         """(where, record) of a json file's content: a list of records, or such a list under `data`."""
@@ -68,7 +84,10 @@ class QuestionFiles(ABC):
         for number, record in enumerate(content, 1):
             with self.odd:
                 if not isinstance(record, dict):
-                    raise ValueError(f"path={file}:record {number} must be a JSON object with named fields, not a {type(record).__name__}")
+                    raise ValueError(
+                        f"path={file}:record {number} must be a JSON object with named fields, not a"
+                        f" {type(record).__name__}"
+                    )
             if isinstance(record, dict):
                 self.odd.read += 1
                 yield f"{file}:record {number}", record
@@ -90,7 +109,9 @@ class QuestionFiles(ABC):
         return records_of(file, self.odd)
 
     def questions(self) -> Iterator[Question]:
-        """The questions, in order. Raises ValueError in one line: a record of another layout, an id that stands twice, a question that cannot be asked."""
+        """The questions, in order. Raises ValueError in one line: a record of another layout, an id that stands twice,
+        a question that cannot be asked.
+        """
         self.odd.restart()
         return islice(self._questions(), self.limit)
 
@@ -101,7 +122,9 @@ class QuestionFiles(ABC):
             with self.odd:
                 found = self.question(where, record)
                 if found.key in seen:
-                    raise Unfit(f"path={where}: the id of question '{found.key:.200}' stands twice", "an id that stands twice")
+                    raise Unfit(
+                        f"path={where}: the id of question '{found.key:.200}' stands twice", "an id that stands twice"
+                    )
                 question = found
             if question is not None:
                 seen.add(question.key)
@@ -119,11 +142,19 @@ class QuestionFiles(ABC):
             return None
         place = expanded(self.path)
         saved = (place / "dataset_dict.json").exists() or (place / "state.json").exists()
-        files = place.exists() or is_pattern(self.path) or place.is_absolute() or self.path.startswith((".", "~")) or self.path.endswith(SUFFIXES)
+        files = (
+            place.exists()
+            or is_pattern(self.path)
+            or place.is_absolute()
+            or self.path.startswith((".", "~"))
+            or self.path.endswith(SUFFIXES)
+        )
         return HubRecords(self.path, self.name, self.split, revision=self.revision) if saved or not files else None
 
     def check(self) -> None:
-        """Raise ValueError or OSError in one line: missing, empty, not readable, another layout (first 4 MB; a json file only up to that size)."""
+        """Raise ValueError or OSError in one line: missing, empty, not readable, another layout (first 4 MB; a json
+        file only up to that size).
+        """
         if (hub := self._hub()) is not None:
             return hub.check()
         require_readable(self.files(), self.odd)
@@ -138,23 +169,35 @@ class QuestionFiles(ABC):
             raise ValueError(f"path={self.path} holds no question that can be asked{self._left_out()}")
 
     def _left_out(self) -> str:
-        return str(self.odd) or f" ({', '.join(f'{count} left out: {reason}' for reason, count in self.odd.reasons.items())})" * bool(self.odd.reasons)
+        return str(
+            self.odd
+        ) or f" ({', '.join(f'{count} left out: {reason}' for reason, count in self.odd.reasons.items())})" * bool(
+            self.odd.reasons
+        )
 
     def describe(self) -> dict[str, Any]:
         """How many questions were left out, by reason."""
-        return {"dropped": self.odd.reasons.total(), **{f"dropped: {reason}": count for reason, count in self.odd.reasons.items()}}
+        return {
+            "dropped": self.odd.reasons.total(),
+            **{f"dropped: {reason}": count for reason, count in self.odd.reasons.items()},
+        }
 
     def fingerprint(self) -> str:
         """SHA-256 of the files' bytes, or what `datasets` keeps of the data, and the options."""
         hub = self._hub()
-        return f"{type(self).__name__}{EXTRACTION}-{self.limit}-{self.odd.strict}-{digest_of(self.files()) if hub is None else hub.fingerprint()}"
+        return (
+            f"{type(self).__name__}{EXTRACTION}-{self.limit}-{self.odd.strict}-"
+            f"{digest_of(self.files()) if hub is None else hub.fingerprint()}"
+        )
 
 
 # Fields of records -------------------------------------------------------------------------------------------------
 
 
 def text_of(record: Mapping[str, Any], field: str, where: str) -> str:
-    """The text in a field, as it is (offsets count its characters). Raises ValueError in one line when there is none."""
+    """The text in a field, as it is (offsets count its characters). Raises ValueError in one line when there is
+    none.
+    """
     if field not in record:
         raise NoField(f"path={where} has no field '{field}'; the fields there: {', '.join(map(str, record))}")
     if not isinstance(record[field], str):
@@ -163,8 +206,12 @@ def text_of(record: Mapping[str, Any], field: str, where: str) -> str:
 
 
 def rows_of(value: Any, field: str, where: str) -> list[dict[str, Any]]:
-    """A list of records, from one or from a record of equally long lists, as the hub stores it. Raises ValueError in one line."""
-    if isinstance(value, Mapping) and all(isinstance(column, Sequence) and not isinstance(column, str) for column in value.values()):
+    """A list of records, from one or from a record of equally long lists, as the hub stores it. Raises ValueError in
+    one line.
+    """
+    if isinstance(value, Mapping) and all(
+        isinstance(column, Sequence) and not isinstance(column, str) for column in value.values()
+    ):
         if len({len(column) for column in value.values()}) <= 1:
             return [dict(zip(value, row, strict=True)) for row in zip(*value.values(), strict=True)]
     if isinstance(value, list) and all(isinstance(row, Mapping) for row in value):
@@ -181,14 +228,18 @@ def shown(text: str, most: int = 60) -> str:
 def require_context(context: str, where: str) -> None:
     """Raise Unfit for a context without a character that is not blank."""
     if not context.strip():
-        raise Unfit(f"path={where}: the context is empty; set strict=false to leave such questions out", "empty context")
+        raise Unfit(
+            f"path={where}: the context is empty; set strict=false to leave such questions out", "empty context"
+        )
 
 
 # Files -------------------------------------------------------------------------------------------------------------
 
 
 def _columns(file: Path, fields: Sequence[str], further: Sequence[str]) -> list[str]:
-    """The columns to read: those that are wanted; all where one that must be there is missing, so that the message can name them."""
+    """The columns to read: those that are wanted; all where one that must be there is missing, so that the message can
+    name them.
+    """
     import pyarrow
     import pyarrow.parquet
 

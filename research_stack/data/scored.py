@@ -1,10 +1,12 @@
 """ScoredPairs: prompts with replies and what each reply earned, as embeddings and targets, served in batches.
 
 The target of a pair is log(1 + engagement). Prompt and reply are embedded once by a frozen encoder, and the arrays are
-cached under a fingerprint; a batch is then a lookup. Which rows a step sees is a function of (seed, step) alone, as in `module`.
+cached under a fingerprint; a batch is then a lookup. Which rows a step sees is a function of (seed, step) alone, as in
+`module`.
 
 Shapes: U distinct texts, N pairs, D numbers of an embedding, B pairs of a batch, F = 2 D inputs (prompt, then reply).
 """
+
 from __future__ import annotations
 
 import hashlib
@@ -58,8 +60,10 @@ class ScoredRows:
     """Pairs of one side of the split.
 
     - texts_UD: embeddings of all distinct texts. pair_N2: where prompt and reply of each pair stand among them.
-    - target_N: float64, log(1 + engagement). group_N: int64, equal for pairs of one prompt (or of one group of the source).
-    - length_N: int64, characters of each reply. number_N: int64, where each pair stands among the documents of the source.
+    - target_N: float64, log(1 + engagement). group_N: int64, equal for pairs of one prompt (or of one group of the
+      source).
+    - length_N: int64, characters of each reply. number_N: int64, where each pair stands among the documents of the
+      source.
     """
 
     texts_UD: np.ndarray
@@ -74,7 +78,10 @@ class ScoredRows:
 
     def take(self, rows: np.ndarray | slice) -> ScoredRows:
         """Some of the pairs, in the order asked for."""
-        return ScoredRows(self.texts_UD, *(column[rows] for column in (self.pair_N2, self.target_N, self.group_N, self.length_N, self.number_N)))
+        return ScoredRows(
+            self.texts_UD,
+            *(column[rows] for column in (self.pair_N2, self.target_N, self.group_N, self.length_N, self.number_N)),
+        )
 
     def spread(self, count: int) -> ScoredRows:
         """`count` pairs evenly spread over all (all of them when there are fewer)."""
@@ -91,17 +98,20 @@ class ScoredRows:
 
 
 class ScoredPairs(lightning.LightningDataModule):
-    """Prompts, replies and their engagement, embedded, cached and served in batches {"features": (B, F), "target": (B,)}, float32.
+    """Prompts, replies and their engagement, embedded, cached and served in batches {"features": (B, F), "target":
+    (B,)}, float32.
 
     - source: documents with a prompt, a text (the reply) and a value (the engagement, a count of at least 0).
     - encoder: of prompts and replies; frozen.
     - batch_size: B, pairs per optimizer step over all devices.
-    - validation_fraction: share of the prompts kept for validation, in (0, 1). All replies to a prompt stand on one side.
+    - validation_fraction: share of the prompts kept for validation, in (0, 1). All replies to a prompt stand on one
+      side.
     - validation_rows: at most so many validation pairs, spread evenly over all; None for all.
     - cache_dir: root of the caches; None for $RESEARCH_STACK_CACHE or ~/.cache/research_stack.
     - num_workers: loader processes. seed: of the order of the pairs; the split does not depend on it.
     - path: what the source reads, a label; the source takes it by interpolation, so that `data.path=FILE` works.
-    - max_dropped: refuse the corpus where more than this share of its records is left out, since they are odd; in [0, 1].
+    - max_dropped: refuse the corpus where more than this share of its records is left out, since they are odd; in [0,
+      1].
 
     `prepare()` must be called before the other attributes are used; it is idempotent, and Lightning calls it too.
     A row counts as a sequence of one token where a length is asked for; there is no vocabulary.
@@ -113,18 +123,34 @@ class ScoredPairs(lightning.LightningDataModule):
     smoke = {"batch_size": 16}
 
     def __init__(
-        self, source: Source, encoder: Encoder, batch_size: int = 64, validation_fraction: float = 0.2, validation_rows: int | None = None,
-        cache_dir: str | None = None, num_workers: int = 0, seed: int = 0, path: str | list[str] | None = None, max_dropped: float = 0.5,
+        self,
+        source: Source,
+        encoder: Encoder,
+        batch_size: int = 64,
+        validation_fraction: float = 0.2,
+        validation_rows: int | None = None,
+        cache_dir: str | None = None,
+        num_workers: int = 0,
+        seed: int = 0,
+        path: str | list[str] | None = None,
+        max_dropped: float = 0.5,
     ) -> None:
         super().__init__()
         require(batch_size >= 1, f"batch_size={batch_size} must be at least 1")
         require(0 < validation_fraction < 1, f"validation_fraction={validation_fraction} must lie between 0 and 1")
-        require(validation_rows is None or validation_rows >= 1, f"validation_rows={validation_rows} must be at least 1, or null for all")
+        require(
+            validation_rows is None or validation_rows >= 1,
+            f"validation_rows={validation_rows} must be at least 1, or null for all",
+        )
         require(num_workers >= 0, f"num_workers={num_workers} must not be negative")
         require(num_workers <= 1_024, f"num_workers={num_workers} must be at most 1,024")
         require(0 <= max_dropped <= 1, f"max_dropped={max_dropped} must lie in [0, 1]")
         self.source, self.encoder, self.path, self.max_dropped = source, encoder, path, max_dropped
-        self.batch_size, self.validation_fraction, self.validation_rows = batch_size, validation_fraction, validation_rows
+        self.batch_size, self.validation_fraction, self.validation_rows = (
+            batch_size,
+            validation_fraction,
+            validation_rows,
+        )
         self.cache_dir, self.num_workers, self.seed = cache_dir, num_workers, seed
         self.start_step = 0
         self.train: ScoredRows
@@ -139,7 +165,9 @@ class ScoredPairs(lightning.LightningDataModule):
             self.encoder.check()
 
     def prepare(self) -> None:
-        """Embed, or open the cache. Raises ValueError (a pair without prompt, reply or engagement; a constant target) or OSError in one line."""
+        """Embed, or open the cache. Raises ValueError (a pair without prompt, reply or engagement; a constant target)
+        or OSError in one line.
+        """
         if self._meta is not None:
             return
         self.check()
@@ -163,13 +191,25 @@ class ScoredPairs(lightning.LightningDataModule):
         groups: dict[str, int] = {}
         meta: dict[str, Any] = {"duplicates": int((sides == DUPLICATE).sum())}
         documents = enumerate(zip(sides, source.documents(), strict=True))
-        pairs = [(int(side), *_pair(document, places, groups), number) for number, (side, document) in documents if side != DUPLICATE]
+        pairs = [
+            (int(side), *_pair(document, places, groups), number)
+            for number, (side, document) in documents
+            if side != DUPLICATE
+        ]
         for name, which in (("train", TRAIN), ("validation", VALIDATION)):
             columns = np.array([pair[1:] for pair in pairs if pair[0] == which], dtype=np.float64)
             np.save(folder / f"{name}.npy", columns)
-            meta[name] = {"pairs": len(columns), "prompts": len(np.unique(columns[:, 3])), "mean": float(columns[:, 2].mean()), "std": float(columns[:, 2].std())}
+            meta[name] = {
+                "pairs": len(columns),
+                "prompts": len(np.unique(columns[:, 3])),
+                "mean": float(columns[:, 2].mean()),
+                "std": float(columns[:, 2].std()),
+            }
         if meta["train"]["std"] < 1e-9:
-            raise ValueError(f"source: all {meta['train']['pairs']} training pairs have the same engagement, there is nothing to learn")
+            raise ValueError(
+                f"source: all {meta['train']['pairs']} training pairs have the same engagement, there is nothing to"
+                " learn"
+            )
         if isinstance(self.source, Selective):
             meta["odd"] = self.source.odd.summary()
         log.info("embedding %d texts", len(places))
@@ -179,8 +219,13 @@ class ScoredPairs(lightning.LightningDataModule):
     def _embedded(self, texts: list[str]) -> np.ndarray:
         """(U, D) float32; ValueError for an encoder that gives another shape or a value that is not finite."""
         with _encoding():
-            texts_UD = np.concatenate([self.encoder.embed(texts[i : i + EMBED_TOGETHER]) for i in range(0, len(texts), EMBED_TOGETHER)])
-        require(texts_UD.shape == (len(texts), self.encoder.dim), f"encoder={texts_UD.shape} must give {(len(texts), self.encoder.dim)} numbers")
+            texts_UD = np.concatenate(
+                [self.encoder.embed(texts[i : i + EMBED_TOGETHER]) for i in range(0, len(texts), EMBED_TOGETHER)]
+            )
+        require(
+            texts_UD.shape == (len(texts), self.encoder.dim),
+            f"encoder={texts_UD.shape} must give {(len(texts), self.encoder.dim)} numbers",
+        )
         require(bool(np.isfinite(texts_UD).all()), f"encoder={type(self.encoder).__name__} must give finite numbers")
         return texts_UD.astype(np.float32)
 
@@ -216,8 +261,11 @@ class ScoredPairs(lightning.LightningDataModule):
     def check_fit(self, model: Any, method: type) -> None:
         """Raise ValueError when the model does not take what the encoder gives."""
         inputs = getattr(model, "inputs", None)
-        require(inputs == self.features, f"encoder: it gives {self.features} numbers for prompt and reply, and {type(model).__name__} "
-                f"takes {'tokens' if inputs is None else inputs}; choose model=regressor, which asks the data")  # fmt: skip
+        require(
+            inputs == self.features,
+            f"encoder: it gives {self.features} numbers for prompt and reply, and {type(model).__name__} "
+            f"takes {'tokens' if inputs is None else inputs}; choose model=regressor, which asks the data",
+        )
 
     @property
     def features(self) -> int:
@@ -235,15 +283,23 @@ class ScoredPairs(lightning.LightningDataModule):
         return float(self.meta["train"]["std"])
 
     def describe(self) -> dict[str, Any]:
-        """Fingerprints and sizes of both sides; mean and standard deviation of the target. What a source says of itself comes as `source_...`."""
+        """Fingerprints and sizes of both sides; mean and standard deviation of the target. What a source says of itself
+        comes as `source_...`.
+        """
         facts = self.source.describe() if isinstance(self.source, Described) else {}
         sides = {f"{side}_{name}": n for side in ("train", "validation") for name, n in self.meta[side].items()}
         return {
-            "fingerprint": self.fingerprint, "path": self.path, "source": self.source.fingerprint(), "encoder": self.encoder.fingerprint(),
-            "target": "log1p(engagement)", "features": self.features, "duplicates": self.meta["duplicates"],
+            "fingerprint": self.fingerprint,
+            "path": self.path,
+            "source": self.source.fingerprint(),
+            "encoder": self.encoder.fingerprint(),
+            "target": "log1p(engagement)",
+            "features": self.features,
+            "duplicates": self.meta["duplicates"],
             **{key: round(value, 6) if isinstance(value, float) else value for key, value in sides.items()},
-            "validation_rows_used": len(self.validation), **{f"source_{name}": fact for name, fact in facts.items()},
-        }  # fmt: skip
+            "validation_rows_used": len(self.validation),
+            **{f"source_{name}": fact for name, fact in facts.items()},
+        }
 
     def prepare_data(self) -> None:
         """Lightning's hook on one process per node."""
@@ -258,7 +314,9 @@ class ScoredPairs(lightning.LightningDataModule):
         rank, world = place()
         if self.batch_size % world:
             raise ValueError(f"batch_size={self.batch_size} must be a multiple of the {world} devices it is shared by")
-        return self._loader(TrainBatches(self.train, self.batch_size, self.seed, self.start_step, rank, world), self.num_workers)
+        return self._loader(
+            TrainBatches(self.train, self.batch_size, self.seed, self.start_step, rank, world), self.num_workers
+        )
 
     def val_dataloader(self) -> DataLoader:
         """Finite, in a fixed order; with w devices the last len(validation) % w pairs are left out."""
@@ -289,16 +347,23 @@ class ByPrompt:
         """The documents, checked. Raises ValueError in one line for one without a prompt."""
         for document in self.source.documents():
             if not (document.prompt or "").strip():
-                raise ValueError(f"source: {document.key or 'a document'} has no prompt; replies with engagement are needed, as in data=replies_scored")
+                raise ValueError(
+                    f"source: {document.key or 'a document'} has no prompt; replies with engagement are needed, as in"
+                    " data=replies_scored"
+                )
             yield document if document.group else replace(document, group=document.prompt or "")
 
 
 def _pair(document: Document, places: dict[str, int], groups: dict[str, int]) -> tuple[int, int, float, int, int]:
-    """(place of the prompt, place of the reply, target, group, characters of the reply). Raises ValueError in one line without an engagement."""
+    """(place of the prompt, place of the reply, target, group, characters of the reply). Raises ValueError in one line
+    without an engagement.
+    """
     value = document.value
     where = document.key or "a reply"
     if value is None:
-        raise ValueError(f"source: {where} has no engagement; replies with a number for each are needed, as in data=replies_scored")
+        raise ValueError(
+            f"source: {where} has no engagement; replies with a number for each are needed, as in data=replies_scored"
+        )
     if not (math.isfinite(value) and value >= 0):
         raise ValueError(f"source: {where} has the engagement {value}, it must be a finite number of at least 0")
     prompt, reply = (places.setdefault(text, len(places)) for text in (document.prompt, document.text))

@@ -5,6 +5,7 @@ standard library. Both are read from the running interpreter without importing a
 source files are parsed, so nothing runs and the order is always the same. Files and the hub are in
 `sources_text.py` and `sources_hub.py`.
 """
+
 from __future__ import annotations
 
 import ast
@@ -24,7 +25,9 @@ from typing import Any, Protocol, runtime_checkable
 
 from research_stack.require import require
 
-PAIRS = "pairs2"  # change it when the side of a pair, or what becomes of one that is long, changes: it is part of the fingerprint of sources of pairs
+# change it when the side of a pair, or what becomes of one that is long, changes: it is part of the fingerprint of
+# sources of pairs
+PAIRS = "pairs2"
 EXTRACTION = 2  # raise it when the text that is extracted changes: it is part of the fingerprint
 SKIPPED_FOLDERS = frozenset(
     "test tests idle_test idlelib lib2to3 turtledemo site-packages dist-packages pydoc_data __pycache__".split()
@@ -205,8 +208,8 @@ class PythonDocs:
 class PythonCode:
     """The standard library's source code, about 10 MB in 600 documents, a file each.
 
-    Paragraphs (parts between blank lines) that stood before are left out, as in `PythonDocs`: copies of code would stand on both
-    sides of the split. The tables of `encodings`, which are no text, are left out too.
+    Paragraphs (parts between blank lines) that stood before are left out, as in `PythonDocs`: copies of code would
+    stand on both sides of the split. The tables of `encodings`, which are no text, are left out too.
 
     - limit: keep only the first so many documents; None for all.
     """
@@ -218,11 +221,16 @@ class PythonCode:
     def check(self) -> None:
         """Raise OSError when the interpreter comes without its library's source files."""
         if not library_files():
-            raise OSError(f"the standard library's source files are missing in {sysconfig.get_path('stdlib')}; choose data=text data.path=FOLDER")
+            raise OSError(
+                f"the standard library's source files are missing in {sysconfig.get_path('stdlib')}; choose data=text"
+                " data.path=FOLDER"
+            )
 
     def documents(self) -> Iterator[Document]:
         """The files by path."""
-        texts = ((name, _code(file)) for file in library_files() if not (name := module_name(file)).startswith("encodings."))
+        texts = (
+            (name, _code(file)) for file in library_files() if not (name := module_name(file)).startswith("encodings.")
+        )
         return islice(without_repeats(texts), self.limit)
 
     def fingerprint(self) -> str:

@@ -1,8 +1,10 @@
-"""The task "write an expression equal to N": many right answers to each prompt, and every answer can be checked. No torch.
+"""The task "write an expression equal to N": many right answers to each prompt, and every answer can be checked. No
+torch.
 
-A prompt is `N=`, an answer an expression such as `3*(4+1)`. Answers are drawn at random and kept where their value is one of
-the numbers asked for; all numbers have equally many, all different.
+A prompt is `N=`, an answer an expression such as `3*(4+1)`. Answers are drawn at random and kept where their value is
+one of the numbers asked for; all numbers have equally many, all different.
 """
+
 from __future__ import annotations
 
 import re
@@ -16,7 +18,8 @@ from research_stack.data.sources import Document
 from research_stack.require import require
 
 EXTRACTION = 1  # raise it when the answers change: it is part of the fingerprint
-PATIENCE = 100_000  # expressions in a row that bring nothing new before the rest counts as out of reach; 10,000 happen with the defaults
+# expressions in a row that bring nothing new before the rest counts as out of reach; 10,000 happen with the defaults
+PATIENCE = 100_000
 PROMPT = re.compile(r"([0-9]+)=")
 BINDS = {"+": 1, "-": 1, "*": 2, "/": 2}
 
@@ -35,13 +38,23 @@ def number_of(prompt: str) -> int | None:
 class Expressions:
     """Pairs of a number and an expression equal to it; all pairs of a number stand on one side of the split.
 
-    - low, high: the numbers asked for. answers: different expressions of each; 0: the prompts alone, for methods that make
-      their own answers.
-    - operations: most operators of an answer; each count from 1 on comes equally often. largest: numbers in an answer are 1, ..., largest.
+    - low, high: the numbers asked for. answers: different expressions of each; 0: the prompts alone, for methods that
+      make their own answers.
+    - operations: most operators of an answer; each count from 1 on comes equally often. largest: numbers in an answer
+      are 1, ..., largest.
     - longest: characters of an answer. seed: of the answers, not of the run.
     """
 
-    def __init__(self, low: int = 1, high: int = 30, answers: int = 80, operations: int = 2, largest: int = 12, longest: int = 9, seed: int = 0) -> None:
+    def __init__(
+        self,
+        low: int = 1,
+        high: int = 30,
+        answers: int = 80,
+        operations: int = 2,
+        largest: int = 12,
+        longest: int = 9,
+        seed: int = 0,
+    ) -> None:
         require(low >= 0, f"low={low} must be at least 0")
         require(high > low, f"high={high} must be greater than low={low}")
         require(high <= 1_000_000, f"high={high} must be at most 1,000,000")
@@ -79,8 +92,11 @@ class Expressions:
                 texts[text], missing, idle = None, missing - 1, 0
             elif (idle := idle + 1) > PATIENCE:
                 number = min(found, key=lambda n: len(found[n]))
-                raise ValueError(f"source.answers={self.answers} cannot be had: {number} has {len(found[number])} expressions of at most {self.operations} operators, "
-                                 f"numbers up to {self.largest} and {self.longest} characters within reach; lower it, or raise operations, largest or longest")
+                raise ValueError(
+                    f"source.answers={self.answers} cannot be had: {number} has {len(found[number])} expressions of at"
+                    f" most {self.operations} operators, numbers up to {self.largest} and {self.longest} characters"
+                    " within reach; lower it, or raise operations, largest or longest"
+                )
         return {number: list(texts) for number, texts in found.items()}
 
     def _draw(self, draws: np.random.Generator) -> str:
@@ -88,7 +104,9 @@ class Expressions:
         return self._grow(int(draws.integers(1, self.operations + 1)), draws)[0]
 
     def _grow(self, count: int, draws: np.random.Generator) -> tuple[str, int]:
-        """(a random expression of `count` operators, how tightly its outermost one binds), with the parentheses it needs and no others."""
+        """(a random expression of `count` operators, how tightly its outermost one binds), with the parentheses it
+        needs and no others.
+        """
         if count == 0:
             return str(draws.integers(1, self.largest + 1)), 3
         sign, left = OPERATORS[draws.integers(4)], int(draws.integers(count))
@@ -99,4 +117,7 @@ class Expressions:
 
     def fingerprint(self) -> str:
         """Every option."""
-        return f"expressions-{EXTRACTION}-{self.low}-{self.high}-{self.answers}-{self.operations}-{self.largest}-{self.longest}-{self.seed}"
+        return (
+            f"expressions-{EXTRACTION}-{self.low}-{self.high}-{self.answers}-{self.operations}-{self.largest}-"
+            f"{self.longest}-{self.seed}"
+        )

@@ -1,4 +1,5 @@
 """Documents of a data set that `datasets` can load: from the hub by name, or from a local folder. No torch here."""
+
 from __future__ import annotations
 
 from collections.abc import Iterator
@@ -47,10 +48,17 @@ class Hub:
         place = expanded(self.path)
         if place.exists():
             if place.is_file() and place.suffix not in BUILDERS:
-                raise ValueError(f"path={self.path} has the unknown suffix '{place.suffix}'; known: {' '.join(BUILDERS)}")
+                raise ValueError(
+                    f"path={self.path} has the unknown suffix '{place.suffix}'; known: {' '.join(BUILDERS)}"
+                )
             if place.is_dir() and not any(place.iterdir()):
                 raise ValueError(f"path={self.path} is an empty folder")
-        elif place.is_absolute() or self.path.startswith((".", "~")) or self.path.count("/") > 1 or place.suffix in BUILDERS:
+        elif (
+            place.is_absolute()
+            or self.path.startswith((".", "~"))
+            or self.path.count("/") > 1
+            or place.suffix in BUILDERS
+        ):
             raise FileNotFoundError(f"path={self.path} does not exist{nearest(place)}")
 
     @cached_property
@@ -91,7 +99,10 @@ class Hub:
 
     def fingerprint(self) -> str:
         """The fingerprint that `datasets` keeps of the data, and the options."""
-        options = f"{self.split}-{self.field}-{self.prompt_field}-{self.limit}{lenient(self.odd)}{'' if self.prompt_field is None else f'-{PAIRS}'}"
+        options = (
+            f"{self.split}-{self.field}-{self.prompt_field}-{self.limit}{lenient(self.odd)}"
+            f"{'' if self.prompt_field is None else f'-{PAIRS}'}"
+        )
         return f"hub-{options}-{self._data._fingerprint}-{len(self._data)}"
 
 

@@ -1,4 +1,7 @@
-"""What the sources that read records have in common: finding the files, judging them early, one line for each mistake. No torch."""
+"""What the sources that read records have in common: finding the files, judging them early, one line for each mistake.
+No torch.
+"""
+
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
@@ -29,7 +32,9 @@ class RecordFiles(ABC):
         return find_all(self.path, self.suffixes)
 
     def check(self) -> None:
-        """Raise ValueError or OSError in one line: missing, empty, not readable, malformed, nothing in it (first 4 MB)."""
+        """Raise ValueError or OSError in one line: missing, empty, not readable, malformed, nothing in it (first 4
+        MB).
+        """
         require_readable(self.files(), self.odd)
         read = 0
         for document in self.documents():
@@ -54,7 +59,9 @@ class RecordFiles(ABC):
 
 
 def group_of(record: dict[str, Any], field: str | None, where: str) -> str:
-    """The name of the record's group, a text or a whole number; "" when no field is asked for. Raises ValueError in one line."""
+    """The name of the record's group, a text or a whole number; "" when no field is asked for. Raises ValueError in one
+    line.
+    """
     if field is None:
         return ""
     if field not in record:

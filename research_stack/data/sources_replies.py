@@ -1,8 +1,10 @@
-"""Replies to prompts and how they were received: prompt, reply and engagement counts, from files or SYNTHETIC. No torch.
+"""Replies to prompts and how they were received: prompt, reply and engagement counts, from files or SYNTHETIC. No
+torch.
 
-Without a path the replies are made up and their engagement follows a known law with noise (`planted`): they show that a model
-can find a preference that is there, and say nothing of what people like.
+Without a path the replies are made up and their engagement follows a known law with noise (`planted`): they show that a
+model can find a preference that is there, and say nothing of what people like.
 """
+
 from __future__ import annotations
 
 import logging
@@ -26,9 +28,11 @@ SEPARATOR = "\n"  # what a prompt ends with, as in the other sources of pairs
 
 
 class Replies(RecordFiles):
-    """Pairs of a prompt and a reply with its engagement (`Document.value`); all replies to a prompt stand on one side of the split.
+    """Pairs of a prompt and a reply with its engagement (`Document.value`); all replies to a prompt stand on one side
+    of the split.
 
-    - path: jsonl or parquet: a file, a folder, a glob or a list of them. None: SYNTHETIC replies with a planted preference.
+    - path: jsonl or parquet: a file, a folder, a glob or a list of them. None: SYNTHETIC replies with a planted
+      preference.
     - prompt_field, reply_field: the texts; a record in which either is blank is passed over and counted.
     - engagement_fields: counts that are summed; None for likes and shares.
     - limit: keep only the first so many pairs; None for all.
@@ -51,7 +55,10 @@ class Replies(RecordFiles):
         seed: int = 0,
         strict: bool = True,
     ) -> None:
-        require(engagement_fields is None or len(engagement_fields) > 0, f"engagement_fields={engagement_fields} must name at least one field")
+        require(
+            engagement_fields is None or len(engagement_fields) > 0,
+            f"engagement_fields={engagement_fields} must name at least one field",
+        )
         require(limit is None or limit > 1, f"limit={limit} must be at least 2, or null for all pairs")
         require(2 <= count <= 20_000, f"count={count} must lie in [2, 20000]")
         require(0 <= noise <= 10, f"noise={noise} must lie in [0, 10]")
@@ -67,12 +74,17 @@ class Replies(RecordFiles):
         return self.path is None
 
     def check(self) -> None:
-        """Raise ValueError or OSError in one line (first 4 MB); says in the log, once, that synthetic replies are synthetic."""
+        """Raise ValueError or OSError in one line (first 4 MB); says in the log, once, that synthetic replies are
+        synthetic.
+        """
         if not self.synthetic:
             super().check()
         elif not self._told:
             self._told = True
-            log.warning("these replies are SYNTHETIC: made up, with engagement drawn from a planted preference; set data.path=FILE for real ones")
+            log.warning(
+                "these replies are SYNTHETIC: made up, with engagement drawn from a planted preference; set"
+                " data.path=FILE for real ones"
+            )
 
     @cached_property
     def truth(self) -> list[planted.Reply]:
@@ -89,7 +101,13 @@ class Replies(RecordFiles):
             yield from super().documents()
             return
         for number, reply in enumerate(self.truth, 1):
-            yield Document(reply.reply, ended(reply.prompt, SEPARATOR), f"synthetic:{number}", reply.prompt, float(reply.engagement))
+            yield Document(
+                reply.reply,
+                ended(reply.prompt, SEPARATOR),
+                f"synthetic:{number}",
+                reply.prompt,
+                float(reply.engagement),
+            )
 
     def read(self, file: Path) -> Iterator[Document]:
         """The pairs of one file. Raises ValueError with file and line for a missing field or what is no count."""
@@ -106,7 +124,9 @@ class Replies(RecordFiles):
         prompt, reply = pick(record, self.prompt_field, where), pick(record, self.reply_field, where)
         missing = [field for field in self.engagement_fields if field not in record]
         if missing:
-            raise NoField(f"path={where} has no field '{missing[0]}' (engagement_fields); the fields there: {', '.join(record)}")
+            raise NoField(
+                f"path={where} has no field '{missing[0]}' (engagement_fields); the fields there: {', '.join(record)}"
+            )
         blank = not (prompt.strip() and reply.strip())
         value = 0.0 if blank else sum(_count(record[field], field, where) for field in self.engagement_fields)
         return Document(reply, ended(prompt, SEPARATOR), where, prompt, value)
@@ -116,12 +136,22 @@ class Replies(RecordFiles):
         if not self.synthetic:
             return {"synthetic": False, "engagement": " + ".join(self.engagement_fields)}
         terms = " + ".join(f"{weight} {name}" for name, weight in planted.WEIGHTS.items())
-        return {"synthetic": True, "engagement": f"SYNTHETIC: likes + shares of made-up replies, ln mean = {planted.BASE} + {terms}, noise {self.noise}"}
+        return {
+            "synthetic": True,
+            "engagement": (
+                f"SYNTHETIC: likes + shares of made-up replies, ln mean = {planted.BASE} + {terms}, noise {self.noise}"
+            ),
+        }
 
     def fingerprint(self) -> str:
-        """SHA-256 of the files' bytes and the fields; of synthetic replies the recipe and its options, and that they are synthetic."""
+        """SHA-256 of the files' bytes and the fields; of synthetic replies the recipe and its options, and that they
+        are synthetic.
+        """
         if self.synthetic:
-            return f"replies{EXTRACTION}-SYNTHETIC-{planted.RECIPE}-{self.count}-{self.noise}-{self.seed}-{self.limit}-{PAIRS}"
+            return (
+                f"replies{EXTRACTION}-SYNTHETIC-{planted.RECIPE}-{self.count}-{self.noise}-{self.seed}-{self.limit}-"
+                f"{PAIRS}"
+            )
         fields = [self.prompt_field, self.reply_field, *self.engagement_fields]
         return f"replies{EXTRACTION}-{fields}-{self.limit}{lenient(self.odd)}-{PAIRS}-{self.digest()}"
 

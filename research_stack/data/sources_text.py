@@ -1,13 +1,16 @@
-"""Documents from files: txt, md, jsonl (gzipped or not) and parquet; single files, folders, globs and lists of them. No torch.
+"""Documents from files: txt, md, jsonl (gzipped or not) and parquet; single files, folders, globs and lists of them. No
+torch.
 
 What is a document:
 - .txt, .md: a file is cut into stretches, each a document, so that one large file can be split by document too. A
   stretch ends at the first blank line after `document_chars` characters; where none comes before twice as many, it
   ends at a line's end; a line longer than that is cut after every `document_chars` characters.
-- .jsonl, .jsonl.gz, .parquet: a record is a document: its `field`, and as its prompt its `prompt_field` if one is given.
+- .jsonl, .jsonl.gz, .parquet: a record is a document: its `field`, and as its prompt its `prompt_field` if one is
+  given.
 
 CRLF is read as LF; a byte-order mark is dropped; records with an empty text are passed over and counted.
 """
+
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
@@ -63,7 +66,12 @@ class Text:
     """
 
     def __init__(
-        self, path: str | list[str], field: str = "text", prompt_field: str | None = None, document_chars: int = 2000, strict: bool = True
+        self,
+        path: str | list[str],
+        field: str = "text",
+        prompt_field: str | None = None,
+        document_chars: int = 2000,
+        strict: bool = True,
     ) -> None:
         require(document_chars >= 1, f"document_chars={document_chars} must be at least 1")
         self.path, self.field, self.prompt_field, self.document_chars = path, field, prompt_field, document_chars
@@ -74,7 +82,9 @@ class Text:
         return find_all(self.path, SUFFIXES)
 
     def check(self) -> None:
-        """Raise ValueError or OSError in one line: missing, empty, binary, malformed, without the field (first 4 MB)."""
+        """Raise ValueError or OSError in one line: missing, empty, binary, malformed, without the field (first 4
+        MB).
+        """
         files, read = self.files(), 0
         require_readable(files, self.odd)
         for document in self.documents():
@@ -92,7 +102,11 @@ class Text:
     def _read(self, file: Path) -> Iterator[Document]:
         if file.suffix.lower() in (".txt", ".md"):
             lines = (line for _, line in read_lines(file, self.odd))
-            return (Document(t, key=f"{file}:{i}") for i, t in enumerate(stretches(lines, self.document_chars), 1) if t.strip())
+            return (
+                Document(t, key=f"{file}:{i}")
+                for i, t in enumerate(stretches(lines, self.document_chars), 1)
+                if t.strip()
+            )
         fields = [self.field] + [self.prompt_field] * (self.prompt_field is not None)
         return self._documents(records_of(file, self.odd, fields))
 
@@ -107,15 +121,22 @@ class Text:
 
     def fingerprint(self) -> str:
         """SHA-256 of the files' bytes, in order, and the options; where the files lie does not matter."""
-        options = f"{self.field}-{self.prompt_field}-{self.document_chars}{lenient(self.odd)}{'' if self.prompt_field is None else f'-{PAIRS}'}"
+        options = (
+            f"{self.field}-{self.prompt_field}-{self.document_chars}{lenient(self.odd)}"
+            f"{'' if self.prompt_field is None else f'-{PAIRS}'}"
+        )
         return f"text{EXTRACTION}-{options}-{digest_of(self.files())}"
 
 
 def document_of(record: dict[str, Any], field: str, prompt_field: str | None, where: str) -> Document:
     """The text, or the pair, of a record. Raises ValueError in one line where a field is missing or holds no text."""
-    return Document(pick(record, field, where), None if prompt_field is None else pick(record, prompt_field, where), where)
+    return Document(
+        pick(record, field, where), None if prompt_field is None else pick(record, prompt_field, where), where
+    )
 
 
 def lenient(odd: OddRecords) -> str:
-    """What a source that leaves odd records out adds to its fingerprint; fingerprints without it stay what they were."""
+    """What a source that leaves odd records out adds to its fingerprint; fingerprints without it stay what they
+    were.
+    """
     return "" if odd.strict else "-lenient"

@@ -4,6 +4,7 @@ A tokenizer is what the config asks for; fitting it to the training documents gi
 Our own codecs put the special tokens last (mask, pad, end) and outside the tokenizer, so that no text, not even
 one that spells "<|mask|>", can produce one.
 """
+
 from __future__ import annotations
 
 from collections.abc import Iterable
@@ -93,8 +94,13 @@ def to_transformers(backend: tokenizers.Tokenizer) -> PreTrainedTokenizerFast:
 
     whole = tokenizers.Tokenizer.from_str(backend.to_str())
     whole.add_special_tokens(["<|mask|>", "<|pad|>", "<|end|>"])
-    return PreTrainedTokenizerFast(tokenizer_object=whole, mask_token="<|mask|>", pad_token="<|pad|>", eos_token="<|end|>",
-                                   clean_up_tokenization_spaces=False)
+    return PreTrainedTokenizerFast(
+        tokenizer_object=whole,
+        mask_token="<|mask|>",
+        pad_token="<|pad|>",
+        eos_token="<|end|>",
+        clean_up_tokenization_spaces=False,
+    )
 
 
 class BytesCodec:
@@ -120,7 +126,9 @@ class BytesCodec:
 
     def pieces(self, ids: Iterable[int]) -> list[str]:
         """One printable character per byte; a byte of a longer character is �."""
-        return [self._special[i] if i >= ALPHABET else printable(bytes([i]).decode(errors="replace")) for i in map(int, ids)]
+        return [
+            self._special[i] if i >= ALPHABET else printable(bytes([i]).decode(errors="replace")) for i in map(int, ids)
+        ]
 
     def save(self, folder: Path) -> None:
         """Nothing to write."""
@@ -129,7 +137,9 @@ class BytesCodec:
         """The same ids from a tokenizer of transformers."""
         from transformers.convert_slow_tokenizer import bytes_to_unicode
 
-        backend = tokenizers.Tokenizer(models.BPE(vocab={letter: byte for byte, letter in bytes_to_unicode().items()}, merges=[]))
+        backend = tokenizers.Tokenizer(
+            models.BPE(vocab={letter: byte for byte, letter in bytes_to_unicode().items()}, merges=[])
+        )
         backend.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)
         backend.decoder = decoders.ByteLevel()
         return to_transformers(backend)

@@ -1,4 +1,5 @@
 """Any Hugging Face tokenizer, by local path or by name, with the special tokens that our batches need. No torch."""
+
 from __future__ import annotations
 
 import hashlib
@@ -29,7 +30,10 @@ class PretrainedCodec:
     """
 
     def __init__(self, tokenizer: Any, add_bos: bool = False) -> None:
-        require(not add_bos or tokenizer.bos_token_id is not None, f"add_bos={add_bos} needs a tokenizer with a bos token, and this one has none")
+        require(
+            not add_bos or tokenizer.bos_token_id is not None,
+            f"add_bos={add_bos} needs a tokenizer with a bos token, and this one has none",
+        )
         self.tokenizer = tokenizer
         self.begin: tuple[int, ...] = (tokenizer.bos_token_id,) if add_bos else ()
         self._add("mask_token", "<|mask|>")
@@ -94,7 +98,8 @@ class Pretrained:
 
     - path: a folder that holds it, or its name on the hub.
     - revision: commit or tag on the hub; null for the newest.
-    - add_bos: put the tokenizer's bos token in front of every document and prompt, as models that were trained with it expect.
+    - add_bos: put the tokenizer's bos token in front of every document and prompt, as models that were trained with it
+      expect.
     """
 
     def __init__(self, path: str, revision: str | None = None, add_bos: bool = False) -> None:
@@ -106,7 +111,9 @@ class Pretrained:
         if not place.exists() and (place.is_absolute() or self.path.startswith((".", "~")) or self.path.count("/") > 1):
             raise FileNotFoundError(f"tokenizer.path={self.path} does not exist{nearest(place)}")
         if place.is_dir() and not any(place.glob("*token*")) and not any(place.glob("*.model")):
-            raise FileNotFoundError(f"tokenizer.path={self.path} holds no tokenizer (no tokenizer.json, tokenizer_config.json or *.model)")
+            raise FileNotFoundError(
+                f"tokenizer.path={self.path} holds no tokenizer (no tokenizer.json, tokenizer_config.json or *.model)"
+            )
 
     def fit(self, texts: Iterable[str]) -> PretrainedCodec:
         """The codec as it is; the texts are not read. Raises OSError when it cannot be loaded."""
@@ -121,7 +128,9 @@ class Pretrained:
 
         try:
             tokenizer = AutoTokenizer.from_pretrained(path, revision=self.revision or "main", trust_remote_code=False)
-        except Exception as error:  # a damaged file makes the loaders raise anything, KeyError and bare Exception included
+        except (
+            Exception
+        ) as error:  # a damaged file makes the loaders raise anything, KeyError and bare Exception included
             line = f"{type(error).__name__}: {error}".splitlines()[0]
             raise OSError(f"tokenizer.path={self.path} holds no tokenizer that can be loaded: {line}") from error
         with named("tokenizer"):
@@ -131,6 +140,11 @@ class Pretrained:
         """Name and revision; of a local folder the SHA-256 of its tokenizer files."""
         place = expanded(self.path)
         digest = hashlib.sha256()
-        for file in sorted({*place.glob("*token*"), *place.glob("*.model"), *place.glob("vocab*"), *place.glob("merges*")}):
+        for file in sorted(
+            {*place.glob("*token*"), *place.glob("*.model"), *place.glob("vocab*"), *place.glob("merges*")}
+        ):
             digest.update(file.name.encode() + b"\0" + file.read_bytes())
-        return f"pretrained-{self.path if not place.exists() else ''}-{self.revision}-{digest.hexdigest()[:24]}{'-bos' * self.add_bos}"
+        return (
+            f"pretrained-{self.path if not place.exists() else ''}-{self.revision}"
+            f"-{digest.hexdigest()[:24]}{'-bos' * self.add_bos}"
+        )

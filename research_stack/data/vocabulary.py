@@ -1,4 +1,5 @@
 """What a model and a corruption must know of a tokenizer, and nothing else. No torch."""
+
 from __future__ import annotations
 
 from dataclasses import dataclass, replace

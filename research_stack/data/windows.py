@@ -1,8 +1,9 @@
 """A window of a long context that holds the answer, cut where sentences or words end. No torch.
 
-Where the answer stands in its window is drawn from the question's key: an answer that always stood in the middle would give
-itself away. Offsets are bytes of UTF-8 throughout, the unit in which contexts are limited.
+Where the answer stands in its window is drawn from the question's key: an answer that always stood in the middle would
+give itself away. Offsets are bytes of UTF-8 throughout, the unit in which contexts are limited.
 """
+
 from __future__ import annotations
 
 import hashlib
@@ -12,15 +13,19 @@ from dataclasses import replace
 
 from research_stack.data.question import Question
 
-SENTENCE = re.compile(rb"""(?<=[.!?])(["')\]]*)\s+(?=\S)""")  # the group ends where the sentence does, the match where the next begins
+SENTENCE = re.compile(
+    rb"""(?<=[.!?])(["')\]]*)\s+(?=\S)"""
+)  # the group ends where the sentence does, the match where the next begins
 WORD = re.compile(rb"()\s+(?=\S)")
 
 
 def window(question: Question, most: int) -> Question | None:
-    """The question on at most `most` bytes of its context; itself where the context is no longer, None where its answer is.
+    """The question on at most `most` bytes of its context; itself where the context is no longer, None where its answer
+    is.
 
-    The window begins at a sentence where one that begins near enough has the answer within reach, else at a word, else at the answer; it ends
-    with the last sentence that fits, else with the last word, else at the last whole character. Without a place of the answer any beginning will do.
+    The window begins at a sentence where one that begins near enough has the answer within reach, else at a word, else
+    at the answer; it ends with the last sentence that fits, else with the last word, else at the last whole character.
+    Without a place of the answer any beginning will do.
     """
     text = question.context.encode()
     if len(text) <= most:
@@ -42,7 +47,9 @@ def _begin(text: bytes, first: int, last: int, most: int, question: Question) ->
     low, high = (max(0, last - most), first) if placed else (0, len(text))
     for boundary in (SENTENCE, WORD):
         starts = [0, *(match.end() for match in boundary.finditer(text))]
-        final = bisect_left(starts, len(text) - most)  # the first from which the window reaches the end: later ones are shorter for nothing
+        final = bisect_left(
+            starts, len(text) - most
+        )  # the first from which the window reaches the end: later ones are shorter for nothing
         choices = starts[bisect_left(starts, low) : min(bisect_right(starts, high), final + 1)]
         if choices:
             return choices[int(_share(question.key) * len(choices))]
@@ -50,7 +57,9 @@ def _begin(text: bytes, first: int, last: int, most: int, question: Question) ->
 
 
 def _end(text: bytes, last: int, limit: int) -> int:
-    """Where the window ends: at the end of the text, of the last sentence or of the last word between the answer's end and the limit."""
+    """Where the window ends: at the end of the text, of the last sentence or of the last word between the answer's end
+    and the limit.
+    """
     if limit >= len(text):
         return len(text)
     for boundary in (SENTENCE, WORD):

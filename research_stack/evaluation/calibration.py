@@ -6,6 +6,7 @@ in `selective`.
 
 Shapes: n positions, g groups, m samples per position, P predictions, D features, K knots.
 """
+
 from __future__ import annotations
 
 from dataclasses import dataclass
@@ -52,7 +53,9 @@ class Agreement:
 
 
 def agreement(predicted_n: np.ndarray, actual_n: np.ndarray) -> Agreement:
-    """The `Agreement` of a prediction with what came, both float (n,) in one unit. Raises ValueError as `columns` does."""
+    """The `Agreement` of a prediction with what came, both float (n,) in one unit. Raises ValueError as `columns`
+    does.
+    """
     predicted_n, actual_n = columns(predicted_n=predicted_n, actual_n=actual_n)
     p_n, a_n = _centred(predicted_n), _centred(actual_n)
     slope = _ratio(p_n @ a_n, p_n @ p_n)
@@ -92,11 +95,14 @@ def noise_ceiling(actual_nm: np.ndarray) -> float:
     - actual_nm: float (n, m), m samples of each of n rows, independent given the row. Whatever is held fixed between
       the samples of a row is taken as known: a predictor that does not see all of it has a lower ceiling.
 
-    Returns NaN for fewer than 2 rows or where nothing varies. Raises ValueError for m < 2 or values that are not finite.
+    Returns NaN for fewer than 2 rows or where nothing varies. Raises ValueError for m < 2 or values that are not
+    finite.
     """
     actual_nm = np.asarray(actual_nm, dtype=np.float64)
     if actual_nm.ndim != 2 or actual_nm.shape[1] < 2:
-        raise ValueError(f"actual_nm has shape {actual_nm.shape}: a noise ceiling needs m >= 2 samples of each position")
+        raise ValueError(
+            f"actual_nm has shape {actual_nm.shape}: a noise ceiling needs m >= 2 samples of each position"
+        )
     if not np.isfinite(actual_nm).all():
         raise ValueError("actual_nm has values that are not finite")
     if len(actual_nm) < 2 or np.ptp(actual_nm) == 0:
@@ -143,7 +149,9 @@ def _r2_left_out(
 
 # ---------------------------------------------------------------------------------------------- calibration
 class Bin(NamedTuple):
-    """One bin of a prediction: means of predicted and actual, the 95 % interval of the latter, and how many positions."""
+    """One bin of a prediction: means of predicted and actual, the 95 % interval of the latter, and how many
+    positions.
+    """
 
     predicted: float
     actual: float
@@ -152,7 +160,9 @@ class Bin(NamedTuple):
     count: int
 
 
-def reliability(predicted_n: np.ndarray, actual_n: np.ndarray, bins: int = 10, group_n: np.ndarray | None = None) -> list[Bin]:
+def reliability(
+    predicted_n: np.ndarray, actual_n: np.ndarray, bins: int = 10, group_n: np.ndarray | None = None
+) -> list[Bin]:
     """Predicted against actual mean in bins of equal mass of the prediction, from low to high.
 
     Equal predictions share a bin, so there may be fewer than `bins`, and none is empty. The interval is that of
@@ -177,7 +187,9 @@ def calibration_error(predicted_n: np.ndarray, actual_n: np.ndarray, bins: int =
     return _gap(predicted_n - actual_n, _equal_mass(predicted_n, bins))
 
 
-def expected_calibration_error(confidence_n: np.ndarray, correct_n: np.ndarray, bins: int = 15, equal_mass: bool = False) -> float:
+def expected_calibration_error(
+    confidence_n: np.ndarray, correct_n: np.ndarray, bins: int = 15, equal_mass: bool = False
+) -> float:
     """Mean over positions of |mean confidence - share correct| of their bin (Guo et al. 2017, equation 3).
 
     - confidence_n: probabilities (n,). correct_n: bool or 0 / 1 (n,).
@@ -187,7 +199,9 @@ def expected_calibration_error(confidence_n: np.ndarray, correct_n: np.ndarray, 
     """
     confidence_n, correct_n = columns(confidence_n=confidence_n, correct_n=correct_n)
     if confidence_n.min() < 0 or confidence_n.max() > 1:
-        raise ValueError(f"confidence_n lies in [{confidence_n.min()}, {confidence_n.max()}]: probabilities are expected")
+        raise ValueError(
+            f"confidence_n lies in [{confidence_n.min()}, {confidence_n.max()}]: probabilities are expected"
+        )
     if equal_mass:
         return _gap(confidence_n - correct_n, _equal_mass(confidence_n, bins))
     edges = np.linspace(0, 1, _checked(bins) + 1)[1:-1]
@@ -263,16 +277,18 @@ class Ridge:
 def fit_ridge(features_nD: np.ndarray, y_n: np.ndarray, penalty: float = 1.0) -> Ridge:
     """Ridge regression on standardised features: a linear probe on frozen hidden states.
 
-    Minimises sum_n (y - b - z w)^2 + penalty |w|^2 with z of mean 0 and variance 1, b free (Hoerl and Kennard 1970). Per
-    position the penalty is penalty / n: a feature on its own is shrunk by n / (n + penalty). Constant features get no
-    weight. Solved by normal equations in float64, without a float64 copy of the features. Fit it on other documents
+    Minimises sum_n (y - b - z w)^2 + penalty |w|^2 with z of mean 0 and variance 1, b free (Hoerl and Kennard 1970).
+    Per position the penalty is penalty / n: a feature on its own is shrunk by n / (n + penalty). Constant features get
+    no weight. Solved by normal equations in float64, without a float64 copy of the features. Fit it on other documents
     than it is judged on.
 
     Raises ValueError for shapes that do not match, values that are not finite and penalty <= 0.
     """
     features_nD, (y_n,) = np.asarray(features_nD), columns(y_n=y_n)
     if features_nD.ndim != 2 or len(features_nD) != len(y_n):
-        raise ValueError(f"features_nD has shape {features_nD.shape}, y_n {y_n.shape}: one row of features per value is expected")
+        raise ValueError(
+            f"features_nD has shape {features_nD.shape}, y_n {y_n.shape}: one row of features per value is expected"
+        )
     if penalty <= 0:
         raise ValueError(f"penalty={penalty} must be above 0")
     mean_D = features_nD.mean(axis=0, dtype=np.float64)

@@ -1,4 +1,5 @@
 """What an evaluation gets: a trained method with its data, and the folder to write to."""
+
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
@@ -51,7 +52,9 @@ class Evaluation(Protocol):
     """One measurement: a class that the config builds and that is called on the context."""
 
     def unsuited(self, method: type) -> str | None:
-        """Why methods of this class cannot be measured so, and what can measure them; None if they can. Asked before training."""
+        """Why methods of this class cannot be measured so, and what can measure them; None if they can. Asked before
+        training.
+        """
 
     def __call__(self, context: Context) -> dict[str, float]:
         """The numbers by name; they land in result.json as `<name of the evaluation>/<key>`."""

@@ -2,6 +2,7 @@
 
 Shapes: S steps, B sequences, L positions. A history is int (S + 1, B, L): the tokens at the start and after each step.
 """
+
 from __future__ import annotations
 
 import numpy as np
@@ -59,7 +60,9 @@ def distinct(sequences: list[np.ndarray], n: int = 2) -> float:
 
 
 def repetition(sequences: list[np.ndarray], n: int = 4) -> float:
-    """Share of the n-grams of a sequence that have occurred earlier in it, mean over sequences; NaN if none has an n-gram."""
+    """Share of the n-grams of a sequence that have occurred earlier in it, mean over sequences; NaN if none has an
+    n-gram.
+    """
     shares = []
     for sequence in sequences:
         grams = [tuple(map(int, sequence[i : i + n])) for i in range(len(sequence) - n + 1)]

@@ -1,11 +1,12 @@
 """How much the texts of one prompt differ: shared n-grams, distance of meanings, distance of syntax trees. Numpy only.
 
 Everything is measured within a prompt and then averaged over prompts (`per_prompt`): pooled over prompts, a model that
-repeats itself at each of them looks diverse. Garbage is diverse too, so measure the right answers alone as well. A prompt
-with too few texts has no diversity: NaN, counted and left out, never 0.
+repeats itself at each of them looks diverse. Garbage is diverse too, so measure the right answers alone as well. A
+prompt with too few texts has no diversity: NaN, counted and left out, never 0.
 
 Shapes: P prompts, n texts of a prompt, D width of a vector.
 """
+
 from __future__ import annotations
 
 import math
@@ -28,7 +29,9 @@ NAN = float("nan")
 
 
 def per_prompt(
-    measure: Callable[[Sequence], float], texts_Pn: Sequence[Sequence], right_Pn: Sequence[Sequence[bool]] | None = None,
+    measure: Callable[[Sequence], float],
+    texts_Pn: Sequence[Sequence],
+    right_Pn: Sequence[Sequence[bool]] | None = None,
     least: int = 2,
 ) -> Band:
     """Mean over prompts of a measure of the texts of one prompt, with its interval over prompts (`over_prompts`).
@@ -42,8 +45,14 @@ def per_prompt(
     """
     if right_Pn is not None:
         shapes = [list(map(len, of)) for of in (texts_Pn, right_Pn)]
-        require(shapes[0] == shapes[1], f"right_Pn={sum(shapes[1])} flags must be one for each of {sum(shapes[0])} texts, prompt by prompt")
-        texts_Pn = [[text for text, counts in zip(texts, right, strict=True) if counts] for texts, right in zip(texts_Pn, right_Pn, strict=True)]
+        require(
+            shapes[0] == shapes[1],
+            f"right_Pn={sum(shapes[1])} flags must be one for each of {sum(shapes[0])} texts, prompt by prompt",
+        )
+        texts_Pn = [
+            [text for text, counts in zip(texts, right, strict=True) if counts]
+            for texts, right in zip(texts_Pn, right_Pn, strict=True)
+        ]
     return over_prompts([measure(texts) if len(texts) >= least else NAN for texts in texts_Pn])
 
 
@@ -54,7 +63,9 @@ def normalised(text: Text) -> Hashable:
 
 
 def kinds(texts: Sequence[Text]) -> np.ndarray:
-    """(n,) int64: the kind of each text, from 0 in order of appearance; texts whose `normalised` forms are equal are of one."""
+    """(n,) int64: the kind of each text, from 0 in order of appearance; texts whose `normalised` forms are equal are of
+    one.
+    """
     forms = [normalised(text) for text in texts]
     index = {form: i for i, form in enumerate(dict.fromkeys(forms))}
     return np.array([index[form] for form in forms], dtype=np.int64)
@@ -68,10 +79,13 @@ def distinct_kinds(texts: Sequence[Text]) -> float:
 # ------------------------------------------------------------------------------------------------------ n-grams
 def units_of(text: Text, unit: Unit = "word") -> list[Hashable]:
     """What n-grams are made of: "word", what stands between white space; "char", every character, spaces included;
-    "token", the elements of a sequence. Raises ValueError for a string as tokens or another sequence as words or characters.
+    "token", the elements of a sequence. Raises ValueError for a string as tokens or another sequence as words or
+    characters.
     """
     require(unit in ("word", "char", "token"), f"unit={unit} must be word, char or token")
-    require(isinstance(text, str) != (unit == "token"), f"unit={unit} must fit the texts, which are {type(text).__name__}")
+    require(
+        isinstance(text, str) != (unit == "token"), f"unit={unit} must fit the texts, which are {type(text).__name__}"
+    )
     return text.split() if unit == "word" else list(text)
 
 
@@ -81,9 +95,11 @@ def ngrams(units: Sequence[Hashable], n: int) -> Counter[tuple[Hashable, ...]]:
 
 
 def distinct_n(texts: Sequence[Text], n: int = 2, unit: Unit = "word") -> float:
-    """Distinct n-grams over all n-grams of the texts of one prompt (Li et al. 2016), in (0, 1]: 1 where none occurs twice.
+    """Distinct n-grams over all n-grams of the texts of one prompt (Li et al. 2016), in (0, 1]: 1 where none occurs
+    twice.
 
-    NaN for fewer than 2 texts and without any n-gram. It falls with the amount of text: compare equal numbers and lengths.
+    NaN for fewer than 2 texts and without any n-gram. It falls with the amount of text: compare equal numbers and
+    lengths.
     """
     require(n >= 1, f"n={n} must be at least 1")
     counts = Counter[tuple[Hashable, ...]]()
@@ -93,11 +109,13 @@ def distinct_n(texts: Sequence[Text], n: int = 2, unit: Unit = "word") -> float:
 
 
 def self_bleu(texts: Sequence[Text], unit: Unit = "word") -> float:
-    """Mean BLEU of each text against all others, 0 to 100: 100 where all are the same (Zhu et al. 2018). NaN for fewer than 2.
+    """Mean BLEU of each text against all others, 0 to 100: 100 where all are the same (Zhu et al. 2018). NaN for fewer
+    than 2.
 
-    Sentence BLEU up to 4-grams as sacrebleu 2.6 has it, with exponential smoothing (n-th order without a match counts 1 / 2^m
-    matches at the m-th such order) and effective order (orders longer than the text are left out). Words are not split further,
-    as by its `tokenize="none"`. BLEU is not defined for an empty text: 100 where another is empty too, otherwise 0.
+    Sentence BLEU up to 4-grams as sacrebleu 2.6 has it, with exponential smoothing (n-th order without a match counts 1
+    / 2^m matches at the m-th such order) and effective order (orders longer than the text are left out). Words are not
+    split further, as by its `tokenize="none"`. BLEU is not defined for an empty text: 100 where another is empty too,
+    otherwise 0.
     """
     if len(texts) < 2:
         return NAN
@@ -108,7 +126,9 @@ def self_bleu(texts: Sequence[Text], unit: Unit = "word") -> float:
         counts = [ngrams(row, n) for row in units]
         most = _two_most(counts)
         for matched, count in zip(matched_no, counts, strict=True):
-            in_others = {gram: most[gram][1] if times == most[gram][0] else most[gram][0] for gram, times in count.items()}
+            in_others = {
+                gram: most[gram][1] if times == most[gram][0] else most[gram][0] for gram, times in count.items()
+            }
             matched.append(sum(min(times, in_others[gram]) for gram, times in count.items()))
     for row, matched in zip(units, matched_no, strict=True):
         length = len(row)
@@ -121,7 +141,9 @@ def self_bleu(texts: Sequence[Text], unit: Unit = "word") -> float:
 
 
 def _two_most(counts: Sequence[Counter]) -> dict[tuple[Hashable, ...], tuple[int, int]]:
-    """The two highest counts of each n-gram over texts: the most in the others of a text that has the highest is the second."""
+    """The two highest counts of each n-gram over texts: the most in the others of a text that has the highest is the
+    second.
+    """
     most: dict[tuple[Hashable, ...], tuple[int, int]] = {}
     for count in counts:
         for gram, times in count.items():
@@ -177,11 +199,15 @@ def vendi(kernel_nn: np.ndarray) -> float:
     n = len(kernel_nn)
     require(kernel_nn.shape == (n, n), f"kernel_nn={kernel_nn.shape} must be square")
     require(np.allclose(kernel_nn, kernel_nn.T, atol=1e-5), f"kernel_nn={kernel_nn.shape} must be finite and symmetric")
-    require(np.allclose(np.diag(kernel_nn), 1, atol=1e-4), f"kernel_nn={np.diag(kernel_nn)[:4]} on its diagonal must be 1")
+    require(
+        np.allclose(np.diag(kernel_nn), 1, atol=1e-4), f"kernel_nn={np.diag(kernel_nn)[:4]} on its diagonal must be 1"
+    )
     if n < 2:
         return NAN
     share_n = np.linalg.eigvalsh(kernel_nn) / n
-    require(bool(share_n[0] > -1e-4), f"kernel_nn must be positive semidefinite: it has the eigenvalue {share_n[0] * n}")
+    require(
+        bool(share_n[0] > -1e-4), f"kernel_nn must be positive semidefinite: it has the eigenvalue {share_n[0] * n}"
+    )
     share_n = share_n[share_n > 1e-12]
     return float(np.exp(-(share_n * np.log(share_n)).sum()))
 
@@ -197,10 +223,12 @@ def vendi_cosine(vectors: Sequence[np.ndarray]) -> float:
 
 # ------------------------------------------------------------------------------------------------------- syntax
 def ast_distances(texts: Sequence[str], labels: Labels = "types", relative: bool = False) -> np.ndarray:
-    """(n, n) float64 of `tree_distance` between the Python syntax trees of texts; NaN where one of the two does not parse.
+    """(n, n) float64 of `tree_distance` between the Python syntax trees of texts; NaN where one of the two does not
+    parse.
 
     - labels: "types", only the shape of the program; "values", names and constants too (`tree_of`).
-    - relative: 2 d / (sizes + d) in [0, 1], a metric too (Li and Zhang 2011), so that long programs do not count for more.
+    - relative: 2 d / (sizes + d) in [0, 1], a metric too (Li and Zhang 2011), so that long programs do not count for
+      more.
 
     Trees are compared once per pair of different ones; the time of a pair grows up to the fourth power of their size.
     """
@@ -218,7 +246,9 @@ def ast_distances(texts: Sequence[str], labels: Labels = "types", relative: bool
 
 
 def mean_ast_distance(texts: Sequence[str], labels: Labels = "types", relative: bool = False) -> float:
-    """Mean pairwise `ast_distances` of the texts that parse; NaN for fewer than 2 of them. Report `share_parsed` beside it."""
+    """Mean pairwise `ast_distances` of the texts that parse; NaN for fewer than 2 of them. Report `share_parsed` beside
+    it.
+    """
     return mean_distance(ast_distances(texts, labels, relative))
 
 

@@ -2,6 +2,7 @@
 
 What is written is read back before the folder gets its name, and must give the same logits on held-out text.
 """
+
 from __future__ import annotations
 
 from pathlib import Path
@@ -32,13 +33,17 @@ class Exportable(Protocol):
 
 @torch.inference_mode()
 def export(context: Context, folder: Path) -> float:
-    """Write the run's model and tokenizer to `folder`; the largest difference of a logit between the run and what is read back, in nats.
+    """Write the run's model and tokenizer to `folder`; the largest difference of a logit between the run and what is
+    read back, in nats.
 
-    Raises ValueError in one line for a model without a counterpart in transformers, and when what is read back says something else.
+    Raises ValueError in one line for a model without a counterpart in transformers, and when what is read back says
+    something else.
     """
     model, codec = context.method.model, context.data.codec
     if not isinstance(model, Exportable):
-        raise ValueError(f"task=export: model={type(model).__name__} has no counterpart among the models of transformers")
+        raise ValueError(
+            f"task=export: model={type(model).__name__} has no counterpart among the models of transformers"
+        )
     try:
         own = model.to_transformers(codec.vocab)
     except ValueError as error:
@@ -50,13 +55,17 @@ def export(context: Context, folder: Path) -> float:
 
 
 def difference(context: Context, folder: Path) -> float:
-    """The largest difference of a logit of a real token, in nats. Raises ValueError where it is not rounding, or where texts get other ids."""
+    """The largest difference of a logit of a real token, in nats. Raises ValueError where it is not rounding, or where
+    texts get other ids.
+    """
     ids_BL = next(iter(context.data.val_dataloader()))["tokens"][:ROWS].to(context.device)
     text = context.data.codec.decode(ids_BL[0].tolist())
     tokenizer = AutoTokenizer.from_pretrained(folder, trust_remote_code=False)
     if tokenizer(text, add_special_tokens=False)["input_ids"] != context.data.codec.encode(text):
         raise ValueError("task=export: the tokenizer that was written gives other ids; nothing is kept")
-    own = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32, trust_remote_code=False, use_safetensors=True)
+    own = AutoModelForCausalLM.from_pretrained(
+        folder, dtype=torch.float32, trust_remote_code=False, use_safetensors=True
+    )
     again = own.eval().to(context.device)
     real = torch.from_numpy(context.data.codec.vocab.real).to(context.device)
     found = (again(ids_BL).logits[..., real] - logits(context.method.model, ids_BL)[..., real]).abs().max().item()

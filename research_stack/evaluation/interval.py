@@ -18,6 +18,7 @@ interval can know of kinds of groups that the sample has none of: where all grou
 
 Shapes: n parts, g groups, K means.
 """
+
 from __future__ import annotations
 
 import logging

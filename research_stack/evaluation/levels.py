@@ -9,6 +9,7 @@ chapter 7). What a level does to one row and not to another stays in.
 
 Shapes: B rows, S levels of each row.
 """
+
 from __future__ import annotations
 
 import numpy as np

@@ -13,6 +13,7 @@ it does not bound: tokens written in one step are drawn independently, and a tex
 bound says (of the 27 texts of three tokens that a test enumerates, 11 with an ancestral sampler of one step, 3 with
 two, 1 with four and none from 8 steps on).
 """
+
 from __future__ import annotations
 
 import logging
@@ -80,11 +81,18 @@ class Likelihood:
     smoke = {"max_sequences": 16, "samples": 1}
 
     def __init__(
-        self, processes: Sequence[str] = ("absorbing",), samples: int = 4, max_sequences: int | None = 256, p_u: float = 0.1
+        self,
+        processes: Sequence[str] = ("absorbing",),
+        samples: int = 4,
+        max_sequences: int | None = 256,
+        p_u: float = 0.1,
     ) -> None:
         require(samples >= 1, f"samples={samples} must be at least 1")
         require(samples <= 100_000, f"samples={samples} must be at most 100,000")
-        require(max_sequences is None or max_sequences >= 2, f"max_sequences={max_sequences} must be at least 2, or null for all")
+        require(
+            max_sequences is None or max_sequences >= 2,
+            f"max_sequences={max_sequences} must be at least 2, or null for all",
+        )
         require(0 < p_u < 1, f"p_u={p_u} must lie between 0 and 1")
         known = {"absorbing": Absorbing(), "uniform": Uniform(), "hybrid": Hybrid(p_u=p_u), "matched": None}
         require(len(processes) > 0, "processes=[] must name at least one process")
@@ -96,18 +104,28 @@ class Likelihood:
     def unsuited(self, method: type) -> str | None:
         """Only a denoiser under a corruption has a bound."""
         fits = hasattr(method, "logits")
-        return None if fits else "the bound needs a denoiser, and this method predicts the next token; choose eval=lookahead_calibration"
+        return (
+            None
+            if fits
+            else (
+                "the bound needs a denoiser, and this method predicts the next token; choose eval=lookahead_calibration"
+            )
+        )
 
     def __call__(self, context: Context) -> dict[str, float]:
-        """bound, bound_low, bound_high, perplexity, bits_per_byte, unigram, trigram, gain_over_trigram and its interval."""
+        """bound, bound_low, bound_high, perplexity, bits_per_byte, unigram, trigram, gain_over_trigram and its
+        interval.
+        """
         validation = context.data.validation
         taken = validation.spread_indices(self.max_sequences or len(validation))
         rows, document_B = validation.take(taken), context.data.validation_document[taken]
         eligible_BL = rows.eligible
         count_B = eligible_BL.sum(1)
         warn_few(document_B, "documents")
-        bounds = {self._label(name, process): self._bound(context, rows, process)
-                  for name, process in self._asked(context).items()}
+        bounds = {
+            self._label(name, process): self._bound(context, rows, process)
+            for name, process in self._asked(context).items()
+        }
         best = next(iter(bounds))
         baselines = baseline_nats(context, rows)
         estimates = {
@@ -121,11 +139,17 @@ class Likelihood:
         value, low, high = estimates[best]
         log.info("bound %.3f nats per token under %s (trigram %.3f)", value, best, estimates["trigram"].value)
         return {
-            "bound": value, "bound_low": low, "bound_high": high, "perplexity": math.exp(value),
+            "bound": value,
+            "bound_low": low,
+            "bound_high": high,
+            "perplexity": math.exp(value),
             "bits_per_byte": value / math.log(2) / bytes_per_token,
-            "unigram": estimates["unigram"].value, "trigram": estimates["trigram"].value,
-            "gain_over_trigram": gain.value, "gain_low": gain.low, "gain_high": gain.high,
-        }  # fmt: skip
+            "unigram": estimates["unigram"].value,
+            "trigram": estimates["trigram"].value,
+            "gain_over_trigram": gain.value,
+            "gain_low": gain.low,
+            "gain_high": gain.high,
+        }
 
     def _asked(self, context: Context) -> dict[str, Process]:
         """The processes by name; `matched` falls away where it is one that is asked for by name too."""
@@ -149,7 +173,9 @@ class Likelihood:
             piece = rows.take(slice(start, start + BATCH))
             batch = {name: tensor.to(context.device) for name, tensor in batch_of(piece).items()}
             draws = Draws(context.seed, "likelihood", label, start, total=len(piece), device=context.device)
-            scored_BL = torch.from_numpy(piece.eligible).to(context.device)  # the texts' own tokens, not the ends behind a response
+            scored_BL = torch.from_numpy(piece.eligible).to(
+                context.device
+            )  # the texts' own tokens, not the ends behind a response
             given = (batch["tokens"], scored_BL, draws, batch["attend"], self.samples)
             # Without substitutions, exact counts of masks give the same bound with less variance.
             parts.append(
@@ -170,14 +196,31 @@ class Likelihood:
     ) -> None:
         rows: list[list[Any]] = []
         for name, (value, low, high) in estimates.items():
-            kind = "baseline" if name in ("unigram", "trigram") else "upper bound, headline" if name == best else "upper bound"
-            rows.append([name, kind, f"{value:.6f}", f"{low:.6f}", f"{high:.6f}", f"{math.exp(value):.4f}",
-                             f"{value / math.log(2) / bytes_per_token:.6f}", *sizes])  # fmt: skip
+            kind = (
+                "baseline"
+                if name in ("unigram", "trigram")
+                else "upper bound, headline"
+                if name == best
+                else "upper bound"
+            )
+            rows.append(
+                [
+                    name,
+                    kind,
+                    f"{value:.6f}",
+                    f"{low:.6f}",
+                    f"{high:.6f}",
+                    f"{math.exp(value):.4f}",
+                    f"{value / math.log(2) / bytes_per_token:.6f}",
+                    *sizes,
+                ]
+            )
         atomic_write(RunFolder(context.folder).tables / "likelihood.csv", as_csv(COLUMNS, rows))
 
 
 def baseline_nats(context: Context, rows: Rows, scored_BL: np.ndarray | None = None) -> dict[str, np.ndarray]:
-    """{"unigram", "trigram": (rows,) nats of each row}, trained on the run's training rows (the first 20 million tokens).
+    """{"unigram", "trigram": (rows,) nats of each row}, trained on the run's training rows (the first 20 million
+    tokens).
 
     - scored_BL: bool, the tokens that count; None: all eligible ones.
     """

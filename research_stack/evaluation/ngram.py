@@ -1,13 +1,15 @@
 """N-gram baselines: interpolated modified Kneser-Ney over the real tokens, in vectorised numpy.
 
-    p(w | c) = max(k(cw) - D(k(cw)), 0) / k(c) + g(c) p(w | c without its first token),      p(w | nothing) backs off to 1 / N
+    p(w | c) = max(k(cw) - D(k(cw)), 0) / k(c) + g(c) p(w | c without its first token),      p(w | nothing) backs off to
+    1 / N
 
 with k the counts at the highest order and, below it, the number of distinct tokens seen before (Chen and Goodman 1999,
-section 3; the discounts D for counts 1, 2 and 3 or more are theirs, equation 17). Every p(. | c) sums to 1 over the N real
-tokens. Separators are never predicted and serve as context: what stands before one is forgotten.
+section 3; the discounts D for counts 1, 2 and 3 or more are theirs, equation 17). Every p(. | c) sums to 1 over the N
+real tokens. Separators are never predicted and serve as context: what stands before one is forgotten.
 
 Shapes: n tokens in a stream, (B, L) rows.
 """
+
 from __future__ import annotations
 
 import numpy as np
@@ -93,7 +95,9 @@ class NGram:
         if order > 1:
             target_n = target_n & ((v if order == 2 else u) != NOTHING)
         if not target_n.any():
-            raise ValueError(f"tokens_n={len(tokens_n)} tokens: an n-gram model needs at least one real token to learn from")
+            raise ValueError(
+                f"tokens_n={len(tokens_n)} tokens: an n-gram model needs at least one real token to learn from"
+            )
         self.order, self.vocab, self.base = order, vocab, vocab.size + 1
         self.orders = self._count(u[target_n], v[target_n], tokens_n[target_n])
 

@@ -1,10 +1,11 @@
 """Two ways to the same questions compared: difference and ratio of their means, and how likely chance makes as much.
 
-Both ways answer the same questions, and some questions are hard for both: their difference varies less than either. Questions
-of one context depend on one another, so give `group_n` where there are several.
+Both ways answer the same questions, and some questions are hard for both: their difference varies less than either.
+Questions of one context depend on one another, so give `group_n` where there are several.
 
 Shapes: n questions, g groups of questions.
 """
+
 from __future__ import annotations
 
 import math
@@ -48,9 +49,11 @@ def mean(a_n: ArrayLike, group_n: ArrayLike | None = None) -> Estimate:
 def paired(a_n: ArrayLike, b_n: ArrayLike, group_n: ArrayLike | None = None) -> Estimate:
     """mean(a) - mean(b) with its 95 % interval over groups: that of the differences, question by question.
 
-    - a_n, b_n: a score of each of n questions, in the same order. group_n: what belongs together; None: every question is one group.
+    - a_n, b_n: a score of each of n questions, in the same order. group_n: what belongs together; None: every question
+      is one group.
 
-    The interval is NaN for fewer than 2 groups. Raises ValueError for values that are not finite, or not of one shape (n,) with n > 0.
+    The interval is NaN for fewer than 2 groups. Raises ValueError for values that are not finite, or not of one shape
+    (n,) with n > 0.
     """
     a_n, b_n = columns(a_n=a_n, b_n=b_n)
     return mean(a_n - b_n, group_n)
@@ -77,10 +80,12 @@ def _over_groups(values_nK: np.ndarray, group_n: ArrayLike | None) -> Clustered:
 
 
 def sign_flip(difference_n: ArrayLike, group_n: ArrayLike | None = None, flips: int = FLIPS, seed: int = 0) -> float:
-    """Two-sided p-value of "the sign of each group's total is random": the share of sign flips whose sum is at least as far from 0.
+    """Two-sided p-value of "the sign of each group's total is random": the share of sign flips whose sum is at least as
+    far from 0.
 
-    Groups whose total is 0 have no sign and are left out. Up to 16 others all 2^g flips are tried and p is exact; beyond, random ones
-    are drawn and p = (1 + as far) / (1 + drawn), which is never too small (Phipson and Smyth 2010). 1 where all totals are 0.
+    Groups whose total is 0 have no sign and are left out. Up to 16 others all 2^g flips are tried and p is exact;
+    beyond, random ones are drawn and p = (1 + as far) / (1 + drawn), which is never too small (Phipson and Smyth 2010).
+    1 where all totals are 0.
 
     - difference_n: of n questions, finite. group_n: as in `paired`. flips: random ones.
 

@@ -1,10 +1,13 @@
-"""Answers against gold answers: exact match and F1 by the rule of each data set, and the first token among the likeliest. Numpy only.
+"""Answers against gold answers: exact match and F1 by the rule of each data set, and the first token among the
+likeliest. Numpy only.
 
-The rules are those of the data sets' own scripts, numbers included: `squad` (evaluate-v1.1.py), `squad_v2` (evaluate-v2.0.py),
-`hotpotqa` (hotpot_evaluate_v1.py), `nq` (NQ-open, orqa's eval_utils.py). Scores are per question; means and intervals are in `paired`.
+The rules are those of the data sets' own scripts, numbers included: `squad` (evaluate-v1.1.py), `squad_v2`
+(evaluate-v2.0.py), `hotpotqa` (hotpot_evaluate_v1.py), `nq` (NQ-open, orqa's eval_utils.py). Scores are per question;
+means and intervals are in `paired`.
 
 Shapes: n questions, B rows, V tokens, K cut-offs.
 """
+
 from __future__ import annotations
 
 import re
@@ -28,7 +31,9 @@ PUNCTUATION = str.maketrans("", "", string.punctuation)
 
 
 def normalize(text: str, rule: Rule = "squad") -> str:
-    """Lower case, no ASCII punctuation, no articles, single spaces, in this order; for `nq` Unicode's decomposed form (NFD) first."""
+    """Lower case, no ASCII punctuation, no articles, single spaces, in this order; for `nq` Unicode's decomposed form
+    (NFD) first.
+    """
     _check_rule(rule)
     text = unicodedata.normalize("NFD", text) if rule == "nq" else text
     return " ".join(ARTICLES.sub(" ", text.lower().translate(PUNCTUATION)).split())
@@ -37,7 +42,8 @@ def normalize(text: str, rule: Rule = "squad") -> str:
 def exact(prediction: str, golds: Sequence[str], rule: Rule = "squad") -> float:
     """1 if the prediction equals a gold answer once both are normalised, else 0.
 
-    - golds: at least one; "" is no answer. `squad_v2` leaves out those that normalise to nothing, as long as there are others.
+    - golds: at least one; "" is no answer. `squad_v2` leaves out those that normalise to nothing, as long as there are
+      others.
 
     Raises ValueError without gold answers and for another rule.
     """
@@ -45,11 +51,12 @@ def exact(prediction: str, golds: Sequence[str], rule: Rule = "squad") -> float:
 
 
 def f1(prediction: str, golds: Sequence[str], rule: Rule = "squad") -> float:
-    """Harmonic mean of precision and recall of the normalised words, repeated ones counted, with the gold answer that makes it largest.
+    """Harmonic mean of precision and recall of the normalised words, repeated ones counted, with the gold answer that
+    makes it largest.
 
-    Where a side has no words it is 0, except for `squad_v2`: 1 if neither has. For `hotpotqa` it is 0 if either side is yes, no or
-    noanswer and they differ. NQ-open has no F1: for `nq` this is ours, with the normalisation of its exact match.
-    Gold answers and errors as in `exact`.
+    Where a side has no words it is 0, except for `squad_v2`: 1 if neither has. For `hotpotqa` it is 0 if either side is
+    yes, no or noanswer and they differ. NQ-open has no F1: for `nq` this is ours, with the normalisation of its exact
+    match. Gold answers and errors as in `exact`.
     """
     return max(_f1(normalize(prediction, rule), normalize(gold, rule), rule) for gold in _golds(golds, rule))
 
@@ -81,29 +88,48 @@ class Scores:
     f1_n: np.ndarray
 
 
-def scores(predictions: Sequence[str], golds: Sequence[Sequence[str]], rules: Rule | Sequence[Rule] = "squad") -> Scores:
-    """The `Scores` of n answers. rules: one for all, or one for each. Raises ValueError for other numbers of golds or rules than of answers."""
+def scores(
+    predictions: Sequence[str], golds: Sequence[Sequence[str]], rules: Rule | Sequence[Rule] = "squad"
+) -> Scores:
+    """The `Scores` of n answers. rules: one for all, or one for each. Raises ValueError for other numbers of golds or
+    rules than of answers.
+    """
     rules = [rules] * len(predictions) if isinstance(rules, str) else rules
-    require(len(golds) == len(predictions) == len(rules), f"predictions={len(predictions)} must be as many as golds={len(golds)} and rules={len(rules)}")
+    require(
+        len(golds) == len(predictions) == len(rules),
+        f"predictions={len(predictions)} must be as many as golds={len(golds)} and rules={len(rules)}",
+    )
     rows = list(zip(predictions, golds, rules, strict=True))
-    return Scores(np.array([exact(*row) for row in rows], dtype=np.float64), np.array([f1(*row) for row in rows], dtype=np.float64))
+    return Scores(
+        np.array([exact(*row) for row in rows], dtype=np.float64),
+        np.array([f1(*row) for row in rows], dtype=np.float64),
+    )
 
 
-def first_token_at(logits_BV: ArrayLike, gold_ids: Sequence[Collection[int]], ks: Sequence[int] = (1, 5, 10)) -> np.ndarray:
-    """FirstTok@k, float64 (B, K): 1 where a first token of a gold answer is among the k likeliest, 0 where none is, NaN without any.
+def first_token_at(
+    logits_BV: ArrayLike, gold_ids: Sequence[Collection[int]], ks: Sequence[int] = (1, 5, 10)
+) -> np.ndarray:
+    """FirstTok@k, float64 (B, K): 1 where a first token of a gold answer is among the k likeliest, 0 where none is, NaN
+    without any.
 
-    - logits_BV: at the last position of the prompt. Of equal ones the lowest token comes first, as for an argmax: a reader that
-      finds all tokens alike is not right.
-    - gold_ids: for each row the tokens that a gold answer can begin with, each from the joint tokenisation of prompt and answer; empty
-      where the prompt's tokens are not a beginning of the joint ones in any of them, so that there is nothing to look for.
+    - logits_BV: at the last position of the prompt. Of equal ones the lowest token comes first, as for an argmax: a
+      reader that finds all tokens alike is not right.
+    - gold_ids: for each row the tokens that a gold answer can begin with, each from the joint tokenisation of prompt
+      and answer; empty where the prompt's tokens are not a beginning of the joint ones in any of them, so that there is
+      nothing to look for.
 
     Raises ValueError for NaN in logits_BV, tokens outside of 0 .. V - 1 and k < 1.
     """
     logits_BV = np.asarray(logits_BV)
-    require(logits_BV.ndim == 2 and len(logits_BV) == len(gold_ids), f"logits_BV={logits_BV.shape} must be of shape (B, V) with B={len(gold_ids)}")
+    require(
+        logits_BV.ndim == 2 and len(logits_BV) == len(gold_ids),
+        f"logits_BV={logits_BV.shape} must be of shape (B, V) with B={len(gold_ids)}",
+    )
     require(not np.isnan(logits_BV).any(), f"logits_BV={logits_BV.shape} must not have NaN")
     require(min(ks, default=0) >= 1, f"ks={tuple(ks)} must be at least 1 each")
-    places_B = np.array([_place(logits_V, ids) for logits_V, ids in zip(logits_BV, gold_ids, strict=True)], dtype=np.float64)
+    places_B = np.array(
+        [_place(logits_V, ids) for logits_V, ids in zip(logits_BV, gold_ids, strict=True)], dtype=np.float64
+    )
     return np.where(np.isnan(places_B)[:, None], np.nan, places_B[:, None] < np.array(ks))
 
 

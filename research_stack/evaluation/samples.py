@@ -6,6 +6,7 @@ The bound of `likelihood` is of the model's own law, that of infinitely many sma
 the tokens of a step independently and so has another law: what it writes may be likelier or less likely under it than
 the bound says.
 """
+
 from __future__ import annotations
 
 import logging
@@ -38,18 +39,22 @@ class Samples:
     - samplers: by name; each decodes the same prompts from the same stream.
     - count: texts per sampler, when prompts is None.
     - length: tokens to generate; None for what is left of the sequence length after the longest prompt.
-    - prompts: texts to continue; None takes the prompts of validation rows, or where the data has none, the first `lead`
-      tokens of each.
+    - prompts: texts to continue; None takes the prompts of validation rows, or where the data has none, the first
+      `lead` tokens of each.
 
-    Metrics per sampler: calls (model calls per text), distinct_2, entropy (nats, of the tokens of a text), changed (share of
-    tokens changed after they were first filled), idle (share of steps that changed nothing).
+    Metrics per sampler: calls (model calls per text), distinct_2, entropy (nats, of the tokens of a text), changed
+    (share of tokens changed after they were first filled), idle (share of steps that changed nothing).
     """
 
     #: See research_stack.smoke.
     smoke = {"count": 1, "length": 16}
 
     def __init__(
-        self, samplers: Mapping[str, Sampler], count: int = 4, length: int | None = None, prompts: Sequence[str] | None = None,
+        self,
+        samplers: Mapping[str, Sampler],
+        count: int = 4,
+        length: int | None = None,
+        prompts: Sequence[str] | None = None,
         lead: int = 0,
     ) -> None:
         require(count >= 1, f"count={count} must be at least 1")
@@ -73,8 +78,12 @@ class Samples:
             metrics |= {f"{name}/{key}": value for key, value in found.items()}
             rows += describe(trace, prompts, context, name)
             write_film(place.films / f"{name}.json", film(trace, context.data.codec, name, rows[-len(trace.tokens_BL)]))
-            log.info("%s: %.1f model calls a text, %.1f %% of the tokens changed after they were filled",
-                     name, found["calls"], 100 * found["changed"])  # fmt: skip
+            log.info(
+                "%s: %.1f model calls a text, %.1f %% of the tokens changed after they were filled",
+                name,
+                found["calls"],
+                100 * found["changed"],
+            )
         write_samples(place, rows, self.samplers)
         return metrics
 
@@ -89,20 +98,35 @@ class Samples:
         longest = max(map(len, ids))
         length = self.length or (BARE if data.prompts_only else data.sequence_length - longest)
         if length < 1:
-            raise ValueError(f"prompts={longest} tokens leave no room in a sequence of {data.sequence_length}; shorten them")
-        trace = sampler.sample(context.method, prompts=ids, count=len(ids), length=length, seed=context.seed, record=True, device=context.device)
+            raise ValueError(
+                f"prompts={longest} tokens leave no room in a sequence of {data.sequence_length}; shorten them"
+            )
+        trace = sampler.sample(
+            context.method,
+            prompts=ids,
+            count=len(ids),
+            length=length,
+            seed=context.seed,
+            record=True,
+            device=context.device,
+        )
         return trace, [data.codec.decode(prompt.tolist()) for prompt in ids]
 
     def prompt_ids(self, context: Context) -> list[Tensor]:
         """Token ids of each prompt, (P,) int64; empty ones without."""
         begin = list(context.data.codec.begin)
         if self.prompts is not None:
-            return [torch.tensor([*begin, *context.data.codec.encode(text)], dtype=torch.int64) for text in self.prompts]
+            return [
+                torch.tensor([*begin, *context.data.codec.encode(text)], dtype=torch.int64) for text in self.prompts
+            ]
         rows = context.data.validation.spread(self.count)
         if rows.prompt.any():
             given = [row[prompt] for row, prompt in zip(rows.tokens, rows.prompt, strict=True)]
         else:
-            given = [row[attend][: self.lead] if self.lead else begin for row, attend in zip(rows.tokens, rows.attend, strict=True)]
+            given = [
+                row[attend][: self.lead] if self.lead else begin
+                for row, attend in zip(rows.tokens, rows.attend, strict=True)
+            ]
         return [torch.from_numpy(np.asarray(ids, dtype=np.int64)) for ids in given]
 
 
@@ -121,9 +145,12 @@ def measure(trace: Trace, mask: int) -> dict[str, float]:
     history_SBL, generated_BL = recorded(trace)
     texts = [row[generated] for row, generated in zip(_numpy(trace.tokens_BL), generated_BL, strict=True)]
     return {
-        "calls": float(_numpy(trace.calls_B).mean()), "distinct_2": distinct(texts), "entropy": token_entropy(texts),
-        "changed": changed_after_fill(history_SBL, generated_BL, mask), "idle": idle_steps(history_SBL, generated_BL),
-    }  # fmt: skip
+        "calls": float(_numpy(trace.calls_B).mean()),
+        "distinct_2": distinct(texts),
+        "entropy": token_entropy(texts),
+        "changed": changed_after_fill(history_SBL, generated_BL, mask),
+        "idle": idle_steps(history_SBL, generated_BL),
+    }
 
 
 def describe(trace: Trace, prompts: Sequence[str], context: Context, name: str) -> list[dict[str, Any]]:
@@ -131,10 +158,16 @@ def describe(trace: Trace, prompts: Sequence[str], context: Context, name: str) 
     tokens_BL, generated_BL, calls_B = _numpy(trace.tokens_BL), _numpy(trace.generated_BL), _numpy(trace.calls_B)
     steps = len(recorded(trace)[0]) - 1
     return [
-        {"sampler": name, "prompt": prompt, "text": context.data.codec.decode(tokens_BL[b][generated_BL[b]]),
-         "calls": int(calls_B[b]), "steps": steps, "seed": context.seed}
+        {
+            "sampler": name,
+            "prompt": prompt,
+            "text": context.data.codec.decode(tokens_BL[b][generated_BL[b]]),
+            "calls": int(calls_B[b]),
+            "steps": steps,
+            "seed": context.seed,
+        }
         for b, prompt in enumerate(prompts)
-    ]  # fmt: skip
+    ]
 
 
 def write_samples(place: RunFolder, rows: Sequence[Mapping[str, Any]], names: Container[str]) -> None:
@@ -155,7 +188,9 @@ def film(trace: Trace, codec: Codec, name: str, row: Mapping[str, Any], b: int =
     codes_SL = states(history_SBL[:, b : b + 1], generated_BL[b : b + 1], codec.vocab.mask)[:, 0][:, used]
     ids, index = np.unique(history_SL, return_inverse=True)
     index_SL = index.reshape(history_SL.shape)
-    frames = [{"tokens": tokens.tolist(), "states": codes.tolist()} for tokens, codes in zip(index_SL, codes_SL, strict=True)]
+    frames = [
+        {"tokens": tokens.tolist(), "states": codes.tolist()} for tokens, codes in zip(index_SL, codes_SL, strict=True)
+    ]
     if trace.confidence is not None:
         for frame, confidence in zip(frames, _numpy(trace.confidence)[:, b][:, used], strict=True):
             frame["confidence"] = confidence.round(3).tolist()

@@ -2,6 +2,7 @@
 
 A score is predicted badness: low ones are accepted first. Shapes: n positions, m other positions, T thresholds.
 """
+
 from __future__ import annotations
 
 import bisect
@@ -89,12 +90,15 @@ def least_accepted(risk: float, delta: float, errors: int = 0) -> int:
     return bisect.bisect_left(range(enough), True, key=lambda n: binomial_tail(errors, n, risk) <= delta)
 
 
-def threshold_grid(score_m: np.ndarray, n: int, risk: float, delta: float, count: int = 50, errors: int = 3) -> np.ndarray:
-    """(T,) thresholds for `learn_then_test` on n other points: quantiles of the scores of m points that it does not test.
+def threshold_grid(
+    score_m: np.ndarray, n: int, risk: float, delta: float, count: int = 50, errors: int = 3
+) -> np.ndarray:
+    """(T,) thresholds for `learn_then_test` on n other points: quantiles of the scores of m points that it does not
+    test.
 
-    The first one is to accept, of n, as many as can bear some errors (see `least_accepted`): where a single error at the
-    first threshold ends the sequence, a rule that is good enough often gets nothing. The last one accepts about all. None
-    where n is too small. `count` thresholds at most, at even steps of coverage.
+    The first one is to accept, of n, as many as can bear some errors (see `least_accepted`): where a single error at
+    the first threshold ends the sequence, a rule that is good enough often gets nothing. The last one accepts about
+    all. None where n is too small. `count` thresholds at most, at even steps of coverage.
     """
     start = least_accepted(risk, delta, errors) / max(n, 1)
     levels = np.linspace(start, 1, count) if start <= 1 and len(score_m) else np.empty(0)
@@ -102,9 +106,15 @@ def threshold_grid(score_m: np.ndarray, n: int, risk: float, delta: float, count
 
 
 def learn_then_test(
-    score_n: np.ndarray, loss_n: np.ndarray, risk: float, delta: float, thresholds: np.ndarray | None = None, seed: int = 0
+    score_n: np.ndarray,
+    loss_n: np.ndarray,
+    risk: float,
+    delta: float,
+    thresholds: np.ndarray | None = None,
+    seed: int = 0,
 ) -> float | None:
-    """The most lax threshold t with P(E[loss | score <= t] > risk) <= delta over calibration sets; None if there is none.
+    """The most lax threshold t with P(E[loss | score <= t] > risk) <= delta over calibration sets; None if there is
+    none.
 
     Learn then Test with fixed-sequence testing (Angelopoulos et al. 2021): from strict to lax, each
     hypothesis "the risk of accepting score <= t is above `risk`" is tested at level delta on the accepted points, and
@@ -147,10 +157,11 @@ def learn_then_test(
 def conformal_threshold(score_n: np.ndarray, loss_n: np.ndarray, group_n: np.ndarray, risk: float) -> float | None:
     """The most lax threshold t for which a new document is expected to lose at most `risk` on accepted positions.
 
-    Conformal risk control (Angelopoulos et al. 2022, theorem 1): the loss of a document is the mean over all its positions of
-    loss * [score <= t], which lies in [0, 1] and grows with t; with g exchangeable documents E[loss of the next one] <= risk for
-    the largest t at which g / (g + 1) * mean + 1 / (g + 1) <= risk. In expectation over calibration sets, and as a share of
-    all positions, accepted or not: with coverage q the risk among the accepted may be up to risk / q. None if no t serves.
+    Conformal risk control (Angelopoulos et al. 2022, theorem 1): the loss of a document is the mean over all its
+    positions of loss * [score <= t], which lies in [0, 1] and grows with t; with g exchangeable documents E[loss of the
+    next one] <= risk for the largest t at which g / (g + 1) * mean + 1 / (g + 1) <= risk. In expectation over
+    calibration sets, and as a share of all positions, accepted or not: with coverage q the risk among the accepted may
+    be up to risk / q. None if no t serves.
 
     - score_n, loss_n: positions (n,), losses in [0, 1]. group_n: their documents.
 
@@ -158,7 +169,9 @@ def conformal_threshold(score_n: np.ndarray, loss_n: np.ndarray, group_n: np.nda
     """
     score_n, loss_n = columns(score_n=score_n, loss_n=loss_n)
     if loss_n.min() < 0 or loss_n.max() > 1:
-        raise ValueError(f"loss_n lies in [{loss_n.min()}, {loss_n.max()}]: conformal risk control needs losses in [0, 1]")
+        raise ValueError(
+            f"loss_n lies in [{loss_n.min()}, {loss_n.max()}]: conformal risk control needs losses in [0, 1]"
+        )
     _, index_n, count_g = np.unique(np.asarray(group_n), return_inverse=True, return_counts=True)
     groups, order = len(count_g), np.argsort(score_n, kind="stable")
     upto_n = (np.cumsum((loss_n / count_g[index_n])[order]) + 1) / (groups + 1)

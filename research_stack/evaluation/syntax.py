@@ -1,4 +1,5 @@
 """Edit distance between syntax trees of Python programs (Zhang and Shasha 1989), unit costs. Standard library only."""
+
 from __future__ import annotations
 
 import ast
@@ -24,8 +25,8 @@ class Tree(NamedTuple):
 def tree_of(text: str, labels: Labels = "types") -> Tree | None:
     """The syntax tree of a Python program or expression; None for what does not parse. Nothing is run.
 
-    - labels: "types", nodes are named by their type alone, so a + b and c + 1.5 differ in one node (a name, a constant) and
-      a + b and b * a in the operator only; "values", names, attributes, constants and flags belong to the label.
+    - labels: "types", nodes are named by their type alone, so a + b and c + 1.5 differ in one node (a name, a constant)
+      and a + b and b * a in the operator only; "values", names, attributes, constants and flags belong to the label.
 
     Whether a name is read or written is no node: it follows from where it stands.
     """
@@ -34,7 +35,12 @@ def tree_of(text: str, labels: Labels = "types") -> Tree | None:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # of the text's own style, such as invalid escapes
             root = ast.parse(text.strip())
-    except (SyntaxError, ValueError, RecursionError, MemoryError):  # bad text, null bytes and huge integers, deep nesting
+    except (
+        SyntaxError,
+        ValueError,
+        RecursionError,
+        MemoryError,
+    ):  # bad text, null bytes and huge integers, deep nesting
         return None
     return _postorder(root, labels)
 
@@ -68,7 +74,11 @@ def _label(node: ast.AST, labels: Labels) -> str:
 
 
 def _holds_nodes(value: object) -> bool:
-    return value is None or isinstance(value, ast.AST) or (isinstance(value, list) and all(v is None or isinstance(v, ast.AST) for v in value))
+    return (
+        value is None
+        or isinstance(value, ast.AST)
+        or (isinstance(value, list) and all(v is None or isinstance(v, ast.AST) for v in value))
+    )
 
 
 def tree_distance(a: Tree, b: Tree) -> int:
@@ -91,7 +101,9 @@ def _keyroots(tree: Tree) -> list[int]:
 
 
 def _forests(a: Tree, b: Tree, i: int, j: int, between: list[list[int]]) -> None:
-    """Distances of all pairs of prefixes of the subtrees below i and j; those that are whole trees go into `between`."""
+    """Distances of all pairs of prefixes of the subtrees below i and j; those that are whole trees go into
+    `between`.
+    """
     first_a, first_b = a.leftmost[i], b.leftmost[j]
     width = j - first_b + 2
     labels_b = b.labels[first_b : j + 1]

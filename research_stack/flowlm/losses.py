@@ -2,10 +2,10 @@
 
 | weight  | loss at a carrying position                | from |
 | ------- | ------------------------------------------ | ---- |
-| none    | CE                                         | BERT-style; at visible positions it learns the posterior p(x_i given z) |
-| inv_t   | CE / p, p the probability of carrying      | LLaDA (Nie et al. 2025, eq. 3; algorithms 1 and 2); MDLM (Sahoo et al. 2024) |
-| elbo    | w_t(z, x) g, see `corruption.elbo`         | MDLM at masks only; UDLM (Schiff et al. 2024); GIDD (von Ruette et al. 2025) |
-| clip    | min(w_t(z, x), max_weight) g               | GIDD, section 3.4 |
+| none    | CE                                         | BERT-style; at visible positions it learns the posterior p(x_i
+given z) | | inv_t   | CE / p, p the probability of carrying      | LLaDA (Nie et al. 2025, eq. 3; algorithms 1 and 2);
+MDLM (Sahoo et al. 2024) | | elbo    | w_t(z, x) g, see `corruption.elbo`         | MDLM at masks only; UDLM (Schiff et
+al. 2024); GIDD (von Ruette et al. 2025) | | clip    | min(w_t(z, x), max_weight) g               | GIDD, section 3.4 |
 | dynamic | w_max (1 + [z=m] + (r/(1+r) - 1) [z=x]) g | GIDD, section 3.4, which has r for r/(1+r) |
 
 r = B/N e^(-l/2), l = ln((1-t)/t), grows without bound where t -> 1; r/(1+r) is bounded, near r where r is small, and
@@ -14,6 +14,7 @@ makes `dynamic` exactly 2t(1-t) w_max times `elbo`.
 The last three train leave-one-out predictions p(x_i given z without z_i), the first two posteriors: at masks they
 are the same, at visible tokens they are not (`corruption.process.to_posterior`).
 """
+
 from __future__ import annotations
 
 import copy
@@ -48,15 +49,28 @@ class Loss:
         normalize: Literal["tokens", "positions", "answer"] = "tokens",
         max_weight: float = 1.0,
     ) -> None:
-        require(positions in ("masked", "corrupted", "all"), f"positions={positions} must be one of masked, corrupted, all")
-        require(weight in ("none", "inv_t", "elbo", "clip", "dynamic"),
-                f"weight={weight} must be one of none, inv_t, elbo, clip, dynamic")
-        require(normalize in ("tokens", "positions", "answer"), f"normalize={normalize} must be one of tokens, positions, answer")
+        require(
+            positions in ("masked", "corrupted", "all"), f"positions={positions} must be one of masked, corrupted, all"
+        )
+        require(
+            weight in ("none", "inv_t", "elbo", "clip", "dynamic"),
+            f"weight={weight} must be one of none, inv_t, elbo, clip, dynamic",
+        )
+        require(
+            normalize in ("tokens", "positions", "answer"),
+            f"normalize={normalize} must be one of tokens, positions, answer",
+        )
         require(max_weight > 0, f"max_weight={max_weight} must be positive")
-        require(not (weight == "inv_t" and positions == "all"),
-                f"weight={weight} with positions={positions}: the mean of 1/t over all positions is infinite; choose masked or corrupted")
-        require(not (weight in ("inv_t", "elbo") and normalize == "positions"),
-                f"normalize={normalize} with weight={weight}: the weight already accounts for the number of positions; choose tokens or answer")
+        require(
+            not (weight == "inv_t" and positions == "all"),
+            f"weight={weight} with positions={positions}: the mean of 1/t over all positions is infinite; choose masked"
+            " or corrupted",
+        )
+        require(
+            not (weight in ("inv_t", "elbo") and normalize == "positions"),
+            f"normalize={normalize} with weight={weight}: the weight already accounts for the number of positions;"
+            " choose tokens or answer",
+        )
         self.positions, self.weight, self.normalize, self.max_weight = positions, weight, normalize, max_weight
 
     corruption: Corruption
@@ -64,16 +78,28 @@ class Loss:
     def bind(self, corruption: Corruption) -> Loss:
         """A copy for a (bound) corruption. Raises ValueError for a pair that makes no sense."""
         rates = corruption.rates(torch.tensor([0.25, 0.75], dtype=torch.float64))
-        carried = rates.mask if self.positions == "masked" else rates.total if self.positions == "corrupted" else rates.total + 1
+        carried = (
+            rates.mask
+            if self.positions == "masked"
+            else rates.total
+            if self.positions == "corrupted"
+            else rates.total + 1
+        )
         if not bool(carried.any()):
-            raise ValueError(f"loss.positions={self.positions} has nothing to learn from under this corruption, which makes no "
-                             "such positions; choose loss.positions=all")
+            raise ValueError(
+                f"loss.positions={self.positions} has nothing to learn from under this corruption, which makes no "
+                "such positions; choose loss.positions=all"
+            )
         if self._bound_like and not corruption.exact:
-            raise ValueError(f"loss.weight={self.weight} needs a diffusion process without position-dependent rates "
-                             "(corruption=absorbing, uniform or gidd); choose loss.weight=none or inv_t")
+            raise ValueError(
+                f"loss.weight={self.weight} needs a diffusion process without position-dependent rates "
+                "(corruption=absorbing, uniform or gidd); choose loss.weight=none or inv_t"
+            )
         if self.weight == "elbo" and self.positions != "all" and corruption.process.has_uniform:
-            raise ValueError(f"loss.positions={self.positions} with loss.weight=elbo is no bound under substitutions, where every "
-                             "position contributes; choose loss.positions=all")
+            raise ValueError(
+                f"loss.positions={self.positions} with loss.weight=elbo is no bound under substitutions, where every "
+                "position contributes; choose loss.positions=all"
+            )
         bound = copy.copy(self)
         bound.corruption = corruption
         return bound
@@ -89,12 +115,16 @@ class Loss:
 
     @property
     def cross_entropy(self) -> bool:
-        """Whether the loss of a position is its weight times the cross entropy, so that logits need not be seen whole."""
+        """Whether the loss of a position is its weight times the cross entropy, so that logits need not be seen
+        whole.
+        """
         return not (self._bound_like and self.corruption.process.has_uniform)
 
     def weights(self, corrupted: Corrupted, tokens_BL: Tensor, eligible_BL: Tensor) -> tuple[Tensor, Tensor]:
         """(carry_BL bool, weight_BL float32): where loss is carried, and the factor of `token_losses` there."""
-        carry_BL = {"masked": corrupted.masked_BL, "corrupted": corrupted.selected_BL, "all": corrupted.open_BL}[self.positions]
+        carry_BL = {"masked": corrupted.masked_BL, "corrupted": corrupted.selected_BL, "all": corrupted.open_BL}[
+            self.positions
+        ]
         weight_BL = self._factors(corrupted, tokens_BL)
         if self._bound_like:
             carry_BL = carry_BL & (weight_BL > 0)

@@ -3,6 +3,7 @@
 The corruption, the positions that carry loss and their weights are the experiment; this module only joins them.
 Logits are computed at the positions that carry loss and nowhere else, and never whole.
 """
+
 from __future__ import annotations
 
 from typing import Literal
@@ -26,14 +27,21 @@ class FlowLM(TrainingModule):
     - model: a backbone with `forward(tokens_BL, attend_BL, t_B) -> hidden_BLD` and `unembedding` (V, D).
     - corruption: draws z from x, anew at every step.
     - loss: which positions carry loss, with which weight, divided by what.
-    - vocab: special tokens are never predicted: their logits are -inf. Of pairs the end token is none of them: rows are filled with
-      it behind the response, as in LLaDA's fine-tuning (Nie et al. 2025, section 2.3), so that answers may end before the text does.
+    - vocab: special tokens are never predicted: their logits are -inf. Of pairs the end token is none of them: rows are
+      filled with it behind the response, as in LLaDA's fine-tuning (Nie et al. 2025, section 2.3), so that answers may
+      end before the text does.
     """
 
     learns_to_stop = True
 
     def __init__(
-        self, model: Transformer, corruption: Corruption, loss: Loss, vocab: Vocabulary, optimization: Optimization, seed: int
+        self,
+        model: Transformer,
+        corruption: Corruption,
+        loss: Loss,
+        vocab: Vocabulary,
+        optimization: Optimization,
+        seed: int,
     ) -> None:
         super().__init__(optimization, seed)
         self.model, self.corruption, self.loss, self.vocab = model, corruption, loss.bind(corruption), vocab
@@ -56,8 +64,14 @@ class FlowLM(TrainingModule):
         """Corrupt the batch; where loss is carried, with which weight, and what the sum is divided by."""
         corrupted = self.corruption(batch["tokens"], batch["eligible"], draws, batch["prompt"])
         carry_BL, weight_BL = self.loss.weights(corrupted, batch["tokens"], batch["eligible"])
-        rows = {"x": batch["tokens"], "z": corrupted.z_BL, "attend": batch["attend"], "t": corrupted.t_B,
-                "carry": carry_BL, "weight": weight_BL}
+        rows = {
+            "x": batch["tokens"],
+            "z": corrupted.z_BL,
+            "attend": batch["attend"],
+            "t": corrupted.t_B,
+            "carry": carry_BL,
+            "weight": weight_BL,
+        }
         return rows, self.loss.denominator(corrupted, batch)
 
     def loss_sum(self, rows: Rows) -> Tensor:

@@ -2,6 +2,7 @@
 
 Shapes: B rows, M slots, d numbers of a slot, P = M * expand positions, H width of the states, D width of the reader.
 """
+
 from __future__ import annotations
 
 import torch
@@ -26,7 +27,19 @@ class Adapter(nn.Module):
     - seed, name: of the initial weights; the name is that of the reader in the config.
     """
 
-    def __init__(self, reader: Reader, slots: int, numbers: int, dim: int, layers: int, heads: int, expand: int, hint: bool, seed: int, name: str) -> None:
+    def __init__(
+        self,
+        reader: Reader,
+        slots: int,
+        numbers: int,
+        dim: int,
+        layers: int,
+        heads: int,
+        expand: int,
+        hint: bool,
+        seed: int,
+        name: str,
+    ) -> None:
         super().__init__()
         require(expand >= 1, f"expand={expand} must be at least 1")
         require(expand <= 10_000, f"expand={expand} must be at most 10,000")
@@ -35,7 +48,10 @@ class Adapter(nn.Module):
         self.enter = nn.Linear(numbers, expand * dim)
         self.place_PH = nn.Parameter(torch.empty(slots * expand, dim))
         self.hint = nn.Embedding(HINTS, dim) if hint else None
-        self.blocks = nn.ModuleList(Block(dim, Attention(dim, heads, heads, False), SwiGLU(dim, -(-8 * dim // 96) * 32), 0.0, 0) for _ in range(layers))
+        self.blocks = nn.ModuleList(
+            Block(dim, Attention(dim, heads, heads, False), SwiGLU(dim, -(-8 * dim // 96) * 32), 0.0, 0)
+            for _ in range(layers)
+        )
         self.norm = RMSNorm(dim)
         self.leave = nn.Linear(dim, reader.width)
         mean_D, size = calibration(reader)
@@ -45,7 +61,9 @@ class Adapter(nn.Module):
         for key, parameter in self.named_parameters():
             if parameter.ndim == 2:
                 std = 0.5 if key == "place_PH" else 0.02 if key.startswith("hint") else parameter.shape[1] ** -0.5
-                nn.init.normal_(parameter, std=std * (0.3 if ".out." in key or ".down." in key else 1.0), generator=stream)
+                nn.init.normal_(
+                    parameter, std=std * (0.3 if ".out." in key or ".down." in key else 1.0), generator=stream
+                )
         nn.init.zeros_(self.enter.bias)
         nn.init.zeros_(self.leave.bias)
 

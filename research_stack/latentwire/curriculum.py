@@ -1,8 +1,9 @@
 """A curriculum: how many slots are sent and what each loss counts, stage after stage, as a function of the step alone.
 
-Slots are ordered, and a stage sends the first shared ones and the private ones, so no weight changes its shape from stage to stage, and
-a run goes on at any step, also across the end of a stage, as if it had not been interrupted.
+Slots are ordered, and a stage sends the first shared ones and the private ones, so no weight changes its shape from
+stage to stage, and a run goes on at any step, also across the end of a stage, as if it had not been interrupted.
 """
+
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
@@ -17,7 +18,8 @@ KEYS = ("share", "slots", "losses")
 class Stage:
     """A part of the training.
 
-    - share: of all optimizer steps, in (0, 1]. slots: that are sent, the private ones included; null: all of the method's.
+    - share: of all optimizer steps, in (0, 1]. slots: that are sent, the private ones included; null: all of the
+      method's.
     - losses: weights by the names of the losses, in the place of their own; losses that are not named keep theirs.
     """
 
@@ -38,7 +40,10 @@ class Curriculum:
     def __init__(self, stages: Sequence[Stage | Mapping[str, Any]] | None = None) -> None:
         self.stages = [_stage(number, stage) for number, stage in enumerate(stages or ())]
         total = sum(stage.share for stage in self.stages)
-        require(not self.stages or abs(total - 1) < 1e-6, f"stages={[stage.share for stage in self.stages]} must have shares that add up to 1, not {total:g}")
+        require(
+            not self.stages or abs(total - 1) < 1e-6,
+            f"stages={[stage.share for stage in self.stages]} must have shares that add up to 1, not {total:g}",
+        )
 
     def __len__(self) -> int:
         return len(self.stages)
@@ -47,10 +52,19 @@ class Curriculum:
         """Itself, checked against the method: the losses' names, slots at most and how many of them are private."""
         for number, stage in enumerate(self.stages):
             for name in stage.losses:
-                require(name in losses, f"stages.{number}.losses.{name} is no loss{did_you_mean(name, list(losses), 'the losses')}")
+                require(
+                    name in losses,
+                    f"stages.{number}.losses.{name} is no loss{did_you_mean(name, list(losses), 'the losses')}",
+                )
             sent = slots if stage.slots is None else stage.slots
-            require(private < sent <= slots, f"stages.{number}.slots={sent} must be more than private={private} and at most slots={slots}")
-            require(any((dict(losses) | stage.losses).values()), f"stages.{number}.losses={stage.losses} must leave a loss with a weight above 0")
+            require(
+                private < sent <= slots,
+                f"stages.{number}.slots={sent} must be more than private={private} and at most slots={slots}",
+            )
+            require(
+                any((dict(losses) | stage.losses).values()),
+                f"stages.{number}.losses={stage.losses} must leave a loss with a weight above 0",
+            )
         return self
 
     def ends(self, total: int) -> list[int]:
@@ -59,11 +73,15 @@ class Curriculum:
         ends = [round(share * total) for share in sums[:-1]] + [total] * bool(sums)
         short = [i for i, (start, end) in enumerate(zip([0, *ends], ends, strict=False)) if end <= start]
         if short:
-            raise ValueError(f"stages.{short[0]}.share={self.stages[short[0]].share} is less than one of trainer.max_steps={total}")
+            raise ValueError(
+                f"stages.{short[0]}.share={self.stages[short[0]].share} is less than one of trainer.max_steps={total}"
+            )
         return ends
 
     def number(self, step: int | None, total: int) -> int:
-        """The stage of a step (0-based); the last one for None and for steps behind the end. Raises ValueError without stages."""
+        """The stage of a step (0-based); the last one for None and for steps behind the end. Raises ValueError without
+        stages.
+        """
         require(len(self) > 0, "stages=null: there is no stage")
         return len(self) - 1 if step is None else min(sum(step >= end for end in self.ends(total)), len(self) - 1)
 

@@ -1,10 +1,13 @@
-"""Distillation (Hinton et al. 2015): from the latents a reader shall say of each token of the answer what a teacher says who has read the text.
+"""Distillation (Hinton et al. 2015): from the latents a reader shall say of each token of the answer what a teacher
+says who has read the text.
 
-For the first K tokens of an answer, T the temperature, p_k the mean of the teachers' softmax(logits / T), q_k the student's:
-loss = T^2 sum_rows w sum_k KL(p_k || q_k), over the number of those tokens. T^2 keeps the gradient's size as T changes.
+For the first K tokens of an answer, T the temperature, p_k the mean of the teachers' softmax(logits / T), q_k the
+student's: loss = T^2 sum_rows w sum_k KL(p_k || q_k), over the number of those tokens. T^2 keeps the gradient's size as
+T changes.
 
 Shapes: B rows, K tokens of an answer that carry loss, V rows of the unembedding, R readers.
 """
+
 from __future__ import annotations
 
 import hashlib
@@ -34,10 +37,10 @@ class KD(Loss):
     """Kullback-Leibler divergence from teachers who read the context as text, in nats a token.
 
     - temperature: T.
-    - hard: h of the weights w = (1 + h d) / (1 + h m) of the rows. d, the difficulty, is 0 where the student's likeliest first token is the
-      answer's, and else the teacher's uncertainty: the entropy of its first token (at temperature 1) as a share of ln V. m is the running mean
-      of d over the steps before, for each reader, so that the weights are 1 on average, and the pieces of a batch can be weighed one by one.
-      0: all rows count 1.
+    - hard: h of the weights w = (1 + h d) / (1 + h m) of the rows. d, the difficulty, is 0 where the student's
+      likeliest first token is the answer's, and else the teacher's uncertainty: the entropy of its first token (at
+      temperature 1) as a share of ln V. m is the running mean of d over the steps before, for each reader, so that the
+      weights are 1 on average, and the pieces of a batch can be weighed one by one. 0: all rows count 1.
     - own: whether the reader itself is a teacher, without adapters on its weights.
     - teachers: further ones, {reader: {name: Reader}}: frozen, with the reader's vocabulary, and used for nothing else.
 
@@ -47,7 +50,12 @@ class KD(Loss):
     needs_context = True
 
     def __init__(
-        self, weight: float = 1.0, temperature: float = 2.0, hard: float = 0.0, own: bool = True, teachers: dict[str, dict[str, Reader]] | None = None,
+        self,
+        weight: float = 1.0,
+        temperature: float = 2.0,
+        hard: float = 0.0,
+        own: bool = True,
+        teachers: dict[str, dict[str, Reader]] | None = None,
     ) -> None:
         require(weight >= 0, f"weight={weight} must not be negative; 0 leaves the loss out")
         require(temperature > 0, f"temperature={temperature} must be positive")
@@ -61,16 +69,27 @@ class KD(Loss):
         """Every reader must have a teacher, and every teacher a reader whose vocabulary it shares (ValueError)."""
         self.method = method
         for name in self.further:
-            require(name in method.readers, f"teachers.{name} belongs to no reader; the readers are {', '.join(method.readers)}")
+            require(
+                name in method.readers,
+                f"teachers.{name} belongs to no reader; the readers are {', '.join(method.readers)}",
+            )
         for name, reader in method.readers.items():
             self.teachers[name] = {**({"own": reader} if self.own else {}), **self.further.get(name, {})}
-            require(bool(self.teachers[name]), f"own={self.own}: reader {name} has no teacher; name one under teachers.{name}")
+            require(
+                bool(self.teachers[name]),
+                f"own={self.own}: reader {name} has no teacher; name one under teachers.{name}",
+            )
             for label, teacher in self.further.get(name, {}).items():
-                require(teacher.tokenizer.get_vocab() == reader.tokenizer.get_vocab(),
-                        f"teachers.{name}.{label}={teacher.path} must have the vocabulary of its reader, {reader.path}: they would say different tokens")
+                require(
+                    teacher.tokenizer.get_vocab() == reader.tokenizer.get_vocab(),
+                    f"teachers.{name}.{label}={teacher.path} must have the vocabulary of its reader, {reader.path}:"
+                    " they would say different tokens",
+                )
         if self.hard:
             self.difficulty = Difficulty(len(method.readers))
-            method.add_module(f"difficulty_{next(name for name, own in method.losses.items() if own is self)}", self.difficulty)
+            method.add_module(
+                f"difficulty_{next(name for name, own in method.losses.items() if own is self)}", self.difficulty
+            )
 
     def count(self, counts_BA: Tensor, tokens: int) -> Tensor:
         """Tokens."""
@@ -85,7 +104,9 @@ class KD(Loss):
 
     @torch.no_grad()
     def taught(self, read: Read) -> tuple[Tensor, Tensor]:
-        """(what the teachers say of the first K tokens, probabilities (B, K, V) at the temperature; (B,) uncertainty in 0 .. 1 of the first)."""
+        """(what the teachers say of the first K tokens, probabilities (B, K, V) at the temperature; (B,) uncertainty in
+        0 .. 1 of the first).
+        """
         all_BKV = [exact(self._logits(teacher, read)) for teacher in self.teachers[read.name].values()]
         taught_BKV = torch.stack([(logits_BKV / self.temperature).softmax(-1) for logits_BKV in all_BKV]).mean(0)
         first_BV = torch.stack([logits_BKV[:, 0].softmax(-1) for logits_BKV in all_BKV]).mean(0)
@@ -95,7 +116,10 @@ class KD(Loss):
         """(B, K, V) behind the context as text, which is read once for all its questions."""
         teacher.to(read.logits_BAV.device)
         first_C, which_B = once(read.rows["context"])
-        tokens_CN, lengths_C = read.rows[f"context.{read.name}"][first_C].tolist(), read.rows[f"context_seen.{read.name}"][first_C].sum(1).tolist()
+        tokens_CN, lengths_C = (
+            read.rows[f"context.{read.name}"][first_C].tolist(),
+            read.rows[f"context_seen.{read.name}"][first_C].sum(1).tolist(),
+        )
         with without_adapters(teacher):
             texts = told(teacher, [ids[:length] for ids, length in zip(tokens_CN, lengths_C, strict=True)])
             given = Opened(texts.cache.select(which_B), texts.seen_BP[which_B])
@@ -121,7 +145,10 @@ class KD(Loss):
 
     def describe(self) -> dict[str, Any]:
         """With the teachers of each reader and the hash of each one's config."""
-        teachers = {name: {label: f"{teacher.path} {config_hash(teacher)}" for label, teacher in named.items()} for name, named in self.teachers.items()}
+        teachers = {
+            name: {label: f"{teacher.path} {config_hash(teacher)}" for label, teacher in named.items()}
+            for name, named in self.teachers.items()
+        }
         return {**super().describe(), "temperature": self.temperature, "hard": self.hard, "teachers": teachers}
 
 
@@ -142,7 +169,9 @@ class Difficulty(nn.Module):
         self.now_R2[reader] += torch.stack([hard_n.sum(), hard_n.new_tensor(len(hard_n))]).to(self.now_R2)
 
     def update(self, total_R2: Tensor) -> None:
-        """Move towards the mean of a step, from the sums over all devices; a step without rows of a reader moves nothing of it."""
+        """Move towards the mean of a step, from the sums over all devices; a step without rows of a reader moves
+        nothing of it.
+        """
         step_R = torch.where(total_R2[:, 1] > 0, total_R2[:, 0] / total_R2[:, 1].clamp_min(1), self.mean_R)
         self.mean_R.lerp_(step_R, (1.0 / (self.steps + 1)).clamp_min(RATE).to(self.mean_R))
         self.steps += 1
@@ -155,7 +184,13 @@ def without_adapters(reader: Reader) -> AbstractContextManager[None]:
 
 
 def config_hash(reader: Reader) -> str:
-    """12 hexadecimal digits of SHA-256 over the model's config and the digest of its weights; where they lie plays no part."""
-    config = {key: value for key, value in reader.model.own.config.to_dict().items() if key not in ("_name_or_path", "transformers_version")}
+    """12 hexadecimal digits of SHA-256 over the model's config and the digest of its weights; where they lie plays no
+    part.
+    """
+    config = {
+        key: value
+        for key, value in reader.model.own.config.to_dict().items()
+        if key not in ("_name_or_path", "transformers_version")
+    }
     digest = reader.model.state_dict()[DIGEST].tolist()
     return hashlib.sha256(json.dumps([config, digest], sort_keys=True, default=str).encode()).hexdigest()[:12]

@@ -1,11 +1,13 @@
 """The sender: the bytes of a context to M latents of d numbers.
 
-Bytes become vectors with hashed n-grams (as in the Byte Latent Transformer, Pagnoni et al. 2024), optionally in patches by a strided
-convolution, and go through a bidirectional transformer (`ByteEncoder`). M learned queries pool what comes out; a gated second pooling reads
-the bytes' own vectors, a shortcut around patches and blocks that lets the latents learn before the blocks do (`Pooling`).
+Bytes become vectors with hashed n-grams (as in the Byte Latent Transformer, Pagnoni et al. 2024), optionally in patches
+by a strided convolution, and go through a bidirectional transformer (`ByteEncoder`). M learned queries pool what comes
+out; a gated second pooling reads the bytes' own vectors, a shortcut around patches and blocks that lets the latents
+learn before the blocks do (`Pooling`).
 
 Shapes: B contexts, N bytes, T = ceil(N / patch) patches, D width, M slots, d numbers of a slot, H heads of E numbers.
 """
+
 from __future__ import annotations
 
 import math
@@ -22,7 +24,16 @@ from research_stack.require import require
 from research_stack.streams import generator
 
 BYTES = 257  # and one for the padding
-MULTIPLIERS = (0x9E3779B1, 0x85EBCA77, 0xC2B2AE3D, 0x27D4EB2F, 0x165667B1, 0x9E3779F9, 0x7FEB352D, 0x846CA68B)  # odd: a byte's in a hash
+MULTIPLIERS = (
+    0x9E3779B1,
+    0x85EBCA77,
+    0xC2B2AE3D,
+    0x27D4EB2F,
+    0x165667B1,
+    0x9E3779F9,
+    0x7FEB352D,
+    0x846CA68B,
+)  # odd: a byte's in a hash
 
 
 class HashedGrams(nn.Module):
@@ -45,7 +56,9 @@ class HashedGrams(nn.Module):
         return x_BND
 
     def hashes(self, bytes_BN: Tensor, n: int) -> Tensor:
-        """(B, N) int64 below `buckets`: the bucket of the n bytes up to each one; what is before the first counts as 0."""
+        """(B, N) int64 below `buckets`: the bucket of the n bytes up to each one; what is before the first counts
+        as 0.
+        """
         padded = F.pad(bytes_BN + 1, (n - 1, 0))
         mixed = sum(padded[:, i : i + bytes_BN.shape[1]] * MULTIPLIERS[i] for i in range(n))
         mixed = mixed ^ (mixed >> 15)
@@ -65,11 +78,20 @@ class ByteEncoder(nn.Module):
     smoke = {"dim": 32, "layers": 1}
 
     def __init__(
-        self, dim: int = 128, layers: int = 6, heads: int = 4, grams: list[int] | None = None, buckets: int = 4096, patch: int = 1,
-        max_length: int = 1024, seed: int = 0,
+        self,
+        dim: int = 128,
+        layers: int = 6,
+        heads: int = 4,
+        grams: list[int] | None = None,
+        buckets: int = 4096,
+        patch: int = 1,
+        max_length: int = 1024,
+        seed: int = 0,
     ) -> None:
-        require(heads >= 1 and dim >= 1 and dim % (2 * heads) == 0,
-                f"dim={dim} must be a multiple of 2 * heads={heads}, at least one")  # fmt: skip
+        require(
+            heads >= 1 and dim >= 1 and dim % (2 * heads) == 0,
+            f"dim={dim} must be a multiple of 2 * heads={heads}, at least one",
+        )
         require(layers >= 1, f"layers={layers} must be at least 1")
         require(patch >= 1, f"patch={patch} must be at least 1")
         require(max_length >= 1, f"max_length={max_length} must be at least 1")
@@ -88,14 +110,19 @@ class ByteEncoder(nn.Module):
             if name.startswith("embed."):
                 nn.init.normal_(parameter, std=0.1, generator=stream)
             elif name.startswith("patches."):
-                nn.init.normal_(parameter, std=0.0 if parameter.ndim == 1 else parameter[0].numel() ** -0.5, generator=stream)
+                nn.init.normal_(
+                    parameter, std=0.0 if parameter.ndim == 1 else parameter[0].numel() ** -0.5, generator=stream
+                )
 
     @staticmethod
     def least_numbers(rows: int, dim: int, layers: int, grams: list[int] | None, buckets: int, patch: int) -> int:
         """Weights, and a few bytes of each context, at the very least; the check reads it."""
-        return (len([2, 3, 4, 6] if grams is None else grams) * buckets * dim + 2 * layers * dim * dim
-                + (2 * patch * dim * dim if patch > 1 else 0)
-                + rows * dim * max(1, layers // 2))
+        return (
+            len([2, 3, 4, 6] if grams is None else grams) * buckets * dim
+            + 2 * layers * dim * dim
+            + (2 * patch * dim * dim if patch > 1 else 0)
+            + rows * dim * max(1, layers // 2)
+        )
 
     def forward(self, bytes_BN: Tensor, seen_BN: Tensor) -> Encoded:
         """What was read, patch by patch.
@@ -104,10 +131,15 @@ class ByteEncoder(nn.Module):
 
         Raises ValueError for more than max_length bytes.
         """
-        require(bytes_BN.shape[1] <= self.max_length, f"max_length={self.max_length} is less than the {bytes_BN.shape[1]} bytes of a context")
+        require(
+            bytes_BN.shape[1] <= self.max_length,
+            f"max_length={self.max_length} is less than the {bytes_BN.shape[1]} bytes of a context",
+        )
         entered_BND = self.embed(torch.where(seen_BN, bytes_BN, BYTES - 1)) * seen_BN.unsqueeze(-1)
         x_BTD, seen_BT = self._patched(entered_BND, seen_BN)
-        states_BTD = self.transformer.through_vectors(x_BTD, slice(0, x_BTD.shape[1]), Everything(seen_BT[:, None, None, :]))
+        states_BTD = self.transformer.through_vectors(
+            x_BTD, slice(0, x_BTD.shape[1]), Everything(seen_BT[:, None, None, :])
+        )
         return Encoded(entered_BND, seen_BN, states_BTD, seen_BT)
 
     def _patched(self, x_BND: Tensor, seen_BN: Tensor) -> tuple[Tensor, Tensor]:
@@ -130,7 +162,9 @@ class ByteEncoder(nn.Module):
 
 
 class Encoded(NamedTuple):
-    """Vectors of the bytes before the blocks (B, N, D), states of the patches behind them (B, T, D), and where there is no padding."""
+    """Vectors of the bytes before the blocks (B, N, D), states of the patches behind them (B, T, D), and where there is
+    no padding.
+    """
 
     entered_BND: Tensor
     seen_BN: Tensor
@@ -152,15 +186,20 @@ class Attend(nn.Module):
 
     def forward(self, x_BTD: Tensor, seen_BT: Tensor) -> Tensor:
         """(B, M, D)."""
-        key_BHTE, value_BHTE = (part.unflatten(-1, (self.heads, -1)).transpose(1, 2) for part in (self.key(x_BTD), self.value(x_BTD)))
+        key_BHTE, value_BHTE = (
+            part.unflatten(-1, (self.heads, -1)).transpose(1, 2) for part in (self.key(x_BTD), self.value(x_BTD))
+        )
         query_HME = self.query_MD.unflatten(-1, (self.heads, -1)).transpose(0, 1).to(key_BHTE.dtype)
         scores_BHMT = query_HME @ key_BHTE.transpose(-1, -2) / math.sqrt(key_BHTE.shape[-1])
-        weights_BHMT = scores_BHMT.masked_fill(~seen_BT[:, None, None, :], torch.finfo(scores_BHMT.dtype).min).softmax(-1)
+        weights_BHMT = scores_BHMT.masked_fill(~seen_BT[:, None, None, :], torch.finfo(scores_BHMT.dtype).min).softmax(
+            -1
+        )
         return (weights_BHMT.to(value_BHTE.dtype) @ value_BHTE).transpose(1, 2).flatten(2)
 
 
 class Pooling(nn.Module):
-    """States to M latents of d numbers: pooled states, plus a gate for each slot times what is pooled of the bytes' own vectors.
+    """States to M latents of d numbers: pooled states, plus a gate for each slot times what is pooled of the bytes' own
+    vectors.
 
     - dim: D of the encoder. slots, numbers: M and d. heads: of the queries. seed: of the initial weights.
     """
@@ -179,7 +218,10 @@ class Pooling(nn.Module):
 
     def forward(self, encoded: Encoded) -> Tensor:
         """(B, M, d)."""
-        after_BMD, before_BMD = self.after(encoded.states_BTD, encoded.seen_BT), self.before(encoded.entered_BND, encoded.seen_BN)
+        after_BMD, before_BMD = (
+            self.after(encoded.states_BTD, encoded.seen_BT),
+            self.before(encoded.entered_BND, encoded.seen_BN),
+        )
         return self.out(self.norm(after_BMD + self.gate_M1 * before_BMD))
 
 
@@ -187,8 +229,13 @@ def as_bytes(texts: list[str]) -> tuple[Tensor, Tensor]:
     """(bytes int64 (B, N), seen bool (B, N)) of texts in UTF-8, padded on the right; N is at least 1."""
     raw = [text.encode() for text in texts]
     longest = max(1, *map(len, raw)) if raw else 1
-    bytes_BN, seen_BN = torch.zeros(len(raw), longest, dtype=torch.long), torch.zeros(len(raw), longest, dtype=torch.bool)
+    bytes_BN, seen_BN = (
+        torch.zeros(len(raw), longest, dtype=torch.long),
+        torch.zeros(len(raw), longest, dtype=torch.bool),
+    )
     for row, own in enumerate(raw):
-        bytes_BN[row, : len(own)] = torch.frombuffer(bytearray(own), dtype=torch.uint8) if own else torch.zeros(0, dtype=torch.uint8)
+        bytes_BN[row, : len(own)] = (
+            torch.frombuffer(bytearray(own), dtype=torch.uint8) if own else torch.zeros(0, dtype=torch.uint8)
+        )
         seen_BN[row, : len(own)] = True
     return bytes_BN, seen_BN

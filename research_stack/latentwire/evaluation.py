@@ -1,10 +1,13 @@
-"""What readers answer from latents, beside what they answer from as many bytes or tokens of text, the whole text and nothing.
+"""What readers answer from latents, beside what they answer from as many bytes or tokens of text, the whole text and
+nothing.
 
 Writes tables/latentwire.csv (scores by path), latentwire_paired.csv (paths against one another on the same questions),
-latentwire_scores.csv (single questions), latentwire_bytes.csv (parts of a message), latentwire_examples.csv and latentwire_latency.csv.
+latentwire_scores.csv (single questions), latentwire_bytes.csv (parts of a message), latentwire_examples.csv and
+latentwire_latency.csv.
 
 Shapes: n questions.
 """
+
 from __future__ import annotations
 
 import hashlib
@@ -37,20 +40,25 @@ if TYPE_CHECKING:
 log = logging.getLogger(__name__)
 
 POOLED = "all"  # the questions of all data sets, where there are several
-COMPARED = (*((LATENT, path) for path in (HEAD, paths.TAIL, paths.ZLIB, TOKENS, SHUFFLED, TEXT, paths.ZEROS)), (SHUFFLED, NONE))
+COMPARED = (
+    *((LATENT, path) for path in (HEAD, paths.TAIL, paths.ZLIB, TOKENS, SHUFFLED, TEXT, paths.ZEROS)),
+    (SHUFFLED, NONE),
+)
 SHOWN = (LATENT, SHUFFLED, NONE, TEXT, HEAD, TOKENS)  # answers of the examples
 Table = list[dict[str, Any]]
 
 
 class LatentWireEvaluation:
-    """Exact match, F1 and FirstTok@k of every reader along every path (`paths`), bytes, ratio and time to the first token.
+    """Exact match, F1 and FirstTok@k of every reader along every path (`paths`), bytes, ratio and time to the first
+    token.
 
     Latents go through real bytes: the message is written, counted and read back. Intervals are 95 %, over the groups
     of questions that depend on one another (`evaluation.interval`); they do not cover a new training run.
 
-    - most: questions of each data set, spread evenly over the validation side; None for all. batch: questions read together.
-    - slots: further M to send, of more than the method's private slots and at most all of its slots; others are left out. The first shared ones are
-      sent. None: half and three quarters of those that were trained.
+    - most: questions of each data set, spread evenly over the validation side; None for all. batch: questions read
+      together.
+    - slots: further M to send, of more than the method's private slots and at most all of its slots; others are left
+      out. The first shared ones are sent. None: half and three quarters of those that were trained.
     - curve: times the bytes of a message in which head and tail of the text are measured too, beside those in as many.
     - examples: questions of each data set whose answers are kept as texts.
     - latency: how times are taken; None: not at all.
@@ -71,7 +79,9 @@ class LatentWireEvaluation:
         require(most is None or most >= 2, f"most={most} must be at least 2, or null for all")
         require(batch >= 1, f"batch={batch} must be at least 1")
         require(examples >= 1, f"examples={examples} must be at least 1")
-        if any(not 1 <= number <= 256 for number in slots or []):  # wire.MOST, as a number: what is checked before anything is imported
+        if any(
+            not 1 <= number <= 256 for number in slots or []
+        ):  # wire.MOST, as a number: what is checked before anything is imported
             raise ValueError(f"slots={slots} must be numbers from 1 to 256")
         if any(factor <= 0 for factor in curve or []):
             raise ValueError(f"curve={curve} must be numbers above 0")
@@ -86,10 +96,14 @@ class LatentWireEvaluation:
 
     def unsuited(self, method: type) -> str | None:
         """Only LatentWire sends latents."""
-        return None if issubclass(method, LatentWire) else "it measures readers of latents; choose the eval of this method"
+        return (
+            None if issubclass(method, LatentWire) else "it measures readers of latents; choose the eval of this method"
+        )
 
     def __call__(self, context: Context) -> dict[str, float]:
-        """The numbers of each reader as `<reader>/<name>`, on all questions; what is not defined (a ratio to 0) is left out."""
+        """The numbers of each reader as `<reader>/<name>`, on all questions; what is not defined (a ratio to 0) is left
+        out.
+        """
         method, data = context.method, context.data
         assert isinstance(method, LatentWire) and isinstance(data, QuestionData)
         questions = chosen([data.questions[i] for i in data.validation], self.most)
@@ -102,14 +116,21 @@ class LatentWireEvaluation:
         write_table(context.folder, "latentwire_bytes", bytes_table(method))
         write_table(context.folder, "latentwire_examples", self._examples(method, questions, found))
         if self.latency is not None:
-            write_table(context.folder, "latentwire_latency", self.latency(method, [q.context for q in questions], questions[0].question))
+            write_table(
+                context.folder,
+                "latentwire_latency",
+                self.latency(method, [q.context for q in questions], questions[0].question),
+            )
         return {name: value for name, value in scores.metrics(data).items() if math.isfinite(value)}
 
     def _answers(self, method: LatentWire, questions: Sequence[Question], seed: int) -> list[Answered]:
         """Every reader along every path."""
         others = paths.strangers(questions, seed)
         if others is None:
-            log.warning("latents of another example are left out: more than half of a data set's questions are about one context")
+            log.warning(
+                "latents of another example are left out: more than half of a data set's questions are about one"
+                " context"
+            )
         found, wanted = [], settings(method, self.slots)
         for name in method.readers:
             asker = Asker(method, name, questions, self.batch)
@@ -124,13 +145,26 @@ class LatentWireEvaluation:
         table = []
         asked = chosen(questions, self.examples)
         for name in method.readers:
-            said = {one.path: one.answers for one in found if one.reader == name and one.slots in (None, method.final_slots) and not one.beside}
+            said = {
+                one.path: one.answers
+                for one in found
+                if one.reader == name and one.slots in (None, method.final_slots) and not one.beside
+            }
             messages = Asker(method, name, asked, self.batch).messages(method.final_slots)
             for question, message in zip(asked, messages, strict=True):
                 at = questions.index(question)
                 texts = {path: said[path][at] if path in said else "" for path in SHOWN}
-                table.append({"dataset": question.dataset, "reader": name, "context": question.context, "question": question.question,
-                              "answers": " | ".join(question.answers), **texts, "message_hex": message.hex()})  # fmt: skip
+                table.append(
+                    {
+                        "dataset": question.dataset,
+                        "reader": name,
+                        "context": question.context,
+                        "question": question.question,
+                        "answers": " | ".join(question.answers),
+                        **texts,
+                        "message_hex": message.hex(),
+                    }
+                )
         return table
 
 
@@ -167,12 +201,24 @@ class Scores:
             for name, values_n in (("f1", one.f1_n), ("em", one.exact_n))
         }
         return {
-            "dataset": dataset, "reader": one.reader, "path": one.path, "slots": one.slots,
-            "bits": None if one.slots is None or one.path == TOKENS else self.method.quantizer.bits, "bytes": bytes_n.mean(),
-            "ratio": ratio and ratio.of_means, "ratio_mean": ratio and ratio.mean, "prefill_tokens": one.positions_n[at].mean(),
-            **{f"{name}{end}": value for name, mean in means.items() for end, value in zip(("", "_low", "_high"), mean, strict=True)},
-            **{f"first{k}": known_mean(one.first_nK[at, i]) for i, k in enumerate(paths.FIRST)}, "questions": len(at), "main": int(self.main(one)),
-        }  # fmt: skip
+            "dataset": dataset,
+            "reader": one.reader,
+            "path": one.path,
+            "slots": one.slots,
+            "bits": None if one.slots is None or one.path == TOKENS else self.method.quantizer.bits,
+            "bytes": bytes_n.mean(),
+            "ratio": ratio and ratio.of_means,
+            "ratio_mean": ratio and ratio.mean,
+            "prefill_tokens": one.positions_n[at].mean(),
+            **{
+                f"{name}{end}": value
+                for name, mean in means.items()
+                for end, value in zip(("", "_low", "_high"), mean, strict=True)
+            },
+            **{f"first{k}": known_mean(one.first_nK[at, i]) for i, k in enumerate(paths.FIRST)},
+            "questions": len(at),
+            "main": int(self.main(one)),
+        }
 
     def of(self, reader: str) -> dict[str, Answered]:
         """{path: the answers} of one reader at the trained setting."""
@@ -187,15 +233,38 @@ class Scores:
                 for first, second in COMPARED:
                     if first in said and second in said:
                         found = paired.compare(said[first].f1_n[at], said[second].f1_n[at], self.group_n[at], self.seed)
-                        table.append({"dataset": dataset, "reader": reader, "comparison": f"{first}-{second}", "difference": found.difference.value,
-                                      "low": found.difference.low, "high": found.difference.high, "p": found.p, "ratio": found.ratio.value,
-                                      "ratio_low": found.ratio.low, "ratio_high": found.ratio.high})  # fmt: skip
+                        table.append(
+                            {
+                                "dataset": dataset,
+                                "reader": reader,
+                                "comparison": f"{first}-{second}",
+                                "difference": found.difference.value,
+                                "low": found.difference.low,
+                                "high": found.difference.high,
+                                "p": found.p,
+                                "ratio": found.ratio.value,
+                                "ratio_low": found.ratio.low,
+                                "ratio_high": found.ratio.high,
+                            }
+                        )
         return table
 
     def single(self) -> Table:
         """Every question at the trained setting."""
-        return [{"dataset": q.dataset, "reader": one.reader, "path": one.path, "question": q.key, "group": group, "f1": f1, "em": exact}
-                for one in self.answered if self.main(one) for q, group, f1, exact in zip(self.questions, self.group_n, one.f1_n, one.exact_n, strict=True)]  # fmt: skip
+        return [
+            {
+                "dataset": q.dataset,
+                "reader": one.reader,
+                "path": one.path,
+                "question": q.key,
+                "group": group,
+                "f1": f1,
+                "em": exact,
+            }
+            for one in self.answered
+            if self.main(one)
+            for q, group, f1, exact in zip(self.questions, self.group_n, one.f1_n, one.exact_n, strict=True)
+        ]
 
     def metrics(self, data: QuestionData) -> dict[str, float]:
         """The numbers of result.json, on the questions of all data sets together."""
@@ -205,10 +274,16 @@ class Scores:
             mean, latent = {path: float(one.f1_n.mean()) for path, one in said.items()}, said[LATENT]
             over = paired.ratio(latent.f1_n, said[HEAD].f1_n, self.group_n)
             own = {f"f1_{path}": mean[path] for path in (LATENT, TEXT, HEAD, NONE, SHUFFLED) if path in mean}
-            own |= {"exact_latent": float(latent.exact_n.mean()), "first1": known_mean(latent.first_nK[:, 0]),
-                    "share_of_text": mean[LATENT] / mean[TEXT] if mean[TEXT] else math.nan,
-                    "over_text_bytes": over.value, "over_text_bytes_low": over.low, "over_text_bytes_high": over.high,
-                    "bytes": float(latent.bytes_n.mean()), "ratio": ratio_of_bytes(self.context_n, latent.bytes_n).of_means}  # fmt: skip
+            own |= {
+                "exact_latent": float(latent.exact_n.mean()),
+                "first1": known_mean(latent.first_nK[:, 0]),
+                "share_of_text": mean[LATENT] / mean[TEXT] if mean[TEXT] else math.nan,
+                "over_text_bytes": over.value,
+                "over_text_bytes_low": over.low,
+                "over_text_bytes_high": over.high,
+                "bytes": float(latent.bytes_n.mean()),
+                "ratio": ratio_of_bytes(self.context_n, latent.bytes_n).of_means,
+            }
             own |= {"collapse": mean[LATENT] - mean[SHUFFLED]} if SHUFFLED in mean else {}
             bits = useful_bits(data.sources.values(), next(iter(self.sides)), own["exact_latent"])
             own |= {} if bits is None else {"useful_bits": bits, "useful_bits_share": bits / (8 * own["bytes"])}
@@ -234,19 +309,31 @@ def groups_of(questions: Sequence[Question]) -> list[str]:
     for dataset in dict.fromkeys(q.dataset for q in questions):
         own = [i for i, q in enumerate(questions) if q.dataset == dataset]
         if len({found[i] for i in own}) == 1:
-            log.warning("the %d questions of %s are all of one group: their intervals are over its contexts, and say nothing of others", len(own), dataset)
+            log.warning(
+                "the %d questions of %s are all of one group: their intervals are over its contexts, and say nothing of"
+                " others",
+                len(own),
+                dataset,
+            )
             for i in own:
                 found[i] = hashlib.sha256(questions[i].context.encode()).hexdigest()[:12]
     return [f"{q.dataset}:{group}" for q, group in zip(questions, found, strict=True)]
 
 
 def settings(method: LatentWire, slots: Iterable[int] | None) -> list[int]:
-    """M as training ended with it, then those of `slots` that the method can send; None: half and three quarters of it."""
+    """M as training ended with it, then those of `slots` that the method can send; None: half and three quarters of
+    it.
+    """
     final = method.final_slots
     wanted = sorted(set((final // 2, 3 * final // 4) if slots is None else slots) - {final})
     known = [number for number in wanted if method.private < number <= method.slots]
     if known != wanted and slots is not None:
-        log.warning("slots=%s: only %d to %d can be sent, of more than the private part and at most what was trained", wanted, method.private + 1, method.slots)
+        log.warning(
+            "slots=%s: only %d to %d can be sent, of more than the private part and at most what was trained",
+            wanted,
+            method.private + 1,
+            method.slots,
+        )
     return [final, *known]
 
 

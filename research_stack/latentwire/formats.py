@@ -1,10 +1,12 @@
-"""How the numbers of a message are written: what its header says of them, and all that a reader needs to have them back.
+"""How the numbers of a message are written: what its header says of them, and all that a reader needs to have them
+back.
 
-A format has no parameters and no memory. What becomes of a latent before it is rounded, and the gradient past the rounding,
-is the sender's business (`quantize`).
+A format has no parameters and no memory. What becomes of a latent before it is rounded, and the gradient past the
+rounding, is the sender's business (`quantize`).
 
 Shapes: B messages, M slots, d numbers of a slot, N = M d numbers of a message, G groups of them that share a scale.
 """
+
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
@@ -18,7 +20,17 @@ from research_stack.require import require
 
 SCALE_BYTES = 2  # a scale is an fp16 number
 LARGEST = 65504.0  # of fp16
-LARGE_GROUPS = (256, 512, 1024, 2048, 4096, 8192, 16384, 32768, 65536)  # what one byte says beyond 1 to 128; the last is every message
+LARGE_GROUPS = (
+    256,
+    512,
+    1024,
+    2048,
+    4096,
+    8192,
+    16384,
+    32768,
+    65536,
+)  # what one byte says beyond 1 to 128; the last is every message
 UNEVEN = 8  # code of levels that are no power of two
 GROUPED = {9: 4, 10: 6, 11: 8}  # bits of each code
 FLOATS = {12: 16, 13: 32}
@@ -108,8 +120,8 @@ class Levels(Format):
 class Groups(Format):
     """Whole numbers of -top .. top, top = 2^(bits - 1) - 1, times the fp16 scale of their group; code = number + top.
 
-    - group: how many numbers, in the order of the slots, share a scale: 1 to 128 or a power of two up to 65536. The last
-      group of a message may be shorter; one at least as large as the message is one scale for all of it.
+    - group: how many numbers, in the order of the slots, share a scale: 1 to 128 or a power of two up to 65536. The
+      last group of a message may be shorter; one at least as large as the message is one scale for all of it.
     """
 
     bits: Literal[4, 6, 8] = 4
@@ -117,7 +129,10 @@ class Groups(Format):
 
     def __post_init__(self) -> None:
         require(self.bits in (4, 6, 8), f"bits={self.bits} must be 4, 6 or 8")
-        require(1 <= self.group <= 128 or self.group in LARGE_GROUPS, f"group={self.group} must lie in 1 .. 128 or be a power of two up to 65536")
+        require(
+            1 <= self.group <= 128 or self.group in LARGE_GROUPS,
+            f"group={self.group} must lie in 1 .. 128 or be a power of two up to 65536",
+        )
 
     @property
     def top(self) -> int:
@@ -171,7 +186,11 @@ class Floats(Format):
 
     def values(self, codes_BN: Tensor, scales_BG: Tensor) -> Tensor:
         signed_BN = codes_BN - (codes_BN >> self.bits - 1 << self.bits)  # the highest bit is the sign
-        return (signed_BN.to(torch.int16).view(torch.float16) if self.bits == 16 else signed_BN.to(torch.int32).view(torch.float32)).float()
+        return (
+            signed_BN.to(torch.int16).view(torch.float16)
+            if self.bits == 16
+            else signed_BN.to(torch.int32).view(torch.float32)
+        ).float()
 
 
 def has_extra(code: int) -> bool:
@@ -181,7 +200,10 @@ def has_extra(code: int) -> bool:
 
 def format_of(code: int, extra: int | None = None) -> Format:
     """The format that a header names by its code and the byte behind it. Raises ValueError for what names none."""
-    require(has_extra(code) == (extra is not None), f"code={code} must {'' if has_extra(code) else 'not '}be followed by a byte")
+    require(
+        has_extra(code) == (extra is not None),
+        f"code={code} must {'' if has_extra(code) else 'not '}be followed by a byte",
+    )
     if code < UNEVEN:
         return Levels(2 << code)
     if code in FLOATS:
@@ -191,5 +213,7 @@ def format_of(code: int, extra: int | None = None) -> Format:
         require(extra < 128 + len(LARGE_GROUPS), f"extra={extra} must be a size of group")
         return Groups(GROUPED[code], extra + 1 if extra < 128 else LARGE_GROUPS[extra - 128])  # type: ignore[arg-type]
     found = Levels(extra + 1) if extra else None
-    require(found is not None and found.code == UNEVEN, f"extra={extra} must be a number of levels that is no power of two")
+    require(
+        found is not None and found.code == UNEVEN, f"extra={extra} must be a number of levels that is no power of two"
+    )
     return found

@@ -1,7 +1,8 @@
 """Readers that join late: the weights of another run, laid out for the readers of this one.
 
-    research-stack experiment=latentwire init_from=RUN method.train_encoder=false method/readers=tiny_late
+research-stack experiment=latentwire init_from=RUN method.train_encoder=false method/readers=tiny_late
 """
+
 from __future__ import annotations
 
 import logging
@@ -18,11 +19,16 @@ if TYPE_CHECKING:
 
 log = logging.getLogger(__name__)
 
-OF_SLOTS = ("pooling.after.query_MD", "pooling.before.query_MD", "pooling.gate_M1")  # a row for each slot: the shared ones, then those of each reader
+OF_SLOTS = (
+    "pooling.after.query_MD",
+    "pooling.before.query_MD",
+    "pooling.gate_M1",
+)  # a row for each slot: the shared ones, then those of each reader
 
 
 def state_with_late_readers(method: LatentWire, state: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """A state of `method` that is the other run's wherever that has one; what belongs to readers it has not stays as it is here.
+    """A state of `method` that is the other run's wherever that has one; what belongs to readers it has not stays as it
+    is here.
 
     Raises ValueError, opening with `init_from`, for a run without readers of latents and for tensors of other sizes.
     """
@@ -35,16 +41,25 @@ def state_with_late_readers(method: LatentWire, state: Mapping[str, Tensor]) -> 
             found[key] = _rows(method, state[key], theirs)
         elif not set(late) & set(key.split(".")):
             there = tuple(state[key].shape) if key in state else "missing"
-            require(there == tuple(own.shape), f"init_from: {key} is {there} there and {tuple(own.shape)} here; say the same in both")
+            require(
+                there == tuple(own.shape),
+                f"init_from: {key} is {there} there and {tuple(own.shape)} here; say the same in both",
+            )
             found[key] = state[key]
     if late:
-        log.info("%s: not among the readers of that run (%s); sent what %s is", ", ".join(late), ", ".join(theirs), theirs[0])
+        log.info(
+            "%s: not among the readers of that run (%s); sent what %s is", ", ".join(late), ", ".join(theirs), theirs[0]
+        )
     return found
 
 
 def _rows(method: LatentWire, rows_MD: Tensor, theirs: list[str]) -> Tensor:
     """The rows of the shared slots, then those of each of this run's readers: its own, or the first one's."""
     shared, private = len(rows_MD) - method.private * len(theirs), method.private
-    require(shared == method.shared, f"init_from: that run's readers share {shared} slots and those here {method.shared}; say the same method.slots and method.private in both")
+    require(
+        shared == method.shared,
+        f"init_from: that run's readers share {shared} slots and those here {method.shared}; say the same method.slots"
+        " and method.private in both",
+    )
     starts = [shared + private * (theirs.index(name) if name in theirs else 0) for name in method.readers]
     return torch.cat([rows_MD[:shared], *(rows_MD[start : start + private] for start in starts)])

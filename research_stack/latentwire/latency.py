@@ -1,9 +1,12 @@
-"""Time to the first token of an answer: a context as latents, from text to message to reader, against the reader reading the text itself.
+"""Time to the first token of an answer: a context as latents, from text to message to reader, against the reader
+reading the text itself.
 
-Both ways end in the same code: what was read lies in a cache, the prompt is read behind it, and the likeliest token is taken. Latents:
-the text to a message (`encode`), the message to keys and values or vectors (`adapt`), lead, latents and prompt through the reader
-(`prefill`). Text: its tokens (`encode`), then lead, text and prompt through the reader (`prefill`). A batch of one.
+Both ways end in the same code: what was read lies in a cache, the prompt is read behind it, and the likeliest token is
+taken. Latents: the text to a message (`encode`), the message to keys and values or vectors (`adapt`), lead, latents and
+prompt through the reader (`prefill`). Text: its tokens (`encode`), then lead, text and prompt through the reader
+(`prefill`). A batch of one.
 """
+
 from __future__ import annotations
 
 import logging
@@ -32,8 +35,8 @@ SHORTEST = 32  # bytes
 class Taken(NamedTuple):
     """Seconds of one pass and where it ended.
 
-    - positions: at the reader, lead and prompt included. memory: bytes of its key-value cache. pack: to write and read the message, a part of
-      encode and adapt.
+    - positions: at the reader, lead and prompt included. memory: bytes of its key-value cache. pack: to write and read
+      the message, a part of encode and adapt.
     """
 
     encode: float
@@ -48,7 +51,8 @@ class Taken(NamedTuple):
 class Latency:
     """Milliseconds to the first token for contexts of several lengths.
 
-    - lengths: of contexts in bytes, each at most what the encoder reads; None: doubled from 32 up to that. Contexts of the data are joined.
+    - lengths: of contexts in bytes, each at most what the encoder reads; None: doubled from 32 up to that. Contexts of
+      the data are joined.
     - warm: passes before those that count, at least 3. repeats: those that count; the two ways take turns.
     """
 
@@ -64,7 +68,8 @@ class Latency:
     def __call__(self, method: LatentWire, contexts: Sequence[str], question: str) -> list[dict[str, Any]]:
         """A row for each reader, length and way: medians, the 90th percentile of the whole, and the cache's MiB.
 
-        `receiver_ms` is what the receiver alone takes, without `encode`; `pack_ms` is writing and reading the message, within encode and adapt.
+        `receiver_ms` is what the receiver alone takes, without `encode`; `pack_ms` is writing and reading the message,
+        within encode and adapt.
         """
         texts = joined(contexts, self.lengths or doubled(method.model.max_length), method.model.max_length)
         table = []
@@ -74,9 +79,20 @@ class Latency:
                 ways = {LATENT: partial(from_latents, method, name, text, prompt)}
                 if len(reader.ids(text)) + len(reader.lead) + len(prompt) <= reader.model.max_length:
                     ways[TEXT] = partial(from_text, reader, text, prompt)
-                table += [self._row(name, method.final_slots, way, text, taken) for way, taken in self._measured(ways).items()]
-            spoken = {row["path"]: row["total_ms"] for row in table if (row["reader"], row["context_bytes"]) == (name, len(texts[-1].encode()))}
-            log.info("%s: %s ms to the first token of %d bytes", name, ", ".join(f"{way} {ms:.1f}" for way, ms in spoken.items()), len(texts[-1].encode()))
+                table += [
+                    self._row(name, method.final_slots, way, text, taken) for way, taken in self._measured(ways).items()
+                ]
+            spoken = {
+                row["path"]: row["total_ms"]
+                for row in table
+                if (row["reader"], row["context_bytes"]) == (name, len(texts[-1].encode()))
+            }
+            log.info(
+                "%s: %s ms to the first token of %d bytes",
+                name,
+                ", ".join(f"{way} {ms:.1f}" for way, ms in spoken.items()),
+                len(texts[-1].encode()),
+            )
         return table
 
     def _measured(self, ways: dict[str, Callable[[], Taken]]) -> dict[str, list[Taken]]:
@@ -92,13 +108,20 @@ class Latency:
             return 1000 * float(np.median(values))
 
         return {
-            "reader": reader, "context_bytes": len(text.encode()), "slots": slots if way == LATENT else None, "path": way,
-            "encode_ms": median([one.encode for one in taken]), "adapt_ms": median([one.adapt for one in taken]),
-            "prefill_ms": median([one.prefill for one in taken]), "total_ms": median([one.total for one in taken]),
-            "total_p90_ms": 1000 * float(np.quantile([one.total for one in taken], 0.9)), "prefill_tokens": taken[-1].positions,
-            "memory_mib": taken[-1].memory / 2**20, "receiver_ms": median([one.total - one.encode for one in taken]),
+            "reader": reader,
+            "context_bytes": len(text.encode()),
+            "slots": slots if way == LATENT else None,
+            "path": way,
+            "encode_ms": median([one.encode for one in taken]),
+            "adapt_ms": median([one.adapt for one in taken]),
+            "prefill_ms": median([one.prefill for one in taken]),
+            "total_ms": median([one.total for one in taken]),
+            "total_p90_ms": 1000 * float(np.quantile([one.total for one in taken], 0.9)),
+            "prefill_tokens": taken[-1].positions,
+            "memory_mib": taken[-1].memory / 2**20,
+            "receiver_ms": median([one.total - one.encode for one in taken]),
             "pack_ms": median([one.pack for one in taken]),
-        }  # fmt: skip
+        }
 
 
 def from_latents(method: LatentWire, name: str, text: str, prompt: Sequence[int]) -> Taken:
@@ -114,7 +137,15 @@ def from_latents(method: LatentWire, name: str, text: str, prompt: Sequence[int]
     end = now(device)
     found = wire.decode(message[0], method.salt(name))
     wire.encode(found, method.salt(name))
-    return Taken(sent - start, adapted - sent, end - adapted, end - start, given.cache.length, cache_bytes(given), now(device) - end)
+    return Taken(
+        sent - start,
+        adapted - sent,
+        end - adapted,
+        end - start,
+        given.cache.length,
+        cache_bytes(given),
+        now(device) - end,
+    )
 
 
 def from_text(reader: Reader, text: str, prompt: Sequence[int]) -> Taken:
@@ -146,7 +177,9 @@ def now(device: torch.device) -> float:
 
 def cache_bytes(given: Opened) -> int:
     """Of all keys and values that the reader holds."""
-    return sum(part.numel() * part.element_size() for layer in given.cache.held.layers for part in (layer.keys, layer.values))
+    return sum(
+        part.numel() * part.element_size() for layer in given.cache.held.layers for part in (layer.keys, layer.values)
+    )
 
 
 def doubled(longest: int) -> list[int]:
@@ -155,9 +188,14 @@ def doubled(longest: int) -> list[int]:
 
 
 def joined(contexts: Sequence[str], lengths: Sequence[int], longest: int) -> list[str]:
-    """A text of each length in bytes, a character shorter where it would be cut: contexts one after another. Longer ones than the encoder reads are left out."""
+    """A text of each length in bytes, a character shorter where it would be cut: contexts one after another. Longer
+    ones than the encoder reads are left out.
+    """
     wanted, text = sorted({length for length in lengths if length <= longest}), ""
-    require(bool(wanted), f"lengths={list(lengths)} must hold one that the encoder reads: at most model.max_length={longest}")
+    require(
+        bool(wanted),
+        f"lengths={list(lengths)} must hold one that the encoder reads: at most model.max_length={longest}",
+    )
     for number in range(max(wanted)):  # every context adds a byte at least
         if len(text.encode()) >= max(wanted):
             break

@@ -1,10 +1,11 @@
 """The losses of LatentWire, each a small class with a weight of its own.
 
-A loss gets what one reader has read and gives the sum over its rows; what the sums are divided by, `count` says beforehand, from the
-batch alone, so that a batch cut in pieces gives the same loss of the same latents.
+A loss gets what one reader has read and gives the sum over its rows; what the sums are divided by, `count` says
+beforehand, from the batch alone, so that a batch cut in pieces gives the same loss of the same latents.
 
 Shapes: B rows, A tokens of an answer at most, V rows of the unembedding.
 """
+
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
@@ -27,8 +28,10 @@ if TYPE_CHECKING:
 class Read:
     """What one reader made of the latents of some rows.
 
-    - name: of the reader. sent: what it was given; raw_BMd: the encoder's latents before the quantiser, its slots alone.
-    - logits_BAV: of each token of the answer, from its latents. target_BA: those tokens. counts_BA: bool, where there is one.
+    - name: of the reader. sent: what it was given; raw_BMd: the encoder's latents before the quantiser, its slots
+      alone.
+    - logits_BAV: of each token of the answer, from its latents. target_BA: those tokens. counts_BA: bool, where there
+      is one.
     - tokens: K, tokens of an answer that carry loss. rows: the whole of the batch's tensors.
     """
 
@@ -45,7 +48,8 @@ class Read:
 class Loss(ABC):
     """Base of the losses; `weight` 0 leaves one out, unless a stage of a curriculum gives it another.
 
-    - needs_context: whether `rows` must hold the context's tokens for each reader, `context.<reader>` (B, C) and `context_seen.<reader>`.
+    - needs_context: whether `rows` must hold the context's tokens for each reader, `context.<reader>` (B, C) and
+      `context_seen.<reader>`.
     """
 
     weight: float
@@ -105,11 +109,22 @@ class AnswerTokens(Loss):
 
     def __call__(self, read: Read) -> Tensor:
         kept_BA = read.counts_BA[:, : read.tokens]
-        return F.cross_entropy(read.logits_BAV[:, : read.tokens][kept_BA].float(), read.target_BA[:, : read.tokens][kept_BA], reduction="sum")
+        return F.cross_entropy(
+            read.logits_BAV[:, : read.tokens][kept_BA].float(),
+            read.target_BA[:, : read.tokens][kept_BA],
+            reduction="sum",
+        )
 
 
 def once(context_B: Tensor) -> tuple[Tensor, Tensor]:
-    """(first_C: the row in which each context stands first, which_B: the number of each row's context among those) of the contexts' numbers."""
+    """(first_C: the row in which each context stands first, which_B: the number of each row's context among those) of
+    the contexts' numbers.
+    """
     _, which_B = context_B.unique(return_inverse=True)
     rows_B = torch.arange(len(which_B), device=which_B.device)
-    return torch.full((int(which_B.max()) + 1,), len(which_B), device=which_B.device).scatter_reduce(0, which_B, rows_B, "amin"), which_B
+    return (
+        torch.full((int(which_B.max()) + 1,), len(which_B), device=which_B.device).scatter_reduce(
+            0, which_B, rows_B, "amin"
+        ),
+        which_B,
+    )

@@ -1,10 +1,13 @@
-"""Losses on the latents themselves and on the input embeddings made of them: they keep what is sent near what a reader knows.
+"""Losses on the latents themselves and on the input embeddings made of them: they keep what is sent near what a reader
+knows.
 
-All are means over rows and readers. The embeddings are those the adapter makes, also where a feature gives the reader something else in
-their place. Statistics are a row's own, over its positions, so that the pieces of a batch give the same loss as the whole.
+All are means over rows and readers. The embeddings are those the adapter makes, also where a feature gives the reader
+something else in their place. Statistics are a row's own, over its positions, so that the pieces of a batch give the
+same loss as the whole.
 
 Shapes: B rows, P positions, D width of the reader, M slots, d numbers of a slot.
 """
+
 from __future__ import annotations
 
 from typing import TYPE_CHECKING, NamedTuple
@@ -24,7 +27,9 @@ LEAST = 1e-8  # of a variance or a mean square
 
 
 class Table(NamedTuple):
-    """Of a reader's input embeddings over its tokens: mean_D and variance_D of each dimension, and the rms () of all numbers."""
+    """Of a reader's input embeddings over its tokens: mean_D and variance_D of each dimension, and the rms () of all
+    numbers.
+    """
 
     mean_D: Tensor
     variance_D: Tensor
@@ -36,7 +41,9 @@ def table_of(reader: Reader) -> Table:
     """The statistics of a reader's table, the variance as the mean square deviation."""
     table_VD = exact(reader.embeddings.weight[: len(reader.tokenizer)])
     mean_D = table_VD.mean(0)
-    return Table(mean_D, (table_VD - mean_D).square().mean(0).clamp_min(LEAST), table_VD.square().mean().clamp_min(LEAST).sqrt())
+    return Table(
+        mean_D, (table_VD - mean_D).square().mean(0).clamp_min(LEAST), table_VD.square().mean().clamp_min(LEAST).sqrt()
+    )
 
 
 class OfVectors(Loss):
@@ -63,7 +70,9 @@ class OfVectors(Loss):
 
 
 class Alignment(OfVectors):
-    """1 - cosine between the mean of a row's vectors and the mean embedding of its context's tokens: 0 where they point the same way."""
+    """1 - cosine between the mean of a row's vectors and the mean embedding of its context's tokens: 0 where they point
+    the same way.
+    """
 
     needs_context = True
 
@@ -77,20 +86,28 @@ class Alignment(OfVectors):
 
 
 class Manifold(OfVectors):
-    """Mean and variance of each dimension over a row's positions against those of the reader's table, both in units of the table's variance:
+    """Mean and variance of each dimension over a row's positions against those of the reader's table, both in units of
+    the table's variance:
 
-    mean over the dimensions of (m - mean)^2 / variance + (v / variance - 1)^2; 0 where all agree. One position has variance 0.
+    mean over the dimensions of (m - mean)^2 / variance + (v / variance - 1)^2; 0 where all agree. One position has
+    variance 0.
     """
 
     def __call__(self, read: Read) -> Tensor:
         vectors_BPD, table = self.vectors(read), self.table(read)
         mean_BD = vectors_BPD.mean(1)
         variance_BD = (vectors_BPD - mean_BD.unsqueeze(1)).square().mean(1)
-        return ((mean_BD - table.mean_D).square() / table.variance_D + (variance_BD / table.variance_D - 1).square()).mean(-1).sum()
+        return (
+            ((mean_BD - table.mean_D).square() / table.variance_D + (variance_BD / table.variance_D - 1).square())
+            .mean(-1)
+            .sum()
+        )
 
 
 class Scale(OfVectors):
-    """(rms of a row's vectors / rms of the reader's embeddings - 1)^2: 0 where the vectors are as large as embeddings."""
+    """(rms of a row's vectors / rms of the reader's embeddings - 1)^2: 0 where the vectors are as large as
+    embeddings.
+    """
 
     def __call__(self, read: Read) -> Tensor:
         return (_rms(self.vectors(read)) / self.table(read).rms - 1).square().sum()

@@ -1,11 +1,14 @@
-"""LatentWire: a context as a short message of bytes that several different frozen language models can answer questions from.
+"""LatentWire: a context as a short message of bytes that several different frozen language models can answer questions
+from.
 
-Encoder, pooling and quantiser make the numbers of the wire's slots, shared ones first, then those of each reader alone; each reader's
-adapter makes of shared and own slots what it reads in the context's place. Trained are encoder, pooling, adapters and what the features
-add; the readers' weights never change.
+Encoder, pooling and quantiser make the numbers of the wire's slots, shared ones first, then those of each reader alone;
+each reader's adapter makes of shared and own slots what it reads in the context's place. Trained are encoder, pooling,
+adapters and what the features add; the readers' weights never change.
 
-Shapes: B rows, N bytes, M slots that a reader gets, d numbers of a slot, A tokens of an answer, L tokens of prompt and answer.
+Shapes: B rows, N bytes, M slots that a reader gets, d numbers of a slot, A tokens of an answer, L tokens of prompt and
+answer.
 """
+
 from __future__ import annotations
 
 import hashlib
@@ -45,56 +48,105 @@ class LatentWire(TrainingModule):
     """Contexts to latents to the answers of frozen readers.
 
     - model: the encoder. quantizer: what becomes of its numbers on the wire.
-    - readers: the frozen models, by name. slots: what a reader gets, of which `private` are its own. numbers: d of a slot.
+    - readers: the frozen models, by name. slots: what a reader gets, of which `private` are its own. numbers: d of a
+      slot.
     - losses, features: by name; a loss of weight 0 is left out. questions: of the data, numbered as in its batches.
     - tokens: K, of an answer that carry loss. train_encoder: false trains adapters and features alone.
     - pooling_heads: of the pooling. adapter_dim, adapter_layers, adapter_heads, expand: of the adapters.
     - hint: whether a length of the answer travels with the latents, one byte that the sender predicts.
     - asked: questions of each context that a training batch holds; a context is encoded once for all of them.
-    - stages: of the training, with slots and weights of the losses of their own (`Stage`); null: none. Validation, and what is sent
-      unless another number of slots is asked for, are always as in the last one.
+    - stages: of the training, with slots and weights of the losses of their own (`Stage`); null: none. Validation, and
+      what is sent unless another number of slots is asked for, are always as in the last one.
     - lr_factors: of `optimization.lr`, for `encoder` and `adapter`; features have their own.
-    - trained_on: numbers of the questions of the training side, None for all: nothing else is read before the training. max_steps: of the
-      training; if it is known, stages without a step are refused at once.
+    - trained_on: numbers of the questions of the training side, None for all: nothing else is read before the training.
+      max_steps: of the training; if it is known, stages without a step are refused at once.
     """
 
     counted = "questions"
 
     def __init__(
-        self, model: ByteEncoder, quantizer: Quantizer, readers: Mapping[str, Reader], losses: Mapping[str, Loss], questions: Sequence[Question],
-        optimization: Optimization, seed: int, features: Mapping[str, Feature] | None = None, slots: int = 32, private: int = 8, numbers: int = 16,
-        tokens: int = 6, train_encoder: bool = True, pooling_heads: int = 4, adapter_dim: int = 128, adapter_layers: int = 1, adapter_heads: int = 4,
-        expand: int = 1, hint: bool = False, asked: int = 1, stages: Sequence[Stage | Mapping[str, Any]] | None = None, lr_factors: Mapping[str, float] | None = None,
-        trained_on: Sequence[int] | None = None, max_steps: int | None = None,
+        self,
+        model: ByteEncoder,
+        quantizer: Quantizer,
+        readers: Mapping[str, Reader],
+        losses: Mapping[str, Loss],
+        questions: Sequence[Question],
+        optimization: Optimization,
+        seed: int,
+        features: Mapping[str, Feature] | None = None,
+        slots: int = 32,
+        private: int = 8,
+        numbers: int = 16,
+        tokens: int = 6,
+        train_encoder: bool = True,
+        pooling_heads: int = 4,
+        adapter_dim: int = 128,
+        adapter_layers: int = 1,
+        adapter_heads: int = 4,
+        expand: int = 1,
+        hint: bool = False,
+        asked: int = 1,
+        stages: Sequence[Stage | Mapping[str, Any]] | None = None,
+        lr_factors: Mapping[str, float] | None = None,
+        trained_on: Sequence[int] | None = None,
+        max_steps: int | None = None,
     ) -> None:
         require(private >= 0, f"private={private} must not be negative")
-        require(slots > private, f"slots={slots} must be more than private={private}: what is left is what the readers share")
+        require(
+            slots > private,
+            f"slots={slots} must be more than private={private}: what is left is what the readers share",
+        )
         require(slots <= 256, f"slots={slots} must be at most 256")
         require(1 <= numbers <= 256, f"numbers={numbers} must lie in 1 .. 256")
         require(tokens >= 1, f"tokens={tokens} must be at least 1")
         require(tokens <= 10_000, f"tokens={tokens} must be at most 10,000")
         require(asked >= 1, f"asked={asked} must be at least 1")
         require(asked <= 10_000, f"asked={asked} must be at most 10,000")
-        require(pooling_heads >= 1 and model.dim % pooling_heads == 0, f"pooling_heads={pooling_heads} must divide the encoder's dim={model.dim}")
-        require(adapter_heads >= 1 and adapter_dim >= 1 and adapter_dim % adapter_heads == 0, f"adapter_heads={adapter_heads} must divide adapter_dim={adapter_dim}")
+        require(
+            pooling_heads >= 1 and model.dim % pooling_heads == 0,
+            f"pooling_heads={pooling_heads} must divide the encoder's dim={model.dim}",
+        )
+        require(
+            adapter_heads >= 1 and adapter_dim >= 1 and adapter_dim % adapter_heads == 0,
+            f"adapter_heads={adapter_heads} must divide adapter_dim={adapter_dim}",
+        )
         super().__init__(optimization, seed)
         require(len(readers) >= 1, f"readers={list(readers)} must name at least one")
         self.curriculum, self.lr_factors = Curriculum(stages), {"encoder": 1.0, "adapter": 1.0} | dict(lr_factors or {})
         require(len(self.lr_factors) == 2, f"lr_factors={lr_factors} must be of encoder and adapter alone")
-        self.losses: dict[str, Loss] = {name: loss for name, loss in losses.items() if loss.weight > 0 or self.curriculum.uses(name)}
+        self.losses: dict[str, Loss] = {
+            name: loss for name, loss in losses.items() if loss.weight > 0 or self.curriculum.uses(name)
+        }
         require(bool(self.losses), f"losses={list(losses)} must hold one with a weight above 0")
         chosen = dict(features or {})
         refuse_conflicts(chosen)
-        self.model, self.quantizer, self.readers, self.questions = model, quantizer.bind(numbers), nn.ModuleDict(readers), questions
-        self.slots, self.private, self.numbers, self.tokens, self.adapter_dim = slots, private, numbers, tokens, adapter_dim
+        self.model, self.quantizer, self.readers, self.questions = (
+            model,
+            quantizer.bind(numbers),
+            nn.ModuleDict(readers),
+            questions,
+        )
+        self.slots, self.private, self.numbers, self.tokens, self.adapter_dim = (
+            slots,
+            private,
+            numbers,
+            tokens,
+            adapter_dim,
+        )
         self.train_encoder, self.hint, self.asked = train_encoder, hint, asked
         self.of_context: dict[str, list[int]] = {}  # of the training side
         for number in range(len(questions)) if trained_on is None else map(int, trained_on):
             self.of_context.setdefault(questions[number].context, []).append(number)
         self.pooling = Pooling(model.dim, self.shared + private * len(readers), numbers, pooling_heads, seed)
         self.hinted = hint_head(numbers, seed) if hint else None
-        self.adapters = nn.ModuleDict({
-            name: Adapter(reader, slots, numbers, adapter_dim, adapter_layers, adapter_heads, expand, hint, seed, name) for name, reader in readers.items()})
+        self.adapters = nn.ModuleDict(
+            {
+                name: Adapter(
+                    reader, slots, numbers, adapter_dim, adapter_layers, adapter_heads, expand, hint, seed, name
+                )
+                for name, reader in readers.items()
+            }
+        )
         for part in (model, self.pooling) if not train_encoder else ():
             part.requires_grad_(False)
         self.features = nn.ModuleDict(chosen)
@@ -105,19 +157,27 @@ class LatentWire(TrainingModule):
                 raise ValueError(f"features.{name}.{error}") from error
         for loss in self.losses.values():
             loss.prepare(self)
-        if any(feature.replaces_vectors for feature in chosen.values()) and not any(loss.needs_vectors for loss in self.losses.values()):
-            for adapter in self.adapters.values():  # what nothing reads has no gradient, and several devices wait for one
+        if any(feature.replaces_vectors for feature in chosen.values()) and not any(
+            loss.needs_vectors for loss in self.losses.values()
+        ):
+            for (
+                adapter
+            ) in self.adapters.values():  # what nothing reads has no gradient, and several devices wait for one
                 adapter.mean_D.requires_grad_(False)
                 adapter.size.requires_grad_(False)
                 adapter.leave.requires_grad_(False)
-        self.parts = {name: loss.weight for name, loss in self.losses.items()} | {k: w for f in chosen.values() for k, w in f.weights().items()}
+        self.parts = {name: loss.weight for name, loss in self.losses.items()} | {
+            k: w for f in chosen.values() for k, w in f.weights().items()
+        }
         if hint:
             self.parts["hint"] = 1.0
         self.curriculum.bind({name: loss.weight for name, loss in losses.items()} | self.parts, slots, private)
         if max_steps is not None:
             self.curriculum.ends(max_steps)
         self.weights_token: str | None = None
-        self.first_right: dict[str, Tensor] = {}  # by reader: (first tokens that were the likeliest, those that count) of the step so far
+        self.first_right: dict[
+            str, Tensor
+        ] = {}  # by reader: (first tokens that were the likeliest, those that count) of the step so far
 
     @property
     def shared(self) -> int:
@@ -146,8 +206,14 @@ class LatentWire(TrainingModule):
     # From bytes to what a reader sees -------------------------------------------------------------------------------
 
     def slots_of(self, reader: str, slots: int) -> Tensor:
-        """(M,) int64: which of the pooling's slots go to the reader when so many are sent: the first shared ones, then its own."""
-        require(self.private < slots <= self.slots, f"slots={slots} must lie in {self.private + 1} .. {self.slots}: more than the private part, at most what was trained")
+        """(M,) int64: which of the pooling's slots go to the reader when so many are sent: the first shared ones, then
+        its own.
+        """
+        require(
+            self.private < slots <= self.slots,
+            f"slots={slots} must lie in {self.private + 1} .. {self.slots}: more than the private part, at most what"
+            " was trained",
+        )
         own = self.shared + self.private * list(self.readers).index(reader)
         return torch.tensor([*range(slots - self.private), *range(own, own + self.private)], device=self.device)
 
@@ -160,12 +226,18 @@ class LatentWire(TrainingModule):
         """Logits (B, lengths) of the answer's length, from the latents alone; None without hints."""
         return None if self.hinted is None else self.hinted(latents_BMd.mean(1))
 
-    def sent(self, reader: str, latents_BMd: Tensor, slots_M: Tensor, hint_B: Tensor | None = None, **more: Any) -> Sent:
+    def sent(
+        self, reader: str, latents_BMd: Tensor, slots_M: Tensor, hint_B: Tensor | None = None, **more: Any
+    ) -> Sent:
         """What the reader's adapter makes of its latents; `slots_M` as in `slots_of`."""
-        local_M = torch.where(slots_M < self.shared, slots_M, self.shared + (slots_M - self.shared) % max(1, self.private))
+        local_M = torch.where(
+            slots_M < self.shared, slots_M, self.shared + (slots_M - self.shared) % max(1, self.private)
+        )
         adapter = self.adapters[reader]
         states_BPH = adapter(latents_BMd, local_M, hint_B)
-        places_P = (local_M.unsqueeze(1) * adapter.expand + torch.arange(adapter.expand, device=local_M.device)).flatten()
+        places_P = (
+            local_M.unsqueeze(1) * adapter.expand + torch.arange(adapter.expand, device=local_M.device)
+        ).flatten()
         return Sent(latents_BMd=latents_BMd, slots_M=slots_M, states_BPH=states_BPH, places_P=places_P, **more)
 
     def condition(self, reader: str, sent: Sent) -> Condition:
@@ -186,7 +258,10 @@ class LatentWire(TrainingModule):
         if self.weights_token is None:
             digest = hashlib.sha256()
             for name, tensor in self.state_dict().items():
-                digest.update(name.encode() + tensor.detach().cpu().contiguous().flatten()[:4096].view(torch.uint8).numpy().tobytes())
+                digest.update(
+                    name.encode()
+                    + tensor.detach().cpu().contiguous().flatten()[:4096].view(torch.uint8).numpy().tobytes()
+                )
             self.weights_token = digest.hexdigest()[:16]
         return self.weights_token
 
@@ -196,7 +271,9 @@ class LatentWire(TrainingModule):
 
     @torch.no_grad()
     def encode(self, contexts: list[str], reader: str, slots: int | None = None) -> list[bytes]:
-        """The messages to one reader. Raises ValueError for a context that is empty or longer than the encoder reads."""
+        """The messages to one reader. Raises ValueError for a context that is empty or longer than the encoder
+        reads.
+        """
         check_contexts(contexts, self.model.max_length)
         bytes_BN, seen_BN = (t.to(self.device) for t in as_bytes(contexts))
         raw_BMd = self.raw(bytes_BN, seen_BN)[:, self.slots_of(reader, slots or self.final_slots)]
@@ -206,15 +283,22 @@ class LatentWire(TrainingModule):
 
     @torch.no_grad()
     def decode(self, messages: list[bytes], reader: str) -> Sent:
-        """What the reader's adapter makes of messages of one size. Raises ValueError for one that is damaged or for somebody else."""
+        """What the reader's adapter makes of messages of one size. Raises ValueError for one that is damaged or for
+        somebody else.
+        """
         found = [bytes_of_wire.decode(message, self.salt(reader)) for message in messages]
         latents_BMd = torch.stack([message.latents() for message in found]).to(self.device)
-        require(latents_BMd.shape[2] == self.numbers, f"message holds slots of {latents_BMd.shape[2]} numbers, and this receiver knows {self.numbers}")
+        require(
+            latents_BMd.shape[2] == self.numbers,
+            f"message holds slots of {latents_BMd.shape[2]} numbers, and this receiver knows {self.numbers}",
+        )
         hints = None if found[0].hint is None else torch.tensor([message.hint for message in found], device=self.device)
         return self.sent(reader, latents_BMd, self.slots_of(reader, latents_BMd.shape[1]), hints)
 
     def train(self, mode: bool = True) -> LatentWire:
-        """As torch does it; weights that may have changed since have another fingerprint. A sender that is not trained keeps its statistics."""
+        """As torch does it; weights that may have changed since have another fingerprint. A sender that is not trained
+        keeps its statistics.
+        """
         self.weights_token = None
         super().train(mode)
         self.quantizer.train(mode and self.train_encoder)
@@ -224,7 +308,9 @@ class LatentWire(TrainingModule):
 
     def check_data(self, data: QuestionData) -> None:
         """Contexts must not be empty nor longer than the encoder reads."""
-        check_contexts([q.context for q in self.questions], self.model.max_length, "; raise it, or set data.long=window or drop")
+        check_contexts(
+            [q.context for q in self.questions], self.model.max_length, "; raise it, or set data.long=window or drop"
+        )
 
     def prepare(self, batch: Rows, draws: Draws) -> tuple[Rows, Tensor]:
         """Bytes of the contexts; for each reader prompt and answer, and which tokens are the answer's."""
@@ -235,7 +321,9 @@ class LatentWire(TrainingModule):
         rows = {"bytes": bytes_BN, "seen": seen_BN, "context": torch.tensor([known[q.context] for q in asked])}
         rows |= self._once_over_devices(asked)
         for name, reader in self.readers.items():
-            of_reader = asked_of(reader, asked, draws) | (context_of(reader, asked) if any(loss.needs_context for loss in self.losses.values()) else {})
+            of_reader = asked_of(reader, asked, draws) | (
+                context_of(reader, asked) if any(loss.needs_context for loss in self.losses.values()) else {}
+            )
             rows |= {f"{key}.{name}": tensor for key, tensor in of_reader.items()}
         rows = {name: tensor.to(self.device) for name, tensor in rows.items()}
         self._now = step
@@ -282,7 +370,9 @@ class LatentWire(TrainingModule):
         of_losses = [sum(loss.count(counts_BA, step.tokens) for counts_BA in counts) for loss in self.losses.values()]
         rest = len(self.parts) - len(of_losses)
         each = torch.tensor(float(len(rows["bytes"]) * len(self.readers)), device=self.device)
-        return torch.stack([torch.as_tensor(c, dtype=torch.float32, device=self.device) for c in of_losses] + [each] * rest)
+        return torch.stack(
+            [torch.as_tensor(c, dtype=torch.float32, device=self.device) for c in of_losses] + [each] * rest
+        )
 
     def loss_sum(self, rows: Rows) -> Tensor:
         """(P,) the sums of the losses over rows and readers."""
@@ -306,10 +396,11 @@ class LatentWire(TrainingModule):
         return torch.stack([sums[part] for part in self.parts])
 
     def _piece_by_piece(self, rows: Rows, denominator: Tensor, weights: Tensor) -> Tensor:
-        """As for every method; where the quantiser takes statistics of a batch, they are those of the whole batch, not of a piece.
+        """As for every method; where the quantiser takes statistics of a batch, they are those of the whole batch, not
+        of a piece.
 
-        The contexts are encoded piece by piece without a graph, the readers' pieces leave their gradients at the latents, and the encoder runs once
-        more, with a graph, to take them on (GradCache, Gao et al. 2021).
+        The contexts are encoded piece by piece without a graph, the readers' pieces leave their gradients at the
+        latents, and the encoder runs once more, with a graph, to take them on (GradCache, Gao et al. 2021).
         """
         if self.pieces == 1 or not self.quantizer.of_batch:
             return super()._piece_by_piece(rows, denominator, weights)
@@ -374,10 +465,15 @@ class LatentWire(TrainingModule):
         self.first_right = {}
         for name, feature in self.features.items():
             feature.after_update()
-            said |= {f"{name}/{key}": torch.tensor(float(value), device=self.device) for key, value in feature.metrics_snapshot().items()}
+            said |= {
+                f"{name}/{key}": torch.tensor(float(value), device=self.device)
+                for key, value in feature.metrics_snapshot().items()
+            }
         for loss in self.losses.values():
             loss.after_update()
-        return said | ({"slots": torch.tensor(float(self._now.slots), device=self.device)} if len(self.curriculum) else {})
+        return said | (
+            {"slots": torch.tensor(float(self._now.slots), device=self.device)} if len(self.curriculum) else {}
+        )
 
     def forget(self) -> None:
         """What was kept of the step."""
@@ -386,9 +482,11 @@ class LatentWire(TrainingModule):
             feature.forget()
 
     def begin_from(self, state: Mapping[str, Tensor]) -> None:
-        """Encoder and quantiser of another run, and all of the readers that both have; a reader that joins late begins with an adapter of its own.
+        """Encoder and quantiser of another run, and all of the readers that both have; a reader that joins late begins
+        with an adapter of its own.
 
-        It is sent what the other run's first reader was, private slots included. Raises ValueError for other sizes and other features.
+        It is sent what the other run's first reader was, private slots included. Raises ValueError for other sizes and
+        other features.
         """
         refuse_other_features(state, self.features)
         self.load_state_dict(state_with_late_readers(self, state))
@@ -422,9 +520,16 @@ class LatentWire(TrainingModule):
         encoder, adapter = self.lr_factors["encoder"], self.lr_factors["adapter"]
         whole = [p for p in self.model.parameters() if p.requires_grad]
         whole += [p for p in self.pooling.parameters() if p is not self.pooling.gate_M1]
-        found = [Group("encoder", whole, encoder), Group("gates", [self.pooling.gate_M1], encoder, decay=False)] if self.train_encoder else []
+        found = (
+            [Group("encoder", whole, encoder), Group("gates", [self.pooling.gate_M1], encoder, decay=False)]
+            if self.train_encoder
+            else []
+        )
         rest = [] if self.hinted is None else list(self.hinted.parameters())
-        found += [Group(f"adapter.{name}", [p for p in own.parameters() if p.requires_grad], adapter) for name, own in self.adapters.items()] + ([Group("hint", rest)] if rest else [])
+        found += [
+            Group(f"adapter.{name}", [p for p in own.parameters() if p.requires_grad], adapter)
+            for name, own in self.adapters.items()
+        ] + ([Group("hint", rest)] if rest else [])
         for name, feature in self.features.items():
             found += [replace(group, name=f"{name}.{group.name}") for group in feature.on_optimizer_build()]
         return found
@@ -443,7 +548,9 @@ def check_contexts(contexts: Sequence[str], longest: int, way_out: str = "") -> 
     for context in dict.fromkeys(contexts):
         require(bool(context.strip()), f"context={context!r} is empty: there is nothing to send")
         if (size := len(context.encode())) > longest:
-            raise ValueError(f"model.max_length={longest} is less than the {size} bytes of a context ({context[:40]!r}...){way_out}")
+            raise ValueError(
+                f"model.max_length={longest} is less than the {size} bytes of a context ({context[:40]!r}...){way_out}"
+            )
 
 
 def hint_head(numbers: int, seed: int) -> nn.Linear:
@@ -461,11 +568,19 @@ def context_of(reader: Reader, asked: Sequence[Question]) -> dict[str, Tensor]:
 
 
 def asked_of(reader: Reader, asked: Sequence[Question], draws: Draws) -> dict[str, Tensor]:
-    """Prompt and answer of each question for one reader: tokens and told (B, L), at (B, A) the places that say the answer's tokens,
-    target (B, A), counts (B, A) where there is one. Of several answers the first counts. A row whose answer runs into its prompt counts nothing."""
+    """Prompt and answer of each question for one reader: tokens and told (B, L), at (B, A) the places that say the
+    answer's tokens, target (B, A), counts (B, A) where there is one. Of several answers the first counts. A row whose
+    answer runs into its prompt counts nothing.
+    """
     prompts = [reader.asked(q.question) for q in asked]
     answers = [reader.answered(q.question, q.answers[0]) or [] for q in asked]
     tokens_BL, told_BL = padded([p + a[:-1] for p, a in zip(prompts, answers, strict=True)], reader.end, left=False)
     target_BA, counts_BA = padded(answers, reader.end, left=False)
     at_BA = torch.tensor([len(p) - 1 for p in prompts]).unsqueeze(1) + torch.arange(target_BA.shape[1])
-    return {"tokens": tokens_BL, "told": told_BL, "at": at_BA.clamp_max(tokens_BL.shape[1] - 1), "target": target_BA, "counts": counts_BA}
+    return {
+        "tokens": tokens_BL,
+        "told": told_BL,
+        "at": at_BA.clamp_max(tokens_BL.shape[1] - 1),
+        "target": target_BA,
+        "counts": counts_BA,
+    }

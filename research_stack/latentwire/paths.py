@@ -3,15 +3,18 @@
     latent            the message of the context, as bytes that were written and read back
     shuffled, zeros   the message of another context; zeros in the latents' place: both must be worth no more than none
     text, none        the whole context; nothing
-    text_bytes        the head of the context in as many bytes as the message has; text_bytes_tail its end; text_zlib the longest head that
+    text_bytes        the head of the context in as many bytes as the message has; text_bytes_tail its end; text_zlib
+    the longest head that
                       raw deflate, of zlib, makes fit
     text_tokens       as many of its first tokens as a message has slots
 
-All are answered by the same code: what was read lies in a cache, the prompt follows, and the likeliest token is taken until the end
-token. The length of the answer is never given. Texts are read by the reader as it was before training: without adapters.
+All are answered by the same code: what was read lies in a cache, the prompt follows, and the likeliest token is taken
+until the end token. The length of the answer is never given. Texts are read by the reader as it was before training:
+without adapters.
 
 Shapes: n questions, K cut-offs of FirstTok, M slots, d numbers of a slot.
 """
+
 from __future__ import annotations
 
 import logging
@@ -49,8 +52,10 @@ class Answered:
 
     - slots: M of the messages, or of those whose size a text was cut to; None where there is no such size.
     - answers: texts. f1_n, exact_n: their scores. first_nK: FirstTok@1, 5, 10; NaN for questions without a first token.
-    - bytes_n: what was sent: the message, the text in UTF-8, or compressed. positions_n: read up to the answer, lead and prompt included.
-    - seconds: of all questions. beside: a part of the text that is not as large as a message: a point of its curve alone.
+    - bytes_n: what was sent: the message, the text in UTF-8, or compressed. positions_n: read up to the answer, lead
+      and prompt included.
+    - seconds: of all questions. beside: a part of the text that is not as large as a message: a point of its curve
+      alone.
     """
 
     reader: str
@@ -90,6 +95,7 @@ class Asker:
 
     def from_messages(self, path: str, slots: int, messages: Sequence[bytes]) -> Answered:
         """The answers to one message for each question, own or another's."""
+
         def given(rows: Sequence[int]) -> Opened:
             return self.method.opened(self.name, self.method.decode([messages[i] for i in rows], self.name))
 
@@ -105,10 +111,16 @@ class Asker:
 
         return self._asked(ZEROS, slots, given, range(len(self.questions)), [size] * len(self.questions))
 
-    def from_texts(self, path: str, slots: int | None, texts: Sequence[Sequence[int]], sizes: Sequence[int]) -> Answered:
+    def from_texts(
+        self, path: str, slots: int | None, texts: Sequence[Sequence[int]], sizes: Sequence[int]
+    ) -> Answered:
         """The answers to tokens of a text for each question; `sizes` are its bytes."""
-        order = sorted(range(len(texts)), key=lambda i: len(texts[i]) + len(self.prompts[i]))  # little padding, and the longest come last
-        return self._asked(path, slots, lambda rows: told(self.reader, [texts[i] for i in rows]), order, sizes, plain(self.reader))
+        order = sorted(
+            range(len(texts)), key=lambda i: len(texts[i]) + len(self.prompts[i])
+        )  # little padding, and the longest come last
+        return self._asked(
+            path, slots, lambda rows: told(self.reader, [texts[i] for i in rows]), order, sizes, plain(self.reader)
+        )
 
     def from_cut(self, path: str, cut: Callable[[str, int], str], slots: int, budgets: Sequence[int]) -> Answered:
         """The answers to each context cut by `cut(context, its budget of bytes)`."""
@@ -121,12 +133,16 @@ class Asker:
         contexts, none = [q.context for q in self.questions], [[] for _ in self.questions]
         ids = [self.reader.ids(context) for context in contexts]
         self._warn_of_long(ids)
-        return [self.from_texts(NONE, None, none, [0] * len(none)), self.from_texts(TEXT, None, ids, [len(context.encode()) for context in contexts])]
+        return [
+            self.from_texts(NONE, None, none, [0] * len(none)),
+            self.from_texts(TEXT, None, ids, [len(context.encode()) for context in contexts]),
+        ]
 
     def sent(self, slots: int, others: Sequence[int] | None = None, controls: bool = False) -> list[Answered]:
         """Messages of so many slots and the texts that cost as much.
 
-        - others: whose message a question gets for `shuffled`; None: nobody's. controls: whether to ask with them, and with zeros.
+        - others: whose message a question gets for `shuffled`; None: nobody's. controls: whether to ask with them, and
+          with zeros.
         """
         messages = self.messages(slots)
         sizes = [len(message) for message in messages]
@@ -139,16 +155,28 @@ class Asker:
         ]
         positions = slots * self.method.adapters[self.name].expand
         first = [first_tokens(self.reader.ids(q.context), positions) for q in self.questions]
-        return [*found, self.from_texts(TOKENS, slots, first, [len(self.reader.tokenizer.decode(ids).encode()) for ids in first])]
+        return [
+            *found,
+            self.from_texts(TOKENS, slots, first, [len(self.reader.tokenizer.decode(ids).encode()) for ids in first]),
+        ]
 
     def curve(self, slots: int, times: Sequence[float]) -> list[Answered]:
         """Head and tail of the texts in so many times the bytes of their messages."""
         sizes = [len(message) for message in self.messages(slots)]
         budgets = [[round(factor * size) for size in sizes] for factor in times]
-        return [replace(self.from_cut(path, cut, slots, budget), slots=None, beside=True) for budget in budgets for path, cut in ((HEAD, head), (TAIL, tail))]
+        return [
+            replace(self.from_cut(path, cut, slots, budget), slots=None, beside=True)
+            for budget in budgets
+            for path, cut in ((HEAD, head), (TAIL, tail))
+        ]
 
     def _asked(
-        self, path: str, slots: int | None, given: Callable[[Sequence[int]], Opened], order: Sequence[int], sizes: Sequence[int],
+        self,
+        path: str,
+        slots: int | None,
+        given: Callable[[Sequence[int]], Opened],
+        order: Sequence[int],
+        sizes: Sequence[int],
         within: AbstractContextManager[None] | None = None,
     ) -> Answered:
         started, count = time.monotonic(), len(self.questions)
@@ -158,26 +186,55 @@ class Asker:
                 opened = given(rows)
                 read_B = opened.seen_BP.sum(1).tolist()
                 ids, first_BV = greedy(self.reader, opened, [self.prompts[i] for i in rows], self.reader.length)
-                first_nK[list(rows)] = qa.first_token_at(first_BV.cpu().numpy(), [self.gold_ids[i] for i in rows], FIRST)
+                first_nK[list(rows)] = qa.first_token_at(
+                    first_BV.cpu().numpy(), [self.gold_ids[i] for i in rows], FIRST
+                )
                 for i, own, before in zip(rows, ids, read_B, strict=True):
                     answers[i], positions_n[i] = self.reader.text(own), before + len(self.prompts[i])
         scores = qa.scores(answers, [q.answers for q in self.questions], [q.scoring for q in self.questions])
-        found = Answered(self.name, path, slots, answers, scores.f1_n, scores.exact_n, first_nK, np.array(sizes, dtype=np.float64), positions_n,
-                         time.monotonic() - started)  # fmt: skip
-        log.info("%s: %s%s, %.1f bytes: F1 %.3f, exact %.3f, %d questions in %.1f s", self.name, path, "" if slots is None else f" (M={slots})",
-                 found.bytes_n.mean(), found.f1_n.mean(), found.exact_n.mean(), count, found.seconds)  # fmt: skip
+        found = Answered(
+            self.name,
+            path,
+            slots,
+            answers,
+            scores.f1_n,
+            scores.exact_n,
+            first_nK,
+            np.array(sizes, dtype=np.float64),
+            positions_n,
+            time.monotonic() - started,
+        )
+        log.info(
+            "%s: %s%s, %.1f bytes: F1 %.3f, exact %.3f, %d questions in %.1f s",
+            self.name,
+            path,
+            "" if slots is None else f" (M={slots})",
+            found.bytes_n.mean(),
+            found.f1_n.mean(),
+            found.exact_n.mean(),
+            count,
+            found.seconds,
+        )
         return found
 
     def _warn_of_long(self, ids: Sequence[Sequence[int]]) -> None:
         room = self.reader.model.max_length - len(self.reader.lead) - self.reader.length
         long = sum(len(own) + len(prompt) > room for own, prompt in zip(ids, self.prompts, strict=True))
         if long:
-            log.warning("%s: %d of %d questions do not fit with their whole context into the %d tokens that the reader was made for: its whole-text score "
-                        "is too low", self.name, long, len(ids), self.reader.model.max_length)  # fmt: skip
+            log.warning(
+                "%s: %d of %d questions do not fit with their whole context into the %d tokens that the reader was made"
+                " for: its whole-text score is too low",
+                self.name,
+                long,
+                len(ids),
+                self.reader.model.max_length,
+            )
 
 
 def first_ids(reader: Reader, question: Question) -> set[int]:
-    """The tokens that the gold answers begin with, each as prompt and answer are tokenised together; none where they run into one another."""
+    """The tokens that the gold answers begin with, each as prompt and answer are tokenised together; none where they
+    run into one another.
+    """
     found = (reader.answered(question.question, answer) for answer in question.answers)
     return {ids[0] for ids in found if ids}
 
@@ -188,10 +245,11 @@ def parts(items: Sequence[Item], size: int) -> Iterator[Sequence[Item]]:
 
 
 def strangers(questions: Sequence[Question], seed: int) -> list[int] | None:
-    """For each question the number of another one of its data set, of another group and another context; each serves once.
+    """For each question the number of another one of its data set, of another group and another context; each serves
+    once.
 
-    They are drawn by the seed. Of a data set of which one group holds more than half, as a single article does, another context is enough;
-    None where one context holds more than half too.
+    They are drawn by the seed. Of a data set of which one group holds more than half, as a single article does, another
+    context is enough; None where one context holds more than half too.
     """
     partner, rng = [-1] * len(questions), np.random.default_rng(seed_of(seed, "strangers"))
     for dataset in dict.fromkeys(q.dataset for q in questions):
@@ -204,14 +262,18 @@ def strangers(questions: Sequence[Question], seed: int) -> list[int] | None:
         else:
             return None
         rank = {group: place for place, group in enumerate(rng.permutation(sorted(set(label))).tolist())}
-        mixed = sorted(rng.permutation(len(own)).tolist(), key=lambda at: rank[label[at]])  # group after group, both in random order
+        mixed = sorted(
+            rng.permutation(len(own)).tolist(), key=lambda at: rank[label[at]]
+        )  # group after group, both in random order
         for place, at in enumerate(mixed):  # further on by the largest group: past one's own, and not all the way round
             partner[own[at]] = own[mixed[(place + largest) % len(own)]]
     return partner
 
 
 def _together(questions: Sequence[Question], marks: Sequence[str]) -> list[int]:
-    """(n,) labels that questions share which a chain of common groups or contexts joins, or of those that `marks` names."""
+    """(n,) labels that questions share which a chain of common groups or contexts joins, or of those that `marks`
+    names.
+    """
     label, seen = list(range(len(questions))), {}
 
     def root(i: int) -> int:

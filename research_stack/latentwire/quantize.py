@@ -1,7 +1,9 @@
-"""Latents rounded to the numbers of a format, with a gradient past the rounding. What is trained on is exactly what travels.
+"""Latents rounded to the numbers of a format, with a gradient past the rounding. What is trained on is exactly what
+travels.
 
 Shapes: B rows, M slots, d numbers of a slot, N = M d, G groups of numbers that share a scale.
 """
+
 from __future__ import annotations
 
 from abc import abstractmethod
@@ -19,7 +21,9 @@ from research_stack.require import require
 
 
 class Codes(NamedTuple):
-    """What travels of B latents: codes_BN int64, each in 0 .. kinds - 1; scales_BG float16, G = 0 where there are none."""
+    """What travels of B latents: codes_BN int64, each in 0 .. kinds - 1; scales_BG float16, G = 0 where there are
+    none.
+    """
 
     codes_BN: Tensor
     scales_BG: Tensor
@@ -63,7 +67,9 @@ class Quantizer(nn.Module):
         """
         soft_BMd = self.smooth(z_BMd, share_B=share_B)
         hard_BMd = self.values(*self._rounded(soft_BMd)).view_as(soft_BMd)
-        return hard_BMd + (soft_BMd - soft_BMd.detach())  # the bracket is exactly 0, so that the numbers are exactly those sent
+        return hard_BMd + (
+            soft_BMd - soft_BMd.detach()
+        )  # the bracket is exactly 0, so that the numbers are exactly those sent
 
     @torch.no_grad()
     def codes(self, z_BMd: Tensor) -> Codes:
@@ -104,18 +110,23 @@ class _Total(Function):
 
 
 class FSQ(Quantizer):
-    """Finite scalar quantisation (Mentzer et al. 2023, section 3): z' = round((tanh z + 1) (L - 1) / 2) 2 / (L - 1) - 1.
+    """Finite scalar quantisation (Mentzer et al. 2023, section 3): z' = round((tanh z + 1) (L - 1) / 2) 2 / (L - 1) -
+    1.
 
-    Before it each of the d numbers of a slot is batch normalised over rows and slots, without a learned scale: tanh then uses its whole
-    range, and latents that a start has made all alike are driven apart. The gradient is that of tanh and of the normalisation.
+    Before it each of the d numbers of a slot is batch normalised over rows and slots, without a learned scale: tanh
+    then uses its whole range, and latents that a start has made all alike are driven apart. The gradient is that of
+    tanh and of the normalisation.
 
     - levels: L, 2 to 256. A number takes ceil(log2 L) bits, so powers of two waste nothing.
-    - normalize: whether to normalise. In training by the batch, in evaluation by running statistics, which stay with the sender.
+    - normalize: whether to normalise. In training by the batch, in evaluation by running statistics, which stay with
+      the sender.
     - momentum: weight of a batch in the running statistics. eps: added to the variance.
     - sync: several devices normalise by the batch of all of them, as one device would; otherwise each by its own part.
     """
 
-    def __init__(self, levels: int = 16, normalize: bool = True, momentum: float = 0.1, eps: float = 1e-5, sync: bool = True) -> None:
+    def __init__(
+        self, levels: int = 16, normalize: bool = True, momentum: float = 0.1, eps: float = 1e-5, sync: bool = True
+    ) -> None:
         require(2 <= levels <= 256, f"levels={levels} must lie in 2 .. 256")
         require(0 < momentum <= 1, f"momentum={momentum} must lie in (0, 1]")
         require(eps > 0, f"eps={eps} must be above 0")
@@ -133,14 +144,20 @@ class FSQ(Quantizer):
         return self
 
     def smooth(self, z_BMd: Tensor, learn: bool = True, share_B: Tensor | None = None) -> Tensor:
-        """tanh of the normalised latents, in (-1, 1). Raises ValueError for a training batch of a single slot, or before `bind`."""
+        """tanh of the normalised latents, in (-1, 1). Raises ValueError for a training batch of a single slot, or
+        before `bind`.
+        """
         return torch.tanh(self._normalised(z_BMd.float(), learn, share_B) if self.normalize else z_BMd.float())
 
     def _normalised(self, z_BMd: Tensor, learn: bool, share_B: Tensor | None) -> Tensor:
         require(hasattr(self, "mean_d"), "width=None must be given by bind(width) before latents are normalised")
         if not self.training:
             return (z_BMd - self.mean_d) * (self.variance_d + self.eps).rsqrt()
-        require(z_BMd.shape[:2].numel() > 1, "normalize=true needs more than one slot in a training batch, whose variance it divides by; raise data.batch_size or method.slots")
+        require(
+            z_BMd.shape[:2].numel() > 1,
+            "normalize=true needs more than one slot in a training batch, whose variance it divides by; raise"
+            " data.batch_size or method.slots",
+        )
         share_B11 = 1.0 if share_B is None else share_B[:, None, None]
         rows = len(z_BMd) if share_B is None else share_B.sum().item()
         count = self._over_devices(z_BMd.new_tensor(rows * z_BMd.shape[1]))
@@ -161,14 +178,17 @@ class FSQ(Quantizer):
 
 
 class Grouped(Quantizer):
-    """Symmetric rounding to whole multiples of a scale that a group of numbers shares: |z - z'| <= scale / 2, gradient 1.
+    """Symmetric rounding to whole multiples of a scale that a group of numbers shares: |z - z'| <= scale / 2, gradient
+    1.
 
-    The scale is the least fp16 number that has the largest number of its group within reach (1 for a group of zeros): it travels, so the
-    rounding is by the scale that a reader has. Numbers beyond the reach of fp16 scales, 65504 times 2^(bits - 1) - 1, are cut off there.
+    The scale is the least fp16 number that has the largest number of its group within reach (1 for a group of zeros):
+    it travels, so the rounding is by the scale that a reader has. Numbers beyond the reach of fp16 scales, 65504 times
+    2^(bits - 1) - 1, are cut off there.
 
     - bits: 4, 6 or 8 of whole numbers; 16 or 32 are floating-point numbers as they are, without scales.
-    - group: numbers, in the order of the slots, that share a scale: 1 to 128, or a power of two up to 65536 (always all of a message).
-      Where shared and private slots go out in one message, a group that holds both ties them together: take a divisor of d.
+    - group: numbers, in the order of the slots, that share a scale: 1 to 128, or a power of two up to 65536 (always all
+      of a message). Where shared and private slots go out in one message, a group that holds both ties them together:
+      take a divisor of d.
     """
 
     def __init__(self, bits: Literal[4, 6, 8, 16, 32] = 4, group: int = 32) -> None:
@@ -184,12 +204,18 @@ class Grouped(Quantizer):
         return z_BMd.float()
 
     def _rounded(self, soft_BMd: Tensor) -> Codes:
-        return _float_codes(soft_BMd.flatten(1), self.bits) if isinstance(self.format, Floats) else _group_codes(soft_BMd.flatten(1), self.format)
+        return (
+            _float_codes(soft_BMd.flatten(1), self.bits)
+            if isinstance(self.format, Floats)
+            else _group_codes(soft_BMd.flatten(1), self.format)
+        )
 
 
 def _float_codes(z_BN: Tensor, bits: int) -> Codes:
     """Bit patterns as numbers >= 0; fp16 ones are cut off at 65504."""
-    signed_BN = z_BN.clamp(-LARGEST, LARGEST).half().view(torch.int16) if bits == 16 else z_BN.contiguous().view(torch.int32)
+    signed_BN = (
+        z_BN.clamp(-LARGEST, LARGEST).half().view(torch.int16) if bits == 16 else z_BN.contiguous().view(torch.int32)
+    )
     return Codes(signed_BN.long() & (1 << bits) - 1, z_BN.new_zeros((len(z_BN), 0), dtype=torch.float16))
 
 
@@ -205,9 +231,12 @@ def _group_codes(z_BN: Tensor, format: Groups) -> Codes:
 def _at_least(scale_BG: Tensor) -> Tensor:
     """The least fp16 numbers that are not below, at most 65504; 1 for 0.
 
-    Rounded to the nearest instead, small scales (below 6e-5 fp16 is coarse, below 3e-8 it is 0) would cut off the numbers they scale.
+    Rounded to the nearest instead, small scales (below 6e-5 fp16 is coarse, below 3e-8 it is 0) would cut off the
+    numbers they scale.
     """
     half_BG = scale_BG.clamp_max(LARGEST).half()
     below_BG = half_BG.float() < scale_BG.clamp_max(LARGEST)
-    next_BG = (half_BG.view(torch.int16) + below_BG.short()).view(torch.float16)  # the bits of positive numbers count upwards
+    next_BG = (half_BG.view(torch.int16) + below_BG.short()).view(
+        torch.float16
+    )  # the bits of positive numbers count upwards
     return torch.where(scale_BG > 0, next_BG, torch.ones_like(next_BG))

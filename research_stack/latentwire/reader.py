@@ -1,9 +1,11 @@
 """A reader: a frozen causal language model with its own tokenizer, and how a question is put to it.
 
-What a reader sees is `lead, context or latents, prompt, answer, end`. The pieces are tokenised apart, so the prompt is the same whatever
-stands before it: the lead is what the tokenizer itself puts in front of a text (or the end token, where that is nothing) and serves
-as attention sink (Xiao et al. 2024); the answer's tokens are those of prompt and answer read together.
+What a reader sees is `lead, context or latents, prompt, answer, end`. The pieces are tokenised apart, so the prompt is
+the same whatever stands before it: the lead is what the tokenizer itself puts in front of a text (or the end token,
+where that is nothing) and serves as attention sink (Xiao et al. 2024); the answer's tokens are those of prompt and
+answer read together.
 """
+
 from __future__ import annotations
 
 from collections.abc import Sequence
@@ -26,10 +28,11 @@ class Reader(nn.Module):
     - path: a folder with a saved model and tokenizer, or a name on the hub. revision: commit or tag on the hub.
     - prompt: what follows the context; `{question}` stands for the question. The answer follows it behind a blank.
     - length: tokens of an answer at most, its end included.
-    - dtype, attention, quantization, device_map: as in `PretrainedCausal`; `auto` lays the model over the devices there are.
+    - dtype, attention, quantization, device_map: as in `PretrainedCausal`; `auto` lays the model over the devices there
+      are.
 
-    Raises ValueError in one line for a path without model or tokenizer, an encoder, a model without a key-value cache (each model is
-    tried out) and a tokenizer that knows no end of text.
+    Raises ValueError in one line for a path without model or tokenizer, an encoder, a model without a key-value cache
+    (each model is tried out) and a tokenizer that knows no end of text.
     """
 
     def __init__(
@@ -44,7 +47,10 @@ class Reader(nn.Module):
         device_map: str | None = None,
     ) -> None:
         require(QUESTION in prompt, f"prompt={prompt} must hold {QUESTION}")
-        require(prompt.strip() != QUESTION, f"prompt={prompt} must hold more than {QUESTION}: an empty question would leave nothing to read")
+        require(
+            prompt.strip() != QUESTION,
+            f"prompt={prompt} must hold more than {QUESTION}: an empty question would leave nothing to read",
+        )
         require(length >= 1, f"length={length} must be at least 1")
         super().__init__()
         self.path, self.prompt, self.length = path, prompt, length
@@ -52,12 +58,25 @@ class Reader(nn.Module):
         self._answered: dict[tuple[str, str], list[int] | None] = {}
         self.tokenizer = _tokenizer(path, revision)
         self.end = _end(self.tokenizer, path)
-        self.model = PretrainedCausal(len(self.tokenizer), path, revision, dtype=dtype, attention=attention, quantization=quantization, device_map=device_map, frozen=True)
+        self.model = PretrainedCausal(
+            len(self.tokenizer),
+            path,
+            revision,
+            dtype=dtype,
+            attention=attention,
+            quantization=quantization,
+            device_map=device_map,
+            frozen=True,
+        )
         front = self.tokenizer("").input_ids
         self.lead = [i for i in front if i != self.tokenizer.eos_token_id] or [self.end]
         text = self.model.own.config.get_text_config()
         said = text.to_dict()  # older architectures do not tell key heads from query heads
-        self.layers, self.width, self.kv_heads = text.num_hidden_layers, text.hidden_size, said.get("num_key_value_heads") or text.num_attention_heads
+        self.layers, self.width, self.kv_heads = (
+            text.num_hidden_layers,
+            text.hidden_size,
+            said.get("num_key_value_heads") or text.num_attention_heads,
+        )
         self.kv_width = said.get("head_dim") or text.hidden_size // text.num_attention_heads
         self.eval()
 
@@ -121,7 +140,9 @@ class Reader(nn.Module):
         return self.tokenizer.decode(kept, skip_special_tokens=True).strip().split("\n")[0].strip()
 
 
-def padded(ids: Sequence[Sequence[int]], fill: int, left: bool, device: torch.device | str = "cpu") -> tuple[Tensor, Tensor]:
+def padded(
+    ids: Sequence[Sequence[int]], fill: int, left: bool, device: torch.device | str = "cpu"
+) -> tuple[Tensor, Tensor]:
     """(tokens int64 (B, L), seen bool (B, L)) of rows of different lengths; L is at least 1."""
     longest = max(1, *map(len, ids)) if ids else 1
     tokens_BL, seen_BL = torch.full((len(ids), longest), fill), torch.zeros(len(ids), longest, dtype=torch.bool)

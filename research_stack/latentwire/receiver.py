@@ -1,11 +1,14 @@
 """How a reader is given something to read, and how it answers: all that touches a key-value cache.
 
-`opened` and `told` fill a cache with latents or with a text; `read` and `greedy` go on from it. Latents enter as input embeddings, as
-keys and values of every layer (deep prefix, Li & Liang 2021), as changes of the keys and values that the embeddings left (coprocessor, Liu et
-al. 2024) and as changes of hidden states between layers; a text enters as tokens. What follows stands at the positions behind it.
+`opened` and `told` fill a cache with latents or with a text; `read` and `greedy` go on from it. Latents enter as input
+embeddings, as keys and values of every layer (deep prefix, Li & Liang 2021), as changes of the keys and values that the
+embeddings left (coprocessor, Liu et al. 2024) and as changes of hidden states between layers; a text enters as tokens.
+What follows stands at the positions behind it.
 
-Shapes: B rows, P positions of the latents or the text with the lead, L tokens of this pass, D width, K key/value heads, E width of one.
+Shapes: B rows, P positions of the latents or the text with the lead, L tokens of this pass, D width, K key/value heads,
+E width of one.
 """
+
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -60,11 +63,18 @@ def opened(reader: Reader, condition: Condition, rows: int) -> Opened:
     elif condition.vectors_BPD is not None:
         vectors_BPD = condition.vectors_BPD.to(reader.embeddings.weight)
         places_BP = lead + torch.arange(vectors_BPD.shape[1], device=vectors_BPD.device).expand(rows, -1)
-        reader.model.read(vectors_BPD, places_BP, _causal(torch.ones(places_BP.shape, dtype=torch.bool, device=places_BP.device), lead), cache)
+        reader.model.read(
+            vectors_BPD,
+            places_BP,
+            _causal(torch.ones(places_BP.shape, dtype=torch.bool, device=places_BP.device), lead),
+            cache,
+        )
     if condition.deltas is not None:
         for layer, (keys, values) in zip(cache.held.layers, condition.deltas, strict=True):
             layer.keys = torch.cat((layer.keys[:, :, :lead], layer.keys[:, :, lead:] + keys.to(layer.keys)), dim=2)
-            layer.values = torch.cat((layer.values[:, :, :lead], layer.values[:, :, lead:] + values.to(layer.values)), dim=2)
+            layer.values = torch.cat(
+                (layer.values[:, :, :lead], layer.values[:, :, lead:] + values.to(layer.values)), dim=2
+            )
     return Opened(cache, torch.ones(rows, cache.length, dtype=torch.bool, device=reader.device), condition.changes)
 
 
@@ -78,7 +88,9 @@ def told(reader: Reader, texts: Sequence[Sequence[int]]) -> Opened:
 
 
 def read(reader: Reader, given: Opened, tokens_BL: Tensor, seen_BL: Tensor) -> Tensor:
-    """Hidden states (B, L, D) of the tokens that follow; padding on either side, where seen_BL is False, changes nothing."""
+    """Hidden states (B, L, D) of the tokens that follow; padding on either side, where seen_BL is False, changes
+    nothing.
+    """
     places_BL = given.seen_BP.sum(1, keepdim=True) + (seen_BL.cumsum(1) - 1).clamp_min(0)
     before_BLP = given.seen_BP.unsqueeze(1).expand(-1, tokens_BL.shape[1], -1)
     seen_BLS = torch.cat((before_BLP, _causal(seen_BL, 0)), dim=2)
@@ -87,8 +99,12 @@ def read(reader: Reader, given: Opened, tokens_BL: Tensor, seen_BL: Tensor) -> T
 
 
 @torch.no_grad()
-def greedy(reader: Reader, given: Opened, prompts: Sequence[Sequence[int]], length: int) -> tuple[list[list[int]], Tensor]:
-    """The likeliest tokens one after another, up to and with the end token or `length` of them, and the logits (B, V) of the first."""
+def greedy(
+    reader: Reader, given: Opened, prompts: Sequence[Sequence[int]], length: int
+) -> tuple[list[list[int]], Tensor]:
+    """The likeliest tokens one after another, up to and with the end token or `length` of them, and the logits (B, V)
+    of the first.
+    """
     tokens_BL, seen_BL = padded(prompts, reader.end, left=True, device=reader.device)
     hidden_BD = read(reader, given, tokens_BL, seen_BL)[:, -1]
     first_BV, answers = reader.model.head(hidden_BD).float(), []
@@ -135,9 +151,13 @@ def _lead(reader: Reader, rows: int) -> PretrainedCache:
 
 
 def _causal(seen_BL: Tensor, before: int) -> Tensor:
-    """(B, L, before + L) bool: all that is before, and of these tokens the seen ones up to itself; each also sees itself, so no row is empty."""
+    """(B, L, before + L) bool: all that is before, and of these tokens the seen ones up to itself; each also sees
+    itself, so no row is empty.
+    """
     length = seen_BL.shape[1]
     up_to_itself_LL = torch.ones(length, length, dtype=torch.bool, device=seen_BL.device).tril()
     itself_LL = torch.eye(length, dtype=torch.bool, device=seen_BL.device)
     own_BLL = (up_to_itself_LL & seen_BL.unsqueeze(1)) | itself_LL
-    return torch.cat((torch.ones(len(seen_BL), length, before, dtype=torch.bool, device=seen_BL.device), own_BLL), dim=2)
+    return torch.cat(
+        (torch.ones(len(seen_BL), length, before, dtype=torch.bool, device=seen_BL.device), own_BLL), dim=2
+    )

@@ -1,8 +1,9 @@
 """Sender and receiver as two processes that share a trained run and otherwise only the bytes of a message.
 
-    research-stack send RUN READER < context > message
-    research-stack receive RUN READER QUESTION < message
+research-stack send RUN READER < context > message
+research-stack receive RUN READER QUESTION < message
 """
+
 from __future__ import annotations
 
 from typing import TYPE_CHECKING, BinaryIO
@@ -35,7 +36,8 @@ def given(context: Context, verb: str, stream: BinaryIO) -> bytes:
 def send(context: Context, reader: str, text: bytes) -> bytes:
     """The message of a context in UTF-8 to one reader; a line break at its very end is left out.
 
-    Raises ValueError in one line for other runs and readers, bytes that are no text, an empty context and one that is too long.
+    Raises ValueError in one line for other runs and readers, bytes that are no text, an empty context and one that is
+    too long.
     """
     method = method_of(context, reader)
     try:
@@ -66,7 +68,13 @@ def receive(context: Context, reader: str, question: str, message: bytes) -> str
 def method_of(context: Context, reader: str) -> LatentWire:
     """The run's method. Raises ValueError if it sends no latents, or has no such reader."""
     method = context.method
-    require(isinstance(method, LatentWire), f"run={context.folder} must be one of LatentWire, not of {type(method).__name__}")
+    require(
+        isinstance(method, LatentWire),
+        f"run={context.folder} must be one of LatentWire, not of {type(method).__name__}",
+    )
     assert isinstance(method, LatentWire)
-    require(reader in method.readers, f"reader={reader} must be one of the run's{did_you_mean(reader, list(method.readers), 'they')}")
+    require(
+        reader in method.readers,
+        f"reader={reader} must be one of the run's{did_you_mean(reader, list(method.readers), 'they')}",
+    )
     return method

@@ -1,4 +1,5 @@
 """What is kept at the end of each stage of a curriculum: a checkpoint, and the numbers that were logged last."""
+
 from __future__ import annotations
 
 import logging
@@ -16,10 +17,11 @@ log = logging.getLogger(__name__)
 
 
 class StageHandoff(Callback):
-    """Writes `checkpoints/stage-<n>.ckpt` and `stages/<n>.json` where stage n (from 1) ends; each file is whole or absent.
+    """Writes `checkpoints/stage-<n>.ckpt` and `stages/<n>.json` where stage n (from 1) ends; each file is whole or
+    absent.
 
-    Both are written behind that step's validation, where there is one, and before `last.ckpt`, so that a killed run that goes on from
-    there has them. Other methods, and runs without stages, are left alone.
+    Both are written behind that step's validation, where there is one, and before `last.ckpt`, so that a killed run
+    that goes on from there has them. Other methods, and runs without stages, are left alone.
     """
 
     def __init__(self) -> None:
@@ -34,9 +36,18 @@ class StageHandoff(Callback):
         except ValueError as error:
             raise ValueError(f"method.{error}") from error
         for number, (first, end) in enumerate(zip([0, *ends], ends, strict=False), 1):
-            log.info("stage %d of %d: steps %d to %d, %s", number, len(ends), first + 1, end, _words(_law(trainer, pl_module, first)))
+            log.info(
+                "stage %d of %d: steps %d to %d, %s",
+                number,
+                len(ends),
+                first + 1,
+                end,
+                _words(_law(trainer, pl_module, first)),
+            )
 
-    def on_train_batch_end(self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int) -> None:
+    def on_train_batch_end(
+        self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
+    ) -> None:
         """Hand over, unless validation comes first."""
         if not validation_follows(trainer):
             self._hand_over(trainer, pl_module)
@@ -61,7 +72,14 @@ class StageHandoff(Callback):
             steps = [0, *ends][number - 1 : number + 1]
             row = {"stage": number, "steps": steps, **done, "next": follows, "metrics": _metrics(trainer)}
             results.write_json(Path(trainer.default_root_dir) / "stages" / f"{number}.json", row)
-            log.info("stage %d of %d ends at step %d (%s)%s", number, len(ends), step, _words(done), f"; next {_words(follows)}" if follows else "")
+            log.info(
+                "stage %d of %d ends at step %d (%s)%s",
+                number,
+                len(ends),
+                step,
+                _words(done),
+                f"; next {_words(follows)}" if follows else "",
+            )
 
 
 def _has_stages(method: LightningModule) -> bool:
@@ -71,11 +89,16 @@ def _has_stages(method: LightningModule) -> bool:
 def _law(trainer: Trainer, method: LatentWire, step: int) -> dict[str, Any]:
     """Slots and weights of a step."""
     total = int(trainer.max_steps)
-    return {"slots": method.curriculum.slots(step, total, method.slots), "weights": dict(method.curriculum.weights(step, total, method.parts))}
+    return {
+        "slots": method.curriculum.slots(step, total, method.slots),
+        "weights": dict(method.curriculum.weights(step, total, method.parts)),
+    }
 
 
 def _words(law: dict[str, Any]) -> str:
-    return f"{law['slots']} slots, {', '.join(f'{name} {weight:g}' for name, weight in law['weights'].items() if weight)}"
+    return (
+        f"{law['slots']} slots, {', '.join(f'{name} {weight:g}' for name, weight in law['weights'].items() if weight)}"
+    )
 
 
 def _metrics(trainer: Trainer) -> dict[str, float]:

@@ -1,4 +1,5 @@
 """The opponents of a message: the same context as text of as many bytes, or of as many tokens."""
+
 from __future__ import annotations
 
 import bisect
@@ -16,7 +17,9 @@ SLACK = 64  # bytes by which the compressed size of a text may be below that of 
 
 
 def head(text: str, budget: int) -> str:
-    """The longest beginning of at most `budget` bytes in UTF-8, cut between characters. Raises ValueError for budget < 0."""
+    """The longest beginning of at most `budget` bytes in UTF-8, cut between characters. Raises ValueError for budget <
+    0.
+    """
     return _between(text.encode(), 0, _checked(budget))
 
 
@@ -59,7 +62,8 @@ def deflated_fits(text: str, budget: int) -> str:
     """The longest beginning whose `deflated_bytes` are at most `budget`, cut between characters; empty where not even
     "" fits (2 bytes).
 
-    Compressed sizes hardly ever fall as a text grows, so the search looks no further than to where they pass the budget by 64 bytes.
+    Compressed sizes hardly ever fall as a text grows, so the search looks no further than to where they pass the budget
+    by 64 bytes.
     """
     _checked(budget)
     beyond = bisect.bisect_right(range(len(text) + 1), budget + SLACK, key=lambda length: deflated_bytes(text[:length]))
@@ -67,13 +71,17 @@ def deflated_fits(text: str, budget: int) -> str:
 
 
 def first_tokens(ids: Sequence[int], slots: int) -> list[int]:
-    """The first M = `slots` tokens of a context, in the reader's own tokenizer: as many positions as a message takes there."""
+    """The first M = `slots` tokens of a context, in the reader's own tokenizer: as many positions as a message takes
+    there.
+    """
     require(slots >= 0, f"slots={slots} must be at least 0")
     return list(ids[:slots])
 
 
 class Ratio(NamedTuple):
-    """How much smaller: total bytes of the texts over total bytes of the messages, and the mean of the ratios of each."""
+    """How much smaller: total bytes of the texts over total bytes of the messages, and the mean of the ratios of
+    each.
+    """
 
     of_means: float
     mean: float
@@ -82,7 +90,9 @@ class Ratio(NamedTuple):
 def ratio_of_bytes(text_bytes_n: ArrayLike, wire_bytes_n: ArrayLike) -> Ratio:
     """The `Ratio` of n contexts to their messages. Raises ValueError without any, or where a message has no bytes."""
     text_bytes_n, wire_bytes_n = np.asarray(text_bytes_n, dtype=np.float64), np.asarray(wire_bytes_n, dtype=np.float64)
-    require(text_bytes_n.ndim == 1 and text_bytes_n.shape == wire_bytes_n.shape != (0,), f"text_bytes_n={text_bytes_n.shape} must be of the shape of "
-            f"wire_bytes_n={wire_bytes_n.shape}, (n,) with n > 0")  # fmt: skip
+    require(
+        text_bytes_n.ndim == 1 and text_bytes_n.shape == wire_bytes_n.shape != (0,),
+        f"text_bytes_n={text_bytes_n.shape} must be of the shape of wire_bytes_n={wire_bytes_n.shape}, (n,) with n > 0",
+    )
     require(bool((wire_bytes_n > 0).all()), f"wire_bytes_n={wire_bytes_n.min():.0f} must be above 0")
     return Ratio(float(text_bytes_n.sum() / wire_bytes_n.sum()), float((text_bytes_n / wire_bytes_n).mean()))

@@ -1,9 +1,11 @@
-"""Readers for a machine without a network: a tiny Llama and a tiny Qwen3 with tokenizers of their own, trained on made-up facts.
+"""Readers for a machine without a network: a tiny Llama and a tiny Qwen3 with tokenizers of their own, trained on
+made-up facts.
 
-They are trained by the stack's own transformer, whose weights are exactly those of the two architectures (RMSNorm, rotary positions,
-SwiGLU, tied embeddings; Qwen3 with norms on queries and keys and fewer key heads), and saved as any Hugging Face model is: folder, config,
-tokenizer. The folder is cached, so this takes a minute once.
+They are trained by the stack's own transformer, whose weights are exactly those of the two architectures (RMSNorm,
+rotary positions, SwiGLU, tied embeddings; Qwen3 with norms on queries and keys and fewer key heads), and saved as any
+Hugging Face model is: folder, config, tokenizer. The folder is cached, so this takes a minute once.
 """
+
 from __future__ import annotations
 
 import hashlib
@@ -42,16 +44,18 @@ LONGEST = 1024  # tokens that the readers can read
 TOKENIZER_CONTEXTS = 2000  # the tokenizer learns from
 HELD_OUT = 200  # contexts the finished reader is tried on
 CONTEXT_WEIGHT = 0.1  # of a token of context or question in the loss; one of an answer counts 1
-WITHOUT = 16  # every so many contexts one is left out, so that a reader has learned to guess: what no context gives is then no babble
+# every so many contexts one is left out, so that a reader has learned to guess: what no context gives is then no babble
+WITHOUT = 16
 LINES = 10.0  # seconds between two lines in the log
 
 
 class TinyReader(Reader):
     """A small reader of made-up facts, trained when it is first needed and kept in the cache.
 
-    - architecture: llama (byte-pair tokens with a begin token, as many key as query heads) or qwen3 (byte-pair tokens over other pieces, no
-      begin token, half the key heads, norms on queries and keys).
-    - facts: how the contexts it learns are drawn; a seed of its own keeps them apart from those of the data. questions: asked of each.
+    - architecture: llama (byte-pair tokens with a begin token, as many key as query heads) or qwen3 (byte-pair tokens
+      over other pieces, no begin token, half the key heads, norms on queries and keys).
+    - facts: how the contexts it learns are drawn; a seed of its own keeps them apart from those of the data. questions:
+      asked of each.
     - tokens: of its vocabulary. dim, layers, heads: of the transformer.
     - steps, batch, lr: of its training. seed: of weights and order.
     - cache_dir: root of the caches; null for $RESEARCH_STACK_CACHE or ~/.cache/research_stack.
@@ -62,8 +66,21 @@ class TinyReader(Reader):
     smoke = {"steps": 2, "batch": 2, "dim": 32, "layers": 1, "heads": 2, "tokens": 300}
 
     def __init__(
-        self, architecture: Literal["llama", "qwen3"], facts: Facts, tokens: int = 450, dim: int = 128, layers: int = 3, heads: int = 4, steps: int = 300,
-        batch: int = 32, questions: int = 3, lr: float = 5e-3, seed: int = 0, cache_dir: str | None = None, prompt: str = PROMPT, length: int = 12,
+        self,
+        architecture: Literal["llama", "qwen3"],
+        facts: Facts,
+        tokens: int = 450,
+        dim: int = 128,
+        layers: int = 3,
+        heads: int = 4,
+        steps: int = 300,
+        batch: int = 32,
+        questions: int = 3,
+        lr: float = 5e-3,
+        seed: int = 0,
+        cache_dir: str | None = None,
+        prompt: str = PROMPT,
+        length: int = 12,
     ) -> None:
         require(architecture in ("llama", "qwen3"), f"architecture={architecture} must be llama or qwen3")
         require(tokens >= 300, f"tokens={tokens} must be at least 300: 256 bytes and some words")
@@ -74,15 +91,33 @@ class TinyReader(Reader):
         require(batch <= 10_000, f"batch={batch} must be at most 10,000")
         require(questions >= 1, f"questions={questions} must be at least 1")
         require(layers >= 1, f"layers={layers} must be at least 1")
-        require(heads >= 1 and dim >= 1 and dim % (2 * heads) == 0,
-                f"dim={dim} must be a multiple of 2 * heads={heads}: positions rotate pairs")
+        require(
+            heads >= 1 and dim >= 1 and dim % (2 * heads) == 0,
+            f"dim={dim} must be a multiple of 2 * heads={heads}: positions rotate pairs",
+        )
         require(lr > 0, f"lr={lr} must be positive")
-        law = replace(facts.law, questions=min(questions, facts.law.facts), contexts=steps * batch + TOKENIZER_CONTEXTS + HELD_OUT)
-        recipe: dict[str, Any] = {"layout": LAYOUT, "architecture": architecture, "facts": asdict(law), "tokens": tokens, "dim": dim, "layers": layers,
-                                  "heads": heads, "steps": steps, "batch": batch, "lr": lr, "seed": seed, "prompt": prompt}  # fmt: skip
+        law = replace(
+            facts.law, questions=min(questions, facts.law.facts), contexts=steps * batch + TOKENIZER_CONTEXTS + HELD_OUT
+        )
+        recipe: dict[str, Any] = {
+            "layout": LAYOUT,
+            "architecture": architecture,
+            "facts": asdict(law),
+            "tokens": tokens,
+            "dim": dim,
+            "layers": layers,
+            "heads": heads,
+            "steps": steps,
+            "batch": batch,
+            "lr": lr,
+            "seed": seed,
+            "prompt": prompt,
+        }
         fingerprint = hashlib.sha256(json.dumps(["reader", recipe], sort_keys=True).encode()).hexdigest()[:20]
         folder, self.facts = Cache(cache_dir, fingerprint).folder(lambda empty: trained(empty, recipe, law))
-        super().__init__(str(folder), prompt=prompt, length=length, attention="eager")  # for few keys on a CPU several times faster than sdpa
+        super().__init__(
+            str(folder), prompt=prompt, length=length, attention="eager"
+        )  # for few keys on a CPU several times faster than sdpa
 
     @staticmethod
     def least_numbers(dim: int, layers: int, tokens: int, batch: int) -> int:
@@ -93,45 +128,83 @@ class TinyReader(Reader):
 def trained(folder: Path, recipe: dict[str, Any], law: Law) -> dict[str, Any]:
     """Train the reader of the recipe and save it; returns what is known of it."""
     started, made = time.monotonic(), law.made()
-    tokenizer = tokenizer_of(recipe["architecture"], [_whole(next(made), recipe["prompt"]) for _ in range(TOKENIZER_CONTEXTS)], recipe["tokens"])
+    tokenizer = tokenizer_of(
+        recipe["architecture"],
+        [_whole(next(made), recipe["prompt"]) for _ in range(TOKENIZER_CONTEXTS)],
+        recipe["tokens"],
+    )
     held_out = [next(made) for _ in range(HELD_OUT)]
     qwen = recipe["architecture"] == "qwen3"
     model = Transformer(
-        len(tokenizer), recipe["dim"], recipe["layers"], recipe["heads"], kv_heads=recipe["heads"] // 2 if qwen else None, ffn_dim=3 * recipe["dim"],
-        max_length=LONGEST, causal=True, qk_norm=qwen, seed=seed_of(recipe["seed"], recipe["architecture"]))
+        len(tokenizer),
+        recipe["dim"],
+        recipe["layers"],
+        recipe["heads"],
+        kv_heads=recipe["heads"] // 2 if qwen else None,
+        ffn_dim=3 * recipe["dim"],
+        max_length=LONGEST,
+        causal=True,
+        qk_norm=qwen,
+        seed=seed_of(recipe["seed"], recipe["architecture"]),
+    )
     log.info("training the tiny %s reader: %d steps", recipe["architecture"], recipe["steps"])
     fit(model, rows_of(tokenizer, made, recipe["prompt"]), recipe)
     hub_logging.disable_progress_bar()  # of the shards written
     saved(model, tokenizer, qwen).save_pretrained(folder)
     tokenizer.save_pretrained(folder)
     text, none = tried(Reader(str(folder), prompt=recipe["prompt"]), held_out)
-    log.info("the tiny %s reader answers %.0f %% of new questions from the context, %.0f %% without it; %.0f s",
-             recipe["architecture"], 100 * text, 100 * none, time.monotonic() - started)
+    log.info(
+        "the tiny %s reader answers %.0f %% of new questions from the context, %.0f %% without it; %.0f s",
+        recipe["architecture"],
+        100 * text,
+        100 * none,
+        time.monotonic() - started,
+    )
     return {"recipe": recipe, "exact_text": text, "exact_none": none, "seconds": round(time.monotonic() - started, 1)}
 
 
 def tokenizer_of(architecture: str, texts: list[str], tokens: int) -> PreTrainedTokenizerFast:
-    """A byte-pair tokenizer (Sennrich et al. 2016) of the texts over UTF-8 bytes: with words as pieces, or for qwen3 digits and letters apart."""
+    """A byte-pair tokenizer (Sennrich et al. 2016) of the texts over UTF-8 bytes: with words as pieces, or for qwen3
+    digits and letters apart.
+    """
     own = Tokenizer(models.BPE())
     whole_words = pre_tokenizers.ByteLevel(add_prefix_space=False)
-    own.pre_tokenizer = whole_words if architecture == "llama" else pre_tokenizers.Sequence([pre_tokenizers.Punctuation(), pre_tokenizers.Digits(individual_digits=True), whole_words])
+    own.pre_tokenizer = (
+        whole_words
+        if architecture == "llama"
+        else pre_tokenizers.Sequence(
+            [pre_tokenizers.Punctuation(), pre_tokenizers.Digits(individual_digits=True), whole_words]
+        )
+    )
     own.decoder = decoders.ByteLevel()
     special = ["<s>", "</s>"] if architecture == "llama" else ["<|endoftext|>"]
     alphabet = pre_tokenizers.ByteLevel.alphabet()
-    own.train_from_iterator(texts, trainers.BpeTrainer(vocab_size=tokens, initial_alphabet=sorted(alphabet), special_tokens=special, show_progress=False))
+    own.train_from_iterator(
+        texts,
+        trainers.BpeTrainer(
+            vocab_size=tokens, initial_alphabet=sorted(alphabet), special_tokens=special, show_progress=False
+        ),
+    )
     if architecture == "qwen3":
         return PreTrainedTokenizerFast(tokenizer_object=own, eos_token=special[0])
-    own.post_processor = processors.TemplateProcessing(single="<s> $A", special_tokens=[("<s>", own.token_to_id("<s>"))])
+    own.post_processor = processors.TemplateProcessing(
+        single="<s> $A", special_tokens=[("<s>", own.token_to_id("<s>"))]
+    )
     return PreTrainedTokenizerFast(tokenizer_object=own, bos_token="<s>", eos_token="</s>")
 
 
 def _whole(made: Made, prompt: str) -> str:
-    return made.context + "".join(f"{prompt.replace(QUESTION, question)} {answer}" for question, answer, _ in made.asked)
+    return made.context + "".join(
+        f"{prompt.replace(QUESTION, question)} {answer}" for question, answer, _ in made.asked
+    )
 
 
-def rows_of(tokenizer: PreTrainedTokenizerFast, made: Iterator[Made], prompt: str) -> Iterator[tuple[list[int], list[float]]]:
-    """(tokens, weights of their loss) of each context with its questions and answers; an end token follows each answer, and leads the text as
-    `Reader` does where the tokenizer has no begin token."""
+def rows_of(
+    tokenizer: PreTrainedTokenizerFast, made: Iterator[Made], prompt: str
+) -> Iterator[tuple[list[int], list[float]]]:
+    """(tokens, weights of their loss) of each context with its questions and answers; an end token follows each answer,
+    and leads the text as `Reader` does where the tokenizer has no begin token."""
+
     def ids(text: str) -> list[int]:
         return tokenizer(text, add_special_tokens=False).input_ids
 
@@ -184,22 +257,49 @@ def _loss(model: Transformer, tokens_BL: Tensor, weights_BL: Tensor) -> Tensor:
 def saved(model: Transformer, tokenizer: PreTrainedTokenizerFast, qwen: bool) -> LlamaForCausalLM | Qwen3ForCausalLM:
     """The model as one of the two architectures, with the same logits."""
     attention = model.blocks[0].attention
-    sizes = {"vocab_size": len(tokenizer), "hidden_size": model.dim, "intermediate_size": model.ffn_dim, "num_hidden_layers": model.layers,
-             "num_attention_heads": attention.heads, "num_key_value_heads": attention.kv_heads, "head_dim": model.head_dim, "max_position_embeddings": LONGEST,
-             "rms_norm_eps": torch.finfo(torch.float32).eps, "rope_theta": 10000.0, "tie_word_embeddings": True, "eos_token_id": tokenizer.eos_token_id,
-             "bos_token_id": tokenizer.bos_token_id}  # fmt: skip
+    sizes = {
+        "vocab_size": len(tokenizer),
+        "hidden_size": model.dim,
+        "intermediate_size": model.ffn_dim,
+        "num_hidden_layers": model.layers,
+        "num_attention_heads": attention.heads,
+        "num_key_value_heads": attention.kv_heads,
+        "head_dim": model.head_dim,
+        "max_position_embeddings": LONGEST,
+        "rms_norm_eps": torch.finfo(torch.float32).eps,
+        "rope_theta": 10000.0,
+        "tie_word_embeddings": True,
+        "eos_token_id": tokenizer.eos_token_id,
+        "bos_token_id": tokenizer.bos_token_id,
+    }
     own = Qwen3ForCausalLM(Qwen3Config(**sizes)) if qwen else LlamaForCausalLM(LlamaConfig(**sizes))
     weights = {"model.embed_tokens.weight": model.embedding.weight, "model.norm.weight": model.norm.weight}
     for i, block in enumerate(model.blocks):
-        query, key, value = block.attention.qkv.weight.split([h * model.head_dim for h in (attention.heads, attention.kv_heads, attention.kv_heads)])
+        query, key, value = block.attention.qkv.weight.split(
+            [h * model.head_dim for h in (attention.heads, attention.kv_heads, attention.kv_heads)]
+        )
         gate, up = block.ffn.gate_up.weight.chunk(2)
-        named = {"self_attn.q_proj": query, "self_attn.k_proj": key, "self_attn.v_proj": value, "self_attn.o_proj": block.attention.out.weight,
-                 "mlp.gate_proj": gate, "mlp.up_proj": up, "mlp.down_proj": block.ffn.down.weight, "input_layernorm": block.attention_norm.weight,
-                 "post_attention_layernorm": block.ffn_norm.weight}  # fmt: skip
+        named = {
+            "self_attn.q_proj": query,
+            "self_attn.k_proj": key,
+            "self_attn.v_proj": value,
+            "self_attn.o_proj": block.attention.out.weight,
+            "mlp.gate_proj": gate,
+            "mlp.up_proj": up,
+            "mlp.down_proj": block.ffn.down.weight,
+            "input_layernorm": block.attention_norm.weight,
+            "post_attention_layernorm": block.ffn_norm.weight,
+        }
         if qwen:
-            named |= {"self_attn.q_norm": block.attention.q_norm.weight, "self_attn.k_norm": block.attention.k_norm.weight}
+            named |= {
+                "self_attn.q_norm": block.attention.q_norm.weight,
+                "self_attn.k_norm": block.attention.k_norm.weight,
+            }
         weights |= {f"model.layers.{i}.{name}.weight": weight for name, weight in named.items()}
-    own.load_state_dict({name: weight.detach().clone() for name, weight in weights.items()} | {"lm_head.weight": model.embedding.weight.detach().clone()})
+    own.load_state_dict(
+        {name: weight.detach().clone() for name, weight in weights.items()}
+        | {"lm_head.weight": model.embedding.weight.detach().clone()}
+    )
     return own.eval()
 
 
@@ -208,5 +308,7 @@ def tried(reader: Reader, made: list[Made]) -> tuple[float, float]:
     prompts, right = [reader.asked(one.asked[0][0]) for one in made], []
     for texts in ([reader.ids(one.context) for one in made], [[] for _ in made]):
         answers, _ = greedy(reader, told(reader, texts), prompts, reader.length)
-        right.append(float(np.mean([reader.text(ids) == one.asked[0][1] for ids, one in zip(answers, made, strict=True)])))
+        right.append(
+            float(np.mean([reader.text(ids) == one.asked[0][1] for ids, one in zip(answers, made, strict=True)]))
+        )
     return right[0], right[1]

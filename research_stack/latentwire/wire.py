@@ -8,11 +8,12 @@
     (scales)    two bytes for each group, fp16, little-endian
     check byte  see `check_byte`
 
-The length follows from the header, so a stream of messages needs no lengths between them. Eight slots of eight numbers of 16
-levels are 3 + 32 + 1 = 36 bytes.
+The length follows from the header, so a stream of messages needs no lengths between them. Eight slots of eight numbers
+of 16 levels are 3 + 32 + 1 = 36 bytes.
 
 Shapes: B messages, M slots, d numbers of a slot, N = M d, G groups of numbers that share a scale.
 """
+
 from __future__ import annotations
 
 import hashlib
@@ -38,7 +39,8 @@ class Message:
     """The content of a message.
 
     - codes_N: int64 (N,). scales_G: float16 (G,).
-    - slots, width: M and d. format: what the codes mean. hint: length of the answer, 0 to 255; None where the reader is not told.
+    - slots, width: M and d. format: what the codes mean. hint: length of the answer, 0 to 255; None where the reader is
+      not told.
 
     Raises ValueError for what cannot be written.
     """
@@ -57,7 +59,10 @@ class Message:
         require(self.hint is None or 0 <= self.hint <= 255, f"hint={self.hint} must lie in 0 .. 255")
         require(self.codes_N.shape == (count,), f"codes_N={self.codes_N.shape} must be of shape ({count},)")
         lowest, highest = self.codes_N.min(), self.codes_N.max()
-        require(0 <= lowest and highest < self.format.kinds, f"codes_N={lowest} .. {highest} must lie in 0 .. {self.format.kinds - 1}")
+        require(
+            0 <= lowest and highest < self.format.kinds,
+            f"codes_N={lowest} .. {highest} must lie in 0 .. {self.format.kinds - 1}",
+        )
         require(self.scales_G.shape == (groups,), f"scales_G={self.scales_G.shape} must be of shape ({groups},)")
         bad = np.flatnonzero(~(np.isfinite(self.scales_G) & (self.scales_G > 0)))
         require(not len(bad), f"scales_G={self.scales_G[bad[:1]]} must be finite and above 0")
@@ -80,13 +85,19 @@ def encode(message: Message, salt: bytes = b"") -> bytes:
     head = VERSION << 5 | (message.hint is not None) << 4 | message.format.code
     hint = b"" if message.hint is None else bytes([message.hint])
     values = pack(message.codes_N, message.format.bits)
-    body = bytes([head, message.slots - 1, message.width - 1]) + message.format.extra + hint + values + message.scales_G.astype("<f2").tobytes()
+    body = (
+        bytes([head, message.slots - 1, message.width - 1])
+        + message.format.extra
+        + hint
+        + values
+        + message.scales_G.astype("<f2").tobytes()
+    )
     return body + bytes([check_byte(body, salt)])
 
 
 def decode(message: bytes, salt: bytes = b"") -> Message:
-    """What `encode` was given. Raises ValueError for bytes that it would not have written with this salt: cut short, with something
-    behind, of another version, or damaged or meant for another reader as far as `check_byte` tells.
+    """What `encode` was given. Raises ValueError for bytes that it would not have written with this salt: cut short,
+    with something behind, of another version, or damaged or meant for another reader as far as `check_byte` tells.
     """
     size = f"message={len(message)} bytes"
     require(len(message) > LEAST_HEADER, f"{size} must be more: its header alone has {LEAST_HEADER}")
@@ -99,12 +110,18 @@ def decode(message: bytes, salt: bytes = b"") -> Message:
     except ValueError as error:
         raise ValueError(f"{size} must name a format: {error}") from error
     whole = bytes_of(slots, width, format, bool(hinted))
-    require(len(message) == whole, f"{size} must be {whole} by its header: it was {'cut short' if len(message) < whole else 'added to'} or damaged")
+    require(
+        len(message) == whole,
+        f"{size} must be {whole} by its header: it was {'cut short' if len(message) < whole else 'added to'} or"
+        " damaged",
+    )
     due = check_byte(message[:-1], salt)
     wrong = f"its check byte must be {due:02x} and is {message[-1]:02x}"
     require(message[-1] == due, f"{size} was damaged, or is of another encoder, or for another reader: {wrong}")
     values = message[start + hinted :][: format.value_bytes(slots, width)]
-    scales_G = np.frombuffer(message[:-1], dtype="<f2", count=format.groups(slots * width), offset=start + hinted + len(values))
+    scales_G = np.frombuffer(
+        message[:-1], dtype="<f2", count=format.groups(slots * width), offset=start + hinted + len(values)
+    )
     try:
         codes_N = unpack(values, format.bits, slots * width)
         return Message(codes_N, scales_G.astype(np.float16), slots, width, format, message[start] if hinted else None)
@@ -113,14 +130,21 @@ def decode(message: bytes, salt: bytes = b"") -> Message:
 
 
 def pack(codes_N: np.ndarray, bits: int) -> bytes:
-    """ceil(N bits / 8) bytes: codes of `bits` bits one behind the other, lowest bit first; what is left of the last byte is 0."""
+    """ceil(N bits / 8) bytes: codes of `bits` bits one behind the other, lowest bit first; what is left of the last
+    byte is 0.
+    """
     bits_Nb = codes_N[:, None] >> np.arange(bits) & 1
     return np.packbits(bits_Nb.astype(np.uint8), bitorder="little").tobytes()
 
 
 def unpack(values: bytes, bits: int, count: int) -> np.ndarray:
-    """(N,) int64: what `pack` was given. Raises ValueError where the length is not that of N codes or the rest of the last byte not 0."""
-    require(len(values) == -(-count * bits // 8), f"values={len(values)} bytes must be {-(-count * bits // 8)} for {count} codes of {bits} bits")
+    """(N,) int64: what `pack` was given. Raises ValueError where the length is not that of N codes or the rest of the
+    last byte not 0.
+    """
+    require(
+        len(values) == -(-count * bits // 8),
+        f"values={len(values)} bytes must be {-(-count * bits // 8)} for {count} codes of {bits} bits",
+    )
     flat = np.unpackbits(np.frombuffer(values, dtype=np.uint8), bitorder="little")
     require(not flat[count * bits :].any(), f"values={len(values)} bytes must end in zero bits behind {count} codes")
     return flat[: count * bits].reshape(count, bits).astype(np.int64) @ (1 << np.arange(bits, dtype=np.int64))
@@ -128,17 +152,19 @@ def unpack(values: bytes, bits: int, count: int) -> np.ndarray:
 
 # ---------------------------------------------------------------------------------------------------- check byte
 def salt_of(encoder: str, reader: str) -> bytes:
-    """What the check byte is keyed with: the fingerprint of the encoder's weights and the name of the reader a message is for."""
+    """What the check byte is keyed with: the fingerprint of the encoder's weights and the name of the reader a message
+    is for.
+    """
     return hashlib.sha256(b"\0".join(hashlib.sha256(part.encode()).digest() for part in (encoder, reader))).digest()
 
 
 def check_byte(body: bytes, salt: bytes = b"") -> int:
     """The last byte of a message: its CRC-8, put through the permutation of 0 .. 255 that belongs to the salt.
 
-    It finds every odd number of flipped bits, every burst of up to 8 bits, every two flipped bits less than 127 bits apart, and
-    255 of 256 other changes. A message under another salt has the right check byte with probability 1/256, for each message anew: two
-    permutations agree on one value on average. A wrong reader is so found out at the first message or soon after it, at no byte of its
-    own; it is a check against mistakes and no protection against forgery.
+    It finds every odd number of flipped bits, every burst of up to 8 bits, every two flipped bits less than 127 bits
+    apart, and 255 of 256 other changes. A message under another salt has the right check byte with probability 1/256,
+    for each message anew: two permutations agree on one value on average. A wrong reader is so found out at the first
+    message or soon after it, at no byte of its own; it is a check against mistakes and no protection against forgery.
     """
     return _permutation(salt)[crc8(body)]
 
@@ -166,10 +192,18 @@ def _permutation(salt: bytes) -> bytes:
 
 # ---------------------------------------------------------------------------------------------------- accounting
 def parts_of(slots: int, width: int, format: Format, hint: bool = False) -> dict[str, int]:
-    """{header, hint, values, scales, checksum: bytes} of a message of M slots of d numbers. Raises ValueError for sizes beyond 256."""
+    """{header, hint, values, scales, checksum: bytes} of a message of M slots of d numbers. Raises ValueError for sizes
+    beyond 256.
+    """
     _check_sizes(slots, width)
     values, scales = format.value_bytes(slots, width), format.scale_bytes(slots, width)
-    return {"header": LEAST_HEADER + len(format.extra), "hint": int(hint), "values": values, "scales": scales, "checksum": 1}
+    return {
+        "header": LEAST_HEADER + len(format.extra),
+        "hint": int(hint),
+        "values": values,
+        "scales": scales,
+        "checksum": 1,
+    }
 
 
 def bytes_of(slots: int, width: int, format: Format, hint: bool = False) -> int:
@@ -194,7 +228,8 @@ def messages(quantizer: Quantizer, z_BMd: Tensor, salt: bytes = b"", hints: Sequ
 
     - hints: length of the answer of each row; None: readers are not told.
 
-    Raises ValueError where the quantiser is in training mode (a row would depend on its batch) or latents are not finite.
+    Raises ValueError where the quantiser is in training mode (a row would depend on its batch) or latents are not
+    finite.
     """
     require(not quantizer.training, "quantizer.training=True must be False: what is sent may not depend on the batch")
     bad = int((~z_BMd.isfinite()).flatten(1).any(1).sum())
@@ -202,11 +237,16 @@ def messages(quantizer: Quantizer, z_BMd: Tensor, salt: bytes = b"", hints: Sequ
     codes_BN, scales_BG = (part.cpu().numpy() for part in quantizer.codes(z_BMd))
     told = [None] * len(z_BMd) if hints is None else hints
     rows = zip(codes_BN, scales_BG, told, strict=True)
-    return [encode(Message(codes_N, scales_G, *z_BMd.shape[1:], quantizer.format, hint), salt) for codes_N, scales_G, hint in rows]
+    return [
+        encode(Message(codes_N, scales_G, *z_BMd.shape[1:], quantizer.format, hint), salt)
+        for codes_N, scales_G, hint in rows
+    ]
 
 
 def latents(messages: Sequence[bytes], salt: bytes = b"") -> Tensor:
-    """(B, M, d) float32: what readers get out of messages of one shape. Exactly the quantiser's output for what was sent."""
+    """(B, M, d) float32: what readers get out of messages of one shape. Exactly the quantiser's output for what was
+    sent.
+    """
     found = [decode(message, salt).latents() for message in messages]
     shapes = {tuple(z_Md.shape) for z_Md in found}
     require(len(shapes) == 1, f"messages={len(found)} must be of one shape (M, d), not {sorted(shapes)}")

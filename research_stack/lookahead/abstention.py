@@ -1,11 +1,13 @@
 """Answering only where the model is sure: what a threshold promises beforehand, and what it keeps on fresh documents.
 
 Two promises, both about the own token being wrong. `conformal` bounds the share of all positions that are accepted and
-wrong, in expectation over documents. `learn-then-test` bounds the share of wrong ones among the accepted, with probability
-1 - delta, at a random position of a random document: it sees one position a document, so it needs many documents.
+wrong, in expectation over documents. `learn-then-test` bounds the share of wrong ones among the accepted, with
+probability 1 - delta, at a random position of a random document: it sees one position a document, so it needs many
+documents.
 
 Shapes: n positions.
 """
+
 from __future__ import annotations
 
 from collections.abc import Callable
@@ -18,7 +20,9 @@ from research_stack.evaluation.selective import conformal_threshold, learn_then_
 Rule = Callable[[np.ndarray, np.ndarray, np.ndarray, float, int], float | None]
 
 
-def conformal(score_n: np.ndarray, wrong_n: np.ndarray, document_n: np.ndarray, target: float, seed: int) -> float | None:
+def conformal(
+    score_n: np.ndarray, wrong_n: np.ndarray, document_n: np.ndarray, target: float, seed: int
+) -> float | None:
     """Threshold by conformal risk control."""
     return conformal_threshold(score_n, wrong_n, document_n, target)
 
@@ -26,7 +30,9 @@ def conformal(score_n: np.ndarray, wrong_n: np.ndarray, document_n: np.ndarray, 
 def tested(delta: float) -> Rule:
     """Threshold by Learn then Test at level delta, from one random position of each document."""
 
-    def rule(score_n: np.ndarray, wrong_n: np.ndarray, document_n: np.ndarray, target: float, seed: int) -> float | None:
+    def rule(
+        score_n: np.ndarray, wrong_n: np.ndarray, document_n: np.ndarray, target: float, seed: int
+    ) -> float | None:
         at = one_per_group(document_n, seed)
         return learn_then_test(score_n[at], wrong_n[at], target, delta, seed=seed)
 
@@ -34,14 +40,22 @@ def tested(delta: float) -> Rule:
 
 
 def kept(
-    rule: Rule, of_all: bool, score_n: np.ndarray, wrong_n: np.ndarray, document_n: np.ndarray, target: float, splits: int, seed: int
+    rule: Rule,
+    of_all: bool,
+    score_n: np.ndarray,
+    wrong_n: np.ndarray,
+    document_n: np.ndarray,
+    target: float,
+    splits: int,
+    seed: int,
 ) -> dict[str, Any]:
     """Coverage and risk on the documents that a random half was not calibrated on, over many splits.
 
-    - of_all: the risk is the share of all positions that are accepted and wrong (mean over documents); else of the accepted.
+    - of_all: the risk is the share of all positions that are accepted and wrong (mean over documents); else of the
+      accepted.
 
-    {"coverage", "risk", "low", "high": mean over splits and its 2.5 and 97.5 % quantiles over splits, "violations": share of the
-    splits in which the risk was above the target, "splits"}; NaN risk where nothing was ever accepted.
+    {"coverage", "risk", "low", "high": mean over splits and its 2.5 and 97.5 % quantiles over splits, "violations":
+    share of the splits in which the risk was above the target, "splits"}; NaN risk where nothing was ever accepted.
     """
     names, index_n = np.unique(document_n, return_inverse=True)
     draws = np.random.default_rng(seed)
@@ -54,8 +68,14 @@ def kept(
         risks.append(_risk(accepted_n, wrong_n, index_n, known_n, of_all))
     known = np.array([risk for risk in risks if np.isfinite(risk)])
     low, high = np.quantile(known, (0.025, 0.975)) if len(known) else (np.nan, np.nan)
-    return {"coverage": float(np.mean(coverages)), "risk": float(known.mean()) if len(known) else float("nan"), "low": float(low),
-            "high": float(high), "violations": float(np.sum(known > target) / splits), "splits": splits}  # fmt: skip
+    return {
+        "coverage": float(np.mean(coverages)),
+        "risk": float(known.mean()) if len(known) else float("nan"),
+        "low": float(low),
+        "high": float(high),
+        "violations": float(np.sum(known > target) / splits),
+        "splits": splits,
+    }
 
 
 def _risk(accepted_n: np.ndarray, wrong_n: np.ndarray, index_n: np.ndarray, known_n: np.ndarray, of_all: bool) -> float:

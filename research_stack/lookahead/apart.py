@@ -1,4 +1,5 @@
 """Two losses on one trunk: the gradient of the second is held to a share of the first's."""
+
 from __future__ import annotations
 
 from dataclasses import dataclass
@@ -11,7 +12,9 @@ from torch.autograd.function import FunctionCtx
 
 @dataclass
 class Norms:
-    """Sums of squares of the two gradients at the hidden states, before the limit; they add up over pieces of a batch."""
+    """Sums of squares of the two gradients at the hidden states, before the limit; they add up over pieces of a
+    batch.
+    """
 
     squares_2: Tensor | None = None
 
@@ -34,8 +37,10 @@ class _Apart(Function):
 
     @staticmethod
     def backward(ctx: FunctionCtx, first_BLD: Tensor, second_BLD: Tensor) -> tuple[Tensor, None, None]:
-        first_B, second_B = (torch.linalg.vector_norm(g, dim=(1, 2), dtype=torch.promote_types(g.dtype, torch.float32))
-                             for g in (first_BLD, second_BLD))  # fmt: skip
+        first_B, second_B = (
+            torch.linalg.vector_norm(g, dim=(1, 2), dtype=torch.promote_types(g.dtype, torch.float32))
+            for g in (first_BLD, second_BLD)
+        )
         ctx.norms.add(first_B, second_B)
         if ctx.ratio is None:
             return first_BLD + second_BLD, None, None
@@ -47,8 +52,9 @@ class _Apart(Function):
 def apart(hidden_BLD: Tensor, ratio: float | None, norms: Norms) -> tuple[Tensor, Tensor]:
     """The hidden states twice, for two losses.
 
-    On the way back each sequence's gradient of the second is scaled down to at most `ratio` times the norm of the first's
-    (None: not at all), so that it cannot eat the budget of the clipping. A row's share depends on that row alone: any cut
-    of the batch, over pieces or devices, gives the same gradient. `norms` learns both norms as they came.
+    On the way back each sequence's gradient of the second is scaled down to at most `ratio` times the norm of the
+    first's (None: not at all), so that it cannot eat the budget of the clipping. A row's share depends on that row
+    alone: any cut of the batch, over pieces or devices, gives the same gradient. `norms` learns both norms as they
+    came.
     """
     return _Apart.apply(hidden_BLD, ratio, norms)

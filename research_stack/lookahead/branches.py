@@ -6,12 +6,13 @@ real tokens, so that only what is new is computed. With the own keys' score s an
 
     softmax over both = lerp(prefix, own value, sigmoid(s - lse prefix)),
 
-which any kernel for causal attention can serve that gives its log-sum-exp (`lse`, `flex`), or that is given one more key
-whose score is s and whose value counts its weight (`sink`). `math` writes the scores out: the oracle, and in bf16 on a CPU
-the fastest for short sequences.
+which any kernel for causal attention can serve that gives its log-sum-exp (`lse`, `flex`), or that is given one more
+key whose score is s and whose value counts its weight (`sink`). `math` writes the scores out: the oracle, and in bf16
+on a CPU the fastest for short sequences.
 
 Shapes: B sequences, H heads, K key/value heads, L tokens, n branches of a sequence, E width of a head.
 """
+
 from __future__ import annotations
 
 from collections.abc import Callable
@@ -38,7 +39,10 @@ class Recorder:
     @torch.compiler.disable  # else each block would be compiled for itself: the pairs are kept by its number
     def __call__(self, q_BHLE: Tensor, k_BKLE: Tensor, v_BKLE: Tensor, block: int) -> Tensor:
         """What the look inside gives."""
-        self.pairs[block] = (k_BKLE.detach(), v_BKLE.detach())  # a recomputed block (checkpointing) only writes the same again
+        self.pairs[block] = (
+            k_BKLE.detach(),
+            v_BKLE.detach(),
+        )  # a recomputed block (checkpointing) only writes the same again
         return self.look(q_BHLE, k_BKLE, v_BKLE, block)
 
 
@@ -71,7 +75,11 @@ class Branches:
         k, v = (for_each_head(x, q_BHnE.shape[1]) for x in self.pairs[block])
         score_BHn, value_BHnE = self._own(q_BHnE, block)
         form = self._form(q_BHnE, k)
-        return FORM[form](q_BHnE, k, v, score_BHn, value_BHnE) if self.at_Bn is None else chosen(q_BHnE, k, v, score_BHn, value_BHnE, self.at_Bn)
+        return (
+            FORM[form](q_BHnE, k, v, score_BHn, value_BHnE)
+            if self.at_Bn is None
+            else chosen(q_BHnE, k, v, score_BHn, value_BHnE, self.at_Bn)
+        )
 
     def _own(self, q_BHnE: Tensor, block: int) -> tuple[Tensor, Tensor]:
         """(B, H, n) log-sum-exp of the own keys' scores and (B, H, n, E) their values' softmax mean."""
@@ -119,8 +127,8 @@ def by_flex(q: Tensor, k: Tensor, v: Tensor, score_BHn: Tensor, value_BHnE: Tens
 def by_sink(q: Tensor, k: Tensor, v: Tensor, score_BHn: Tensor, value_BHnE: Tensor) -> Tensor:
     """One plain causal attention of L + 1 queries and keys, on any backend.
 
-    The first key is a unit vector in a further dimension of the heads, where the queries carry their own score; its value
-    is 1 in a further dimension, where the output then carries the own key's weight. The first query is of no use.
+    The first key is a unit vector in a further dimension of the heads, where the queries carry their own score; its
+    value is 1 in a further dimension, where the output then carries the own key's weight. The first query is of no use.
     """
     extra = 8  # kernels like widths that are multiples of 8
     scale = q.shape[-1] ** -0.5

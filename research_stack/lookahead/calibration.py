@@ -1,8 +1,9 @@
 """Judging a run: the next token, the predicted future loss against its controls, selective prediction, abstention.
 
-Writes tables/next_token.csv, future_loss.csv, reliability.csv, risk_coverage.csv and abstention.csv, and every record of
-every position to records/lookahead.parquet. A model without a head gets all but the rows that need one.
+Writes tables/next_token.csv, future_loss.csv, reliability.csv, risk_coverage.csv and abstention.csv, and every record
+of every position to records/lookahead.parquet. A model without a head gets all but the rows that need one.
 """
+
 from __future__ import annotations
 
 import logging
@@ -53,12 +54,22 @@ class LookaheadCalibration:
     smoke = {"samples": 2, "max_sequences": 16, "probe_sequences": 16, "splits": 10, "rollout_sequences": 1}
 
     def __init__(
-        self, samples: int = 8, max_sequences: int | None = None, probe_sequences: int = 512, bins: int = 15,
-        targets: Sequence[float] = (0.05, 0.1, 0.2, 0.3), delta: float = 0.1, splits: int = 200, rollout_sequences: int = 8,
+        self,
+        samples: int = 8,
+        max_sequences: int | None = None,
+        probe_sequences: int = 512,
+        bins: int = 15,
+        targets: Sequence[float] = (0.05, 0.1, 0.2, 0.3),
+        delta: float = 0.1,
+        splits: int = 200,
+        rollout_sequences: int = 8,
     ) -> None:
         require(samples >= 2, f"samples={samples} must be at least 2: the noise ceiling needs several at each position")
         require(samples <= 10_000, f"samples={samples} must be at most 10,000")
-        require(max_sequences is None or max_sequences >= 2, f"max_sequences={max_sequences} must be at least 2, or null for all")
+        require(
+            max_sequences is None or max_sequences >= 2,
+            f"max_sequences={max_sequences} must be at least 2, or null for all",
+        )
         require(probe_sequences >= 1, f"probe_sequences={probe_sequences} must be at least 1")
         require(bins >= 2, f"bins={bins} must be at least 2")
         require(bins <= 1_000_000, f"bins={bins} must be at most 1,000,000")
@@ -67,12 +78,21 @@ class LookaheadCalibration:
         require(splits >= 1, f"splits={splits} must be at least 1")
         require(splits <= 1_000_000, f"splits={splits} must be at most 1,000,000")
         require(rollout_sequences >= 0, f"rollout_sequences={rollout_sequences} must not be negative")
-        self.samples, self.max_sequences, self.probe_sequences, self.bins = samples, max_sequences, probe_sequences, bins
+        self.samples, self.max_sequences, self.probe_sequences, self.bins = (
+            samples,
+            max_sequences,
+            probe_sequences,
+            bins,
+        )
         self.targets, self.delta, self.splits, self.rollout_sequences = tuple(targets), delta, splits, rollout_sequences
 
     def unsuited(self, method: type) -> str | None:
         """Only MiniGPT and Lookahead branch."""
-        return None if issubclass(method, MiniGPT) else "it judges MiniGPT and Lookahead, models of the next token; choose eval=likelihood"
+        return (
+            None
+            if issubclass(method, MiniGPT)
+            else "it judges MiniGPT and Lookahead, models of the next token; choose eval=likelihood"
+        )
 
     def __call__(self, context: Context) -> dict[str, float]:
         """The numbers: see the tables' columns; `r2_over_entropy` is the head's R2 less that of the entropy fit."""
@@ -89,8 +109,13 @@ class LookaheadCalibration:
         metrics |= self._risk_coverage(context.folder, found)
         metrics |= self._abstention(context.folder, found, context.seed)
         metrics |= self._rollout(context, rows)
-        log.info("%.3f nats per token; R2 of the future loss: %s", metrics["nats"],
-                 ", ".join(f"{name} {calibration.agreement(p, found.future_nm[:, 0]).r2:.3f}" for name, p in predictors.items()))
+        log.info(
+            "%.3f nats per token; R2 of the future loss: %s",
+            metrics["nats"],
+            ", ".join(
+                f"{name} {calibration.agreement(p, found.future_nm[:, 0]).r2:.3f}" for name, p in predictors.items()
+            ),
+        )
         return metrics
 
     # The next token ------------------------------------------------------------------------------------------------
@@ -103,24 +128,53 @@ class LookaheadCalibration:
         gain = per_token(all_nats["trigram"] - nats_B, tokens_B, document_B)
         per_byte = 1 / math.log(2) / context.data.bytes_per_token
         largest_n = found.largest.astype(np.float64)
-        quality = {"accuracy": float(found.correct.mean()), "ece": calibration.expected_calibration_error(largest_n, found.correct, self.bins),
-                   "ece_equal_mass": calibration.expected_calibration_error(largest_n, found.correct, self.bins, equal_mass=True),
-                   "brier": calibration.brier(found.probability, found.square)}  # fmt: skip
-        table = [{"name": name, "nats": e.value, "low": e.low, "high": e.high, "bits_per_byte": e.value * per_byte, "tokens": int(tokens_B.sum()),
-                  "documents": len(np.unique(document_B)), **(quality if name == "this run" else {})}
-                 for name, e in estimates.items()]  # fmt: skip
+        quality = {
+            "accuracy": float(found.correct.mean()),
+            "ece": calibration.expected_calibration_error(largest_n, found.correct, self.bins),
+            "ece_equal_mass": calibration.expected_calibration_error(
+                largest_n, found.correct, self.bins, equal_mass=True
+            ),
+            "brier": calibration.brier(found.probability, found.square),
+        }
+        table = [
+            {
+                "name": name,
+                "nats": e.value,
+                "low": e.low,
+                "high": e.high,
+                "bits_per_byte": e.value * per_byte,
+                "tokens": int(tokens_B.sum()),
+                "documents": len(np.unique(document_B)),
+                **(quality if name == "this run" else {}),
+            }
+            for name, e in estimates.items()
+        ]
         columns = ("name", "nats", "low", "high", "bits_per_byte", *quality, "tokens", "documents")
         write_table(context.folder, "next_token", columns, table)
         nats, low, high = estimates["this run"]
-        return {"nats": nats, "nats_low": low, "nats_high": high, "bits_per_byte": nats * per_byte, "unigram": estimates["unigram"].value,
-                "trigram": estimates["trigram"].value, "gain_over_trigram": gain.value, "gain_low": gain.low, "gain_high": gain.high, **quality}  # fmt: skip
+        return {
+            "nats": nats,
+            "nats_low": low,
+            "nats_high": high,
+            "bits_per_byte": nats * per_byte,
+            "unigram": estimates["unigram"].value,
+            "trigram": estimates["trigram"].value,
+            "gain_over_trigram": gain.value,
+            "gain_low": gain.low,
+            "gain_high": gain.high,
+            **quality,
+        }
 
     # The future loss -----------------------------------------------------------------------------------------------
 
     def _predictors(self, context: Context, rows: Rows, found: Records) -> dict[str, np.ndarray]:
         """(n,) predicted future losses in nats by name, the head first."""
         future_n = found.future_nm.mean(1)
-        curves = {f"{name} fit": fitted(score_n, future_n, found.document) for name, score_n in scores(found).items() if name != HEAD}
+        curves = {
+            f"{name} fit": fitted(score_n, future_n, found.document)
+            for name, score_n in scores(found).items()
+            if name != HEAD
+        }
         train = context.data.train.spread(self.probe_sequences)
         line = probe(context, train, records(context, train, train.document, 2))
         head = {HEAD: found.confidence} if HEAD in scores(found) else {}
@@ -130,53 +184,109 @@ class LookaheadCalibration:
         """R2 and the like against single samples of the future loss, all of them."""
         samples, actual = self.samples, found.future_nm.ravel()
         document = np.repeat(found.document, samples)
-        table = [self._predictor(name, np.repeat(predicted_n, samples), actual, document) for name, predicted_n in predictors.items()]
+        table = [
+            self._predictor(name, np.repeat(predicted_n, samples), actual, document)
+            for name, predicted_n in predictors.items()
+        ]
         ceiling = calibration.noise_ceiling(found.future_nm)
-        write_table(folder, "future_loss", tuple(table[0]), [*table, {"name": "noise ceiling", "kind": "ceiling", "r2": ceiling, "n": len(found)}])
+        write_table(
+            folder,
+            "future_loss",
+            tuple(table[0]),
+            [*table, {"name": "noise ceiling", "kind": "ceiling", "r2": ceiling, "n": len(found)}],
+        )
         by_name = {row["name"]: row for row in table}
-        metrics = {"r2_entropy": by_name["entropy fit"]["r2"], "r2_probe": by_name["linear probe"]["r2"], "r2_ceiling": ceiling,
-                   "future": float(actual.mean()), "future_std": float(actual.std()), "own_right": float(found.right_nm.mean())}  # fmt: skip
+        metrics = {
+            "r2_entropy": by_name["entropy fit"]["r2"],
+            "r2_probe": by_name["linear probe"]["r2"],
+            "r2_ceiling": ceiling,
+            "future": float(actual.mean()),
+            "future_std": float(actual.std()),
+            "own_right": float(found.right_nm.mean()),
+        }
         if HEAD not in by_name:
             return metrics
         head, right = by_name[HEAD], found.right_nm.ravel()
-        over = calibration.r2_difference(np.repeat(predictors[HEAD], samples), np.repeat(predictors["entropy fit"], samples), actual, document)
-        kinds = {name: calibration.agreement(np.repeat(predictors[HEAD], samples)[at], actual[at]).r2 for name, at in (("right", right), ("wrong", ~right))}
+        over = calibration.r2_difference(
+            np.repeat(predictors[HEAD], samples), np.repeat(predictors["entropy fit"], samples), actual, document
+        )
+        kinds = {
+            name: calibration.agreement(np.repeat(predictors[HEAD], samples)[at], actual[at]).r2
+            for name, at in (("right", right), ("wrong", ~right))
+        }
         mean = calibration.agreement(predictors[HEAD], found.future_nm.mean(1)).r2
-        return {"r2": head["r2"], "r2_low": head["low"], "r2_high": head["high"], "r2_over_entropy": over.value, "r2_over_entropy_low": over.low,
-                "r2_over_entropy_high": over.high, "r2_of_mean": mean, "r2_right": kinds["right"], "r2_wrong": kinds["wrong"],
-                **{key: head[key] for key in ("pearson", "spearman", "slope", "bias", "calibration_error")}, **metrics}  # fmt: skip
+        return {
+            "r2": head["r2"],
+            "r2_low": head["low"],
+            "r2_high": head["high"],
+            "r2_over_entropy": over.value,
+            "r2_over_entropy_low": over.low,
+            "r2_over_entropy_high": over.high,
+            "r2_of_mean": mean,
+            "r2_right": kinds["right"],
+            "r2_wrong": kinds["wrong"],
+            **{key: head[key] for key in ("pearson", "spearman", "slope", "bias", "calibration_error")},
+            **metrics,
+        }
 
-    def _predictor(self, name: str, predicted_n: np.ndarray, actual_n: np.ndarray, document_n: np.ndarray) -> dict[str, Any]:
+    def _predictor(
+        self, name: str, predicted_n: np.ndarray, actual_n: np.ndarray, document_n: np.ndarray
+    ) -> dict[str, Any]:
         """A row of future_loss.csv."""
         interval = calibration.r2_interval(predicted_n, actual_n, document_n)
         found = calibration.agreement(predicted_n, actual_n)
-        return {"name": name, "kind": "head" if name == HEAD else "control", "r2": found.r2, "low": interval.low, "high": interval.high,
-                "pearson": found.pearson, "spearman": found.spearman, "slope": found.slope, "bias": found.bias,
-                "calibration_error": calibration.calibration_error(predicted_n, actual_n), "n": found.n // self.samples}  # fmt: skip
+        return {
+            "name": name,
+            "kind": "head" if name == HEAD else "control",
+            "r2": found.r2,
+            "low": interval.low,
+            "high": interval.high,
+            "pearson": found.pearson,
+            "spearman": found.spearman,
+            "slope": found.slope,
+            "bias": found.bias,
+            "calibration_error": calibration.calibration_error(predicted_n, actual_n),
+            "n": found.n // self.samples,
+        }
 
     def _reliability(self, folder: Path, found: Records, predictors: Mapping[str, np.ndarray]) -> None:
-        """Bins of each predictor against the mean of the samples; the head's also by whether the (first) own token was right."""
+        """Bins of each predictor against the mean of the samples; the head's also by whether the (first) own token was
+        right.
+        """
         future_n, right_n = found.future_nm.mean(1), found.right_nm[:, 0]
         drawn = [(name, p, future_n, slice(None)) for name, p in predictors.items()]
         if HEAD in predictors:
             first_n = found.future_nm[:, 0]
-            drawn += [(f"{HEAD}, own token {word}", predictors[HEAD], first_n, at) for word, at in (("right", right_n), ("wrong", ~right_n))]
-        table = [{"name": name, "bin": index, **row._asdict()} for name, predicted_n, actual_n, at in drawn
-                 for index, row in enumerate(calibration.reliability(predicted_n[at], actual_n[at], 10, found.document[at]))]  # fmt: skip
+            drawn += [
+                (f"{HEAD}, own token {word}", predictors[HEAD], first_n, at)
+                for word, at in (("right", right_n), ("wrong", ~right_n))
+            ]
+        table = [
+            {"name": name, "bin": index, **row._asdict()}
+            for name, predicted_n, actual_n, at in drawn
+            for index, row in enumerate(calibration.reliability(predicted_n[at], actual_n[at], 10, found.document[at]))
+        ]
         write_table(folder, "reliability", ("name", "bin", "predicted", "actual", "low", "high", "count"), table)
 
     # Using it ------------------------------------------------------------------------------------------------------
 
     def _risk_coverage(self, folder: Path, found: Records) -> dict[str, float]:
-        losses = {"future loss": found.future_nm.mean(1).astype(np.float64), "next-token loss": found.nats.astype(np.float64)}
+        losses = {
+            "future loss": found.future_nm.mean(1).astype(np.float64),
+            "next-token loss": found.nats.astype(np.float64),
+        }
         table, metrics = [], {}
         for loss, loss_n in losses.items():
             for score, score_n in (scores(found) | {"oracle": loss_n}).items():
                 coverage, risk = selective.risk_coverage(score_n, loss_n)
                 area, best = selective.aurc(score_n, loss_n), selective.aurc(loss_n, loss_n)
-                at = np.unique(np.searchsorted(coverage, np.linspace(1 / COVERAGES, 1, COVERAGES)).clip(max=len(coverage) - 1))
-                table += [{"score": score, "loss": loss, "coverage": c, "risk": r, "aurc": area, "excess": area - best}
-                          for c, r in zip(coverage[at], risk[at], strict=True)]  # fmt: skip
+                at = np.unique(
+                    np.searchsorted(coverage, np.linspace(1 / COVERAGES, 1, COVERAGES)).clip(max=len(coverage) - 1)
+                )
+                table += [
+                    {"score": score, "loss": loss, "coverage": c, "risk": r, "aurc": area, "excess": area - best}
+                    for c, r in zip(coverage[at], risk[at], strict=True)
+                ]
                 key = f"{score.replace(' ', '_')}_{loss.split()[0].split('-')[0]}"
                 metrics |= {f"aurc_{key}": area} if score in (HEAD, "entropy") else {}
         write_table(folder, "risk_coverage", ("score", "loss", "coverage", "risk", "aurc", "excess"), table)
@@ -184,7 +294,9 @@ class LookaheadCalibration:
 
     def _abstention(self, folder: Path, found: Records, seed: int) -> dict[str, float]:
         """Both promises for the confidence head (entropy where there is none) and the entropy."""
-        found = found.take(np.arange(min(MOST, len(found))) * len(found) // min(MOST, len(found)))  # documents, not positions, are what counts
+        found = found.take(
+            np.arange(min(MOST, len(found))) * len(found) // min(MOST, len(found))
+        )  # documents, not positions, are what counts
         wrong_n, table = 1.0 - found.right_nm[:, 0], []
         names = [name for name in scores(found) if name in (HEAD, "entropy")]
         for promise, rule, of_all in (("conformal", conformal, True), ("learn-then-test", tested(self.delta), False)):
@@ -195,7 +307,11 @@ class LookaheadCalibration:
                     table.append({"promise": promise, "score": name, "target": target, "delta": delta, **row})
         columns = ("promise", "score", "target", "delta", "coverage", "risk", "low", "high", "violations", "splits")
         write_table(folder, "abstention", columns, table)
-        return {f"coverage_at_{row['target']:g}": row["coverage"] for row in table if row["promise"] == "conformal" and row["score"] == names[0]}
+        return {
+            f"coverage_at_{row['target']:g}": row["coverage"]
+            for row in table
+            if row["promise"] == "conformal" and row["score"] == names[0]
+        }
 
     def _rollout(self, context: Context, rows: Rows) -> dict[str, float]:
         """`rollout_gap`: next-token nats with confidences fed token by token, less those with the run's own way."""

@@ -4,6 +4,7 @@ c is the predicted future loss in nats: at a position, the loss at the token beh
 
 Shapes: n texts, V tokens, k candidates.
 """
+
 from __future__ import annotations
 
 from dataclasses import dataclass
@@ -44,13 +45,14 @@ class ConfidenceTemperature(Chooser):
 class BranchAndRank(Chooser):
     """Try k tokens, and take the one whose likelihood and predicted consequence are best.
 
-    With Gumbel noise g on every token, the k tokens of largest log p / temperature + g are candidates: k distinct draws from the
-    tempered distribution (Gumbel-top-k, Kool et al. 2019). All of them go through one pass as branches off the cache, and the
-    largest log p / temperature + g - beta c(candidate) is written, c(candidate) being the confidence predicted at the candidate.
+    With Gumbel noise g on every token, the k tokens of largest log p / temperature + g are candidates: k distinct draws
+    from the tempered distribution (Gumbel-top-k, Kool et al. 2019). All of them go through one pass as branches off the
+    cache, and the largest log p / temperature + g - beta c(candidate) is written, c(candidate) being the confidence
+    predicted at the candidate.
 
-    With beta=0 that is the first draw: `Temperature(temperature)` in law (though not token by token under one seed), without
-    the pass. With k = V the law is softmax(log p / temperature - beta c). At temperature 0 there is no noise: of the k likeliest
-    tokens the one with the largest log p - beta c.
+    With beta=0 that is the first draw: `Temperature(temperature)` in law (though not token by token under one seed),
+    without the pass. With k = V the law is softmax(log p / temperature - beta c). At temperature 0 there is no noise:
+    of the k likeliest tokens the one with the largest log p - beta c.
     """
 
     candidates: int = 8
@@ -86,7 +88,9 @@ class BranchAndRank(Chooser):
 
 @dataclass(frozen=True)
 class Abstain(Chooser):
-    """The text ends where its next choice is predicted to cost more than `threshold` nats; until then `inner` chooses."""
+    """The text ends where its next choice is predicted to cost more than `threshold` nats; until then `inner`
+    chooses.
+    """
 
     threshold: float
     inner: Chooser

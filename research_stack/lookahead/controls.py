@@ -5,6 +5,7 @@ than they are judged on, but on held-out ones: an advantage over the head, which
 
 Shapes: n positions, D width.
 """
+
 from __future__ import annotations
 
 from typing import TYPE_CHECKING
@@ -24,7 +25,9 @@ FOLDS = 5
 
 
 def scores(records: Records) -> dict[str, np.ndarray]:
-    """Predicted badness by name, low where the model is sure: the confidence, if there is one, and what needs no head."""
+    """Predicted badness by name, low where the model is sure: the confidence, if there is one, and what needs no
+    head.
+    """
     found = {"entropy": records.entropy, "max probability": -records.largest, "margin": -records.margin}
     return ({"confidence head": records.confidence} if np.isfinite(records.confidence).all() else {}) | found
 
@@ -36,7 +39,9 @@ def fitted(x_n: np.ndarray, y_n: np.ndarray, document_n: np.ndarray) -> np.ndarr
     """
     names, index_n = np.unique(document_n, return_inverse=True)
     if len(names) < 2:
-        raise ValueError("data.validation_fraction leaves one validation document: a control needs others to be fitted on; raise it")
+        raise ValueError(
+            "data.validation_fraction leaves one validation document: a control needs others to be fitted on; raise it"
+        )
     fold_n, predicted_n = index_n % min(FOLDS, len(names)), np.empty(len(x_n))
     for fold in range(fold_n.max() + 1):
         inside = fold_n == fold

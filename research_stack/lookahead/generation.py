@@ -1,11 +1,12 @@
 """MiniGPT and Lookahead as samplers read them: token by token with a cache, each told the confidence before it.
 
-a_0 = 0 and a_j = c_{j-1}, normalised and not passed on across the end of a document: what a text tells itself while it is
-written, exactly, its prompt included. A model that is told nothing reads a prompt in one pass, one that is told its own
-confidences token by token.
+a_0 = 0 and a_j = c_{j-1}, normalised and not passed on across the end of a document: what a text tells itself while it
+is written, exactly, its prompt included. A model that is told nothing reads a prompt in one pass, one that is told its
+own confidences token by token.
 
 Shapes: B texts, L tokens, n of the texts, k candidates for the next token of each, V tokens.
 """
+
 from __future__ import annotations
 
 from typing import TYPE_CHECKING
@@ -39,7 +40,9 @@ class CachedReader:
             told_B1 = self._told(piece_Bl).unsqueeze(1)
             hidden_BLD, confidence_BL = self.method.advance(piece_Bl, told_B1.expand(piece_Bl.shape), self.cache)
             if self.listens:
-                self.told_B = after(self.method.normalised(confidence_BL), piece_Bl, self.method.vocab.end)[:, -1].to(told_B1.dtype)
+                self.told_B = after(self.method.normalised(confidence_BL), piece_Bl, self.method.vocab.end)[:, -1].to(
+                    told_B1.dtype
+                )
         logits_BV = self._logits(hidden_BLD[:, -1])
         if confidence_BL is None:
             return Outlook(logits_BV)
@@ -62,9 +65,11 @@ class CachedReader:
 
     @torch.no_grad()
     def weigh(self, tokens_nk: Tensor, rows: Tensor | None = None) -> Tensor:
-        """(n, k) confidences at candidates for the next token, from one pass of k branches off the cache, which stays as it is.
+        """(n, k) confidences at candidates for the next token, from one pass of k branches off the cache, which stays
+        as it is.
 
-        Each candidate sees what has been read and itself, at the place and told the confidence that the next token would have.
+        Each candidate sees what has been read and itself, at the place and told the confidence that the next token
+        would have.
         """
         cache = self.cache if rows is None else self.cache.select(rows)
         told_B = self._told(tokens_nk)
@@ -76,4 +81,3 @@ class CachedReader:
         confidence_nk = self.method.confidence(hidden_nkD)
         assert confidence_nk is not None, "asked only of models that predict their loss"
         return confidence_nk
-

@@ -7,10 +7,12 @@
 | two_hot  | mean of a distribution over bin centres | cross entropy against f spread over its two nearest centres |
 
 Future losses have two humps, one where the own token was right and one where it was not; `two_hot` (Hafner et al. 2023,
-DreamerV3, appendix B) fits their distribution. Every head predicts 2.0 nats at the start (two_hot 2.04: its unit normal around 2 is cut at 0).
+DreamerV3, appendix B) fits their distribution. Every head predicts 2.0 nats at the start (two_hot 2.04: its unit normal
+around 2 is cut at 0).
 
 Shapes: (...) positions, D width, N bins.
 """
+
 from __future__ import annotations
 
 import math
@@ -28,8 +30,8 @@ TOP, BINS = 12.0, 49  # centres from 0 to TOP nats, a quarter of a nat apart
 class Scalar(nn.Module):
     """w h + b, squared error.
 
-    - dim: D. width: units of a hidden layer (GELU) between; 0: none. What a language model says of its own certainty is no linear
-      function of its last hidden states, which makes a hidden layer worth its weights.
+    - dim: D. width: units of a hidden layer (GELU) between; 0: none. What a language model says of its own certainty is
+      no linear function of its last hidden states, which makes a hidden layer worth its weights.
     """
 
     outputs = 1
@@ -49,7 +51,9 @@ class Scalar(nn.Module):
         return START
 
     def forward(self, hidden_xD: Tensor) -> Tensor:
-        """(..., N) float32 numbers that `prediction` and `losses` read: in full precision, since c - f is a small difference."""
+        """(..., N) float32 numbers that `prediction` and `losses` read: in full precision, since c - f is a small
+        difference.
+        """
         accurate = torch.promote_types(hidden_xD.dtype, torch.float32)
         if self.hidden is not None:
             hidden_xD = F.gelu(self.hidden(hidden_xD))

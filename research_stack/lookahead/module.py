@@ -8,6 +8,7 @@ only, as in the original idea.
 
 Shapes: B sequences of S tokens = L positions and the h (horizon) tokens behind; n branches of a sequence; D width.
 """
+
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
@@ -48,7 +49,9 @@ class MiniGPT(TrainingModule):
     parts: Mapping[str, float] = {"lm": 1.0}
     predicts_loss = False  # whether there are confidences
 
-    def __init__(self, model: Transformer, vocab: Vocabulary, optimization: Optimization, seed: int, horizon: int = HORIZON) -> None:
+    def __init__(
+        self, model: Transformer, vocab: Vocabulary, optimization: Optimization, seed: int, horizon: int = HORIZON
+    ) -> None:
         super().__init__(optimization, seed)
         require(horizon >= 2, f"horizon={horizon} must be at least 2: a choice at i + 1 is judged by the loss at i + 2")
         self.model, self.vocab, self.horizon = model, vocab, horizon
@@ -73,10 +76,17 @@ class MiniGPT(TrainingModule):
 
     def check_data(self, data: TokenData) -> None:
         """The model must be causal, and rows must hold three positions and the tokens behind them."""
-        require(self.model.causal, f"model.causal={self.model.causal}: a model of the next token must be causal; set model.causal=true")
+        require(
+            self.model.causal,
+            f"model.causal={self.model.causal}: a model of the next token must be causal; set model.causal=true",
+        )
         positions = data.sequence_length - self.horizon
-        require(positions >= 3, f"data.sequence_length={data.sequence_length} leaves {positions} positions before the {self.horizon} tokens "
-                                f"that method.horizon={self.horizon} looks ahead; at least 3 are needed: set data.sequence_length={self.horizon + 3} or more")
+        require(
+            positions >= 3,
+            f"data.sequence_length={data.sequence_length} leaves {positions} positions before the {self.horizon} tokens"
+            f" that method.horizon={self.horizon} looks ahead; at least 3 are needed: set"
+            f" data.sequence_length={self.horizon + 3} or more",
+        )
 
     def training_flops(self, length: int) -> float:
         return super().training_flops(length) * (length - self.horizon) / length
@@ -103,11 +113,14 @@ class MiniGPT(TrainingModule):
     ) -> tuple[Tensor, Tensor, Tensor]:
         """(weighted sum of cross entropies, nats_BL, own_BL) where the weight is not 0, from one look at the logits.
 
-        - u_BL: uniform numbers that draw the own tokens; None: none are drawn. Elsewhere nats are 0 and own tokens the targets.
+        - u_BL: uniform numbers that draw the own tokens; None: none are drawn. Elsewhere nats are 0 and own tokens the
+          targets.
         """
         counts_BL = weight_BL > 0
         target_n, u_n = target_BL[counts_BL], None if u_BL is None else u_BL[counts_BL]
-        nats_n = torch.zeros(len(target_n), device=target_n.device, dtype=torch.promote_types(hidden_BLD.dtype, torch.float32))
+        nats_n = torch.zeros(
+            len(target_n), device=target_n.device, dtype=torch.promote_types(hidden_BLD.dtype, torch.float32)
+        )
         own_n = target_n.clone()
 
         def token_losses(logits_cV: Tensor, part: slice) -> Tensor:
@@ -117,7 +130,9 @@ class MiniGPT(TrainingModule):
                 own_n[part] = draw(logits_cV.detach(), u_n[part], trusted=self.training)  # the step looks at its loss
             return losses_c
 
-        total = linear_loss(hidden_BLD[counts_BL], self.model.unembedding, weight_BL[counts_BL], token_losses, self.bias_V)
+        total = linear_loss(
+            hidden_BLD[counts_BL], self.model.unembedding, weight_BL[counts_BL], token_losses, self.bias_V
+        )
         nats_BL, own_BL = torch.zeros_like(weight_BL, dtype=nats_n.dtype), target_BL.clone()
         nats_BL[counts_BL], own_BL[counts_BL] = nats_n, own_n
         return total, nats_BL, own_BL
@@ -127,16 +142,24 @@ class MiniGPT(TrainingModule):
     def read(self, tokens_BL: Tensor, previous_BL: Tensor | None = None) -> Reading:
         """Pass 1: the real tokens, each told the confidence before it."""
         look = Recorder(Everything(causal=True, dropout=self.model.dropout if self.training else 0.0))
-        return Reading(self.model.through(tokens_BL, slice(0, tokens_BL.shape[1]), look, self.condition(previous_BL)), look.pairs)
+        return Reading(
+            self.model.through(tokens_BL, slice(0, tokens_BL.shape[1]), look, self.condition(previous_BL)), look.pairs
+        )
 
     @torch.no_grad()
     def branch(
-        self, branches: Branches, own_Bn: Tensor, confidence_Bn: Tensor | None, depth: int = 1, keep_B: Tensor | None = None
+        self,
+        branches: Branches,
+        own_Bn: Tensor,
+        confidence_Bn: Tensor | None,
+        depth: int = 1,
+        keep_B: Tensor | None = None,
     ) -> tuple[Tensor, Tensor | None]:
-        """Pass 2: (hidden states (B, n, D), confidences (B, n)) of the own tokens, which stand `depth` behind their prefix.
+        """Pass 2: (hidden states (B, n, D), confidences (B, n)) of the own tokens, which stand `depth` behind their
+        prefix.
 
-        - confidence_Bn: predicted at the token before each, in nats, which the branch is told if its prefix was; None for a model
-          that has none. keep_B: 0 at sequences that are told nothing; None: all are told.
+        - confidence_Bn: predicted at the token before each, in nats, which the branch is told if its prefix was; None
+          for a model that has none. keep_B: 0 at sequences that are told nothing; None: all are told.
         """
         places = slice(depth, depth + own_Bn.shape[1]) if branches.at_Bn is None else branches.at_Bn + depth
         told_Bn = None if confidence_Bn is None else self.normalised(confidence_Bn) * self.listens
@@ -146,12 +169,14 @@ class MiniGPT(TrainingModule):
         return hidden_BnD, self.confidence(hidden_BnD)
 
     @torch.no_grad()
-    def future(self, reading: Reading, own_BL: Tensor, confidence_BL: Tensor | None, rows: Rows, form: Form = "auto") -> Tensor:
+    def future(
+        self, reading: Reading, own_BL: Tensor, confidence_BL: Tensor | None, rows: Rows, form: Form = "auto"
+    ) -> Tensor:
         """(B, n) future loss f_i in nats: mean cross entropy against x_{i+2}, ..., x_{i+h} behind own tokens.
 
         - own_BL: y_{i+1} for each i. confidence_BL: c_i in nats; None for a model that has none.
-        - rows: tokens (B, S), counts (B, n) where f_i is wanted, u (B, L, h - 1) that draw further own tokens; at (B, n) if the
-          branches stand at some positions only; keep (B,) if some sequences are told nothing.
+        - rows: tokens (B, S), counts (B, n) where f_i is wanted, u (B, L, h - 1) that draw further own tokens; at (B,
+          n) if the branches stand at some positions only; keep (B,) if some sequences are told nothing.
         """
         at_Bn, length = rows.get("at"), own_BL.shape[1]
         branches, total_Bn = Branches(reading.pairs, at_Bn, form), torch.zeros((), device=own_BL.device)
@@ -165,7 +190,9 @@ class MiniGPT(TrainingModule):
         return total_Bn / (self.horizon - 1)
 
     def future_counts(self, batch: Rows) -> Tensor:
-        """(B, L) float32: 1 where x_{i+1}, ..., x_{i+h} are real tokens of the document of x_i, no prompt and no padding."""
+        """(B, L) float32: 1 where x_{i+1}, ..., x_{i+h} are real tokens of the document of x_i, no prompt and no
+        padding.
+        """
         eligible_BS, length = batch["eligible"], batch["tokens"].shape[1] - self.horizon
         inside_BL = batch["tokens"][:, :length] != self.vocab.end
         for k in range(1, self.horizon + 1):
@@ -180,7 +207,9 @@ class MiniGPT(TrainingModule):
     # What a model with confidence does besides ---------------------------------------------------------------------
 
     def previous(self, tokens_BL: Tensor, first_B: Tensor | None = None) -> Tensor | None:
-        """(B, L) what each token is told of the confidence before it, normalised; None for a model that is told nothing."""
+        """(B, L) what each token is told of the confidence before it, normalised; None for a model that is told
+        nothing.
+        """
         return None
 
     def condition(self, previous_BL: Tensor | None) -> Tensor | None:
@@ -202,14 +231,15 @@ class Lookahead(MiniGPT):
     - alpha: weight of the confidence loss; 0 trains the language model alone.
     - lookahead: `dense`, a branch at every position; `last`, at the last position of a row only.
     - head: scalar, softplus or two_hot (`heads`). head_width: units of its hidden layer; 0: none; None: as many as
-      the parameters allow that the backbone spares (`model.spared`), so that all in all there are as many as in MiniGPT.
+      the parameters allow that the backbone spares (`model.spared`), so that all in all there are as many as in
+      MiniGPT.
     - detach: the head reads the hidden states without sending a gradient into the trunk.
-    - ratio: largest norm of the confidence gradient at the last hidden states, as a share of the language model's, for each
-      sequence; None: no limit. Parameters of the head are clipped apart from the others in any case.
+    - ratio: largest norm of the confidence gradient at the last hidden states, as a share of the language model's, for
+      each sequence; None: no limit. Parameters of the head are clipped apart from the others in any case.
     - target: whose token stands at i + 1: the model's `own`, or the `real` one (then no second pass is needed).
-    - previous: what a_i is. `zeros`; `shift`: c_{i-1} of `passes` passes before, without graph, the first with zeros (Jacobi
-      iteration, exact after L - 1); `rollout`: token by token, as in generation (slow); `carry`: shift, and the first position
-      of a row goes on from the row before, which needs data.order=contiguous.
+    - previous: what a_i is. `zeros`; `shift`: c_{i-1} of `passes` passes before, without graph, the first with zeros
+      (Jacobi iteration, exact after L - 1); `rollout`: token by token, as in generation (slow); `carry`: shift, and the
+      first position of a row goes on from the row before, which needs data.order=contiguous.
     - dropout: probability with which a sequence is trained with zeros instead.
     - fraction: share of the positions that get a branch, drawn anew for each sequence and step.
     - form: how branches attend (`branches`).
@@ -240,22 +270,39 @@ class Lookahead(MiniGPT):
         require(alpha >= 0, f"alpha={alpha} must not be negative: it weighs a loss")
         require(lookahead in ("dense", "last"), f"lookahead={lookahead} must be dense or last")
         require(head in HEADS, f"head={head} must be one of {', '.join(HEADS)}")
-        require(head_width is None or head_width >= 0, f"head_width={head_width} must be at least 0, or null; 0: no hidden layer")
-        require(ratio is None or ratio > 0, f"ratio={ratio} must be positive, or null for no limit; method.detach=true sends no gradient at all")
+        require(
+            head_width is None or head_width >= 0,
+            f"head_width={head_width} must be at least 0, or null; 0: no hidden layer",
+        )
+        require(
+            ratio is None or ratio > 0,
+            f"ratio={ratio} must be positive, or null for no limit; method.detach=true sends no gradient at all",
+        )
         require(target in ("own", "real"), f"target={target} must be own or real")
-        require(previous in ("zeros", "shift", "rollout", "carry"), f"previous={previous} must be one of zeros, shift, rollout, carry")
+        require(
+            previous in ("zeros", "shift", "rollout", "carry"),
+            f"previous={previous} must be one of zeros, shift, rollout, carry",
+        )
         require(passes >= 1, f"passes={passes} must be at least 1; method.previous=zeros makes none")
         require(passes <= 100, f"passes={passes} must be at most 100")
         require(0 <= dropout <= 1, f"dropout={dropout} must lie in [0, 1]")
         require(0 < fraction <= 1, f"fraction={fraction} must lie in (0, 1]")
         require(form in FORMS, f"form={form} must be one of {', '.join(FORMS)}")
-        require(not (lookahead == "last" and fraction < 1), f"fraction={fraction} with lookahead=last: there is only one position")
-        require(not (lookahead == "last" and target == "real"), "target=real with lookahead=last: the token after the last position is not read")
+        require(
+            not (lookahead == "last" and fraction < 1),
+            f"fraction={fraction} with lookahead=last: there is only one position",
+        )
+        require(
+            not (lookahead == "last" and target == "real"),
+            "target=real with lookahead=last: the token after the last position is not read",
+        )
         super().__init__(model, vocab, optimization, seed, horizon)
         self.alpha, self.lookahead, self.detach, self.ratio, self.target = alpha, lookahead, detach, ratio, target
         self.mode, self.passes, self.dropout, self.fraction, self.form = previous, passes, dropout, fraction, form
         self.parts = {"lm": 1.0, "confidence": alpha}
-        self.head = HEADS[head](model.dim, model.spared_parameters // model.dim if head_width is None else head_width, seed)
+        self.head = HEADS[head](
+            model.dim, model.spared_parameters // model.dim if head_width is None else head_width, seed
+        )
         self.normaliser = Normaliser()
         self._norms, self._carried = Norms(), None
         self._sums: list[Tensor] = []
@@ -269,15 +316,20 @@ class Lookahead(MiniGPT):
         """`carry` needs rows that go on from each other, overlapping by the horizon, on one device."""
         super().check_data(data)
         fits = data.order == "contiguous" and data.overlap == self.horizon
-        require(self.mode != "carry" or fits, f"method.previous=carry with data.order={data.order}, data.overlap={data.overlap}: each row must go on "
-                                              f"from the one before; set data.order=contiguous data.overlap={self.horizon}")
+        require(
+            self.mode != "carry" or fits,
+            f"method.previous=carry with data.order={data.order}, data.overlap={data.overlap}: each row must go on "
+            f"from the one before; set data.order=contiguous data.overlap={self.horizon}",
+        )
 
     def clipped_apart(self) -> Sequence[Sequence[nn.Parameter]]:
         """The head, whose squared error can be large, and the rest."""
         return [list(self.model.parameters()), list(self.head.parameters())]
 
     def training_flops(self, length: int) -> float:
-        """MiniGPT's, the passes for the confidences, and the branches (a forward pass each, the former without logits)."""
+        """MiniGPT's, the passes for the confidences, and the branches (a forward pass each, the former without
+        logits).
+        """
         positions, plain = length - self.horizon, self.model.flops_per_token(length, logits=False)
         passes = (1 if self.mode == "rollout" else self.passes) if self.listens else 0
         share = 1 / positions if self.lookahead == "last" else self.fraction
@@ -292,11 +344,22 @@ class Lookahead(MiniGPT):
         length = weight_BL.shape[1]
         u_BLh = draws.uniform(length, self.horizon - 1)  # drawn first: other options must not change the own tokens
         at_Bn = self._positions(draws, length)
-        keep_B = (draws.uniform() >= self.dropout).float() if self.training else torch.ones(len(weight_BL), device=weight_BL.device)
+        keep_B = (
+            (draws.uniform() >= self.dropout).float()
+            if self.training
+            else torch.ones(len(weight_BL), device=weight_BL.device)
+        )
         if self.target == "real":  # the last h - 1 positions would need losses behind the last one
             counts_BL[:, length - self.horizon + 1 :] = 0
-        rows = {"tokens": batch["tokens"], "weight": weight_BL, "counts": pick(counts_BL, at_Bn), "u": u_BLh, "keep": keep_B,
-                **({} if at_Bn is None else {"at": at_Bn}), **self._first(batch)}
+        rows = {
+            "tokens": batch["tokens"],
+            "weight": weight_BL,
+            "counts": pick(counts_BL, at_Bn),
+            "u": u_BLh,
+            "keep": keep_B,
+            **({} if at_Bn is None else {"at": at_Bn}),
+            **self._first(batch),
+        }
         return rows, torch.stack([weight_BL.sum(), rows["counts"].sum()])
 
     def _positions(self, draws: Draws, length: int) -> Tensor | None:
@@ -309,10 +372,16 @@ class Lookahead(MiniGPT):
         return draws.uniform(length).argsort(1)[:, :count].sort(1).values
 
     def _first(self, batch: Rows) -> Rows:
-        """What the first position of each row is told: nothing, or with `carry` the last confidence of the row before."""
+        """What the first position of each row is told: nothing, or with `carry` the last confidence of the row
+        before.
+        """
         if self.mode != "carry" or "fresh" not in batch:
             return {}
-        carried_B = torch.zeros(len(batch["tokens"]), device=self.device) if self._carried is None else self._carried.to(self.device)
+        carried_B = (
+            torch.zeros(len(batch["tokens"]), device=self.device)
+            if self._carried is None
+            else self._carried.to(self.device)
+        )
         return {"first": carried_B.masked_fill(batch["fresh"], 0.0)}
 
     def loss_sum(self, rows: Rows) -> Tensor:
@@ -322,7 +391,9 @@ class Lookahead(MiniGPT):
         previous_BL = self.previous(tokens_BL, rows.get("first")) * rows["keep"].unsqueeze(1)
         reading = self.read(tokens_BL, previous_BL)
         for_lm_BLD, for_head_BLD = apart(reading.hidden_BLD, self.ratio, self._norms)
-        lm, nats_BL, own_BL = self.next_token(for_lm_BLD, target_BL, rows["weight"], None if self.target == "real" else rows["u"][..., 0])
+        lm, nats_BL, own_BL = self.next_token(
+            for_lm_BLD, target_BL, rows["weight"], None if self.target == "real" else rows["u"][..., 0]
+        )
         raw = self.head(reading.hidden_BLD.detach() if self.detach else for_head_BLD)
         confidence_BL = self.head.prediction(raw.detach())
         if self.target == "real":
@@ -341,8 +412,15 @@ class Lookahead(MiniGPT):
         tokens_BL = rows["tokens"][:, : confidence_BL.shape[1]]
         told_BL = after(self.normaliser(confidence_BL), tokens_BL, self.vocab.end)
         moved_BL = (told_BL[:, :-1] - previous_BL[:, 1:]) * rows["keep"].unsqueeze(1)
-        values = [counts_Bn, counts_Bn * confidence_Bn, counts_Bn * confidence_Bn.square(), counts_Bn * future_Bn, counts_Bn * future_Bn.square(),
-                  moved_BL.square(), rows["keep"] * moved_BL.shape[1]]  # fmt: skip
+        values = [
+            counts_Bn,
+            counts_Bn * confidence_Bn,
+            counts_Bn * confidence_Bn.square(),
+            counts_Bn * future_Bn,
+            counts_Bn * future_Bn.square(),
+            moved_BL.square(),
+            rows["keep"] * moved_BL.shape[1],
+        ]
         self._sums.append(torch.stack([value.sum().float() for value in values]))
         self._last.append(told_BL[:, -1])
 
@@ -357,8 +435,13 @@ class Lookahead(MiniGPT):
         n, c, cc, f, ff, moved, kept = self.total_over_devices(torch.stack(self._sums).sum(0))
         n = n.clamp_min(1)
         mean, variance, deviation = c / n, (cc / n - (c / n).square()).clamp_min(0), self.normaliser.deviation
-        numbers = {"confidence_mean": mean, "confidence_std": variance.sqrt(), "future_mean": f / n,
-                   "future_std": (ff / n - (f / n).square()).clamp_min(0).sqrt(), "fixed_point": (moved / kept.clamp_min(1)).sqrt() * deviation}
+        numbers = {
+            "confidence_mean": mean,
+            "confidence_std": variance.sqrt(),
+            "future_mean": f / n,
+            "future_std": (ff / n - (f / n).square()).clamp_min(0).sqrt(),
+            "fixed_point": (moved / kept.clamp_min(1)).sqrt() * deviation,
+        }
         squares = self._norms.take()
         if squares is not None:
             lm, confidence = self.total_over_devices(squares).sqrt() / self.trainer.world_size
@@ -370,9 +453,11 @@ class Lookahead(MiniGPT):
 
     def on_fit_start(self) -> None:
         """Refuse what a checkpoint could not restore."""
-        require(self.mode != "carry" or self.trainer.world_size == 1,
-                f"method.previous=carry with {self.trainer.world_size} devices: a checkpoint keeps what one device carries; "
-                "set hardware.devices=1 or method.previous=shift")  # fmt: skip
+        require(
+            self.mode != "carry" or self.trainer.world_size == 1,
+            f"method.previous=carry with {self.trainer.world_size} devices: a checkpoint keeps what one device carries;"
+            " set hardware.devices=1 or method.previous=shift",
+        )
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Keep what `carry` hands to the next row."""
@@ -406,8 +491,12 @@ class Lookahead(MiniGPT):
         if self.mode == "rollout":
             return self._rollout(tokens_BL, previous_BL[:, 0])
         for _ in range(self.passes):
-            hidden_BLD = self.model.through(tokens_BL, slice(0, tokens_BL.shape[1]), Everything(causal=True), self.condition(previous_BL))
-            previous_BL = shifted(self.normaliser(self.confidence(hidden_BLD)), previous_BL[:, 0], tokens_BL, self.vocab.end)
+            hidden_BLD = self.model.through(
+                tokens_BL, slice(0, tokens_BL.shape[1]), Everything(causal=True), self.condition(previous_BL)
+            )
+            previous_BL = shifted(
+                self.normaliser(self.confidence(hidden_BLD)), previous_BL[:, 0], tokens_BL, self.vocab.end
+            )
         return previous_BL
 
     def _rollout(self, tokens_BL: Tensor, first_B: Tensor) -> Tensor:

@@ -1,11 +1,13 @@
-"""How well a model goes on from its own words: the loss on real text behind tokens that a decoder wrote in the middle of it.
+"""How well a model goes on from its own words: the loss on real text behind tokens that a decoder wrote in the middle
+of it.
 
     real text      x_0 ... x_{lead-1} | x_lead ... x_{lead+own-1} | x_{lead+own} ... x_{lead+own+after-1}
     own prefix     x_0 ... x_{lead-1} | the decoder's `own` tokens | the same real tokens, which are scored
 
-The own tokens stand where the real ones were, so that the scored tokens keep their places. A decoder whose choices lead the
-model astray pays for it here; one that only plays safe shows in repetition, distinct_2 and entropy.
+The own tokens stand where the real ones were, so that the scored tokens keep their places. A decoder whose choices lead
+the model astray pays for it here; one that only plays safe shows in repetition, distinct_2 and entropy.
 """
+
 from __future__ import annotations
 
 import logging
@@ -39,7 +41,9 @@ SHOWN = 4  # texts of each decoder in samples.jsonl
 
 @dataclass
 class Written:
-    """What one decoder did to the rows: summed nats and scored tokens of each, the texts, their calls, rows for samples.jsonl."""
+    """What one decoder did to the rows: summed nats and scored tokens of each, the texts, their calls, rows for
+    samples.jsonl.
+    """
 
     nats_B: np.ndarray
     scored_B: np.ndarray
@@ -51,23 +55,29 @@ class Written:
 class OwnPrefix:
     """The loss behind own tokens, and what texts from each decoder are like.
 
-    - samplers: by name; each continues the same leads from the same streams. One that needs a confidence is left out for a
-      model that has none.
+    - samplers: by name; each continues the same leads from the same streams. One that needs a confidence is left out
+      for a model that has none.
     - count: validation rows, spread evenly.
-    - lead: real tokens before, own: tokens the decoder writes, after: real tokens behind that are scored. Tokens behind the end
-      of the document that the decoder continues are not scored.
-    - length: tokens of the texts that repetition (share of 4-grams that occurred earlier in the text), distinct_2, entropy
-      (nats, of the tokens of a text) and calls are measured on; the first `own` of them are the own tokens.
+    - lead: real tokens before, own: tokens the decoder writes, after: real tokens behind that are scored. Tokens behind
+      the end of the document that the decoder continues are not scored.
+    - length: tokens of the texts that repetition (share of 4-grams that occurred earlier in the text), distinct_2,
+      entropy (nats, of the tokens of a text) and calls are measured on; the first `own` of them are the own tokens.
 
-    The real text is measured beside them. Intervals (95 %) are by document; they do not cover a new training run. Writes
-    tables/own_prefix.csv, and some texts to samples.jsonl.
+    The real text is measured beside them. Intervals (95 %) are by document; they do not cover a new training run.
+    Writes tables/own_prefix.csv, and some texts to samples.jsonl.
     """
 
     #: See research_stack.smoke.
     smoke = {"count": 2, "length": 24}
 
     def __init__(
-        self, samplers: Mapping[str, Autoregressive], count: int = 64, lead: int = 32, own: int = 8, after: int = 16, length: int = 96
+        self,
+        samplers: Mapping[str, Autoregressive],
+        count: int = 64,
+        lead: int = 32,
+        own: int = 8,
+        after: int = 16,
+        length: int = 96,
     ) -> None:
         require(count >= 1, f"count={count} must be at least 1")
         require(lead >= 1, f"lead={lead} must be at least 1")
@@ -76,29 +86,63 @@ class OwnPrefix:
         require(after >= 1, f"after={after} must be at least 1")
         require(length >= own, f"length={length} must be at least own={own}: the own tokens are the first of the text")
         require(length <= 1_000_000, f"length={length} must be at most 1,000,000")
-        self.samplers, self.count, self.lead, self.own, self.after, self.length = dict(samplers), count, lead, own, after, length
+        self.samplers, self.count, self.lead, self.own, self.after, self.length = (
+            dict(samplers),
+            count,
+            lead,
+            own,
+            after,
+            length,
+        )
 
     def unsuited(self, method: type) -> str | None:
         """Only models of the next token write from left to right."""
-        return None if issubclass(method, MiniGPT) else "it judges MiniGPT and Lookahead, models of the next token; choose eval=samples"
+        return (
+            None
+            if issubclass(method, MiniGPT)
+            else "it judges MiniGPT and Lookahead, models of the next token; choose eval=samples"
+        )
 
     def __call__(self, context: Context) -> dict[str, float]:
-        """`<decoder>/<metric>`: future_nats with its interval, over_real (future_nats less that of the real text, paired) with
-        its interval, repetition, distinct_2, entropy, calls."""
+        """`<decoder>/<metric>`: future_nats with its interval, over_real (future_nats less that of the real text,
+        paired) with its interval, repetition, distinct_2, entropy, calls."""
         rows, document_B = self._rows(context)
         warn_few(document_B, "documents")
         real = self._real(context, rows)
-        written = {name: self._written(context, rows, name, sampler) for name, sampler in self._fitting(context).items()}
+        written = {
+            name: self._written(context, rows, name, sampler) for name, sampler in self._fitting(context).items()
+        }
         table, metrics = [], {}
         for name, found in ({REAL: real} | written).items():
             setting = "" if name == REAL else repr(self.samplers[name].chooser)
             row, estimates = self._measured(found, real, document_B)
-            table.append({"decoder": name, "setting": setting, **row, "low": estimates["future_nats"].low, "high": estimates["future_nats"].high})
-            numbers = named(estimates) | {key: value for key, value in row.items() if key not in ("future_nats", "texts")}
-            metrics |= {f"{name}/{key}": value for key, value in numbers.items() if name != REAL or not key.startswith("over_real")}
-            log.info("%s: %.3f nats behind own tokens, %.1f %% of the 4-grams repeated", name, row["future_nats"], 100 * row["repetition"])
+            table.append(
+                {
+                    "decoder": name,
+                    "setting": setting,
+                    **row,
+                    "low": estimates["future_nats"].low,
+                    "high": estimates["future_nats"].high,
+                }
+            )
+            numbers = named(estimates) | {
+                key: value for key, value in row.items() if key not in ("future_nats", "texts")
+            }
+            metrics |= {
+                f"{name}/{key}": value
+                for key, value in numbers.items()
+                if name != REAL or not key.startswith("over_real")
+            }
+            log.info(
+                "%s: %.3f nats behind own tokens, %.1f %% of the 4-grams repeated",
+                name,
+                row["future_nats"],
+                100 * row["repetition"],
+            )
         write_table(context.folder, "own_prefix", COLUMNS, table)
-        write_samples(RunFolder(context.folder), [row for found in written.values() for row in found.shown], self.samplers)
+        write_samples(
+            RunFolder(context.folder), [row for found in written.values() for row in found.shown], self.samplers
+        )
         return metrics
 
     def _fitting(self, context: Context) -> dict[str, Autoregressive]:
@@ -111,12 +155,18 @@ class OwnPrefix:
     def _rows(self, context: Context) -> tuple[Rows, np.ndarray]:
         """The validation rows that reach behind the own tokens, and the document of each."""
         data, needed = context.data, self.lead + self.own + self.after
-        require(needed <= data.sequence_length, f"lead={self.lead}, own={self.own} and after={self.after} are {needed} tokens, and a row has "
-                                                f"data.sequence_length={data.sequence_length}: shorten one of them")
+        require(
+            needed <= data.sequence_length,
+            f"lead={self.lead}, own={self.own} and after={self.after} are {needed} tokens, and a row has "
+            f"data.sequence_length={data.sequence_length}: shorten one of them",
+        )
         taken = data.validation.spread_indices(self.count)
         rows, document_B = data.validation.take(taken), data.validation_document[taken]
         whole_B = rows.attend.sum(1) > self.lead + self.own
-        require(bool(whole_B.any()), f"lead={self.lead} and own={self.own} leave nothing to score: no validation row is that long; shorten them")
+        require(
+            bool(whole_B.any()),
+            f"lead={self.lead} and own={self.own} leave nothing to score: no validation row is that long; shorten them",
+        )
         return rows.take(np.flatnonzero(whole_B)), document_B[whole_B]
 
     # One decoder ---------------------------------------------------------------------------------------------------
@@ -124,7 +174,9 @@ class OwnPrefix:
     def _real(self, context: Context, rows: Rows) -> Written:
         """The real text in place of a decoder's."""
         span = slice(self.lead, self.lead + self.length)
-        texts = [row[span][eligible[span]].astype(np.int64) for row, eligible in zip(rows.tokens, rows.eligible, strict=True)]
+        texts = [
+            row[span][eligible[span]].astype(np.int64) for row, eligible in zip(rows.tokens, rows.eligible, strict=True)
+        ]
         own_BO = rows.tokens[:, self.lead : self.lead + self.own].astype(np.int64)
         nats_B, scored_B = self._scored(context, rows, own_BO)
         return Written(nats_B, scored_B, texts, np.zeros(len(rows)))
@@ -135,18 +187,37 @@ class OwnPrefix:
         texts, calls, shown = [], [], []
         for at, _ in batches(rows):
             trace = sampler.sample(
-                context.method, leads[at], length=self.length, seed=context.seed, record=not texts, device=context.device, first_row=at.start)
+                context.method,
+                leads[at],
+                length=self.length,
+                seed=context.seed,
+                record=not texts,
+                device=context.device,
+                first_row=at.start,
+            )
             if not texts:
-                shown = describe(trace, [context.data.codec.decode(lead.tolist()) for lead in leads[at][:SHOWN]], context, name)
-            texts += [tokens[generated].cpu().numpy() for tokens, generated in zip(trace.tokens_BL, trace.generated_BL, strict=True)]
+                shown = describe(
+                    trace, [context.data.codec.decode(lead.tolist()) for lead in leads[at][:SHOWN]], context, name
+                )
+            texts += [
+                tokens[generated].cpu().numpy()
+                for tokens, generated in zip(trace.tokens_BL, trace.generated_BL, strict=True)
+            ]
             calls.append(trace.calls_B.cpu().numpy())
         whole_B = np.array([len(text) >= self.own for text in texts])  # behind one that ended early nothing is scored
-        own_BO = np.stack([text[: self.own] if whole else np.zeros(self.own, np.int64) for text, whole in zip(texts, whole_B, strict=True)])
+        own_BO = np.stack(
+            [
+                text[: self.own] if whole else np.zeros(self.own, np.int64)
+                for text, whole in zip(texts, whole_B, strict=True)
+            ]
+        )
         nats_B, scored_B = self._scored(context, rows, own_BO)
         return Written(nats_B * whole_B, scored_B * whole_B, texts, np.concatenate(calls), shown)
 
     def _scored(self, context: Context, rows: Rows, own_BO: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        """((B,) summed nats, (B,) number) of the scored tokens behind these own ones, from one parallel pass a batch."""
+        """((B,) summed nats, (B,) number) of the scored tokens behind these own ones, from one parallel pass a
+        batch.
+        """
         method, start, stop = context.method, self.lead + self.own, self.lead + self.own + self.after
         ended_BA = np.cumsum(rows.tokens[:, self.lead : stop] == context.data.vocab.end, axis=1)[:, self.own :] > 0
         scored_BA, nats = rows.eligible[:, start:stop] & ~ended_BA, []
@@ -156,21 +227,38 @@ class OwnPrefix:
             tokens_BS = tokens_BS.to(context.device)
             read_BL, target_BA = tokens_BS[:, :-1], tokens_BS[:, start:]
             hidden_BAD = method.read(read_BL, method.previous(read_BL)).hidden_BLD[:, start - 1 :]
-            _, nats_BA, _ = method.next_token(hidden_BAD, target_BA, torch.from_numpy(scored_BA[at]).float().to(context.device))
+            _, nats_BA, _ = method.next_token(
+                hidden_BAD, target_BA, torch.from_numpy(scored_BA[at]).float().to(context.device)
+            )
             nats.append(nats_BA.double().sum(1).cpu().numpy())
         return np.concatenate(nats), scored_BA.sum(1)
 
-    def _measured(self, found: Written, real: Written, document_B: np.ndarray) -> tuple[dict[str, float], dict[str, Estimate]]:
+    def _measured(
+        self, found: Written, real: Written, document_B: np.ndarray
+    ) -> tuple[dict[str, float], dict[str, Estimate]]:
         """A row of the table, and the numbers that have an interval; NaN where nothing is scored."""
         estimates = dict.fromkeys(("future_nats", "over_real"), Estimate(*[float("nan")] * 3))
         if found.scored_B.any():
             over_B = (found.nats_B - real.nats_B) * (found.scored_B > 0)
-            estimates = {key: per_token(nats_B, found.scored_B, document_B) for key, nats_B in (("future_nats", found.nats_B), ("over_real", over_B))}
-        row = {"future_nats": estimates["future_nats"].value, "repetition": repetition(found.texts), "distinct_2": distinct(found.texts),
-               "entropy": token_entropy(found.texts), "calls": float(found.calls_B.mean()), "texts": len(found.texts)}  # fmt: skip
+            estimates = {
+                key: per_token(nats_B, found.scored_B, document_B)
+                for key, nats_B in (("future_nats", found.nats_B), ("over_real", over_B))
+            }
+        row = {
+            "future_nats": estimates["future_nats"].value,
+            "repetition": repetition(found.texts),
+            "distinct_2": distinct(found.texts),
+            "entropy": token_entropy(found.texts),
+            "calls": float(found.calls_B.mean()),
+            "texts": len(found.texts),
+        }
         return row, estimates
 
 
 def named(estimates: Mapping[str, Estimate]) -> dict[str, float]:
     """{name, name_low, name_high: number} of each estimate."""
-    return {f"{key}{end}": value for key, estimate in estimates.items() for end, value in zip(("", "_low", "_high"), estimate, strict=True)}
+    return {
+        f"{key}{end}": value
+        for key, estimate in estimates.items()
+        for end, value in zip(("", "_low", "_high"), estimate, strict=True)
+    }

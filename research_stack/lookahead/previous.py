@@ -1,10 +1,11 @@
 """The confidence before a token, as the model is told it: normalised, one place later, spread over features.
 
-a_0 = 0 and a_j = c_{j-1}, in units of the running deviation around the running mean of the confidences, so that 0 is "as
-sure as usual". No confidence is passed on across the end of a document.
+a_0 = 0 and a_j = c_{j-1}, in units of the running deviation around the running mean of the confidences, so that 0 is
+"as sure as usual". No confidence is passed on across the end of a document.
 
 Shapes: B sequences, L positions, C features.
 """
+
 from __future__ import annotations
 
 import torch
@@ -52,7 +53,9 @@ def after(normalised_BL: Tensor, tokens_BL: Tensor, end: int) -> Tensor:
 
 def shifted(normalised_BL: Tensor, first_B: Tensor, tokens_BL: Tensor, end: int) -> Tensor:
     """(B, L) a_0 = first, a_j = c_{j-1}."""
-    return torch.cat((first_B.unsqueeze(1).to(normalised_BL.dtype), after(normalised_BL, tokens_BL, end)[:, :-1]), dim=1)
+    return torch.cat(
+        (first_B.unsqueeze(1).to(normalised_BL.dtype), after(normalised_BL, tokens_BL, end)[:, :-1]), dim=1
+    )
 
 
 def features(previous_BL: Tensor, count: int) -> Tensor:

@@ -2,6 +2,7 @@
 
 Shapes: B sequences, L positions, n positions that count, m own tokens drawn at each, V tokens, D width.
 """
+
 from __future__ import annotations
 
 from collections.abc import Iterator
@@ -31,7 +32,8 @@ class Records:
 
     - document, row, position, token: where it is; the real next token.
     - nats: cross entropy of the real next token. probability: of it. square: sum of the squared probabilities.
-    - entropy (nats), largest (probability), margin (between the two largest), correct (the likeliest token is the real one).
+    - entropy (nats), largest (probability), margin (between the two largest), correct (the likeliest token is the real
+      one).
     - confidence: c_i in nats; NaN without a head.
     - future_nm: future loss behind each of m own tokens, nats. right_nm: the own token was the real one.
     - real_future: future loss behind the real token.
@@ -68,7 +70,9 @@ class Records:
         return found
 
 
-def records(context: Context, rows: Rows, document: np.ndarray, samples: int, first_row: np.ndarray | None = None) -> Records:
+def records(
+    context: Context, rows: Rows, document: np.ndarray, samples: int, first_row: np.ndarray | None = None
+) -> Records:
     """The records of these rows, in order.
 
     - document: (rows,) number of the document of each. samples: m. first_row: numbers of the rows; None: 0, 1, ...
@@ -102,16 +106,30 @@ def record(context: Context, rows: Rows, document: np.ndarray, numbers: np.ndarr
         raise ValueError("method.head gives a confidence that is not finite: the run has diverged")
     seen, own_BLm = outlook(method, reading.hidden_BLD, batch["tokens"][:, 1 : length + 1], u_BLmh[..., 0], where_BL)
     given = {"tokens": batch["tokens"], "counts": counts_BL}
-    futures = [method.future(reading, own_BLm[..., k], confidence_BL, given | {"u": u_BLmh[:, :, k]})[where_BL] for k in range(samples)]
-    real = method.future(reading, batch["tokens"][:, 1 : length + 1], confidence_BL, given | {"u": u_BLmh[:, :, 0]})[where_BL]
+    futures = [
+        method.future(reading, own_BLm[..., k], confidence_BL, given | {"u": u_BLmh[:, :, k]})[where_BL]
+        for k in range(samples)
+    ]
+    real = method.future(reading, batch["tokens"][:, 1 : length + 1], confidence_BL, given | {"u": u_BLmh[:, :, 0]})[
+        where_BL
+    ]
     row_n, position_n = (index.cpu().numpy() for index in where_BL.nonzero(as_tuple=True))
     confidence_n = torch.full_like(real, torch.nan) if confidence_BL is None else confidence_BL[where_BL]
     tensors = [*seen, confidence_n, torch.stack(futures, 1), own_BLm[where_BL] == seen[0].unsqueeze(1), real]
-    return Records(document[row_n], numbers[row_n], position_n, *(tensor.float().cpu().numpy() if tensor.is_floating_point() else tensor.cpu().numpy() for tensor in tensors))
+    return Records(
+        document[row_n],
+        numbers[row_n],
+        position_n,
+        *(tensor.float().cpu().numpy() if tensor.is_floating_point() else tensor.cpu().numpy() for tensor in tensors),
+    )
 
 
-def outlook(method: MiniGPT, hidden_BLD: Tensor, target_BL: Tensor, u_BLm: Tensor, where_BL: Tensor) -> tuple[list[Tensor], Tensor]:
-    """([target, nats, probability, square, entropy, largest, margin, correct] each (n,), own tokens (B, L, m), targets elsewhere)."""
+def outlook(
+    method: MiniGPT, hidden_BLD: Tensor, target_BL: Tensor, u_BLm: Tensor, where_BL: Tensor
+) -> tuple[list[Tensor], Tensor]:
+    """([target, nats, probability, square, entropy, largest, margin, correct] each (n,), own tokens (B, L, m), targets
+    elsewhere).
+    """
     hidden_nD, target_n, u_nm = hidden_BLD[where_BL], target_BL[where_BL], u_BLm[where_BL]
     parts, own_nm = [], target_n.unsqueeze(1).repeat(1, u_nm.shape[1])
     for start in range(0, len(hidden_nD), CHUNK):
@@ -132,5 +150,12 @@ def statistics(logits_cV: Tensor, target_c: Tensor) -> tuple[Tensor, ...]:
     p_cV = log_p_cV.exp()
     top_c2, best_c2 = p_cV.topk(2, dim=-1)
     log_p_c = log_p_cV.gather(1, target_c.unsqueeze(1)).squeeze(1)
-    return (-log_p_c, log_p_c.exp(), p_cV.square().sum(-1), torch.special.entr(p_cV).sum(-1), top_c2[:, 0], top_c2[:, 0] - top_c2[:, 1],
-            (best_c2[:, 0] == target_c).float())  # fmt: skip
+    return (
+        -log_p_c,
+        log_p_c.exp(),
+        p_cV.square().sum(-1),
+        torch.special.entr(p_cV).sum(-1),
+        top_c2[:, 0],
+        top_c2[:, 0] - top_c2[:, 1],
+        (best_c2[:, 0] == target_c).float(),
+    )

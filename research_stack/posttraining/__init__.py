@@ -1,1 +1,3 @@
-"""Post-training of language models: supervised tuning, group-relative policy optimisation, set objectives, reward models."""
+"""Post-training of language models: supervised tuning, group-relative policy optimisation, set objectives, reward
+models.
+"""

@@ -1,15 +1,16 @@
 """What one completion of a group is worth: the number that its log-probability's gradient is multiplied with.
 
 A group is N completions of one prompt. `Group` and `RLOO` compare a completion's reward with the group's. `SetMarginal`
-asks what a completion adds to a *set* of n: the mean of an objective f over the subsets of size n that hold it, less the
-mean over all of them. With f = mean that is `RLOO` up to a factor, with f = max it is pass@k training, with reward times
-diversity the polychromic objective. A number that is the same for the whole group cancels in all of them.
+asks what a completion adds to a *set* of n: the mean of an objective f over the subsets of size n that hold it, less
+the mean over all of them. With f = mean that is `RLOO` up to a factor, with f = max it is pass@k training, with reward
+times diversity the polychromic objective. A number that is the same for the whole group cancels in all of them.
 
-Everything is computed in float64 and returned in the dtype of the rewards; a group whose f are all equal gets exactly 0.
-Rewards are taken to be finite.
+Everything is computed in float64 and returned in the dtype of the rewards; a group whose f are all equal gets exactly
+0. Rewards are taken to be finite.
 
 Shapes: P prompts, N completions of a group, n completions of a subset (the size), K subsets.
 """
+
 from __future__ import annotations
 
 import math
@@ -46,8 +47,8 @@ class Advantage(Protocol):
     ) -> Tensor:
         """(P, N) advantages of the groups of a whole batch, those of all devices.
 
-        - kind_PN: int64, completions of equal kind are the same answer. distance_PNN: between completions, the mean of the
-          two directions counts and the diagonal does not. Each only where `needs` says so.
+        - kind_PN: int64, completions of equal kind are the same answer. distance_PNN: between completions, the mean of
+          the two directions counts and the diagonal does not. Each only where `needs` says so.
         - generator: on the device of the rewards, for what samples subsets.
 
         Raises ValueError where something it needs is missing or the group does not do.
@@ -57,7 +58,8 @@ class Advantage(Protocol):
 # ------------------------------------------------------------------------------------------------ one reward
 @dataclass(frozen=True)
 class Group:
-    """Reward less the group's mean, over a standard deviation: (r_i - mean) / (std + eps), std with ddof 1 (Shao et al. 2024).
+    """Reward less the group's mean, over a standard deviation: (r_i - mean) / (std + eps), std with ddof 1 (Shao et al.
+    2024).
 
     - scale: whose deviation. `group`: the group's (GRPO); `batch`: that of all rewards of the batch (Hu et al. 2025,
       REINFORCE++); `none`: no division (Dr.GRPO, Liu et al. 2025), eps is not used.
@@ -141,23 +143,26 @@ def _like(x_PN: Tensor, reward_PN: Tensor) -> Tensor:
 class SetMarginal:
     """A_i = mean over subsets of size n with i of f(S), less the mean over all subsets of size n of f(S).
 
-    n / (N - n) sum_i A_i grad log pi(y_i) is unbiased for the gradient of E[f(y_1, ..., y_n)], n independent completions:
-    A_i = (N - n) / N (mean of f over the sets with i - mean over those without), and the sets without y_i are a baseline that
-    does not depend on it, as the other completions are in leave-one-out.
+    n / (N - n) sum_i A_i grad log pi(y_i) is unbiased for the gradient of E[f(y_1, ..., y_n)], n independent
+    completions: A_i = (N - n) / N (mean of f over the sets with i - mean over those without), and the sets without y_i
+    are a baseline that does not depend on it, as the other completions are in leave-one-out.
 
     - objective: f, of the rewards and the diversity of the n completions.
       `mean`: mean reward. A_i = (N - n) / (n (N - 1)) (r_i - mean).
       `max`: largest reward. For rewards 0 and 1 that is pass@n (Chen et al. 2025, "Pass@k Training").
-      `polychromic`: mean reward times diversity (Hamid et al. 2025, "Polychromic Objectives for Reinforcement Learning").
-      `diversity`: diversity alone.
+      `polychromic`: mean reward times diversity (Hamid et al. 2025, "Polychromic Objectives for Reinforcement
+      Learning"). `diversity`: diversity alone.
     - size: n, fewer than the group has: with n = N every advantage is 0.
-    - subsets: None: exact, in closed form (only `sigma` of the two objectives with diversity is enumerated). A number: that many
-      subsets are drawn for each prompt, and with the scales `none` and `unbiased` the advantage is unbiased for the exact one.
-    - scale: `none`: as above. `unbiased`: times n N / (N - n), so that the *mean* over completions of A_i grad log pi(y_i) is
-      unbiased for the gradient of E[f]; with f = mean that is `RLOO`, hence the scale that learning rates are used to.
-      `sigma`: over the standard deviation of f over the subsets (ddof 0) + eps, as in pass@k training: for rewards 0 and 1
-      it is sqrt(p (1 - p)) with p the group's pass@n. Groups that differ in sigma are then weighed differently.
-    - diversity: of a set. `kinds`: (distinct kinds - 1) / (n - 1), in [0, 1]. `distance`: mean distance of two of the set.
+    - subsets: None: exact, in closed form (only `sigma` of the two objectives with diversity is enumerated). A number:
+      that many subsets are drawn for each prompt, and with the scales `none` and `unbiased` the advantage is unbiased
+      for the exact one.
+    - scale: `none`: as above. `unbiased`: times n N / (N - n), so that the *mean* over completions of A_i grad log
+      pi(y_i) is unbiased for the gradient of E[f]; with f = mean that is `RLOO`, hence the scale that learning rates
+      are used to. `sigma`: over the standard deviation of f over the subsets (ddof 0) + eps, as in pass@k training: for
+      rewards 0 and 1 it is sqrt(p (1 - p)) with p the group's pass@n. Groups that differ in sigma are then weighed
+      differently.
+    - diversity: of a set. `kinds`: (distinct kinds - 1) / (n - 1), in [0, 1]. `distance`: mean distance of two of the
+      set.
     - eps: in the unit of f, for scale=sigma alone. Without it, rewards or distances that differ by rounding alone (a
       model's) have advantages of noise over noise.
     """
@@ -175,8 +180,14 @@ class SetMarginal:
     def __post_init__(self) -> None:
         require(self.size >= 1, f"size={self.size} must be at least 1")
         require(self.size <= 100_000, f"size={self.size} must be at most 100,000")
-        require(self.size >= 2 or self.objective in ("mean", "max"), f"size={self.size} must be at least 2 for objective={self.objective}")
-        require(self.subsets is None or self.subsets >= 2, f"subsets={self.subsets} must be at least 2, or null for all of them")
+        require(
+            self.size >= 2 or self.objective in ("mean", "max"),
+            f"size={self.size} must be at least 2 for objective={self.objective}",
+        )
+        require(
+            self.subsets is None or self.subsets >= 2,
+            f"subsets={self.subsets} must be at least 2, or null for all of them",
+        )
         require(self.subsets is None or self.subsets <= 100_000, f"subsets={self.subsets} must be at most 100,000")
         require(0 <= self.eps <= 1000, f"eps={self.eps} must be at least 0 and at most 1000")
 
@@ -193,13 +204,20 @@ class SetMarginal:
         return self.subsets is None and (self.scale != "sigma" or self.needs == "nothing")
 
     def check(self, group: int) -> None:
-        """Raise ValueError for fewer than 2 completions, for no more than `size`, and for too many subsets to enumerate."""
+        """Raise ValueError for fewer than 2 completions, for no more than `size`, and for too many subsets to
+        enumerate.
+        """
         _enough(group)
-        require(self.size < group, f"size={self.size} must be less than group={group}: the only set of all completions compares nothing")
+        require(
+            self.size < group,
+            f"size={self.size} must be less than group={group}: the only set of all completions compares nothing",
+        )
         count = math.comb(group, self.size)
-        require(self.closed or self.subsets is not None or count <= MOST_SUBSETS,
-                f"subsets=null must be a number: scale={self.scale} of objective={self.objective} looks at all subsets, {count} of them "
-                f"(at most {MOST_SUBSETS})")  # fmt: skip
+        require(
+            self.closed or self.subsets is not None or count <= MOST_SUBSETS,
+            f"subsets=null must be a number: scale={self.scale} of objective={self.objective} looks at all subsets,"
+            f" {count} of them (at most {MOST_SUBSETS})",
+        )
 
     def __call__(
         self,
@@ -213,7 +231,9 @@ class SetMarginal:
         self.check(N)
         reward_64 = reward_PN.double()
         kind_PN = _given("kind_PN", kind_PN, reward_PN.shape) if self.needs == "kinds" else None
-        distance_64 = _given("distance_PNN", distance_PNN, (*reward_PN.shape, N)).double() if self.needs == "distances" else None
+        distance_64 = (
+            _given("distance_PNN", distance_PNN, (*reward_PN.shape, N)).double() if self.needs == "distances" else None
+        )
         if self.closed:
             advantage_PN, sigma_P1 = self._closed_form(reward_64, kind_PN, distance_64)
         else:
@@ -227,7 +247,9 @@ class SetMarginal:
             advantage_PN = _ratio(advantage_PN, sigma_P1 + self.eps)
         return _like(advantage_PN, reward_PN)
 
-    def _closed_form(self, reward_PN: Tensor, kind_PN: Tensor | None, distance_PNN: Tensor | None) -> tuple[Tensor, Tensor]:
+    def _closed_form(
+        self, reward_PN: Tensor, kind_PN: Tensor | None, distance_PNN: Tensor | None
+    ) -> tuple[Tensor, Tensor]:
         """Advantages (P, N) and sigma (P, 1), which is NaN where it has no closed form and is not asked for."""
         if self.objective == "mean":
             return mean_marginal(reward_PN, self.size)
@@ -269,9 +291,9 @@ def mean_marginal(reward_PN: Tensor, n: int) -> tuple[Tensor, Tensor]:
 def max_marginal(reward_PN: Tensor, n: int) -> tuple[Tensor, Tensor]:
     """The marginal (P, N) of the largest reward, and sigma (P, 1) of the largest reward. O(N log N).
 
-    With r_1 <= ... <= r_N: a set that holds rank t has a largest rank of at least s > t unless its n - 1 others are all among
-    the s - 2 below s, so that E[max | t] = r_t + sum over s > t of (r_s - r_{s-1}) (1 - C(s-2, n-1) / C(N-1, n-1)).
-    Written by gaps, tied rewards get the very same number whichever stands first.
+    With r_1 <= ... <= r_N: a set that holds rank t has a largest rank of at least s > t unless its n - 1 others are all
+    among the s - 2 below s, so that E[max | t] = r_t + sum over s > t of (r_s - r_{s-1}) (1 - C(s-2, n-1) / C(N-1,
+    n-1)). Written by gaps, tied rewards get the very same number whichever stands first.
     """
     N = reward_PN.shape[1]
     sorted_PN, order_PN = reward_PN.sort(1)
@@ -279,17 +301,20 @@ def max_marginal(reward_PN: Tensor, n: int) -> tuple[Tensor, Tensor]:
     gaps_PM = sorted_PN.diff(dim=1) * sorted_PN.new_tensor(reached)
     above_PN = torch.cat([gaps_PM.flip(1).cumsum(1).flip(1), torch.zeros_like(gaps_PM[:, :1])], dim=1)
     mean_PN = torch.empty_like(sorted_PN).scatter(1, order_PN, sorted_PN + above_PN)
-    largest_N = sorted_PN.new_tensor([math.comb(s - 1, n - 1) / math.comb(N, n) for s in range(1, N + 1)])  # P(rank s is the largest)
+    largest_N = sorted_PN.new_tensor(
+        [math.comb(s - 1, n - 1) / math.comb(N, n) for s in range(1, N + 1)]
+    )  # P(rank s is the largest)
     baseline_P1 = (sorted_PN * largest_N).sum(1, keepdim=True)
     return _centred(mean_PN), ((sorted_PN - baseline_P1).square() * largest_N).sum(1, keepdim=True).sqrt()
 
 
 def kinds_marginal(kind_PN: Tensor, n: int, weight_PN: Tensor | None = None) -> Tensor:
-    """The marginal (P, N) of (distinct kinds - 1) / (n - 1), or of that times the mean of weight_PN. O(N^2) comparisons.
+    """The marginal (P, N) of (distinct kinds - 1) / (n - 1), or of that times the mean of weight_PN. O(N^2)
+    comparisons.
 
-    distinct - 1 = (kinds of the group - 1) - sum_c [S misses kind c]. With m_c completions of kind c and i of another kind,
-    S misses c with probability q_c = C(N-1-m_c, n-1) / C(N-1, n-1), and then its n - 1 others are uniform among the
-    N-1-m_c that are neither i nor of kind c, which gives the mean of sum_S r * [S misses c] as well.
+    distinct - 1 = (kinds of the group - 1) - sum_c [S misses kind c]. With m_c completions of kind c and i of another
+    kind, S misses c with probability q_c = C(N-1-m_c, n-1) / C(N-1, n-1), and then its n - 1 others are uniform among
+    the N-1-m_c that are neither i nor of kind c, which gives the mean of sum_S r * [S misses c] as well.
     """
     P, N = kind_PN.shape
     kinds = _Kinds(kind_PN)
@@ -300,7 +325,9 @@ def kinds_marginal(kind_PN: Tensor, n: int, weight_PN: Tensor | None = None) -> 
     total_P1 = weight_PN.sum(1, keepdim=True)
     sum_PN = weight_PN + (n - 1) / (N - 1) * (total_P1 - weight_PN)  # E[sum_S r | i]
     each_PN = other_M[kinds.count_PN]  # P(S misses c and holds j | i), for a j that is neither i nor of kind c
-    rest_PN = kinds.sum_over_others(each_PN) * (total_P1 - weight_PN) - kinds.sum_over_others(each_PN * kinds.sums(weight_PN))
+    rest_PN = kinds.sum_over_others(each_PN) * (total_P1 - weight_PN) - kinds.sum_over_others(
+        each_PN * kinds.sums(weight_PN)
+    )
     return _centred((kinds.number_P1 - 1) * sum_PN - missed_PN * weight_PN - rest_PN) / (n * (n - 1))
 
 
@@ -332,12 +359,13 @@ def _missing(N: int, n: int) -> tuple[tuple[float, ...], tuple[float, ...]]:
 def distance_marginal(distance_PNN: Tensor, n: int, weight_PN: Tensor | None = None) -> Tensor:
     """The marginal (P, N) of the mean distance of two of the set, or of that times the mean of weight_PN. O(N^2).
 
-    The sums over pairs and over a completion and a pair are split by what coincides with i and with one another; 1, 2 or 3
-    further completions are in S with the probabilities p1 = (n-1)/(N-1), p2 = p1 (n-2)/(N-2), p3 = p2 (n-3)/(N-3).
+    The sums over pairs and over a completion and a pair are split by what coincides with i and with one another; 1, 2
+    or 3 further completions are in S with the probabilities p1 = (n-1)/(N-1), p2 = p1 (n-2)/(N-2), p3 = p2 (n-3)/(N-3).
     """
     N = distance_PNN.shape[-1]
     some_P1 = (distance_PNN[:, 0, 1:2] + distance_PNN[:, 1, 0:1]) / 2
-    # Less one of the distances, which comes back below as a factor of the mean reward: equal distances are then exactly 0.
+    # Less one of the distances, which comes back below as a factor of the mean reward: equal distances are then exactly
+    # 0.
     d_PNN = (distance_PNN + distance_PNN.mT).div_(2).sub_(some_P1[:, :, None])
     d_PNN.diagonal(dim1=1, dim2=2).zero_()
     p1 = (n - 1) / (N - 1)
@@ -349,7 +377,9 @@ def distance_marginal(distance_PNN: Tensor, n: int, weight_PN: Tensor | None = N
         return _centred(p1 * to_PN + p2 * apart_PN) * (2 / (n * (n - 1)))
     others_PN = weight_PN.sum(1, keepdim=True) - weight_PN
     far_PN = (d_PNN @ weight_PN[:, :, None]).squeeze(2)  # sum_l d_il r_l
-    ends_PN = (to_PN * weight_PN).sum(1, keepdim=True) - to_PN * weight_PN - far_PN  # sum of d_kl (r_k + r_l), pairs without i
+    ends_PN = (
+        (to_PN * weight_PN).sum(1, keepdim=True) - to_PN * weight_PN - far_PN
+    )  # sum of d_kl (r_k + r_l), pairs without i
     with_i_PN = p1 * (weight_PN * to_PN + far_PN) + p2 * (to_PN * others_PN - far_PN)
     without_PN = p2 * (weight_PN * apart_PN + ends_PN) + p3 * (apart_PN * others_PN - ends_PN)
     return _centred(with_i_PN + without_PN) * (2 / (n * n * (n - 1))) + some_P1 * mean_marginal(weight_PN, n)[0]
@@ -366,8 +396,12 @@ def sampled_subsets(P: int, K: int, N: int, n: int, generator: torch.Generator) 
     return torch.rand((P, K, N), generator=generator, device=generator.device).topk(n, dim=2).indices
 
 
-def set_values(objective: Objective, index_PKn: Tensor, reward_PN: Tensor, kind_PN: Tensor | None, distance_PNN: Tensor | None) -> Tensor:
-    """(P, K) float64: f of each subset, as defined in `SetMarginal`; diversity by kinds where they are given, else by distance."""
+def set_values(
+    objective: Objective, index_PKn: Tensor, reward_PN: Tensor, kind_PN: Tensor | None, distance_PNN: Tensor | None
+) -> Tensor:
+    """(P, K) float64: f of each subset, as defined in `SetMarginal`; diversity by kinds where they are given, else by
+    distance.
+    """
     reward_PKn = _take(reward_PN, index_PKn)
     if objective == "mean":
         return reward_PKn.mean(2)
@@ -391,10 +425,11 @@ def _take(x_PN: Tensor, index_PKn: Tensor) -> Tensor:
 def marginal(f_PK: Tensor, index_PKn: Tensor, N: int, sampled: bool) -> Tensor:
     """(P, N) set-marginal advantages from the values of f on subsets.
 
-    The marginal is N/n Cov([i in S], f(S)) for a uniform S, since the mean of f over the sets with i is E[[i in S] f(S)] N/n.
+    The marginal is N/n Cov([i in S], f(S)) for a uniform S, since the mean of f over the sets with i is E[[i in S]
+    f(S)] N/n.
 
-    - sampled: False: the subsets are all there are (the covariance itself). True: they were drawn independently, and the
-      covariance with K - 1 in place of K is unbiased. Either way the advantages of a group add up to 0.
+    - sampled: False: the subsets are all there are (the covariance itself). True: they were drawn independently, and
+      the covariance with K - 1 in place of K is unbiased. Either way the advantages of a group add up to 0.
     """
     P, K, n = index_PKn.shape
     centred_PKn = _centred(f_PK)[:, :, None].expand(P, K, n)

@@ -1,7 +1,9 @@
-"""Completions of prompts with their texts and what these are worth: the one way that training, validation and measurement get them.
+"""Completions of prompts with their texts and what these are worth: the one way that training, validation and
+measurement get them.
 
 Shapes: P prompts, N completions of each, T most tokens of a completion.
 """
+
 from __future__ import annotations
 
 from collections.abc import Sequence
@@ -28,7 +30,8 @@ if TYPE_CHECKING:
 class Answers:
     """N completions of each of P prompts: their ids, their texts by prompt, and their rewards.
 
-    - parts: what the parts of a composite reward give, float64 arrays by name; those of groups that were replaced included.
+    - parts: what the parts of a composite reward give, float64 arrays by name; those of groups that were replaced
+      included.
     """
 
     rollout: Rollout
@@ -59,16 +62,20 @@ class Answers:
         if len(parts) == 1:
             return parts[0]
         return Answers(
-            Rollout.joined([part.rollout for part in parts], pad), [group for part in parts for group in part.texts],
+            Rollout.joined([part.rollout for part in parts], pad),
+            [group for part in parts for group in part.texts],
             torch.cat([part.reward_PN for part in parts]),
-            {name: np.concatenate([part.parts[name] for part in parts]) for name in parts[0].parts})  # fmt: skip
+            {name: np.concatenate([part.parts[name] for part in parts]) for name in parts[0].parts},
+        )
 
     def kind_PN(self) -> Tensor:
         """(P, N) int64: which answers of a group are the same text."""
         return torch.from_numpy(np.stack([kinds(group) for group in self.texts])).to(self.reward_PN.device)
 
 
-def answers(policy: Policy, codec: Codec, rollouts: Rollouts, reward: Reward, prompts: Sequence[Tensor], u_PNT: Tensor) -> Answers:
+def answers(
+    policy: Policy, codec: Codec, rollouts: Rollouts, reward: Reward, prompts: Sequence[Tensor], u_PNT: Tensor
+) -> Answers:
     """Draw completions from the policy, without gradients and dropout, and reward them.
 
     - prompts: P vectors of ids. u_PNT: uniform numbers in [0, 1).
@@ -98,7 +105,9 @@ def prompts_of(batch: dict[str, Tensor]) -> list[Tensor]:
 
 
 def different_prompts(rows: Rows, most: int | None = None) -> list[Tensor]:
-    """The different prompts of some rows as int64 ids, in the order they come, at most so many of them, spread evenly."""
+    """The different prompts of some rows as int64 ids, in the order they come, at most so many of them, spread
+    evenly.
+    """
     arrays = rows.arrays()
     batch = {name: torch.from_numpy(arrays[name]) for name in ("tokens", "prompt", "sample") if name in arrays}
     found = list({tuple(prompt.tolist()): prompt for prompt in prompts_of(batch) if len(prompt)}.values())

@@ -1,8 +1,9 @@
 """How the diversity of a policy's answers moves while it is trained: fixed prompts, measured every so many steps.
 
-`dynamics.json` in the run folder holds all measurements, with their values per prompt, and where the weights came from, so that the
-phases of a policy (SFT, then GRPO) can be drawn as one trajectory.
+`dynamics.json` in the run folder holds all measurements, with their values per prompt, and where the weights came from,
+so that the phases of a policy (SFT, then GRPO) can be drawn as one trajectory.
 """
+
 from __future__ import annotations
 
 from collections.abc import Iterator
@@ -25,7 +26,8 @@ FILE = "dynamics.json"
 
 
 class DiversityDynamics(Callback):
-    """Measures the policy before the first step, every `every` steps and at the end: the average of its weights where one is kept.
+    """Measures the policy before the first step, every `every` steps and at the end: the average of its weights where
+    one is kept.
 
     - measures: what is measured. prompts: `held_out` ones of the validation side, or those `trained` on.
     - most: prompts at most, spread evenly.
@@ -34,7 +36,9 @@ class DiversityDynamics(Callback):
     #: See research_stack.smoke.
     smoke = {"every": 3, "most": 2}
 
-    def __init__(self, measures: Measures, every: int = 50, prompts: Literal["held_out", "trained"] = "held_out", most: int = 32) -> None:
+    def __init__(
+        self, measures: Measures, every: int = 50, prompts: Literal["held_out", "trained"] = "held_out", most: int = 32
+    ) -> None:
         require(every >= 1, f"every={every} must be at least 1")
         require(prompts in ("held_out", "trained"), f"prompts={prompts} must be held_out or trained")
         require(most >= 1, f"most={most} must be at least 1")
@@ -44,14 +48,19 @@ class DiversityDynamics(Callback):
     def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Only policies have answers."""
         if not isinstance(pl_module, Policy):
-            raise ValueError(f"callbacks.dynamics does not fit method={type(pl_module).__name__}: it measures answers to prompts; use it with sft, polychromic or grpo")
+            raise ValueError(
+                f"callbacks.dynamics does not fit method={type(pl_module).__name__}: it measures answers to prompts;"
+                " use it with sft, polychromic or grpo"
+            )
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Measure what training begins with."""
         if trainer.global_step == 0:
             self._measure(trainer, pl_module)
 
-    def on_train_batch_end(self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int) -> None:
+    def on_train_batch_end(
+        self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
+    ) -> None:
         """Measure where it is due."""
         if trainer.global_step % self.every == 0 or trainer.global_step == trainer.max_steps:
             self._measure(trainer, pl_module)
@@ -73,8 +82,16 @@ class DiversityDynamics(Callback):
         kept = results.read_json(path) if path.is_file() else {"points": []}
         points = [point for point in kept["points"] if point["step"] < step]
         asked = [data.codec.decode(prompt.tolist()) for prompt in prompts]
-        results.write_json(path, {"method": type(policy).__name__, "count": self.measures.count, "which": self.prompts, "prompts": asked,
-                                  "points": [*points, {"step": step, **found.as_json()}]})  # fmt: skip
+        results.write_json(
+            path,
+            {
+                "method": type(policy).__name__,
+                "count": self.measures.count,
+                "which": self.prompts,
+                "prompts": asked,
+                "points": [*points, {"step": step, **found.as_json()}],
+            },
+        )
         if step:  # nothing can be logged before the first step
             values = {f"dynamics/{name}": band.value for name, band in found.bands.items() if band.n}
             for logger in trainer.loggers:  # Lightning's own log would repeat them until the next measurement
@@ -83,7 +100,9 @@ class DiversityDynamics(Callback):
 
 @contextmanager
 def averaged(trainer: Trainer, module: LightningModule) -> Iterator[None]:
-    """Hold the average of the weights, where one is kept, as validation does: it is what is saved and what a next phase begins with."""
+    """Hold the average of the weights, where one is kept, as validation does: it is what is saved and what a next phase
+    begins with.
+    """
     keepers = [callback for callback in trainer.callbacks if isinstance(callback, WeightAveraging)]
     for keeper in keepers:
         keeper.on_validation_epoch_start(trainer, module)

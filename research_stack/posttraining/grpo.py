@@ -1,7 +1,9 @@
-"""Group-relative policy optimisation (Shao et al. 2024, arXiv 2402.03300): learning from a reward on completions of one's own.
+"""Group-relative policy optimisation (Shao et al. 2024, arXiv 2402.03300): learning from a reward on completions of
+one's own.
 
-A step draws N completions for each prompt, rewards them, turns rewards into advantages within each group and takes optimizer steps
-on the policy loss. Log-probabilities are those of the generated ids, the first completion token included, under a live graph.
+A step draws N completions for each prompt, rewards them, turns rewards into advantages within each group and takes
+optimizer steps on the policy loss. Log-probabilities are those of the generated ids, the first completion token
+included, under a live graph.
 
     loss = policy + beta * KL(policy, reference) - entropy * H(policy)
 
@@ -10,6 +12,7 @@ all answers and choose among them alike, and each learns from its share of each 
 
 Shapes: P prompts, N completions of each, B = P * N texts, T most tokens of a completion, L columns.
 """
+
 from __future__ import annotations
 
 import copy
@@ -47,18 +50,22 @@ if TYPE_CHECKING:
 
 log = logging.getLogger(__name__)
 
-SAME = 1e-5  # k3 of a token, in nats, by which a reference that is the policy may differ from it: both read the same rows
+SAME = (
+    1e-5  # k3 of a token, in nats, by which a reference that is the policy may differ from it: both read the same rows
+)
 SILENT = 20  # steps at least between two lines that say that no group tells answers apart
 
 
 class GRPO(Policy):
     """A policy that is trained on rewards of its own completions.
 
-    - codec: makes texts of ids, for the reward. reward: what a completion is worth. rollouts: how completions are drawn.
+    - codec: makes texts of ids, for the reward. reward: what a completion is worth. rollouts: how completions are
+      drawn.
     - advantage: from a group's rewards to what each completion counts. loss: of the policy.
     - group: N, completions of a prompt.
-    - groups: groups a step learns from; more prompts in a batch are spare: groups whose rewards are all equal are replaced by the
-      next prompts' as long as there are some (dynamic sampling, Yu et al. 2025, arXiv 2503.14476). None: all prompts of the batch.
+    - groups: groups a step learns from; more prompts in a batch are spare: groups whose rewards are all equal are
+      replaced by the next prompts' as long as there are some (dynamic sampling, Yu et al. 2025, arXiv 2503.14476).
+      None: all prompts of the batch.
     - beta: weight of the penalty k3 on the distance to the reference, whose tokens are weighed as those of the loss.
     - reference: `copy` of the policy at the start, the model without its `adapters`, or `none`. sync_every: steps after
       which the copy moves, by `sync_mix`, towards the policy; 0: never.
@@ -98,7 +105,9 @@ class GRPO(Policy):
         super().__init__(model, vocab, optimization, seed)
         require(group >= 2, f"group={group} must be at least 2: a completion is judged by the others of its group")
         require(group <= 10_000, f"group={group} must be at most 10,000")
-        require(groups is None or groups >= 1, f"groups={groups} must be at least 1, or null for all prompts of a batch")
+        require(
+            groups is None or groups >= 1, f"groups={groups} must be at least 1, or null for all prompts of a batch"
+        )
         require(groups is None or groups <= 1_000_000, f"groups={groups} must be at most 1,000,000")
         require(beta >= 0, f"beta={beta} must be at least 0")
         require(beta <= 1000, f"beta={beta} must be at most 1000")
@@ -115,10 +124,24 @@ class GRPO(Policy):
         advantage.check(group)
         reward.check()
         if advantage.needs == "distances" and encoder is None:
-            raise ValueError(f"encoder=null must be a sentence encoder: advantage={type(advantage).__name__} asks how far answers are apart")
-        self.codec, self.reward, self.rollouts, self.advantage, self.policy_loss = codec, reward, rollouts, advantage, loss
+            raise ValueError(
+                f"encoder=null must be a sentence encoder: advantage={type(advantage).__name__} asks how far answers"
+                " are apart"
+            )
+        self.codec, self.reward, self.rollouts, self.advantage, self.policy_loss = (
+            codec,
+            reward,
+            rollouts,
+            advantage,
+            loss,
+        )
         self.group, self.groups, self.beta, self.entropy = group, groups, beta, entropy
-        self.sync_every, self.sync_mix, self.iterations, self.minibatches = sync_every, sync_mix, iterations, minibatches
+        self.sync_every, self.sync_mix, self.iterations, self.minibatches = (
+            sync_every,
+            sync_mix,
+            iterations,
+            minibatches,
+        )
         self.mask_truncated, self.encoder, self.kind = mask_truncated, encoder, reference
         self.parts = {"policy": 1.0, **({"kl": beta} if beta else {}), **({"entropy": -entropy} if entropy else {})}
         self.reference = self._frozen() if beta and reference == "copy" else None
@@ -161,30 +184,44 @@ class GRPO(Policy):
         return rows * group
 
     def check_data(self, data: TokenData) -> None:
-        """Prompts must leave room for completions, and there must be as many of them as groups, and completions for every minibatch."""
+        """Prompts must leave room for completions, and there must be as many of them as groups, and completions for
+        every minibatch.
+        """
         check_policy_data(data, self, self.rollouts.length)
-        require(self.groups is None or self.groups <= data.batch_size, f"method.groups={self.groups} must be at most data.batch_size={data.batch_size}")
+        require(
+            self.groups is None or self.groups <= data.batch_size,
+            f"method.groups={self.groups} must be at most data.batch_size={data.batch_size}",
+        )
         completions = self._completions(data)
-        require(self.minibatches <= completions, f"method.minibatches={self.minibatches} must be at most the {completions} completions of a step")
+        require(
+            self.minibatches <= completions,
+            f"method.minibatches={self.minibatches} must be at most the {completions} completions of a step",
+        )
 
     def check_devices(self, data: TokenData, devices: int) -> None:
         """Each device needs a completion of every minibatch."""
         super().check_devices(data, devices)
         completions = self._completions(data)
         most = completions // devices
-        require(self.minibatches <= most,
-                f"method.minibatches={self.minibatches} must be at most {most} on {devices} devices: each needs one of "
-                f"the {completions} completions of a step for every minibatch")  # fmt: skip
+        require(
+            self.minibatches <= most,
+            f"method.minibatches={self.minibatches} must be at most {most} on {devices} devices: each needs one of "
+            f"the {completions} completions of a step for every minibatch",
+        )
         least, pieces = completions // self.minibatches // devices, self.optimization.accumulate
-        require(devices == 1 or pieces <= least,
-                f"optimization.accumulate={pieces} must be at most {least} on {devices} devices, the completions that each "
-                "has of a minibatch: all cut theirs into as many pieces")  # fmt: skip
+        require(
+            devices == 1 or pieces <= least,
+            f"optimization.accumulate={pieces} must be at most {least} on {devices} devices, the completions that each "
+            "has of a minibatch: all cut theirs into as many pieces",
+        )
 
     def _completions(self, data: TokenData) -> int:
         return (self.groups or data.batch_size) * self.group
 
     def training_flops(self, length: int) -> float:
-        """Of a prompt's group, by the tokens of a row of `length`: writing costs one forward pass, as do the old law and the reference's, learning three."""
+        """Of a prompt's group, by the tokens of a row of `length`: writing costs one forward pass, as do the old law
+        and the reference's, learning three.
+        """
         whole = length + self.rollouts.length
         drawn = 1 + (self.steps_per_batch > 1) + (self.beta > 0)
         passes = drawn / self.steps_per_batch + 3 / self.minibatches
@@ -197,7 +234,9 @@ class GRPO(Policy):
     # A batch of completions ----------------------------------------------------------------------------------------
 
     def prepare(self, batch: Rows, draws: Draws) -> tuple[Rows, Tensor]:
-        """This step's share of the completions, drawn anew where the steps on the last ones are done; and the denominators."""
+        """This step's share of the completions, drawn anew where the steps on the last ones are done; and the
+        denominators.
+        """
         turn = self.global_step % self.steps_per_batch
         if turn == 0 or self.rows is None:
             self.rows = self.experience(batch, draws)
@@ -231,7 +270,9 @@ class GRPO(Policy):
         return {name: torch.cat([part[name] for part in parts]) for name in parts[0]}
 
     def _that_differ(self, prompts: Sequence[Tensor], u_PNT: Tensor) -> Answers:
-        """The completions to learn from: groups of equal rewards give way to those of spare prompts as long as there are some."""
+        """The completions to learn from: groups of equal rewards give way to those of spare prompts as long as there
+        are some.
+        """
         wanted = len(prompts) if self.groups is None else min(self.groups, len(prompts))
         kept, asked = self.answers_of_all(prompts[:wanted], u_PNT[:wanted]), wanted
         while asked < len(prompts) and (same := kept.same_P.nonzero()[:, 0].tolist()):
@@ -271,8 +312,11 @@ class GRPO(Policy):
                     found["reference"] = self._scores(rows, self.reference).logp_BT
         if begins:
             furthest = float(k3(found["reference"], own_BT).max())
-            require(furthest <= SAME, f"reference={self.kind}: at the first step the reference must be the policy, and a token's k3 is {furthest:.3g}; "
-                                      "reference=copy is the policy that the run begins with")
+            require(
+                furthest <= SAME,
+                f"reference={self.kind}: at the first step the reference must be the policy, and a token's k3 is"
+                f" {furthest:.3g}; reference=copy is the policy that the run begins with",
+            )
         return found if self.steps_per_batch == 1 else {**found, "old": own_BT}
 
     def _scores(self, rows: Rows, model: nn.Module | None = None) -> Scores:
@@ -301,12 +345,16 @@ class GRPO(Policy):
         sums_P = torch.stack([term_BT.sum() for term_BT in weighed])
         self._count(terms | {"clip_fraction": clipped_BT.float()}, mask_BT)
         if bool(self._unproven) and bool(mask_BT.any()):
-            self.prove(sums_P, {"kl": "the reference is the policy", "policy": "no group has answers of different worth"})
+            self.prove(
+                sums_P, {"kl": "the reference is the policy", "policy": "no group has answers of different worth"}
+            )
         return sums_P
 
     def _count(self, terms: Mapping[str, Tensor], mask_BT: Tensor) -> None:
         """Add to the sums that are logged as means per token."""
-        found = {name: value_BT.detach()[mask_BT].sum() for name, value_BT in terms.items() if name != "policy"} | {"tokens": mask_BT.sum()}
+        found = {name: value_BT.detach()[mask_BT].sum() for name, value_BT in terms.items() if name != "policy"} | {
+            "tokens": mask_BT.sum()
+        }
         self._sums = {name: self._sums.get(name, 0) + value for name, value in found.items()}
 
     def forget(self) -> None:
@@ -322,12 +370,26 @@ class GRPO(Policy):
         same = found.same_P.float().mean()
         if self.global_rank == 0 and not bool(advantage_PN.any()) and self.global_step - self._warned >= SILENT:
             self._warned = self.global_step
-            log.warning("step %d: in all %d groups the answers are of equal worth (mean reward %.3g), so that there is nothing to learn from; "
-                        "try another method.rollouts.temperature, a larger method.group or easier prompts", self.global_step, len(reward_PN), reward_PN.mean())
-        parts = {f"reward_{name}": torch.tensor(mean, device=self.device) for name, mean in means(found.parts).items()} if len(found.parts) > 1 else {}
+            log.warning(
+                "step %d: in all %d groups the answers are of equal worth (mean reward %.3g), so that there is nothing"
+                " to learn from; try another method.rollouts.temperature, a larger method.group or easier prompts",
+                self.global_step,
+                len(reward_PN),
+                reward_PN.mean(),
+            )
+        parts = (
+            {f"reward_{name}": torch.tensor(mean, device=self.device) for name, mean in means(found.parts).items()}
+            if len(found.parts) > 1
+            else {}
+        )
         return parts | {
-            "reward": reward_PN.mean(), "reward_std": reward_PN.std(1).mean(), "zero_variance": same, "distinct": distinct_P.float().mean() / self.group,
-            "length": rollout.made_B.float().mean(), "truncated": (~rollout.ended_B).float().mean(), "advantage": advantage_PN.abs().mean(),
+            "reward": reward_PN.mean(),
+            "reward_std": reward_PN.std(1).mean(),
+            "zero_variance": same,
+            "distinct": distinct_P.float().mean() / self.group,
+            "length": rollout.made_B.float().mean(),
+            "truncated": (~rollout.ended_B).float().mean(),
+            "advantage": advantage_PN.abs().mean(),
         }
 
     def after_update(self) -> Mapping[str, Tensor]:
@@ -358,25 +420,42 @@ class GRPO(Policy):
         """Completions of held-out prompts, always from the same random numbers."""
         world, rank = self.trainer.world_size, self.global_rank
         total = len(batch["tokens"]) * world
-        draws = Draws(self.seed, "validation", batch_idx, total=total, rows=slice(rank, total, world), device=self.device)
+        draws = Draws(
+            self.seed, "validation", batch_idx, total=total, rows=slice(rank, total, world), device=self.device
+        )
         prompts = prompts_of(batch)
         reward_PN = self.answers(prompts, draws.uniform(self.group, self.rollouts.length)).reward_PN
         self._right.append((reward_PN >= 1).sum(1))
-        self._validation = self._validation + torch.stack([reward_PN.mean(1).sum(), torch.tensor(float(len(prompts)), device=self.device)]).float()
+        self._validation = (
+            self._validation
+            + torch.stack([reward_PN.mean(1).sum(), torch.tensor(float(len(prompts)), device=self.device)]).float()
+        )
 
     def on_validation_epoch_end(self) -> None:
-        """Log the mean reward, its opposite as the loss, and pass@k: the chance that one of k answers has a reward of at least 1."""
+        """Log the mean reward, its opposite as the loss, and pass@k: the chance that one of k answers has a reward of
+        at least 1.
+        """
         total, count = self.total_over_devices(self._validation)
         right = torch.cat(self._right).cpu().numpy()
         ks = [k for k in (1, 8, 32) if k <= self.group]
-        passed = {f"val/pass@{k}": torch.tensor(float(np.sum(pass_at_k(self.group, right, k))), device=self.device) for k in ks}
+        passed = {
+            f"val/pass@{k}": torch.tensor(float(np.sum(pass_at_k(self.group, right, k))), device=self.device)
+            for k in ks
+        }
         self.log("val/loss", -total / count, prog_bar=True)
-        self.log_dict({"val/reward": total / count, **{name: self.total_over_devices(value) / count for name, value in passed.items()}})
+        self.log_dict(
+            {
+                "val/reward": total / count,
+                **{name: self.total_over_devices(value) / count for name, value in passed.items()},
+            }
+        )
 
     # Resuming ------------------------------------------------------------------------------------------------------
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Completions that are still in use belong to the state of the run: those of every device, and what was logged of them."""
+        """Completions that are still in use belong to the state of the run: those of every device, and what was logged
+        of them.
+        """
         if self.rows is not None and self.global_step % self.steps_per_batch:
             checkpoint["completions"] = move_data_to_device(self.of_all_devices([self.rows, self._numbers]), "cpu")
 
@@ -385,10 +464,16 @@ class GRPO(Policy):
         if (every := checkpoint.get("completions")) is None:
             return
         world = self.trainer.world_size
-        require(len(every) == world, f"hardware.devices={world} must be {len(every)}: the run stopped between two steps on completions that {len(every)} devices hold")
+        require(
+            len(every) == world,
+            f"hardware.devices={world} must be {len(every)}: the run stopped between two steps on completions that"
+            f" {len(every)} devices hold",
+        )
         self.rows, self._numbers = every[self.global_rank]
-        require("minibatch" in self.rows, "run: it stopped between two steps on completions of an earlier version; "
-                                          "train it anew with run=new")  # fmt: skip
+        require(
+            "minibatch" in self.rows,
+            "run: it stopped between two steps on completions of an earlier version; train it anew with run=new",
+        )
 
     def on_train_start(self) -> None:
         """Completions that were loaded follow the model to its device."""

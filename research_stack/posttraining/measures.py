@@ -1,4 +1,5 @@
-"""What a policy's answers to fixed prompts are like: how often right, how many different right ones, how diverse, how sure the policy is.
+"""What a policy's answers to fixed prompts are like: how often right, how many different right ones, how diverse, how
+sure the policy is.
 
 Numbers are per prompt first and then averaged with an interval over prompts. Diversity is measured over all answers
 and over the right ones, since garbage is diverse. What is not defined (the diversity of fewer than two right answers,
@@ -6,6 +7,7 @@ say) is left out and counted, never taken for 0; a measure that fails raises.
 
 Shapes: P prompts, N answers to each.
 """
+
 from __future__ import annotations
 
 from collections import Counter
@@ -35,16 +37,23 @@ if TYPE_CHECKING:
 RIGHT = 1.0  # an answer whose reward is at least that is right
 TOGETHER = 1024  # answers that are drawn at once
 #: where a mean can lie, so that no interval goes further; by the metric's name without `@k` and `_right`
-POSSIBLE = {"pass": SHARE, "hidden_pass": SHARE, "distinct": (0.0, np.inf), "self_bleu": (0.0, 100.0),
-            "semantic": (0.0, 2.0), "entropy": (0.0, np.inf),
-            **{f"distinct_{n}": SHARE for n in (1, 2, 3)}}  # fmt: skip
+POSSIBLE = {
+    "pass": SHARE,
+    "hidden_pass": SHARE,
+    "distinct": (0.0, np.inf),
+    "self_bleu": (0.0, 100.0),
+    "semantic": (0.0, 2.0),
+    "entropy": (0.0, np.inf),
+    **{f"distinct_{n}": SHARE for n in (1, 2, 3)},
+}
 
 
 @dataclass
 class Measured:
     """Numbers of a policy.
 
-    - bands: mean over prompts with its interval, by name. per_prompt: the values themselves, (P,) each, NaN where undefined.
+    - bands: mean over prompts with its interval, by name. per_prompt: the values themselves, (P,) each, NaN where
+      undefined.
     - texts, right_PN: the answers by prompt, and which are right.
     """
 
@@ -56,7 +65,9 @@ class Measured:
     def as_json(self) -> dict[str, Any]:
         """Bands and values as JSON's own types; NaN is null."""
         return {
-            "metrics": {name: {key: _plain(value) for key, value in band._asdict().items()} for name, band in self.bands.items()},
+            "metrics": {
+                name: {key: _plain(value) for key, value in band._asdict().items()} for name, band in self.bands.items()
+            },
             "per_prompt": {name: [_plain(value) for value in values] for name, values in self.per_prompt.items()},
         }
 
@@ -71,7 +82,9 @@ def _plain(value: float) -> float | int | None:
 
 
 class OperatorSets:
-    """A hidden preference among right expressions: that they use exactly these operators; every set of at most `most` of them is asked for."""
+    """A hidden preference among right expressions: that they use exactly these operators; every set of at most `most`
+    of them is asked for.
+    """
 
     def __init__(self, most: int = 2) -> None:
         require(1 <= most <= 4, f"most={most} must lie in 1 .. 4")
@@ -85,19 +98,26 @@ class OperatorSets:
 class Measures:
     """What is measured of N answers to each prompt.
 
-    - reward: an answer is right when it gets at least 1. rollouts: how answers are drawn; they are drawn alike at every call.
+    - reward: an answer is right when it gets at least 1. rollouts: how answers are drawn; they are drawn alike at every
+      call.
     - count: N. ks: of pass@k, at most N. unit: of n-grams, `word` or `char` (for texts without spaces).
     - encoder: of texts, for the distance of meanings; None: not measured.
-    - preference: a hidden one among right answers: the chance that max(ks) answers hold a right one that satisfies it, mean over
-      all of its kind.
+    - preference: a hidden one among right answers: the chance that max(ks) answers hold a right one that satisfies it,
+      mean over all of its kind.
     """
 
     #: See research_stack.smoke.
     smoke = {"count": 8, "ks": [1, 8]}
 
     def __init__(
-        self, reward: Reward, rollouts: Rollouts, count: int = 32, ks: Sequence[int] = (1, 8, 32), unit: Literal["word", "char"] = "word",
-        encoder: SentenceEncoder | None = None, preference: OperatorSets | None = None,
+        self,
+        reward: Reward,
+        rollouts: Rollouts,
+        count: int = 32,
+        ks: Sequence[int] = (1, 8, 32),
+        unit: Literal["word", "char"] = "word",
+        encoder: SentenceEncoder | None = None,
+        preference: OperatorSets | None = None,
     ) -> None:
         require(count >= 2, f"count={count} must be at least 2")
         require(count <= 100_000, f"count={count} must be at most 100,000")
@@ -110,12 +130,18 @@ class Measures:
     def __call__(self, policy: Policy, codec: Codec, prompts: Sequence[Tensor], seed: int) -> Measured:
         """Draw and measure; the same seed and policy give the same answers.
 
-        Raises ValueError in one line without prompts, for a prompt that does not fit, and when the reward breaks its contract.
+        Raises ValueError in one line without prompts, for a prompt that does not fit, and when the reward breaks its
+        contract.
         """
         require(len(prompts) >= 1, "prompts must hold at least one prompt")
-        u_PNT = torch.rand((len(prompts), self.count, self.rollouts.length), generator=generator(seed, "measures")).to(policy.device)
+        u_PNT = torch.rand((len(prompts), self.count, self.rollouts.length), generator=generator(seed, "measures")).to(
+            policy.device
+        )
         at_once = max(1, TOGETHER // self.count)
-        parts = [self._answered(policy, codec, prompts[start : start + at_once], u_PNT[start : start + at_once]) for start in range(0, len(prompts), at_once)]
+        parts = [
+            self._answered(policy, codec, prompts[start : start + at_once], u_PNT[start : start + at_once])
+            for start in range(0, len(prompts), at_once)
+        ]
         texts = [group for found, _ in parts for group in found.texts]
         reward_PN = np.concatenate([found.reward_PN.cpu().numpy() for found, _ in parts])
         entropy_P = np.concatenate([entropy for _, entropy in parts])
@@ -127,8 +153,12 @@ class Measures:
             reward_PN >= RIGHT,
         )
 
-    def _answered(self, policy: Policy, codec: Codec, prompts: Sequence[Tensor], u_PNT: Tensor) -> tuple[Answers, np.ndarray]:
-        """Answers, and per prompt the mean entropy in nats of the law of a token, exact from the logits, over the tokens of its answers."""
+    def _answered(
+        self, policy: Policy, codec: Codec, prompts: Sequence[Tensor], u_PNT: Tensor
+    ) -> tuple[Answers, np.ndarray]:
+        """Answers, and per prompt the mean entropy in nats of the law of a token, exact from the logits, over the
+        tokens of its answers.
+        """
         found = answers(policy, codec, self.rollouts, self.reward, prompts, u_PNT)
         rows = found.rollout
         with policy.quiet():
@@ -140,13 +170,23 @@ class Measures:
     def values(self, texts: Sequence[Sequence[str]], reward_PN: np.ndarray) -> dict[str, np.ndarray]:
         """{name: (P,)} of given answers."""
         right_PN = reward_PN >= RIGHT
-        right = [[text for text, good in zip(group, flags, strict=True) if good] for group, flags in zip(texts, right_PN, strict=True)]
+        right = [
+            [text for text, good in zip(group, flags, strict=True) if good]
+            for group, flags in zip(texts, right_PN, strict=True)
+        ]
         count_P = right_PN.sum(1)
         found = {f"pass@{k}": pass_at_k(self.count, count_P, k) for k in self.ks}
         k = max(self.ks)
-        found |= {"reward": reward_PN.mean(1), f"distinct_right@{k}": np.array([self.distinct_among(group, k) for group in right])}
+        found |= {
+            "reward": reward_PN.mean(1),
+            f"distinct_right@{k}": np.array([self.distinct_among(group, k) for group in right]),
+        }
         found |= {f"distinct@{k}": np.array([self.distinct_among(group, k) for group in texts])}
-        found |= {f"{name}{suffix}": _each(measure, of) for suffix, of in (("", texts), ("_right", right)) for name, measure in self._ngrams().items()}
+        found |= {
+            f"{name}{suffix}": _each(measure, of)
+            for suffix, of in (("", texts), ("_right", right))
+            for name, measure in self._ngrams().items()
+        }
         if self.encoder is not None:
             found["semantic"] = self._semantic(texts)
         if self.preference is not None:
@@ -154,15 +194,19 @@ class Measures:
         return found
 
     def distinct_among(self, texts: Sequence[str], k: int) -> float:
-        """How many different ones of these texts k of the N answers hold on average: sum over kinds of the chance that one is there."""
+        """How many different ones of these texts k of the N answers hold on average: sum over kinds of the chance that
+        one is there.
+        """
         times = np.bincount(diversity.kinds(texts)) if texts else np.zeros(0, dtype=np.int64)
         return float(pass_at_k(self.count, times, k).sum())
 
     def _ngrams(self) -> Mapping[str, Callable[[Sequence[str]], float]]:
         unit = self.unit
         return {
-            "self_bleu": lambda texts: diversity.self_bleu(texts, unit), "distinct_1": lambda texts: diversity.distinct_n(texts, 1, unit),
-            "distinct_2": lambda texts: diversity.distinct_n(texts, 2, unit), "distinct_3": lambda texts: diversity.distinct_n(texts, 3, unit),
+            "self_bleu": lambda texts: diversity.self_bleu(texts, unit),
+            "distinct_1": lambda texts: diversity.distinct_n(texts, 1, unit),
+            "distinct_2": lambda texts: diversity.distinct_n(texts, 2, unit),
+            "distinct_3": lambda texts: diversity.distinct_n(texts, 3, unit),
         }
 
     def _semantic(self, texts: Sequence[Sequence[str]]) -> np.ndarray:

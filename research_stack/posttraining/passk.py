@@ -1,8 +1,9 @@
 """pass@k and diversity of a trained policy, on the prompts it was trained on and on held-out ones.
 
-Writes tables/passk.csv (every number with its interval), tables/passk_curve.csv (pass@k over k) and tables/passk_prompts.csv (a line a
-prompt, with its most frequent right answers), and samples.jsonl.
+Writes tables/passk.csv (every number with its interval), tables/passk_curve.csv (pass@k over k) and
+tables/passk_prompts.csv (a line a prompt, with its most frequent right answers), and samples.jsonl.
 """
+
 from __future__ import annotations
 
 from collections import Counter
@@ -38,16 +39,28 @@ class PassK:
 
     def unsuited(self, method: type) -> str | None:
         """Only policies answer prompts."""
-        return None if issubclass(method, Policy) else "it has no answers to prompts; measure a run of experiment=sft, polychromic or grpo"
+        return (
+            None
+            if issubclass(method, Policy)
+            else "it has no answers to prompts; measure a run of experiment=sft, polychromic or grpo"
+        )
 
     def __call__(self, context: Context) -> dict[str, float]:
         """The means over prompts; those of held-out prompts begin with `held_out_`."""
         policy, data = context.method, context.data
-        sides = {"trained": different_prompts(data.train, self.most), "held_out": different_prompts(data.validation, self.most)}
+        sides = {
+            "trained": different_prompts(data.train, self.most),
+            "held_out": different_prompts(data.validation, self.most),
+        }
         asked = {side: [data.codec.decode(prompt.tolist()) for prompt in prompts] for side, prompts in sides.items()}
         found = {side: self.measures(policy, data.codec, prompts, context.seed) for side, prompts in sides.items()}
         self._write(context.folder, asked, found)
-        return {("held_out_" if side == "held_out" else "") + name: band.value for side, measured in found.items() for name, band in measured.bands.items() if band.n}
+        return {
+            ("held_out_" if side == "held_out" else "") + name: band.value
+            for side, measured in found.items()
+            for name, band in measured.bands.items()
+            if band.n
+        }
 
     def _write(self, folder: Path, asked: Mapping[str, Sequence[str]], found: Mapping[str, Measured]) -> None:
         bands = [[side, name, *band] for side, measured in found.items() for name, band in measured.bands.items()]
@@ -59,19 +72,32 @@ class PassK:
             for k in ks
         ]
         _table(folder / "tables" / "passk_curve.csv", ["prompts", "k", "pass", "low", "high"], curve)
-        lines = [[side, one_line(prompt), self.measures.count, *_line(texts, right_N)] for side, measured in found.items()
-                 for prompt, texts, right_N in zip(asked[side], measured.texts, measured.right_PN, strict=True)]  # fmt: skip
-        _table(folder / "tables" / "passk_prompts.csv", ["prompts", "prompt", "answers", "right", "distinct_right", "most_frequent_right"], lines)
+        lines = [
+            [side, one_line(prompt), self.measures.count, *_line(texts, right_N)]
+            for side, measured in found.items()
+            for prompt, texts, right_N in zip(asked[side], measured.texts, measured.right_PN, strict=True)
+        ]
+        _table(
+            folder / "tables" / "passk_prompts.csv",
+            ["prompts", "prompt", "answers", "right", "distinct_right", "most_frequent_right"],
+            lines,
+        )
 
 
 def _line(texts: Sequence[str], right_N: np.ndarray) -> list[object]:
     """How many are right, how many different ones, and the most frequent of them."""
     right = Counter(text for text, good in zip(texts, right_N, strict=True) if good)
-    return [sum(right.values()), len(right), "  ".join(f"{one_line(text)} x{count}" for text, count in right.most_common(SHOWN))]
+    return [
+        sum(right.values()),
+        len(right),
+        "  ".join(f"{one_line(text)} x{count}" for text, count in right.most_common(SHOWN)),
+    ]
 
 
 def one_line(text: str) -> str:
-    """The text with everything that does not print escaped, line breaks above all: programs that read tables end a row there."""
+    """The text with everything that does not print escaped, line breaks above all: programs that read tables end a row
+    there.
+    """
     return "".join(letter if letter.isprintable() else repr(letter)[1:-1] for letter in text)
 
 

@@ -1,10 +1,11 @@
 """What every post-training method shares: a causal model as a policy over completions.
 
-Special tokens are never written, except the end token, which closes a completion and is learned like any other token. The first
-completion token is scored like the rest: its law is what the model says behind the last token of the prompt.
+Special tokens are never written, except the end token, which closes a completion and is learned like any other token.
+The first completion token is scored like the rest: its law is what the model says behind the last token of the prompt.
 
 Shapes: B texts, L columns (prompt, completion, padding), T tokens of the longest completion, V rows of the unembedding.
 """
+
 from __future__ import annotations
 
 import logging
@@ -37,7 +38,9 @@ WITNESSES = 4096  # numbers of each parameter that are compared to see whether i
 
 
 class Scores(NamedTuple):
-    """What the policy says of completions: ln p of each token and the entropy of its law in nats, and where there is a token, all (B, T)."""
+    """What the policy says of completions: ln p of each token and the entropy of its law in nats, and where there is a
+    token, all (B, T).
+    """
 
     logp_BT: Tensor
     entropy_BT: Tensor
@@ -49,8 +52,8 @@ class Policy(TrainingModule):
 
     - model: a causal backbone of one's own or of Hugging Face. vocab: of its tokenizer.
 
-    At the first step of a new run each term of the loss must have a gradient and the weights must move; if not, the run stops with
-    one line instead of training for nothing.
+    At the first step of a new run each term of the loss must have a gradient and the weights must move; if not, the run
+    stops with one line instead of training for nothing.
     """
 
     def __init__(self, model: CausalBackbone, vocab: Vocabulary, optimization: Optimization, seed: int) -> None:
@@ -77,16 +80,27 @@ class Policy(TrainingModule):
         return BackboneReader(self.model, self.bias_V)
 
     def begin_from(self, state: Mapping[str, Tensor]) -> None:
-        """Take over the weights of another run's policy. Raises ValueError in one line when its model is another one."""
+        """Take over the weights of another run's policy. Raises ValueError in one line when its model is another
+        one.
+        """
         weights = {name.removeprefix("model."): tensor for name, tensor in state.items() if name.startswith("model.")}
         try:
             self.model.load_state_dict(weights)
         except RuntimeError as error:
-            raise ValueError(f"init_from: that run's model is another one than model ({str(error).splitlines()[-1].strip()})") from error
+            raise ValueError(
+                f"init_from: that run's model is another one than model ({str(error).splitlines()[-1].strip()})"
+            ) from error
 
     # Scores --------------------------------------------------------------------------------------------------------
 
-    def scores(self, tokens_BL: Tensor, width_B: Tensor, made_B: Tensor, temperature: float = 1.0, model: nn.Module | None = None) -> Scores:
+    def scores(
+        self,
+        tokens_BL: Tensor,
+        width_B: Tensor,
+        made_B: Tensor,
+        temperature: float = 1.0,
+        model: nn.Module | None = None,
+    ) -> Scores:
         """Log-probabilities of the completions under the live graph, from the ids as they were generated.
 
         - tokens_BL: prompt, completion, padding. width_B, made_B: tokens of the prompt and of the completion.
@@ -96,7 +110,9 @@ class Policy(TrainingModule):
         row_n, step_n, column_n = completion_columns(width_B, made_B)
         mask_BT = torch.arange(int(made_B.max()), device=made_B.device) < made_B.unsqueeze(1)
         hidden_nD = hidden_before(model, tokens_BL, width_B, made_B, share=not (model.checkpoint_blocks or self.is_cut))
-        logp_n, entropy_n = token_logps(hidden_nD, model.unembedding, tokens_BL[row_n, column_n], self.bias_V, temperature)
+        logp_n, entropy_n = token_logps(
+            hidden_nD, model.unembedding, tokens_BL[row_n, column_n], self.bias_V, temperature
+        )
         return Scores(_spread(logp_n, mask_BT), _spread(entropy_n, mask_BT), mask_BT)
 
     @contextmanager
@@ -149,9 +165,11 @@ class Policy(TrainingModule):
             self._unproven = {name for name, weight in self.parts.items() if weight}
 
     def prove(self, sums_P: Tensor, may_vanish: Mapping[str, str]) -> None:
-        """Raise ValueError for a term of the loss without a gradient; asked at the start of a new run, until the term has had one.
+        """Raise ValueError for a term of the loss without a gradient; asked at the start of a new run, until the term
+        has had one.
 
-        - sums_P: the parts of the loss with their graph. may_vanish: terms whose gradient may be zero for a good reason, and the reason.
+        - sums_P: the parts of the loss with their graph. may_vanish: terms whose gradient may be zero for a good
+          reason, and the reason.
         """
         trained = self.trained()
         if self.is_cut:  # no device may ask alone: that something moves must do
@@ -160,13 +178,22 @@ class Policy(TrainingModule):
             if name not in self._unproven or not torch.is_grad_enabled():
                 continue
             live = sums_P[index].requires_grad
-            grads = torch.autograd.grad(sums_P[index], list(trained.values()), retain_graph=True, allow_unused=True) if live else []
+            grads = (
+                torch.autograd.grad(sums_P[index], list(trained.values()), retain_graph=True, allow_unused=True)
+                if live
+                else []
+            )
             reached = [grad for grad in grads if grad is not None]
             if not reached:
-                raise ValueError(f"loss_{name} reaches none of the {len(trained)} trained parameters (the first is {next(iter(trained))}): it would train nothing")
+                raise ValueError(
+                    f"loss_{name} reaches none of the {len(trained)} trained parameters (the first is"
+                    f" {next(iter(trained))}): it would train nothing"
+                )
             if not any(bool(grad.any()) for grad in reached):
                 if name not in may_vanish:
-                    raise ValueError(f"loss_{name} has a gradient of exactly zero at the first step: it would train nothing")
+                    raise ValueError(
+                        f"loss_{name} has a gradient of exactly zero at the first step: it would train nothing"
+                    )
                 if name not in self._excused:
                     log.info("loss_%s has no gradient yet: %s", name, may_vanish[name])
                 self._excused.add(name)
@@ -203,9 +230,15 @@ def check_policy_data(data: TokenData, method: Policy, length: int) -> None:
     """Raise ValueError when the longest prompt and `length` tokens of completion do not fit the model."""
     widths = np.concatenate([data.train.spans[:, 0], data.validation.spans[:, 0]])
     shortest, longest = int(widths.min()), int(widths.max())
-    require(shortest >= 1, f"data={type(data.source).__name__} has {'rows without a prompt' if longest else 'no prompts'}: completions need something to stand "
-                           "behind; use data=expressions, prompts or another of pairs")
+    require(
+        shortest >= 1,
+        f"data={type(data.source).__name__} has {'rows without a prompt' if longest else 'no prompts'}: completions"
+        " need something to stand behind; use data=expressions, prompts or another of pairs",
+    )
     room = method.max_length - longest
-    require(length <= room, f"method.rollouts.length={length} behind the longest prompt of {longest} tokens exceeds model.max_length={method.max_length}; "
-                            f"{f'lower it to {room}' if room > 0 else f'raise model.max_length to {longest + length}'}")
-
+    require(
+        length <= room,
+        f"method.rollouts.length={length} behind the longest prompt of {longest} tokens exceeds"
+        f" model.max_length={method.max_length};"
+        f" {f'lower it to {room}' if room > 0 else f'raise model.max_length to {longest + length}'}",
+    )

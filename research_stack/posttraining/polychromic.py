@@ -1,18 +1,21 @@
-"""Polychromic SFT: cross entropy of the replies minus lambda times the diversity of what the policy itself would answer.
+"""Polychromic SFT: cross entropy of the replies minus lambda times the diversity of what the policy itself would
+answer.
 
     loss = CE(replies) - lambda * E[f(y_1, ..., y_n)]
 
-with f the diversity of a set of n completions of one prompt, or, gated by quality, their mean reward times it. A diversity computed
-from sampled texts is a plain number without a gradient. Two terms that have one:
+with f the diversity of a set of n completions of one prompt, or, gated by quality, their mean reward times it. A
+diversity computed from sampled texts is a plain number without a gradient. Two terms that have one:
 
-- `score`: the score function. grad E[f] = E[sum_i A_i grad ln p(y_i)] up to the factor that the advantage's scale says, with A_i
-  the set-marginal advantage of f (`advantages.SetMarginal`). Unbiased.
-- `soft`: a differentiable surrogate. Each token of a completion is replaced by the mean embedding under the policy's law at its
-  place; f is the mean cosine distance of the completions' mean embeddings. The prefixes are held fixed, so its gradient is not that of
-  E[f].
+- `score`: the score function. grad E[f] = E[sum_i A_i grad ln p(y_i)] up to the factor that the advantage's scale says,
+  with A_i the set-marginal advantage of f (`advantages.SetMarginal`). Unbiased.
+- `soft`: a differentiable surrogate. Each token of a completion is replaced by the mean embedding under the policy's
+  law at its place; f is the mean cosine distance of the completions' mean embeddings. The prefixes are held fixed, so
+  its gradient is not that of E[f].
 
-Shapes: B pairs of the batch, P prompts of them with N completions each (B = P N), L columns, T most tokens of a completion, D width, V tokens.
+Shapes: B pairs of the batch, P prompts of them with N completions each (B = P N), L columns, T most tokens of a
+completion, D width, V tokens.
 """
+
 from __future__ import annotations
 
 from collections.abc import Mapping
@@ -50,7 +53,8 @@ class PolychromicSFT(SFT):
     - weight: lambda. group: N; of every N pairs of a batch the first one's prompt is answered N times.
     - advantage: set-marginal, of reward times diversity, or of diversity alone. reward: of the answers.
     - gated: diversity counts as far as answers are right; False: every answer counts as right, garbage included.
-    - estimator: of the gradient of diversity, `score` or `soft`; `soft` weighs each pair of answers by the product of their rewards.
+    - estimator: of the gradient of diversity, `score` or `soft`; `soft` weighs each pair of answers by the product of
+      their rewards.
     - warmup: share of the steps before the diversity term begins: a policy that writes noise is diverse enough.
     - encoder: of texts, for advantages that ask for distances.
     """
@@ -59,8 +63,20 @@ class PolychromicSFT(SFT):
     smoke = {"group": 8}
 
     def __init__(
-        self, model: CausalBackbone, vocab: Vocabulary, codec: Codec, optimization: Optimization, seed: int, rollouts: Rollouts, advantage: Advantage,
-        reward: Reward, gated: bool = True, weight: float = 0.5, group: int = 16, estimator: Literal["score", "soft"] = "score", warmup: float = 0.0,
+        self,
+        model: CausalBackbone,
+        vocab: Vocabulary,
+        codec: Codec,
+        optimization: Optimization,
+        seed: int,
+        rollouts: Rollouts,
+        advantage: Advantage,
+        reward: Reward,
+        gated: bool = True,
+        weight: float = 0.5,
+        group: int = 16,
+        estimator: Literal["score", "soft"] = "score",
+        warmup: float = 0.0,
         encoder: SentenceEncoder | None = None,
     ) -> None:
         super().__init__(model, vocab, optimization, seed)
@@ -73,7 +89,10 @@ class PolychromicSFT(SFT):
         advantage.check(group)
         reward.check()
         if advantage.needs == "distances" and encoder is None:
-            raise ValueError(f"encoder=null must be a sentence encoder: advantage={type(advantage).__name__} asks how far answers are apart")
+            raise ValueError(
+                f"encoder=null must be a sentence encoder: advantage={type(advantage).__name__} asks how far answers"
+                " are apart"
+            )
         self.codec, self.rollouts, self.advantage, self.reward = codec, rollouts, advantage, reward
         self.gated, self.group, self.estimator, self.warmup, self.encoder = gated, group, estimator, warmup, encoder
         self.parts = {"reply": 1.0, "diversity": -weight}
@@ -83,14 +102,20 @@ class PolychromicSFT(SFT):
         """As SFT; the batch must hold whole groups, and completions must fit the model."""
         super().check_data(data)
         check_policy_data(data, self, self.rollouts.length)
-        require(data.batch_size % self.group == 0, f"data.batch_size={data.batch_size} must be a multiple of method.group={self.group}: one prompt of every so many pairs is answered")
+        require(
+            data.batch_size % self.group == 0,
+            f"data.batch_size={data.batch_size} must be a multiple of method.group={self.group}: one prompt of every so"
+            " many pairs is answered",
+        )
 
     def check_devices(self, data: TokenData, devices: int) -> None:
         """Each device's share of a batch must be of whole groups, and its pieces too where they count."""
         super().check_devices(data, devices)
-        require(data.batch_size % (devices * self.group) == 0,
-                f"data.batch_size={data.batch_size} on {devices} devices must be a multiple of {devices} x "
-                f"method.group={self.group}: a group stays on one device")  # fmt: skip
+        require(
+            data.batch_size % (devices * self.group) == 0,
+            f"data.batch_size={data.batch_size} on {devices} devices must be a multiple of {devices} x "
+            f"method.group={self.group}: a group stays on one device",
+        )
         self._check_pieces(data.batch_size // devices)
 
     def prepare(self, batch: Rows, draws: Draws) -> tuple[Rows, Tensor]:
@@ -105,10 +130,18 @@ class PolychromicSFT(SFT):
         quality_PN = found.reward_PN if self.gated else torch.ones_like(found.reward_PN)
         advantage_PN = self._advantages(found, quality_PN, kind_PN, draws.generator)
         apart_PNN = (kind_PN.unsqueeze(2) != kind_PN.unsqueeze(1)).float()
-        self._numbers = {"reward": found.reward_PN.mean(), "apart": apart_PNN.sum((1, 2)).mean() / (self.group * (self.group - 1))}
+        self._numbers = {
+            "reward": found.reward_PN.mean(),
+            "apart": apart_PNN.sum((1, 2)).mean() / (self.group * (self.group - 1)),
+        }
         own = {f"own_{name}": tensor for name, tensor in found.rollout.rows().items()}
         count_1 = replies_1.new_tensor([quality_PN.numel()])
-        return {**rows, **own, "advantage": advantage_PN.flatten().float(), "quality": quality_PN.flatten().float()}, torch.cat([replies_1, count_1])
+        return {
+            **rows,
+            **own,
+            "advantage": advantage_PN.flatten().float(),
+            "quality": quality_PN.flatten().float(),
+        }, torch.cat([replies_1, count_1])
 
     def _advantages(self, found: Answers, quality_PN: Tensor, kind_PN: Tensor, generator: torch.Generator) -> Tensor:
         """(P, N) of this device's groups, out of those of all devices."""
@@ -121,9 +154,11 @@ class PolychromicSFT(SFT):
     def _check_pieces(self, pairs: int) -> None:
         """Raise ValueError where the pieces of a step would cut a group apart that `soft` looks at as a whole."""
         groups, pieces = pairs // self.group, self.optimization.accumulate
-        require(self.estimator == "score" or groups % pieces == 0,
-                f"optimization.accumulate={pieces} must divide the {groups} groups of a step: estimator={self.estimator} cannot cut a group apart; "
-                "choose another, or estimator=score")
+        require(
+            self.estimator == "score" or groups % pieces == 0,
+            f"optimization.accumulate={pieces} must divide the {groups} groups of a step: estimator={self.estimator}"
+            " cannot cut a group apart; choose another, or estimator=score",
+        )
 
     def finer(self, rows: Rows) -> int | None:
         """As for every method; with estimator=soft into pieces of whole groups."""
@@ -173,11 +208,16 @@ class PolychromicSFT(SFT):
             logits_cV = self.model.head(hidden_cD).to(exact) / self.rollouts.temperature + self.bias_V
             return logits_cV.softmax(-1) @ table_VD
 
-        soft_nD = torch.cat([checkpoint(expected, part, use_reentrant=False) for part in hidden_BLD[row_n, column_n - 1].split(CHUNK)])
+        soft_nD = torch.cat(
+            [checkpoint(expected, part, use_reentrant=False) for part in hidden_BLD[row_n, column_n - 1].split(CHUNK)]
+        )
         sums_BD = soft_nD.new_zeros(len(hidden_BLD), soft_nD.shape[-1]).index_add(0, row_n, soft_nD)
         return sums_BD / rows["own_made"].unsqueeze(1)
 
     def after_update(self) -> Mapping[str, Tensor]:
         """What the policy's own answers were like, means over devices."""
         super().after_update()
-        return {name: self.total_over_devices(value.float()) / self.trainer.world_size for name, value in self._numbers.items()}
+        return {
+            name: self.total_over_devices(value.float()) / self.trainer.world_size
+            for name, value in self._numbers.items()
+        }

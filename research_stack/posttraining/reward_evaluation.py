@@ -5,6 +5,7 @@ Writes tables/reward_heldout.csv (the model beside its controls), reward_reliabi
 
 Shapes: n held-out pairs, g prompts.
 """
+
 from __future__ import annotations
 
 import logging
@@ -32,7 +33,12 @@ if TYPE_CHECKING:
 
 log = logging.getLogger(__name__)
 
-MODEL, LINEAR, LENGTH, CEILING = "reward model", "linear, same embeddings", "length of the reply alone", "planted preference"
+MODEL, LINEAR, LENGTH, CEILING = (
+    "reward model",
+    "linear, same embeddings",
+    "length of the reply alone",
+    "planted preference",
+)
 KINDS = {MODEL: "model", CEILING: "ceiling"}  # all others are controls
 TOGETHER = 8192  # pairs per pass
 
@@ -41,8 +47,10 @@ TOGETHER = 8192  # pairs per pass
 class Judged:
     """How a prediction of log(1 + engagement) agrees with what came, on n pairs; intervals are over prompts.
 
-    - within: of two replies to one prompt that earned differently, how often the better one is predicted higher (ties: half).
-    - calibration_error: mean gap between predicted and actual over deciles. slope: of actual on predicted; 1 where calibrated.
+    - within: of two replies to one prompt that earned differently, how often the better one is predicted higher (ties:
+      half).
+    - calibration_error: mean gap between predicted and actual over deciles. slope: of actual on predicted; 1 where
+      calibrated.
     """
 
     pearson: Estimate
@@ -56,9 +64,9 @@ class Judged:
 class RewardEvaluation:
     """Held-out correlation, R2, ranking within a prompt and calibration of a reward model, beside two controls.
 
-    The controls are fitted on the training side: a smooth function of the reply's length, and a ridge regression on the same
-    embeddings. Of synthetic replies the planted preference is known too: a smooth function of it is the ceiling. Intervals are 95 %,
-    over prompts (`evaluation.interval`); they do not cover a new training run.
+    The controls are fitted on the training side: a smooth function of the reply's length, and a ridge regression on the
+    same embeddings. Of synthetic replies the planted preference is known too: a smooth function of it is the ceiling.
+    Intervals are 95 %, over prompts (`evaluation.interval`); they do not cover a new training run.
 
     - bins: of reliability. ridge: penalty of the linear control. points: of the scatter plot, at most.
     """
@@ -83,23 +91,45 @@ class RewardEvaluation:
         method, data = context.method, context.data
         assert isinstance(method, RewardModel) and isinstance(data, ScoredPairs)
         rows = data.validation
-        predictions = {MODEL: predicted(method, rows, context.device), **self._controls(data.train, rows), **ceiling(data)}
+        predictions = {
+            MODEL: predicted(method, rows, context.device),
+            **self._controls(data.train, rows),
+            **ceiling(data),
+        }
         warn_few(rows.group_N, "prompts")
         judged = {name: self._judged(predicted_n, rows) for name, predicted_n in predictions.items()}
         over = calibration.r2_difference(predictions[MODEL], predictions[LENGTH], rows.target_N, rows.group_N)
         prompts = len(np.unique(rows.group_N))
         self._tables(context.folder, predictions, judged, rows, prompts)
         model = judged[MODEL]
-        spread = {f"{name}{end}": value for name in ("pearson", "spearman", "r2", "within")
-                  for end, value in zip(("", "_low", "_high"), getattr(model, name), strict=True)}  # fmt: skip
-        metrics = {**spread, "slope": model.slope, "calibration_error": model.calibration_error, "pearson_length": judged[LENGTH].pearson.value,
-                   "r2_length": judged[LENGTH].r2.value, "r2_linear": judged[LINEAR].r2.value, "r2_over_length": over.value,
-                   "r2_over_length_low": over.low, "r2_over_length_high": over.high, "pairs": float(len(rows)), "prompts": float(prompts)}  # fmt: skip
+        spread = {
+            f"{name}{end}": value
+            for name in ("pearson", "spearman", "r2", "within")
+            for end, value in zip(("", "_low", "_high"), getattr(model, name), strict=True)
+        }
+        metrics = {
+            **spread,
+            "slope": model.slope,
+            "calibration_error": model.calibration_error,
+            "pearson_length": judged[LENGTH].pearson.value,
+            "r2_length": judged[LENGTH].r2.value,
+            "r2_linear": judged[LINEAR].r2.value,
+            "r2_over_length": over.value,
+            "r2_over_length_low": over.low,
+            "r2_over_length_high": over.high,
+            "pairs": float(len(rows)),
+            "prompts": float(prompts),
+        }
         if CEILING in judged:
             metrics |= {"pearson_ceiling": judged[CEILING].pearson.value, "r2_ceiling": judged[CEILING].r2.value}
         atomic_write(context.folder / "reward_card.md", card(data.describe(), method, judged, over, len(rows), prompts))
-        log.info("held-out Pearson %.3f (%.3f to %.3f), length alone %.3f; %d pairs of %d prompts", *model.pearson, judged[LENGTH].pearson.value,
-                 len(rows), prompts)  # fmt: skip
+        log.info(
+            "held-out Pearson %.3f (%.3f to %.3f), length alone %.3f; %d pairs of %d prompts",
+            *model.pearson,
+            judged[LENGTH].pearson.value,
+            len(rows),
+            prompts,
+        )
         return metrics
 
     def _controls(self, train: ScoredRows, rows: ScoredRows) -> dict[str, np.ndarray]:
@@ -126,36 +156,72 @@ class RewardEvaluation:
             calibration_error=calibration.calibration_error(predicted_n, rows.target_N, self.bins),
         )
 
-    def _tables(self, folder: Path, predictions: Mapping[str, np.ndarray], judged: Mapping[str, Judged], rows: ScoredRows, prompts: int) -> None:
-        table = [{"name": name, "kind": KINDS.get(name, "control"),
-                  **{f"{key}{end}": value for key in ("pearson", "spearman", "r2", "within") for end, value in zip(("", "_low", "_high"), getattr(one, key), strict=True)},
-                  "slope": one.slope, "calibration_error": one.calibration_error, "pairs": len(rows), "prompts": prompts} for name, one in judged.items()]  # fmt: skip
+    def _tables(
+        self,
+        folder: Path,
+        predictions: Mapping[str, np.ndarray],
+        judged: Mapping[str, Judged],
+        rows: ScoredRows,
+        prompts: int,
+    ) -> None:
+        table = [
+            {
+                "name": name,
+                "kind": KINDS.get(name, "control"),
+                **{
+                    f"{key}{end}": value
+                    for key in ("pearson", "spearman", "r2", "within")
+                    for end, value in zip(("", "_low", "_high"), getattr(one, key), strict=True)
+                },
+                "slope": one.slope,
+                "calibration_error": one.calibration_error,
+                "pairs": len(rows),
+                "prompts": prompts,
+            }
+            for name, one in judged.items()
+        ]
         write_table(folder, "reward_heldout", table)
         deciles = calibration.reliability(predictions[MODEL], rows.target_N, self.bins, rows.group_N)
-        write_table(folder, "reward_reliability", [{"bin": index, **one._asdict()} for index, one in enumerate(deciles)])
+        write_table(
+            folder, "reward_reliability", [{"bin": index, **one._asdict()} for index, one in enumerate(deciles)]
+        )
         at = np.arange(min(self.points, len(rows))) * len(rows) // min(self.points, len(rows))
-        write_table(folder, "reward_points", [{"predicted": p, "actual": a} for p, a in zip(predictions[MODEL][at], rows.target_N[at], strict=True)])
+        write_table(
+            folder,
+            "reward_points",
+            [{"predicted": p, "actual": a} for p, a in zip(predictions[MODEL][at], rows.target_N[at], strict=True)],
+        )
 
 
 def ceiling(data: ScoredPairs) -> dict[str, np.ndarray]:
-    """{CEILING: (n,)} what one who knows the planted preference would predict; nothing for replies whose preference nobody knows."""
+    """{CEILING: (n,)} what one who knows the planted preference would predict; nothing for replies whose preference
+    nobody knows.
+    """
     if not (isinstance(data.source, Replies) and data.source.synthetic):
         return {}
     planted = np.array([reply.log_mean for reply in data.source.truth])
     train, rows = data.train, data.validation
-    return {CEILING: calibration.fit_curve(planted[train.number_N], train.target_N, knots=10).predict(planted[rows.number_N])}
+    return {
+        CEILING: (
+            calibration.fit_curve(planted[train.number_N], train.target_N, knots=10).predict(planted[rows.number_N])
+        )
+    }
 
 
 def predicted(method: RewardModel, rows: ScoredRows, device: torch.device | str = "cpu") -> np.ndarray:
     """(n,) float64: predicted log(1 + engagement) of the pairs."""
     method.eval()
     with torch.inference_mode():
-        parts = [method.predict(torch.from_numpy(rows.take(slice(i, i + TOGETHER)).features).to(device)).double().cpu() for i in range(0, len(rows), TOGETHER)]
+        parts = [
+            method.predict(torch.from_numpy(rows.take(slice(i, i + TOGETHER)).features).to(device)).double().cpu()
+            for i in range(0, len(rows), TOGETHER)
+        ]
     return torch.cat(parts).numpy()
 
 
 def within_prompt(predicted_n: np.ndarray, actual_n: np.ndarray, group_n: np.ndarray) -> Estimate:
-    """The share of pairs of one group with different actual values that the prediction orders rightly (ties: half), with its interval over groups.
+    """The share of pairs of one group with different actual values that the prediction orders rightly (ties: half),
+    with its interval over groups.
 
     Every such pair counts the same. NaN where no group has two different values.
     """

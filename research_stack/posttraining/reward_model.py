@@ -1,10 +1,11 @@
 """RewardModel: what a reply to a prompt will earn, learned from what replies have earned.
 
-Embeddings of prompt and reply come from a frozen encoder through the data; only the regressor on top is trained, by least
-squares (or Huber's loss) on targets that are standardised with mean and deviation of the training side.
+Embeddings of prompt and reply come from a frozen encoder through the data; only the regressor on top is trained, by
+least squares (or Huber's loss) on targets that are standardised with mean and deviation of the training side.
 
 Shapes: B pairs, F inputs.
 """
+
 from __future__ import annotations
 
 import math
@@ -27,7 +28,8 @@ class RewardModel(TrainingModule):
 
     - model: (B, F) -> (B,), the standardised target. What its dropout leaves out belongs to the pair: the pieces of a
       batch and the devices that share it change nothing.
-    - loss: `mse`, the squared error, or `huber` (Huber 1964), linear beyond `delta`; the mean over the pairs of the batch.
+    - loss: `mse`, the squared error, or `huber` (Huber 1964), linear beyond `delta`; the mean over the pairs of the
+      batch.
     - delta: of Huber's loss, in standard deviations of the target.
     - target_mean, target_std: of the training side; the data give them, and checkpoints keep them.
     """
@@ -35,8 +37,14 @@ class RewardModel(TrainingModule):
     counted = "pairs"
 
     def __init__(
-        self, model: Regressor, optimization: Optimization, seed: int, loss: Literal["mse", "huber"] = "mse", delta: float = 1.0,
-        target_mean: float = 0.0, target_std: float = 1.0,
+        self,
+        model: Regressor,
+        optimization: Optimization,
+        seed: int,
+        loss: Literal["mse", "huber"] = "mse",
+        delta: float = 1.0,
+        target_mean: float = 0.0,
+        target_std: float = 1.0,
     ) -> None:
         super().__init__(optimization, seed)
         require(loss in ("mse", "huber"), f"loss={loss} must be mse or huber")
@@ -52,7 +60,10 @@ class RewardModel(TrainingModule):
     def check_data(self, data: Any) -> None:
         """Raise ValueError for data of another kind."""
         if not isinstance(data, ScoredPairs):
-            raise ValueError("data: method=reward needs prompts, replies and their engagement as embeddings; choose data=replies_scored")
+            raise ValueError(
+                "data: method=reward needs prompts, replies and their engagement as embeddings; choose"
+                " data=replies_scored"
+            )
 
     def tokens_of(self, batch: Rows) -> int:
         """Pairs."""

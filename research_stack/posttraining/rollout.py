@@ -1,12 +1,14 @@
 """Completions of many prompts at once, as training needs them: N for each prompt, drawn from the model, with their ids.
 
-A prompt is read once and its cache serves all its completions. Prompts of different lengths end in the same column and what stands
-before the shorter ones is seen by nobody. Texts that have ended leave the batch in steps. What comes back is laid out for the
-training pass: a prompt and its completion without a gap, padding behind, so that plain causal attention is right.
+A prompt is read once and its cache serves all its completions. Prompts of different lengths end in the same column and
+what stands before the shorter ones is seen by nobody. Texts that have ended leave the batch in steps. What comes back
+is laid out for the training pass: a prompt and its completion without a gap, padding behind, so that plain causal
+attention is right.
 
-Shapes: P prompts, N completions of each, B = P * N texts in that order, T most tokens of a completion, W tokens of the longest prompt,
-L = W + T columns, n texts that go on, V tokens.
+Shapes: P prompts, N completions of each, B = P * N texts in that order, T most tokens of a completion, W tokens of the
+longest prompt, L = W + T columns, n texts that go on, V tokens.
 """
+
 from __future__ import annotations
 
 from collections.abc import Sequence
@@ -21,7 +23,8 @@ from research_stack.require import require
 from research_stack.sampling.categorical import draw
 from research_stack.sampling.choosers import nucleus, tempered
 
-STAY = 0.75  # texts that have ended leave the batch when no more than this share goes on: to leave costs a copy of the cache
+# texts that have ended leave the batch when no more than this share goes on: to leave costs a copy of the cache
+STAY = 0.75
 
 
 @dataclass
@@ -29,7 +32,8 @@ class Rollout:
     """B completions and their prompts.
 
     - tokens_BL: int64; prompt, completion (its end token included), padding. width_B: tokens of the prompt.
-    - made_B: tokens of the completion, at least 1. ended_B: whether it closed with the end token; it was cut off otherwise.
+    - made_B: tokens of the completion, at least 1. ended_B: whether it closed with the end token; it was cut off
+      otherwise.
     """
 
     tokens_BL: Tensor
@@ -55,7 +59,9 @@ class Rollout:
     def joined(parts: Sequence[Rollout], pad: int) -> Rollout:
         """Several rollouts as one, as wide as the widest."""
         columns = max(part.tokens_BL.shape[1] for part in parts)
-        tokens = [torch.nn.functional.pad(part.tokens_BL, (0, columns - part.tokens_BL.shape[1]), value=pad) for part in parts]
+        tokens = [
+            torch.nn.functional.pad(part.tokens_BL, (0, columns - part.tokens_BL.shape[1]), value=pad) for part in parts
+        ]
         others = [torch.cat([getattr(part, name) for part in parts]) for name in ("width_B", "made_B", "ended_B")]
         return Rollout(torch.cat(tokens), *others)
 
@@ -63,7 +69,8 @@ class Rollout:
 class Rollouts:
     """How completions are drawn: p^(1 / temperature), then the nucleus of mass top_p (Holtzman et al. 2020).
 
-    - length: T, tokens of a completion at most. temperature: above 0. top_p: 1 is all tokens; a policy gradient is exact for 1 alone.
+    - length: T, tokens of a completion at most. temperature: above 0. top_p: 1 is all tokens; a policy gradient is
+      exact for 1 alone.
     """
 
     def __init__(self, length: int = 16, temperature: float = 1.0, top_p: float = 1.0) -> None:
@@ -75,7 +82,9 @@ class Rollouts:
         self.length, self.temperature, self.top_p = length, temperature, top_p
 
     @torch.no_grad()
-    def __call__(self, model: CausalBackbone, vocab: Vocabulary, bias_V: Tensor, prompts: Sequence[Tensor], u_PNT: Tensor) -> Rollout:
+    def __call__(
+        self, model: CausalBackbone, vocab: Vocabulary, bias_V: Tensor, prompts: Sequence[Tensor], u_PNT: Tensor
+    ) -> Rollout:
         """Draw N completions behind each prompt.
 
         - bias_V: added to the logits, -inf at tokens that must not come. prompts: P vectors of ids, none empty.
@@ -86,13 +95,18 @@ class Rollouts:
         width_P = torch.tensor([len(prompt) for prompt in prompts])
         longest, (count, length) = int(width_P.max()), u_PNT.shape[1:]
         require(int(width_P.min()) >= 1, "prompts must not be empty")
-        require(longest + length <= model.max_length, f"length={length} behind a prompt of {longest} tokens exceeds model.max_length={model.max_length}")
+        require(
+            longest + length <= model.max_length,
+            f"length={length} behind a prompt of {longest} tokens exceeds model.max_length={model.max_length}",
+        )
         device = u_PNT.device
         before_P = (longest - width_P).to(device)
         tokens_PW = torch.full((len(prompts), longest), vocab.pad, device=device)
         for row, prompt in enumerate(prompts):
             tokens_PW[row, longest - len(prompt) :] = prompt
-        texts = _Writing(model, bias_V, vocab.end, u_PNT.flatten(0, 1), before_P if bool(before_P.any()) else None, count)
+        texts = _Writing(
+            model, bias_V, vocab.end, u_PNT.flatten(0, 1), before_P if bool(before_P.any()) else None, count
+        )
         written_BT, made_B, ended_B = texts.write(tokens_PW, self)
         tokens_BL = torch.full((len(prompts) * count, longest + int(made_B.max())), vocab.pad, device=device)
         width_B = width_P.to(device).repeat_interleave(count)
@@ -107,7 +121,9 @@ class Rollouts:
 class _Writing:
     """The texts of one call, from their prompts to their ends."""
 
-    def __init__(self, model: CausalBackbone, bias_V: Tensor, end: int, u_BT: Tensor, before_P: Tensor | None, count: int) -> None:
+    def __init__(
+        self, model: CausalBackbone, bias_V: Tensor, end: int, u_BT: Tensor, before_P: Tensor | None, count: int
+    ) -> None:
         self.model, self.bias_V, self.end, self.u_BT = model, bias_V, end, u_BT
         self.before_P, self.count = before_P, count
         self.live_n = torch.arange(len(u_BT), device=u_BT.device)
@@ -136,7 +152,12 @@ class _Writing:
                 return written_BT[:, : step + 1], made_B, ended_B
             if left <= STAY * len(going_n):
                 stay = going_n.nonzero()[:, 0]
-                cache, token_n, self.live_n, going_n = cache.select(stay), token_n[stay], self.live_n[stay], going_n[stay]
+                cache, token_n, self.live_n, going_n = (
+                    cache.select(stay),
+                    token_n[stay],
+                    self.live_n[stay],
+                    going_n[stay],
+                )
                 before_n = None if before_n is None else before_n[stay]
             places, seen = self._behind(before_n, width + step, len(token_n))
             hidden_nD = self.model.read(token_n.unsqueeze(1), places, seen, cache)[:, 0]

@@ -1,8 +1,9 @@
 """Supervised fine-tuning: cross entropy of the reply's tokens, its end token included, behind the prompt.
 
-The loss is the mean over all reply tokens of the whole batch. Several pairs may share a row (`data.pack`): each sees itself alone
-and counts its positions from 0.
+The loss is the mean over all reply tokens of the whole batch. Several pairs may share a row (`data.pack`): each sees
+itself alone and counts its positions from 0.
 """
+
 from __future__ import annotations
 
 from collections.abc import Mapping
@@ -30,7 +31,10 @@ class SFT(Policy):
     def check_data(self, data: TokenData) -> None:
         """The data must be pairs with replies."""
         if data.prompts_only or not bool((data.train.spans[:, 0] > 0).any()):
-            raise ValueError(f"data={type(data.source).__name__} has no pairs of prompt and reply; choose data=expressions, docstrings, instructions or replies")
+            raise ValueError(
+                f"data={type(data.source).__name__} has no pairs of prompt and reply; choose data=expressions,"
+                " docstrings, instructions or replies"
+            )
 
     def prepare(self, batch: Rows, draws: Draws) -> tuple[Rows, Tensor]:
         """Where a next token is a reply's, and how many are."""
@@ -67,7 +71,9 @@ class SFT(Policy):
 
 
 def alone(rows: Rows) -> tuple[Tensor | None, Tensor | None]:
-    """Positions and what is seen when each pair of a packed row sees itself alone; None for rows of one pair, padded on the right."""
+    """Positions and what is seen when each pair of a packed row sees itself alone; None for rows of one pair, padded on
+    the right.
+    """
     if "sample" not in rows:
         return None, None
     sample_BL = rows["sample"][:, :-1]

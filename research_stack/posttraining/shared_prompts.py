@@ -1,12 +1,14 @@
 """Hidden states behind which completions are scored, with each prompt read once for all its completions.
 
-The completions of a group begin with the same prompt. It is read once, and its keys and values serve the completions with their
-graph: the gradients that reach them from all completions add up before they go back through the prompt. Numbers are those of reading
-each text whole, up to rounding; work falls from B (W + T) tokens to P W + B T.
+The completions of a group begin with the same prompt. It is read once, and its keys and values serve the completions
+with their graph: the gradients that reach them from all completions add up before they go back through the prompt.
+Numbers are those of reading each text whole, up to rounding; work falls from B (W + T) tokens to P W + B T.
 
-Shapes: B texts, L columns (prompt, completion, padding), P different prompts one after another, W tokens of the longest prompt, T tokens of
-the longest completion, S = W + T - 1 tokens that a completion's last query may see, n tokens of completions, D width.
+Shapes: B texts, L columns (prompt, completion, padding), P different prompts one after another, W tokens of the longest
+prompt, T tokens of the longest completion, S = W + T - 1 tokens that a completion's last query may see, n tokens of
+completions, D width.
 """
+
 from __future__ import annotations
 
 import torch
@@ -17,11 +19,15 @@ from research_stack.backbones.causal import CausalBackbone
 WORTH = 0.8  # share of the tokens that may be left to read; above it, one plain pass is faster
 
 
-def hidden_before(model: CausalBackbone, tokens_BL: Tensor, width_B: Tensor, made_B: Tensor, share: bool = True) -> Tensor:
+def hidden_before(
+    model: CausalBackbone, tokens_BL: Tensor, width_B: Tensor, made_B: Tensor, share: bool = True
+) -> Tensor:
     """(n, D) the hidden state before each token of each completion, in row-major order.
 
-    - tokens_BL: prompt, completion, padding. width_B, made_B: tokens of the prompt and of the completion, at least 1 each.
-    - share: whether prompts may be read apart from their completions; not by a model that recomputes its blocks, which would fill a cache twice.
+    - tokens_BL: prompt, completion, padding. width_B, made_B: tokens of the prompt and of the completion, at least 1
+      each.
+    - share: whether prompts may be read apart from their completions; not by a model that recomputes its blocks, which
+      would fill a cache twice.
     """
     begins_B = _begins(tokens_BL, width_B)
     first_P, copies_B = begins_B.nonzero()[:, 0], begins_B.cumsum(0) - 1
@@ -42,7 +48,9 @@ def _begins(tokens_BL: Tensor, width_B: Tensor) -> Tensor:
     return torch.cat((torch.ones_like(same_B[:1]) if len(same_B) else width_B > 0, ~same_B))
 
 
-def _shared(model: CausalBackbone, tokens_BL: Tensor, width_B: Tensor, first_P: Tensor, copies_B: Tensor, length: int) -> Tensor:
+def _shared(
+    model: CausalBackbone, tokens_BL: Tensor, width_B: Tensor, first_P: Tensor, copies_B: Tensor, length: int
+) -> Tensor:
     """(B, T, D): the prompts end in one column, what stands before the shorter ones is seen by nobody."""
     width, device = int(width_B.max()), tokens_BL.device
     before_P = width - width_B[first_P]
@@ -52,5 +60,7 @@ def _shared(model: CausalBackbone, tokens_BL: Tensor, width_B: Tensor, first_P: 
     seen_PSS = (order_S >= before_P[:, None, None]) & (order_S <= order_S.unsqueeze(1))
     cache = model.new_cache()
     prompt_PWD = model.read(tokens_BL[first_P].gather(1, column_PW), column_PW, seen_PSS[:, :width, :width], cache)
-    hidden_BTD = model.read(tokens_BT, width_B.unsqueeze(1) + step_T, seen_PSS[:, width:][copies_B], cache.select(copies_B))
+    hidden_BTD = model.read(
+        tokens_BT, width_B.unsqueeze(1) + step_T, seen_PSS[:, width:][copies_B], cache.select(copies_B)
+    )
     return torch.cat((prompt_PWD[:, -1:][copies_B], hidden_BTD), dim=1)

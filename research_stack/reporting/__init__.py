@@ -1,4 +1,5 @@
 """What a run and a sweep leave to look at: one page each, figures, and a few lines for the terminal."""
+
 from research_stack.reporting.report import write_report
 from research_stack.reporting.table import summary
 

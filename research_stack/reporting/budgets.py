@@ -2,6 +2,7 @@
 
 Which setting wins depends on what is held equal; a model with a head more does more work in a step.
 """
+
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
@@ -52,7 +53,7 @@ class Panel:
 
 def loss_axis(curves: Sequence[Curve]) -> Axis:
     """The heights of the curves and bands, but for the first steep fall, which would hide the rest."""
-    late = [y for curve in curves for edge in (curve.band or (curve.mean,)) for x, y in edge if x >= STEEP * edge[-1][0]]
+    late = [y for curve in curves for edge in curve.band or (curve.mean,) for x, y in edge if x >= STEEP * edge[-1][0]]
     return axis_of(late)
 
 
@@ -62,9 +63,15 @@ def panels(table: SweepTable) -> list[Panel]:
     The loss of the language model is compared where all runs have it, the validation loss otherwise.
     """
     rows = table.rows[:MOST]
-    runs = {folder: (results.read_jsonl(RunFolder(folder).metrics_jsonl), run_facts(folder)) for row in rows for folder in row.points}
+    runs = {
+        folder: (results.read_jsonl(RunFolder(folder).metrics_jsonl), run_facts(folder))
+        for row in rows
+        for folder in row.points
+    }
     logged = [any(is_number(one.get(OWN)) for one in history) for history, _ in runs.values()]
-    surrogate = any(is_number(one.get(POLICY)) for history, _ in runs.values() for one in history)  # of a policy gradient: no loss to compare
+    surrogate = any(
+        is_number(one.get(POLICY)) for history, _ in runs.values() for one in history
+    )  # of a policy gradient: no loss to compare
     if not runs or surrogate or not (any(logged) or any(flops_of(facts) for _, facts in runs.values())):
         return []
     key = OWN if all(logged) else MIXED
@@ -86,11 +93,14 @@ def _compute(row: Mapping[str, Any], facts: Mapping[str, Any]) -> float | None:
     return row["step"] * flops if flops and is_number(row.get("step")) else None
 
 
-Place = Callable[[Mapping[str, Any], Mapping[str, Any]], Any]  # where a row of metrics.jsonl lies, given run.json; None where it is not known
+Place = Callable[
+    [Mapping[str, Any], Mapping[str, Any]], Any
+]  # where a row of metrics.jsonl lies, given run.json; None where it is not known
 BUDGETS: Sequence[tuple[str, str, Place]] = (
-    ("Over steps", "optimizer step", lambda row, facts: row.get("step")), ("Over compute", "training FLOPs", _compute),
+    ("Over steps", "optimizer step", lambda row, facts: row.get("step")),
+    ("Over compute", "training FLOPs", _compute),
     ("Over time", "seconds since the start", lambda row, facts: row.get("time")),
-)  # fmt: skip
+)
 
 
 def run_facts(folder: Path) -> dict[str, Any]:
@@ -119,16 +129,29 @@ def section(table: SweepTable, found: Sequence[Panel]) -> list[Html] | None:
     mixed = "the training loss on held-out rows, which is one quantity only where all settings train the same loss"
     words = "loss of the language model, nats per token" if found[0].key == OWN else mixed
     return [
-        el("h2", "Validation loss over each budget"), legend, el("div", [_chart(table, panel, words) for panel in found], class_="charts three"),
-        el("p", f"{words[:1].upper()}{words[1:]}. Lines are means over seeds, shades reach from the lowest to the highest; between validations "
-                "lines are straight, and the first steep fall is cut off. Seconds count "
-           "validation too, and are those of the machine of the run.", class_="note"),
-    ]  # fmt: skip
+        el("h2", "Validation loss over each budget"),
+        legend,
+        el("div", [_chart(table, panel, words) for panel in found], class_="charts three"),
+        el(
+            "p",
+            f"{words[:1].upper()}{words[1:]}. Lines are means over seeds, shades reach from the lowest to the highest;"
+            " between validations lines are straight, and the first steep fall is cut off. Seconds count validation"
+            " too, and are those of the machine of the run.",
+            class_="note",
+        ),
+    ]
 
 
 def _chart(table: SweepTable, panel: Panel, words: str) -> Html:
     rows = table.rows[:MOST]
-    lines = [Series(curve.mean, color=color_of(rows.index(curve.row), len(rows)), band=curve.band, title=label_of(curve.row, table))
-             for curve in panel.curves]  # fmt: skip
+    lines = [
+        Series(
+            curve.mean,
+            color=color_of(rows.index(curve.row), len(rows)),
+            band=curve.band,
+            title=label_of(curve.row, table),
+        )
+        for curve in panel.curves
+    ]
     chart = line_chart(lines, panel.x(), panel.y, f"{words}, {panel.title.lower()}, {len(lines)} settings")
     return el("figure", el("figcaption", panel.title), chart)

@@ -2,6 +2,7 @@
 
 A chart is drawn 430 units wide, which is about its size in CSS pixels in a report, so its text has the size of text.
 """
+
 from __future__ import annotations
 
 import math
@@ -23,10 +24,11 @@ class Series:
 
     - color: a CSS colour. opacity, width: of the line.
     - dots: radius of a dot on every point, 0 for none. line: whether points are joined.
-    - errors: half-lengths of vertical bars, or their (lower, upper) parts, one per point, or empty; widths: the same of horizontal bars.
+    - errors: half-lengths of vertical bars, or their (lower, upper) parts, one per point, or empty; widths: the same of
+      horizontal bars.
     - band: (lower, upper) edges of a shaded area, or None. title: shown when the pointer rests on it.
-    - arrow: whether heads on the line show which way it goes. label: text beside the last point; anchor: the side that lies at the point;
-      rise: 0 for a label above the point, 1 for a line higher, -1 for below it, and so on.
+    - arrow: whether heads on the line show which way it goes. label: text beside the last point; anchor: the side that
+      lies at the point; rise: 0 for a label above the point, 1 for a line higher, -1 for below it, and so on.
     """
 
     points: Sequence[Point]
@@ -48,7 +50,9 @@ class Series:
 
 @dataclass
 class Axis:
-    """The range of an axis, on a linear or a logarithmic scale; `names` are the labels of 0, 1, 2, ... instead of numbers."""
+    """The range of an axis, on a linear or a logarithmic scale; `names` are the labels of 0, 1, 2, ... instead of
+    numbers.
+    """
 
     low: float
     high: float
@@ -67,10 +71,15 @@ class Axis:
         """(value, label) of the ticks."""
         if self.names:
             return [(float(i), name) for i, name in enumerate(self.names)]
-        return [(value, number(value)) for value in (log_ticks(self.low, self.high) if self.log else ticks(self.low, self.high, count))]
+        return [
+            (value, number(value))
+            for value in (log_ticks(self.low, self.high) if self.log else ticks(self.low, self.high, count))
+        ]
 
 
-def axis_of(values: Sequence[float], label: str = "", log: bool = False, margin: float = 0.05, floor: float | None = None) -> Axis:
+def axis_of(
+    values: Sequence[float], label: str = "", log: bool = False, margin: float = 0.05, floor: float | None = None
+) -> Axis:
     """An axis that holds the finite values with a margin on either side (a share of the range)."""
     values = [v for v in values if math.isfinite(v) and (v > 0 or not log)] or [1.0]
     low, high = min(values), max(values)
@@ -103,24 +112,43 @@ def line_chart(lines: Sequence[Series], x: Axis, y: Axis, name: str, height: int
             edge = path([*one.band[0], *reversed(one.band[1])]) + "Z"
             drawn.append(el("path", d=edge, style=f"fill:{one.color};opacity:.16;stroke:none"))
         if one.line and len(one.points) > 1:
-            drawn.append(el("path", el("title", one.title) if one.title else None, d=path(one.points), stroke_linejoin="round",
-                            stroke_dasharray="3 3" if one.dashed else None,
-                            style=f"stroke:{one.color};stroke-width:{one.width};opacity:{one.opacity}"))  # fmt: skip
+            drawn.append(
+                el(
+                    "path",
+                    el("title", one.title) if one.title else None,
+                    d=path(one.points),
+                    stroke_linejoin="round",
+                    stroke_dasharray="3 3" if one.dashed else None,
+                    style=f"stroke:{one.color};stroke-width:{one.width};opacity:{one.opacity}",
+                )
+            )
         drawn += _marks(one, at) + (_heads(one, at) if one.arrow else [])
     return el(
-        "svg", el("title", name), el("clipPath", el("rect", x=LEFT, y=TOP - 6, width=right - LEFT + 6, height=bottom - TOP + 6), id=identity),
-        _grid(x, y, right, bottom), el("g", drawn, clip_path=f"url(#{identity})"),
+        "svg",
+        el("title", name),
+        el("clipPath", el("rect", x=LEFT, y=TOP - 6, width=right - LEFT + 6, height=bottom - TOP + 6), id=identity),
+        _grid(x, y, right, bottom),
+        el("g", drawn, clip_path=f"url(#{identity})"),
         [_label(one, at) for one in lines if one.label and one.points],
         el("text", x.label, x=(LEFT + right) / 2, y=height - 3, text_anchor="middle") if x.label else None,
-        viewBox=f"0 0 {WIDTH} {height}", role="img", aria_label=name,
-    )  # fmt: skip
+        viewBox=f"0 0 {WIDTH} {height}",
+        role="img",
+        aria_label=name,
+    )
 
 
 def _label(one: Series, at: Callable[[Point], tuple[float, float]]) -> Html:
     """Text beside the last point, below the upper border."""
     a, b = at(one.points[-1])
     aside = {"start": 7, "middle": 0, "end": -7}[one.anchor]
-    return el("text", one.label, x=f"{a + aside:.1f}", y=f"{max(TOP + 8, b - 13 * one.rise + (3 if one.rise < 0 else -7)):.1f}", text_anchor=one.anchor, style=f"fill:{one.color}")
+    return el(
+        "text",
+        one.label,
+        x=f"{a + aside:.1f}",
+        y=f"{max(TOP + 8, b - 13 * one.rise + (3 if one.rise < 0 else -7)):.1f}",
+        text_anchor=one.anchor,
+        style=f"fill:{one.color}",
+    )
 
 
 def _heads(one: Series, at: Callable[[Point], tuple[float, float]], spacing: float = 55.0) -> list[Html]:
@@ -135,7 +163,10 @@ def _heads(one: Series, at: Callable[[Point], tuple[float, float]], spacing: flo
             continue
         since, u, v = 0.0, (c - a) / length, (d - b) / length
         x, y = (c, d) if last else ((a + c) / 2 + 4 * u, (b + d) / 2 + 4 * v)
-        shape = f"M{x:.1f} {y:.1f}L{x - 9 * u + 4 * v:.1f} {y - 9 * v - 4 * u:.1f}L{x - 9 * u - 4 * v:.1f} {y - 9 * v + 4 * u:.1f}Z"
+        shape = (
+            f"M{x:.1f} {y:.1f}L{x - 9 * u + 4 * v:.1f} {y - 9 * v - 4 * u:.1f}L{x - 9 * u - 4 * v:.1f}"
+            f" {y - 9 * v + 4 * u:.1f}Z"
+        )
         found.append(el("path", d=shape, style=f"fill:{one.color};stroke:none"))
     return found
 
@@ -157,8 +188,16 @@ def _marks(one: Series, at: Callable[[Point], tuple[float, float]]) -> list[Html
             shape = f"M{left:.1f} {b:.1f}H{far:.1f}M{left:.1f} {b - 4:.1f}v8M{far:.1f} {b - 4:.1f}v8"
             found.append(el("path", d=shape, style=f"stroke:{one.color};stroke-width:1.6"))
         if one.dots:
-            found.append(el("circle", el("title", one.title) if one.title else None, cx=f"{a:.1f}", cy=f"{b:.1f}", r=one.dots,
-                            style=f"fill:{one.color};opacity:{one.opacity}"))  # fmt: skip
+            found.append(
+                el(
+                    "circle",
+                    el("title", one.title) if one.title else None,
+                    cx=f"{a:.1f}",
+                    cy=f"{b:.1f}",
+                    r=one.dots,
+                    style=f"fill:{one.color};opacity:{one.opacity}",
+                )
+            )
     return found
 
 
@@ -167,28 +206,41 @@ def _grid(x: Axis, y: Axis, right: float, bottom: float) -> list[Html]:
     found = []
     for value, text in y.marks(5):
         b = bottom - y.place(value) * (bottom - TOP)
-        found += [el("line", x1=LEFT, x2=right, y1=f"{b:.1f}", y2=f"{b:.1f}", class_="grid"),
-                  el("text", text, x=LEFT - 7, y=f"{b + 4:.1f}", text_anchor="end")]  # fmt: skip
+        found += [
+            el("line", x1=LEFT, x2=right, y1=f"{b:.1f}", y2=f"{b:.1f}", class_="grid"),
+            el("text", text, x=LEFT - 7, y=f"{b + 4:.1f}", text_anchor="end"),
+        ]
     found.append(el("line", x1=LEFT, x2=right, y1=bottom, y2=bottom, class_="axis"))
     marks = x.marks(5)
     room = (right - LEFT) / max(1, len(marks)) / 6.6  # characters that fit between two ticks
     for value, text in marks:
         a = LEFT + x.place(value) * (right - LEFT)
         shown = text if not x.names or len(text) <= max(4, room) else text[: max(3, int(room) - 1)] + "…"
-        found += [el("line", x1=f"{a:.1f}", x2=f"{a:.1f}", y1=bottom, y2=bottom + 4, class_="axis"),
-                  el("text", el("title", text), shown, x=f"{a:.1f}", y=bottom + 17, text_anchor="middle")]  # fmt: skip
+        found += [
+            el("line", x1=f"{a:.1f}", x2=f"{a:.1f}", y1=bottom, y2=bottom + 4, class_="axis"),
+            el("text", el("title", text), shown, x=f"{a:.1f}", y=bottom + 17, text_anchor="middle"),
+        ]
     return found
 
 
-def heat_map(values: Sequence[Sequence[float | None]], texts: Sequence[Sequence[str]], columns: Sequence[str], rows: Sequence[str],
-             column_label: str, row_label: str, name: str) -> Html:  # fmt: skip
+def heat_map(
+    values: Sequence[Sequence[float | None]],
+    texts: Sequence[Sequence[str]],
+    columns: Sequence[str],
+    rows: Sequence[str],
+    column_label: str,
+    row_label: str,
+    name: str,
+) -> Html:
     """A table of coloured cells, light for small values and dark for large ones, with each value written in it."""
     known = [v for line in values for v in line if v is not None and math.isfinite(v)]
     low, high = min(known, default=0.0), max(known, default=1.0)
     left, top, cell = 58, 26, 36
     wide = (WIDTH - left - 4) / max(1, len(columns))
     drawn = [el("text", f"{row_label} ↓   {column_label} →", x=0, y=10)]
-    drawn += [el("text", text, x=left + (i + 0.5) * wide, y=top - 1, text_anchor="middle") for i, text in enumerate(columns)]
+    drawn += [
+        el("text", text, x=left + (i + 0.5) * wide, y=top - 1, text_anchor="middle") for i, text in enumerate(columns)
+    ]
     for j, line in enumerate(values):
         drawn.append(el("text", rows[j], x=left - 8, y=top + 8 + (j + 0.6) * cell, text_anchor="end"))
         for i, value in enumerate(line):
@@ -196,6 +248,30 @@ def heat_map(values: Sequence[Sequence[float | None]], texts: Sequence[Sequence[
             fill = "var(--grid)" if value is None else f"color-mix(in oklab,var(--ramp-b) {share:.0f}%,var(--ramp-a))"
             ink = "var(--soft)" if value is None else "var(--bg)" if share > 45 else "var(--ink)"
             a, b = left + i * wide, top + 8 + j * cell
-            drawn += [el("rect", x=f"{a:.1f}", y=f"{b:.1f}", width=f"{wide - 2:.1f}", height=cell - 2, rx=4, style=f"fill:{fill}"),
-                      el("text", texts[j][i], x=f"{a + wide / 2 - 1:.1f}", y=f"{b + cell / 2 + 3:.1f}", text_anchor="middle", style=f"fill:{ink}")]  # fmt: skip
-    return el("svg", el("title", name), drawn, viewBox=f"0 0 {WIDTH} {top + 12 + cell * len(values)}", role="img", aria_label=name)
+            drawn += [
+                el(
+                    "rect",
+                    x=f"{a:.1f}",
+                    y=f"{b:.1f}",
+                    width=f"{wide - 2:.1f}",
+                    height=cell - 2,
+                    rx=4,
+                    style=f"fill:{fill}",
+                ),
+                el(
+                    "text",
+                    texts[j][i],
+                    x=f"{a + wide / 2 - 1:.1f}",
+                    y=f"{b + cell / 2 + 3:.1f}",
+                    text_anchor="middle",
+                    style=f"fill:{ink}",
+                ),
+            ]
+    return el(
+        "svg",
+        el("title", name),
+        drawn,
+        viewBox=f"0 0 {WIDTH} {top + 12 + cell * len(values)}",
+        role="img",
+        aria_label=name,
+    )

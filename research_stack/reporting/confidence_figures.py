@@ -1,4 +1,5 @@
 """figures/*.png of a model with a confidence head: its losses, its calibration, risk over coverage."""
+
 from __future__ import annotations
 
 import math
@@ -21,7 +22,9 @@ SCORE_COLORS = {"confidence head": BLUE, "entropy": ORANGE, "max probability": G
 
 
 def training(run: RunFiles) -> Figure | None:
-    """The two losses, their gradients, the spread of what is predicted and of what comes; None without a confidence loss."""
+    """The two losses, their gradients, the spread of what is predicted and of what comes; None without a confidence
+    loss.
+    """
     confidence = series(run.history, "train/loss_confidence")
     if not confidence:
         return None
@@ -40,7 +43,14 @@ def training(run: RunFiles) -> Figure | None:
         if mean:
             plots[3].plot(*zip(*mean, strict=True), color=color, linewidth=1.6, label=words)
         if band:
-            plots[3].fill_between([x for x, _ in band[0]], [y for _, y in band[0]], [y for _, y in band[1]], color=color, alpha=0.15, linewidth=0)
+            plots[3].fill_between(
+                [x for x, _ in band[0]],
+                [y for _, y in band[0]],
+                [y for _, y in band[1]],
+                color=color,
+                alpha=0.15,
+                linewidth=0,
+            )
     plots[3].set_title("future loss, mean ± sd, nats", loc="left", fontsize=9, color=INK)
     for plot in plots:
         plot.set_xlabel("optimizer step", fontsize=8, color=GREY)
@@ -62,7 +72,14 @@ def _loss(plot: Axes, run: RunFiles, name: str, title: str) -> None:
 def calibration(run: RunFiles) -> Figure | None:
     """Reliability on the left, R² on the right, as far as there are tables."""
     rows, reliability = predictor_rows(run), run.tables.get("reliability", [])
-    parts = [part for part, there in ((_reliability, any(bins(reliability, name) for name, *_ in LINES)), (_explained, bool(rows))) if there]
+    parts = [
+        part
+        for part, there in (
+            (_reliability, any(bins(reliability, name) for name, *_ in LINES)),
+            (_explained, bool(rows)),
+        )
+        if there
+    ]
     if not parts:
         return None
     figure, plots = new_figure(4.9 * len(parts), 3.9, len(parts))
@@ -71,7 +88,12 @@ def calibration(run: RunFiles) -> Figure | None:
     return figure
 
 
-LINES = ((HEAD, HEAD, BLUE, "o-"), (RIGHT, "own token right", GREEN, "^:"), (WRONG, "own token wrong", ORANGE, "v:"), (CONTROL, CONTROL, GREY, "s--"))
+LINES = (
+    (HEAD, HEAD, BLUE, "o-"),
+    (RIGHT, "own token right", GREEN, "^:"),
+    (WRONG, "own token wrong", ORANGE, "v:"),
+    (CONTROL, CONTROL, GREY, "s--"),
+)
 
 
 def _reliability(plot: Axes, rows: Table) -> None:
@@ -81,8 +103,17 @@ def _reliability(plot: Axes, rows: Table) -> None:
     for name, label, color, style in LINES:
         if found := bins(rows, name):
             halves = list(zip(*(b.error or (0.0, 0.0) for b in found), strict=True))
-            plot.errorbar([b.predicted for b in found], [b.actual for b in found], yerr=halves if name == HEAD else None, fmt=style, color=color,
-                          markersize=4, linewidth=1.5 if name == HEAD else 1.0, capsize=2, label=label)  # fmt: skip
+            plot.errorbar(
+                [b.predicted for b in found],
+                [b.actual for b in found],
+                yerr=halves if name == HEAD else None,
+                fmt=style,
+                color=color,
+                markersize=4,
+                linewidth=1.5 if name == HEAD else 1.0,
+                capsize=2,
+                label=label,
+            )
     plot.set_xlim(axis.low, axis.high)
     plot.set_ylim(axis.low, axis.high)
     plot.grid(axis="x", color="#ebe8e1", linewidth=0.8)
@@ -95,12 +126,22 @@ def _explained(plot: Axes, rows: Table) -> None:
     rows = rows[::-1]
     for place, row in enumerate(rows):
         value, low, high = reals(row, "r2", "low", "high")
-        half = [[max(0.0, value - low)], [max(0.0, high - value)]] if math.isfinite(low) and math.isfinite(high) else None
+        half = (
+            [[max(0.0, value - low)], [max(0.0, high - value)]] if math.isfinite(low) and math.isfinite(high) else None
+        )
         color = KIND_COLORS.get(row.get("kind", ""), GREY)
         plot.barh([place], [value], height=0.55, color=color, alpha=0.85, linewidth=0)
         plot.errorbar([value], [place], xerr=half, fmt="none", ecolor=INK, capsize=3, linewidth=1.2)
         reach = high if math.isfinite(high) and value >= 0 else max(value, 0.0)
-        plot.annotate(f"{value:.3f}", (reach, place), xytext=(5, 0), textcoords="offset points", va="center", fontsize=8, color=INK)
+        plot.annotate(
+            f"{value:.3f}",
+            (reach, place),
+            xytext=(5, 0),
+            textcoords="offset points",
+            va="center",
+            fontsize=8,
+            color=INK,
+        )
     plot.set_yticks(range(len(rows)), [row.get("name", "") for row in rows], fontsize=8, parse_math=False)
     plot.grid(axis="y", visible=False)
     plot.grid(axis="x", color="#ebe8e1", linewidth=0.8)

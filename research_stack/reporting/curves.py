@@ -1,4 +1,5 @@
 """Curves made ready to draw: smoothing, thinning, axis ticks."""
+
 from __future__ import annotations
 
 import bisect
@@ -14,7 +15,9 @@ Band = tuple[list[Point], list[Point]]  # lower and upper edge
 
 def series(rows: Iterable[Mapping[str, Any]], key: str) -> list[Point]:
     """(step, value) of the rows of metrics.jsonl that have a finite value of the key, by step."""
-    points = [(float(row["step"]), float(row[key])) for row in rows if is_number(row.get(key)) and is_number(row.get("step"))]
+    points = [
+        (float(row["step"]), float(row[key])) for row in rows if is_number(row.get(key)) and is_number(row.get("step"))
+    ]
     return sorted(points)
 
 
@@ -57,7 +60,9 @@ def even(points: Sequence[Point], limit: int = 200) -> list[Point]:
 
 
 def interpolate(points: Sequence[Point], places: Iterable[float]) -> list[float]:
-    """The heights of the straight lines between points (rising in x) at places within their range; the ends' heights beyond it."""
+    """The heights of the straight lines between points (rising in x) at places within their range; the ends' heights
+    beyond it.
+    """
     found, xs = [], [x for x, _ in points]
     for place in places:
         right = min(max(bisect.bisect_left(xs, place), 1), len(points) - 1)
@@ -76,12 +81,20 @@ def averaged(curves: Iterable[Sequence[Point]], limit: int = 200) -> tuple[list[
     if not known:
         return [], None
     first, last = max(curve[0][0] for curve in known), min(curve[-1][0] for curve in known)
-    places = [x for x, _ in even([(x, 0.0) for x in sorted({x for curve in known for x, _ in curve}) if first <= x <= last], limit)]
+    places = [
+        x
+        for x, _ in even(
+            [(x, 0.0) for x in sorted({x for curve in known for x, _ in curve}) if first <= x <= last], limit
+        )
+    ]
     heights = list(zip(*(interpolate(curve, places) for curve in known), strict=True))
     mean = [(x, sum(ys) / len(ys)) for x, ys in zip(places, heights, strict=True)]
     if len(known) < 2:
         return mean, None
-    return mean, ([(x, min(ys)) for x, ys in zip(places, heights, strict=True)], [(x, max(ys)) for x, ys in zip(places, heights, strict=True)])
+    return mean, (
+        [(x, min(ys)) for x, ys in zip(places, heights, strict=True)],
+        [(x, max(ys)) for x, ys in zip(places, heights, strict=True)],
+    )
 
 
 def quantile(values: Iterable[float], share: float) -> float:

@@ -1,4 +1,5 @@
 """figures/*.png of a run, for slides and papers: matplotlib, no display, light background."""
+
 from __future__ import annotations
 
 import math
@@ -18,7 +19,13 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 BLUE, ORANGE, GREEN, GREY, INK = "#1f5fa8", "#c2571a", "#2b7f58", "#5d6b78", "#1e2226"
-CELLS = {"mask": (None, "#b3b9bf"), "kept": (None, "#5b6570"), "filled": ("#d9e8f7", "#12467f"), "changed": ("#ffd9b8", "#8a3400"), "prompt": (None, "#7a838c")}
+CELLS = {
+    "mask": (None, "#b3b9bf"),
+    "kept": (None, "#5b6570"),
+    "filled": ("#d9e8f7", "#12467f"),
+    "changed": ("#ffd9b8", "#8a3400"),
+    "prompt": (None, "#7a838c"),
+}
 DPI = 150
 
 
@@ -34,8 +41,17 @@ def write_figures(place: RunFolder, run: RunFiles) -> list[Path]:
         trajectory_figure,
     )
 
-    drawn = {"training.png": confidence.training(run) or policy_training.figure(run) or latentwire_losses.figure(run) or training(run), "likelihood.png": likelihood(run)}
-    drawn |= {"passk.png": passk.figure(run), "dynamics.png": trajectory_figure.figure(run), "reward.png": reward.figure(run)}
+    drawn = {
+        "training.png": (
+            confidence.training(run) or policy_training.figure(run) or latentwire_losses.figure(run) or training(run)
+        ),
+        "likelihood.png": likelihood(run),
+    }
+    drawn |= {
+        "passk.png": passk.figure(run),
+        "dynamics.png": trajectory_figure.figure(run),
+        "reward.png": reward.figure(run),
+    }
     drawn |= {"calibration.png": confidence.calibration(run), "risk_coverage.png": confidence.risk_coverage(run)}
     drawn |= latentwire_figures.figures(run)
     drawn |= {f"film_{name}.png": film_figure(film, name) for name, film in run.films.items()}
@@ -80,7 +96,14 @@ def training(run: RunFiles) -> Figure | None:
     figure, plots = new_figure(9, 3.2, columns=2 if norm else 1)
     _curve(plots[0], loss, BLUE)
     if held_out:
-        plots[0].plot(*zip(*held_out, strict=True), "o-", color=ORANGE, markersize=3.5, linewidth=1.2, label="validation, same loss")
+        plots[0].plot(
+            *zip(*held_out, strict=True),
+            "o-",
+            color=ORANGE,
+            markersize=3.5,
+            linewidth=1.2,
+            label="validation, same loss",
+        )
     values = [y for _, y in loss]
     low, high = quantile(values, 0.002), quantile(values, 0.995)
     plots[0].set_ylim(low - 0.05 * (high - low or 1), high + 0.05 * (high - low or 1))
@@ -114,8 +137,19 @@ def likelihood(run: RunFiles) -> Figure | None:
         color = GREY if row.get("kind") == "baseline" else BLUE
         half = [[value - low], [high - value]] if math.isfinite(low) else None
         plot.errorbar([value], [place], xerr=half, fmt="o", color=color, markersize=6, capsize=3, linewidth=1.5)
-        plot.annotate(f"{value:.3f}", (value, place), xytext=(0, 7), textcoords="offset points", ha="center", fontsize=8, color=color)
-    names = [row["name"] if row.get("kind") == "baseline" else f"upper bound, {row['name']}" for row in sorted(rows, key=lambda row: real(row["nats_per_token"]))]
+        plot.annotate(
+            f"{value:.3f}",
+            (value, place),
+            xytext=(0, 7),
+            textcoords="offset points",
+            ha="center",
+            fontsize=8,
+            color=color,
+        )
+    names = [
+        row["name"] if row.get("kind") == "baseline" else f"upper bound, {row['name']}"
+        for row in sorted(rows, key=lambda row: real(row["nats_per_token"]))
+    ]
     plot.set_yticks(range(len(rows)), names, fontsize=8)
     plot.set_ylim(-0.6, len(rows) - 0.3)
     plot.set_xlabel("nats per held-out token (lower is better), 95 % intervals", fontsize=8, color=GREY)
@@ -139,9 +173,17 @@ def film_figure(film: dict[str, Any], name: str) -> Figure:
             back, ink = CELLS[cell.state]
             if back:
                 plot.add_patch(_box(x - 0.12, line - 0.42, width, 0.84, back))
-            plot.text(x, line, clean(cell.piece), color=ink, weight="bold" if cell.state == "changed" else "normal", **text)
+            plot.text(
+                x, line, clean(cell.piece), color=ink, weight="bold" if cell.state == "changed" else "normal", **text
+            )
             x += width
-    plot.set_title(f"{name}: one row a step; blue was filled in, orange was changed", loc="left", fontsize=9, color=INK, parse_math=False)
+    plot.set_title(
+        f"{name}: one row a step; blue was filled in, orange was changed",
+        loc="left",
+        fontsize=9,
+        color=INK,
+        parse_math=False,
+    )
     return figure
 
 

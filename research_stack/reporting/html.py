@@ -3,6 +3,7 @@
 Model output is hostile: a sample may spell a script. So markup is a type of its own (`Html`), every plain string that
 goes into an element or an attribute is escaped, and the page forbids everything but its own style and script.
 """
+
 from __future__ import annotations
 
 import base64
@@ -47,25 +48,42 @@ def join(children: Node) -> Html:
 
 def el(name: str, /, *children: Node, **attributes: Any) -> Html:
     """An element. `class_` is class; underscores in other names are hyphens; None and False leave an attribute out."""
-    pairs = ((key.rstrip("_").replace("_", "-"), value) for key, value in attributes.items() if value is not None and value is not False)
+    pairs = (
+        (key.rstrip("_").replace("_", "-"), value)
+        for key, value in attributes.items()
+        if value is not None and value is not False
+    )
     inside = "".join(f" {key}" if value is True else f' {key}="{escape(value)}"' for key, value in pairs)
     return Html(f"<{name}{inside}>" if name in VOID and not children else f"<{name}{inside}>{join(children)}</{name}>")
 
 
 def data_island(identity: str, value: Any) -> Html:
     """JSON for the page's script, which no text in it can end."""
-    text = json.dumps(value, ensure_ascii=True, separators=(",", ":")).replace("<", "\\u003c").replace(">", "\\u003e").replace("&", "\\u0026")
+    text = (
+        json.dumps(value, ensure_ascii=True, separators=(",", ":"))
+        .replace("<", "\\u003c")
+        .replace(">", "\\u003e")
+        .replace("&", "\\u0026")
+    )
     return Html(f'<script type="application/json" id="{escape(identity)}">{text}</script>')
 
 
 def page(title: str, body: Node, style: str, script: str) -> str:
     """The whole document. Only this style and this script (by its hash) may act, and nothing is ever loaded."""
     digest = base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()
-    policy = f"default-src 'none'; style-src 'unsafe-inline'; script-src 'sha256-{digest}'; base-uri 'none'; form-action 'none'"
+    policy = (
+        f"default-src 'none'; style-src 'unsafe-inline'; script-src 'sha256-{digest}'; base-uri 'none'; form-action"
+        " 'none'"
+    )
     head = [
-        el("meta", charset="utf-8"), el("meta", name="viewport", content="width=device-width, initial-scale=1"),
-        el("meta", http_equiv="Content-Security-Policy", content=policy), el("meta", name="color-scheme", content="light dark"),
-        el("title", title), Html(f"<style>{style}</style>"),
-    ]  # fmt: skip
-    document = el("html", el("head", head), "\n", el("body", el("main", body), Html(f"<script>{script}</script>")), lang="en")
+        el("meta", charset="utf-8"),
+        el("meta", name="viewport", content="width=device-width, initial-scale=1"),
+        el("meta", http_equiv="Content-Security-Policy", content=policy),
+        el("meta", name="color-scheme", content="light dark"),
+        el("title", title),
+        Html(f"<style>{style}</style>"),
+    ]
+    document = el(
+        "html", el("head", head), "\n", el("body", el("main", body), Html(f"<script>{script}</script>")), lang="en"
+    )
     return f"<!doctype html>\n{document}\n"

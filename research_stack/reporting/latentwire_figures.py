@@ -40,7 +40,15 @@ if TYPE_CHECKING:
 
 VIOLET, OCHRE, FAINT = "#7a4a9e", "#a17a00", "#98a1aa"
 LATENTS = (BLUE, VIOLET, "#7fa8d4", "#b595cc")  # by bits
-STYLES = {HEAD: (ORANGE, "o-"), TAIL: (ORANGE, "o--"), ZLIB: (OCHRE, "o:"), TOKENS: (GREEN, "D"), TEXT: (INK, "s"), NONE: (GREY, "-"), SHUFFLED: (GREY, "--")}
+STYLES = {
+    HEAD: (ORANGE, "o-"),
+    TAIL: (ORANGE, "o--"),
+    ZLIB: (OCHRE, "o:"),
+    TOKENS: (GREEN, "D"),
+    TEXT: (INK, "s"),
+    NONE: (GREY, "-"),
+    SHUFFLED: (GREY, "--"),
+}
 MOST_DATASETS = 4
 
 
@@ -49,16 +57,24 @@ def figures(run: RunFiles) -> dict[str, Figure | None]:
     wire = load(run)
     if wire is None:
         return {}
-    return {"latentwire.png": rate_figure(wire), "latentwire_slots.png": slots_figure(wire), "latentwire_latency.png": latency_figure(wire)}
+    return {
+        "latentwire.png": rate_figure(wire),
+        "latentwire_slots.png": slots_figure(wire),
+        "latentwire_latency.png": latency_figure(wire),
+    }
 
 
 def rate_figure(wire: Wire) -> Figure | None:
     """F1 over bytes: a column for each reader, a line for each data set."""
-    datasets = [name for name in wire.datasets if any(by_bits(wire, name, reader) for reader in wire.readers)][:MOST_DATASETS]
+    datasets = [name for name in wire.datasets if any(by_bits(wire, name, reader) for reader in wire.readers)][
+        :MOST_DATASETS
+    ]
     if not datasets:
         return None
     figure, plots = new_figure(5.2 * len(wire.readers), 3.4 * len(datasets) + 0.7, len(wire.readers), len(datasets))
-    for plot, (dataset, reader) in zip(plots, [(dataset, reader) for dataset in datasets for reader in wire.readers], strict=True):
+    for plot, (dataset, reader) in zip(
+        plots, [(dataset, reader) for dataset in datasets for reader in wire.readers], strict=True
+    ):
         _rate(plot, wire, dataset, reader)
         _title(plot, wire, dataset, reader, "F1 of answers against bytes on the wire")
     _legend(figure, plots)
@@ -68,8 +84,17 @@ def rate_figure(wire: Wire) -> Figure | None:
 def _rate(plot: Axes, wire: Wire, dataset: str, reader: str) -> None:
     _levels(plot, wire, dataset, reader, (NONE, SHUFFLED))
     for path in (HEAD, TAIL, ZLIB, TOKENS):
-        _errorbars(plot, [(row.bytes, row) for row in distinct(wire.of(dataset, reader, path)) if row.bytes > 0], *STYLES[path], WORDS[path])
-    latents, text, main = by_bits(wire, dataset, reader), wire.main(dataset, reader, TEXT), wire.main(dataset, reader, LATENT)
+        _errorbars(
+            plot,
+            [(row.bytes, row) for row in distinct(wire.of(dataset, reader, path)) if row.bytes > 0],
+            *STYLES[path],
+            WORDS[path],
+        )
+    latents, text, main = (
+        by_bits(wire, dataset, reader),
+        wire.main(dataset, reader, TEXT),
+        wire.main(dataset, reader, LATENT),
+    )
     for index, (bits, rows) in enumerate(latents.items()):
         _errorbars(plot, [(row.bytes, row) for row in rows], LATENTS[index % len(LATENTS)], "o-", bits_words(bits), 2.0)
     plot.set_xscale("log")
@@ -91,8 +116,18 @@ def _say(plot: Axes, row: Measured, text: str, color: str) -> None:
     from matplotlib.patheffects import withStroke
 
     top = row.f1.high if row.f1.error else row.f1.value
-    plot.annotate(text, (row.bytes, top), xytext=(0, 5), textcoords="offset points", ha="center", fontsize=8.5, color=color, weight="bold", parse_math=False,
-                  path_effects=[withStroke(linewidth=2.5, foreground="white")])  # fmt: skip
+    plot.annotate(
+        text,
+        (row.bytes, top),
+        xytext=(0, 5),
+        textcoords="offset points",
+        ha="center",
+        fontsize=8.5,
+        color=color,
+        weight="bold",
+        parse_math=False,
+        path_effects=[withStroke(linewidth=2.5, foreground="white")],
+    )
 
 
 def slots_figure(wire: Wire) -> Figure | None:
@@ -100,7 +135,12 @@ def slots_figure(wire: Wire) -> Figure | None:
     pairs = [(dataset, reader) for dataset in wire.datasets[:MOST_DATASETS] for reader in wire.readers]
     if max((len({row.slots for row in wire.of(*pair, LATENT)}) for pair in pairs), default=0) < 2:
         return None
-    figure, plots = new_figure(5.2 * len(wire.readers), 3.4 * len(pairs) / len(wire.readers) + 0.7, len(wire.readers), len(pairs) // len(wire.readers))
+    figure, plots = new_figure(
+        5.2 * len(wire.readers),
+        3.4 * len(pairs) / len(wire.readers) + 0.7,
+        len(wire.readers),
+        len(pairs) // len(wire.readers),
+    )
     for plot, (dataset, reader) in zip(plots, pairs, strict=True):
         _slots(plot, wire, dataset, reader)
         _title(plot, wire, dataset, reader, "F1 of answers against the number of latents")
@@ -112,7 +152,11 @@ def _slots(plot: Axes, wire: Wire, dataset: str, reader: str) -> None:
     latents = by_bits(wire, dataset, reader)
     _levels(plot, wire, dataset, reader, (NONE, SHUFFLED, TEXT))
     for path in (HEAD, TOKENS):
-        rows = [(row.slots, same) for row in next(iter(latents.values()), []) if (same := alike(row, wire.of(dataset, reader, path))) is not None]
+        rows = [
+            (row.slots, same)
+            for row in next(iter(latents.values()), [])
+            if (same := alike(row, wire.of(dataset, reader, path))) is not None
+        ]
         _errorbars(plot, rows, STYLES[path][0], STYLES[HEAD][1], WORDS[path])
     for index, (bits, rows) in enumerate(latents.items()):
         _errorbars(plot, [(row.slots, row) for row in rows], LATENTS[index % len(LATENTS)], "o-", bits_words(bits), 2.0)
@@ -124,7 +168,9 @@ def _slots(plot: Axes, wire: Wire, dataset: str, reader: str) -> None:
     plot.set_xlabel("M, the number of latents", fontsize=8, color=GREY)
 
 
-def _errorbars(plot: Axes, rows: Sequence[tuple[float, Measured]], color: str, style: str, name: str, width: float = 1.4) -> None:
+def _errorbars(
+    plot: Axes, rows: Sequence[tuple[float, Measured]], color: str, style: str, name: str, width: float = 1.4
+) -> None:
     rows = sorted([(x, row) for x, row in rows if math.isfinite(x)], key=lambda pair: pair[0])
     if rows:
         errors = list(zip(*[row.f1.error or (0.0, 0.0) for _, row in rows], strict=True))
@@ -148,7 +194,9 @@ def _levels(plot: Axes, wire: Wire, dataset: str, reader: str, paths: Sequence[s
         row = wire.main(dataset, reader, path)
         if row is not None:
             color, style = STYLES[path]
-            plot.axhline(row.f1.value, color=color, linewidth=1.3, linestyle="-" if path == TEXT else style, label=WORDS[path])
+            plot.axhline(
+                row.f1.value, color=color, linewidth=1.3, linestyle="-" if path == TEXT else style, label=WORDS[path]
+            )
             if row.f1.error:
                 plot.axhspan(row.f1.low, row.f1.high, color=color, alpha=0.13, linewidth=0)
 
@@ -172,9 +220,17 @@ def _legend(figure: Figure, plots: Sequence[Axes]) -> None:
         for handle, name in zip(*plot.get_legend_handles_labels(), strict=True):
             found.setdefault(name, handle)
     known = list(WORDS.values())
-    order = sorted(found, key=lambda name: known.index(name) if name in known else -1)  # the latents by bits, then the paths as in the tables
+    order = sorted(
+        found, key=lambda name: known.index(name) if name in known else -1
+    )  # the latents by bits, then the paths as in the tables
     drawn = figure.legend(
-        [found[name] for name in order], order, loc="outside lower left", ncols=min(5, len(order)), frameon=False, fontsize=8, labelcolor=GREY
+        [found[name] for name in order],
+        order,
+        loc="outside lower left",
+        ncols=min(5, len(order)),
+        frameon=False,
+        fontsize=8,
+        labelcolor=GREY,
     )
     for text in drawn.get_texts():
         text.set_parse_math(False)
@@ -191,8 +247,14 @@ def plain_legend(plot: Axes) -> None:
 
 
 def latency_figure(wire: Wire) -> Figure | None:
-    """Time to the first token over the length of the context, a panel for each reader; None if it was not measured at two lengths."""
-    timed = {reader: paths for reader, paths in wire.latency.items() if len({row.context_bytes for rows in paths.values() for row in rows}) > 1}
+    """Time to the first token over the length of the context, a panel for each reader; None if it was not measured at
+    two lengths.
+    """
+    timed = {
+        reader: paths
+        for reader, paths in wire.latency.items()
+        if len({row.context_bytes for rows in paths.values() for row in rows}) > 1
+    }
     if not timed:
         return None
     figure, plots = new_figure(5.2 * len(timed), 3.9, len(timed))
@@ -205,8 +267,17 @@ def latency_figure(wire: Wire) -> Figure | None:
             place = four_times(paths, slots)
             if math.isfinite(place):
                 plot.axvline(place, color=FAINT, linewidth=1.1, linestyle=(0, (4, 3)))
-                plot.annotate(f"context of {OFTEN} × {slots:g} tokens", (place, 1), xycoords=("data", "axes fraction"), xytext=(3, -2),
-                              textcoords="offset points", fontsize=7.5, color=GREY, rotation=90, va="top")  # fmt: skip
+                plot.annotate(
+                    f"context of {OFTEN} × {slots:g} tokens",
+                    (place, 1),
+                    xycoords=("data", "axes fraction"),
+                    xytext=(3, -2),
+                    textcoords="offset points",
+                    fontsize=7.5,
+                    color=GREY,
+                    rotation=90,
+                    va="top",
+                )
         plot.set_xscale("log")
         if max(times) > WIDE * min(times):
             plot.set_yscale("log")

@@ -1,4 +1,6 @@
-"""Training curves of a wire of latents: each part of the loss, how often the first token was right, and the alarm for collapse."""
+"""Training curves of a wire of latents: each part of the loss, how often the first token was right, and the alarm for
+collapse.
+"""
 
 from __future__ import annotations
 
@@ -18,9 +20,15 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 PART, COLLAPSE = "train/loss_", "train/collapse"
-TITLES = {"first": ("Loss of the first token", "cross entropy, nats"), "answer": ("Loss of the answer", "cross entropy, nats per token"),
-          "kd": ("Distillation", "from the reader that sees the text"), "align": ("Alignment", "of the readers' latents"),
-          "manifold": ("Manifold", "statistics of real embeddings"), "scale": ("Scale", "penalty"), "rms": ("Raw RMS", "penalty")}  # fmt: skip
+TITLES = {
+    "first": ("Loss of the first token", "cross entropy, nats"),
+    "answer": ("Loss of the answer", "cross entropy, nats per token"),
+    "kd": ("Distillation", "from the reader that sees the text"),
+    "align": ("Alignment", "of the readers' latents"),
+    "manifold": ("Manifold", "statistics of real embeddings"),
+    "scale": ("Scale", "penalty"),
+    "rms": ("Raw RMS", "penalty"),
+}
 
 
 @dataclass(frozen=True)
@@ -43,8 +51,14 @@ def parts(run: RunFiles) -> list[str]:
 def first_right(run: RunFiles) -> Lines:
     """How often the first token was right for each reader, in percent."""
     names = dict.fromkeys(key.removeprefix(FIRST) for row in run.history for key in row if key.startswith(FIRST))
-    train, held_out = ({name: points for name in names if (points := [(x, 100 * y) for x, y in series(run.history, key.replace("train/", side, 1) + name)])}
-                       for side, key in (("train/", FIRST), ("val/", FIRST)))  # fmt: skip
+    train, held_out = (
+        {
+            name: points
+            for name in names
+            if (points := [(x, 100 * y) for x, y in series(run.history, key.replace("train/", side, 1) + name)])
+        }
+        for side, key in (("train/", FIRST), ("val/", FIRST))
+    )
     return Lines("First token right", "% of the batch", train, held_out)
 
 
@@ -69,8 +83,10 @@ def note(run: RunFiles) -> str:
     """What is drawn."""
     found = ["The optimizer sees the weighted sum of the parts; a part whose weight is 0 is not logged."]
     if points := collapse(run):
-        found.append("The collapse alarm is the score with latents less that with those of another example of the batch: at 0 the latents say nothing. "
-                     f"It ended at {smooth(points)[-1][1]:.3f}.")  # fmt: skip
+        found.append(
+            "The collapse alarm is the score with latents less that with those of another example of the batch: at 0"
+            f" the latents say nothing. It ended at {smooth(points)[-1][1]:.3f}."
+        )
     return " ".join(found)
 
 
@@ -88,13 +104,19 @@ def _first_chart(lines: Lines) -> Html | None:
     drawn, entries, values = [], [], [0.0]
     for color, (name, points) in zip(COLORS * len(lines.train), lines.train.items(), strict=False):
         other = lines.held_out.get(name, [])
-        drawn += [Series(thin(points), color=color, opacity=0.2, width=1), Series(even(smooth(points)), color=color, width=2, title=name)]
+        drawn += [
+            Series(thin(points), color=color, opacity=0.2, width=1),
+            Series(even(smooth(points)), color=color, width=2, title=name),
+        ]
         drawn += [Series(other, color=color, dots=3.4, line=False, title=f"{name}, validation")] if other else []
         entries.append((color, f"{name}{', dots: validation' if other else ''}", False))
         values += [quantile([y for _, y in points], 0.998), *(y for _, y in other)]
     last = max(points[-1][0] for points in lines.train.values())
     chart = line_chart(
-        drawn, axis_of([0.0, last], "optimizer step", margin=0), axis_of(values, margin=0.06, floor=0.0), f"first token right over {last:.0f} steps"
+        drawn,
+        axis_of([0.0, last], "optimizer step", margin=0),
+        axis_of(values, margin=0.06, floor=0.0),
+        f"first token right over {last:.0f} steps",
     )
     return el("figure", el("figcaption", f"{lines.title} ", el("small", lines.small)), chart, keys(entries))
 
@@ -105,11 +127,25 @@ def _collapse_chart(points: Sequence[Point]) -> Html | None:
     mean, values = smooth(points), [y for _, y in points]
     x = axis_of([0.0, points[-1][0]], "optimizer step", margin=0)
     y = axis_of([0.0, quantile(values, 0.005), quantile(values, 0.995), *(v for _, v in mean)], margin=0.06)
-    zero = Series([(x.low, 0.0), (x.high, 0.0)], color="var(--bad)", width=1.3, dashed=True, title="the latents say nothing")
-    chart = line_chart([zero, Series(thin(points), color="var(--c2)", opacity=0.25, width=1), Series(even(mean), color="var(--c2)", width=2)], x, y,
-                       f"latents less those of another example over {points[-1][0]:.0f} steps, ending at {mean[-1][1]:.3f}")  # fmt: skip
-    return el("figure", el("figcaption", "Collapse alarm ", el("small", "latents less those of another example")), chart,
-              keys([("var(--c2)", "smoothed", False), ("var(--bad)", "the latents say nothing", False)]))  # fmt: skip
+    zero = Series(
+        [(x.low, 0.0), (x.high, 0.0)], color="var(--bad)", width=1.3, dashed=True, title="the latents say nothing"
+    )
+    chart = line_chart(
+        [
+            zero,
+            Series(thin(points), color="var(--c2)", opacity=0.25, width=1),
+            Series(even(mean), color="var(--c2)", width=2),
+        ],
+        x,
+        y,
+        f"latents less those of another example over {points[-1][0]:.0f} steps, ending at {mean[-1][1]:.3f}",
+    )
+    return el(
+        "figure",
+        el("figcaption", "Collapse alarm ", el("small", "latents less those of another example")),
+        chart,
+        keys([("var(--c2)", "smoothed", False), ("var(--bad)", "the latents say nothing", False)]),
+    )
 
 
 # The figure ----------------------------------------------------------------------------------------------------------
@@ -125,19 +161,33 @@ def figure(run: RunFiles) -> Figure | None:
     if training(run) is None:
         return None
     loss, first = series(run.history, "train/loss"), first_right(run)
-    panels = [Lines("Loss", "weighted sum of its parts", {"training": loss}, {"training": series(run.history, "val/loss")})] if loss else []
+    panels = (
+        [Lines("Loss", "weighted sum of its parts", {"training": loss}, {"training": series(run.history, "val/loss")})]
+        if loss
+        else []
+    )
     panels += [
-        Lines(*TITLES.get(name, (name, "")), {"training": series(run.history, PART + name)}, {"training": series(run.history, f"val/loss_{name}")})
+        Lines(
+            *TITLES.get(name, (name, "")),
+            {"training": series(run.history, PART + name)},
+            {"training": series(run.history, f"val/loss_{name}")},
+        )
         for name in parts(run)
     ]
     panels += [first] if first.train else []
-    panels += [Lines("Collapse alarm", "latents less those of another example", {"training": points}, {}) for points in [collapse(run)] if points]
+    panels += [
+        Lines("Collapse alarm", "latents less those of another example", {"training": points}, {})
+        for points in [collapse(run)]
+        if points
+    ]
     rows = math.ceil(len(panels) / COLUMNS)
     columns = math.ceil(len(panels) / rows)
     drawn, plots = new_figure(3.3 * columns, 2.6 * rows, columns, rows)
     for plot, panel in zip(plots, panels, strict=False):
         several = len(panel.train) > 1 or panel is first
-        for color, (name, points) in zip((BLUE, ORANGE, GREEN, VIOLET) * len(panel.train), panel.train.items(), strict=False):
+        for color, (name, points) in zip(
+            (BLUE, ORANGE, GREEN, VIOLET) * len(panel.train), panel.train.items(), strict=False
+        ):
             plot.plot(*zip(*points, strict=True), color=color, alpha=0.2, linewidth=0.7)
             plot.plot(*zip(*smooth(points), strict=True), color=color, linewidth=1.8, label=name if several else None)
             if held_out := panel.held_out.get(name):

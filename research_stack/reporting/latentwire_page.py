@@ -1,4 +1,6 @@
-"""Messages byte by byte, times to the first token, and single questions with the answers by each path, on the page of a wire of latents."""
+"""Messages byte by byte, times to the first token, and single questions with the answers by each path, on the page of a
+wire of latents.
+"""
 
 from __future__ import annotations
 
@@ -27,7 +29,9 @@ from research_stack.reporting.sections import keys, listing
 
 MOST_EXAMPLES = 12
 LONG, LONG_HEX = 1500, 400  # characters of a context, bytes of a message that are shown
-EDGE = 1.5  # of the largest median time: where whiskers to the 90th percentile are cut, so that one late pass does not set the scale
+# of the largest median time: where whiskers to the 90th percentile are cut, so that one late pass does not set the
+# scale
+EDGE = 1.5
 WIDE = 20  # an axis that spans more than this factor is logarithmic
 LATENTS = ("var(--c0)", "var(--c3)", "var(--c2)", "var(--c4)")
 
@@ -44,9 +48,16 @@ def messages(wire: Wire) -> list[Html]:
     total = tuple(sum(column) for column in zip(*wire.parts.values(), strict=True))
     rows.append((["together", *_sizes((total[0], total[1]), every)], True))
     header = ("part", "bytes for one reader", *(["bytes for all readers, broadcast"] if every else []))
-    return [el("h2", "The message, byte by byte"), el("div", listing(header, rows), class_="scroll"),
-            el("p", "What one reader is sent is the shared latents and its own; a broadcast holds the shared ones once and those of every reader. A message's "
-               "length follows from its header, so there is no other byte.", class_="note")]  # fmt: skip
+    return [
+        el("h2", "The message, byte by byte"),
+        el("div", listing(header, rows), class_="scroll"),
+        el(
+            "p",
+            "What one reader is sent is the shared latents and its own; a broadcast holds the shared ones once and"
+            " those of every reader. A message's length follows from its header, so there is no other byte.",
+            class_="note",
+        ),
+    ]
 
 
 def _sizes(sizes: tuple[float, float], every: bool) -> list[str]:
@@ -62,25 +73,53 @@ def speed(wire: Wire) -> list[Html]:
     if not charts:
         return []
     slots = list(dict.fromkeys(m for paths in wire.latency.values() for m in slots_timed(paths)))
-    entries = [(LATENTS[i % len(LATENTS)], f"{m:g} latents: encoding, adapter, prefill", False) for i, m in enumerate(slots)]
-    entries += [("var(--c1)", "whole text: prefill", False), ("var(--faint)", f"context of {OFTEN}\u00a0×\u00a0M tokens", False)]
-    rows = [_timed(reader, path, row) for reader, paths in wire.latency.items() for path, own in paths.items() for row in own]
+    entries = [
+        (LATENTS[i % len(LATENTS)], f"{m:g} latents: encoding, adapter, prefill", False) for i, m in enumerate(slots)
+    ]
+    entries += [
+        ("var(--c1)", "whole text: prefill", False),
+        ("var(--faint)", f"context of {OFTEN}\u00a0×\u00a0M tokens", False),
+    ]
+    rows = [
+        _timed(reader, path, row)
+        for reader, paths in wire.latency.items()
+        for path, own in paths.items()
+        for row in own
+    ]
     table = el("div", listing(HEADER, rows, text=(0, 1)), class_="scroll wrap", tabindex="0")
-    return [el("h2", "Time to the first token"), *(el("p", text) for text in speed_story(wire)), el("div", charts, class_="charts"), keys(entries),
-            el("p", "Median time from a ready prompt to the first token, one question at a time; bars reach up to the 90th percentile. The text goes the same "
-               "way through the reader.", class_="note"), el("details", el("summary", "All times"), table)]  # fmt: skip
+    return [
+        el("h2", "Time to the first token"),
+        *(el("p", text) for text in speed_story(wire)),
+        el("div", charts, class_="charts"),
+        keys(entries),
+        el(
+            "p",
+            "Median time from a ready prompt to the first token, one question at a time; bars reach up to the 90th"
+            " percentile. The text goes the same way through the reader.",
+            class_="note",
+        ),
+        el("details", el("summary", "All times"), table),
+    ]
 
 
 def speed_story(wire: Wire) -> list[str]:
-    """For each reader from which length on the latents are faster, and how they stand where the context is four times as long as they are."""
-    return [_told(reader, paths, m) for reader, paths in wire.latency.items() for m in slots_timed(paths) if paths.get(TEXT)]
+    """For each reader from which length on the latents are faster, and how they stand where the context is four times
+    as long as they are.
+    """
+    return [
+        _told(reader, paths, m) for reader, paths in wire.latency.items() for m in slots_timed(paths) if paths.get(TEXT)
+    ]
 
 
 def _told(reader: str, paths: Mapping[str, Sequence[Timed]], slots: float) -> str:
     start, place = faster_from(paths, slots), four_times(paths, slots)
     shortest, longest = (row.context_bytes for row in (paths[TEXT][0], paths[TEXT][-1]))
     if math.isnan(start):
-        words = "not faster than the text at the longest context," if _ever(paths, slots) else "never faster than the text up to"
+        words = (
+            "not faster than the text at the longest context,"
+            if _ever(paths, slots)
+            else "never faster than the text up to"
+        )
         how = f"{words} {longest:,.0f} bytes"
     elif start <= shortest:
         how = f"faster than the text at every length measured, {shortest:,.0f} to {longest:,.0f} bytes"
@@ -90,7 +129,10 @@ def _told(reader: str, paths: Mapping[str, Sequence[Timed]], slots: float) -> st
     latent, text = at(with_slots(paths, slots), place), at(paths[TEXT], place)
     if not (math.isfinite(latent) and math.isfinite(text)):
         return f"{told}."
-    return f"{told}; where the context has {OFTEN}\u00a0×\u00a0{slots:g} tokens, {place:,.0f} bytes, {latent:.3g} ms against {text:.3g} ms of the text."
+    return (
+        f"{told}; where the context has {OFTEN}\u00a0×\u00a0{slots:g} tokens, {place:,.0f} bytes, {latent:.3g} ms"
+        f" against {text:.3g} ms of the text."
+    )
 
 
 def _ever(paths: Mapping[str, Sequence[Timed]], slots: float) -> bool:
@@ -99,10 +141,15 @@ def _ever(paths: Mapping[str, Sequence[Timed]], slots: float) -> bool:
 
 
 def latency_chart(reader: str, paths: Mapping[str, Sequence[Timed]]) -> Html | None:
-    """Milliseconds over bytes of the context, with the place where the context is four times as many tokens as there are latents."""
+    """Milliseconds over bytes of the context, with the place where the context is four times as many tokens as there
+    are latents.
+    """
     rows = [row for own in paths.values() for row in own]
     edge = EDGE * max((row.total for row in rows), default=0.0)
-    lengths, times = [row.context_bytes for row in rows], [min(v, edge) for row in rows for v in (row.total, row.p90) if math.isfinite(v)]
+    lengths, times = (
+        [row.context_bytes for row in rows],
+        [min(v, edge) for row in rows for v in (row.total, row.p90) if math.isfinite(v)],
+    )
     if len(set(lengths)) < 2:
         return None
     log = max(times) > WIDE * min(times)
@@ -113,10 +160,20 @@ def latency_chart(reader: str, paths: Mapping[str, Sequence[Timed]]) -> Html | N
         place = four_times(paths, m)
         if math.isfinite(place):
             lines.append(
-                Series([(place, y.low), (place, y.high)], color="var(--faint)", width=1.2, dashed=True, label=f"{OFTEN}\u00a0×\u00a0{m:g}", anchor="middle")
+                Series(
+                    [(place, y.low), (place, y.high)],
+                    color="var(--faint)",
+                    width=1.2,
+                    dashed=True,
+                    label=f"{OFTEN}\u00a0×\u00a0{m:g}",
+                    anchor="middle",
+                )
             )
     lines.append(_times(paths.get(TEXT, ()), "var(--c1)", "whole text", edge))
-    lines += [_times(with_slots(paths, m), LATENTS[i % len(LATENTS)], f"{m:g} latents", edge) for i, m in enumerate(slots_timed(paths))]
+    lines += [
+        _times(with_slots(paths, m), LATENTS[i % len(LATENTS)], f"{m:g} latents", edge)
+        for i, m in enumerate(slots_timed(paths))
+    ]
     chart = line_chart(lines, x, y, f"time to the first token of {reader} over the length of the context")
     scales = ", log scales" if x.log and y.log else ""
     return el("figure", el("figcaption", f"{reader} ", el("small", f"ms to the first token{scales}")), chart)
@@ -167,9 +224,15 @@ def examples(wire: Wire) -> list[Html]:
         return []
     shown = list(groups.values())[:MOST_EXAMPLES]
     more = f" The first {len(shown)} of {len(groups)} are shown." if len(groups) > len(shown) else ""
-    words = "✓ marks answers equal to a gold answer after the normalisation of SQuAD: lower case, no punctuation, no articles."
-    return [el("h2", "Examples"), el("p", words, more, class_="note"),
-            *(example(rows, len({key[0] for key in groups}) > 1) for rows in shown)]  # fmt: skip
+    words = (
+        "✓ marks answers equal to a gold answer after the normalisation of SQuAD: lower case, no punctuation, no"
+        " articles."
+    )
+    return [
+        el("h2", "Examples"),
+        el("p", words, more, class_="note"),
+        *(example(rows, len({key[0] for key in groups}) > 1) for rows in shown),
+    ]
 
 
 def example(rows: Table, named: bool) -> Html:
@@ -184,9 +247,15 @@ def example(rows: Table, named: bool) -> Html:
         if named
         else el("small", f"{len(context.encode('utf-8', 'replace')):,} bytes")
     )
-    return el("div", el("div", context[:LONG], cut, class_="sample", tabindex="0"), el("p", where),
-              el("p", el("b", first.get("question", "")), " ", el("small", f"gold: {gold}")), _answers(rows, golds), [_message(row) for row in rows],
-              style="margin:0 0 2.4em")  # fmt: skip
+    return el(
+        "div",
+        el("div", context[:LONG], cut, class_="sample", tabindex="0"),
+        el("p", where),
+        el("p", el("b", first.get("question", "")), " ", el("small", f"gold: {gold}")),
+        _answers(rows, golds),
+        [_message(row) for row in rows],
+        style="margin:0 0 2.4em",
+    )
 
 
 def _answers(rows: Table, golds: Sequence[str]) -> Html:
@@ -194,7 +263,9 @@ def _answers(rows: Table, golds: Sequence[str]) -> Html:
     head = el("tr", el("th"), [el("th", row.get("reader", "")) for row in rows])
     dataset = rows[0].get("dataset", "")
     body = [
-        el("tr", el("td", words), [_answer(row.get(path), golds, dataset) for row in rows]) for path, words in WORDS.items() if any(path in row for row in rows)
+        el("tr", el("td", words), [_answer(row.get(path), golds, dataset) for row in rows])
+        for path, words in WORDS.items()
+        if any(path in row for row in rows)
     ]
     return el("div", el("table", el("thead", head), el("tbody", body)), class_="scroll", tabindex="0")
 
@@ -224,7 +295,9 @@ def _message(row: Mapping[str, str]) -> Html | None:
 
 
 def is_right(text: str, golds: Sequence[str], dataset: str = "") -> bool:
-    """Whether the answer equals a gold answer once both are normalised, by the rule of NaturalQuestions for `nq` and of SQuAD otherwise."""
+    """Whether the answer equals a gold answer once both are normalised, by the rule of NaturalQuestions for `nq` and of
+    SQuAD otherwise.
+    """
     from research_stack.evaluation.qa import exact  # numpy, which a page without examples does not need
 
     return exact(text, golds, "nq" if dataset == "nq" else "squad") > 0

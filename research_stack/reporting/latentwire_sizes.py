@@ -1,4 +1,6 @@
-"""A sweep of wires that differ in nothing but their size, as one curve: F1 against bytes, each point trained for its own."""
+"""A sweep of wires that differ in nothing but their size, as one curve: F1 against bytes, each point trained for its
+own.
+"""
 
 from __future__ import annotations
 
@@ -20,14 +22,23 @@ AXES = ("slots", "numbers", "levels", "bits", "group", "quantizer")  # keys that
 
 
 def sizes(table: SweepTable) -> Wire | None:
-    """All settings as the points of one wire, the baseline marked; None for another kind of sweep, or if messages of two settings have one size.
+    """All settings as the points of one wire, the baseline marked; None for another kind of sweep, or if messages of
+    two settings have one size.
 
     Scores and the ends of their intervals are means over the seeds.
     """
     first = baseline(table)
-    if first is None or len(table.rows) < 2 or any(table.labels[axis].rpartition(".")[2] not in AXES for axis in table.axes):
+    if (
+        first is None
+        or len(table.rows) < 2
+        or any(table.labels[axis].rpartition(".")[2] not in AXES for axis in table.axes)
+    ):
         return None
-    rows = [row for setting in sorted(table.rows, key=lambda setting: setting is not first) for row in _trained(setting, setting is first)]
+    rows = [
+        row
+        for setting in sorted(table.rows, key=lambda setting: setting is not first)
+        for row in _trained(setting, setting is first)
+    ]
     latents = [(row.dataset, row.reader, row.bytes) for row in rows if row.path == LATENT]
     return Wire(rows) if len({size for *_, size in latents}) > 1 and len(set(latents)) == len(latents) else None
 
@@ -51,9 +62,29 @@ def _mean(found: Sequence[Measured], main: bool) -> Measured:
     def mean(values: Sequence[float]) -> float:
         return statistics.fmean(values) if all(map(math.isfinite, values)) else math.nan
 
-    one, scored = found[0], [Score(*map(mean, zip(*scores, strict=True))) for scores in ([row.f1 for row in found], [row.em for row in found])]
+    one, scored = (
+        found[0],
+        [
+            Score(*map(mean, zip(*scores, strict=True)))
+            for scores in ([row.f1 for row in found], [row.em for row in found])
+        ],
+    )
     first = tuple(mean([row.first[k] for row in found]) for k in range(len(one.first)))
-    return Measured(one.dataset, one.reader, one.path, one.slots, one.bits, mean([row.bytes for row in found]), one.ratio, one.ratio_mean, one.prefill, *scored, first, one.questions, main)
+    return Measured(
+        one.dataset,
+        one.reader,
+        one.path,
+        one.slots,
+        one.bits,
+        mean([row.bytes for row in found]),
+        one.ratio,
+        one.ratio_mean,
+        one.prefill,
+        *scored,
+        first,
+        one.questions,
+        main,
+    )
 
 
 def verdict(table: SweepTable) -> str:
@@ -77,7 +108,20 @@ def section(table: SweepTable) -> list[Html] | None:
         return None
     found: list[Html] = [el("h2", "What a byte is worth")]
     for dataset in wire.datasets:
-        charts = [chart for draw in (latentwire.rate_chart, latentwire.slots_chart) for reader in wire.readers if (chart := draw(wire, dataset, reader)) is not None]
+        charts = [
+            chart
+            for draw in (latentwire.rate_chart, latentwire.slots_chart)
+            for reader in wire.readers
+            if (chart := draw(wire, dataset, reader)) is not None
+        ]
         found += [el("h3", f"Data set {dataset}")] if len(wire.datasets) > 1 else []
         found += [el("div", charts, class_="charts"), latentwire.legend(wire, dataset)]
-    return [*found, el("p", "Each point is a training of its own, beside text of as many bytes and tokens. Bars are 95 % intervals over questions, the seeds' averaged.", class_="note")]
+    return [
+        *found,
+        el(
+            "p",
+            "Each point is a training of its own, beside text of as many bytes and tokens. Bars are 95 % intervals over"
+            " questions, the seeds' averaged.",
+            class_="note",
+        ),
+    ]

@@ -1,7 +1,9 @@
-"""A sweep of wires of latents as a table: every setting beside the baseline, over the same questions, if the baseline passed its gate.
+"""A sweep of wires of latents as a table: every setting beside the baseline, over the same questions, if the baseline
+passed its gate.
 
-The baseline is the point whose swept keys all have their first value. A feature is compared with it only if the baseline itself works: its
-readers' first token is right at least 15 % of the time (FirstTok@1), since between settings that all fail there is nothing to compare.
+The baseline is the point whose swept keys all have their first value. A feature is compared with it only if the
+baseline itself works: its readers' first token is right at least 15 % of the time (FirstTok@1), since between settings
+that all fail there is nothing to compare.
 """
 
 from __future__ import annotations
@@ -60,7 +62,9 @@ class Difference:
 
 @dataclass(frozen=True)
 class Line:
-    """A row of the table: a setting and, by reader, its difference from the baseline ({} for the baseline and where nothing may be compared)."""
+    """A row of the table: a setting and, by reader, its difference from the baseline ({} for the baseline and where
+    nothing may be compared).
+    """
 
     label: str
     row: Row
@@ -70,7 +74,9 @@ class Line:
 
 def readers(table: SweepTable) -> list[str]:
     """The readers that any run has a score of, in order; [] for another kind of sweep."""
-    names = dict.fromkeys(name for row in table.rows for name in row.values if name.startswith(NAME) and name.endswith(f"/{F1}"))
+    names = dict.fromkeys(
+        name for row in table.rows for name in row.values if name.startswith(NAME) and name.endswith(f"/{F1}")
+    )
     return [name.removeprefix(NAME).removesuffix(f"/{F1}") for name in names]
 
 
@@ -87,13 +93,18 @@ def baseline(table: SweepTable) -> Row | None:
 
     By the sweep's own record of what it swept where there is one, else the first point.
     """
-    folder = next((point.folder for point in table.points if begins(point.folder)), table.points[0].folder if table.points else None)
+    folder = next(
+        (point.folder for point in table.points if begins(point.folder)),
+        table.points[0].folder if table.points else None,
+    )
     settings = table.settings.get(folder) if folder is not None else None
     return next((row for row in table.rows if folder in row.points or dict(row.settings) == settings), None)
 
 
 def begins(folder: Path) -> bool:
-    """Whether a run's overrides hold the first value of every swept key but the seed, as multirun.yaml beside the runs says."""
+    """Whether a run's overrides hold the first value of every swept key but the seed, as multirun.yaml beside the runs
+    says.
+    """
     firsts = {name: values[0] for name, values in swept(folder.parent).items() if name.rpartition(".")[2] != "seed"}
     overrides = run_facts(folder).get("overrides")
     own = dict(str(one).lstrip("+").partition("=")[::2] for one in overrides) if isinstance(overrides, list) else {}
@@ -136,7 +147,11 @@ def choices(text: str) -> list[str]:
 def gate(table: SweepTable) -> dict[str, float]:
     """{reader: FirstTok@1 of the baseline, mean over seeds}; NaN where it was not measured, {} without a baseline."""
     row = baseline(table)
-    return {} if row is None else {reader: math.nan if (mean := row.mean(key(reader, FIRST))) is None else mean for reader in readers(table)}
+    return (
+        {}
+        if row is None
+        else {reader: math.nan if (mean := row.mean(key(reader, FIRST))) is None else mean for reader in readers(table)}
+    )
 
 
 def passed(table: SweepTable) -> bool:
@@ -161,7 +176,12 @@ def lines(table: SweepTable) -> list[Line]:
     first = baseline(table)
     compared = first is not None and passed(table)
     found = [
-        Line(label_of(row, table), row, row is first, _differences(table, row, first, names) if compared and first is not None and row is not first else {})
+        Line(
+            label_of(row, table),
+            row,
+            row is first,
+            _differences(table, row, first, names) if compared and first is not None and row is not first else {},
+        )
         for row in table.rows
     ]
     return sorted(found, key=lambda line: not line.baseline)
@@ -173,10 +193,11 @@ def _differences(table: SweepTable, row: Row, first: Row, names: Sequence[str]) 
 
 
 def difference(table: SweepTable, row: Row, first: Row, reader: str) -> Difference | None:
-    """Of F1 by latents, over the seeds that both have: by question where the runs kept their scores, of the means otherwise.
+    """Of F1 by latents, over the seeds that both have: by question where the runs kept their scores, of the means
+    otherwise.
 
-    A question's difference is its mean over the seeds in which both runs were asked it; questions of one group (a context, an article) count
-    as one draw. None if no seed is shared.
+    A question's difference is its mean over the seeds in which both runs were asked it; questions of one group (a
+    context, an article) count as one draw. None if no seed is shared.
     """
     own, other = (dict(zip(one.seeds, one.points, strict=True)) for one in (row, first))
     seeds = [seed for seed in own if seed in other]
@@ -186,9 +207,17 @@ def difference(table: SweepTable, row: Row, first: Row, reader: str) -> Differen
         for question in a.keys() & b.keys():
             by_question.setdefault(question, []).append(a[question] - b[question])
     if len(by_question) > 1:
-        return Difference(*over_groups({question: statistics.fmean(values) for question, values in by_question.items()}), len(by_question), len(seeds))
+        return Difference(
+            *over_groups({question: statistics.fmean(values) for question, values in by_question.items()}),
+            len(by_question),
+            len(seeds),
+        )
     metrics = {point.folder: point.metrics for point in table.points}
-    means = [metrics.get(own[seed], {}).get(key(reader, F1), math.nan) - metrics.get(other[seed], {}).get(key(reader, F1), math.nan) for seed in seeds]
+    means = [
+        metrics.get(own[seed], {}).get(key(reader, F1), math.nan)
+        - metrics.get(other[seed], {}).get(key(reader, F1), math.nan)
+        for seed in seeds
+    ]
     means = [value for value in means if is_number(value)]
     return Difference(statistics.fmean(means), math.nan, math.nan, 0, len(means)) if means else None
 
@@ -222,7 +251,9 @@ def _scores(folder: Path, written: int) -> dict[str, dict[Asked, float]]:
     for row in table_of(RunFolder(folder), "latentwire_scores"):
         value, name = reals(row, "f1")[0], row.get("question") or row.get("key", "")
         if row.get("path") == LATENT and name and math.isfinite(value):
-            found.setdefault(row.get("reader", ""), {})[Asked(row.get("dataset", ""), name, row.get("group") or name)] = value
+            found.setdefault(row.get("reader", ""), {})[
+                Asked(row.get("dataset", ""), name, row.get("group") or name)
+            ] = value
     return found
 
 
@@ -230,7 +261,9 @@ def _scores(folder: Path, written: int) -> dict[str, dict[Asked, float]]:
 
 
 def headline(table: SweepTable) -> str:
-    """Whether the gate was passed and what came of the settings, in a sentence; empty for another kind of sweep or for one setting."""
+    """Whether the gate was passed and what came of the settings, in a sentence; empty for another kind of sweep or for
+    one setting.
+    """
     found = lines(table)
     if len(found) < 2:
         return ""
@@ -238,18 +271,26 @@ def headline(table: SweepTable) -> str:
     if not values:
         return "The baseline, the point with the first value of every swept key, has no result: no feature is compared."
     if not passed(table):
-        shown = joined([f"{'unknown' if math.isnan(value) else percent(value)} ({reader})" for reader, value in values.items()])
+        shown = joined(
+            [f"{'unknown' if math.isnan(value) else percent(value)} ({reader})" for reader, value in values.items()]
+        )
         return (
-            f"The gate was not passed: the baseline's first token is right {shown} of the time, and every reader needs {percent(GATE)}. No feature is compared."
+            f"The gate was not passed: the baseline's first token is right {shown} of the time, and every reader needs"
+            f" {percent(GATE)}. No feature is compared."
         )
     rest = [line for line in found if line.differences]
     if not rest:
         return "No setting shares a seed with the baseline."
     best = max(rest, key=lambda line: statistics.fmean(one.value for one in line.differences.values()))
-    better, worse = (sum(all(one.side == side for one in line.differences.values()) for line in rest) for side in (1, -1))
+    better, worse = (
+        sum(all(one.side == side for one in line.differences.values()) for line in rest) for side in (1, -1)
+    )
     changes = joined([f"{one.value:+.3f} ({reader}{_span(one)})" for reader, one in best.differences.items()])
     every = "every reader" if len(values) > 1 else next(iter(values))
-    counts = f"Of {len(rest)} setting{'s' if len(rest) > 1 else ''} {better or 'none'} {'is' if better < 2 else 'are'} better than the baseline"
+    counts = (
+        f"Of {len(rest)} setting{'s' if len(rest) > 1 else ''} {better or 'none'} {'is' if better < 2 else 'are'}"
+        " better than the baseline"
+    )
     known = "" if found[0].label == "baseline" else f", {found[0].label},"
     return f"{counts}{known} for {every} and {worse or 'none'} worse; the best, {best.label}, changes F1 by {changes}."
 
@@ -265,12 +306,22 @@ def _span(one: Difference) -> str:
 
 def title(table: SweepTable) -> str:
     """What stands above the table."""
-    return "Answers from latents" if len(table.rows) < 2 else "Against the baseline" if comparable(table) else "Settings, not compared"
+    return (
+        "Answers from latents"
+        if len(table.rows) < 2
+        else "Against the baseline"
+        if comparable(table)
+        else "Settings, not compared"
+    )
 
 
 def head(table: SweepTable) -> list[str]:
     """The header of the table."""
-    found = [text for reader in readers(table) for text in (f"F1, {reader}", "of the text", "against the baseline", "95 % interval", "FirstTok@1")]
+    found = [
+        text
+        for reader in readers(table)
+        for text in (f"F1, {reader}", "of the text", "against the baseline", "95 % interval", "FirstTok@1")
+    ]
     return ["setting", "seeds", "bytes", *found]
 
 
@@ -282,8 +333,16 @@ def cells(table: SweepTable, line: Line) -> list[str]:
         share, one = line.row.mean(key(reader, SHARE)), line.differences.get(reader)
         against = "baseline" if line.baseline else f"{one.value:+.3f}" if one else "-"
         interval = f"{one.low:+.3f} to {one.high:+.3f}" if one and math.isfinite(one.low) else "-"
-        numbers += [_mean(line.row, key(reader, F1)), "-" if share is None else f"{100 * share:.0f} %", against, interval, _mean(line.row, key(reader, FIRST))]
-    sizes = dict.fromkeys(f"{mean:.4g}" for reader in names if (mean := line.row.mean(key(reader, "bytes"))) is not None)
+        numbers += [
+            _mean(line.row, key(reader, F1)),
+            "-" if share is None else f"{100 * share:.0f} %",
+            against,
+            interval,
+            _mean(line.row, key(reader, FIRST)),
+        ]
+    sizes = dict.fromkeys(
+        f"{mean:.4g}" for reader in names if (mean := line.row.mean(key(reader, "bytes"))) is not None
+    )
     return [line.label, str(line.row.n), " / ".join(sizes) or "-", *numbers]
 
 
@@ -296,12 +355,18 @@ def note(table: SweepTable) -> str:
     """What the numbers are and what they do not cover."""
     found = [one for line in lines(table) for one in line.differences.values()]
     asked = sorted({one.questions for one in found if one.questions})
-    text = "F1 is that of the answers from latents, with its standard error over seeds; of the text: the share of what the whole text gives. "
+    text = (
+        "F1 is that of the answers from latents, with its standard error over seeds; of the text: the share of what the"
+        " whole text gives. "
+    )
     if not comparable(table):
         return f"{text}Nothing is compared with a baseline that does not work."
     if asked:
-        text += (f"Differences are paired over the same {' or '.join(f'{n:,}' for n in asked)} questions, a question's scores averaged over the seeds that "
-                 "both have; the interval is over questions and does not cover a new training run: several seeds tell that, below. ")  # fmt: skip
+        text += (
+            f"Differences are paired over the same {' or '.join(f'{n:,}' for n in asked)} questions, a question's"
+            " scores averaged over the seeds that both have; the interval is over questions and does not cover a new"
+            " training run: several seeds tell that, below. "
+        )
     if any(not one.questions for one in found):
         text += "Without the scores of single questions there is no interval. "
     return f"{text}Nothing is corrected for the number of comparisons."

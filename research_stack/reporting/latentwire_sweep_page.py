@@ -1,4 +1,6 @@
-"""A sweep of wires of latents on the page: every setting beside the baseline, and the intervals of the differences as a picture."""
+"""A sweep of wires of latents on the page: every setting beside the baseline, and the intervals of the differences as a
+picture.
+"""
 
 from __future__ import annotations
 
@@ -21,16 +23,33 @@ def section(table: SweepTable) -> list[Html] | None:
     if not found:
         return None
     charts = [chart for reader in readers(table) if (chart := differences_chart(found, reader)) is not None]
-    words = note(table) + (" Bold: the baseline, and settings whose interval leaves out zero." if comparable(table) and len(found) > 1 else "")
-    return [el("h2", title(table)), [_of_reader(table, found, index, reader) for index, reader in enumerate(readers(table))], el("p", words, class_="note"),
-            el("div", charts, class_="charts") if charts else None]  # fmt: skip
+    words = note(table) + (
+        " Bold: the baseline, and settings whose interval leaves out zero."
+        if comparable(table) and len(found) > 1
+        else ""
+    )
+    return [
+        el("h2", title(table)),
+        [_of_reader(table, found, index, reader) for index, reader in enumerate(readers(table))],
+        el("p", words, class_="note"),
+        el("div", charts, class_="charts") if charts else None,
+    ]
 
 
 def _of_reader(table: SweepTable, found: Sequence[Line], index: int, reader: str) -> list[Html]:
     """The columns of one reader, which fit the page's width."""
-    header, *rows = ([*line[:3], *line[3 + 5 * index : 8 + 5 * index]] for line in (head(table), *(cells(table, line) for line in found)))
-    body = [(row, line.baseline or (reader in line.differences and line.differences[reader].side != 0)) for row, line in zip(rows, found, strict=True)]
-    return [el("h3", reader), el("div", listing([header[0], *header[1:3], "F1", *header[4:]], body), class_="scroll wrap", tabindex="0")]
+    header, *rows = (
+        [*line[:3], *line[3 + 5 * index : 8 + 5 * index]]
+        for line in (head(table), *(cells(table, line) for line in found))
+    )
+    body = [
+        (row, line.baseline or (reader in line.differences and line.differences[reader].side != 0))
+        for row, line in zip(rows, found, strict=True)
+    ]
+    return [
+        el("h3", reader),
+        el("div", listing([header[0], *header[1:3], "F1", *header[4:]], body), class_="scroll wrap", tabindex="0"),
+    ]
 
 
 def differences_chart(found: Sequence[Line], reader: str) -> Html | None:
@@ -57,5 +76,12 @@ def differences_chart(found: Sequence[Line], reader: str) -> Html | None:
                 anchor="middle",
             )
         )
-    return el("figure", el("figcaption", f"{reader} ", el("small", "difference of F1 from the baseline, 95 % intervals over questions")),
-              line_chart(drawn, x, y, f"difference of F1 from the baseline for {reader}", height=70 + int(1.6 * ROW) * len(shown)))  # fmt: skip
+    return el(
+        "figure",
+        el(
+            "figcaption", f"{reader} ", el("small", "difference of F1 from the baseline, 95 % intervals over questions")
+        ),
+        line_chart(
+            drawn, x, y, f"difference of F1 from the baseline for {reader}", height=70 + int(1.6 * ROW) * len(shown)
+        ),
+    )

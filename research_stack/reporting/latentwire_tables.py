@@ -1,7 +1,9 @@
-"""What the evaluation of a wire of latents wrote: scores of every path, paired comparisons, times, bytes, examples. Standard library only.
+"""What the evaluation of a wire of latents wrote: scores of every path, paired comparisons, times, bytes, examples.
+Standard library only.
 
-A path is what a reader is given beside the question: latents of the context, those of another example, the text, a part of it, nothing.
-From tables/latentwire.csv, latentwire_paired.csv, latentwire_latency.csv, latentwire_bytes.csv and latentwire_examples.csv.
+A path is what a reader is given beside the question: latents of the context, those of another example, the text, a part
+of it, nothing. From tables/latentwire.csv, latentwire_paired.csv, latentwire_latency.csv, latentwire_bytes.csv and
+latentwire_examples.csv.
 """
 
 from __future__ import annotations
@@ -19,10 +21,17 @@ NAME = "latentwire/"  # before the metrics of result.json
 LATENT, SHUFFLED, ZEROS, NONE, TEXT = "latent", "shuffled", "zeros", "none", "text"
 HEAD, TAIL, ZLIB, TOKENS = "text_bytes", "text_bytes_tail", "text_zlib", "text_tokens"
 EQUAL_BYTES = (HEAD, TAIL, ZLIB)
-WORDS = {LATENT: "latents", TEXT: "whole text", HEAD: "same bytes of text, its head",
-         TAIL: "same bytes of text, its tail",
-         ZLIB: "same bytes of text, deflated",
-         TOKENS: "as many tokens of text", NONE: "no context", SHUFFLED: "latents of another example", ZEROS: "zero latents"}  # fmt: skip
+WORDS = {
+    LATENT: "latents",
+    TEXT: "whole text",
+    HEAD: "same bytes of text, its head",
+    TAIL: "same bytes of text, its tail",
+    ZLIB: "same bytes of text, deflated",
+    TOKENS: "as many tokens of text",
+    NONE: "no context",
+    SHUFFLED: "latents of another example",
+    ZEROS: "zero latents",
+}
 SCORES = tuple(f"{name}{end}" for name in ("f1", "em") for end in ("", "_low", "_high"))
 POOLED = "all"  # the data set that holds the questions of all
 OFTEN = 4  # times as long as the latents: where encoding should have paid off
@@ -46,8 +55,10 @@ class Score(NamedTuple):
 class Measured:
     """A row of tables/latentwire.csv; numbers that are not there are NaN.
 
-    - bytes: mean bytes the reader was given. ratio: mean bytes of the contexts over it; ratio_mean: mean of the single ratios.
-    - prefill: mean positions at the reader. first: FirstTok@1, @5, @10. main: whether it is the setting that was trained.
+    - bytes: mean bytes the reader was given. ratio: mean bytes of the contexts over it; ratio_mean: mean of the single
+      ratios.
+    - prefill: mean positions at the reader. first: FirstTok@1, @5, @10. main: whether it is the setting that was
+      trained.
     """
 
     dataset: str
@@ -67,7 +78,9 @@ class Measured:
 
 
 class Compared(NamedTuple):
-    """A row of tables/latentwire_paired.csv: the mean difference of F1 over questions, its p-value, the ratio of the means."""
+    """A row of tables/latentwire_paired.csv: the mean difference of F1 over questions, its p-value, the ratio of the
+    means.
+    """
 
     difference: Score
     p: float
@@ -75,7 +88,9 @@ class Compared(NamedTuple):
 
 
 class Timed(NamedTuple):
-    """A row of tables/latentwire_latency.csv: milliseconds to the first token and what they are made of, positions at the reader."""
+    """A row of tables/latentwire_latency.csv: milliseconds to the first token and what they are made of, positions at
+    the reader.
+    """
 
     context_bytes: float
     slots: float
@@ -92,7 +107,8 @@ class Timed(NamedTuple):
 class Wire:
     """All that was measured.
 
-    - rows: in the file's order. paired: {(dataset, reader, comparison): row}. latency: {reader: {path: rows by length}}.
+    - rows: in the file's order. paired: {(dataset, reader, comparison): row}. latency: {reader: {path: rows by
+      length}}.
     - parts: {part of a message: (bytes for one reader, bytes for all of them)}. examples: rows as they are.
     """
 
@@ -118,7 +134,9 @@ class Wire:
         return sorted(found, key=lambda row: row.bytes)
 
     def main(self, dataset: str, reader: str, path: str) -> Measured | None:
-        """The path at the trained setting: the row that says so, or the one of the same slots and bits, or the only one."""
+        """The path at the trained setting: the row that says so, or the one of the same slots and bits, or the only
+        one.
+        """
         rows = self.of(dataset, reader, path)
         marked = [row for row in rows if row.main]
         if marked or path == LATENT or len(rows) < 2:
@@ -129,7 +147,8 @@ class Wire:
         return next(iter(alike or fits[-1:] or rows), None)
 
     def stands(self, dataset: str, reader: str, first: str, second: str) -> int | None:
-        """1 if the first path is better than the second, -1 if worse, 0 if they cannot be told apart; None if one has no interval.
+        """1 if the first path is better than the second, -1 if worse, 0 if they cannot be told apart; None if one has
+        no interval.
 
         By the interval of the paired difference; without one, by whether the two intervals lie apart.
         """
@@ -142,7 +161,9 @@ class Wire:
         return 1 if a.f1.low > b.f1.high else -1 if a.f1.high < b.f1.low else 0
 
     def reach(self, dataset: str, reader: str, first: str, second: str) -> float:
-        """The most that the first path may be better by: the upper end of the paired interval, or of the two intervals; NaN without them."""
+        """The most that the first path may be better by: the upper end of the paired interval, or of the two intervals;
+        NaN without them.
+        """
         found = self.paired.get((dataset, reader, f"{first}-{second}"))
         if found is not None and found.difference.error is not None:
             return found.difference.high
@@ -161,25 +182,51 @@ def load(run: RunFiles, problems: list[str] | None = None) -> Wire | None:
     rows = _rows(table_of(place, "latentwire", problems))
     if not rows:
         return None
-    tables = {name: table_of(place, f"latentwire_{name}", problems) for name in ("paired", "latency", "bytes", "examples")}
-    return Wire(rows, _paired(tables["paired"]), _latency(tables["latency"]), _parts(tables["bytes"]), tables["examples"])
+    tables = {
+        name: table_of(place, f"latentwire_{name}", problems) for name in ("paired", "latency", "bytes", "examples")
+    }
+    return Wire(
+        rows, _paired(tables["paired"]), _latency(tables["latency"]), _parts(tables["bytes"]), tables["examples"]
+    )
 
 
 def _rows(table: Table) -> list[Measured]:
     found = []
     for row in table:
-        slots, bits, size, ratio, ratio_mean, prefill, questions = reals(row, "slots", "bits", "bytes", "ratio", "ratio_mean", "prefill_tokens", "questions")
+        slots, bits, size, ratio, ratio_mean, prefill, questions = reals(
+            row, "slots", "bits", "bytes", "ratio", "ratio_mean", "prefill_tokens", "questions"
+        )
         f1, em = Score(*reals(row, *SCORES[:3])), Score(*reals(row, *SCORES[3:]))
         if row.get("path") in WORDS and math.isfinite(f1.value) and math.isfinite(size):
-            found.append(Measured(row.get("dataset", ""), row.get("reader", ""), row["path"], slots, bits, size, ratio, ratio_mean, prefill, f1, em,
-                                  reals(row, "first1", "first5", "first10"), questions, row.get("main", "").lower() in ("1", "1.0", "true")))  # fmt: skip
+            found.append(
+                Measured(
+                    row.get("dataset", ""),
+                    row.get("reader", ""),
+                    row["path"],
+                    slots,
+                    bits,
+                    size,
+                    ratio,
+                    ratio_mean,
+                    prefill,
+                    f1,
+                    em,
+                    reals(row, "first1", "first5", "first10"),
+                    questions,
+                    row.get("main", "").lower() in ("1", "1.0", "true"),
+                )
+            )
     return found
 
 
 def _paired(table: Table) -> dict[tuple[str, str, str], Compared]:
     found = {}
     for row in table:
-        one = Compared(Score(*reals(row, "difference", "low", "high")), *reals(row, "p"), Score(*reals(row, "ratio", "ratio_low", "ratio_high")))
+        one = Compared(
+            Score(*reals(row, "difference", "low", "high")),
+            *reals(row, "p"),
+            Score(*reals(row, "ratio", "ratio_low", "ratio_high")),
+        )
         if math.isfinite(one.difference.value):
             found[row.get("dataset", ""), row.get("reader", ""), row.get("comparison", "")] = one
     return found
@@ -188,10 +235,26 @@ def _paired(table: Table) -> dict[tuple[str, str, str], Compared]:
 def _latency(table: Table) -> dict[str, dict[str, list[Timed]]]:
     found: dict[str, dict[str, list[Timed]]] = {}
     for row in table:
-        one = Timed(*reals(row, "context_bytes", "slots", "encode_ms", "adapt_ms", "prefill_ms", "total_ms", "total_p90_ms", "prefill_tokens", "memory_mib"))
+        one = Timed(
+            *reals(
+                row,
+                "context_bytes",
+                "slots",
+                "encode_ms",
+                "adapt_ms",
+                "prefill_ms",
+                "total_ms",
+                "total_p90_ms",
+                "prefill_tokens",
+                "memory_mib",
+            )
+        )
         if row.get("path") in (LATENT, TEXT) and one.context_bytes > 0 and one.total > 0:
             found.setdefault(row.get("reader", ""), {}).setdefault(row["path"], []).append(one)
-    return {reader: {path: sorted(rows, key=lambda one: one.context_bytes) for path, rows in paths.items()} for reader, paths in found.items()}
+    return {
+        reader: {path: sorted(rows, key=lambda one: one.context_bytes) for path, rows in paths.items()}
+        for reader, paths in found.items()
+    }
 
 
 def _parts(table: Table) -> dict[str, tuple[float, float]]:
@@ -199,7 +262,9 @@ def _parts(table: Table) -> dict[str, tuple[float, float]]:
     found = {}
     for row in table:
         one, every, plain = reals(row, "reader_bytes", "broadcast_bytes", "bytes")
-        if row.get("part", "").lower() not in ("", "total", "sum", "all") and math.isfinite(one if math.isfinite(one) else plain):
+        if row.get("part", "").lower() not in ("", "total", "sum", "all") and math.isfinite(
+            one if math.isfinite(one) else plain
+        ):
             found[row["part"]] = (one if math.isfinite(one) else plain, every)
     return found
 
@@ -211,7 +276,11 @@ def by_bits(wire: Wire, dataset: str, reader: str) -> dict[float, list[Measured]
     """{bits: the latent rows by bytes}, the trained setting's bits first."""
     rows, main = wire.of(dataset, reader, LATENT), wire.main(dataset, reader, LATENT)
     kinds = dict.fromkeys(([main.bits] if main else []) + sorted({row.bits for row in rows if math.isfinite(row.bits)}))
-    return {bits: own for bits in kinds if (own := [row for row in rows if row.bits == bits or (math.isnan(bits) and math.isnan(row.bits))])}
+    return {
+        bits: own
+        for bits in kinds
+        if (own := [row for row in rows if row.bits == bits or (math.isnan(bits) and math.isnan(row.bits))])
+    }
 
 
 def distinct(rows: Iterable[Measured]) -> list[Measured]:
@@ -222,7 +291,9 @@ def distinct(rows: Iterable[Measured]) -> list[Measured]:
 def alike(row: Measured, rows: Iterable[Measured]) -> Measured | None:
     """The row of the same slots, and of the same bits where rows say them; None without one."""
     found = [one for one in rows if one.slots == row.slots]
-    return next((one for one in found if one.bits == row.bits), next((one for one in found if math.isnan(one.bits)), None))
+    return next(
+        (one for one in found if one.bits == row.bits), next((one for one in found if math.isnan(one.bits)), None)
+    )
 
 
 # Times ---------------------------------------------------------------------------------------------------------------
@@ -239,9 +310,11 @@ def with_slots(paths: Mapping[str, Sequence[Timed]], slots: float) -> list[Timed
 
 
 def four_times(paths: Mapping[str, Sequence[Timed]], slots: float) -> float:
-    """Bytes of the context that is four times as many tokens as there are latents; NaN beyond the lengths that were measured.
+    """Bytes of the context that is four times as many tokens as there are latents; NaN beyond the lengths that were
+    measured.
 
-    Tokens of the context are the positions of the text path less those that the latent path has beside its latents (the question).
+    Tokens of the context are the positions of the text path less those that the latent path has beside its latents (the
+    question).
     """
     own = [row.positions - slots for row in with_slots(paths, slots) if math.isfinite(row.positions)]
     beside = max(0.0, min(own)) if own else 0.0
@@ -259,7 +332,9 @@ def at(rows: Sequence[Timed], place: float) -> float:
 
 
 def faster_from(paths: Mapping[str, Sequence[Timed]], slots: float) -> float:
-    """The shortest measured context from which on the latents are always faster than the text; NaN if they are not at the longest one."""
+    """The shortest measured context from which on the latents are always faster than the text; NaN if they are not at
+    the longest one.
+    """
     text, found = {row.context_bytes: row.total for row in paths.get(TEXT, ())}, math.nan
     for row in reversed([row for row in with_slots(paths, slots) if row.context_bytes in text]):
         if row.total >= text[row.context_bytes]:

@@ -1,4 +1,6 @@
-"""What a wire of latents came to, in words: the verdict, the numbers on top, the lines for the terminal. Standard library only."""
+"""What a wire of latents came to, in words: the verdict, the numbers on top, the lines for the terminal. Standard
+library only.
+"""
 
 from __future__ import annotations
 
@@ -27,7 +29,8 @@ MOST_READERS = 3  # of the terminal's table
 
 
 def verdict(run: RunFiles) -> str:
-    """What the readers get from the latents, beside the whole text and as many bytes of it; empty if nothing was measured.
+    """What the readers get from the latents, beside the whole text and as many bytes of it; empty if nothing was
+    measured.
 
     Latents that do no better than those of another example are said to give nothing, whatever their score.
     """
@@ -42,7 +45,9 @@ def verdict(run: RunFiles) -> str:
 
 def story(wire: Wire, dataset: str) -> str:
     """The verdict on one data set."""
-    readers = [reader for reader in wire.readers if wire.main(dataset, reader, LATENT) and wire.main(dataset, reader, TEXT)]
+    readers = [
+        reader for reader in wire.readers if wire.main(dataset, reader, LATENT) and wire.main(dataset, reader, TEXT)
+    ]
     if not readers:
         return ""
     blind = [reader for reader in readers if level(wire, dataset, reader, TEXT, NONE)]
@@ -58,13 +63,17 @@ def story(wire: Wire, dataset: str) -> str:
 
 
 def level(wire: Wire, dataset: str, reader: str, first: str, second: str) -> bool:
-    """Whether the first path is no better than the second: not told apart though a difference worth having would show, or worse."""
+    """Whether the first path is no better than the second: not told apart though a difference worth having would show,
+    or worse.
+    """
     side = wire.stands(dataset, reader, first, second)
     return side == -1 or (side == 0 and wire.reach(dataset, reader, first, second) < WORTH)
 
 
 def exceptions(wire: Wire) -> str:
-    """Single data sets on which the latents give nothing, or no more than as many bytes of text, that the first one does not show."""
+    """Single data sets on which the latents give nothing, or no more than as many bytes of text, that the first one
+    does not show.
+    """
     found = []
     for dataset in wire.datasets[1:]:
         nothing, equal = [], []
@@ -74,14 +83,26 @@ def exceptions(wire: Wire) -> str:
                 nothing.append(reader)
             elif opponent and wire.stands(dataset, reader, LATENT, opponent.path) in (0, -1):
                 equal.append(reader)
-        found += [f" On {dataset} {joined(nothing)} {'gets' if len(nothing) == 1 else 'get'} nothing from the latents."] if nothing else []
-        found += [f" On {dataset} the latents are no better than the same bytes of text for {joined(equal)}."] if equal else []
+        found += (
+            [f" On {dataset} {joined(nothing)} {'gets' if len(nothing) == 1 else 'get'} nothing from the latents."]
+            if nothing
+            else []
+        )
+        found += (
+            [f" On {dataset} the latents are no better than the same bytes of text for {joined(equal)}."]
+            if equal
+            else []
+        )
     return "".join(found)
 
 
 def _kept(wire: Wire, dataset: str, readers: Sequence[str]) -> str:
     """36 bytes of latents keep 94 % of ...; the same bytes of text keep 33 %."""
-    whose = "what the readers answer" if len(wire.readers) == len(readers) > 1 else f"what {joined(readers)} answer{'s' if len(readers) == 1 else ''}"
+    whose = (
+        "what the readers answer"
+        if len(wire.readers) == len(readers) > 1
+        else f"what {joined(readers)} answer{'s' if len(readers) == 1 else ''}"
+    )
     named = len(readers) > 1
     opponents = {reader: row for reader in readers if (row := wire.opponent(dataset, reader)) is not None}
     kept = _each(readers, lambda r: _share(wire, dataset, r, wire.main(dataset, r, LATENT)), named)
@@ -89,8 +110,12 @@ def _kept(wire: Wire, dataset: str, readers: Sequence[str]) -> str:
     text += f"of {whose} from the whole text of {_bytes(wire, dataset, TEXT, readers)} bytes (F1)"
     if opponents:
         several = sum(wire.main(dataset, next(iter(opponents)), path) is not None for path in EQUAL_BYTES) > 1
-        shares = _each(list(opponents), lambda r: _share(wire, dataset, r, opponents[r]), named and len(opponents) < len(readers))
-        text += f"; the same bytes of text keep {'at most ' if several else ''}{shares}{_beaten(wire, dataset, opponents)}"
+        shares = _each(
+            list(opponents), lambda r: _share(wire, dataset, r, opponents[r]), named and len(opponents) < len(readers)
+        )
+        text += (
+            f"; the same bytes of text keep {'at most ' if several else ''}{shares}{_beaten(wire, dataset, opponents)}"
+        )
     unproven = [reader for reader in readers if wire.stands(dataset, reader, LATENT, SHUFFLED) is None]
     return f"{text}." + (" Whether latents of another example do as well was not measured." if unproven else "")
 
@@ -99,7 +124,9 @@ def _beaten(wire: Wire, dataset: str, opponents: dict[str, Measured]) -> str:
     """Of which readers the latents are not proven better than as many bytes of text."""
     standing = {reader: wire.stands(dataset, reader, LATENT, row.path) for reader, row in opponents.items()}
     level, worse = ([reader for reader, side in standing.items() if side == wanted] for wanted in (0, -1))
-    parts = ([f"more than the latents {_for(worse, opponents)}"] if worse else []) + ([f"level with the latents {_for(level, opponents)}"] if level else [])
+    parts = ([f"more than the latents {_for(worse, opponents)}"] if worse else []) + (
+        [f"level with the latents {_for(level, opponents)}"] if level else []
+    )
     return f", {' and '.join(part.strip() for part in parts)}" if parts else ""
 
 
@@ -110,28 +137,49 @@ def _for(readers: Sequence[str], of: dict[str, Measured]) -> str:
 def _nothing(wire: Wire, dataset: str, readers: Sequence[str], alone: bool) -> str:
     """F1 with the latents beside that with those of another example."""
     own, others, text = (
-        _each(readers, lambda r, p=path: _f1(wire.main(dataset, r, p)), len(readers) > 1 and path == LATENT) for path in (LATENT, SHUFFLED, TEXT)
+        _each(readers, lambda r, p=path: _f1(wire.main(dataset, r, p)), len(readers) > 1 and path == LATENT)
+        for path in (LATENT, SHUFFLED, TEXT)
     )
     if alone:
         who = "The readers get" if len(readers) > 1 else f"{readers[0]} gets"
         size = _bytes(wire, dataset, LATENT, readers)
-        return f"{who} nothing from the latents: F1 {own} with {size} bytes of them, {others} with those of another example, {text} with the whole text."
-    return f"{joined(readers)} {'gets' if len(readers) == 1 else 'get'} nothing from them: F1 {own}, with those of another example {others}."
+        return (
+            f"{who} nothing from the latents: F1 {own} with {size} bytes of them, {others} with those of another"
+            f" example, {text} with the whole text."
+        )
+    return (
+        f"{joined(readers)} {'gets' if len(readers) == 1 else 'get'} nothing from them: F1 {own}, with those of another"
+        f" example {others}."
+    )
 
 
 def _open(wire: Wire, dataset: str, readers: Sequence[str]) -> str:
-    own, others = (_each(readers, lambda r, p=path: _f1(wire.main(dataset, r, p)), len(readers) > 1) for path in (LATENT, SHUFFLED))
+    own, others = (
+        _each(readers, lambda r, p=path: _f1(wire.main(dataset, r, p)), len(readers) > 1) for path in (LATENT, SHUFFLED)
+    )
     who = f"{joined(readers)} {'gets' if len(readers) == 1 else 'get'}"
-    return f"Too few questions to tell whether {who} anything from the latents: F1 {own}, with those of another example {others}."
+    return (
+        f"Too few questions to tell whether {who} anything from the latents: F1 {own}, with those of another example"
+        f" {others}."
+    )
 
 
 def _blind(wire: Wire, dataset: str, readers: Sequence[str]) -> str:
-    whole, none = (_each(readers, lambda r, p=path: _f1(wire.main(dataset, r, p)), len(readers) > 1) for path in (TEXT, NONE))
-    return f"{joined(readers)} cannot answer from the whole text either (F1 {whole}, without any context {none}): nothing can be told of the latents there."
+    whole, none = (
+        _each(readers, lambda r, p=path: _f1(wire.main(dataset, r, p)), len(readers) > 1) for path in (TEXT, NONE)
+    )
+    return (
+        f"{joined(readers)} cannot answer from the whole text either (F1 {whole}, without any context {none}): nothing"
+        " can be told of the latents there."
+    )
 
 
 def _larger(wire: Wire, dataset: str, readers: Sequence[str]) -> list[str]:
-    larger = [r for r in readers if (a := wire.main(dataset, r, LATENT)) and (b := wire.main(dataset, r, TEXT)) and a.bytes >= b.bytes]
+    larger = [
+        r
+        for r in readers
+        if (a := wire.main(dataset, r, LATENT)) and (b := wire.main(dataset, r, TEXT)) and a.bytes >= b.bytes
+    ]
     return ["The latents are no smaller than the text."] if larger else []
 
 
@@ -177,11 +225,16 @@ def warnings(wire: Wire) -> list[str]:
         for reader in wire.readers:
             other, none = wire.main(dataset, reader, SHUFFLED), wire.main(dataset, reader, NONE)
             if other and none and wire.stands(dataset, reader, SHUFFLED, NONE) == 1:
-                found.append(f"{reader}{where}: the latents of another example score {other.f1.value:.2f}, above {none.f1.value:.2f} without any context. They "
-                             "say nothing of the context asked about, so this is what the adapter alone adds: compare the latents with these.")  # fmt: skip
+                found.append(
+                    f"{reader}{where}: the latents of another example score {other.f1.value:.2f}, above"
+                    f" {none.f1.value:.2f} without any context. They say nothing of the context asked about, so this is"
+                    " what the adapter alone adds: compare the latents with these."
+                )
     total, main = sum(one for one, _ in wire.parts.values()), wire.main(wire.datasets[0], wire.readers[0], LATENT)
     if wire.parts and main is not None and abs(total - main.bytes) > 0.5:
-        found.append(f"The parts of a message sum to {size_words(total)} bytes, the messages have {size_words(main.bytes)}.")
+        found.append(
+            f"The parts of a message sum to {size_words(total)} bytes, the messages have {size_words(main.bytes)}."
+        )
     return found
 
 
@@ -209,7 +262,9 @@ def is_wire(run: RunFiles) -> bool:
 
 
 def last_step(run: RunFiles) -> str:
-    """What an unfinished run says of itself: how often the first token was right on the last batch; empty without it."""
+    """What an unfinished run says of itself: how often the first token was right on the last batch; empty without
+    it.
+    """
     names = dict.fromkeys(key for row in run.history for key in row if key.startswith(FIRST))
     last = {key.removeprefix(FIRST): points[-1] for key in names if (points := series(run.history, key))}
     if not last:
@@ -220,7 +275,9 @@ def last_step(run: RunFiles) -> str:
 
 
 def terminal(run: RunFiles) -> list[list[list[str]]]:
-    """Tables for the terminal, each a list of lines of cells: every path for each reader, then each data set where there are several."""
+    """Tables for the terminal, each a list of lines of cells: every path for each reader, then each data set where
+    there are several.
+    """
     wire = load(run)
     if wire is None:
         return []
@@ -231,13 +288,22 @@ def terminal(run: RunFiles) -> list[list[list[str]]]:
         rows = [wire.main(first, reader, path) for reader in readers]
         if any(rows):
             sizes = " / ".join(dict.fromkeys(size_words(row.bytes) for row in rows if row))
-            lines.append([words, sizes, *(text for row in rows for text in (f1_words(row), interval_words(row.f1 if row else None)))])
+            lines.append(
+                [
+                    words,
+                    sizes,
+                    *(text for row in rows for text in (f1_words(row), interval_words(row.f1 if row else None))),
+                ]
+            )
     return [lines] if len(wire.datasets) < 2 else [lines, _by_dataset(wire, readers)]
 
 
 def _by_dataset(wire: Wire, readers: Sequence[str]) -> list[list[str]]:
     lines = [["F1 by data set", *(f"{reader}, {what}" for reader in readers for what in ("latents", "text"))]]
-    return lines + [[dataset, *(f1_words(wire.main(dataset, reader, path)) for reader in readers for path in (LATENT, TEXT))] for dataset in wire.datasets]
+    return lines + [
+        [dataset, *(f1_words(wire.main(dataset, reader, path)) for reader in readers for path in (LATENT, TEXT))]
+        for dataset in wire.datasets
+    ]
 
 
 def f1_words(row: Measured | None) -> str:
@@ -247,4 +313,8 @@ def f1_words(row: Measured | None) -> str:
 
 def interval_words(score: Score | None) -> str:
     """0.851 to 0.893; a dash for none."""
-    return f"{score.low:.3f} to {score.high:.3f}" if score and math.isfinite(score.low) and math.isfinite(score.high) else "-"
+    return (
+        f"{score.low:.3f} to {score.high:.3f}"
+        if score and math.isfinite(score.low) and math.isfinite(score.high)
+        else "-"
+    )

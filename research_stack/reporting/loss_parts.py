@@ -1,6 +1,7 @@
-"""Training curves of a next-token model: its loss; with a confidence head both losses apart, their gradients, and what was
-predicted beside what came.
+"""Training curves of a next-token model: its loss; with a confidence head both losses apart, their gradients, and what
+was predicted beside what came.
 """
+
 from __future__ import annotations
 
 import math
@@ -13,7 +14,10 @@ from research_stack.reporting.html import Html, el
 from research_stack.reporting.reading import RunFiles
 from research_stack.reporting.sections import keys, loss_chart, norm_chart
 
-NORMS = (("train/grad_lm", "of the language model's loss", "var(--c0)"), ("train/grad_confidence", "of the confidence loss", "var(--c1)"))
+NORMS = (
+    ("train/grad_lm", "of the language model's loss", "var(--c0)"),
+    ("train/grad_confidence", "of the confidence loss", "var(--c1)"),
+)
 SPREADS = (("train/confidence", "predicted", "var(--c0)"), ("train/future", "actual", "var(--c1)"))
 
 
@@ -26,17 +30,34 @@ def training(run: RunFiles) -> list[Html] | None:
     """The section in place of the mixed loss; None for a run without losses of these names."""
     if not has_parts(run):
         return None
-    lm, confidence, norm = (series(run.history, key) for key in ("train/loss_lm", "train/loss_confidence", "train/grad_norm"))
-    charts = [loss_chart(lm, series(run.history, "val/loss_lm"), "nats per token", "Loss of the language model")] if lm else []
+    lm, confidence, norm = (
+        series(run.history, key) for key in ("train/loss_lm", "train/loss_confidence", "train/grad_norm")
+    )
+    charts = (
+        [loss_chart(lm, series(run.history, "val/loss_lm"), "nats per token", "Loss of the language model")]
+        if lm
+        else []
+    )
     if confidence:
-        charts.append(loss_chart(confidence, series(run.history, "val/loss_confidence"), "as it is trained", "Loss of the confidence head", log=True))
+        charts.append(
+            loss_chart(
+                confidence,
+                series(run.history, "val/loss_confidence"),
+                "as it is trained",
+                "Loss of the confidence head",
+                log=True,
+            )
+        )
     charts += [chart for chart in (norms_chart(run), spread_chart(run)) if chart is not None]
     charts += [norm_chart(norm, run.setting("optimization.clip"))] if norm else []
-    words = ("The optimizer sees a mixture of the two losses; each is shown by itself. The norms of their gradients are those at the last hidden "
-             "states, where the two meet. "
-             "The spread of the future loss is one standard deviation over the tokens of a batch: a head whose band is much narrower than the "
-             "actual one predicts little "
-             "beyond the mean.") if confidence else "The loss is the cross entropy of the next token, in nats per token."  # fmt: skip
+    words = (
+        "The optimizer sees a mixture of the two losses; each is shown by itself. The norms of their gradients are"
+        " those at the last hidden states, where the two meet. The spread of the future loss is one standard deviation"
+        " over the tokens of a batch: a head whose band is much narrower than the actual one predicts little beyond the"
+        " mean."
+        if confidence
+        else "The loss is the cross entropy of the next token, in nats per token."
+    )
     return [el("h2", "Training"), el("div", charts, class_="charts"), el("p", words, class_="note")]
 
 
@@ -46,7 +67,10 @@ def norms_chart(run: RunFiles) -> Html | None:
     for key, words, color in NORMS:
         points = [p for p in series(run.history, key) if p[1] > 0]
         if points:
-            lines += [Series(thin(points), color=color, opacity=0.2, width=1), Series(even(log_smooth(points)), color=color, width=2, title=words)]
+            lines += [
+                Series(thin(points), color=color, opacity=0.2, width=1),
+                Series(even(log_smooth(points)), color=color, width=2, title=words),
+            ]
             entries.append((color, words, False))
             shown += [quantile([y for _, y in points], share) for share in (0.002, 0.998)]
     if not lines:
@@ -54,7 +78,12 @@ def norms_chart(run: RunFiles) -> Html | None:
     last = max(line.points[-1][0] for line in lines)
     x = axis_of([0.0, last], "optimizer step", margin=0)
     chart = line_chart(lines, x, axis_of(shown, log=True), f"gradient norms of both losses over {last:.0f} steps")
-    return el("figure", el("figcaption", "Gradients of both losses ", el("small", "at the last hidden states, log scale")), chart, keys(entries))
+    return el(
+        "figure",
+        el("figcaption", "Gradients of both losses ", el("small", "at the last hidden states, log scale")),
+        chart,
+        keys(entries),
+    )
 
 
 def log_smooth(points: Sequence[Point]) -> list[Point]:
@@ -70,12 +99,16 @@ def spread_chart(run: RunFiles) -> Html | None:
         if mean:
             lines.append(Series(mean, color=color, width=2, band=band, title=words))
             entries.append((color, words, False))
-            shown += [y for edge in (band or (mean,)) for _, y in edge]
+            shown += [y for edge in band or (mean,) for _, y in edge]
     if not lines:
         return None
     x = axis_of([0.0, max(line.points[-1][0] for line in lines)], "optimizer step", margin=0)
-    chart = line_chart(lines, x, axis_of(shown), "mean and standard deviation of the predicted and of the actual future loss")
-    return el("figure", el("figcaption", "Future loss ", el("small", "mean ± standard deviation, nats")), chart, keys(entries))
+    chart = line_chart(
+        lines, x, axis_of(shown), "mean and standard deviation of the predicted and of the actual future loss"
+    )
+    return el(
+        "figure", el("figcaption", "Future loss ", el("small", "mean ± standard deviation, nats")), chart, keys(entries)
+    )
 
 
 def spread(history: Sequence[Mapping[str, Any]], key: str) -> tuple[list[Point], Band | None]:

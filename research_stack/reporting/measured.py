@@ -1,8 +1,9 @@
 """What the numbers of a policy's answers are called, and how they are written.
 
-Names are those of `posttraining.measures`: pass@k, distinct_right@k, self_bleu, distinct_2, entropy and so on; `_right` ends those that
-are taken over right answers alone.
+Names are those of `posttraining.measures`: pass@k, distinct_right@k, self_bleu, distinct_2, entropy and so on; `_right`
+ends those that are taken over right answers alone.
 """
+
 from __future__ import annotations
 
 import math
@@ -34,12 +35,22 @@ def words(metric: str) -> str:
     alone = base.removesuffix(OF_RIGHT)
     ngrams = alone.removeprefix("distinct_")
     found = {
-        "pass": "right at the first try" if k == 1 else f"right within {k} tries", "reward": "mean reward",
-        "distinct_right": f"different right answers among {k}", "distinct": f"different answers among {k}",
-        "hidden_pass": f"hidden preference met within {k} tries", "entropy": "entropy, nats per token", "semantic": "distance of meanings",
-    }.get(base)  # fmt: skip
+        "pass": "right at the first try" if k == 1 else f"right within {k} tries",
+        "reward": "mean reward",
+        "distinct_right": f"different right answers among {k}",
+        "distinct": f"different answers among {k}",
+        "hidden_pass": f"hidden preference met within {k} tries",
+        "entropy": "entropy, nats per token",
+        "semantic": "distance of meanings",
+    }.get(base)
     if found is None:
-        found = "self-BLEU" if alone == "self_bleu" else f"distinct-{ngrams}" if ngrams.isdigit() else alone.replace("_", " ")
+        found = (
+            "self-BLEU"
+            if alone == "self_bleu"
+            else f"distinct-{ngrams}"
+            if ngrams.isdigit()
+            else alone.replace("_", " ")
+        )
         found += ", right answers" if base.endswith(OF_RIGHT) else ""
     return found
 
@@ -47,7 +58,13 @@ def words(metric: str) -> str:
 def short(metric: str) -> str:
     """The metric in a column's few letters, with its unit."""
     base, k = parts(metric)
-    found = {"pass": metric, "distinct_right": f"different right of {k}", "hidden_pass": "hidden preference", "entropy": "entropy, nats", "semantic": "distance of meanings"}
+    found = {
+        "pass": metric,
+        "distinct_right": f"different right of {k}",
+        "hidden_pass": "hidden preference",
+        "entropy": "entropy, nats",
+        "semantic": "distance of meanings",
+    }
     return found.get(base, words(metric)) + (", %" if is_share(metric) else "")
 
 
@@ -89,7 +106,14 @@ def passes(names: Iterable[str]) -> list[str]:
 
 
 def main(names: Iterable[str]) -> list[str]:
-    """The few that tell quality from diversity, in the order in which they are read: pass@k, distinct right, hidden preference, entropy."""
+    """The few that tell quality from diversity, in the order in which they are read: pass@k, distinct right, hidden
+    preference, entropy.
+    """
     names = list(names)
-    chosen = [*passes(names), *(largest(names, base) for base in ("distinct_right", "hidden_pass")), "semantic", "entropy"]
+    chosen = [
+        *passes(names),
+        *(largest(names, base) for base in ("distinct_right", "hidden_pass")),
+        "semantic",
+        "entropy",
+    ]
     return [name for name in chosen if name in names]

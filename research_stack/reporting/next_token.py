@@ -1,4 +1,7 @@
-"""What a next-token model's report says of its likelihood and of its decoders: tables/next_token.csv and tables/own_prefix.csv."""
+"""What a next-token model's report says of its likelihood and of its decoders: tables/next_token.csv and
+tables/own_prefix.csv.
+"""
+
 from __future__ import annotations
 
 import math
@@ -30,15 +33,37 @@ def next_token(run: RunFiles) -> list[Html] | None:
     tokens = max((n for row in rows for n in reals(row, "tokens") if math.isfinite(n)), default=math.nan)
     counted = f"The same {tokens:,.0f} validation tokens for all rows. " if math.isfinite(tokens) else ""
     return [
-        el("h2", "Likelihood of held-out text"), el("p", "Nats per token, lower is better; bars are 95 % intervals."),
+        el("h2", "Likelihood of held-out text"),
+        el("p", "Nats per token, lower is better; bars are 95 % intervals."),
         intervals([_bar(row) for row in rows]),
-        el("p", f"{counted}The loss is -ln p of the next token itself, not a bound. ECE is the mean gap between the probability of the likeliest "
-                "token "
-           "and how often it is right, in bins of equal width or of equal mass; Brier sums the squared errors of all probabilities. "
-           f"{INTERVALS} covers the choice of documents, not a new training run.{few_documents(rows)}", class_="note"),
-        el("div", listing(("", "nats per token", "95 % interval", "perplexity", "bits per byte", "accuracy", "ECE", "ECE, equal mass", "Brier"),
-                          [_cells(row) for row in rows]), class_="scroll", tabindex="0"),
-    ]  # fmt: skip
+        el(
+            "p",
+            f"{counted}The loss is -ln p of the next token itself, not a bound. ECE is the mean gap between the"
+            " probability of the likeliest token and how often it is right, in bins of equal width or of equal mass;"
+            f" Brier sums the squared errors of all probabilities. {INTERVALS} covers the choice of documents, not a"
+            f" new training run.{few_documents(rows)}",
+            class_="note",
+        ),
+        el(
+            "div",
+            listing(
+                (
+                    "",
+                    "nats per token",
+                    "95 % interval",
+                    "perplexity",
+                    "bits per byte",
+                    "accuracy",
+                    "ECE",
+                    "ECE, equal mass",
+                    "Brier",
+                ),
+                [_cells(row) for row in rows],
+            ),
+            class_="scroll",
+            tabindex="0",
+        ),
+    ]
 
 
 def next_token_rows(run: RunFiles) -> list[dict[str, str]]:
@@ -55,20 +80,48 @@ def is_baseline(row: Mapping[str, str]) -> bool:
 def _bar(row: Mapping[str, str]) -> dict[str, Any]:
     value, low, high = reals(row, "nats", "low", "high")
     baseline = is_baseline(row)
-    return {"name": row.get("name", ""), "small": "n-gram model" if baseline else "exact -ln p", "value": value, "low": low, "high": high,
-            "color": "var(--c5)" if baseline else "var(--c0)", "head": not baseline, "limit": ""}  # fmt: skip
+    return {
+        "name": row.get("name", ""),
+        "small": "n-gram model" if baseline else "exact -ln p",
+        "value": value,
+        "low": low,
+        "high": high,
+        "color": "var(--c5)" if baseline else "var(--c0)",
+        "head": not baseline,
+        "limit": "",
+    }
 
 
 def _cells(row: Mapping[str, str]) -> tuple[list[str], bool]:
     value, low, high, bits, accuracy, ece, ece_mass, brier = reals(
-        row, "nats", "low", "high", "bits_per_byte", "accuracy", "ece", "ece_equal_mass", "brier")  # fmt: skip
+        row, "nats", "low", "high", "bits_per_byte", "accuracy", "ece", "ece_equal_mass", "brier"
+    )
     perplexity = f"{math.exp(value):,.4g}" if value < 700 else "-"
-    cells = [row.get("name", ""), cell(value), span(low, high), perplexity, cell(bits), cell(accuracy, "{:.1%}"), cell(ece), cell(ece_mass),
-             cell(brier)]  # fmt: skip
+    cells = [
+        row.get("name", ""),
+        cell(value),
+        span(low, high),
+        perplexity,
+        cell(bits),
+        cell(accuracy, "{:.1%}"),
+        cell(ece),
+        cell(ece_mass),
+        cell(brier),
+    ]
     return cells, not is_baseline(row)
 
 
-DECODERS = ("decoder", "setting", "future loss", "95 % interval", "repetition", "distinct-2", "token entropy", "calls", "texts")
+DECODERS = (
+    "decoder",
+    "setting",
+    "future loss",
+    "95 % interval",
+    "repetition",
+    "distinct-2",
+    "token entropy",
+    "calls",
+    "texts",
+)
 
 
 def decoders(run: RunFiles) -> list[Html] | None:
@@ -79,11 +132,15 @@ def decoders(run: RunFiles) -> list[Html] | None:
     return [
         el("h2", "Decoding from its own prefix"),
         el("div", listing(DECODERS, [(row, False) for row in rows], text=(0, 1)), class_="scroll", tabindex="0"),
-        el("p", "The future loss, in nats per token, is the model's loss on the held-out text that follows after the decoder's own tokens: lower "
-                "means that what it wrote "
-           "leads less astray. A policy that plays it safe may be low there and repeat itself: read it beside repetition and distinct-2 "
-           "(the share of different pairs of tokens). Calls are those of the model for one text.", class_="note"),
-    ]  # fmt: skip
+        el(
+            "p",
+            "The future loss, in nats per token, is the model's loss on the held-out text that follows after the"
+            " decoder's own tokens: lower means that what it wrote leads less astray. A policy that plays it safe may"
+            " be low there and repeat itself: read it beside repetition and distinct-2 (the share of different pairs of"
+            " tokens). Calls are those of the model for one text.",
+            class_="note",
+        ),
+    ]
 
 
 def decoder_rows(run: RunFiles) -> list[list[str]]:
@@ -91,8 +148,20 @@ def decoder_rows(run: RunFiles) -> list[list[str]]:
     found = []
     for row in run.tables.get("own_prefix", []):
         loss, low, high, repetition, distinct, entropy, calls, texts = reals(
-            row, "future_nats", "low", "high", "repetition", "distinct_2", "entropy", "calls", "texts")  # fmt: skip
+            row, "future_nats", "low", "high", "repetition", "distinct_2", "entropy", "calls", "texts"
+        )
         if any(map(math.isfinite, (loss, repetition, distinct, entropy))):
-            found.append([row.get("decoder", ""), row.get("setting", ""), cell(loss), span(low, high), cell(repetition), cell(distinct),
-                          cell(entropy, "{:.2f}"), cell(calls, "{:,.4g}"), cell(texts, "{:,.0f}")])  # fmt: skip
+            found.append(
+                [
+                    row.get("decoder", ""),
+                    row.get("setting", ""),
+                    cell(loss),
+                    span(low, high),
+                    cell(repetition),
+                    cell(distinct),
+                    cell(entropy, "{:.2f}"),
+                    cell(calls, "{:,.4g}"),
+                    cell(texts, "{:,.0f}"),
+                ]
+            )
     return found

@@ -1,4 +1,5 @@
 """The settings of a sweep over each other: calibration of what predicts the future loss, risk over coverage."""
+
 from __future__ import annotations
 
 import math
@@ -26,9 +27,16 @@ def section(table: SweepTable) -> list[Html] | None:
     if not charts:
         return None
     more = f" The first {MOST} settings are drawn." if len(table.rows) > MOST else ""
-    return [el("h2", "Calibration, risk and coverage"), el("div", charts, class_="charts"),
-            el("p", f"Means over seeds, bars and shades from the lowest to the highest (95 % intervals for one seed). A setting is shown by its "
-                    f"confidence head, or by the entropy of its next token where it has none.{more}", class_="note")]  # fmt: skip
+    return [
+        el("h2", "Calibration, risk and coverage"),
+        el("div", charts, class_="charts"),
+        el(
+            "p",
+            "Means over seeds, bars and shades from the lowest to the highest (95 % intervals for one seed). A setting"
+            f" is shown by its confidence head, or by the entropy of its next token where it has none.{more}",
+            class_="note",
+        ),
+    ]
 
 
 def _reliability(table: SweepTable, rows: Sequence[Row]) -> Html | None:
@@ -43,13 +51,18 @@ def _reliability(table: SweepTable, rows: Sequence[Row]) -> Html | None:
 
 
 def mean_bins(seeds: Sequence[Sequence[Bin]]) -> list[Bin]:
-    """The mean over seeds of each bin, and from the lowest to the highest seed; of seeds with equally many bins as the first."""
+    """The mean over seeds of each bin, and from the lowest to the highest seed; of seeds with equally many bins as the
+    first.
+    """
     seeds = [found for found in seeds if found]
     seeds = [found for found in seeds if len(found) == len(seeds[0])]
     if len(seeds) == 1:
         return list(seeds[0])
     groups = [([b.predicted for b in group], [b.actual for b in group]) for group in zip(*seeds, strict=True)]
-    return [Bin(statistics.fmean(predicted), statistics.fmean(actual), min(actual), max(actual)) for predicted, actual in groups]
+    return [
+        Bin(statistics.fmean(predicted), statistics.fmean(actual), min(actual), max(actual))
+        for predicted, actual in groups
+    ]
 
 
 def _risks(table: SweepTable, rows: Sequence[Row]) -> list[Html]:
@@ -59,7 +72,9 @@ def _risks(table: SweepTable, rows: Sequence[Row]) -> list[Html]:
         seeds = [risk_curves(table_of(RunFolder(folder), "risk_coverage")) for folder in row.points]
         for loss in dict.fromkeys(loss for seed in seeds for loss in seed):
             curves = [curve for seed in seeds for curve in seed.get(loss, [])]
-            score = next((name for name in ("confidence head", "entropy") if any(curve.score == name for curve in curves)), None)
+            score = next(
+                (name for name in ("confidence head", "entropy") if any(curve.score == name for curve in curves)), None
+            )
             if score is not None:
                 chosen = [curve for curve in curves if curve.score == score]
                 found.setdefault(loss, []).append((label_of(row, table), color_of(index, len(rows)), chosen))
@@ -70,12 +85,18 @@ def _risk_chart(loss: str, lines: Sequence[tuple[str, str, list[RiskCurve]]]) ->
     drawn, entries, heights = [], [], []
     for label, color, curves in lines:
         mean, band = averaged(curve.points for curve in curves)
-        whole = RiskCurve(curves[0].score, loss, mean, _mean([c.aurc for c in curves]), _mean([c.excess for c in curves]))
+        whole = RiskCurve(
+            curves[0].score, loss, mean, _mean([c.aurc for c in curves]), _mean([c.excess for c in curves])
+        )
         drawn.append(Series(mean, color=color, band=band, title=label))
         entries.append((color, f"{label}: {whole.score}{area(whole).replace(':', ',', 1)}", False))
-        heights += [y for edge in (band or (mean,)) for _, y in edge]
-    return el("figure", el("figcaption", f"{loss[:1].upper()}{loss[1:]} ", el("small", "mean nats of the tokens kept")),
-              line_chart(drawn, coverage_axis(), axis_of(heights), f"{loss} over coverage, {len(drawn)} settings"), keys(entries))  # fmt: skip
+        heights += [y for edge in band or (mean,) for _, y in edge]
+    return el(
+        "figure",
+        el("figcaption", f"{loss[:1].upper()}{loss[1:]} ", el("small", "mean nats of the tokens kept")),
+        line_chart(drawn, coverage_axis(), axis_of(heights), f"{loss} over coverage, {len(drawn)} settings"),
+        keys(entries),
+    )
 
 
 def _mean(values: Sequence[float]) -> float:

@@ -4,6 +4,7 @@
 Runs of one seed share initial weights, data order and documents, so their difference varies less than either: pairing
 by seed tells settings apart that two standard errors cannot.
 """
+
 from __future__ import annotations
 
 import itertools
@@ -58,7 +59,9 @@ def paired(first: Sequence[float], second: Sequence[float]) -> tuple[float, floa
 
 
 def comparisons(table: SweepTable) -> list[Paired]:
-    """Every pair of settings that share two seeds, on the main metrics; of more than eight settings each with the best one."""
+    """Every pair of settings that share two seeds, on the main metrics; of more than eight settings each with the best
+    one.
+    """
     metrics = [m for m in worth_plotting(table) if better(m) is not None][:MOST_METRICS]
     found = (_compare(table, metric, a, b) for metric in metrics for a, b in _pairs(table, metric))
     return [one for one in found if one is not None]
@@ -85,7 +88,11 @@ def _compare(table: SweepTable, metric: str, a: Row, b: Row) -> Paired | None:
 def by_seed(table: SweepTable, row: Row, metric: str) -> dict[Any, float]:
     """{seed: finite value of the metric} of a setting; runs without a seed are left out."""
     metrics = {point.folder: point.metrics for point in table.points}
-    values = {seed: metrics.get(folder, {}).get(metric, math.nan) for folder, seed in zip(row.points, row.seeds, strict=True) if seed is not None}
+    values = {
+        seed: metrics.get(folder, {}).get(metric, math.nan)
+        for folder, seed in zip(row.points, row.seeds, strict=True)
+        if seed is not None
+    }
     return {seed: value for seed, value in values.items() if math.isfinite(value)}
 
 
@@ -100,20 +107,32 @@ def as_cells(one: Paired) -> list[str]:
     places = max(0, 1 - math.floor(math.log10(one.error))) if one.error > 0 else 0
     form = f".{places}f" if 0 < one.error and places < 8 else ".4g"
     interval = f"{one.low:{form}} to {one.high:{form}}"
-    return [metric_words(one.metric), " − ".join(f"({name})" if "→" in name else name for name in (one.first, one.second)), show_mean(one.difference, one.error), interval, p, str(one.n)]
+    return [
+        metric_words(one.metric),
+        " − ".join(f"({name})" if "→" in name else name for name in (one.first, one.second)),
+        show_mean(one.difference, one.error),
+        interval,
+        p,
+        str(one.n),
+    ]
 
 
 def note(found: Sequence[Paired], settings: int) -> str:
     """What the columns mean and what so few seeds cannot show."""
     few = min(one.n for one in found)
-    least = (f"With {few} seeds p cannot be below {2 / 2**few:.3g}, whatever the difference: the interval, which takes the differences for normal, "
-             "says more. ") if few < 6 else ""  # fmt: skip
+    least = (
+        f"With {few} seeds p cannot be below {2 / 2**few:.3g}, whatever the difference: the interval, which takes the"
+        " differences for normal, says more. "
+        if few < 6
+        else ""
+    )
     compared = "Each setting is compared with the best one of the metric. " if settings > MOST_SETTINGS else ""
-    return (f"Mean over seeds of the difference between runs of the same seed. The interval is Student's t with one degree of freedom less than "
-            "seeds; p is the share of all "
-            f"sign flips of the differences (of {FLIPS:,} random ones beyond {MOST_GROUPS} seeds) "
-            f"whose mean is at least as far from zero. {least}{compared}Nothing is corrected for the number of "
-            "comparisons.")  # fmt: skip
+    return (
+        "Mean over seeds of the difference between runs of the same seed. The interval is Student's t with one degree"
+        f" of freedom less than seeds; p is the share of all sign flips of the differences (of {FLIPS:,} random ones"
+        f" beyond {MOST_GROUPS} seeds) whose mean is at least as far from zero. {least}{compared}Nothing is corrected"
+        " for the number of comparisons."
+    )
 
 
 def section(table: SweepTable) -> list[Html] | None:
@@ -121,7 +140,12 @@ def section(table: SweepTable) -> list[Html] | None:
     found = comparisons(table)
     if not found:
         return None
-    lines = el("div", listing(HEADER, [(as_cells(one), one.differs) for one in found], text=(0, 1)), class_="scroll", tabindex="0")
+    lines = el(
+        "div",
+        listing(HEADER, [(as_cells(one), one.differs) for one in found], text=(0, 1)),
+        class_="scroll",
+        tabindex="0",
+    )
     shown = lines if len(found) <= MOST_ROWS else el("details", el("summary", f"{len(found)} comparisons"), lines)
     words = note(found, len(table.rows)) + " Bold: the interval leaves out zero."
     return [el("h2", "Differences, seed by seed"), shown, el("p", words, class_="note")]

@@ -1,4 +1,7 @@
-"""pass@k, diversity and certainty of a policy's answers after training: from tables/passk.csv, passk_curve.csv and passk_prompts.csv."""
+"""pass@k, diversity and certainty of a policy's answers after training: from tables/passk.csv, passk_curve.csv and
+passk_prompts.csv.
+"""
+
 from __future__ import annotations
 
 import math
@@ -39,13 +42,20 @@ def by_side(rows: Table) -> dict[str, Table]:
 
 def measured(run: RunFiles) -> dict[str, dict[str, dict[str, str]]]:
     """{side: {metric: row}} of tables/passk.csv, without rows that hold no number."""
-    found = {side: {row.get("metric", ""): row for row in rows if math.isfinite(*reals(row, "value"))} for side, rows in by_side(run.tables.get("passk", [])).items()}
+    found = {
+        side: {row.get("metric", ""): row for row in rows if math.isfinite(*reals(row, "value"))}
+        for side, rows in by_side(run.tables.get("passk", [])).items()
+    }
     return {side: metrics for side, metrics in found.items() if metrics}
 
 
 def prompts_of(metrics: Mapping[str, Mapping[str, str]]) -> int:
     """How many prompts a side has."""
-    counts = [n + (lost if math.isfinite(lost) else 0) for n, lost in (reals(row, "n", "undefined") for row in metrics.values()) if math.isfinite(n)]
+    counts = [
+        n + (lost if math.isfinite(lost) else 0)
+        for n, lost in (reals(row, "n", "undefined") for row in metrics.values())
+        if math.isfinite(n)
+    ]
     return int(max(counts, default=0))
 
 
@@ -62,21 +72,33 @@ def answers(run: RunFiles) -> list[Html] | None:
         return None
     chart = _curve_chart(run)
     return [
-        el("h2", "Right, diverse, sure"), *(el("p", text) for text in warnings(found)), el("div", chart, class_="charts") if chart else None,
-        el("div", listing(*table(found)), class_="scroll", tabindex="0"), el("p", note(run, found), class_="note"), *_prompts(run),
-    ]  # fmt: skip
+        el("h2", "Right, diverse, sure"),
+        *(el("p", text) for text in warnings(found)),
+        el("div", chart, class_="charts") if chart else None,
+        el("div", listing(*table(found)), class_="scroll", tabindex="0"),
+        el("p", note(run, found), class_="note"),
+        *_prompts(run),
+    ]
 
 
 def warnings(found: Mapping[str, Mapping[str, Mapping[str, str]]]) -> list[str]:
     """A line for each side with too few prompts."""
     counts = {SIDES[side]: prompts_of(metrics) for side, metrics in found.items()}
-    return [f"Only {n} {side} prompt{'s' if n != 1 else ''}: too few to tell how the policy does on others"
-            f"{', and too few for an interval' if n < FEW else ''}." for side, n in counts.items() if n < FEWER_THAN_WANTED]  # fmt: skip
+    return [
+        f"Only {n} {side} prompt{'s' if n != 1 else ''}: too few to tell how the policy does on others"
+        f"{', and too few for an interval' if n < FEW else ''}."
+        for side, n in counts.items()
+        if n < FEWER_THAN_WANTED
+    ]
 
 
 def table(found: Mapping[str, Mapping[str, Mapping[str, str]]]) -> tuple[list[str], list[tuple[list[str], bool]]]:
     """(header, rows) with the groups one after another and the sides beside each other."""
-    header = [""] + [text for side, metrics in found.items() for text in (f"{prompts_of(metrics)} {SIDES[side]} prompts", "95 % interval")]
+    header = [""] + [
+        text
+        for side, metrics in found.items()
+        for text in (f"{prompts_of(metrics)} {SIDES[side]} prompts", "95 % interval")
+    ]
     names = list(dict.fromkeys(name for metrics in found.values() for name in metrics))
     rows: list[tuple[list[str], bool]] = []
     for group in (RIGHT, DIVERSE, SURE):
@@ -96,22 +118,38 @@ def _numbers(name: str, found: Mapping[str, Mapping[str, Mapping[str, str]]]) ->
 
 def note(run: RunFiles, found: Mapping[str, Mapping[str, Mapping[str, str]]]) -> str:
     """What the numbers are, and which were left out for some prompts."""
-    count = max([n for row in run.tables.get("passk_prompts", []) for n in reals(row, "answers") if math.isfinite(n)], default=math.nan)
+    count = max(
+        [n for row in run.tables.get("passk_prompts", []) for n in reals(row, "answers") if math.isfinite(n)],
+        default=math.nan,
+    )
     drawn = f"{count:.0f} answers to each prompt. " if math.isfinite(count) else ""
-    lost = [f"{words(name)} ({int(gone)} of {prompts_of(metrics)} {SIDES[side]})" for side, metrics in found.items() for name, row in metrics.items()
-            for gone in reals(row, "undefined") if gone > 0]  # fmt: skip
+    lost = [
+        f"{words(name)} ({int(gone)} of {prompts_of(metrics)} {SIDES[side]})"
+        for side, metrics in found.items()
+        for name, row in metrics.items()
+        for gone in reals(row, "undefined")
+        if gone > 0
+    ]
     left = f" Not defined for some prompts, which are left out there: {', '.join(lost)}." if lost else ""
-    return (f"{drawn}Means over prompts; the intervals (Student's t) are over prompts too, and too short for a share near 0 or 100 % "
-            f"of few prompts (in simulation 82 % in place of 95 % for pass@8 of 91 % with 10 prompts). "
-            f"pass@k and the numbers of different answers are unbiased for k fresh answers; self-BLEU (100: all "
-            f"alike) and distinct-n (different n-grams among all) depend on how many answers were drawn. Wrong answers are diverse: read diversity among the right "
-            f"ones.{left}")  # fmt: skip
+    return (
+        f"{drawn}Means over prompts; the intervals (Student's t) are over prompts too, and too short for a share near 0"
+        " or 100 % of few prompts (in simulation 82 % in place of 95 % for pass@8 of 91 % with 10 prompts). pass@k and"
+        " the numbers of different answers are unbiased for k fresh answers; self-BLEU (100: all alike) and distinct-n"
+        " (different n-grams among all) depend on how many answers were drawn. Wrong answers are diverse: read"
+        f" diversity among the right ones.{left}"
+    )
 
 
 def curve(run: RunFiles) -> dict[str, list[tuple[float, float, float, float]]]:
     """{side: (k, pass@k, low, high) by k}, in percent."""
-    found = {side: sorted(reals(row, "k", "pass", "low", "high") for row in rows) for side, rows in by_side(run.tables.get("passk_curve", [])).items()}
-    return {side: [(k, *(100 * v for v in rest)) for k, *rest in rows if k >= 1 and math.isfinite(rest[0])] for side, rows in found.items()}
+    found = {
+        side: sorted(reals(row, "k", "pass", "low", "high") for row in rows)
+        for side, rows in by_side(run.tables.get("passk_curve", [])).items()
+    }
+    return {
+        side: [(k, *(100 * v for v in rest)) for k, *rest in rows if k >= 1 and math.isfinite(rest[0])]
+        for side, rows in found.items()
+    }
 
 
 def few(run: RunFiles) -> set[str]:
@@ -124,25 +162,55 @@ def _curve_chart(run: RunFiles) -> Html | None:
     for side, rows in curve(run).items():
         points = [(places.index(k), value) for k, value, *_ in rows]
         known = side not in skipped and all(math.isfinite(v) for row in rows for v in row)
-        band = ([(places.index(k), low) for k, _, low, _ in rows], [(places.index(k), high) for k, _, _, high in rows]) if known else None
-        lines.append(Series(points, color=COLORS[side], dots=3, band=band, dashed=side in skipped, title=f"{SIDES[side]} prompts"))
+        band = (
+            ([(places.index(k), low) for k, _, low, _ in rows], [(places.index(k), high) for k, _, _, high in rows])
+            if known
+            else None
+        )
+        lines.append(
+            Series(
+                points, color=COLORS[side], dots=3, band=band, dashed=side in skipped, title=f"{SIDES[side]} prompts"
+            )
+        )
     if not lines or len(places) < 2:
         return None
     x = Axis(0.0, len(places) - 1.0, "k: answers that are looked at", names=[f"{k:g}" for k in places])
     y = axis_of([0.0, 100.0], margin=0.04)
-    entries = [(COLORS[side], f"{SIDES[side]} prompts{', too few for a band' if side in skipped else ''}", False) for side in curve(run)]
-    return el("figure", el("figcaption", "pass@k ", el("small", "% of prompts with a right one among k answers")),
-              line_chart(lines, x, y, "pass@k over k"), keys(entries))  # fmt: skip
+    entries = [
+        (COLORS[side], f"{SIDES[side]} prompts{', too few for a band' if side in skipped else ''}", False)
+        for side in curve(run)
+    ]
+    return el(
+        "figure",
+        el("figcaption", "pass@k ", el("small", "% of prompts with a right one among k answers")),
+        line_chart(lines, x, y, "pass@k over k"),
+        keys(entries),
+    )
 
 
 def _prompts(run: RunFiles) -> list[Html]:
     """Each prompt with its most frequent right answers, the hardest first; folded where there are many."""
-    rows = [(side, row) for side, own in by_side(run.tables.get("passk_prompts", [])).items() for row in sorted(own, key=_share)]
+    rows = [
+        (side, row)
+        for side, own in by_side(run.tables.get("passk_prompts", [])).items()
+        for row in sorted(own, key=_share)
+    ]
     if not rows:
         return []
     header = ("prompt", "", "right", "different right", "most frequent right answers")
-    lines = [([shortened(row.get("prompt", "")), SIDES[side], f"{100 * _share(row):.0f} %", row.get("distinct_right", ""), shortened(apart(row.get("most_frequent_right", "")))], False)
-             for side, row in rows]  # fmt: skip
+    lines = [
+        (
+            [
+                shortened(row.get("prompt", "")),
+                SIDES[side],
+                f"{100 * _share(row):.0f} %",
+                row.get("distinct_right", ""),
+                shortened(apart(row.get("most_frequent_right", ""))),
+            ],
+            False,
+        )
+        for side, row in rows
+    ]
     shown = el("div", listing(header, lines, text=(0, 1, 4)), class_="scroll", tabindex="0")
     title = f"{len(rows)} prompts, the hardest first"
     return [el("h3", title), shown] if len(rows) <= MOST_SHOWN else [el("details", el("summary", title), shown)]
@@ -175,16 +243,32 @@ def figure(run: RunFiles) -> Figure | None:
     counts, skipped = {side: prompts_of(metrics) for side, metrics in measured(run).items()}, few(run)
     for side, rows in found.items():
         color, n = BLUE if side == "trained" else ORANGE, counts.get(side)
-        plot.plot([k for k, *_ in rows], [value for _, value, *_ in rows], "o-" if side not in skipped else "o--", color=color, markersize=4, linewidth=1.6,
-                  label=f"{f'{n} ' if n else ''}{SIDES[side]} prompts")  # fmt: skip
+        plot.plot(
+            [k for k, *_ in rows],
+            [value for _, value, *_ in rows],
+            "o-" if side not in skipped else "o--",
+            color=color,
+            markersize=4,
+            linewidth=1.6,
+            label=f"{f'{n} ' if n else ''}{SIDES[side]} prompts",
+        )
         if side not in skipped:
-            plot.fill_between([k for k, *_ in rows], [low for _, _, low, _ in rows], [high for *_, high in rows], color=color, alpha=0.15, linewidth=0)
+            plot.fill_between(
+                [k for k, *_ in rows],
+                [low for _, _, low, _ in rows],
+                [high for *_, high in rows],
+                color=color,
+                alpha=0.15,
+                linewidth=0,
+            )
     ks = sorted({k for rows in found.values() for k, *_ in rows})
     plot.set_xscale("log", base=2)
     plot.set_xticks(ks, [f"{k:g}" for k in ks])
     plot.minorticks_off()
     plot.set_ylim(-3, 104)
     plot.set_xlabel("k: answers that are looked at", fontsize=8, color=GREY)
-    plot.set_title("% of prompts with a right one among k answers, 95 % bands over prompts", loc="left", fontsize=9, color=INK)
+    plot.set_title(
+        "% of prompts with a right one among k answers, 95 % bands over prompts", loc="left", fontsize=9, color=INK
+    )
     plot.legend(frameon=False, fontsize=8, labelcolor=GREY, loc="lower right")
     return drawn

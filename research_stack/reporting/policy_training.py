@@ -1,6 +1,7 @@
-"""Training curves of a policy: reward and what happens to its answers. The loss of a policy gradient is a surrogate whose height says
-nothing, so it is not drawn; that of replies (SFT) is.
+"""Training curves of a policy: reward and what happens to its answers. The loss of a policy gradient is a surrogate
+whose height says nothing, so it is not drawn; that of replies (SFT) is.
 """
+
 from __future__ import annotations
 
 import math
@@ -25,7 +26,8 @@ NATS = "nats per reply token"
 class Curve:
     """A logged number.
 
-    - key: in metrics.jsonl; held_out: its like on held-out prompts, or "". factor: 100 for shares, which are drawn in percent.
+    - key: in metrics.jsonl; held_out: its like on held-out prompts, or "". factor: 100 for shares, which are drawn in
+      percent.
     """
 
     key: str
@@ -45,7 +47,7 @@ CURVES = (
     Curve("train/zero_variance", "Groups of equal reward", "% of groups: nothing to learn from", factor=100.0),
     Curve("train/distinct", "Different answers", "% of a group", factor=100.0),
     Curve("train/apart", "Answers that differ", "% of the pairs of a group", factor=100.0),
-)  # fmt: skip
+)
 
 
 def is_policy(run: RunFiles) -> bool:
@@ -99,12 +101,26 @@ def _chart(run: RunFiles, curve: Curve) -> Html:
     own, other = values(run, curve)
     mean = smooth(own)
     ys = [y for _, y in own]
-    y = axis_of([quantile(ys, 0.01), quantile(ys, 0.99), *(v for _, v in mean), *(v for _, v in other)], margin=0.08, floor=0.0 if min(ys) >= 0 else None)
+    y = axis_of(
+        [quantile(ys, 0.01), quantile(ys, 0.99), *(v for _, v in mean), *(v for _, v in other)],
+        margin=0.08,
+        floor=0.0 if min(ys) >= 0 else None,
+    )
     lines = [Series(thin(own), opacity=0.22, width=1), Series(even(mean), width=2)]
     lines += [Series(other, color="var(--c1)", dots=3.2, width=1.4)] if other else []
-    chart = line_chart(lines, axis_of([0.0, own[-1][0]], "optimizer step", margin=0), y, f"{curve.title} over {own[-1][0]:.0f} steps, ending at {mean[-1][1]:.3g}")
+    chart = line_chart(
+        lines,
+        axis_of([0.0, own[-1][0]], "optimizer step", margin=0),
+        y,
+        f"{curve.title} over {own[-1][0]:.0f} steps, ending at {mean[-1][1]:.3g}",
+    )
     entries = [("var(--c0)", "training, smoothed", False), ("var(--c1)", "held-out prompts", True)] if other else []
-    return el("figure", el("figcaption", f"{curve.title} ", el("small", curve.small)), chart, keys(entries) if entries else None)
+    return el(
+        "figure",
+        el("figcaption", f"{curve.title} ", el("small", curve.small)),
+        chart,
+        keys(entries) if entries else None,
+    )
 
 
 # The figure ----------------------------------------------------------------------------------------------------------
@@ -128,7 +144,14 @@ def figure(run: RunFiles) -> Figure | None:
     for plot, curve in zip(plots, parts, strict=False):
         _plot(plot, run, curve)
     if norm:
-        _lines(plots[len(parts)], norm, GREEN, "Gradient norm", "before clipping", [math.exp(v) for _, v in smooth([(x, math.log(v)) for x, v in norm])])
+        _lines(
+            plots[len(parts)],
+            norm,
+            GREEN,
+            "Gradient norm",
+            "before clipping",
+            [math.exp(v) for _, v in smooth([(x, math.log(v)) for x, v in norm])],
+        )
         plots[len(parts)].set_yscale("log")
         marks = log_ticks(min(y for _, y in norm), max(y for _, y in norm))
         plots[len(parts)].set_yticks(marks, [number(mark) for mark in marks])
@@ -150,7 +173,14 @@ def _plot(plot: Axes, run: RunFiles, curve: Curve) -> None:
     margin = 0.06 * (max(shown) - min(shown) or 1.0)
     plot.set_ylim(min(shown) - margin, max(shown) + margin)
     if other:
-        plot.plot(*zip(*other, strict=True), "o-", color=ORANGE, markersize=3.5, linewidth=1.2, label="held-out prompts" if curve.key != REPLY else "validation")
+        plot.plot(
+            *zip(*other, strict=True),
+            "o-",
+            color=ORANGE,
+            markersize=3.5,
+            linewidth=1.2,
+            label="held-out prompts" if curve.key != REPLY else "validation",
+        )
         plot.legend(frameon=False, fontsize=7.5, labelcolor=GREY)
 
 

@@ -1,4 +1,5 @@
 """What a policy came to, in words: how often right, how many different right answers, and where it began."""
+
 from __future__ import annotations
 
 import math
@@ -15,19 +16,35 @@ PHASE_WORDS = {"SFT": "SFT", "PolychromicSFT": "polychromic SFT", "GRPO": "GRPO"
 
 
 def answers(run: RunFiles) -> str:
-    """A sentence on the trained prompts beside the phase before, and one on held-out prompts where there are enough; empty if nothing was measured."""
+    """A sentence on the trained prompts beside the phase before, and one on held-out prompts where there are enough;
+    empty if nothing was measured.
+    """
     own = of_result(run)
     if FIRST not in own:
         return _on_the_way(run)
     distinct = largest(own, "distinct_right")
-    spread = "" if distinct is None else f", with {own[distinct]:.1f} different right answers among {parts(distinct)[1]}{_between(run, distinct, 1.0, '')}"
-    sentence = f"Right at the first try {percent(own[FIRST])} of the time{_between(run, FIRST, 100.0, ' %')}{spread}{_began(run, distinct)}."
+    spread = (
+        ""
+        if distinct is None
+        else (
+            f", with {own[distinct]:.1f} different right answers among"
+            f" {parts(distinct)[1]}{_between(run, distinct, 1.0, '')}"
+        )
+    )
+    sentence = (
+        f"Right at the first try {percent(own[FIRST])} of the"
+        f" time{_between(run, FIRST, 100.0, ' %')}{spread}{_began(run, distinct)}."
+    )
     return sentence + _held_out(run)
 
 
 def of_result(run: RunFiles) -> dict[str, float]:
     """{metric: value} of result.json, those of held-out prompts with `held_out_` before them; finite ones."""
-    return {key.removeprefix(NAME): value for key, value in run.metrics.items() if key.startswith(NAME) and math.isfinite(value)}
+    return {
+        key.removeprefix(NAME): value
+        for key, value in run.metrics.items()
+        if key.startswith(NAME) and math.isfinite(value)
+    }
 
 
 def percent(share: float) -> str:
@@ -36,11 +53,13 @@ def percent(share: float) -> str:
 
 
 def _row(run: RunFiles, metric: str, side: str = "trained") -> Mapping[str, str]:
-    return next((row for row in run.tables.get("passk", []) if row.get("metric") == metric and row.get("prompts") == side), {})
+    return next(
+        (row for row in run.tables.get("passk", []) if row.get("metric") == metric and row.get("prompts") == side), {}
+    )
 
 
 def _between(run: RunFiles, metric: str, factor: float, unit: str) -> str:
-    """" (79 to 88 %)"; empty without an interval, or where too few prompts stand behind it."""
+    """ " (79 to 88 %)"; empty without an interval, or where too few prompts stand behind it."""
     low, high, n = reals(_row(run, metric), "low", "high", "n")
     if not (math.isfinite(low) and math.isfinite(high) and n >= FEW):
         return ""
@@ -49,7 +68,9 @@ def _between(run: RunFiles, metric: str, factor: float, unit: str) -> str:
 
 
 def _began(run: RunFiles, distinct: str | None) -> str:
-    """"; after SFT it was 55 % and 15.7": of the phase before, by the same evaluation, or at step 0 of the run's own dynamics."""
+    """ "; after SFT it was 55 % and 15.7": of the phase before, by the same evaluation, or at step 0 of the run's own
+    dynamics.
+    """
     if not run.earlier:
         return ""
     before = run.earlier[-1]
@@ -73,9 +94,15 @@ def _held_out(run: RunFiles) -> str:
 
 
 def dynamics_at(run: RunFiles, first: bool) -> dict[str, float]:
-    """{metric: value} of the first measurement while training, if that was made on trained prompts, or of the last one."""
+    """{metric: value} of the first measurement while training, if that was made on trained prompts, or of the last
+    one.
+    """
     points = run.dynamics.get("points")
-    points = [point for point in points if isinstance(point, Mapping) and isinstance(point.get("metrics"), Mapping)] if isinstance(points, list) else []
+    points = (
+        [point for point in points if isinstance(point, Mapping) and isinstance(point.get("metrics"), Mapping)]
+        if isinstance(points, list)
+        else []
+    )
     if not points or (first and (run.dynamics.get("which") != "trained" or points[0].get("step") != 0)):
         return {}
     bands = points[0 if first else -1]["metrics"]

@@ -3,6 +3,7 @@
 A report is written for failed and interrupted runs too, so a file that is missing or torn is an absence that the
 report names, never an error.
 """
+
 from __future__ import annotations
 
 import csv
@@ -21,8 +22,20 @@ from research_stack.tables import read_csv
 log = logging.getLogger(__name__)
 
 # tables/*.csv beside the likelihood
-TABLES = ("next_token", "future_loss", "reliability", "risk_coverage", "abstention", "own_prefix", "passk", "passk_curve", "passk_prompts",
-          "reward_heldout", "reward_reliability", "reward_points")  # fmt: skip
+TABLES = (
+    "next_token",
+    "future_loss",
+    "reliability",
+    "risk_coverage",
+    "abstention",
+    "own_prefix",
+    "passk",
+    "passk_curve",
+    "passk_prompts",
+    "reward_heldout",
+    "reward_reliability",
+    "reward_points",
+)
 DYNAMICS = "dynamics.json"
 Table = list[dict[str, str]]
 
@@ -33,8 +46,8 @@ class RunFiles:
 
     - problems: one line per file that is there but cannot be read.
     - likelihood: rows of tables/likelihood.csv; tables: {name: rows} of the others in TABLES. films: {sampler: film}.
-    - dynamics: what dynamics.json holds. earlier: the runs whose weights this one began with, the first of them first, without
-      their histories, tables and samples.
+    - dynamics: what dynamics.json holds. earlier: the runs whose weights this one began with, the first of them first,
+      without their histories, tables and samples.
     """
 
     folder: Path
@@ -89,7 +102,9 @@ def read(folder: str | Path, status: str | None = None) -> RunFiles:
 
 
 def read_phase(folder: str | Path, status: str | None = None) -> RunFiles:
-    """What a phase says of itself: result, config, where it comes from, and its dynamics; the runs before it are left out."""
+    """What a phase says of itself: result, config, where it comes from, and its dynamics; the runs before it are left
+    out.
+    """
     place, found = RunFolder(folder), RunFiles(Path(folder))
     _read_result(place, found)
     found.status = status or found.status
@@ -101,7 +116,11 @@ def read_phase(folder: str | Path, status: str | None = None) -> RunFiles:
             found.problems.append(str(error))
     path = place.path / DYNAMICS
     found.dynamics = _json(path, found)
-    if path.is_file() and not isinstance(found.dynamics.get("points"), list) and not any(str(path) in problem for problem in found.problems):
+    if (
+        path.is_file()
+        and not isinstance(found.dynamics.get("points"), list)
+        and not any(str(path) in problem for problem in found.problems)
+    ):
         found.problems.append(f"{path} has no list of points")
     if not path.is_file() and found.status == "ok" and found.steps and found.setting("callbacks.dynamics"):
         found.problems.append(f"{path} is missing though callbacks.dynamics is on")
@@ -111,7 +130,8 @@ def read_phase(folder: str | Path, status: str | None = None) -> RunFiles:
 def begun_from(run: Mapping[str, Any], folder: Path) -> Path | None:
     """The folder that run.json's `init_from` names, which is relative to where the run was started; None without one.
 
-    Where runs were moved together it is looked for beside the folders above the run. A folder that is not found is returned as it was written.
+    Where runs were moved together it is looked for beside the folders above the run. A folder that is not found is
+    returned as it was written.
     """
     if not run.get("init_from"):
         return None
@@ -121,13 +141,18 @@ def begun_from(run: Mapping[str, Any], folder: Path) -> Path | None:
 
 
 def _earlier(found: RunFiles) -> list[RunFiles]:
-    """The phases before a run, the first one first; one that is gone or that leads back to itself ends the search and is named."""
+    """The phases before a run, the first one first; one that is gone or that leads back to itself ends the search and
+    is named.
+    """
     phases: list[RunFiles] = []
     seen = {found.folder.resolve()}
     at = begun_from(found.run, found.folder)
     while at is not None:
         if not at.is_dir() or at.resolve() in seen:
-            found.problems.append(f"{at}, whose weights the run began with, {'leads back to itself' if at.is_dir() else 'is no longer there'}: that phase is not shown")
+            found.problems.append(
+                f"{at}, whose weights the run began with,"
+                f" {'leads back to itself' if at.is_dir() else 'is no longer there'}: that phase is not shown"
+            )
             break
         seen.add(at.resolve())
         phases.insert(0, read_phase(at))
@@ -137,7 +162,9 @@ def _earlier(found: RunFiles) -> list[RunFiles]:
 
 
 def table_of(place: RunFolder, name: str, problems: list[str] | None = None) -> Table:
-    """The rows of tables/<name>.csv, [] if there is none; what is wrong with it goes to the problems. A torn row lacks its last cells."""
+    """The rows of tables/<name>.csv, [] if there is none; what is wrong with it goes to the problems. A torn row lacks
+    its last cells.
+    """
     path = place.tables / f"{name}.csv"
     if not path.is_file():
         return []

@@ -1,4 +1,5 @@
 """report.html of a run: one page that stands alone, made from the folder's files and nothing else."""
+
 from __future__ import annotations
 
 import functools
@@ -24,14 +25,33 @@ HERE = Path(__file__).parent
 
 
 def training(run: RunFiles) -> list[Html] | None:
-    """The two losses apart where there are two, the rewards of a policy, the parts of a wire's loss, the one loss otherwise."""
-    return loss_parts.training(run) or policy_training.training(run) or latentwire_losses.training(run) or sections.training(run)
+    """The two losses apart where there are two, the rewards of a policy, the parts of a wire's loss, the one loss
+    otherwise.
+    """
+    return (
+        loss_parts.training(run)
+        or policy_training.training(run)
+        or latentwire_losses.training(run)
+        or sections.training(run)
+    )
 
 
 SECTIONS: Sequence[Callable[[RunFiles], list[Html] | None]] = (
-    sections.likelihood, next_token, predictors, risk_coverage, abstention, passk.answers, dynamics, reward_model, latentwire.answers, training, decoders, sections.samples,
-    sections.refinement, sections.provenance,
-)  # fmt: skip
+    sections.likelihood,
+    next_token,
+    predictors,
+    risk_coverage,
+    abstention,
+    passk.answers,
+    dynamics,
+    reward_model,
+    latentwire.answers,
+    training,
+    decoders,
+    sections.samples,
+    sections.refinement,
+    sections.provenance,
+)
 
 
 @functools.cache
@@ -57,5 +77,9 @@ def write_report(folder: str | os.PathLike[str], status: str | None = None) -> P
 def render(run: RunFiles) -> str:
     """The page."""
     parts = [section(run) for section in SECTIONS]
-    body = [*sections.header(run), [part for part in parts if part is not None], el("footer", "Made from the files of the run folder; loads nothing from anywhere.")]
+    body = [
+        *sections.header(run),
+        [part for part in parts if part is not None],
+        el("footer", "Made from the files of the run folder; loads nothing from anywhere."),
+    ]
     return page(f"{run.name}: {run.status}", body, asset("style.css"), asset("player.js"))

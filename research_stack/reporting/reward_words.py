@@ -1,4 +1,5 @@
 """What a reward model came to, in words."""
+
 from __future__ import annotations
 
 import math
@@ -10,7 +11,9 @@ def correlation(metrics: Mapping[str, float], name: str = "reward/") -> str:
 
     - metrics: of result.json. name: what stands before the keys of `RewardEvaluation`.
     """
-    value, low, high, length = (metrics.get(name + key, math.nan) for key in ("pearson", "pearson_low", "pearson_high", "pearson_length"))
+    value, low, high, length = (
+        metrics.get(name + key, math.nan) for key in ("pearson", "pearson_low", "pearson_high", "pearson_length")
+    )
     if not math.isfinite(value):
         return ""
     control = f"; their length alone {length:.2f}" if math.isfinite(length) else ""

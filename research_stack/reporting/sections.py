@@ -1,4 +1,5 @@
 """The parts of a run's report, each from the run's files; a part without files is None."""
+
 from __future__ import annotations
 
 import math
@@ -55,16 +56,27 @@ def count(value: Any) -> str:
 def verdict(run: RunFiles) -> str:
     """What the run came to, in a sentence."""
     prefix = {
-        "failed": f"The run failed at step {run.steps:,}. ", "interrupted": f"The run was interrupted at step {run.steps:,}. ",
-        "running": f"The run is under way, at step {run.steps:,}. ", "unknown": "The folder has no result. ",
-    }.get(run.status, "")  # fmt: skip
+        "failed": f"The run failed at step {run.steps:,}. ",
+        "interrupted": f"The run was interrupted at step {run.steps:,}. ",
+        "running": f"The run is under way, at step {run.steps:,}. ",
+        "unknown": "The folder has no result. ",
+    }.get(run.status, "")
     found = headline(run)
     if found is None:
-        rest = answers(run) or held_out(run) or correlation(run.metrics) or latentwire_words.verdict(run) or latentwire_words.last_step(run) or last_loss(run)
+        rest = (
+            answers(run)
+            or held_out(run)
+            or correlation(run.metrics)
+            or latentwire_words.verdict(run)
+            or latentwire_words.last_step(run)
+            or last_loss(run)
+        )
         return (prefix + rest) or "The run ended; nothing was measured."
     value, _, _ = found
     sentence = f"{prefix}At most {value:.2f} nats per held-out token, a perplexity of {math.exp(value):,.4g} or less"
-    gain = tuple(run.metrics.get(f"likelihood/{key}", math.nan) for key in ("gain_over_trigram", "gain_low", "gain_high"))
+    gain = tuple(
+        run.metrics.get(f"likelihood/{key}", math.nan) for key in ("gain_over_trigram", "gain_low", "gain_high")
+    )
     return sentence + comparison(gain) + "."
 
 
@@ -86,11 +98,19 @@ def headline(run: RunFiles) -> tuple[float, float, float] | None:
 
 
 def last_loss(run: RunFiles) -> str:
-    """The last logged training loss, or the reward where the loss is a mere surrogate, as a sentence; empty without one."""
+    """The last logged training loss, or the reward where the loss is a mere surrogate, as a sentence; empty without
+    one.
+    """
     if words := last_reward(run):
         return words
     of_model, of_replies = series(run.history, "train/loss_lm"), series(run.history, "train/loss_reply")
-    points, unit = (of_model, "nats per token") if of_model else (of_replies, "nats per reply token") if of_replies else (series(run.history, "train/loss"), loss_unit(run))
+    points, unit = (
+        (of_model, "nats per token")
+        if of_model
+        else (of_replies, "nats per reply token")
+        if of_replies
+        else (series(run.history, "train/loss"), loss_unit(run))
+    )
     return f"The last training loss was {points[-1][1]:.3f} {unit}." if points else ""
 
 
@@ -98,12 +118,18 @@ def loss_unit(run: RunFiles) -> str:
     """What the training loss is measured in."""
     method = str(run.setting("method._target_")).rpartition(".")[2]
     if _is_reward_model(run):
-        return "Huber's loss, standardised target" if run.setting("method.loss") == "huber" else "squared standard deviations of the target"
+        return (
+            "Huber's loss, standardised target"
+            if run.setting("method.loss") == "huber"
+            else "squared standard deviations of the target"
+        )
     if method == "SFT":
         return "nats per reply token"
     if latentwire_words.is_wire(run):
         return "in all, the weighted sum of its parts"
-    return {"tokens": "nats per token", "answer": "nats per answer token"}.get(str(run.setting("method.loss.normalize")), "nats per position")
+    return {"tokens": "nats per token", "answer": "nats per answer token"}.get(
+        str(run.setting("method.loss.normalize")), "nats per position"
+    )
 
 
 def _is_reward_model(run: RunFiles) -> bool:
@@ -115,8 +141,10 @@ def loss_note(run: RunFiles) -> str:
     if _is_reward_model(run):
         mean = ": always predicting the mean gives about 1" if run.setting("method.loss") == "mse" else ""
         return f"The loss is {loss_words(run)}, in {loss_unit(run)}{mean}. Dots are held-out pairs."
-    return (f"The loss is {loss_words(run)}, in {loss_unit(run)}. It is what the optimizer sees, averaged over noise levels: "
-            "no likelihood, and not comparable between losses or corruptions.")  # fmt: skip
+    return (
+        f"The loss is {loss_words(run)}, in {loss_unit(run)}. It is what the optimizer sees, averaged over noise"
+        " levels: no likelihood, and not comparable between losses or corruptions."
+    )
 
 
 def loss_words(run: RunFiles) -> str:
@@ -126,7 +154,9 @@ def loss_words(run: RunFiles) -> str:
     positions, weight = run.setting("method.loss.positions"), run.setting("method.loss.weight")
     if positions is None and weight is None:
         return "training loss"
-    where = {"masked": "masked positions", "corrupted": "corrupted positions", "all": "all eligible positions"}.get(str(positions), str(positions))
+    where = {"masked": "masked positions", "corrupted": "corrupted positions", "all": "all eligible positions"}.get(
+        str(positions), str(positions)
+    )
     how = {"none": "unweighted", "inv_t": "weighted by 1/p"}.get(str(weight), f"weight {weight}")
     kind = "bound terms" if weight in ("elbo", "clip", "dynamic") else "cross entropy"
     return f"{kind} at {where}, {how}"
@@ -139,12 +169,17 @@ def header(run: RunFiles) -> list[Html]:
     """Name, status, verdict, the figures at a glance, what went wrong."""
     facts = glance(run)
     return [
-        el("h1", el("b", run.name), el("span", run.status, class_=f"pill {run.status}"), el("time", moment(run.result.get("finished") or run.result.get("started")))),
+        el(
+            "h1",
+            el("b", run.name),
+            el("span", run.status, class_=f"pill {run.status}"),
+            el("time", moment(run.result.get("finished") or run.result.get("started"))),
+        ),
         el("p", verdict(run), class_="verdict"),
         el("dl", [el("div", el("dt", key), el("dd", value)) for key, value in facts.items()], class_="facts"),
         el("p", run.error, class_="error") if run.error else Html(""),
         *(el("p", problem, class_="error") for problem in run.problems),
-    ]  # fmt: skip
+    ]
 
 
 def glance(run: RunFiles) -> dict[str, str]:
@@ -183,15 +218,25 @@ def likelihood(run: RunFiles) -> list[Html] | None:
         el("h2", "Likelihood of held-out text"),
         el("p", "Nats per token, lower is better; bars are 95 % intervals."),
         intervals([_bar(row) for row in rows]),
-        el("p", f"The same {int(real(tokens)):,} tokens in {int(real(sequences)):,} validation sequences for all rows; separators are context only. "
-           "An upper bound holds for any noise process: the model's own -ln p is this or less. "
-           "The model's own law is that of infinitely many small steps: "
-           "samplers of few steps write by other laws, which it does not bound. "
-           f"{INTERVALS} covers the choice of documents and the noise of the estimate, "
-           f"not a new training run.{few}", class_="note"),
-        el("div", listing(("", "nats per token", "95 % interval", "perplexity", "bits per byte", "kind"), [_cells(row) for row in rows], text=(0, 5)),
-           class_="scroll"),
-    ]  # fmt: skip
+        el(
+            "p",
+            f"The same {int(real(tokens)):,} tokens in {int(real(sequences)):,} validation sequences for all rows;"
+            " separators are context only. An upper bound holds for any noise process: the model's own -ln p is this"
+            " or less. The model's own law is that of infinitely many small steps: samplers of few steps write by"
+            f" other laws, which it does not bound. {INTERVALS} covers the choice of documents and the noise of the"
+            f" estimate, not a new training run.{few}",
+            class_="note",
+        ),
+        el(
+            "div",
+            listing(
+                ("", "nats per token", "95 % interval", "perplexity", "bits per byte", "kind"),
+                [_cells(row) for row in rows],
+                text=(0, 5),
+            ),
+            class_="scroll",
+        ),
+    ]
 
 
 def few_documents(rows: Sequence[Mapping[str, str]]) -> str:
@@ -206,9 +251,16 @@ def few_documents(rows: Sequence[Mapping[str, str]]) -> str:
 def _bar(row: Mapping[str, str]) -> dict[str, Any]:
     value, low, high = (real(row.get(key)) for key in ("nats_per_token", "low", "high"))
     baseline = row.get("kind") == "baseline"
-    return {"name": row["name"] if baseline else "this run", "small": "n-gram model" if baseline else f"upper bound, {row['name']}",
-            "value": value, "low": low, "high": high, "color": "var(--c5)" if baseline else "var(--c0)", "head": "headline" in row.get("kind", ""),
-            "limit": "" if baseline else "≤ "}  # fmt: skip
+    return {
+        "name": row["name"] if baseline else "this run",
+        "small": "n-gram model" if baseline else f"upper bound, {row['name']}",
+        "value": value,
+        "low": low,
+        "high": high,
+        "color": "var(--c5)" if baseline else "var(--c0)",
+        "head": "headline" in row.get("kind", ""),
+        "limit": "" if baseline else "≤ ",
+    }
 
 
 def intervals(bars: Sequence[Mapping[str, Any]]) -> Html:
@@ -226,10 +278,15 @@ def intervals(bars: Sequence[Mapping[str, Any]]) -> Html:
         spread = f"± {(high - low) / 2:.3f}" if math.isfinite(bar["low"]) else ""
         cells += [
             el("div", bar["name"], el("small", bar["small"]), class_=f"name{head}"),
-            el("div", el("span", class_="whisk", style=f"left:{share(low):.2f}%;width:{share(high) - share(low):.2f}%"),
-               el("span", class_="dot", style=f"left:{share(bar['value']):.2f}%"), class_="track", style=f"color:{bar['color']}"),
+            el(
+                "div",
+                el("span", class_="whisk", style=f"left:{share(low):.2f}%;width:{share(high) - share(low):.2f}%"),
+                el("span", class_="dot", style=f"left:{share(bar['value']):.2f}%"),
+                class_="track",
+                style=f"color:{bar['color']}",
+            ),
             el("div", f"{bar['limit']}{bar['value']:.3f}", el("small", spread), class_=f"value{head}"),
-        ]  # fmt: skip
+        ]
     marks = [el("span", number(v), style=f"left:{share(v):.2f}%") for v in ticks(axis.low, axis.high, 6)]
     cells += [el("div", class_="blank"), el("div", marks, class_="ticks"), el("div", class_="blank")]
     return el("div", cells, class_="bars")
@@ -241,14 +298,28 @@ def _cells(row: Mapping[str, str]) -> tuple[list[str], bool]:
     interval = f"{low:.3f} to {high:.3f}" if math.isfinite(low) else "-"
     perplexity, bits = real(row.get("perplexity")), real(row.get("bits_per_byte"))
     kind = row.get("kind", "")
-    return [row["name"], f"{sign}{value:.3f}", interval, f"{sign}{perplexity:,.4g}", f"{sign}{bits:.3f}", kind], "headline" in kind
+    return [
+        row["name"],
+        f"{sign}{value:.3f}",
+        interval,
+        f"{sign}{perplexity:,.4g}",
+        f"{sign}{bits:.3f}",
+        kind,
+    ], "headline" in kind
 
 
 def listing(header: Sequence[str], rows: Sequence[tuple[Sequence[str], bool]], text: Sequence[int] = (0,)) -> Html:
     """Rows of (cells, whether they stand out); the columns in `text` are words, the others numbers."""
     kinds = [None if i in text else "num" for i in range(len(header))]
     head = el("tr", [el("th", text, class_=kind) for text, kind in zip(header, kinds, strict=True)])
-    lines = [el("tr", [el("td", text, class_=kind) for text, kind in zip(cells, kinds, strict=True)], class_="head" if strong else None) for cells, strong in rows]
+    lines = [
+        el(
+            "tr",
+            [el("td", text, class_=kind) for text, kind in zip(cells, kinds, strict=True)],
+            class_="head" if strong else None,
+        )
+        for cells, strong in rows
+    ]
     return el("table", el("thead", head), el("tbody", lines))
 
 
@@ -264,24 +335,43 @@ def training(run: RunFiles) -> list[Html] | None:
     charts = [loss_chart(loss, validation, loss_unit(run))]
     if norm:
         charts.append(norm_chart(norm, run.setting("optimization.clip")))
-    return [
-        el("h2", "Training"), el("div", charts, class_="charts"),
-        el("p", loss_note(run), class_="note"),
-    ]  # fmt: skip
+    return [el("h2", "Training"), el("div", charts, class_="charts"), el("p", loss_note(run), class_="note")]
 
 
-def loss_chart(loss: Sequence[Point], validation: Sequence[Point], unit: str, title: str = "Loss", log: bool | None = None) -> Html:
-    """Raw and smoothed training loss, validation points; on a log scale if wanted or, by default, if it spans a factor of thirty."""
+def loss_chart(
+    loss: Sequence[Point], validation: Sequence[Point], unit: str, title: str = "Loss", log: bool | None = None
+) -> Html:
+    """Raw and smoothed training loss, validation points; on a log scale if wanted or, by default, if it spans a factor
+    of thirty.
+    """
     mean = smooth(loss)
     values = [y for _, y in loss]
-    shown = [quantile(values, 0.002), quantile(values, 0.995), *(y for _, y in mean[len(mean) // 50 :]), *(y for _, y in validation)]
+    shown = [
+        quantile(values, 0.002),
+        quantile(values, 0.995),
+        *(y for _, y in mean[len(mean) // 50 :]),
+        *(y for _, y in validation),
+    ]
     y = axis_of(shown, log=min(shown) > 0 and (max(shown) > 30 * min(shown) if log is None else log))
     x = axis_of([0.0, loss[-1][0]], "optimizer step", margin=0)
-    lines = [Series(thin(loss), opacity=0.28, width=1), Series(even(mean), width=2),
-             Series(validation, color="var(--c1)", dots=3.2, width=1.4, opacity=0.95)]  # fmt: skip
-    chart = line_chart(lines, x, y, f"training {title.lower()} over {loss[-1][0]:.0f} steps, ending at {mean[-1][1]:.3f} {unit}")
-    entries = [("var(--c0)", "training, smoothed over a fortieth of the run", False), *([("var(--c1)", "validation, same loss", True)] if validation else [])]
-    return el("figure", el("figcaption", f"{title} ", el("small", f"{unit}{', log scale' if y.log else ''}")), chart, keys(entries))
+    lines = [
+        Series(thin(loss), opacity=0.28, width=1),
+        Series(even(mean), width=2),
+        Series(validation, color="var(--c1)", dots=3.2, width=1.4, opacity=0.95),
+    ]
+    chart = line_chart(
+        lines, x, y, f"training {title.lower()} over {loss[-1][0]:.0f} steps, ending at {mean[-1][1]:.3f} {unit}"
+    )
+    entries = [
+        ("var(--c0)", "training, smoothed over a fortieth of the run", False),
+        *([("var(--c1)", "validation, same loss", True)] if validation else []),
+    ]
+    return el(
+        "figure",
+        el("figcaption", f"{title} ", el("small", f"{unit}{', log scale' if y.log else ''}")),
+        chart,
+        keys(entries),
+    )
 
 
 def norm_chart(norm: Sequence[Point], clip: Any) -> Html:
@@ -291,18 +381,30 @@ def norm_chart(norm: Sequence[Point], clip: Any) -> Html:
     log_mean = [(step, math.exp(v)) for step, v in smooth([(step, math.log(v)) for step, v in positive])]
     y = axis_of([*(v for _, v in positive), *([limit] if limit else [])], log=True)
     x = axis_of([0.0, norm[-1][0]], "optimizer step", margin=0)
-    lines = [Series(thin(positive), color="var(--c2)", opacity=0.28, width=1), Series(even(log_mean), color="var(--c2)", width=2)]
+    lines = [
+        Series(thin(positive), color="var(--c2)", opacity=0.28, width=1),
+        Series(even(log_mean), color="var(--c2)", width=2),
+    ]
     entries = [("var(--c2)", "smoothed", False)]
     if limit:
         lines.append(Series([(0.0, limit), (norm[-1][0], limit)], color="var(--faint)", width=1.2))
         entries.append(("var(--faint)", f"clipped above {limit:g}", False))
     chart = line_chart(lines, x, y, f"gradient norm over {norm[-1][0]:.0f} steps, ending at {log_mean[-1][1]:.3g}")
-    return el("figure", el("figcaption", "Gradient norm ", el("small", "before clipping, log scale")), chart, keys(entries))
+    return el(
+        "figure", el("figcaption", "Gradient norm ", el("small", "before clipping, log scale")), chart, keys(entries)
+    )
 
 
 def keys(entries: Sequence[tuple[str, str, bool]]) -> Html:
     """A legend of (colour, text, whether it is a dot)."""
-    return el("ul", [el("li", el("i", class_="dot" if dot else None, style=f"color:{color}"), text) for color, text, dot in entries], class_="legend")
+    return el(
+        "ul",
+        [
+            el("li", el("i", class_="dot" if dot else None, style=f"color:{color}"), text)
+            for color, text, dot in entries
+        ],
+        class_="legend",
+    )
 
 
 # Samples and films ---------------------------------------------------------------------------------------------------
@@ -315,20 +417,47 @@ def samples(run: RunFiles) -> list[Html] | None:
         return None
     bounded = any(row.get("kind") != "baseline" for row in run.likelihood)
     return [
-        el("h2", "Samples"), _decoding(run, names), el("p", NOT_BOUNDED, class_="note") if bounded else None,
-        el("div", [el("section", el("h3", name), [_sample(row) for row in [r for r in run.samples if str(r.get("sampler", "")) == name][:SAMPLE_LIMIT]])
-                   for name in names], class_="samples"),
-    ]  # fmt: skip
+        el("h2", "Samples"),
+        _decoding(run, names),
+        el("p", NOT_BOUNDED, class_="note") if bounded else None,
+        el(
+            "div",
+            [
+                el(
+                    "section",
+                    el("h3", name),
+                    [
+                        _sample(row)
+                        for row in [r for r in run.samples if str(r.get("sampler", "")) == name][:SAMPLE_LIMIT]
+                    ],
+                )
+                for name in names
+            ],
+            class_="samples",
+        ),
+    ]
 
 
 def _sample(row: Mapping[str, Any]) -> Html:
     text, prompt = str(row.get("text", "")), str(row.get("prompt") or "")
     cut = f"… ({len(text) - TEXT_LIMIT:,} more characters)" if len(text) > TEXT_LIMIT else ""
-    return el("div", el("span", prompt[-TEXT_LIMIT:], class_="prompt") if prompt else None, text[:TEXT_LIMIT], cut, class_="sample", tabindex="0")
+    return el(
+        "div",
+        el("span", prompt[-TEXT_LIMIT:], class_="prompt") if prompt else None,
+        text[:TEXT_LIMIT],
+        cut,
+        class_="sample",
+        tabindex="0",
+    )
 
 
-MEASURES = {"calls": ("model calls a text", "{:.1f}"), "distinct_2": ("distinct-2", "{:.3f}"), "entropy": ("token entropy, nats", "{:.2f}"),
-            "changed": ("changed after filled", "{:.1%}"), "idle": ("idle steps", "{:.1%}")}  # fmt: skip
+MEASURES = {
+    "calls": ("model calls a text", "{:.1f}"),
+    "distinct_2": ("distinct-2", "{:.3f}"),
+    "entropy": ("token entropy, nats", "{:.2f}"),
+    "changed": ("changed after filled", "{:.1%}"),
+    "idle": ("idle steps", "{:.1%}"),
+}
 
 
 def _decoding(run: RunFiles, names: Sequence[str]) -> Html | None:
@@ -337,8 +466,23 @@ def _decoding(run: RunFiles, names: Sequence[str]) -> Html | None:
     for name in names:
         values = [run.metrics.get(f"samples/{name}/{key}", math.nan) for key in MEASURES]
         if any(map(math.isfinite, values)):
-            rows.append(([name, *(form.format(v) if math.isfinite(v) else "-" for v, (_, form) in zip(values, MEASURES.values(), strict=True))], False))
-    return el("div", listing(("decoder", *(label for label, _ in MEASURES.values())), rows), class_="scroll") if rows else None
+            rows.append(
+                (
+                    [
+                        name,
+                        *(
+                            form.format(v) if math.isfinite(v) else "-"
+                            for v, (_, form) in zip(values, MEASURES.values(), strict=True)
+                        ),
+                    ],
+                    False,
+                )
+            )
+    return (
+        el("div", listing(("decoder", *(label for label, _ in MEASURES.values())), rows), class_="scroll")
+        if rows
+        else None
+    )
 
 
 def refinement(run: RunFiles) -> list[Html] | None:
@@ -347,8 +491,12 @@ def refinement(run: RunFiles) -> list[Html] | None:
         return None
     found = [el("h2", "Refinement, step by step"), films.legend()]
     for index, (name, film) in enumerate(run.films.items()):
-        found += [el("h3", name), el("p", f"The first sample, {film.get('calls', '?')} model calls: {films.caption(film)}", class_="note"),
-                  films.as_table(film), *films.player(film, f"film{index}")]  # fmt: skip
+        found += [
+            el("h3", name),
+            el("p", f"The first sample, {film.get('calls', '?')} model calls: {films.caption(film)}", class_="note"),
+            films.as_table(film),
+            *films.player(film, f"film{index}"),
+        ]
     return found
 
 
@@ -361,21 +509,48 @@ def provenance(run: RunFiles) -> list[Html]:
     data, versions = facts.get("data") or {}, facts.get("versions") or {}
     rows: dict[str, Any] = {
         "command": el("code", facts["command"]) if facts.get("command") else None,
-        "code": _code(git), "seed": facts.get("seed"), "config hash": facts.get("hash"), "started": moment(run.result.get("started")),
-        "finished": moment(run.result.get("finished")), "time": duration(run.seconds) if run.seconds else None,
-        "machine": _machine(machine), "python": facts.get("python"), "folder": el("code", str(run.folder)),
-    }  # fmt: skip
+        "code": _code(git),
+        "seed": facts.get("seed"),
+        "config hash": facts.get("hash"),
+        "started": moment(run.result.get("started")),
+        "finished": moment(run.result.get("finished")),
+        "time": duration(run.seconds) if run.seconds else None,
+        "machine": _machine(machine),
+        "python": facts.get("python"),
+        "folder": el("code", str(run.folder)),
+    }
     return [
-        el("h2", "How it was made"), _facts(rows), *_again(run),
-        _details("Data", _facts({key.replace("_", " "): count(value) for key, value in data.items() if value is not None})) if data else Html(""),
+        el("h2", "How it was made"),
+        _facts(rows),
+        *_again(run),
+        (
+            _details(
+                "Data",
+                _facts({key.replace("_", " "): count(value) for key, value in data.items() if value is not None}),
+            )
+            if data
+            else Html("")
+        ),
         _details("Versions", _facts(versions)) if versions else Html(""),
-        _details("All metrics", _facts({key: f"{value:.6g}" for key, value in run.metrics.items()})) if run.metrics else Html(""),
+        (
+            _details("All metrics", _facts({key: f"{value:.6g}" for key, value in run.metrics.items()}))
+            if run.metrics
+            else Html("")
+        ),
         _details("Config", el("pre", run.config_text)) if run.config_text else Html(""),
-    ]  # fmt: skip
+    ]
 
 
 def _facts(rows: Mapping[str, Any]) -> Html:
-    return el("dl", [[el("dt", key), el("dd", value if isinstance(value, Html) else str(value))] for key, value in rows.items() if value not in (None, "")], class_="facts2")
+    return el(
+        "dl",
+        [
+            [el("dt", key), el("dd", value if isinstance(value, Html) else str(value))]
+            for key, value in rows.items()
+            if value not in (None, "")
+        ],
+        class_="facts2",
+    )
 
 
 def _details(title: str, inside: Html) -> Html:
@@ -385,7 +560,13 @@ def _details(title: str, inside: Html) -> Html:
 def _code(git: Mapping[str, Any]) -> str | None:
     if not git.get("sha"):
         return None
-    patch = f", with the changes in {git['diff']}" if git.get("diff") else ", with changes that were not kept" if git.get("dirty") else ""
+    patch = (
+        f", with the changes in {git['diff']}"
+        if git.get("diff")
+        else ", with changes that were not kept"
+        if git.get("dirty")
+        else ""
+    )
     return f"{git['sha'][:12]}{' on ' + git['branch'] if git.get('branch') else ''}{patch}"
 
 
@@ -393,7 +574,10 @@ def _machine(machine: Mapping[str, Any]) -> str | None:
     if not machine:
         return None
     gpus = ", ".join(machine.get("gpus") or [])
-    return f"{machine.get('cpu', '?')}, {machine.get('cores', '?')} cores, {machine.get('memory_gib', '?')} GiB{', ' + gpus if gpus else ''} ({machine.get('host', '?')})"
+    return (
+        f"{machine.get('cpu', '?')}, {machine.get('cores', '?')} cores, {machine.get('memory_gib', '?')}"
+        f" GiB{', ' + gpus if gpus else ''} ({machine.get('host', '?')})"
+    )
 
 
 def _again(run: RunFiles) -> list[Html]:
@@ -402,7 +586,16 @@ def _again(run: RunFiles) -> list[Html]:
     sha = (run.run.get("git") or {}).get("sha")
     again = f"git checkout {sha[:12]} && {command}" if sha else command
     lines = [("go on where it stopped", f"research-stack run={folder}")] if run.status != "ok" else []
-    measures = "" if run.tables or latentwire_words.verdict(run) else " eval=latentwire" if latentwire_words.is_wire(run) else " eval=likelihood"
-    lines += [("run it again from the start", again), ("measure it anew", f"research-stack task=eval run={folder}{measures}"),
-              ("sample from it", f"research-stack task=sample run={folder}")]  # fmt: skip
+    measures = (
+        ""
+        if run.tables or latentwire_words.verdict(run)
+        else " eval=latentwire"
+        if latentwire_words.is_wire(run)
+        else " eval=likelihood"
+    )
+    lines += [
+        ("run it again from the start", again),
+        ("measure it anew", f"research-stack task=eval run={folder}{measures}"),
+        ("sample from it", f"research-stack task=sample run={folder}"),
+    ]
     return [el("h3", "Again"), el("pre", "\n".join(f"# {what}\n{text}" for what, text in lines))]

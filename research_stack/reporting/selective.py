@@ -2,6 +2,7 @@
 
 From tables/risk_coverage.csv and tables/abstention.csv.
 """
+
 from __future__ import annotations
 
 import math
@@ -14,7 +15,13 @@ from research_stack.reporting.next_token import cell, span
 from research_stack.reporting.reading import RunFiles, Table, reals
 from research_stack.reporting.sections import keys, listing
 
-COLORS = {"confidence head": "var(--c0)", "entropy": "var(--c1)", "max probability": "var(--c2)", "margin": "var(--c3)", "oracle": "var(--c5)"}
+COLORS = {
+    "confidence head": "var(--c0)",
+    "entropy": "var(--c1)",
+    "max probability": "var(--c2)",
+    "margin": "var(--c3)",
+    "oracle": "var(--c5)",
+}
 ORACLE = "oracle"
 
 
@@ -51,23 +58,34 @@ def risk_coverage(run: RunFiles) -> list[Html] | None:
     if not found:
         return None
     return [
-        el("h2", "Risk and coverage"), el("div", [risk_chart(loss, curves) for loss, curves in found.items()], class_="charts"),
-        el("p", "Keep only the share of tokens that a score trusts most: the mean loss of those kept. A score that knows nothing is a level line; "
-                "the oracle "
-           "sorts by the loss itself. AURC is the area under a curve, lower is better, and in brackets what it lies above the "
-           "oracle's.", class_="note"),
-    ]  # fmt: skip
+        el("h2", "Risk and coverage"),
+        el("div", [risk_chart(loss, curves) for loss, curves in found.items()], class_="charts"),
+        el(
+            "p",
+            "Keep only the share of tokens that a score trusts most: the mean loss of those kept. A score that knows"
+            " nothing is a level line; the oracle sorts by the loss itself. AURC is the area under a curve, lower is"
+            " better, and in brackets what it lies above the oracle's.",
+            class_="note",
+        ),
+    ]
 
 
 def risk_chart(loss: str, curves: list[RiskCurve]) -> Html:
     """The curves of all scores for one loss."""
     colors = [risk_color(curve.score, i) for i, curve in enumerate(curves)]
-    drawn = [Series(curve.points, color=color, dashed=curve.score == ORACLE, title=curve.score) for color, curve in zip(colors, curves, strict=True)]
+    drawn = [
+        Series(curve.points, color=color, dashed=curve.score == ORACLE, title=curve.score)
+        for color, curve in zip(colors, curves, strict=True)
+    ]
     y = axis_of([risk for curve in curves for _, risk in curve.points])
     texts = [f"{curve.score}{', dashed' if curve.score == ORACLE else ''}{area(curve)}" for curve in curves]
     chart = line_chart(drawn, coverage_axis(), y, f"{loss} over coverage: {', '.join(curve.score for curve in curves)}")
-    return el("figure", el("figcaption", f"{loss[:1].upper()}{loss[1:]} ", el("small", "mean nats of the tokens kept")), chart,
-              keys([(color, text, False) for color, text in zip(colors, texts, strict=True)]))  # fmt: skip
+    return el(
+        "figure",
+        el("figcaption", f"{loss[:1].upper()}{loss[1:]} ", el("small", "mean nats of the tokens kept")),
+        chart,
+        keys([(color, text, False) for color, text in zip(colors, texts, strict=True)]),
+    )
 
 
 def coverage_axis() -> Axis:
@@ -81,7 +99,7 @@ def risk_color(score: str, index: int) -> str:
 
 
 def area(curve: RiskCurve) -> str:
-    """": AURC 1.234 (+0.210)"; empty without one."""
+    """ ": AURC 1.234 (+0.210)"; empty without one."""
     excess = f" (+{curve.excess:.3f})" if math.isfinite(curve.excess) and curve.score != ORACLE else ""
     return f": AURC {curve.aurc:.3f}{excess}" if math.isfinite(curve.aurc) else ""
 
@@ -90,12 +108,24 @@ def area(curve: RiskCurve) -> str:
 
 CONFORMAL, TESTED = "conformal", "learn-then-test"
 PROMISES = {
-    CONFORMAL: ("kept and wrong, of all", "Conformal risk control: of all tokens of a new document, at most the target is expected to be kept and wrong. "
-                "The threshold is chosen on a random half of the documents; coverage and risk are those on the other half, means over splits. A single "
-                "split may lie above the target: the promise is about the mean, and about the mean only."),
-    TESTED: ("wrong, of those kept", "Learn then test: of the tokens kept, at most the target is wrong, with the stated probability, for a random token of a "
-             "random document. It sees one token of each calibration document, so with few documents no threshold passes."),
-}  # fmt: skip
+    CONFORMAL: (
+        "kept and wrong, of all",
+        (
+            "Conformal risk control: of all tokens of a new document, at most the target is expected to be kept and"
+            " wrong. The threshold is chosen on a random half of the documents; coverage and risk are those on the"
+            " other half, means over splits. A single split may lie above the target: the promise is about the mean,"
+            " and about the mean only."
+        ),
+    ),
+    TESTED: (
+        "wrong, of those kept",
+        (
+            "Learn then test: of the tokens kept, at most the target is wrong, with the stated probability, for a"
+            " random token of a random document. It sees one token of each calibration document, so with few documents"
+            " no threshold passes."
+        ),
+    ),
+}
 
 
 def abstention(run: RunFiles) -> list[Html] | None:
@@ -111,22 +141,48 @@ def _promise(name: str, rows: Table) -> list[Html]:
         return []
     of, words = PROMISES[name]
     above = "splits above" if name == CONFORMAL else "broken in"
-    header = ("score", "target", *(("promised with",) if name == TESTED else ()), "tokens kept", of, "95 % of splits", above, "splits")
+    header = (
+        "score",
+        "target",
+        *(("promised with",) if name == TESTED else ()),
+        "tokens kept",
+        of,
+        "95 % of splits",
+        above,
+        "splits",
+    )
     cells = [(_cells(row, name), row.get("score") == "confidence head") for row in rows]
-    return [el("h3", name[:1].upper() + name[1:].replace("-", " ")), el("p", promise(rows, name)),
-            el("div", listing(header, cells), class_="scroll", tabindex="0"), el("p", words, class_="note")]  # fmt: skip
+    return [
+        el("h3", name[:1].upper() + name[1:].replace("-", " ")),
+        el("p", promise(rows, name)),
+        el("div", listing(header, cells), class_="scroll", tabindex="0"),
+        el("p", words, class_="note"),
+    ]
 
 
 def promise(rows: Table, name: str) -> str:
     """Whether the promises were kept, and the coverage that the most useful one leaves, in plain words."""
     usable = [row for row in rows if reals(row, "coverage")[0] > 0 and math.isfinite(reals(row, "risk")[0])]
     if not usable:
-        return "No threshold passes at these targets: with so few documents the promise can only be kept by keeping no token."
+        return (
+            "No threshold passes at these targets: with so few documents the promise can only be kept by keeping no"
+            " token."
+        )
     row = next((r for r in usable if r.get("score") == "confidence head"), usable[0])
     target, coverage, risk = reals(row, "target", "coverage", "risk")
-    first = (f"At a target of {100 * target:.3g}% {article(row.get('score', ''))} keeps {coverage:.1%} of the tokens; "
-             f"{risk:.1%} {'are kept and wrong' if name == CONFORMAL else 'of them are wrong'} on fresh documents.")  # fmt: skip
-    broken = [r for r in usable if (reals(r, "risk")[0] > reals(r, "target")[0] if name == CONFORMAL else reals(r, "violations")[0] > reals(r, "delta")[0])]
+    first = (
+        f"At a target of {100 * target:.3g}% {article(row.get('score', ''))} keeps {coverage:.1%} of the tokens; "
+        f"{risk:.1%} {'are kept and wrong' if name == CONFORMAL else 'of them are wrong'} on fresh documents."
+    )
+    broken = [
+        r
+        for r in usable
+        if (
+            reals(r, "risk")[0] > reals(r, "target")[0]
+            if name == CONFORMAL
+            else reals(r, "violations")[0] > reals(r, "delta")[0]
+        )
+    ]
     return f"{first} {f'{len(broken)} of {len(usable)} promises are broken.' if broken else 'All promises are kept.'}"
 
 
@@ -137,7 +193,16 @@ def article(score: str) -> str:
 
 def _cells(row: dict[str, str], name: str) -> list[str]:
     target, delta, coverage, risk, low, high, violations, splits = reals(
-        row, "target", "delta", "coverage", "risk", "low", "high", "violations", "splits")  # fmt: skip
+        row, "target", "delta", "coverage", "risk", "low", "high", "violations", "splits"
+    )
     sure = [cell(100 - 100 * delta, "{:.3g}%")] if name == TESTED else []
-    return [row.get("score", ""), cell(100 * target, "{:.3g}%"), *sure, cell(coverage, "{:.1%}"), cell(risk, "{:.1%}"),
-            span(low, high, "{:.1%}"), cell(violations, "{:.1%}"), cell(splits, "{:,.0f}")]  # fmt: skip
+    return [
+        row.get("score", ""),
+        cell(100 * target, "{:.3g}%"),
+        *sure,
+        cell(coverage, "{:.1%}"),
+        cell(risk, "{:.1%}"),
+        span(low, high, "{:.1%}"),
+        cell(violations, "{:.1%}"),
+        cell(splits, "{:,.0f}"),
+    ]

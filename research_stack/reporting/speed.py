@@ -1,4 +1,5 @@
 """What a step of each setting costs: seconds, tokens per second, parameters, FLOPs; from metrics.jsonl and run.json."""
+
 from __future__ import annotations
 
 import math
@@ -31,12 +32,15 @@ class Speed:
 def seconds_per_step(history: Sequence[Mapping[str, Any]]) -> float:
     """The median time from row to row over the steps between them; NaN for fewer than two rows.
 
-    A validation is timed after the row that holds it, or in a row of its own: such stretches are left out where others remain.
+    A validation is timed after the row that holds it, or in a row of its own: such stretches are left out where others
+    remain.
     """
     rows = [row for row in history if is_number(row.get("time")) and is_number(row.get("step"))]
     paces, quiet = [], []
     for before, after in zip(rows, rows[1:], strict=False):
-        if after["step"] > before["step"] and after["time"] >= before["time"]:  # not where an earlier part of the run was resumed
+        if (
+            after["step"] > before["step"] and after["time"] >= before["time"]
+        ):  # not where an earlier part of the run was resumed
             paces.append((after["time"] - before["time"]) / (after["step"] - before["step"]))
             if not _validates(before) and (not _validates(after) or _trains(after)):
                 quiet.append(paces[-1])
@@ -57,8 +61,12 @@ def speed_of(folder: Path, config: Mapping[str, Any]) -> Speed:
     model, data = (facts.get(key) if isinstance(facts.get(key), Mapping) else {} for key in ("model", "data"))
     batch, length = known(config, "data.batch_size"), known(data, "sequence_length")
     tokens = known(model, "tokens_per_step")
-    return Speed(seconds_per_step(results.read_jsonl(RunFolder(folder).metrics_jsonl)), batch * length if math.isnan(tokens) else tokens,
-                 known(model, "parameters"), flops_of(facts) or math.nan)  # fmt: skip
+    return Speed(
+        seconds_per_step(results.read_jsonl(RunFolder(folder).metrics_jsonl)),
+        batch * length if math.isnan(tokens) else tokens,
+        known(model, "parameters"),
+        flops_of(facts) or math.nan,
+    )
 
 
 def known(facts: Mapping[str, Any], key: str) -> float:
@@ -74,14 +82,30 @@ def section(table: SweepTable) -> list[Html] | None:
     fastest = min((pace for pace in paces if math.isfinite(pace) and pace > 0), default=math.nan)
     if not math.isfinite(fastest):
         return None
-    header = ("setting", "seconds a step", "times the fastest", "tokens a second", "parameters", "FLOPs a step", "seconds in all")
-    lines = [([label_of(row, table), *_cells(row, runs, pace, fastest)], False) for (row, runs), pace in zip(found, paces, strict=True)]
+    header = (
+        "setting",
+        "seconds a step",
+        "times the fastest",
+        "tokens a second",
+        "parameters",
+        "FLOPs a step",
+        "seconds in all",
+    )
+    lines = [
+        ([label_of(row, table), *_cells(row, runs, pace, fastest)], False)
+        for (row, runs), pace in zip(found, paces, strict=True)
+    ]
     return [
-        el("h2", "Speed"), el("div", listing(header, lines), class_="scroll", tabindex="0"),
-        el("p", "Seconds a step are the median over the run, without validation, mean ± standard error over seeds; seconds in all count "
-                "everything, evaluations included. "
-           "Times compare only between runs that had the same machine to themselves.", class_="note"),
-    ]  # fmt: skip
+        el("h2", "Speed"),
+        el("div", listing(header, lines), class_="scroll", tabindex="0"),
+        el(
+            "p",
+            "Seconds a step are the median over the run, without validation, mean ± standard error over seeds; seconds"
+            " in all count everything, evaluations included. Times compare only between runs that had the same machine"
+            " to themselves.",
+            class_="note",
+        ),
+    ]
 
 
 def _cells(row: Row, runs: Sequence[Speed], pace: float, fastest: float) -> list[str]:
@@ -89,8 +113,14 @@ def _cells(row: Row, runs: Sequence[Speed], pace: float, fastest: float) -> list
     error = statistics.stdev(paces) / math.sqrt(len(paces)) if len(paces) > 1 else None
     rate = _mean([run.tokens / run.seconds for run in runs if run.seconds > 0])
     parameters, flops = _mean([run.parameters for run in runs]), _mean([run.flops for run in runs])
-    return [show_mean(pace, error) if paces else "-", f"{pace / fastest:.2f} ×" if paces else "-", f"{rate:,.0f}" if math.isfinite(rate) else "-",
-            short(parameters), short(flops), show_mean(row.mean("seconds"), row.standard_error("seconds"))]  # fmt: skip
+    return [
+        show_mean(pace, error) if paces else "-",
+        f"{pace / fastest:.2f} ×" if paces else "-",
+        f"{rate:,.0f}" if math.isfinite(rate) else "-",
+        short(parameters),
+        short(flops),
+        show_mean(row.mean("seconds"), row.standard_error("seconds")),
+    ]
 
 
 def _mean(values: Sequence[float]) -> float:

@@ -1,4 +1,7 @@
-"""How the settings of a sweep lie on paper: which axis goes where, which metrics are worth a plot, what they are called."""
+"""How the settings of a sweep lie on paper: which axis goes where, which metrics are worth a plot, what they are
+called.
+"""
+
 from __future__ import annotations
 
 import math
@@ -12,11 +15,30 @@ from research_stack.reporting.sections import COLORS
 from research_stack.sweeps import Row, SweepTable, show
 
 # {ending of a metric's name: whether lower is better}; metrics that are not listed have no direction.
-LOWER = {"bound": True, "perplexity": True, "bits_per_byte": True, "loss": True, "gain_over_trigram": False, "accuracy": False,
-         "reward": False, "exact_match": False, "f1": False, "nats": True, "loss_lm": True, "ece": True, "brier": True, "aurc": True,
-         "calibration_error": True, "future_nats": True, "r2": False, "r2_over_entropy": False,
-         "pass": False, "hidden_pass": False, "distinct_right": False,
-         "f1_latent": False}  # fmt: skip
+LOWER = {
+    "bound": True,
+    "perplexity": True,
+    "bits_per_byte": True,
+    "loss": True,
+    "gain_over_trigram": False,
+    "accuracy": False,
+    "reward": False,
+    "exact_match": False,
+    "f1": False,
+    "nats": True,
+    "loss_lm": True,
+    "ece": True,
+    "brier": True,
+    "aurc": True,
+    "calibration_error": True,
+    "future_nats": True,
+    "r2": False,
+    "r2_over_entropy": False,
+    "pass": False,
+    "hidden_pass": False,
+    "distinct_right": False,
+    "f1_latent": False,
+}
 FIRST = ("likelihood/bound", "likelihood/gain_over_trigram", "lookahead/nats", "lookahead/r2")
 REDUNDANT = ("_low", "_high", "likelihood/perplexity", "/bits_per_byte", "unigram", "trigram")  # say what others say
 GAIN = "/gain_over_trigram"
@@ -26,17 +48,35 @@ APART = 0.12  # between the lines of a column of names, of the distance of two c
 def better(metric: str) -> bool | None:
     """True where lower is better, False where higher is, None where neither is said."""
     ending = metric.rpartition("/")[2]
-    return LOWER.get(measured.parts(ending.removeprefix(measured.HELD_OUT))[0] if metric.startswith(measured.NAME) else ending)
+    return LOWER.get(
+        measured.parts(ending.removeprefix(measured.HELD_OUT))[0] if metric.startswith(measured.NAME) else ending
+    )
 
 
 UNITS = {"likelihood/bound": "nats per token", "lookahead/nats": "nats per token"}
-WORDS = {"likelihood/bound": "bound", "likelihood/perplexity": "perplexity bound", "likelihood/bits_per_byte": "bits per byte, bound",
-         "likelihood/gain_over_trigram": "nats below a trigram", "lookahead/nats": "held-out loss", "lookahead/bits_per_byte": "bits per byte",
-         "lookahead/gain_over_trigram": "nats below a trigram", "lookahead/r2": "R² of the confidence head",
-         "lookahead/r2_entropy": "R² of an entropy fit", "lookahead/r2_over_entropy": "R² above an entropy fit",
-         "lookahead/ece": "calibration error (ECE)", "lookahead/brier": "Brier score"}  # fmt: skip
-ENDINGS = {"aurc": "AURC", "calibration_error": "calibration error, nats", "future_nats": "future loss, nats per token",
-           "loss_lm": "loss of the language model", "ece": "ECE", "r2": "R²", "f1_latent": "F1 from latents"}  # fmt: skip
+WORDS = {
+    "likelihood/bound": "bound",
+    "likelihood/perplexity": "perplexity bound",
+    "likelihood/bits_per_byte": "bits per byte, bound",
+    "likelihood/gain_over_trigram": "nats below a trigram",
+    "lookahead/nats": "held-out loss",
+    "lookahead/bits_per_byte": "bits per byte",
+    "lookahead/gain_over_trigram": "nats below a trigram",
+    "lookahead/r2": "R² of the confidence head",
+    "lookahead/r2_entropy": "R² of an entropy fit",
+    "lookahead/r2_over_entropy": "R² above an entropy fit",
+    "lookahead/ece": "calibration error (ECE)",
+    "lookahead/brier": "Brier score",
+}
+ENDINGS = {
+    "aurc": "AURC",
+    "calibration_error": "calibration error, nats",
+    "future_nats": "future loss, nats per token",
+    "loss_lm": "loss of the language model",
+    "ece": "ECE",
+    "r2": "R²",
+    "f1_latent": "F1 from latents",
+}
 
 
 def metric_words(metric: str) -> str:
@@ -63,8 +103,13 @@ def with_unit(metric: str) -> str:
 def worth_plotting(table: SweepTable) -> list[str]:
     """The metrics that say something of their own, the most important first; seconds come last."""
     answers = _answers_worth_plotting(table)
-    own = [m for m in table.metrics if (not m.endswith(REDUNDANT) or m.endswith(GAIN)) and (not m.startswith(measured.NAME) or m in answers)
-           and (not m.startswith("latentwire/") or better(m) is not None)]  # fmt: skip
+    own = [
+        m
+        for m in table.metrics
+        if (not m.endswith(REDUNDANT) or m.endswith(GAIN))
+        and (not m.startswith(measured.NAME) or m in answers)
+        and (not m.startswith("latentwire/") or better(m) is not None)
+    ]
     if not own:
         return list(table.metrics)
     first = (*FIRST, *answers)
@@ -72,7 +117,9 @@ def worth_plotting(table: SweepTable) -> list[str]:
 
 
 def _answers_worth_plotting(table: SweepTable) -> list[str]:
-    """Of a policy's many numbers: being right, different right answers and the rest of `measured.main`; of held-out prompts, being right."""
+    """Of a policy's many numbers: being right, different right answers and the rest of `measured.main`; of held-out
+    prompts, being right.
+    """
     names = [m.removeprefix(measured.NAME) for m in table.metrics if m.startswith(measured.NAME)]
     own = measured.main([name for name in names if not name.startswith(measured.HELD_OUT)])
     passes, others = measured.passes(own), [name for name in own if measured.parts(name)[0] != "pass"]
@@ -81,13 +128,21 @@ def _answers_worth_plotting(table: SweepTable) -> list[str]:
 
 
 def label_of(row: Row, table: SweepTable) -> str:
-    """A setting in words: the bare value for one axis of names, key=value otherwise; `sft → group` where it begins with another run."""
+    """A setting in words: the bare value for one axis of names, key=value otherwise; `sft → group` where it begins with
+    another run.
+    """
     if "init_from" in row.settings:
-        rest = [show(value) if isinstance(value, str) else f"{table.labels[axis]}={show(value)}" for axis, value in row.settings.items() if axis != "init_from"]
+        rest = [
+            show(value) if isinstance(value, str) else f"{table.labels[axis]}={show(value)}"
+            for axis, value in row.settings.items()
+            if axis != "init_from"
+        ]
         return " → ".join([show(row.settings["init_from"]), *([", ".join(rest)] if rest else [])])
     if len(table.axes) == 1 and isinstance(row.settings[table.axes[0]], str):
         return show(row.settings[table.axes[0]])
-    return ", ".join(f"{table.labels[axis]}={show(value)}" for axis, value in row.settings.items()) or "the only setting"
+    return (
+        ", ".join(f"{table.labels[axis]}={show(value)}" for axis, value in row.settings.items()) or "the only setting"
+    )
 
 
 def color_of(index: int, count: int) -> str:
@@ -134,7 +189,11 @@ class Grid:
         """Where a column lies on the x axis; the lines of a column of names lie beside each other."""
         if self.numeric:
             return float(column)
-        aside = APART * (self.lines.index(line) - (len(self.lines) - 1) / 2) if line in self.lines and len(self.lines) > 1 else 0.0
+        aside = (
+            APART * (self.lines.index(line) - (len(self.lines) - 1) / 2)
+            if line in self.lines and len(self.lines) > 1
+            else 0.0
+        )
         return self.columns.index(column) + aside
 
     def axis(self) -> Axis:
@@ -145,14 +204,30 @@ class Grid:
 
 
 def grid_of(table: SweepTable) -> Grid:
-    """One axis: columns. Two, mostly crossed: the longer one that is numeric in columns, the other in lines. Else: every setting a column."""
-    values = {axis: list({repr(row.settings[axis]): row.settings[axis] for row in table.rows}.values()) for axis in table.axes}
+    """One axis: columns. Two, mostly crossed: the longer one that is numeric in columns, the other in lines. Else:
+    every setting a column.
+    """
+    values = {
+        axis: list({repr(row.settings[axis]): row.settings[axis] for row in table.rows}.values()) for axis in table.axes
+    }
     if len(table.axes) == 2 and len(table.rows) > 0.6 * math.prod(map(len, values.values())):
         x, y = sorted(table.axes, key=lambda axis: (is_numeric(values[axis]), len(values[axis])), reverse=True)
         cells = {(values[x].index(row.settings[x]), values[y].index(row.settings[y])): row for row in table.rows}
         return Grid(values[x], values[y], cells, table.labels[x], table.labels[y], is_numeric(values[x]))
     if len(table.axes) == 1:
         axis = table.axes[0]
-        return Grid(values[axis], [None], {(i, 0): row for i, row in enumerate(table.rows)}, table.labels[axis], numeric=is_numeric(values[axis]))
+        return Grid(
+            values[axis],
+            [None],
+            {(i, 0): row for i, row in enumerate(table.rows)},
+            table.labels[axis],
+            numeric=is_numeric(values[axis]),
+        )
     names = [" / ".join(show(value) for value in row.settings.values()) for row in table.rows]
-    return Grid(names, [None], {(i, 0): row for i, row in enumerate(table.rows)}, " / ".join(table.labels.values()), numeric=False)
+    return Grid(
+        names,
+        [None],
+        {(i, 0): row for i, row in enumerate(table.rows)},
+        " / ".join(table.labels.values()),
+        numeric=False,
+    )

@@ -1,4 +1,5 @@
 """figures/*.png of a sweep: each metric over the axes, and the training curves of all settings."""
+
 from __future__ import annotations
 
 import math
@@ -23,9 +24,17 @@ COLUMNS = 3
 
 def write_sweep_figures(folder: Path, table: SweepTable) -> list[Path]:
     """figures/*.png, as far as there is something to draw; returns the paths."""
-    drawn = {"sweep.png": metrics_figure(table), "stability.png": stability_figure(table), "budgets.png": budgets_figure(table), "dynamics.png": two_phase_figures.figure(table)}
+    drawn = {
+        "sweep.png": metrics_figure(table),
+        "stability.png": stability_figure(table),
+        "budgets.png": budgets_figure(table),
+        "dynamics.png": two_phase_figures.figure(table),
+    }
     if (wire := latentwire_sizes.sizes(table)) is not None:
-        drawn |= {"latentwire.png": latentwire_figures.rate_figure(wire), "latentwire_slots.png": latentwire_figures.slots_figure(wire)}
+        drawn |= {
+            "latentwire.png": latentwire_figures.rate_figure(wire),
+            "latentwire_slots.png": latentwire_figures.slots_figure(wire),
+        }
     return [save(figure, folder / "figures" / name) for name, figure in drawn.items() if figure is not None]
 
 
@@ -43,13 +52,32 @@ def metrics_figure(table: SweepTable) -> Figure | None:
 def _metric(plot: Axes, table: SweepTable, metric: str) -> None:
     grid = grid_of(table)
     for index, line in enumerate(grid.lines):
-        rows = [(grid.place(x, line), row) for x in grid.columns if (row := grid.at(x, line)) is not None and row.mean(metric) is not None]
+        rows = [
+            (grid.place(x, line), row)
+            for x in grid.columns
+            if (row := grid.at(x, line)) is not None and row.mean(metric) is not None
+        ]
         errors = [row.standard_error(metric) for _, row in rows]
-        plot.errorbar([x for x, _ in rows], [row.mean(metric) for _, row in rows], yerr=[e if e and math.isfinite(e) else 0.0 for e in errors],
-                      fmt="o-" if grid.numeric else "o", color=PALETTE[index % len(PALETTE)], markersize=5, capsize=3, linewidth=1.4,
-                      label=f"{grid.line_label} {show(line)}" if len(grid.lines) > 1 else None)  # fmt: skip
+        plot.errorbar(
+            [x for x, _ in rows],
+            [row.mean(metric) for _, row in rows],
+            yerr=[e if e and math.isfinite(e) else 0.0 for e in errors],
+            fmt="o-" if grid.numeric else "o",
+            color=PALETTE[index % len(PALETTE)],
+            markersize=5,
+            capsize=3,
+            linewidth=1.4,
+            label=f"{grid.line_label} {show(line)}" if len(grid.lines) > 1 else None,
+        )
     if not grid.numeric:
-        plot.set_xticks(range(len(grid.columns)), [show(c) for c in grid.columns], rotation=20, ha="right", fontsize=7, parse_math=False)
+        plot.set_xticks(
+            range(len(grid.columns)),
+            [show(c) for c in grid.columns],
+            rotation=20,
+            ha="right",
+            fontsize=7,
+            parse_math=False,
+        )
         plot.set_xlim(-0.5, len(grid.columns) - 0.5)
     elif grid.log:
         plot.set_xscale("log")
@@ -63,18 +91,29 @@ def _metric(plot: Axes, table: SweepTable, metric: str) -> None:
 def stability_figure(table: SweepTable) -> Figure | None:
     """Loss and gradient norm of every setting, the seeds as bands."""
     loss = training_key(table)
-    found = {key: [(row, *mean_and_band([curve(f, key, log) for f in row.points])) for row in table.rows[:MOST]]
-             for key, log in ((loss, False), ("train/grad_norm", True))}  # fmt: skip
+    found = {
+        key: [(row, *mean_and_band([curve(f, key, log) for f in row.points])) for row in table.rows[:MOST]]
+        for key, log in ((loss, False), ("train/grad_norm", True))
+    }
     if not any(mean for _, mean, _ in found[loss]):
         return None
     figure, plots = new_figure(9, 3.4, 2)
-    for plot, (key, lines), title in zip(plots, found.items(), (f"{WORDS[loss][0].lower()}, smoothed", "gradient norm before clipping"), strict=True):
+    for plot, (key, lines), title in zip(
+        plots, found.items(), (f"{WORDS[loss][0].lower()}, smoothed", "gradient norm before clipping"), strict=True
+    ):
         for index, (row, mean, band) in enumerate(lines):
             if mean:
                 color = PALETTE[index % len(PALETTE)]
                 plot.plot(*zip(*mean, strict=True), color=color, linewidth=1.5, label=label_of(row, table))
                 if band:
-                    plot.fill_between([x for x, _ in mean], [y for _, y in band[0]], [y for _, y in band[1]], color=color, alpha=0.15, linewidth=0)
+                    plot.fill_between(
+                        [x for x, _ in mean],
+                        [y for _, y in band[0]],
+                        [y for _, y in band[1]],
+                        color=color,
+                        alpha=0.15,
+                        linewidth=0,
+                    )
         plot.set_title(title, loc="left", fontsize=9, color=INK)
         plot.set_xlabel("optimizer step", fontsize=8, color=GREY)
         if key == "train/grad_norm":
@@ -105,7 +144,12 @@ def budgets_figure(table: SweepTable) -> Figure | None:
             plot.xaxis.set_major_formatter(lambda value, _: number(value))
         plot.set_ylim(y.low, y.high)
         plot.set_xlabel(x.label, fontsize=8, color=GREY)
-    plots[0].set_title(f"validation loss{' of the language model, nats per token' if found[0].key == OWN else ''}", loc="left", fontsize=9, color=INK)
+    plots[0].set_title(
+        f"validation loss{' of the language model, nats per token' if found[0].key == OWN else ''}",
+        loc="left",
+        fontsize=9,
+        color=INK,
+    )
     for text in plots[0].legend(frameon=False, fontsize=7, labelcolor=GREY).get_texts():
         text.set_parse_math(False)
     return figure

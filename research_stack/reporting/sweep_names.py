@@ -1,4 +1,7 @@
-"""Short names for the axes of a sweep over choices within a group and over first phases: advantage=polychromic, init_from=sft."""
+"""Short names for the axes of a sweep over choices within a group and over first phases: advantage=polychromic,
+init_from=sft.
+"""
+
 from __future__ import annotations
 
 from collections.abc import Hashable, Mapping
@@ -35,17 +38,24 @@ def named(table: SweepTable) -> SweepTable:
             hidden = [key for axis in below for key in (axis, *collapsed.pop(axis, []))]
             axes = [group if i == place else axis for i, axis in enumerate(axes) if axis not in below or i == place]
             collapsed[group] = hidden
-            known = {folder: {axis: choices[folder] if axis == group else known[folder][axis] for axis in axes} for folder in folders}
+            known = {
+                folder: {axis: choices[folder] if axis == group else known[folder][axis] for axis in axes}
+                for folder in folders
+            }
     if INIT in axes:
         names = _first_phases({known[folder][INIT]: folder for folder in known})
         known = {folder: settings | {INIT: names[settings[INIT]]} for folder, settings in known.items()}
     return _with(table, axes, collapsed, known)
 
 
-def _with(table: SweepTable, axes: list[str], collapsed: dict[str, list[str]], known: Mapping[Path, Settings]) -> SweepTable:
+def _with(
+    table: SweepTable, axes: list[str], collapsed: dict[str, list[str]], known: Mapping[Path, Settings]
+) -> SweepTable:
     rows = [replace(row, settings=known[row.points[0]]) if row.points else row for row in table.rows]
     failures = [replace(failure, settings=known.get(failure.folder, failure.settings)) for failure in table.failures]
-    return replace(table, rows=sorted(rows, key=_order), axes=axes, collapsed=collapsed, failures=failures, settings=dict(known))
+    return replace(
+        table, rows=sorted(rows, key=_order), axes=axes, collapsed=collapsed, failures=failures, settings=dict(known)
+    )
 
 
 def _order(row: Row | Failure) -> list[tuple[int, Any]]:

@@ -1,4 +1,5 @@
 """report.html of a sweep: what the swept keys did to each metric, whether training was stable, and what failed."""
+
 from __future__ import annotations
 
 import logging
@@ -66,10 +67,27 @@ def render(folder: Path, table: SweepTable) -> str:
     axes = " × ".join(table.labels[axis] for axis in table.axes) or "seeds"
     over = budgets.panels(table)
     compared = [paired.section(table), _plots(table, axes)] if latentwire_sweep.comparable(table) else []
-    parts = [_header(folder, table, axes), latentwire_sizes.section(table), *_results(table), *compared, budgets.section(table, over),
-             overlays.section(table), speed.section(table), stability(table, validation=not over), _failures(table), _fine_print(table)]  # fmt: skip
+    parts = [
+        _header(folder, table, axes),
+        latentwire_sizes.section(table),
+        *_results(table),
+        *compared,
+        budgets.section(table, over),
+        overlays.section(table),
+        speed.section(table),
+        stability(table, validation=not over),
+        _failures(table),
+        _fine_print(table),
+    ]
     title = f"{folder.name}: {axes}"
-    body = [*(part for part in parts if part), el("footer", f"{len(table.points)} runs, up to {seeds} seeds a setting. Made from the files of the run folders; loads nothing from anywhere.")]
+    body = [
+        *(part for part in parts if part),
+        el(
+            "footer",
+            f"{len(table.points)} runs, up to {seeds} seeds a setting. Made from the files of the run folders; loads"
+            " nothing from anywhere.",
+        ),
+    ]
     return page(title, body, asset("style.css"), asset("player.js"))
 
 
@@ -79,12 +97,16 @@ def render(folder: Path, table: SweepTable) -> str:
 def _header(folder: Path, table: SweepTable, axes: str) -> list[Html]:
     done, failed = sum(row.n for row in table.rows), len(table.failures)
     pill = el("span", f"{failed} without result" if failed else "all ok", class_=f"pill {'failed' if failed else 'ok'}")
-    values = [(table.labels[axis], ", ".join(dict.fromkeys(show(row.settings[axis]) for row in table.rows))) for axis in table.axes]
+    values = [
+        (table.labels[axis], ", ".join(dict.fromkeys(show(row.settings[axis]) for row in table.rows)))
+        for axis in table.axes
+    ]
     facts = [("runs", f"{done} of {len(table.points)}"), ("settings", str(len(table.rows))), *values]
     return [
-        el("h1", el("b", f"Sweep over {axes}"), pill, el("time", folder.name)), el("p", verdict(table), class_="verdict"),
+        el("h1", el("b", f"Sweep over {axes}"), pill, el("time", folder.name)),
+        el("p", verdict(table), class_="verdict"),
         el("dl", [el("div", el("dt", key), el("dd", value)) for key, value in facts], class_="facts"),
-    ]  # fmt: skip
+    ]
 
 
 def verdict(table: SweepTable) -> str:
@@ -97,14 +119,20 @@ def verdict(table: SweepTable) -> str:
     if found is None or len(table.rows) < 2:
         return f"{sum(row.n for row in table.rows)} runs."
     metric, lower = found
-    ranked = sorted((row for row in table.rows if _finite(row.mean(metric))), key=lambda row: row.mean(metric) or 0.0, reverse=not lower)
+    ranked = sorted(
+        (row for row in table.rows if _finite(row.mean(metric))),
+        key=lambda row: row.mean(metric) or 0.0,
+        reverse=not lower,
+    )
     if len(ranked) < 2:
         return f"{sum(row.n for row in table.rows)} runs."
     first, second = ranked[0], ranked[1]
     value = show_mean(first.mean(metric), first.standard_error(metric))
     unit = f" {UNITS[metric]}" if metric in UNITS else ""
-    return (f"{label_of(first, table)} gives the {'lowest' if lower else 'highest'} {metric_words(metric)}, {value}{unit}; "
-            f"{_apart(first, second, metric, table)}.")
+    return (
+        f"{label_of(first, table)} gives the {'lowest' if lower else 'highest'} {metric_words(metric)}, {value}{unit}; "
+        f"{_apart(first, second, metric, table)}."
+    )
 
 
 def _apart(first: Row, second: Row, metric: str, table: SweepTable) -> str:
@@ -113,7 +141,10 @@ def _apart(first: Row, second: Row, metric: str, table: SweepTable) -> str:
     next_best = f"{label_of(second, table)} follows with {show_mean(second.mean(metric), errors[1])}"
     if any(error is None for error in errors):
         return f"{next_best} (one seed each: no telling them apart)"
-    gap, spread = abs((first.mean(metric) or 0) - (second.mean(metric) or 0)), math.hypot(*(error or 0.0 for error in errors))
+    gap, spread = (
+        abs((first.mean(metric) or 0) - (second.mean(metric) or 0)),
+        math.hypot(*(error or 0.0 for error in errors)),
+    )
     return next_best if gap > 2 * spread else f"{next_best}, within two standard errors"
 
 
@@ -125,14 +156,20 @@ def _finite(value: float | None) -> bool:
 
 
 def as_markdown(table: SweepTable) -> str:
-    """What results.md says below its table: quality and diversity of policies, wires of latents against their baseline, the differences seed by seed."""
+    """What results.md says below its table: quality and diversity of policies, wires of latents against their baseline,
+    the differences seed by seed.
+    """
     table = named(table)
     differences = paired.as_markdown(table) if latentwire_sweep.comparable(table) else ""
-    return "\n".join(part for part in (two_phase.as_markdown(table), latentwire_sweep.as_markdown(table), differences) if part)
+    return "\n".join(
+        part for part in (two_phase.as_markdown(table), latentwire_sweep.as_markdown(table), differences) if part
+    )
 
 
 def as_text(table: SweepTable, width: int) -> str:
-    """The table for a terminal of `width` columns: quality and diversity where runs answered prompts, wires of latents beside their baseline, else as many metrics as fit."""
+    """The table for a terminal of `width` columns: quality and diversity where runs answered prompts, wires of latents
+    beside their baseline, else as many metrics as fit.
+    """
     return two_phase.as_text(table) or latentwire_sweep.as_text(table, width) or table.as_text(width)
 
 
@@ -149,20 +186,31 @@ def _table_section(table: SweepTable) -> list[Html] | None:
         return None
     metrics = table.estimates
     best = {metric: _best(table.rows, metric) if latentwire_sweep.comparable(table) else None for metric in metrics}
-    head = [*(el("th", table.labels[axis]) for axis in table.axes), el("th", "seeds", class_="num"),
-            *(el("th", with_unit(metric), class_="num") for metric in metrics)]  # fmt: skip
+    head = [
+        *(el("th", table.labels[axis]) for axis in table.axes),
+        el("th", "seeds", class_="num"),
+        *(el("th", with_unit(metric), class_="num") for metric in metrics),
+    ]
     body = []
     for row in table.rows:
-        cells = [*(el("td", el("b", show(row.settings[axis]))) for axis in table.axes), el("td", str(row.n), class_="num")]
+        cells = [
+            *(el("td", el("b", show(row.settings[axis]))) for axis in table.axes),
+            el("td", str(row.n), class_="num"),
+        ]
         for metric in metrics:
             text = show_mean(row.mean(metric), row.standard_error(metric))
             cells.append(el("td", el("b", text) if best[metric] is row else text, class_="num"))
         body.append(el("tr", cells))
     return [
-        el("h2", "Results"), el("div", el("table", el("thead", el("tr", head)), el("tbody", body)), class_="scroll", tabindex="0"),
-        el("p", "Mean ± standard error over seeds; no error for one seed. The best mean of a column is bold where better has a direction. "
-           "results.csv has every run and every metric.", class_="note"),
-    ]  # fmt: skip
+        el("h2", "Results"),
+        el("div", el("table", el("thead", el("tr", head)), el("tbody", body)), class_="scroll", tabindex="0"),
+        el(
+            "p",
+            "Mean ± standard error over seeds; no error for one seed. The best mean of a column is bold where better"
+            " has a direction. results.csv has every run and every metric.",
+            class_="note",
+        ),
+    ]
 
 
 def _best(rows: Sequence[Row], metric: str) -> Row | None:
@@ -182,9 +230,19 @@ def _plots(table: SweepTable, axes: str) -> list[Html] | None:
         return None
     grid = grid_of(table)
     charts = [plot(table, grid, metric) for metric in metrics]
-    return [el("h2", f"Over {axes}"), el("div", charts, class_="charts"),
-            el("p", "Dots are means, bars their standard errors over seeds, faint dots the single runs." if not grid.is_heat_map else
-               "Means over seeds.", class_="note")]  # fmt: skip
+    return [
+        el("h2", f"Over {axes}"),
+        el("div", charts, class_="charts"),
+        el(
+            "p",
+            (
+                "Dots are means, bars their standard errors over seeds, faint dots the single runs."
+                if not grid.is_heat_map
+                else "Means over seeds."
+            ),
+            class_="note",
+        ),
+    ]
 
 
 def plot(table: SweepTable, grid: Grid, metric: str) -> Html:
@@ -195,20 +253,50 @@ def plot(table: SweepTable, grid: Grid, metric: str) -> Html:
         cells = [[grid.at(x, line) for x in grid.columns] for line in grid.lines]
         values = [[row.mean(metric) if row else None for row in line] for line in cells]
         texts = [["" if v is None else f"{v:.4g}" for v in line] for line in values]
-        return el("figure", title, heat_map(values, texts, [show(x) for x in grid.columns], [show(y) for y in grid.lines],
-                                            grid.column_label, grid.line_label, f"{metric} over {grid.column_label} and {grid.line_label}"))  # fmt: skip
+        return el(
+            "figure",
+            title,
+            heat_map(
+                values,
+                texts,
+                [show(x) for x in grid.columns],
+                [show(y) for y in grid.lines],
+                grid.column_label,
+                grid.line_label,
+                f"{metric} over {grid.column_label} and {grid.line_label}",
+            ),
+        )
     drawn, ends = [], []
     for index, line in enumerate(grid.lines):
-        pairs = [(grid.place(x, line), row) for x in grid.columns if (row := grid.at(x, line)) is not None and _finite(row.mean(metric))]
+        pairs = [
+            (grid.place(x, line), row)
+            for x in grid.columns
+            if (row := grid.at(x, line)) is not None and _finite(row.mean(metric))
+        ]
         points = [(x, row.mean(metric) or 0.0) for x, row in pairs]
         errors = [row.standard_error(metric) for _, row in pairs]
         color = color_of(index, len(grid.lines))
         runs = [(x, value) for x, row in pairs for value in row.values.get(metric, []) if math.isfinite(value)]
-        drawn += [Series(runs, color=color, opacity=0.35, dots=2.4, line=False),
-                  Series(points, color=color, dots=4, errors=errors, line=grid.numeric, title=show(line) if line is not None else "")]  # fmt: skip
-        ends += [v for _, v in runs] + [v + s * (e or 0) for (_, v), e in zip(points, errors, strict=True) for s in (-1, 1)]
+        drawn += [
+            Series(runs, color=color, opacity=0.35, dots=2.4, line=False),
+            Series(
+                points,
+                color=color,
+                dots=4,
+                errors=errors,
+                line=grid.numeric,
+                title=show(line) if line is not None else "",
+            ),
+        ]
+        ends += [v for _, v in runs] + [
+            v + s * (e or 0) for (_, v), e in zip(points, errors, strict=True) for s in (-1, 1)
+        ]
     chart = line_chart(drawn, grid.axis(), axis_of(ends, margin=0.1), f"{metric} over {grid.column_label}")
-    entries = [(color_of(i, len(grid.lines)), f"{grid.line_label} {show(line)}", True) for i, line in enumerate(grid.lines)] if len(grid.lines) > 1 else []
+    entries = (
+        [(color_of(i, len(grid.lines)), f"{grid.line_label} {show(line)}", True) for i, line in enumerate(grid.lines)]
+        if len(grid.lines) > 1
+        else []
+    )
     return el("figure", title, chart, keys(entries) if entries else None)
 
 
@@ -218,23 +306,64 @@ def plot(table: SweepTable, grid: Grid, metric: str) -> Html:
 def _failures(table: SweepTable) -> list[Html] | None:
     if not table.failures:
         return None
-    return [el("h2", f"Runs without a result: {len(table.failures)} of {len(table.points)}"), [_failure(failure) for failure in table.failures]]
+    return [
+        el("h2", f"Runs without a result: {len(table.failures)} of {len(table.points)}"),
+        [_failure(failure) for failure in table.failures],
+    ]
 
 
 def _failure(failure: Failure) -> Html:
     what = " ".join(f"{axis}={show(value)}" for axis, value in failure.settings.items()) or failure.folder.name
     seed = f" seed={failure.seed}" if failure.seed is not None else ""
-    lines = [el("b", f"{failure.status}: {what}{seed}"), "\n", failure.error or "no error was recorded", "\n", str(failure.folder)]
+    lines = [
+        el("b", f"{failure.status}: {what}{seed}"),
+        "\n",
+        failure.error or "no error was recorded",
+        "\n",
+        str(failure.folder),
+    ]
     return el("p", lines, class_="error")
 
 
 def _fine_print(table: SweepTable) -> list[Html]:
     found: list[Any] = [el("h2", "Fine print")]
     if table.constant:
-        found.append(el("p", "The same in all runs: " + ", ".join(f"{metric_words(k)} {show_mean(v)}" for k, v in table.constant.items()) + "."))
+        found.append(
+            el(
+                "p",
+                "The same in all runs: "
+                + ", ".join(f"{metric_words(k)} {show_mean(v)}" for k, v in table.constant.items())
+                + ".",
+            )
+        )
     for axis, hidden in table.collapsed.items():
-        found.append(el("p", "Along with ", el("code", axis), " change: ", [[", " if i else "", el("code", key)] for i, key in enumerate(hidden)], "."))
-    rows = [el("tr", el("td", el("code", point.folder.name)), el("td", str(point.seed)), el("td", point.status)) for point in table.points]
-    found.append(el("details", el("summary", "All runs"), el("div", el("table", el("thead", el("tr", el("th", "folder"), el("th", "seed"), el("th", "status"))), el("tbody", rows)), class_="scroll")))
+        found.append(
+            el(
+                "p",
+                "Along with ",
+                el("code", axis),
+                " change: ",
+                [[", " if i else "", el("code", key)] for i, key in enumerate(hidden)],
+                ".",
+            )
+        )
+    rows = [
+        el("tr", el("td", el("code", point.folder.name)), el("td", str(point.seed)), el("td", point.status))
+        for point in table.points
+    ]
+    found.append(
+        el(
+            "details",
+            el("summary", "All runs"),
+            el(
+                "div",
+                el(
+                    "table",
+                    el("thead", el("tr", el("th", "folder"), el("th", "seed"), el("th", "status"))),
+                    el("tbody", rows),
+                ),
+                class_="scroll",
+            ),
+        )
+    )
     return found
-

@@ -1,4 +1,5 @@
 """The few lines that stand in the terminal when a run has ended."""
+
 from __future__ import annotations
 
 import math
@@ -24,8 +25,27 @@ def summary(folder: str | os.PathLike[str]) -> str:
     blocks = [f"{run.name}: {run.status}{took}"]
     if run.error:
         blocks.append(run.error)
-    blocks += [block for block in (_likelihood(run), _answers(run), _next_token(run), _predictors(run), _decoders(run), _decoding(run), *map(aligned, latentwire_words.terminal(run))) if block]
-    if headline(run) is not None or held_out(run) or answers(run) or correlation(run.metrics) or latentwire_words.verdict(run) or latentwire_words.last_step(run):
+    blocks += [
+        block
+        for block in (
+            _likelihood(run),
+            _answers(run),
+            _next_token(run),
+            _predictors(run),
+            _decoders(run),
+            _decoding(run),
+            *map(aligned, latentwire_words.terminal(run)),
+        )
+        if block
+    ]
+    if (
+        headline(run) is not None
+        or held_out(run)
+        or answers(run)
+        or correlation(run.metrics)
+        or latentwire_words.verdict(run)
+        or latentwire_words.last_step(run)
+    ):
         blocks.append(verdict(run))
     elif words := last_loss(run):
         blocks.append(words)
@@ -43,7 +63,9 @@ def _likelihood(run: RunFiles) -> str:
     for row in sorted(rows, key=lambda row: real(row["nats_per_token"])):
         baseline = row.get("kind") == "baseline"
         sign, name = ("", row["name"]) if baseline else ("<= ", f"upper bound, {row['name']}")
-        value, low, high, perplexity, bits = (real(row.get(key)) for key in ("nats_per_token", "low", "high", "perplexity", "bits_per_byte"))
+        value, low, high, perplexity, bits = (
+            real(row.get(key)) for key in ("nats_per_token", "low", "high", "perplexity", "bits_per_byte")
+        )
         interval = f"{low:.3f} to {high:.3f}" if math.isfinite(low) else "-"
         lines.append([name, f"{sign}{value:.3f}", interval, f"{sign}{perplexity:,.4g}", f"{sign}{bits:.3f}"])
     return "\n".join(part for part in (aligned(lines), few_documents(rows).strip()) if part)
@@ -53,9 +75,17 @@ def _answers(run: RunFiles) -> str:
     found = measured(run)
     if not found:
         return ""
-    lines = [["answers to prompts", *(text for side in found for text in (f"{prompts_of(found[side])} {SIDES[side]}", "95 % interval"))]]
+    lines = [
+        [
+            "answers to prompts",
+            *(text for side in found for text in (f"{prompts_of(found[side])} {SIDES[side]}", "95 % interval")),
+        ]
+    ]
     for name in main(list(dict.fromkeys(name for metrics in found.values() for name in metrics))):
-        cells = [(written(name, *reals(metrics.get(name, {}), "value")), written_span(name, *interval(metrics.get(name)))) for metrics in found.values()]
+        cells = [
+            (written(name, *reals(metrics.get(name, {}), "value")), written_span(name, *interval(metrics.get(name))))
+            for metrics in found.values()
+        ]
         lines.append([words(name), *(cell for pair in cells for cell in pair)])
     return aligned(lines)
 
@@ -67,7 +97,9 @@ def _next_token(run: RunFiles) -> str:
     lines = [["nats per held-out token", "", "95 % interval", "bits per byte", "accuracy", "ECE"]]
     for row in reversed(rows):
         value, low, high, bits, accuracy, ece = reals(row, "nats", "low", "high", "bits_per_byte", "accuracy", "ece")
-        lines.append([row.get("name", ""), cell(value), span(low, high), cell(bits), cell(accuracy, "{:.1%}"), cell(ece)])
+        lines.append(
+            [row.get("name", ""), cell(value), span(low, high), cell(bits), cell(accuracy, "{:.1%}"), cell(ece)]
+        )
     return "\n".join(part for part in (aligned(lines), few_documents(rows).strip()) if part)
 
 
@@ -96,14 +128,27 @@ def _decoding(run: RunFiles) -> str:
     lines = [["decoder", *(label for label, _ in MEASURES.values())]]
     for name in names:
         values = [run.metrics.get(f"samples/{name}/{key}", math.nan) for key in MEASURES]
-        lines.append([name, *(form.format(v) if math.isfinite(v) else "-" for v, (_, form) in zip(values, MEASURES.values(), strict=True))])
+        lines.append(
+            [
+                name,
+                *(
+                    form.format(v) if math.isfinite(v) else "-"
+                    for v, (_, form) in zip(values, MEASURES.values(), strict=True)
+                ),
+            ]
+        )
     return aligned(lines)
 
 
 def aligned(lines: list[list[str]]) -> str:
     """Columns of text: the first to the left, the rest to the right, a rule below the first line."""
     widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
-    texts = ["  ".join([line[0].ljust(widths[0]), *(cell.rjust(w) for cell, w in zip(line[1:], widths[1:], strict=True))]).rstrip() for line in lines]
+    texts = [
+        "  ".join(
+            [line[0].ljust(widths[0]), *(cell.rjust(w) for cell, w in zip(line[1:], widths[1:], strict=True))]
+        ).rstrip()
+        for line in lines
+    ]
     return "\n".join([texts[0], "-" * (sum(widths) + 2 * len(widths) - 2), *texts[1:]])
 
 

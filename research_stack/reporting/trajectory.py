@@ -1,4 +1,7 @@
-"""Quality and diversity of a policy's answers while it is trained, over all its phases: from dynamics.json of the run and of those it began with."""
+"""Quality and diversity of a policy's answers while it is trained, over all its phases: from dynamics.json of the run
+and of those it began with.
+"""
+
 from __future__ import annotations
 
 import math
@@ -15,7 +18,14 @@ from research_stack.reporting.reading import RunFiles
 from research_stack.reporting.sections import keys
 
 NAMES = {"SFT": "SFT", "PolychromicSFT": "polychromic SFT", "GRPO": "GRPO"}
-PANELS = ("distinct_right", "hidden_pass", "self_bleu", "distinct_2", "entropy", "semantic")  # beside pass@k, as far as they were measured
+PANELS = (
+    "distinct_right",
+    "hidden_pass",
+    "self_bleu",
+    "distinct_2",
+    "entropy",
+    "semantic",
+)  # beside pass@k, as far as they were measured
 COLORS = ("var(--c0)", "var(--c1)", "var(--c2)", "var(--c3)")  # of the last phase, of the one before it, and so on
 SHADES = (1.0, 0.7, 0.45)  # of pass@1, of pass@k for the next k, and so on
 
@@ -34,7 +44,8 @@ class Phase:
     """One run's part of the trajectory.
 
     - begins, ends: optimizer steps since the first phase began.
-    - curves: {metric: its moments, on the same axis}. prompts, count: how many were asked, how many answers each. which: held_out or trained.
+    - curves: {metric: its moments, on the same axis}. prompts, count: how many were asked, how many answers each.
+      which: held_out or trained.
     - asked: the prompts themselves.
     """
 
@@ -67,8 +78,12 @@ def moments(dynamics: Mapping[str, Any], offset: float = 0.0) -> dict[str, list[
         for name, band in metrics.items() if isinstance(metrics, Mapping) else ():
             if isinstance(band, Mapping) and is_number(band.get("value")):
                 enough = is_number(band.get("n")) and band["n"] >= FEW
-                low, high = (float(band[end]) if enough and is_number(band.get(end)) else math.nan for end in ("low", "high"))
-                found.setdefault(str(name), {})[point["step"]] = Moment(offset + point["step"], float(band["value"]), low, high)
+                low, high = (
+                    float(band[end]) if enough and is_number(band.get(end)) else math.nan for end in ("low", "high")
+                )
+                found.setdefault(str(name), {})[point["step"]] = Moment(
+                    offset + point["step"], float(band["value"]), low, high
+                )
     return {name: [curve[step] for step in sorted(curve)] for name, curve in found.items()}
 
 
@@ -80,7 +95,17 @@ def trajectory(run: RunFiles) -> list[Phase]:
         last = max([m.step for curve in curves.values() for m in curve], default=begins)
         ends = max(last, begins + phase.steps)
         if curves:
-            found.append(Phase(name_of(phase), begins, ends, curves, str(phase.dynamics.get("which", "")), _count(phase.dynamics), _asked(phase.dynamics)))
+            found.append(
+                Phase(
+                    name_of(phase),
+                    begins,
+                    ends,
+                    curves,
+                    str(phase.dynamics.get("which", "")),
+                    _count(phase.dynamics),
+                    _asked(phase.dynamics),
+                )
+            )
         begins = ends
     return found if moments(run.dynamics) else []
 
@@ -108,15 +133,25 @@ class Panel:
         return 100.0 if is_share(self.metrics[0]) else 1.0
 
 
-SMALL = {"distinct_right": "mean over prompts", "self_bleu": "100: all answers alike", "distinct_2": "different ones among all bigrams",
-         "entropy": "nats per token", "semantic": "mean cosine distance", "hidden_pass": "% of preferences"}  # fmt: skip
+SMALL = {
+    "distinct_right": "mean over prompts",
+    "self_bleu": "100: all answers alike",
+    "distinct_2": "different ones among all bigrams",
+    "entropy": "nats per token",
+    "semantic": "mean cosine distance",
+    "hidden_pass": "% of preferences",
+}
 
 
 def panels(phases: Sequence[Phase]) -> list[Panel]:
     """What there is to draw: pass@k together, then the others."""
     names = list(dict.fromkeys(name for phase in phases for name in phase.curves))
     ofs = passes(names)
-    fainter = f"; k = {parts(ofs[0])[1]}, fainter {' and '.join(str(parts(name)[1]) for name in ofs[1:])}" if len(ofs) > 1 else ""
+    fainter = (
+        f"; k = {parts(ofs[0])[1]}, fainter {' and '.join(str(parts(name)[1]) for name in ofs[1:])}"
+        if len(ofs) > 1
+        else ""
+    )
     found = [Panel("Right answers, pass@k", f"% of prompts{fainter}", ofs)] if ofs else []
     for base in PANELS:
         if name := largest(names, base):
@@ -155,8 +190,13 @@ def dynamics(run: RunFiles) -> list[Html] | None:
     charts = [_plane(phases, *plane)] if plane else []
     charts += [_panel(phases, panel) for panel in panels(phases)]
     entries = [(COLORS[color_index(phases, i)], phase.name, False) for i, phase in enumerate(phases)]
-    return [el("h2", "Quality and diversity while training"), el("p", story(phases)) if story(phases) else None, keys(entries),
-            el("div", charts, class_="charts"), el("p", note(phases), class_="note")]  # fmt: skip
+    return [
+        el("h2", "Quality and diversity while training"),
+        el("p", story(phases)) if story(phases) else None,
+        keys(entries),
+        el("div", charts, class_="charts"),
+        el("p", note(phases), class_="note"),
+    ]
 
 
 def story(phases: Sequence[Phase]) -> str:
@@ -169,18 +209,28 @@ def story(phases: Sequence[Phase]) -> str:
         path = path_in_plane(phase, *plane)
         if len(path) > 1:
             (wide, good), (wider, better) = path[0], path[-1]
-            told.append(f"{phase.name} went from {100 * good.value:.0f} to {100 * better.value:.0f} % right at the first try and from {wide.value:.1f} "
-                        f"to {wider.value:.1f} different right answers among {parts(plane[0])[1]}")  # fmt: skip
+            told.append(
+                f"{phase.name} went from {100 * good.value:.0f} to {100 * better.value:.0f} % right at the first try"
+                f" and from {wide.value:.1f} to {wider.value:.1f} different right answers among {parts(plane[0])[1]}"
+            )
     return f"{'; '.join(told)}." if told else ""
 
 
 def note(phases: Sequence[Phase]) -> str:
     """What was asked, what the bands are, and what does not compare."""
     last = phases[-1]
-    asked = f"{last.count} answers to each of {last.prompts} {'held-out prompts' if last.which == 'held_out' else 'prompts that were trained on'}" if last.prompts else "The answers"
+    asked = (
+        f"{last.count} answers to each of {last.prompts}"
+        f" {'held-out prompts' if last.which == 'held_out' else 'prompts that were trained on'}"
+        if last.prompts
+        else "The answers"
+    )
     found = f"{asked}, drawn alike at every measurement. Shades are 95 % intervals over prompts."
     if any((phase.asked, phase.which, phase.count) != (last.asked, last.which, last.count) for phase in phases):
-        found += " The phases were asked other prompts, or gave another number of answers: a jump between them may be due to that."
+        found += (
+            " The phases were asked other prompts, or gave another number of answers: a jump between them may be due to"
+            " that."
+        )
     if 0 < last.prompts < FEWER_THAN_WANTED:
         found += f" Only {last.prompts} prompt{'s' if last.prompts > 1 else ''}: what is seen here may be chance."
     return found
@@ -192,10 +242,24 @@ def _panel(phases: Sequence[Phase], panel: Panel) -> Html:
         for shade, metric in zip(shades(panel.metrics), panel.metrics, strict=True):
             curve = phase.curves.get(metric, [])
             mean, band = scaled(curve, panel.factor)
-            drawn.append(Series(mean, color=COLORS[color_index(phases, index)], opacity=shade, dots=2.2, band=band if shade == 1 else None, title=f"{phase.name}: {words(metric)}"))
+            drawn.append(
+                Series(
+                    mean,
+                    color=COLORS[color_index(phases, index)],
+                    opacity=shade,
+                    dots=2.2,
+                    band=band if shade == 1 else None,
+                    title=f"{phase.name}: {words(metric)}",
+                )
+            )
             heights += [y for _, y in mean] + ([y for edge in band for _, y in edge] if band and shade == 1 else [])
     y = axis_of(heights, margin=0.12, floor=0.0 if min(heights, default=0.0) >= 0 else None)
-    chart = line_chart([*boundaries(phases, y.low, y.high), *drawn], steps_axis(phases), y, f"{panel.title} over {phases[-1].ends:.0f} optimizer steps")
+    chart = line_chart(
+        [*boundaries(phases, y.low, y.high), *drawn],
+        steps_axis(phases),
+        y,
+        f"{panel.title} over {phases[-1].ends:.0f} optimizer steps",
+    )
     return el("figure", el("figcaption", f"{panel.title} ", el("small", panel.small)), chart)
 
 
@@ -214,7 +278,11 @@ def scaled(curve: Sequence[Moment], factor: float) -> tuple[list[Point], tuple[l
 
 def boundaries(phases: Sequence[Phase], low: float, high: float) -> list[Series]:
     """Dashed lines where a phase ended and the next began."""
-    return [Series([(phase.begins, low), (phase.begins, high)], color="var(--faint)", width=1.2, dashed=True) for phase in phases if phase.begins > 0]
+    return [
+        Series([(phase.begins, low), (phase.begins, high)], color="var(--faint)", width=1.2, dashed=True)
+        for phase in phases
+        if phase.begins > 0
+    ]
 
 
 def steps_axis(phases: Sequence[Phase]) -> Axis:
@@ -231,11 +299,30 @@ def _plane(phases: Sequence[Phase], across: str, up: str) -> Html:
         if points:
             color = COLORS[color_index(phases, index)]
             drawn.append(Series(points, color=color, width=2, arrow=True, title=phase.name))
-            drawn.append(Series(points[-1:], color=color, dots=4, line=False, label=phase.name, title=f"end of {phase.name}",
-                                errors=[(100 * (path[-1][1].value - path[-1][1].low), 100 * (path[-1][1].high - path[-1][1].value))]
-                                if math.isfinite(path[-1][1].low) else []))  # fmt: skip
+            drawn.append(
+                Series(
+                    points[-1:],
+                    color=color,
+                    dots=4,
+                    line=False,
+                    label=phase.name,
+                    title=f"end of {phase.name}",
+                    errors=(
+                        [(100 * (path[-1][1].value - path[-1][1].low), 100 * (path[-1][1].high - path[-1][1].value))]
+                        if math.isfinite(path[-1][1].low)
+                        else []
+                    ),
+                )
+            )
             xs, ys = [*xs, *(x for x, _ in points)], [*ys, *(y for _, y in points)]
     reach = max(xs) - min(xs)
     x, y = axis_of([*xs, max(xs) + 0.25 * reach], words(across)), axis_of(ys, margin=0.12)  # with room for names
-    return el("figure", el("figcaption", "Quality against diversity ", el("small", "% right at the first try, upwards; arrows go with time")),
-              line_chart(drawn, x, y, f"pass@1 against {words(across)}, a path over {len(phases)} phases"))  # fmt: skip
+    return el(
+        "figure",
+        el(
+            "figcaption",
+            "Quality against diversity ",
+            el("small", "% right at the first try, upwards; arrows go with time"),
+        ),
+        line_chart(drawn, x, y, f"pass@1 against {words(across)}, a path over {len(phases)} phases"),
+    )

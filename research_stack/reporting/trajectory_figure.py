@@ -1,4 +1,7 @@
-"""figures/dynamics.png: quality and diversity of a policy's answers over its phases, and its path in the plane of both."""
+"""figures/dynamics.png: quality and diversity of a policy's answers over its phases, and its path in the plane of
+both.
+"""
+
 from __future__ import annotations
 
 import math
@@ -44,7 +47,15 @@ def drawing(phases: Sequence[Phase]) -> Figure:
     if plane is not None and right is not None:
         _plane(right, phases, *plane)
     name = " and ".join(dict.fromkeys(phase.name for phase in phases))
-    whole.suptitle(f"Answers of the policy over {name}. {note(phases)}", x=0.008, ha="left", fontsize=8.5, color=GREY, wrap=True, parse_math=False)
+    whole.suptitle(
+        f"Answers of the policy over {name}. {note(phases)}",
+        x=0.008,
+        ha="left",
+        fontsize=8.5,
+        color=GREY,
+        wrap=True,
+        parse_math=False,
+    )
     return whole
 
 
@@ -72,7 +83,15 @@ def _panel(plot: Axes, phases: Sequence[Phase], panel: Panel) -> None:
             mean, band = scaled(phase.curves.get(metric, []), panel.factor)
             if mean:
                 label = f"pass@{parts(metric)[1]}" if len(panel.metrics) > 1 and index == len(phases) - 1 else None
-                plot.plot(*zip(*mean, strict=True), STYLES[min(line, 2)], color=color, marker="o", markersize=2.2, linewidth=1.5, label=label)
+                plot.plot(
+                    *zip(*mean, strict=True),
+                    STYLES[min(line, 2)],
+                    color=color,
+                    marker="o",
+                    markersize=2.2,
+                    linewidth=1.5,
+                    label=label,
+                )
                 shade(plot, band, color)
         if phase.begins > 0:
             plot.axvline(phase.begins, color="#98a1aa", linewidth=1, linestyle=(0, (4, 3)))
@@ -81,16 +100,34 @@ def _panel(plot: Axes, phases: Sequence[Phase], panel: Panel) -> None:
     if len(panel.metrics) > 1:
         plot.legend(fontsize=7, labelcolor=GREY, loc="best", handlelength=3.5, edgecolor="none", framealpha=0.85)
     for index, phase in enumerate(phases):  # above the plot, between its boundaries
-        plot.annotate(phase.name, ((phase.begins + phase.ends) / 2, 1), xycoords=("data", "axes fraction"), xytext=(0, 3), textcoords="offset points",
-                      ha="center", fontsize=7.5, color=PALETTE[color_index(phases, index)], parse_math=False)  # fmt: skip
+        plot.annotate(
+            phase.name,
+            ((phase.begins + phase.ends) / 2, 1),
+            xycoords=("data", "axes fraction"),
+            xytext=(0, 3),
+            textcoords="offset points",
+            ha="center",
+            fontsize=7.5,
+            color=PALETTE[color_index(phases, index)],
+            parse_math=False,
+        )
     plot.set_xlabel("optimizer step", fontsize=7.5, color=GREY)
     plot.set_xlim(phases[0].begins, phases[-1].ends * 1.01)
 
 
-def shade(plot: Axes, band: tuple[Sequence[tuple[float, float]], Sequence[tuple[float, float]]] | None, color: str) -> None:
+def shade(
+    plot: Axes, band: tuple[Sequence[tuple[float, float]], Sequence[tuple[float, float]]] | None, color: str
+) -> None:
     """A band, if there is one."""
     if band is not None:
-        plot.fill_between([x for x, _ in band[0]], [y for _, y in band[0]], [y for _, y in band[1]], color=color, alpha=0.15, linewidth=0)
+        plot.fill_between(
+            [x for x, _ in band[0]],
+            [y for _, y in band[0]],
+            [y for _, y in band[1]],
+            color=color,
+            alpha=0.15,
+            linewidth=0,
+        )
 
 
 def _plane(plot: Axes, phases: Sequence[Phase], across: str, up: str) -> None:
@@ -102,10 +139,28 @@ def _plane(plot: Axes, phases: Sequence[Phase], across: str, up: str) -> None:
             plot.plot(*zip(*points, strict=True), color=color, linewidth=1.8, marker="o", markersize=3)
             arrows(plot, points, color)
             wide, good = path[-1]
-            cross(plot, points[-1], [(wide.value - wide.low, wide.high - wide.value), (100 * (good.value - good.low), 100 * (good.high - good.value))], color)
-            plot.annotate(f"{phase.name}, step {good.step - phase.begins:.0f}", points[-1], xytext=(9, 9), textcoords="offset points", fontsize=8.5, color=color,
-                          weight="bold", parse_math=False)  # fmt: skip
-    plot.set_title("Quality against diversity, arrows go with time", loc="left", fontsize=9, color=INK, parse_math=False)
+            cross(
+                plot,
+                points[-1],
+                [
+                    (wide.value - wide.low, wide.high - wide.value),
+                    (100 * (good.value - good.low), 100 * (good.high - good.value)),
+                ],
+                color,
+            )
+            plot.annotate(
+                f"{phase.name}, step {good.step - phase.begins:.0f}",
+                points[-1],
+                xytext=(9, 9),
+                textcoords="offset points",
+                fontsize=8.5,
+                color=color,
+                weight="bold",
+                parse_math=False,
+            )
+    plot.set_title(
+        "Quality against diversity, arrows go with time", loc="left", fontsize=9, color=INK, parse_math=False
+    )
     plot.grid(axis="x", color="#ebe8e1", linewidth=0.8)
     plot.set_xlabel(f"{words(across)}: more diverse →", fontsize=8, color=GREY)
     plot.set_ylabel("% right at the first try: better →", fontsize=8, color=GREY)
@@ -117,12 +172,36 @@ def arrows(plot: Axes, points: Sequence[tuple[float, float]], color: str) -> Non
     spread = [max(p[axis] for p in points) - min(p[axis] for p in points) or 1.0 for axis in (0, 1)]
     for (a, b), (c, d) in zip(points, points[1:], strict=False):
         if math.hypot((c - a) / spread[0], (d - b) / spread[1]) > 0.08:
-            plot.annotate("", ((a + c) / 2 + 0.02 * (c - a), (b + d) / 2 + 0.02 * (d - b)), xytext=((a + c) / 2, (b + d) / 2),
-                          arrowprops={"arrowstyle": "-|>", "color": color, "linewidth": 1.2, "mutation_scale": 13})  # fmt: skip
+            plot.annotate(
+                "",
+                ((a + c) / 2 + 0.02 * (c - a), (b + d) / 2 + 0.02 * (d - b)),
+                xytext=((a + c) / 2, (b + d) / 2),
+                arrowprops={"arrowstyle": "-|>", "color": color, "linewidth": 1.2, "mutation_scale": 13},
+            )
 
 
-def cross(plot: Axes, point: tuple[float, float], halves: Sequence[tuple[float, float]], color: str, label: str | None = None, marker: str = "o", hollow: bool = False) -> None:
+def cross(
+    plot: Axes,
+    point: tuple[float, float],
+    halves: Sequence[tuple[float, float]],
+    color: str,
+    label: str | None = None,
+    marker: str = "o",
+    hollow: bool = False,
+) -> None:
     """A point with its error bars along both axes; ends that are not known are left out."""
     known = [[[max(0.0, half) if math.isfinite(half) else 0.0] for half in pair] for pair in halves]
-    plot.errorbar([point[0]], [point[1]], xerr=known[0], yerr=known[1], fmt=marker, color=color, markersize=7, capsize=3, linewidth=1.3, label=label,
-                  markerfacecolor="white" if hollow else color, zorder=3)  # fmt: skip
+    plot.errorbar(
+        [point[0]],
+        [point[1]],
+        xerr=known[0],
+        yerr=known[1],
+        fmt=marker,
+        color=color,
+        markersize=7,
+        capsize=3,
+        linewidth=1.3,
+        label=label,
+        markerfacecolor="white" if hollow else color,
+        zorder=3,
+    )

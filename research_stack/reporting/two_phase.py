@@ -1,4 +1,5 @@
 """A sweep of policies as a table: quality and diversity of every setting beside those of the phases it began with."""
+
 from __future__ import annotations
 
 import math
@@ -34,7 +35,9 @@ class Line:
 
 
 def lines(table: SweepTable) -> list[Line]:
-    """Each first phase, followed by the settings that began with it; [] where no run answered prompts (`eval=passk`)."""
+    """Each first phase, followed by the settings that began with it; [] where no run answered prompts
+    (`eval=passk`).
+    """
     if not any(name.startswith(measured.NAME) for row in table.rows for name in row.values):
         return []
     settings = [_setting(table, row) for row in table.rows]
@@ -49,7 +52,9 @@ def _setting(table: SweepTable, row: Row) -> Line:
     runs = [_with_earlier(folder) for folder in row.points]
     before = [run.earlier[-1] for run in runs if run.earlier]
     rest = {axis: value for axis, value in row.settings.items() if axis != INIT}
-    words = ", ".join(show(value) if isinstance(value, str) else f"{table.labels[axis]}={show(value)}" for axis, value in rest.items())
+    words = ", ".join(
+        show(value) if isinstance(value, str) else f"{table.labels[axis]}={show(value)}" for axis, value in rest.items()
+    )
     first = show(row.settings[INIT]) if INIT in row.settings else before[0].name if before else ""
     return Line(first, words or (runs[0].name if before else label_of(row, table)), row, runs)
 
@@ -70,7 +75,12 @@ def _phases(first: str, settings: Sequence[Line]) -> list[Line]:
     depth = max((len(run.earlier) for line in settings for run in line.runs), default=0)
     found = []
     for back in range(depth, 0, -1):
-        runs = {run.earlier[-back].folder.resolve(): run.earlier[-back] for line in settings for run in line.runs if len(run.earlier) >= back}
+        runs = {
+            run.earlier[-back].folder.resolve(): run.earlier[-back]
+            for line in settings
+            for run in line.runs
+            if len(run.earlier) >= back
+        }
         ok = [run for run in runs.values() if run.status == "ok"]
         names = list(dict.fromkeys(name for run in ok for name in run.metrics))
         values = {name: [run.metrics[name] for run in ok if name in run.metrics] for name in names}
@@ -90,7 +100,14 @@ def is_phase(line: Line, found: Sequence[Line]) -> bool:
 
 def columns(found: Sequence[Line]) -> list[str]:
     """The metrics that are shown, by their names in `measured`."""
-    return measured.main(dict.fromkeys(name.removeprefix(measured.NAME) for line in found for name in line.row.values if name.startswith(measured.NAME)))
+    return measured.main(
+        dict.fromkeys(
+            name.removeprefix(measured.NAME)
+            for line in found
+            for name in line.row.values
+            if name.startswith(measured.NAME)
+        )
+    )
 
 
 def head(found: Sequence[Line]) -> list[str]:
@@ -109,7 +126,9 @@ def cells(line: Line, names: Sequence[str]) -> list[str]:
 
 
 def brief(mean: float | None, error: float | None) -> str:
-    """As `show_mean`, with two decimals at most where the number is large enough for them: few seeds may agree by chance."""
+    """As `show_mean`, with two decimals at most where the number is large enough for them: few seeds may agree by
+    chance.
+    """
     if mean is None or error is None or not math.isfinite(error) or error == 0 or error >= 0.1 or abs(mean) < 1:
         return show_mean(mean, error)
     return f"{mean:.2f} ± {error:.2f}"
@@ -117,9 +136,14 @@ def brief(mean: float | None, error: float | None) -> str:
 
 def note(found: Sequence[Line]) -> str:
     """What the numbers are, and which do not compare."""
-    text = "Mean ± standard error over seeds (none for one seed), of the prompts that were trained on. Lines without a second entry are the first phases themselves."
+    text = (
+        "Mean ± standard error over seeds (none for one seed), of the prompts that were trained on. Lines without a"
+        " second entry are the first phases themselves."
+    )
     evals = {repr(run.setting("eval")) for line in found for run in line.runs}
-    return text + (" Not all runs were measured by the same evaluation: their numbers may not compare." if len(evals) > 1 else "")
+    return text + (
+        " Not all runs were measured by the same evaluation: their numbers may not compare." if len(evals) > 1 else ""
+    )
 
 
 def as_markdown(table: SweepTable) -> str:
@@ -127,7 +151,11 @@ def as_markdown(table: SweepTable) -> str:
     found = lines(table)
     if not found:
         return ""
-    rows = [head(found), ["---", "---", *["---:"] * (len(columns(found)) + 1)], *(cells(line, columns(found)) for line in found)]
+    rows = [
+        head(found),
+        ["---", "---", *["---:"] * (len(columns(found)) + 1)],
+        *(cells(line, columns(found)) for line in found),
+    ]
     body = "\n".join(f"| {' | '.join(cell.replace('|', chr(92) + '|') for cell in row)} |" for row in rows)
     return f"## Quality and diversity\n\n{body}\n\n{note(found)}\n"
 
@@ -137,4 +165,6 @@ def as_text(table: SweepTable) -> str:
     found = lines(table)
     if not found:
         return ""
-    return "\n".join([*aligned(head(found), [cells(line, columns(found)) for line in found]), *map(failure_line, table.failures)])
+    return "\n".join(
+        [*aligned(head(found), [cells(line, columns(found)) for line in found]), *map(failure_line, table.failures)]
+    )

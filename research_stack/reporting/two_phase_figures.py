@@ -1,4 +1,7 @@
-"""figures/dynamics.png of a sweep of policies: trajectories of all settings over each other, and their places in the plane."""
+"""figures/dynamics.png of a sweep of policies: trajectories of all settings over each other, and their places in the
+plane.
+"""
+
 from __future__ import annotations
 
 from collections.abc import Sequence
@@ -59,7 +62,13 @@ def _panel(plot: Axes, drawn: Sequence[Stretch], panel: Panel) -> None:
     for look, phase in drawn:
         mean, band = scaled(phase.curves.get(panel.metrics[0], []), panel.factor)
         if mean:
-            plot.plot(*zip(*mean, strict=True), "--" if look.dashed else "-", color=color_of(look.color), linewidth=1.5, label=look.label)
+            plot.plot(
+                *zip(*mean, strict=True),
+                "--" if look.dashed else "-",
+                color=color_of(look.color),
+                linewidth=1.5,
+                label=look.label,
+            )
             shade(plot, band, color_of(look.color))
     if any(phase.begins < 0 for _, phase in drawn):
         plot.axvline(0, color=FAINT, linewidth=1, linestyle=(0, (4, 3)))
@@ -70,9 +79,28 @@ def _panel(plot: Axes, drawn: Sequence[Stretch], panel: Panel) -> None:
 
 def _plane(plot: Axes, placed: Sequence[Spot], across: str) -> None:
     for start, end in origins(placed):
-        plot.annotate("", end.place, xytext=start.place, arrowprops={"arrowstyle": "-|>", "color": color_of(end.look.color), "linewidth": 1.1, "alpha": 0.7,
-                      "linestyle": "--" if end.look.dashed else "-", "shrinkB": 6, "mutation_scale": 13})  # fmt: skip
-    xs, ys = ([value for spot in placed for value in (spot.place[axis] - spot.errors[axis], spot.place[axis] + spot.errors[axis])] for axis in (0, 1))
+        plot.annotate(
+            "",
+            end.place,
+            xytext=start.place,
+            arrowprops={
+                "arrowstyle": "-|>",
+                "color": color_of(end.look.color),
+                "linewidth": 1.1,
+                "alpha": 0.7,
+                "linestyle": "--" if end.look.dashed else "-",
+                "shrinkB": 6,
+                "mutation_scale": 13,
+            },
+        )
+    xs, ys = (
+        [
+            value
+            for spot in placed
+            for value in (spot.place[axis] - spot.errors[axis], spot.place[axis] + spot.errors[axis])
+        ]
+        for axis in (0, 1)
+    )
     wide, high = max(xs) - min(xs) or 1.0, max(ys) - min(ys) or 1.0
     plot.set_xlim(min(xs) - 0.12 * wide, max(xs) + 0.35 * wide)
     plot.set_ylim(min(ys) - 0.12 * high, max(ys) + 0.12 * high)
@@ -81,10 +109,22 @@ def _plane(plot: Axes, placed: Sequence[Spot], across: str) -> None:
     for spot, side in zip(placed, sides, strict=True):
         halves = [(error, error) for error in spot.errors]
         phase = spot.look.color is None
-        cross(plot, spot.place, halves, color_of(spot.look.color), marker="s" if phase else "o", hollow=spot.look.dashed)
-        plot.annotate(spot.line.label, spot.place, xytext=(-9 if side.left else 9, 11 * side.rise + (7 if side.rise >= 0 else -2)), ha="right" if side.left else "left",
-                      textcoords="offset points", fontsize=8.5, color=GREY if phase else color_of(spot.look.color), parse_math=False)  # fmt: skip
-    plot.set_title("Quality against diversity after training, standard errors over seeds", loc="left", fontsize=9, color=INK)
+        cross(
+            plot, spot.place, halves, color_of(spot.look.color), marker="s" if phase else "o", hollow=spot.look.dashed
+        )
+        plot.annotate(
+            spot.line.label,
+            spot.place,
+            xytext=(-9 if side.left else 9, 11 * side.rise + (7 if side.rise >= 0 else -2)),
+            ha="right" if side.left else "left",
+            textcoords="offset points",
+            fontsize=8.5,
+            color=GREY if phase else color_of(spot.look.color),
+            parse_math=False,
+        )
+    plot.set_title(
+        "Quality against diversity after training, standard errors over seeds", loc="left", fontsize=9, color=INK
+    )
     plot.grid(axis="x", color="#ebe8e1", linewidth=0.8)
     plot.set_xlabel(f"{words(across)}: more diverse →", fontsize=8, color=GREY)
     plot.set_ylabel("% right at the first try: better →", fontsize=8, color=GREY)

@@ -1,4 +1,7 @@
-"""A sweep of policies on the page: its table, its settings in the plane of quality and diversity, their trajectories over each other."""
+"""A sweep of policies on the page: its table, its settings in the plane of quality and diversity, their trajectories
+over each other.
+"""
+
 from __future__ import annotations
 
 import math
@@ -28,10 +31,18 @@ def section(table: SweepTable) -> list[Html] | None:
     drawn = [chart for chart in (_plane(found), *_panels(found)) if chart is not None]
     legend = [(color, label, False) for label, color, _ in legend_of(found)]
     return [
-        el("h2", "Quality and diversity"), el("div", listing(head(found), [(cells(line, names), not line.then) for line in found], text=(0, 1)), class_="scroll wrap", tabindex="0"),
-        el("p", note(found), class_="note"), keys(legend) if drawn else None, el("div", drawn, class_="charts") if drawn else None,
+        el("h2", "Quality and diversity"),
+        el(
+            "div",
+            listing(head(found), [(cells(line, names), not line.then) for line in found], text=(0, 1)),
+            class_="scroll wrap",
+            tabindex="0",
+        ),
+        el("p", note(found), class_="note"),
+        keys(legend) if drawn else None,
+        el("div", drawn, class_="charts") if drawn else None,
         el("p", drawing_note(found), class_="note") if drawn else None,
-    ]  # fmt: skip
+    ]
 
 
 class Look(NamedTuple):
@@ -43,12 +54,20 @@ class Look(NamedTuple):
 
 
 def looks(found: Sequence[Line]) -> list[Look]:
-    """A colour for each setting beside the first phase and dashes for the second first phase; colours alone where there are more than two."""
+    """A colour for each setting beside the first phase and dashes for the second first phase; colours alone where there
+    are more than two.
+    """
     settings = [line for line in found if not is_phase(line, found)]
     firsts, thens = (list(dict.fromkeys(getattr(line, part) for line in settings)) for part in ("first", "then"))
     plain = len(firsts) > 2
-    return [Look(line.label, None if is_phase(line, found) else settings.index(line) if plain else thens.index(line.then),
-                 not plain and line.first in firsts and firsts.index(line.first) == 1) for line in found]  # fmt: skip
+    return [
+        Look(
+            line.label,
+            None if is_phase(line, found) else settings.index(line) if plain else thens.index(line.then),
+            not plain and line.first in firsts and firsts.index(line.first) == 1,
+        )
+        for line in found
+    ]
 
 
 def css(color: int | None) -> str:
@@ -58,11 +77,16 @@ def css(color: int | None) -> str:
 
 def legend_of(found: Sequence[Line]) -> list[tuple[str, str, bool]]:
     """(label, colour, dashed) of what is drawn."""
-    return [(f"{look.label}, dashed" if look.dashed else look.label, css(look.color), look.dashed) for look in looks(found)[:MOST]]
+    return [
+        (f"{look.label}, dashed" if look.dashed else look.label, css(look.color), look.dashed)
+        for look in looks(found)[:MOST]
+    ]
 
 
 def track(line: Line) -> list[Phase]:
-    """The mean trajectory over seeds, on an axis on which the last phase begins at 0; bands reach from the lowest to the highest seed."""
+    """The mean trajectory over seeds, on an axis on which the last phase begins at 0; bands reach from the lowest to
+    the highest seed.
+    """
     of_runs = [phases for run in line.runs if (phases := trajectory(run))]
     depth = min(map(len, of_runs), default=0)
     return [_mean([_shifted(phases[-back], -phases[-1].begins) for phases in of_runs]) for back in range(depth, 0, -1)]
@@ -106,14 +130,20 @@ def stretches(found: Sequence[Line]) -> list[Stretch]:
         for index, phase in enumerate(phases):
             last = index == len(phases) - 1
             before = Look(line.first, None, look.dashed)
-            drawn.setdefault((line.label, "") if last else (line.first, str(index - len(phases))), Stretch(look if last else before, phase))
+            drawn.setdefault(
+                (line.label, "") if last else (line.first, str(index - len(phases))),
+                Stretch(look if last else before, phase),
+            )
     return list(drawn.values())
 
 
 def drawing_note(found: Sequence[Line]) -> str:
     """How to read the plots."""
     earlier = any(run.earlier for line in found for run in line.runs)
-    parts = ["In the plane a point is a setting after training, with standard errors over seeds" + ("; thin arrows come from the phase it began with." if earlier else ".")]
+    parts = [
+        "In the plane a point is a setting after training, with standard errors over seeds"
+        + ("; thin arrows come from the phase it began with." if earlier else ".")
+    ]
     parts.append("Curves are means over seeds, shades reach from the lowest to the highest seed.")
     parts += ["0 is where the last phase begins; what lies before it, in grey, is the phase before."] if earlier else []
     parts += [f"The first {MOST} lines are drawn."] if len(found) > MOST else []
@@ -129,7 +159,12 @@ def single(panel: Panel) -> list[Panel]:
     """With many lines a plot holds one metric: pass@1 and the largest k of pass@k."""
     if len(panel.metrics) == 1:
         return [panel]
-    return [Panel(measured.words(name).capitalize(), "% of prompts" if measured.parts(name)[1] > 1 else "% of answers", [name]) for name in dict.fromkeys((panel.metrics[0], panel.metrics[-1]))]
+    return [
+        Panel(
+            measured.words(name).capitalize(), "% of prompts" if measured.parts(name)[1] > 1 else "% of answers", [name]
+        )
+        for name in dict.fromkeys((panel.metrics[0], panel.metrics[-1]))
+    ]
 
 
 def _panel(drawn: Sequence[Stretch], panel: Panel) -> Html:
@@ -137,10 +172,12 @@ def _panel(drawn: Sequence[Stretch], panel: Panel) -> Html:
     for look, phase in drawn:
         mean, band = scaled(phase.curves.get(panel.metrics[0], []), panel.factor)
         series.append(Series(mean, color=css(look.color), band=band, dashed=look.dashed, title=look.label))
-        heights += [y for edge in (band or (mean,)) for _, y in edge]
+        heights += [y for edge in band or (mean,) for _, y in edge]
         ends += [phase.begins, phase.ends]
     y = axis_of(heights, margin=0.1, floor=0.0 if min(heights, default=0.0) >= 0 else None)
-    x = axis_of([min(ends), max(ends)], "optimizer step" + (", 0: the last phase begins" if min(ends) < 0 else ""), margin=0)
+    x = axis_of(
+        [min(ends), max(ends)], "optimizer step" + (", 0: the last phase begins" if min(ends) < 0 else ""), margin=0
+    )
     border = [Series([(0.0, y.low), (0.0, y.high)], color=FAINT, width=1.2, dashed=True)] if min(ends) < 0 else []
     chart = line_chart([*border, *series], x, y, f"{panel.title} of {len(drawn)} curves")
     return el("figure", el("figcaption", f"{panel.title} ", el("small", panel.small)), chart)
@@ -179,8 +216,11 @@ class Side(NamedTuple):
 SIDES = tuple(Side(left, rise) for rise in (0, -1, 1, -2) for left in (False, True))
 
 
-def label_sides(places: Sequence[tuple[float, float]], texts: Sequence[str], letter: float = 0.018, line: float = 0.075) -> list[Side]:
-    """For each point the first side on which its label runs over no point and no label before it; the first of all if none is free.
+def label_sides(
+    places: Sequence[tuple[float, float]], texts: Sequence[str], letter: float = 0.018, line: float = 0.075
+) -> list[Side]:
+    """For each point the first side on which its label runs over no point and no label before it; the first of all if
+    none is free.
 
     - places: as shares of the plot's width and height. letter, line: width and height of a character, as such shares.
     """
@@ -189,10 +229,16 @@ def label_sides(places: Sequence[tuple[float, float]], texts: Sequence[str], let
     for (x, y), text in zip(places, texts, strict=True):
         boxes = {}
         for side in SIDES:
-            near, far = (x - letter, x - letter * (len(text) + 1)) if side.left else (x + letter, x + letter * (len(text) + 1))
+            near, far = (
+                (x - letter, x - letter * (len(text) + 1)) if side.left else (x + letter, x + letter * (len(text) + 1))
+            )
             bottom = y + line * side.rise + line * (0.3 if side.rise >= 0 else -0.3)
             boxes[side] = (min(near, far), bottom, max(near, far), bottom + line)
-        free = [side for side, box in boxes.items() if box[0] >= 0 and box[2] <= 1.02 and not any(_overlap(box, other) for other in taken)]
+        free = [
+            side
+            for side, box in boxes.items()
+            if box[0] >= 0 and box[2] <= 1.02 and not any(_overlap(box, other) for other in taken)
+        ]
         found.append(free[0] if free else SIDES[0])
         taken.append(boxes[found[-1]])
     return found
@@ -213,13 +259,41 @@ def _plane(found: Sequence[Line]) -> Html | None:
     placed, across = spots(found)
     if len(placed) < 2:
         return None
-    drawn = [Series([start.place, end.place], color=css(end.look.color), width=1, opacity=0.6, arrow=True, dashed=end.look.dashed) for start, end in origins(placed)]
+    drawn = [
+        Series(
+            [start.place, end.place],
+            color=css(end.look.color),
+            width=1,
+            opacity=0.6,
+            arrow=True,
+            dashed=end.look.dashed,
+        )
+        for start, end in origins(placed)
+    ]
     xs = [spot.place[0] + sign * spot.errors[0] for spot in placed for sign in (-1, 1)]
     ys = [spot.place[1] + sign * spot.errors[1] for spot in placed for sign in (-1, 1)]
     room = 0.35 * (max(xs) - min(xs))  # for the names
     x, y = axis_of([*xs, max(xs) + room], measured.words(across)), axis_of(ys, margin=0.12)
-    sides = label_sides([(x.place(spot.place[0]), y.place(spot.place[1])) for spot in placed], [spot.line.label for spot in placed])
-    drawn += [Series([spot.place], color=css(spot.look.color), line=False, dots=4.5, errors=[spot.errors[1]], widths=[spot.errors[0]], title=spot.line.label,
-                     label=spot.line.label, anchor="end" if side.left else "start", rise=side.rise) for spot, side in zip(placed, sides, strict=True)]  # fmt: skip
-    return el("figure", el("figcaption", "Quality against diversity ", el("small", "% right at the first try, upwards")),
-              line_chart(drawn, x, y, "pass@1 against different right answers"))  # fmt: skip
+    sides = label_sides(
+        [(x.place(spot.place[0]), y.place(spot.place[1])) for spot in placed], [spot.line.label for spot in placed]
+    )
+    drawn += [
+        Series(
+            [spot.place],
+            color=css(spot.look.color),
+            line=False,
+            dots=4.5,
+            errors=[spot.errors[1]],
+            widths=[spot.errors[0]],
+            title=spot.line.label,
+            label=spot.line.label,
+            anchor="end" if side.left else "start",
+            rise=side.rise,
+        )
+        for spot, side in zip(placed, sides, strict=True)
+    ]
+    return el(
+        "figure",
+        el("figcaption", "Quality against diversity ", el("small", "% right at the first try, upwards")),
+        line_chart(drawn, x, y, "pass@1 against different right answers"),
+    )

@@ -2,14 +2,15 @@
 
 What holds for every chooser:
 
-- Prompts of different lengths share a batch without padding: all rows read as many tokens at once as the shortest context
-  has; then one token a step goes to each, its prompt's where that is not used up, else the one that was chosen.
+- Prompts of different lengths share a batch without padding: all rows read as many tokens at once as the shortest
+  context has; then one token a step goes to each, its prompt's where that is not used up, else the one that was chosen.
 - A text without a prompt begins behind the separator `vocab.end`, which is read and is no part of the text.
 - A sequence has a random stream of its own, so that it comes out the same alone and in any batch, up to the rounding of
   batched matrix products. Texts that are done leave the batch.
 
 Shapes: B texts, G = `length` positions to write, L columns (prompt, written, padding), W tokens of the longest context.
 """
+
 from __future__ import annotations
 
 import logging
@@ -53,8 +54,14 @@ class Autoregressive:
     def unsuited(self, model: type) -> str | None:
         """Why models of this class cannot be sampled from so, and what can; None if they can."""
         fits = hasattr(model, "reader")
-        return None if fits else (f"sampler=Autoregressive writes from left to right, and {model.__name__} is no model of the next token; "
-                                  "sampler=llada, flowlm or another that fills masks fits it")  # fmt: skip
+        return (
+            None
+            if fits
+            else (
+                f"sampler=Autoregressive writes from left to right, and {model.__name__} is no model of the next token;"
+                " sampler=llada, flowlm or another that fills masks fits it"
+            )
+        )
 
     @torch.inference_mode()
     def sample(
@@ -72,12 +79,12 @@ class Autoregressive:
 
         - model: in eval mode, on `device`. prompts: token ids, one prompt per text or one for all; None: no prompts.
         - count: texts; None: as many as prompts, or 1.
-        - seed: of the streams (seed, "sampling", row). first_row: the row number of the first text: text b of a batch is the
-          one that `first_row=b` gives alone.
+        - seed: of the streams (seed, "sampling", row). first_row: the row number of the first text: text b of a batch
+          is the one that `first_row=b` gives alone.
         - record: keep the history, in which step s writes the s-th token of each text.
 
-        `calls_B` counts what a text takes alone: one call for each choice, the first of which reads the prompt, and those of
-        the chooser. A text that ends early has padding behind it that is not `generated`.
+        `calls_B` counts what a text takes alone: one call for each choice, the first of which reads the prompt, and
+        those of the chooser. A text that ends early has padding behind it that is not `generated`.
 
         Raises ValueError when the model is not causal, lacks what the chooser needs, or the lengths do not fit it.
         """
@@ -85,11 +92,16 @@ class Autoregressive:
             raise ValueError(reason)
         read = model.reader()
         kind = type(self.chooser).__name__
-        require(not self.lacks(read), f"sampler.chooser={kind} needs a predicted future loss, which {type(model).__name__} does not give; "
-                                      "sampler=gpt, gpt_min_p or gpt_entropy fits it, or a run of experiment=lookahead")
+        require(
+            not self.lacks(read),
+            f"sampler.chooser={kind} needs a predicted future loss, which {type(model).__name__} does not give; "
+            "sampler=gpt, gpt_min_p or gpt_entropy fits it, or a run of experiment=lookahead",
+        )
         ids = prompt_ids(prompts, count, device)
         check_fit(model, model.vocab, ids, length)
-        texts = Texts(ids, length, model.vocab, RowStreams(seed, range(first_row, first_row + len(ids)), device), device)
+        texts = Texts(
+            ids, length, model.vocab, RowStreams(seed, range(first_row, first_row + len(ids)), device), device
+        )
         self._write(read, texts)
         ended = int((texts.made_B < length).sum())
         if ended:
@@ -119,8 +131,13 @@ class Autoregressive:
         if not len(rows):
             return token_n
         at, every = texts.live[rows], len(rows) == len(token_n)
-        here = Here(*(None if part is None else part[rows] for part in outlook), weigh=lambda tokens: read.weigh(tokens, None if every else rows))
-        token, ends = self.chooser(here, texts.streams.uniform(at.tolist(), self.chooser.uniforms(here.logits_nV.shape[1])))
+        here = Here(
+            *(None if part is None else part[rows] for part in outlook),
+            weigh=lambda tokens: read.weigh(tokens, None if every else rows),
+        )
+        token, ends = self.chooser(
+            here, texts.streams.uniform(at.tolist(), self.chooser.uniforms(here.logits_nV.shape[1]))
+        )
         p = here.logits_nV.softmax(-1).gather(1, token.unsqueeze(1)).squeeze(1)
         texts.calls_B[at] += 1 + self.chooser.calls
         texts.put(at, token, p, ends, self.stop)
@@ -131,15 +148,20 @@ class Autoregressive:
 class Texts:
     """All B texts of one call of `Autoregressive.sample`.
 
-    - live: indices of those that go on, in the order in which the reader holds them. seen: tokens each of these has read.
+    - live: indices of those that go on, in the order in which the reader holds them. seen: tokens each of these has
+      read.
     - made_B: tokens written. done_B: whether it has ended. calls_B: model calls.
     """
 
-    def __init__(self, prompts: Sequence[Tensor], length: int, vocab: Vocabulary, streams: RowStreams, device: torch.device | str) -> None:
+    def __init__(
+        self, prompts: Sequence[Tensor], length: int, vocab: Vocabulary, streams: RowStreams, device: torch.device | str
+    ) -> None:
         count, self.vocab, self.length, self.streams = len(prompts), vocab, length, streams
         self.layout = Layout(prompts, length, vocab, device)
         nothing = torch.tensor([vocab.end], device=device)
-        self.context_BW = pad_sequence([prompt if len(prompt) else nothing for prompt in prompts], batch_first=True, padding_value=vocab.pad)
+        self.context_BW = pad_sequence(
+            [prompt if len(prompt) else nothing for prompt in prompts], batch_first=True, padding_value=vocab.pad
+        )
         self.width_B = self.layout.width_B.clamp_min(1)
         self.z_BG = torch.full((count, length), vocab.pad, device=device)
         self.p_BG = torch.ones(count, length, device=device)
@@ -152,7 +174,9 @@ class Texts:
         return self.context_BW[:, : int(self.width_B.min())]
 
     def given(self) -> tuple[Tensor, Tensor]:
-        """((n,) next tokens of the prompts, meaningless behind them; indices of the live texts that are behind theirs)."""
+        """((n,) next tokens of the prompts, meaningless behind them; indices of the live texts that are behind
+        theirs).
+        """
         column = min(self.seen, self.context_BW.shape[1] - 1)
         return self.context_BW[self.live, column], (self.width_B[self.live] <= self.seen).nonzero()[:, 0]
 
@@ -177,7 +201,11 @@ class Texts:
         history = confidence = None
         if record:
             ahead_SBG = [written_BG & (order_G >= step) for step in range(int(self.made_B.max()) + 1)]
-            history = torch.stack([place.tokens(self.z_BG.masked_fill(ahead_BG, self.vocab.mask), everything) for ahead_BG in ahead_SBG])
+            history = torch.stack(
+                [place.tokens(self.z_BG.masked_fill(ahead_BG, self.vocab.mask), everything) for ahead_BG in ahead_SBG]
+            )
             confidence = torch.stack([place.whole(self.p_BG.masked_fill(ahead_BG, 0.0), 1.0) for ahead_BG in ahead_SBG])
         generated_BL = place.spread(written_BG, everything)
-        return Trace(place.tokens(self.z_BG, everything), generated_BL, self.calls_B, history, confidence, self.vocab.mask)
+        return Trace(
+            place.tokens(self.z_BG, everything), generated_BL, self.calls_B, history, confidence, self.vocab.mask
+        )

@@ -1,11 +1,12 @@
 """One token from each row of logits, by one uniform number a row.
 
 Inversion of the distribution function: half the random numbers of a Gumbel maximum over V tokens are not drawn, and the
-same number gives the same token whatever else is in the batch. The sum over V is taken in blocks, so that only the block
-that holds the token is summed up token by token.
+same number gives the same token whatever else is in the batch. The sum over V is taken in blocks, so that only the
+block that holds the token is summed up token by token.
 
 Shapes: n rows, V tokens.
 """
+
 from __future__ import annotations
 
 import torch
@@ -18,8 +19,8 @@ BLOCK = 64  # tokens of a block
 def draw(logits_nV: Tensor, u_n: Tensor, trusted: bool = False) -> Tensor:
     """(n,) int64: token v with probability softmax(logits)_v when u is uniform on [0, 1).
 
-    Tokens whose probability is 0 are never drawn. Raises ValueError for a row without a finite largest logit, unless the logits
-    are `trusted`: to look would wait for the device. Such a row then gives token 0.
+    Tokens whose probability is 0 are never drawn. Raises ValueError for a row without a finite largest logit, unless
+    the logits are `trusted`: to look would wait for the device. Such a row then gives token 0.
     """
     weights_nV = (logits_nV - logits_nV.amax(-1, keepdim=True)).exp_()
     weights_nkb = F.pad(weights_nV, (0, -weights_nV.shape[-1] % BLOCK)).unflatten(-1, (-1, BLOCK))
@@ -34,6 +35,8 @@ def draw(logits_nV: Tensor, u_n: Tensor, trusted: bool = False) -> Tensor:
 
 
 def first_above(upto_nm: Tensor, target_n1: Tensor) -> Tensor:
-    """(n, 1): the first place whose running sum exceeds the target, where the sum grows; rounding cannot lead past the last such place."""
+    """(n, 1): the first place whose running sum exceeds the target, where the sum grows; rounding cannot lead past the
+    last such place.
+    """
     grown_n1 = (upto_nm < upto_nm[:, -1:]).sum(-1, keepdim=True)
     return torch.minimum(torch.searchsorted(upto_nm, target_n1, right=True), grown_n1)

@@ -2,6 +2,7 @@
 
 Shapes: B texts, L tokens, V vocabulary, n of the texts, k candidates for the next token of each.
 """
+
 from __future__ import annotations
 
 from typing import NamedTuple, Protocol
@@ -15,7 +16,8 @@ class Outlook(NamedTuple):
     """What a model says behind the last token it has read.
 
     - logits_BV: of the next token, float32 or float64; -inf at tokens it never predicts.
-    - confidence_B: the loss in nats that it predicts for itself at the token behind its own next one; None if it predicts none.
+    - confidence_B: the loss in nats that it predicts for itself at the token behind its own next one; None if it
+      predicts none.
     - standing_B: the same in running deviations from its running mean; 0 is as sure as usual.
     """
 

@@ -1,10 +1,11 @@
 """Which token comes next: from what a model says behind a text to the token that is written.
 
-A chooser is a law over tokens and how it is drawn from. Its random numbers are given to it, so that a text comes out the
-same alone and in any batch. Temperatures are applied to the model's logits; 0 is the likeliest token.
+A chooser is a law over tokens and how it is drawn from. Its random numbers are given to it, so that a text comes out
+the same alone and in any batch. Temperatures are applied to the model's logits; 0 is the likeliest token.
 
 Shapes: n texts, V tokens, U random numbers a choice takes, k candidates.
 """
+
 from __future__ import annotations
 
 import math
@@ -24,7 +25,8 @@ class Here:
     """Where n texts stand.
 
     - logits_nV: of the next token, -inf at tokens that cannot come.
-    - confidence_n, standing_n: predicted future loss in nats and in running deviations (`causal.Outlook`); None without.
+    - confidence_n, standing_n: predicted future loss in nats and in running deviations (`causal.Outlook`); None
+      without.
     - weigh: (n, k) candidates to the confidences (n, k) there would be at each.
     """
 
@@ -62,7 +64,9 @@ class Chooser:
 
 @dataclass(frozen=True)
 class Temperature(Chooser):
-    """p^(1 / temperature), then the fewest tokens that together have probability `top_p` (nucleus, Holtzman et al. 2020)."""
+    """p^(1 / temperature), then the fewest tokens that together have probability `top_p` (nucleus, Holtzman et al.
+    2020).
+    """
 
     temperature: float = 1.0
     top_p: float = 1.0
@@ -77,8 +81,9 @@ class Temperature(Chooser):
 
 @dataclass(frozen=True)
 class MinP(Chooser):
-    """p^(1 / temperature) over the tokens that then have at least `min_p` of the likeliest one's probability (Nguyen et al. 2024,
-    "Turning up the heat: min-p sampling"). The temperature comes first, as in Hugging Face's implementation."""
+    """p^(1 / temperature) over the tokens that then have at least `min_p` of the likeliest one's probability (Nguyen et
+    al. 2024, "Turning up the heat: min-p sampling"). The temperature comes first, as in Hugging Face's
+    implementation."""
 
     min_p: float = 0.1
     temperature: float = 1.0
@@ -97,8 +102,9 @@ class MinP(Chooser):
 class EntropyTemperature(Chooser):
     """Cold where the model is sure, hot where it is not: T = low + (high - low) exp(-scale / H).
 
-    H is the entropy in nats of the model's own distribution, `scale` the entropy at which T has come 1/e of the way. With
-    low=0 this is EDT (Zhang et al. 2024, arXiv 2403.14541): T = T0 N^(theta / H) with T0 = high and theta ln(1 / N) = scale.
+    H is the entropy in nats of the model's own distribution, `scale` the entropy at which T has come 1/e of the way.
+    With low=0 this is EDT (Zhang et al. 2024, arXiv 2403.14541): T = T0 N^(theta / H) with T0 = high and theta ln(1 /
+    N) = scale.
     """
 
     low: float = 0.0
@@ -120,7 +126,8 @@ class EntropyTemperature(Chooser):
 
 
 def tempered(logits_nV: Tensor, temperature: float | Tensor) -> Tensor:
-    """(n, V) logits / temperature, the largest of each row 0; where the temperature is 0 the (first) likeliest token alone is left.
+    """(n, V) logits / temperature, the largest of each row 0; where the temperature is 0 the (first) likeliest token
+    alone is left.
 
     - temperature: one for all, or (n,).
     """

@@ -3,6 +3,7 @@
 Only proposals that change their position are counted: an edit that changes nothing costs nothing.
 At the last step of a block the sampler fills every mask that is left, whatever the committer says.
 """
+
 from __future__ import annotations
 
 import math
@@ -39,14 +40,17 @@ class PerStep(Committer):
 
 
 class Threshold(Committer):
-    """All whose score reaches the threshold; the best mask if there are masks and none of them does, so that it goes on.
+    """All whose score reaches the threshold; the best mask if there are masks and none of them does, so that it goes
+    on.
 
     - threshold: for masks. edit_threshold: for visible tokens; None: the same.
     """
 
     def __init__(self, threshold: float = 0.9, edit_threshold: float | None = None) -> None:
         require(threshold <= 1, f"threshold={threshold} must be at most 1: scores are probabilities")
-        require(edit_threshold is None or edit_threshold <= 1, f"edit_threshold={edit_threshold} must be at most 1, or null")
+        require(
+            edit_threshold is None or edit_threshold <= 1, f"edit_threshold={edit_threshold} must be at most 1, or null"
+        )
         self.threshold, self.edit_threshold = threshold, threshold if edit_threshold is None else edit_threshold
 
     def __call__(self, proposal: Proposal, state: State) -> Decision:
@@ -60,13 +64,16 @@ class Schedule(Committer):
     """As many as keep the number of masks on a schedule, which ends with none.
 
     - shape: of the number of masks over the steps. linear: ceil(masks left / steps left) at each step, which is LLaDA's
-      (Nie et al. 2025); cosine: floor(masks at the start * cos(pi/2 * share of steps done)) are left (Chang et al. 2022, MaskGIT).
+      (Nie et al. 2025); cosine: floor(masks at the start * cos(pi/2 * share of steps done)) are left (Chang et al.
+      2022, MaskGIT).
     - fill: share of the steps after which there are no masks; the others only rewrite visible tokens.
     - revisions: writes per step where visible tokens may be rewritten, if that is more than the schedule asks for;
       None: positions / steps of the filling, rounded up.
     """
 
-    def __init__(self, shape: Literal["linear", "cosine"] = "linear", fill: float = 1.0, revisions: int | None = None) -> None:
+    def __init__(
+        self, shape: Literal["linear", "cosine"] = "linear", fill: float = 1.0, revisions: int | None = None
+    ) -> None:
         require(shape in ("linear", "cosine"), f"shape={shape} must be linear or cosine")
         require(0 < fill <= 1, f"fill={fill} must lie in (0, 1]")
         require(revisions is None or revisions >= 1, f"revisions={revisions} must be at least 1, or null")
@@ -128,14 +135,14 @@ class All(Committer):
 
 
 class ReMDM(Committer):
-    """Remasking diffusion (Wang et al. 2025): each token becomes a mask again with probability sigma, and masks are written more
-    often to make up for it, so that the marginals stay those of the absorbing process.
+    """Remasking diffusion (Wang et al. 2025): each token becomes a mask again with probability sigma, and masks are
+    written more often to make up for it, so that the marginals stay those of the absorbing process.
 
     With alpha the share of tokens, from t to s: sigma <= min(1, (1 - alpha_s) / alpha_t), and a mask is written with
     probability (alpha_s - (1 - sigma) alpha_t) / (1 - alpha_t) (their eq. 5 and 6).
 
-    - variant: rescale: sigma = eta * its maximum; cap: sigma = min(eta, its maximum); loop: alpha rises to `alpha_on`, is held
-      between t_on and t_off while sigma = min(eta, its maximum), then rises to 1.
+    - variant: rescale: sigma = eta * its maximum; cap: sigma = min(eta, its maximum); loop: alpha rises to `alpha_on`,
+      is held between t_on and t_off while sigma = min(eta, its maximum), then rises to 1.
     - eta: see variant. t_on, t_off, alpha_on: of `loop`; times run from 1 down to 0.
     """
 
@@ -184,7 +191,9 @@ def best(score_BG: Tensor, count_B: Tensor) -> Tensor:
     """(B, G) bool: the `count_B` highest scores of each row that are not -inf; the leftmost among equal ones."""
     order_BG = score_BG.argsort(dim=1, descending=True, stable=True)
     first_BG = torch.arange(score_BG.shape[1], device=score_BG.device) < count_B.unsqueeze(1)
-    return torch.zeros_like(first_BG.expand_as(order_BG)).scatter(1, order_BG, first_BG.expand_as(order_BG)) & (score_BG > -torch.inf)
+    return torch.zeros_like(first_BG.expand_as(order_BG)).scatter(1, order_BG, first_BG.expand_as(order_BG)) & (
+        score_BG > -torch.inf
+    )
 
 
 def ceil_div(a: Tensor, b: Tensor) -> Tensor:

@@ -1,4 +1,5 @@
 """The state of a batch while it is decoded: tokens, blocks, steps, streams and what was recorded."""
+
 from __future__ import annotations
 
 from collections.abc import Sequence
@@ -27,8 +28,16 @@ class Decoding:
     """
 
     def __init__(
-        self, sampler: Sampler, prompts: Sequence[Tensor], length: int, vocab: Vocabulary, process: Process | None, seed: int,
-        first_row: int, device: torch.device | str, draft: Trace | None = None,
+        self,
+        sampler: Sampler,
+        prompts: Sequence[Tensor],
+        length: int,
+        vocab: Vocabulary,
+        process: Process | None,
+        seed: int,
+        first_row: int,
+        device: torch.device | str,
+        draft: Trace | None = None,
     ) -> None:
         count = len(prompts)
         self.sampler, self.vocab, self.process, self.length = sampler, vocab, process, length
@@ -41,10 +50,15 @@ class Decoding:
         self.steps_B = self._steps()
         self.z_BG = self._start(prompts)
         self.confidence_BG = torch.zeros(count, length, dtype=torch.float64, device=device)
-        self.block_B, self.step_B, self.idle_B, self.calls_B = torch.zeros(4, count, dtype=torch.int64, device=device).unbind(0)
+        self.block_B, self.step_B, self.idle_B, self.calls_B = torch.zeros(
+            4, count, dtype=torch.int64, device=device
+        ).unbind(0)
         if draft is not None:
             self.calls_B = draft.calls_B.clone()
-        self.self_accuracy_B, self.stale_B = torch.zeros(count, dtype=torch.float64, device=device), torch.zeros_like(self.step_B)
+        self.self_accuracy_B, self.stale_B = (
+            torch.zeros(count, dtype=torch.float64, device=device),
+            torch.zeros_like(self.step_B),
+        )
         self.masks_at_start_B = self._masks(torch.arange(count, device=device)).sum(1)
         self.states: list[tuple[Tensor, Tensor]] = []
 
@@ -52,7 +66,11 @@ class Decoding:
         """(B, G) the tokens before the first step."""
         if self.draft is not None:
             drafted_BG = self.draft.tokens_BL.gather(1, self.layout.column_BG)
-            return drafted_BG.masked_fill(drafted_BG == self.vocab.pad, self.vocab.end) if self.vocab.writes_end else drafted_BG
+            return (
+                drafted_BG.masked_fill(drafted_BG == self.vocab.pad, self.vocab.end)
+                if self.vocab.writes_end
+                else drafted_BG
+            )
         draws_B2G = self.streams.uniform(range(len(prompts)), 2, self.length)
         return self.sampler.init(draws_B2G, prompts, self.vocab, self.process)
 
@@ -64,8 +82,10 @@ class Decoding:
         least = int(steps_B.min())
         if least < self.blocks:
             paid = ", all that the stopper's calls pay for," if least < wanted else ""
-            raise ValueError(f"steps={least}{paid} must be at least {self.blocks}, one for each block of "
-                             f"block_length={self.block_length} in length={self.length}")
+            raise ValueError(
+                f"steps={least}{paid} must be at least {self.blocks}, one for each block of "
+                f"block_length={self.block_length} in length={self.length}"
+            )
         return steps_B
 
     def live(self) -> Tensor:
@@ -90,9 +110,20 @@ class Decoding:
             t_B = left_B / total_B.double()
         none_BG = torch.zeros_like(self.confidence_BG[at])
         return State(
-            vocab=self.vocab, process=self.process, z_BG=self.z_BG[at], inside_BG=self._inside(at), mask_BG=self._masks(at),
-            left_B=left_B, total_B=total_B, masks_at_start_B=self.masks_at_start_B[at], idle_B=self.idle_B[at],
-            confidence_BG=self.confidence_BG[at], t_B=t_B.clamp_min(self.sampler.min_time), draw_BG=none_BG, coin_BG=none_BG)
+            vocab=self.vocab,
+            process=self.process,
+            z_BG=self.z_BG[at],
+            inside_BG=self._inside(at),
+            mask_BG=self._masks(at),
+            left_B=left_B,
+            total_B=total_B,
+            masks_at_start_B=self.masks_at_start_B[at],
+            idle_B=self.idle_B[at],
+            confidence_BG=self.confidence_BG[at],
+            t_B=t_B.clamp_min(self.sampler.min_time),
+            draw_BG=none_BG,
+            coin_BG=none_BG,
+        )
 
     def draw(self, at: Tensor, state: State) -> None:
         """Give the state of the rows `at` this step's draws: one for each step they take, whatever other rows do."""
@@ -125,9 +156,15 @@ class Decoding:
         return self.sampler.stopper.gives_up(self.stale_B[at]) & ~state.mask_BG.any(1)
 
     def advance(self, at: Tensor) -> None:
-        """Go on to the next block in the rows `at`; after the last one they are done, and after one in which the text has ended."""
+        """Go on to the next block in the rows `at`; after the last one they are done, and after one in which the text
+        has ended.
+        """
         self.block_B[at] += 1
-        ended_B = (self._end(at) < self.block_B[at] * self.block_length) if self.vocab.writes_end else torch.zeros_like(at, dtype=torch.bool)
+        ended_B = (
+            (self._end(at) < self.block_B[at] * self.block_length)
+            if self.vocab.writes_end
+            else torch.zeros_like(at, dtype=torch.bool)
+        )
         self.block_B[at] = torch.where(ended_B, self.blocks, self.block_B[at])
         self.step_B[at] = 0
         self.idle_B[at] = 0

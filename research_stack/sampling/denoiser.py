@@ -1,4 +1,5 @@
 """What samplers and bounds ask of a model: logits of the clean tokens, given corrupted ones."""
+
 from __future__ import annotations
 
 from typing import TYPE_CHECKING, Literal, Protocol, runtime_checkable
@@ -30,7 +31,8 @@ class Denoiser(Protocol):
     def logits(
         self, z_BL: Tensor, attend_BL: Tensor | None = None, t_B: Tensor | None = None, where_BL: Tensor | None = None
     ) -> Tensor:
-        """Float logits (B, L, V), or (n, V) for the True positions of `where_BL` in row-major order; -inf at special tokens.
+        """Float logits (B, L, V), or (n, V) for the True positions of `where_BL` in row-major order; -inf at special
+        tokens.
 
         - z_BL: token ids. attend_BL: bool, False at padding; None: no padding. t_B: noise level in [0, 1].
         """

@@ -1,4 +1,5 @@
 """Classifier-free guidance: push predictions away from those made without the prompt."""
+
 from __future__ import annotations
 
 import torch
@@ -13,9 +14,16 @@ def calls_per_step(scale: float, prompted_B: Tensor) -> Tensor:
 
 
 def guided_logits(
-    denoiser: Denoiser, scale: float, z_BL: Tensor, attend_BL: Tensor | None, t_B: Tensor, where_BL: Tensor, prompt_BL: Tensor
+    denoiser: Denoiser,
+    scale: float,
+    z_BL: Tensor,
+    attend_BL: Tensor | None,
+    t_B: Tensor,
+    where_BL: Tensor,
+    prompt_BL: Tensor,
 ) -> Tensor:
-    """(n, V) logits: without + scale * (with - without), where "without" has masks for its prompt (Nie et al. 2025, section 2.4).
+    """(n, V) logits: without + scale * (with - without), where "without" has masks for its prompt (Nie et al. 2025,
+    section 2.4).
 
     - scale: 1 is the model itself, 0 the model without the prompt. LLaDA's cfg_scale is this minus 1.
     - prompt_BL: bool, True at prompts. Both passes go through the model as one batch. Half precision becomes float32.
@@ -27,8 +35,11 @@ def guided_logits(
         return _float(denoiser.logits(z_BL, attend_BL, t_B, where_BL))
     bare_BL = z_BL[twice_B].masked_fill(prompt_BL[twice_B], denoiser.vocab.mask)
     attend = None if attend_BL is None else torch.cat([attend_BL, attend_BL[twice_B]])
-    both_nV = _float(denoiser.logits(
-        torch.cat([z_BL, bare_BL]), attend, torch.cat([t_B, t_B[twice_B]]), torch.cat([where_BL, where_BL[twice_B]])))
+    both_nV = _float(
+        denoiser.logits(
+            torch.cat([z_BL, bare_BL]), attend, torch.cat([t_B, t_B[twice_B]]), torch.cat([where_BL, where_BL[twice_B]])
+        )
+    )
     count = int(where_BL.sum())
     logits_nV, without_nV = both_nV[:count].clone(), both_nV[count:]
     guided_n = twice_B[where_BL.nonzero()[:, 0]]

@@ -1,4 +1,5 @@
 """What decoding starts from: masks, noise, or both."""
+
 from __future__ import annotations
 
 from collections.abc import Sequence
@@ -15,7 +16,9 @@ from research_stack.require import require
 class Init(Protocol):
     """Fills the generated positions of every sequence."""
 
-    def __call__(self, draw_B2G: Tensor, prompts: Sequence[Tensor], vocab: Vocabulary, process: Process | None) -> Tensor:
+    def __call__(
+        self, draw_B2G: Tensor, prompts: Sequence[Tensor], vocab: Vocabulary, process: Process | None
+    ) -> Tensor:
         """(B, G) token ids.
 
         - draw_B2G: U[0, 1), two numbers for each position. prompts: B int64 vectors of ids, maybe empty.
@@ -26,14 +29,18 @@ class Init(Protocol):
 class Masks:
     """All masks."""
 
-    def __call__(self, draw_B2G: Tensor, prompts: Sequence[Tensor], vocab: Vocabulary, process: Process | None) -> Tensor:
+    def __call__(
+        self, draw_B2G: Tensor, prompts: Sequence[Tensor], vocab: Vocabulary, process: Process | None
+    ) -> Tensor:
         return torch.full_like(draw_B2G[:, 0], vocab.mask, dtype=torch.int64)
 
 
 class Random:
     """Real tokens, uniformly at random."""
 
-    def __call__(self, draw_B2G: Tensor, prompts: Sequence[Tensor], vocab: Vocabulary, process: Process | None) -> Tensor:
+    def __call__(
+        self, draw_B2G: Tensor, prompts: Sequence[Tensor], vocab: Vocabulary, process: Process | None
+    ) -> Tensor:
         return chosen(torch.from_numpy(vocab.real).to(draw_B2G.device), draw_B2G[:, 0])
 
 
@@ -44,7 +51,9 @@ class Hybrid:
         require(0 <= mask_ratio <= 1, f"mask_ratio={mask_ratio} must lie in [0, 1]")
         self.mask_ratio = mask_ratio
 
-    def __call__(self, draw_B2G: Tensor, prompts: Sequence[Tensor], vocab: Vocabulary, process: Process | None) -> Tensor:
+    def __call__(
+        self, draw_B2G: Tensor, prompts: Sequence[Tensor], vocab: Vocabulary, process: Process | None
+    ) -> Tensor:
         z_BG = Random()(draw_B2G, prompts, vocab, process)
         return z_BG.masked_fill(draw_B2G[:, 1] < self.mask_ratio, vocab.mask)
 
@@ -52,7 +61,9 @@ class Hybrid:
 class FromPrompt:
     """Tokens drawn from the sequence's own prompt, with repetition; uniformly random real ones where it is empty."""
 
-    def __call__(self, draw_B2G: Tensor, prompts: Sequence[Tensor], vocab: Vocabulary, process: Process | None) -> Tensor:
+    def __call__(
+        self, draw_B2G: Tensor, prompts: Sequence[Tensor], vocab: Vocabulary, process: Process | None
+    ) -> Tensor:
         real = torch.from_numpy(vocab.real).to(draw_B2G.device)
         rows = []
         for draw_G, prompt in zip(draw_B2G[:, 0], prompts, strict=True):
@@ -64,7 +75,9 @@ class FromPrompt:
 class Noise:
     """The noisiest state of the process, q at t = 1: masks, or uniform tokens where it has no masks."""
 
-    def __call__(self, draw_B2G: Tensor, prompts: Sequence[Tensor], vocab: Vocabulary, process: Process | None) -> Tensor:
+    def __call__(
+        self, draw_B2G: Tensor, prompts: Sequence[Tensor], vocab: Vocabulary, process: Process | None
+    ) -> Tensor:
         if process is None:
             raise ValueError("process=null must be a process: the init takes its noise from it")
         return (Masks() if process.has_masks else Random())(draw_B2G, prompts, vocab, process)

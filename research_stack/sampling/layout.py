@@ -1,4 +1,5 @@
 """Where prompts and generated tokens stand in the columns a model sees."""
+
 from __future__ import annotations
 
 from collections.abc import Sequence

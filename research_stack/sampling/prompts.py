@@ -1,4 +1,7 @@
-"""What every sampler is asked for: texts behind prompts. One vector of ids a sequence, and whether it can be done at all."""
+"""What every sampler is asked for: texts behind prompts. One vector of ids a sequence, and whether it can be done at
+all.
+"""
+
 from __future__ import annotations
 
 from collections.abc import Sequence
@@ -10,7 +13,9 @@ from research_stack.data.vocabulary import Vocabulary
 from research_stack.sampling.denoiser import Bounded
 
 
-def prompt_ids(prompts: Sequence[Tensor | Sequence[int]] | None, count: int | None, device: torch.device | str) -> list[Tensor]:
+def prompt_ids(
+    prompts: Sequence[Tensor | Sequence[int]] | None, count: int | None, device: torch.device | str
+) -> list[Tensor]:
     """One int64 vector of ids per sequence, empty without prompts. Raises ValueError when `count` is not their number.
 
     - prompts: one per sequence, or one for all `count`; None: none.
@@ -32,5 +37,12 @@ def check_fit(model: object, vocab: Vocabulary, prompts: Sequence[Tensor], lengt
         raise ValueError(f"prompts=... must hold token ids in [0, {size})")
     if isinstance(model, Bounded) and longest + length > model.max_length:
         room = model.max_length - longest
-        near = f"length can be at most {room}" if room > 0 else f"the prompt can have at most {model.max_length - 1} tokens"
-        raise ValueError(f"length={length} after a prompt of {longest} tokens exceeds the model's max_length={model.max_length}: {near}")
+        near = (
+            f"length can be at most {room}"
+            if room > 0
+            else f"the prompt can have at most {model.max_length - 1} tokens"
+        )
+        raise ValueError(
+            f"length={length} after a prompt of {longest} tokens exceeds the model's max_length={model.max_length}:"
+            f" {near}"
+        )

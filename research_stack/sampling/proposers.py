@@ -4,6 +4,7 @@ A random proposal inverts the cumulative distribution with one uniform number pe
 Gumbel-max without its V numbers per position, and without the lower effective temperature that 32-bit Gumbel noise
 has (Zheng et al. 2024, "Masked diffusion models are secretly time-agnostic masked models", section 5).
 """
+
 from __future__ import annotations
 
 from typing import Protocol
@@ -33,12 +34,16 @@ class Temperature:
     """A draw from p^(1 / temperature), normalised; 0 is greedy.
 
     - temperature: everywhere, or at masks only if there is a
-    - visible_temperature: at visible tokens. With 0 the likeliest token is what may replace one, whatever masks are filled with.
+    - visible_temperature: at visible tokens. With 0 the likeliest token is what may replace one, whatever masks are
+      filled with.
     """
 
     def __init__(self, temperature: float = 1.0, visible_temperature: float | None = None) -> None:
         require(temperature >= 0, f"temperature={temperature} must be at least 0")
-        require(visible_temperature is None or visible_temperature >= 0, f"visible_temperature={visible_temperature} must be at least 0, or null")
+        require(
+            visible_temperature is None or visible_temperature >= 0,
+            f"visible_temperature={visible_temperature} must be at least 0, or null",
+        )
         self.temperature = temperature
         self.visible_temperature = temperature if visible_temperature is None else visible_temperature
 
@@ -50,7 +55,9 @@ class Temperature:
 
 
 class Nucleus:
-    """A draw from the fewest tokens that together have probability `top_p` (Holtzman et al. 2020), after the temperature."""
+    """A draw from the fewest tokens that together have probability `top_p` (Holtzman et al. 2020), after the
+    temperature.
+    """
 
     def __init__(self, top_p: float = 0.9, temperature: float = 1.0) -> None:
         require(0 < top_p <= 1, f"top_p={top_p} must lie in (0, 1]")
@@ -68,13 +75,16 @@ class Nucleus:
 class Reverse:
     """A draw from the reverse kernel p(z_s | z_t) of the process: a token, the mask, or what is in place.
 
-    Needs leave-one-out predictions (`Sampler(reads="leave_one_out")`). With them the law of the output is the model's own.
+    Needs leave-one-out predictions (`Sampler(reads="leave_one_out")`). With them the law of the output is the model's
+    own.
     """
 
     def __call__(self, at: Positions, state: State) -> Tensor:
         process = state.known_process()
         if not process.has_masks and bool(at.mask_n.any()):  # it says nothing of masks, and would leave them
-            raise ValueError(f"init=... must not put masks where process={type(process).__name__} has none; inits.Noise puts none")
+            raise ValueError(
+                f"init=... must not put masks where process={type(process).__name__} has none; inits.Noise puts none"
+            )
         real_N = torch.from_numpy(state.vocab.real).to(at.z_n.device)
         index_V = torch.full((state.vocab.size,), process.n_real, device=at.z_n.device)
         index_V[real_N] = torch.arange(len(real_N), device=at.z_n.device)

@@ -2,6 +2,7 @@
 
 Shapes: B texts, L tokens, V tokens of the vocabulary.
 """
+
 from __future__ import annotations
 
 import torch

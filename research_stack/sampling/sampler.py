@@ -10,6 +10,7 @@ points in the space of five small parts; conf/sampler names them. What holds for
   batched matrix products.
 - Prompts are never touched: parts see the generated positions only.
 """
+
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
@@ -38,14 +39,16 @@ _CALL_BYTES = 2**29  # logits of one model call, float32; rows beyond that go in
 class Sampler:
     """A decoder made of five parts.
 
-    - init, proposer, selector, committer, stopper: see their modules. A sampler as init writes the text that this one starts from; its steps
-      and calls come before.
+    - init, proposer, selector, committer, stopper: see their modules. A sampler as init writes the text that this one
+      starts from; its steps and calls come before.
     - steps: at most so many steps per sequence; None: one per generated token.
-    - block_length: tokens decoded at a time, left to right, the steps shared out evenly (semi-autoregressive); None: all.
+    - block_length: tokens decoded at a time, left to right, the steps shared out evenly (semi-autoregressive); None:
+      all.
     - guidance: classifier-free scale; 1: none, 0: without the prompt. See `guidance`.
-    - reads: what logits at visible positions must mean. The denoiser's are converted if it predicts the other; `as_is` takes
-      what it gives. At masks there is no difference.
-    - times: the noise level t told to the model and used for conversions. masks: the share of masks; schedule: steps left.
+    - reads: what logits at visible positions must mean. The denoiser's are converted if it predicts the other; `as_is`
+      takes what it gives. At masks there is no difference.
+    - times: the noise level t told to the model and used for conversions. masks: the share of masks; schedule: steps
+      left.
     - min_time: t is at least this, so that visible tokens stay doubtful when no mask is left.
     - process: the diffusion process of conversions and reverse kernels; None: that of the denoiser's own corruption.
     """
@@ -70,12 +73,23 @@ class Sampler:
     ) -> None:
         require(steps is None or steps >= 1, f"steps={steps} must be at least 1, or null for one per token")
         require(steps is None or steps <= 1_000_000, f"steps={steps} must be at most 1,000,000")
-        require(block_length is None or block_length >= 1, f"block_length={block_length} must be at least 1, or null for no blocks")
+        require(
+            block_length is None or block_length >= 1,
+            f"block_length={block_length} must be at least 1, or null for no blocks",
+        )
         require(guidance >= 0, f"guidance={guidance} must be at least 0; 1 is none")
-        require(reads in ("posterior", "leave_one_out", "as_is"), f"reads={reads} must be posterior, leave_one_out or as_is")
+        require(
+            reads in ("posterior", "leave_one_out", "as_is"), f"reads={reads} must be posterior, leave_one_out or as_is"
+        )
         require(times in ("masks", "schedule"), f"times={times} must be masks or schedule")
         require(0 <= min_time < 1, f"min_time={min_time} must lie in [0, 1)")
-        self.init, self.proposer, self.selector, self.committer, self.stopper = init, proposer, selector, committer, stopper
+        self.init, self.proposer, self.selector, self.committer, self.stopper = (
+            init,
+            proposer,
+            selector,
+            committer,
+            stopper,
+        )
         self.steps, self.block_length, self.guidance = steps, block_length, float(guidance)
         self.reads, self.times, self.min_time, self.process = reads, times, min_time, process
 
@@ -87,7 +101,14 @@ class Sampler:
     def unsuited(self, model: type) -> str | None:
         """Why models of this class cannot be sampled from so, and what can; None if they can."""
         fits = hasattr(model, "logits")
-        return None if fits else f"sampler=Sampler fills masks, and {model.__name__} is no denoiser; sampler=gpt or another that writes from left to right fits it"
+        return (
+            None
+            if fits
+            else (
+                f"sampler=Sampler fills masks, and {model.__name__} is no denoiser; sampler=gpt or another that writes"
+                " from left to right fits it"
+            )
+        )
 
     @torch.inference_mode()
     def sample(
@@ -106,11 +127,12 @@ class Sampler:
         - denoiser: in eval mode, on `device`.
         - prompts: token ids, one prompt per sequence or one for all; None: no prompts.
         - count: sequences; None: as many as prompts, or 1.
-        - seed: of the streams (seed, "sampling", row). first_row: the row number of the first sequence: sequence b of a batch is
-          the one that `first_row=b` gives alone.
+        - seed: of the streams (seed, "sampling", row). first_row: the row number of the first sequence: sequence b of a
+          batch is the one that `first_row=b` gives alone.
         - record: keep the history.
 
-        Raises ValueError when the model is no denoiser, the lengths do not fit it, or the steps do not cover the blocks.
+        Raises ValueError when the model is no denoiser, the lengths do not fit it, or the steps do not cover the
+        blocks.
         """
         if reason := self.unsuited(type(denoiser)):
             raise ValueError(reason)
@@ -176,19 +198,29 @@ class Sampler:
                 likeliest_BG[where] = at_n.p_nV.argmax(1)
         return Proposal(token_BG, score_BG, p_token_BG, p_current_BG, where_BG, likeliest_BG)
 
-    def _positions(self, denoiser: Denoiser, run: Decoding, at: Tensor, state: State, where_BG: Tensor, rows: Tensor) -> Positions:
+    def _positions(
+        self, denoiser: Denoiser, run: Decoding, at: Tensor, state: State, where_BG: Tensor, rows: Tensor
+    ) -> Positions:
         """One model call for `rows` of the live ones, with what the proposer needs beside the probabilities."""
         own, place = at[rows], run.layout
         columns = place.columns(own)
         attend_BL = place.attend_BL[own, :columns]
         logits_nV = guided_logits(
-            denoiser, self.guidance, place.tokens(state.z_BG[rows], own), None if bool(attend_BL.all()) else attend_BL,
-            state.t_B[rows].float(), place.spread(where_BG[rows], own), place.prompt_BL[own, :columns])
+            denoiser,
+            self.guidance,
+            place.tokens(state.z_BG[rows], own),
+            None if bool(attend_BL.all()) else attend_BL,
+            state.t_B[rows].float(),
+            place.spread(where_BG[rows], own),
+            place.prompt_BL[own, :columns],
+        )
         run.calls_B[own] += run.cost_B[own]
         row_n, z_n = where_BG.nonzero()[:, 0], state.z_BG[where_BG]
         p_nV = self._read(denoiser, logits_nV, z_n, state, row_n).softmax(1)
         t_B, s_B = state.left_B / state.total_B.double(), (state.left_B - 1) / state.total_B.double()
-        return Positions(p_nV, z_n, state.mask_BG[where_BG], state.draw_BG[where_BG], state.coin_BG[where_BG], t_B[row_n], s_B[row_n])
+        return Positions(
+            p_nV, z_n, state.mask_BG[where_BG], state.draw_BG[where_BG], state.coin_BG[where_BG], t_B[row_n], s_B[row_n]
+        )
 
     def _read(self, denoiser: Denoiser, logits_nV: Tensor, z_n: Tensor, state: State, row_n: Tensor) -> Tensor:
         """The logits in the meaning this sampler needs."""

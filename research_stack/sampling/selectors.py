@@ -2,6 +2,7 @@
 
 Standard selectors look at masks only; with `visible` they rank rewrites of visible tokens by the same score.
 """
+
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
@@ -36,7 +37,9 @@ class Selector(ABC):
 
 
 class Confidence(Selector):
-    """The probability of the proposed token. What is not committed is LLaDA's low-confidence remasking (Nie et al. 2025)."""
+    """The probability of the proposed token. What is not committed is LLaDA's low-confidence remasking (Nie et al.
+    2025).
+    """
 
     def score(self, at: Positions, token_n: Tensor, p_token_n: Tensor, p_current_n: Tensor) -> Tensor:
         return p_token_n
@@ -98,7 +101,8 @@ class FillThenCorrect(Selector):
 
 
 class Resampled(Selector):
-    """GIDD's self-correction (von Ruette et al. 2025, section 5.3): the probability of the drawn token after the temperature.
+    """GIDD's self-correction (von Ruette et al. 2025, section 5.3): the probability of the drawn token after the
+    temperature.
 
     - temperature: above 0, and the one that the tokens are drawn with.
     """

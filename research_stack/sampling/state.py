@@ -3,6 +3,7 @@
 Shapes: B live sequences, G generated positions (the prompt is not among them), L columns (prompt, generated, padding),
 n positions whose logits are asked for, V vocabulary, N real tokens.
 """
+
 from __future__ import annotations
 
 from collections.abc import Sequence
@@ -28,7 +29,9 @@ class RowStreams:
 
     def uniform(self, at: Sequence[int], *shape: int) -> Tensor:
         """(len(at), *shape) float64 in [0, 1) for the rows `at`, which go on in their streams."""
-        return torch.stack([torch.rand(shape, generator=self.generators[b], dtype=torch.float64) for b in at]).to(self.device)
+        return torch.stack([torch.rand(shape, generator=self.generators[b], dtype=torch.float64) for b in at]).to(
+            self.device
+        )
 
 
 @dataclass
@@ -68,8 +71,9 @@ class State:
         """The process, or a ValueError that says how to give one."""
         if self.process is None:
             raise ValueError(
-                "process=null must be a process, since this denoiser has no corruption of its own: one of Absorbing, Uniform, "
-                "Hybrid of research_stack.corruption.process")
+                "process=null must be a process, since this denoiser has no corruption of its own: one of Absorbing,"
+                " Uniform, Hybrid of research_stack.corruption.process"
+            )
         return self.process
 
 
@@ -94,7 +98,8 @@ class Proposal(NamedTuple):
 
     - token_BG: proposed ids. score_BG: how much the selector wants it; -inf where it must not or would change nothing.
     - p_token_BG, p_current_BG: probabilities of the proposed token and of the one in place (0 for a mask).
-    - seen_BG: positions with logits. likeliest_BG: ids of the likeliest tokens there; None unless the stopper asks for them.
+    - seen_BG: positions with logits. likeliest_BG: ids of the likeliest tokens there; None unless the stopper asks for
+      them.
     """
 
     token_BG: Tensor

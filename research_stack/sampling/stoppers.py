@@ -1,4 +1,5 @@
 """When a sequence is done. Masks are never left: a sequence that has some goes on, and its last step fills them."""
+
 from __future__ import annotations
 
 import torch
@@ -23,7 +24,9 @@ class Steps:
         return torch.zeros_like(state.idle_B, dtype=torch.bool)
 
     def gives_up(self, stale_B: Tensor) -> Tensor:
-        """(B,) bool: sequences whose step is not written any more, `stale_B` steps after their self-accuracy last rose."""
+        """(B,) bool: sequences whose step is not written any more, `stale_B` steps after their self-accuracy last
+        rose.
+        """
         return torch.zeros_like(stale_B, dtype=torch.bool)
 
 
@@ -43,7 +46,8 @@ class FixedPoint(Steps):
 
 
 class SelfAccuracy(FixedPoint):
-    """A step changes nothing, or self-accuracy has not risen for more than `patience` steps, the last of which is not written.
+    """A step changes nothing, or self-accuracy has not risen for more than `patience` steps, the last of which is not
+    written.
 
     Self-accuracy is the share of positions that hold, after the step, the token that was the likeliest one before it
     (von Ruette et al. 2025, section 5.3).
@@ -92,5 +96,7 @@ class Budget(FixedPoint):
     def limit(self, cost_B: Tensor) -> Tensor | None:
         """Steps that the budget pays for."""
         if int(cost_B.max()) > self.calls:
-            raise ValueError(f"calls={self.calls} must be at least {int(cost_B.max())}: guidance takes that many a step")
+            raise ValueError(
+                f"calls={self.calls} must be at least {int(cost_B.max())}: guidance takes that many a step"
+            )
         return self.calls // cost_B

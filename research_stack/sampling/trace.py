@@ -1,4 +1,5 @@
 """What a sampler returns: the tokens, what they cost, and how they came about."""
+
 from __future__ import annotations
 
 from dataclasses import dataclass
@@ -23,9 +24,10 @@ class Trace:
 
     - tokens_BL: int64 ids; no mask among the generated ones. generated_BL: bool, True at generated positions.
     - calls_B: model calls of each sequence; guidance makes two a step.
-    - history: (S + 1, B, L) the tokens at the start and after each step, S the steps of the longest; None unless recorded.
-    - confidence: (S + 1, B, L) float32 probability of the token in place when it was last seen, 0 at masks and before the first
-      look, 1 outside the generated positions; None unless recorded.
+    - history: (S + 1, B, L) the tokens at the start and after each step, S the steps of the longest; None unless
+      recorded.
+    - confidence: (S + 1, B, L) float32 probability of the token in place when it was last seen, 0 at masks and before
+      the first look, 1 outside the generated positions; None unless recorded.
     - mask: id of the mask.
     """
 

@@ -1,4 +1,5 @@
 """Checkpoints: written whole or not at all, and loaded without running code."""
+
 from __future__ import annotations
 
 import logging
@@ -31,9 +32,13 @@ class AtomicCheckpointIO(TorchCheckpointIO):
                 torch.save(checkpoint, summed)
                 seal(file, summed.digest.hexdigest())
         except RuntimeError as error:  # torch's zip writer reports a full disk as RuntimeError
-            raise OSError(f"{path} cannot be written whole (is the disk full?); the previous checkpoint is untouched") from error
+            raise OSError(
+                f"{path} cannot be written whole (is the disk full?); the previous checkpoint is untouched"
+            ) from error
 
-    def load_checkpoint(self, path: str | Path, map_location: Any = None, weights_only: bool | None = True) -> dict[str, Any]:
+    def load_checkpoint(
+        self, path: str | Path, map_location: Any = None, weights_only: bool | None = True
+    ) -> dict[str, Any]:
         """The checkpoint on CPU. Raises ValueError when the file is damaged."""
         return load_checkpoint(path)
 
@@ -90,7 +95,9 @@ class Checkpoints(Checkpoint):  # Lightning runs subclasses of Checkpoint after 
             trainer.save_checkpoint(self.path(trainer, "last"))
             self._saved_at = trainer.global_step
 
-    def on_train_batch_end(self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int) -> None:
+    def on_train_batch_end(
+        self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
+    ) -> None:
         """Write `last.ckpt` where it is due."""
         if self._due(trainer) and not validation_follows(trainer):
             self.save_last(trainer)
@@ -122,5 +129,7 @@ class ConfigInside(Callback):
 
 
 def validation_follows(trainer: Trainer) -> bool:
-    """Whether this step's validation comes next. A checkpoint before it would lose it: a resumed run starts behind it."""
+    """Whether this step's validation comes next. A checkpoint before it would lose it: a resumed run starts behind
+    it.
+    """
     return trainer.enable_validation and trainer.global_step % trainer.val_check_batch == 0

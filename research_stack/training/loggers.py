@@ -3,6 +3,7 @@
 A row of metrics.jsonl is {"step", "time", metric: value, ...}: step counts the optimizer steps done, time the
 seconds since the run began, earlier parts of a resumed run included. Everything logged at one step shares a row.
 """
+
 from __future__ import annotations
 
 import hashlib
@@ -113,7 +114,9 @@ class RowBeforeCheckpoint(Callback):
     def __init__(self, logger: JsonlLogger) -> None:
         self.logger = logger
 
-    def on_train_batch_end(self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int) -> None:
+    def on_train_batch_end(
+        self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
+    ) -> None:
         """Log this step's `train/...` values."""
         if trainer.log_every_n_steps and trainer.global_step % trainer.log_every_n_steps == 0:
             values = {name: float(v) for name, v in trainer.callback_metrics.items() if name.startswith("train/")}
@@ -136,20 +139,32 @@ class Wandb(WandbLogger):
 
     _open: ClassVar[Wandb | None] = None  # the one whose wandb run is not finished
 
-    def __init__(self, folder: str | os.PathLike[str], project: str = "research_stack", group: str | None = None,
-                 tags: Sequence[str] = (), offline: bool | None = None) -> None:
+    def __init__(
+        self,
+        folder: str | os.PathLike[str],
+        project: str = "research_stack",
+        group: str | None = None,
+        tags: Sequence[str] = (),
+        offline: bool | None = None,
+    ) -> None:
         import wandb
 
         if Wandb._open is not None:  # an earlier run of this process ended before its training did
             Wandb._open.finalize("failed")
         place = RunFolder(folder)
         config = place.read_config()
-        identity = re.sub(r"[^\w-]+", "-", f"{config.get('name')}-{results.config_hash(config)}-{hashlib.sha256(str(place.path.resolve()).encode()).hexdigest()[:6]}")
+        identity = re.sub(
+            r"[^\w-]+",
+            "-",
+            f"{config.get('name')}-{results.config_hash(config)}-{hashlib.sha256(str(place.path.resolve()).encode()).hexdigest()[:6]}",
+        )
         mode = os.environ.get("WANDB_MODE") if offline is None else None
         if mode is None:
             mode = "offline" if (not logged_in() if offline is None else offline) else "online"
-        require(mode != "online" or logged_in(),
-                f"offline={offline} needs a key: wandb login, or WANDB_API_KEY; offline=null stays offline without one")
+        require(
+            mode != "online" or logged_in(),
+            f"offline={offline} needs a key: wandb login, or WANDB_API_KEY; offline=null stays offline without one",
+        )
         try:
             wandb.Settings(project=project, run_group=group, run_tags=tuple(tags))
         except (wandb.errors.UsageError, ValueError) as error:
@@ -157,8 +172,16 @@ class Wandb(WandbLogger):
             what = f"project={project}, group={group}, tags={list(tags)}"
             raise ValueError(f"{what}: wandb refuses them ({said})") from error
         super().__init__(
-            name=f"{config.get('name')} {place.path.name}", save_dir=place.path, project=project, id=identity, config=config,
-            group=group, tags=list(tags), mode=mode, settings=wandb.Settings(console="off", silent=True))  # fmt: skip
+            name=f"{config.get('name')} {place.path.name}",
+            save_dir=place.path,
+            project=project,
+            id=identity,
+            config=config,
+            group=group,
+            tags=list(tags),
+            mode=mode,
+            settings=wandb.Settings(console="off", silent=True),
+        )
         Wandb._open = self
 
     @property
@@ -207,7 +230,15 @@ class Tensorboard(TensorBoardLogger):
         rows = results.read_jsonl(RunFolder(folder).metrics_jsonl)
         purge = {"purge_step": rows[-1]["step"]} if rows else {}
         try:
-            super().__init__(save_dir=os.fspath(folder), name="", version="tensorboard", default_hp_metric=False,
-                             flush_secs=flush_seconds, **purge)  # fmt: skip
+            super().__init__(
+                save_dir=os.fspath(folder),
+                name="",
+                version="tensorboard",
+                default_hp_metric=False,
+                flush_secs=flush_seconds,
+                **purge,
+            )
         except ModuleNotFoundError as error:
-            raise ValueError("package=tensorboard is not installed: pip install 'research-stack[tensorboard]'") from error
+            raise ValueError(
+                "package=tensorboard is not installed: pip install 'research-stack[tensorboard]'"
+            ) from error

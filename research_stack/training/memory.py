@@ -1,4 +1,7 @@
-"""A step that does not fit into memory: how that is told from other errors, and what must be as it was before the step begins again."""
+"""A step that does not fit into memory: how that is told from other errors, and what must be as it was before the step
+begins again.
+"""
+
 from __future__ import annotations
 
 import torch
@@ -17,12 +20,17 @@ def is_out_of_memory(error: RuntimeError) -> bool:
 
 
 class Statistics:
-    """Copies of the buffers of a module that training may change; those that no checkpoint holds are constants, and left out."""
+    """Copies of the buffers of a module that training may change; those that no checkpoint holds are constants, and
+    left out.
+    """
 
     def __init__(self, module: nn.Module) -> None:
         self.pairs: list[tuple[Tensor, Tensor]] = [
-            (buffer, buffer.clone()) for part in module.modules() for name, buffer in part._buffers.items()
-            if buffer is not None and name not in part._non_persistent_buffers_set]
+            (buffer, buffer.clone())
+            for part in module.modules()
+            for name, buffer in part._buffers.items()
+            if buffer is not None and name not in part._non_persistent_buffers_set
+        ]
 
     @torch.no_grad()
     def restore(self) -> None:

@@ -6,6 +6,7 @@ data parallelism give the same loss and gradient as one device with one piece, b
 which is drawn for each piece on each device (a reward model's belongs to the pair). All randomness comes from streams
 named by the step, so a resumed run draws what the uninterrupted one would have drawn.
 """
+
 from __future__ import annotations
 
 import contextlib
@@ -42,15 +43,16 @@ class TrainingModule(LightningModule):
     - optimization: optimizer, schedule, clipping, accumulation.
     - seed: of all streams.
 
-    A loss of several parts (`parts`) is the sum of weight * part; each part is a sum divided by a denominator of its own,
-    and is logged under its name.
+    A loss of several parts (`parts`) is the sum of weight * part; each part is a sum divided by a denominator of its
+    own, and is logged under its name.
     """
 
     #: {name: weight in the loss} of the sums that `loss_sum` gives; empty for a single one, which is the loss.
     parts: Mapping[str, float] = {}
     #: Whether pairs that share a row (`data.pack`) cannot see one another.
     keeps_pairs_apart: bool = False
-    #: Whether rows of one pair are filled with end tokens that it learns to write (`TokenData.serve`): a text of fixed length ends nowhere else.
+    #: Whether rows of one pair are filled with end tokens that it learns to write (`TokenData.serve`): a text of fixed
+    #: length ends nowhere else.
     learns_to_stop: bool = False
     #: What `tokens_of` counts, for the progress line.
     counted: str = "tokens"
@@ -66,7 +68,9 @@ class TrainingModule(LightningModule):
 
     @abstractmethod
     def prepare(self, batch: Rows, draws: Draws) -> tuple[Rows, Tensor]:
-        """The rows to compute on, and this device's share of the denominator: a scalar, or (P,) for P parts; shares add up."""
+        """The rows to compute on, and this device's share of the denominator: a scalar, or (P,) for P parts; shares add
+        up.
+        """
 
     @abstractmethod
     def loss_sum(self, rows: Rows) -> Tensor:
@@ -75,7 +79,9 @@ class TrainingModule(LightningModule):
     # What a family may say besides ---------------------------------------------------------------------------------
 
     def begin_from(self, state: Mapping[str, Tensor]) -> None:
-        """Begin with the weights of another run, its state dict. Raises ValueError, opening with `init_from`, when it cannot."""
+        """Begin with the weights of another run, its state dict. Raises ValueError, opening with `init_from`, when it
+        cannot.
+        """
         raise ValueError(f"init_from: {type(self).__name__} cannot begin with the weights of another run")
 
     def check_data(self, data: TokenData) -> None:
@@ -100,19 +106,27 @@ class TrainingModule(LightningModule):
         return {}
 
     def weights_at(self, step: int | None) -> Mapping[str, float]:
-        """What the parts count at an optimizer step, in the order of `parts`; None: in validation, the same whenever it comes."""
+        """What the parts count at an optimizer step, in the order of `parts`; None: in validation, the same whenever it
+        comes.
+        """
         return self.parts
 
     def optimizer_groups(self) -> Sequence[Group] | None:
-        """Groups with learning rates of their own, that together hold each trained parameter once; None: all are one."""
+        """Groups with learning rates of their own, that together hold each trained parameter once; None: all are
+        one.
+        """
         return None
 
     def finer(self, rows: Rows) -> int | None:
-        """Into how many pieces to cut the rows when `pieces` were too large for the memory; None when no finer cut is possible."""
+        """Into how many pieces to cut the rows when `pieces` were too large for the memory; None when no finer cut is
+        possible.
+        """
         return min(2 * self.pieces, count_rows(rows)) if self.pieces < count_rows(rows) else None
 
     def forget(self) -> None:
-        """Drop what `loss_sum` has kept of this step for `after_update`, since the step begins again; buffers are restored without it."""
+        """Drop what `loss_sum` has kept of this step for `after_update`, since the step begins again; buffers are
+        restored without it.
+        """
 
     def tokens_of(self, batch: Rows) -> int:
         """How much this device has worked on in the last step, for the progress line."""
@@ -190,7 +204,13 @@ class TrainingModule(LightningModule):
         optimizer.step()
         optimizer.zero_grad(set_to_none=True)
         scheduler = self.lr_schedulers()
-        numbers = {"loss": loss, **self._named(means), "grad_norm": norm, "lr": scheduler.get_last_lr()[0], **self.after_update()}
+        numbers = {
+            "loss": loss,
+            **self._named(means),
+            "grad_norm": norm,
+            "lr": scheduler.get_last_lr()[0],
+            **self.after_update(),
+        }
         self.log_dict({f"train/{name}": value for name, value in numbers.items()})
         scheduler.step()
         return loss
@@ -200,7 +220,9 @@ class TrainingModule(LightningModule):
         world, rank = self.trainer.world_size, self.global_rank
         total = count_rows(batch) * world
         # Ranks take turns at the validation rows, so that the first batches are those of one device.
-        draws = Draws(self.seed, "validation", batch_idx, total=total, rows=slice(rank, total, world), device=self.device)
+        draws = Draws(
+            self.seed, "validation", batch_idx, total=total, rows=slice(rank, total, world), device=self.device
+        )
         rows, denominator = self(self.prepare, batch, draws)
         summed = self(self.loss_sum, rows).detach().float()
         self._validation = self._validation + torch.stack([summed, denominator.float()], -1)
@@ -221,8 +243,8 @@ class TrainingModule(LightningModule):
     def _gradients(self, rows: Rows, denominator: Tensor, weights: Tensor) -> Tensor:
         """This device's share of the parts' means, () or (P,), with the gradient of the loss left in the parameters.
 
-        A step that does not fit into memory begins again in more pieces, which later steps keep. That changes no number but the dropout,
-        and statistics that a family takes of each piece.
+        A step that does not fit into memory begins again in more pieces, which later steps keep. That changes no number
+        but the dropout, and statistics that a family takes of each piece.
         """
         before = Statistics(self) if self.trainer.world_size == 1 else None
         while True:
@@ -261,17 +283,30 @@ class TrainingModule(LightningModule):
         return min(self.pieces, max(1, int(fewest)))
 
     def _cut_finer(self, rows: Rows, error: RuntimeError) -> None:
-        """Raise `pieces`. Raises TooLarge in one line where they cannot be, or where other devices would not do the same."""
+        """Raise `pieces`. Raises TooLarge in one line where they cannot be, or where other devices would not do the
+        same.
+        """
         count, world, line = count_rows(rows), self.trainer.world_size, str(error).splitlines()[0][:160]
         most = -(-count // self.pieces)
-        what = f"optimization.accumulate={self.pieces}: step {self.global_step} does not fit into memory with {most} row{'s' * (most > 1)} at once"
+        what = (
+            f"optimization.accumulate={self.pieces}: step {self.global_step} does not fit into memory with {most}"
+            f" row{'s' * (most > 1)} at once"
+        )
         if world > 1:
             raise TooLarge(f"{what} on one of {world} devices; raise it ({line})") from error
         pieces = self.finer(rows)
         if pieces is None:
             raise TooLarge(f"{what}, and cannot be cut finer; take shorter rows or a smaller model ({line})") from error
-        log.warning("step %d does not fit into memory with %d rows at once: from now on the %d rows of a step are cut into %d pieces, not %d (%s)",
-                    self.global_step, most, count, pieces, self.pieces, line)
+        log.warning(
+            "step %d does not fit into memory with %d rows at once: from now on the %d rows of a step are cut into %d"
+            " pieces, not %d (%s)",
+            self.global_step,
+            most,
+            count,
+            pieces,
+            self.pieces,
+            line,
+        )
         self.pieces = pieces
 
     def _seed_dropout(self) -> None:
@@ -281,7 +316,9 @@ class TrainingModule(LightningModule):
     def draws(self, stream: str, step: int, batch: Rows) -> Draws:
         """The numbers of this device's rows, out of those drawn for the whole batch."""
         rows, world, rank = count_rows(batch), self.trainer.world_size, self.global_rank
-        return Draws(self.seed, stream, step, total=rows * world, rows=slice(rank * rows, (rank + 1) * rows), device=self.device)
+        return Draws(
+            self.seed, stream, step, total=rows * world, rows=slice(rank * rows, (rank + 1) * rows), device=self.device
+        )
 
     def _part_weights(self, step: int | None = None) -> Tensor:
         """() or (P,): what each sum counts in the loss."""
@@ -298,7 +335,11 @@ class TrainingModule(LightningModule):
     def _gradients_stay_here(self, yes: bool) -> contextlib.AbstractContextManager[Any]:
         """While accumulating, gradients need not travel between devices before the last piece."""
         model = self.trainer.strategy.model
-        return model.no_sync() if yes and isinstance(model, torch.nn.parallel.DistributedDataParallel) else contextlib.nullcontext()
+        return (
+            model.no_sync()
+            if yes and isinstance(model, torch.nn.parallel.DistributedDataParallel)
+            else contextlib.nullcontext()
+        )
 
     def _mean_gradients(self) -> None:
         """Make gradients that stayed on their devices the mean over them, as a last backward pass does elsewhere."""
@@ -317,9 +358,10 @@ class TrainingModule(LightningModule):
         if not bool(torch.isfinite(loss + norm)):
             parts = "".join(f", {name}={float(value)}" for name, value in self._named(means).items())
             raise NotFinite(
-                f"loss={float(loss)}{parts} with gradient norm {float(norm)} at step {step}: training stopped before the update; "
-                f"the last checkpoint is sound (try a smaller optimization.lr, now {self.optimization.lr}, "
-                f"or optimization.clip, now {self.optimization.clip})")
+                f"loss={float(loss)}{parts} with gradient norm {float(norm)} at step {step}: training stopped before"
+                f" the update; the last checkpoint is sound (try a smaller optimization.lr, now {self.optimization.lr},"
+                f" or optimization.clip, now {self.optimization.clip})"
+            )
 
 
 def count_rows(rows: Rows) -> int:

@@ -1,12 +1,13 @@
 """Muon for the hidden matrices beside AdamW for the rest, as one optimizer with one schedule and one state.
 
-Muon (Jordan et al. 2024, https://kellerjordan.github.io/posts/muon/) makes the momentum of a matrix nearly orthogonal, so
-that an update moves all its directions alike. That means something for a matrix between two hidden spaces only: tables of
-tokens, biases, norms and single outputs stay with AdamW.
+Muon (Jordan et al. 2024, https://kellerjordan.github.io/posts/muon/) makes the momentum of a matrix nearly orthogonal,
+so that an update moves all its directions alike. That means something for a matrix between two hidden spaces only:
+tables of tokens, biases, norms and single outputs stay with AdamW.
 
-torch's Muon iterates in bfloat16 on every device. A CPU without bfloat16 products emulates them: 20 times the seconds, more than all
-the rest of a small model's step. `Muon` iterates in float32 there.
+torch's Muon iterates in bfloat16 on every device. A CPU without bfloat16 products emulates them: 20 times the seconds,
+more than all the rest of a small model's step. `Muon` iterates in float32 there.
 """
+
 from __future__ import annotations
 
 import math
@@ -24,8 +25,9 @@ from research_stack.sharding import on_whole
 def hidden_matrices(module: nn.Module) -> list[nn.Parameter]:
     """The trainable matrices that Muon takes, each once: those held by an `nn.Linear`, both dimensions above 1.
 
-    Left out: a matrix that is an `nn.Embedding`'s too, and the unembedding of a Hugging Face model, which is an `nn.Linear`
-    that `get_output_embeddings()` names. Parameters outside an `nn.Linear`, such as our own unembedding, are never taken.
+    Left out: a matrix that is an `nn.Embedding`'s too, and the unembedding of a Hugging Face model, which is an
+    `nn.Linear` that `get_output_embeddings()` names. Parameters outside an `nn.Linear`, such as our own unembedding,
+    are never taken.
     """
     tables = {id(p) for m in module.modules() if isinstance(m, nn.Embedding) for p in m.parameters()}
     heads = [m.get_output_embeddings() for m in module.modules() if hasattr(m, "get_output_embeddings")]
@@ -35,12 +37,16 @@ def hidden_matrices(module: nn.Module) -> list[nn.Parameter]:
 
 
 class Muon(torch.optim.Muon):
-    """torch's Muon with updates as large as AdamW's (`match_rms_adamw`), iterated on a CPU in the dtype that it multiplies fast.
+    """torch's Muon with updates as large as AdamW's (`match_rms_adamw`), iterated on a CPU in the dtype that it
+    multiplies fast.
 
-    - on_cpu: that dtype; None: bfloat16 where the CPU has products of it, else float32. Other devices iterate in bfloat16.
+    - on_cpu: that dtype; None: bfloat16 where the CPU has products of it, else float32. Other devices iterate in
+      bfloat16.
     """
 
-    def __init__(self, params: Iterable[Any], lr: float, weight_decay: float, on_cpu: torch.dtype | None = None) -> None:
+    def __init__(
+        self, params: Iterable[Any], lr: float, weight_decay: float, on_cpu: torch.dtype | None = None
+    ) -> None:
         super().__init__(params, lr=lr, weight_decay=weight_decay, adjust_lr_fn="match_rms_adamw")
         self.on_cpu = on_cpu or (torch.bfloat16 if cpu_multiplies_bf16() else torch.float32)
 
@@ -71,7 +77,9 @@ class Muon(torch.optim.Muon):
 
 
 def orthogonal(matrix: Tensor, coefficients: tuple[float, float, float], steps: int, eps: float) -> Tensor:
-    """The matrix (m, n) with all singular values near 1, by the quintic Newton-Schulz iteration of Jordan et al. (2024), in its own dtype."""
+    """The matrix (m, n) with all singular values near 1, by the quintic Newton-Schulz iteration of Jordan et al.
+    (2024), in its own dtype.
+    """
     a, b, c = coefficients
     tall = matrix.shape[0] > matrix.shape[1]
     x = matrix.mT if tall else matrix
@@ -101,7 +109,9 @@ class Together(torch.optim.Optimizer):
         groups = iter(self.param_groups)
         for part in self.parts:
             mine = list(islice(groups, len(part.param_groups)))
-            part.__setstate__({"state": self.state, "param_groups": mine})  # also adds settings that an older torch did not save
+            part.__setstate__(
+                {"state": self.state, "param_groups": mine}
+            )  # also adds settings that an older torch did not save
 
     def step(self, closure: Callable[[], float] | None = None) -> float | None:
         """Step every part once; returns what the closure returns, which is called once, before them."""

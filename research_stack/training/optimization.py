@@ -1,4 +1,5 @@
 """The optimizer, its schedule and what else belongs to a step: clipping, accumulation, the weight average."""
+
 from __future__ import annotations
 
 import math
@@ -34,9 +35,10 @@ class Optimization:
     - lr: peak learning rate. final_ratio: the last learning rate as a share of it.
     - betas, eps, weight_decay: AdamW (Loshchilov & Hutter 2019); decay acts on matrices only, never on norms,
       biases or embeddings.
-    - optimizer: `adamw`, or `muon`: the matrices inside `nn.Linear` modules, both dimensions above 1 and no (un)embedding,
-      go to Muon (Jordan et al. 2024; momentum 0.95, Nesterov), all else to AdamW. Muon's updates are scaled to the RMS of
-      AdamW's (0.2 sqrt(larger dimension), Liu et al. 2025, arXiv 2502.16982), so that one lr and one decay serve both.
+    - optimizer: `adamw`, or `muon`: the matrices inside `nn.Linear` modules, both dimensions above 1 and no
+      (un)embedding, go to Muon (Jordan et al. 2024; momentum 0.95, Nesterov), all else to AdamW. Muon's updates are
+      scaled to the RMS of AdamW's (0.2 sqrt(larger dimension), Liu et al. 2025, arXiv 2502.16982), so that one lr and
+      one decay serve both.
     - warmup_steps: linear from 0; a value below 1 is a share of all steps.
     - schedule: `cosine`, `wsd` (constant, then linear decay over the last `decay_share` of the steps) or `constant`.
     - clip: largest global gradient norm (2-norm over all parameters); null for no clipping.
@@ -77,15 +79,21 @@ class Optimization:
         require(optimizer in ("adamw", "muon"), f"optimizer={optimizer} must be adamw or muon")
         self.lr, self.betas, self.eps, self.weight_decay = lr, (float(betas[0]), float(betas[1])), eps, weight_decay
         self.warmup_steps, self.schedule, self.final_ratio, self.decay_share = (
-            warmup_steps, schedule, final_ratio, decay_share)
+            warmup_steps,
+            schedule,
+            final_ratio,
+            decay_share,
+        )
         self.clip, self.accumulate, self.ema, self.algorithm = clip, accumulate, ema, optimizer
 
     def optimizer(self, module: nn.Module, groups: Sequence[Group] | None = None) -> torch.optim.Optimizer:
         """The optimizer of the module's trainable parameters.
 
-        - groups: each gets `param_groups` of its own (matrices of Muon, decayed, not decayed) with its name and its learning rate.
+        - groups: each gets `param_groups` of its own (matrices of Muon, decayed, not decayed) with its name and its
+          learning rate.
 
-        Raises ValueError when Muon would have nothing to do, and when the groups do not hold each trained parameter once.
+        Raises ValueError when Muon would have nothing to do, and when the groups do not hold each trained parameter
+        once.
         """
         trained = [p for p in module.parameters() if p.requires_grad]
         embeddings = {id(p) for m in module.modules() if isinstance(m, nn.Embedding) for p in m.parameters()}
@@ -93,17 +101,30 @@ class Optimization:
         decayed = {id(p) for p in trained if p.ndim >= 2 and id(p) not in spared}
         hidden = hidden_matrices(module) if self.algorithm == "muon" else []
         if self.algorithm == "muon" and not hidden:
-            raise ValueError("optimization.optimizer=muon has no matrix to train: no trainable nn.Linear of more than one input and output "
-                             "but embeddings; use adamw")
+            raise ValueError(
+                "optimization.optimizer=muon has no matrix to train: no trainable nn.Linear of more than one input and"
+                " output but embeddings; use adamw"
+            )
         if groups is None:
             parts = [(trained, {})]
         else:
             require_each_once(module, groups)
-            parts = [([p for p in group.parameters if p.requires_grad], {"name": group.name, "lr": self.lr * group.factor}) for group in groups]
+            parts = [
+                ([p for p in group.parameters if p.requires_grad], {"name": group.name, "lr": self.lr * group.factor})
+                for group in groups
+            ]
         taken = {id(p) for p in hidden}
-        of_muon = [{"params": own, **more} for own, more in ((_within(hidden, part), more) for part, more in parts) if own]
-        of_adamw = [group for part, more in parts for group in self._decayed_apart([p for p in part if id(p) not in taken], decayed, more)]
-        adamw = torch.optim.AdamW(of_adamw, lr=self.lr, betas=self.betas, eps=self.eps, fused=True) if of_adamw else None
+        of_muon = [
+            {"params": own, **more} for own, more in ((_within(hidden, part), more) for part, more in parts) if own
+        ]
+        of_adamw = [
+            group
+            for part, more in parts
+            for group in self._decayed_apart([p for p in part if id(p) not in taken], decayed, more)
+        ]
+        adamw = (
+            torch.optim.AdamW(of_adamw, lr=self.lr, betas=self.betas, eps=self.eps, fused=True) if of_adamw else None
+        )
         if not of_muon:
             if adamw is None:
                 raise ValueError("optimization: no parameter is trained")
@@ -111,7 +132,9 @@ class Optimization:
         muon = Muon(of_muon, lr=self.lr, weight_decay=self.weight_decay)
         return Together(muon) if adamw is None else Together(muon, adamw)
 
-    def _decayed_apart(self, trained: list[nn.Parameter], decayed: set[int], more: dict[str, Any]) -> list[dict[str, Any]]:
+    def _decayed_apart(
+        self, trained: list[nn.Parameter], decayed: set[int], more: dict[str, Any]
+    ) -> list[dict[str, Any]]:
         """Groups of the parameters whose ids are in `decayed`, and of the rest; empty ones are left out."""
         groups = [
             {"params": [p for p in trained if id(p) in decayed], "weight_decay": self.weight_decay, **more},
@@ -154,7 +177,9 @@ def state_bytes(optimizer: torch.optim.Optimizer) -> int:
 
 
 def require_each_once(module: nn.Module, groups: Sequence[Group]) -> None:
-    """Raise ValueError unless the groups have different names, factors above 0 and together each trained parameter of the module once."""
+    """Raise ValueError unless the groups have different names, factors above 0 and together each trained parameter of
+    the module once.
+    """
     names = [group.name for group in groups]
     require(len(set(names)) == len(names), f"groups={names} must have different names")
     for group in groups:
@@ -166,7 +191,10 @@ def require_each_once(module: nn.Module, groups: Sequence[Group]) -> None:
     for name, parameter in module.named_parameters():
         where = places.get(id(parameter), [])
         if parameter.requires_grad and len(where) != 1:
-            raise ValueError(f"groups={names} must hold each trained parameter once: {name} is in {' and in '.join(where) or 'none of them'}")
+            raise ValueError(
+                f"groups={names} must hold each trained parameter once: {name} is in"
+                f" {' and in '.join(where) or 'none of them'}"
+            )
 
 
 def _within(parameters: Iterable[nn.Parameter], part: Sequence[nn.Parameter]) -> list[nn.Parameter]:

@@ -1,4 +1,5 @@
 """Progress: a bar on a terminal, a line every so often in a log."""
+
 from __future__ import annotations
 
 import logging
@@ -26,9 +27,13 @@ class Progress(Callback):
         """Start the clock, and the bar where standard error is a terminal."""
         self._first, self._start, self._said, self._tokens = trainer.global_step, time.monotonic(), time.monotonic(), 0
         if trainer.is_global_zero and sys.stderr.isatty():
-            self._bar = tqdm(total=trainer.max_steps, initial=trainer.global_step, unit="step", dynamic_ncols=True, leave=False)
+            self._bar = tqdm(
+                total=trainer.max_steps, initial=trainer.global_step, unit="step", dynamic_ncols=True, leave=False
+            )
 
-    def on_train_batch_end(self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int) -> None:
+    def on_train_batch_end(
+        self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
+    ) -> None:
         """Advance the bar, or write a line where one is due."""
         self._tokens += pl_module.tokens_of(batch) * trainer.world_size
         self._counted = pl_module.counted
@@ -36,7 +41,9 @@ class Progress(Callback):
         if self._bar is not None:
             self._bar.set_postfix(self._figures(trainer), refresh=False)
             self._bar.update(trainer.global_step - self._bar.n)
-        elif trainer.is_global_zero and (now - self._said >= self.every_seconds or trainer.global_step == trainer.max_steps):
+        elif trainer.is_global_zero and (
+            now - self._said >= self.every_seconds or trainer.global_step == trainer.max_steps
+        ):
             self._said = now
             self._line(trainer, now)
 
@@ -44,13 +51,23 @@ class Progress(Callback):
         done, spent = trainer.global_step - self._first, now - self._start
         left = spent / max(1, done) * (trainer.max_steps - trainer.global_step)
         figures = "  ".join(f"{name} {value}" for name, value in self._figures(trainer).items())
-        log.info("step %d/%d  %s  %.0f %s/s  %.0f s left",
-                 trainer.global_step, trainer.max_steps, figures, self._tokens / max(spent, 1e-9), self._counted, left)
+        log.info(
+            "step %d/%d  %s  %.0f %s/s  %.0f s left",
+            trainer.global_step,
+            trainer.max_steps,
+            figures,
+            self._tokens / max(spent, 1e-9),
+            self._counted,
+            left,
+        )
 
     def _figures(self, trainer: Trainer) -> dict[str, str]:
         shown = {"train/loss": "loss", "train/grad_norm": "grad", "val/loss": "val"}
-        return {short: f"{float(trainer.callback_metrics[name]):.3f}"
-                for name, short in shown.items() if name in trainer.callback_metrics}
+        return {
+            short: f"{float(trainer.callback_metrics[name]):.3f}"
+            for name, short in shown.items()
+            if name in trainer.callback_metrics
+        }
 
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Close the bar."""

@@ -1,4 +1,7 @@
-"""The plain form of attention gives what torch's kernel gives, forward and backward, masks and grouped heads included."""
+"""The plain form of attention gives what torch's kernel gives, forward and backward, masks and grouped heads
+included.
+"""
+
 import pytest
 import torch
 import torch.nn.functional as F
@@ -39,12 +42,16 @@ def test_plain_products_are_taken_in_bf16_only(monkeypatch):
     attend(*[x.bfloat16()] * 3, None, False, 0.0)
     attend(*[x.bfloat16()] * 3, None, True, 0.0)
     attend(*[x.bfloat16()] * 3, None, True, 0.1)
-    assert called == [torch.float32, torch.bfloat16], "the second and third are plain, the last needs the kernel's dropout"
+    assert called == [torch.float32, torch.bfloat16], (
+        "the second and third are plain, the last needs the kernel's dropout"
+    )
 
 
 def test_causal_plain_products_agree_with_the_kernel():
     q, k, v = (torch.randn(2, 4, L, E, generator=torch.Generator().manual_seed(i)).bfloat16() for i in range(3))
-    exact = F.scaled_dot_product_attention(q.float(), k[:, :2].float(), v[:, :2].float(), is_causal=True, enable_gqa=True)
+    exact = F.scaled_dot_product_attention(
+        q.float(), k[:, :2].float(), v[:, :2].float(), is_causal=True, enable_gqa=True
+    )
     assert torch.allclose(attend(q, k[:, :2], v[:, :2], None, True, 0.0).float(), exact, atol=0.03)
 
 

@@ -1,4 +1,5 @@
 """The chunked loss against torch on whole logits, and the memory it promises."""
+
 import pytest
 import torch
 import torch.nn.functional as F
@@ -36,7 +37,9 @@ def test_gradcheck_with_any_loss():
     hidden, weight, targets, _ = problem(n=4)
     scale = torch.linspace(0.1, 2, 4, dtype=torch.float64)
     for loss in (cross_entropy(targets), lambda logits, part: logits.softmax(1).square().sum(1) * targets[part]):
-        assert torch.autograd.gradcheck(lambda h, w, loss=loss: linear_loss(h, w, scale, loss, None, 3), (hidden, weight))
+        assert torch.autograd.gradcheck(
+            lambda h, w, loss=loss: linear_loss(h, w, scale, loss, None, 3), (hidden, weight)
+        )
 
 
 def test_bf16_autocast_is_close_and_in_float32():
@@ -44,9 +47,15 @@ def test_bf16_autocast_is_close_and_in_float32():
     with torch.autocast("cpu", dtype=torch.bfloat16):
         loss = linear_loss(hidden, weight, torch.ones(64), cross_entropy(targets), bias)
     assert loss.dtype == torch.float32
-    torch.testing.assert_close(loss, F.cross_entropy(hidden @ weight.T + bias, targets, reduction="sum"), rtol=0.01, atol=0)
+    torch.testing.assert_close(
+        loss, F.cross_entropy(hidden @ weight.T + bias, targets, reduction="sum"), rtol=0.01, atol=0
+    )
     loss.backward()
-    assert weight.grad.dtype == torch.float32 and bool(weight.grad[:-2].abs().sum(1).gt(0).all()) and not weight.grad[-2:].any()
+    assert (
+        weight.grad.dtype == torch.float32
+        and bool(weight.grad[:-2].abs().sum(1).gt(0).all())
+        and not weight.grad[-2:].any()
+    )
 
 
 def test_no_position_is_no_loss():
@@ -59,7 +68,9 @@ def test_no_position_is_no_loss():
 def test_without_gradients_none_are_made():
     hidden, weight, targets, bias = problem()
     with torch.no_grad():
-        loss = linear_loss(hidden, weight, torch.ones(11), lambda logits, part: logits[:, 0] * (not logits.requires_grad), bias)
+        loss = linear_loss(
+            hidden, weight, torch.ones(11), lambda logits, part: logits[:, 0] * (not logits.requires_grad), bias
+        )
     assert not loss.requires_grad and float(loss) == pytest.approx(float((hidden @ weight.T)[:, 0].sum()))
 
 

@@ -1,4 +1,5 @@
 """RMSNorm against torch's, values and gradients, in each precision."""
+
 import pytest
 import torch
 import torch.nn.functional as F
@@ -30,7 +31,9 @@ def test_values_and_gradients_are_torchs(dtype, tolerance):
 
 def test_gradients_match_finite_differences():
     x, norm, _ = inputs(torch.float64)
-    assert torch.autograd.gradcheck(lambda x, w: torch.func.functional_call(norm, {"weight": w}, x), (x, norm.weight.detach().requires_grad_()))
+    assert torch.autograd.gradcheck(
+        lambda x, w: torch.func.functional_call(norm, {"weight": w}, x), (x, norm.weight.detach().requires_grad_())
+    )
 
 
 def test_zeros_stay_finite():
@@ -45,7 +48,9 @@ def test_zeros_stay_finite():
 def test_the_adaptive_norm_is_the_norm_scaled_and_shifted(shape, x_type, told_type):
     x, norm, grad = inputs(x_type)
     stream = torch.Generator().manual_seed(1)
-    scale, shift = (torch.randn(shape, generator=stream, dtype=torch.float64).to(told_type).requires_grad_() for _ in range(2))
+    scale, shift = (
+        torch.randn(shape, generator=stream, dtype=torch.float64).to(told_type).requires_grad_() for _ in range(2)
+    )
     out = norm(x, scale, shift)
     exact = [t.detach().double().requires_grad_() for t in (x, norm.weight, scale, shift)]
     expected = F.rms_norm(exact[0], (8,), exact[1], torch.finfo(x_type).eps) * (1 + exact[2]) + exact[3]

@@ -1,4 +1,7 @@
-"""Hugging Face models as backbones: against their own forward pass, alone against packed, adapters against what LoRA promises."""
+"""Hugging Face models as backbones: against their own forward pass, alone against packed, adapters against what LoRA
+promises.
+"""
+
 import importlib.util
 import warnings
 from types import SimpleNamespace
@@ -91,7 +94,11 @@ def test_a_cache_step_by_step_gives_the_whole(folders, kind, attention):
     with torch.no_grad():
         cache = m.new_cache()
         assert cache.length == 0
-        parts = [m.read(ids[:, :4], cache=cache)] + [m.read(ids[:, i : i + 1], cache=cache) for i in range(4, 8)] + [m.read(ids[:, 8:], cache=cache)]
+        parts = (
+            [m.read(ids[:, :4], cache=cache)]
+            + [m.read(ids[:, i : i + 1], cache=cache) for i in range(4, 8)]
+            + [m.read(ids[:, 8:], cache=cache)]
+        )
         assert cache.length == 10
         torch.testing.assert_close(torch.cat(parts, 1), m.read(ids), **EXACT)
 
@@ -120,9 +127,13 @@ def test_selected_rows_grow_apart_from_the_cache_they_come_from(folders):
         cache = m.new_cache()
         m.read(prompt, cache=cache)
         copies = cache.select(rows)
-        torch.testing.assert_close(m.read(more, cache=copies), m.read(torch.cat((prompt[rows], more), 1))[:, 5:], **EXACT)
+        torch.testing.assert_close(
+            m.read(more, cache=copies), m.read(torch.cat((prompt[rows], more), 1))[:, 5:], **EXACT
+        )
         assert (cache.length, copies.length) == (5, 8)
-        torch.testing.assert_close(m.read(more[:2], cache=cache), m.read(torch.cat((prompt, more[:2]), 1))[:, 5:], **EXACT)
+        torch.testing.assert_close(
+            m.read(more[:2], cache=cache), m.read(torch.cat((prompt, more[:2]), 1))[:, 5:], **EXACT
+        )
 
 
 def left_padded(lengths, width):
@@ -142,11 +153,18 @@ def test_left_padding_changes_nothing_and_stays_finite(folders, kind, attention)
         cache = m.new_cache()
         hidden = m.read(ids, places, seen, cache)
         assert hidden.isfinite().all()
-        step = m.read(ids[:, :1], torch.tensor(lengths).unsqueeze(1), torch.cat((seen[:, -1:], torch.ones(3, 1, 1, dtype=torch.bool)), -1), cache)
+        step = m.read(
+            ids[:, :1],
+            torch.tensor(lengths).unsqueeze(1),
+            torch.cat((seen[:, -1:], torch.ones(3, 1, 1, dtype=torch.bool)), -1),
+            cache,
+        )
         for row, length in enumerate(lengths):
             alone = ids[row : row + 1, 8 - length :]
             torch.testing.assert_close(hidden[row : row + 1, 8 - length :], m.read(alone), **EXACT)
-            torch.testing.assert_close(step[row], m.read(torch.cat((alone, ids[row : row + 1, :1]), 1))[0, -1:], **EXACT)
+            torch.testing.assert_close(
+                step[row], m.read(torch.cat((alone, ids[row : row + 1, :1]), 1))[0, -1:], **EXACT
+            )
 
 
 @pytest.mark.parametrize("attention", ["sdpa", "eager"])
@@ -162,7 +180,9 @@ def test_packed_texts_do_not_leak(folders, attention):
 
 
 def test_positions_alone_move_nothing_apart(folders):
-    """A step in the positions is no new text: rotary attention sees differences, so a constant shift changes nothing and a gap does."""
+    """A step in the positions is no new text: rotary attention sees differences, so a constant shift changes nothing
+    and a gap does.
+    """
     m, ids = model(folders["qwen"]), tokens(1, 6)
     with torch.no_grad():
         plain = m.read(ids)
@@ -214,7 +234,9 @@ def test_flops_count_every_matrix(folders):
     block = 32 * (4 + 2 + 2) * 16 + 4 * 16 * 32 + 3 * 32 * 48
     assert m.flops_per_token(10, logits=False) == 2 * 2 * block + 2 * 4 * 10 * 4 * 16
     assert m.flops_per_token(10) - m.flops_per_token(10, logits=False) == 2 * 280 * 32
-    adapters = model(folders["qwen"], lora=LoRA(rank=2)).flops_per_token(10, logits=False) - m.flops_per_token(10, logits=False)
+    adapters = model(folders["qwen"], lora=LoRA(rank=2)).flops_per_token(10, logits=False) - m.flops_per_token(
+        10, logits=False
+    )
     assert adapters == 2 * 2 * 2 * ((32 + 64) + 2 * (32 + 32) + (64 + 32) + 3 * (32 + 48))
 
 
@@ -333,17 +355,32 @@ def test_dropout_of_adapters_works_in_training_alone(folders):
 
 @pytest.mark.parametrize("targets", [["attention"], ["q_proj", "query"], ["lm_head"], ["embed_tokens"], []])
 def test_targets_that_fit_nothing_are_refused_with_the_names_there_are(folders, targets):
-    with pytest.raises(ValueError, match=r"^lora.targets=\[.*\] must name linear maps of the model, which has q_proj, k_proj, v_proj, o_proj, gate_proj, up_proj, down_proj"):
+    with pytest.raises(
+        ValueError,
+        match=(
+            r"^lora.targets=\[.*\] must name linear maps of the model, which has q_proj, k_proj, v_proj, o_proj,"
+            r" gate_proj, up_proj, down_proj"
+        ),
+    ):
         model(folders["qwen"], lora=LoRA(targets=targets))
 
 
 def test_all_linear_leaves_the_unembedding_alone(folders):
     m = model(folders["qwen"], lora=LoRA())
     assert {n.split(".")[-4] for n, p in m.named_parameters() if "lora_A" in n} == {
-        "q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"}
+        "q_proj",
+        "k_proj",
+        "v_proj",
+        "o_proj",
+        "gate_proj",
+        "up_proj",
+        "down_proj",
+    }
 
 
-@pytest.mark.parametrize("options, line", [({"rank": 0}, "rank=0"), ({"alpha": 0}, "alpha=0"), ({"dropout": 1}, "dropout=1")])
+@pytest.mark.parametrize(
+    "options, line", [({"rank": 0}, "rank=0"), ({"alpha": 0}, "alpha=0"), ({"dropout": 1}, "dropout=1")]
+)
 def test_settings_of_adapters_are_checked(options, line):
     with pytest.raises(ValueError, match=f"^{line} must"):
         LoRA(**options)
@@ -382,7 +419,9 @@ def test_a_checkpoint_must_fit(folders, tmp_path):
     with pytest.raises(RuntimeError, match="belong to other weights"):
         model(qwen(tmp_path, seed=1), lora=LoRA(rank=2)).load_state_dict(state)
     with pytest.raises(RuntimeError, match="lora_A"):
-        model(folders["qwen_tied"], lora=LoRA(rank=2)).load_state_dict({n: p for n, p in state.items() if "q_proj" not in n})
+        model(folders["qwen_tied"], lora=LoRA(rank=2)).load_state_dict(
+            {n: p for n, p in state.items() if "q_proj" not in n}
+        )
     with pytest.raises(RuntimeError, match="Unexpected"):
         model(folders["qwen_tied"], lora=LoRA(rank=2)).load_state_dict(model(folders["qwen_tied"]).state_dict())
 
@@ -408,7 +447,14 @@ def test_the_weight_average_can_copy_it(folders):
 
 # What is refused --------------------------------------------------------------------------------------------------
 
-SMALL = {"vocab_size": 60, "hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 2, "num_attention_heads": 4, "num_key_value_heads": 2}
+SMALL = {
+    "vocab_size": 60,
+    "hidden_size": 32,
+    "intermediate_size": 48,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 4,
+    "num_key_value_heads": 2,
+}
 GEMMA = {**SMALL, "head_dim": 8, "initializer_range": 0.2, "query_pre_attn_scalar": 8}
 
 
@@ -425,12 +471,26 @@ def kept(folder, cls, config):
 
 REFUSED = {
     "softcap": (Gemma2ForCausalLM, Gemma2Config(**GEMMA, sliding_window=16), "gemma2 caps its logits"),
-    "bias": (GPTJForCausalLM, GPTJConfig(vocab_size=60, n_embd=32, n_layer=1, n_head=4, rotary_dim=4, n_positions=32), "a bias on its unembedding"),
-    "state space": (MambaForCausalLM, MambaConfig(vocab_size=60, hidden_size=16, num_hidden_layers=1), "MambaForCausalLM (cannot be read|does not keep packed texts apart)"),
-    "encoder": (BertForMaskedLM, BertConfig(vocab_size=60, hidden_size=32, num_hidden_layers=1, num_attention_heads=4, intermediate_size=32),
-                "does not read from left to right"),
-    "encoder and decoder": (T5ForConditionalGeneration, T5Config(vocab_size=60, d_model=16, d_kv=4, d_ff=16, num_layers=1, num_heads=4),
-                            "is no causal language model but a t5"),
+    "bias": (
+        GPTJForCausalLM,
+        GPTJConfig(vocab_size=60, n_embd=32, n_layer=1, n_head=4, rotary_dim=4, n_positions=32),
+        "a bias on its unembedding",
+    ),
+    "state space": (
+        MambaForCausalLM,
+        MambaConfig(vocab_size=60, hidden_size=16, num_hidden_layers=1),
+        "MambaForCausalLM (cannot be read|does not keep packed texts apart)",
+    ),
+    "encoder": (
+        BertForMaskedLM,
+        BertConfig(vocab_size=60, hidden_size=32, num_hidden_layers=1, num_attention_heads=4, intermediate_size=32),
+        "does not read from left to right",
+    ),
+    "encoder and decoder": (
+        T5ForConditionalGeneration,
+        T5Config(vocab_size=60, d_model=16, d_kv=4, d_ff=16, num_layers=1, num_heads=4),
+        "is no causal language model but a t5",
+    ),
 }
 
 
@@ -448,7 +508,10 @@ UNUSUAL = {
     "cohere2": (Cohere2ForCausalLM, Cohere2Config(**SMALL, logit_scale=0.25, initializer_range=0.2, sliding_window=16)),
     "gpt2": (GPT2LMHeadModel, GPT2Config(vocab_size=60, n_embd=32, n_layer=2, n_head=4, n_positions=32)),
     "gemma2 without caps": (Gemma2ForCausalLM, Gemma2Config(**GEMMA, sliding_window=16, final_logit_softcapping=None)),
-    "mixture": (Qwen3MoeForCausalLM, Qwen3MoeConfig(**SMALL, head_dim=8, moe_intermediate_size=16, num_experts=4, num_experts_per_tok=2)),
+    "mixture": (
+        Qwen3MoeForCausalLM,
+        Qwen3MoeConfig(**SMALL, head_dim=8, moe_intermediate_size=16, num_experts=4, num_experts_per_tok=2),
+    ),
 }
 
 
@@ -459,7 +522,11 @@ def test_scaled_logits_and_other_architectures_are_right(tmp_path, name):
     attention = "eager" if name.startswith("gemma2") else "sdpa"
     m, ids = model(path, 60, lora=LoRA(rank=2), attention=attention), tokens() % 60
     with torch.no_grad():
-        torch.testing.assert_close(m.head(m.read(ids)), AutoModelForCausalLM.from_pretrained(path, attn_implementation=attention)(ids).logits, **EXACT)
+        torch.testing.assert_close(
+            m.head(m.read(ids)),
+            AutoModelForCausalLM.from_pretrained(path, attn_implementation=attention)(ids).logits,
+            **EXACT,
+        )
         assert (stir(m).read(ids) - own(path).base_model(ids).last_hidden_state).abs().max() > 1e-3
     assert m.flops_per_token(8) > 0 and m.parameters_count() > 0
 
@@ -476,7 +543,11 @@ def test_a_model_without_sdpa_asks_for_eager(tmp_path):
 
 
 def test_a_sliding_window_bounds_the_length(tmp_path):
-    path = kept(tmp_path, MistralForCausalLM, MistralConfig(**SMALL, max_position_embeddings=32, sliding_window=12, initializer_range=0.2))
+    path = kept(
+        tmp_path,
+        MistralForCausalLM,
+        MistralConfig(**SMALL, max_position_embeddings=32, sliding_window=12, initializer_range=0.2),
+    )
     m, ids = model(path, 60), tokens(1, 12) % 60
     assert m.max_length == 12
     with torch.no_grad():
@@ -523,7 +594,9 @@ def test_quantisation_says_what_it_lacks(folders, monkeypatch):
     with pytest.raises(ValueError, match="^quantization=4bit must come with lora"):
         model(folders["qwen"], quantization="4bit")
     found = importlib.util.find_spec
-    monkeypatch.setattr(importlib.util, "find_spec", lambda name, *more: None if name == "bitsandbytes" else found(name, *more))
+    monkeypatch.setattr(
+        importlib.util, "find_spec", lambda name, *more: None if name == "bitsandbytes" else found(name, *more)
+    )
     with pytest.raises(ValueError, match="^quantization=4bit needs the package bitsandbytes"):
         model(folders["qwen"], quantization="4bit", lora=LoRA())
     monkeypatch.setattr(importlib.util, "find_spec", lambda name, *more: object())
@@ -549,12 +622,15 @@ def test_a_chat_model_and_its_tokenizer_fit(tmp_path, make):
     """The codec adds what is missing, the model gets rows for it, and a chat is read to the end of its turn."""
     torch.manual_seed(0)
     from transformers import Qwen3Config, Qwen3ForCausalLM
+
     tokenizer = make()
     path = saved(tmp_path, Qwen3ForCausalLM(Qwen3Config(**{**SHAPE, "vocab_size": len(tokenizer)})), tokenizer)
     codec = Pretrained(str(path)).fit([])
     m = model(path, codec.vocab.size)
     assert codec.vocab.size > len(tokenizer) and m.unembedding.shape[0] == codec.vocab.size
-    ids = AutoTokenizer.from_pretrained(path).apply_chat_template([{"role": "user", "content": "what is 2 + 3 ?"}], add_generation_prompt=True)
+    ids = AutoTokenizer.from_pretrained(path).apply_chat_template(
+        [{"role": "user", "content": "what is 2 + 3 ?"}], add_generation_prompt=True
+    )
     ids = ids if isinstance(ids, list) else ids["input_ids"]
     assert codec.vocab.end in ids  # the turn's end is the end token
     assert m.read(torch.tensor([ids])).isfinite().all()

@@ -1,4 +1,7 @@
-"""The frozen encoder: the pinned weights against what is known of them, a random BERT against its own forward pass, refusals."""
+"""The frozen encoder: the pinned weights against what is known of them, a random BERT against its own forward pass,
+refusals.
+"""
+
 import importlib.util
 import json
 import subprocess
@@ -20,15 +23,29 @@ installed = pytest.mark.skipif(importlib.util.find_spec(PACKAGE) is None, reason
 
 
 def save(folder, frame=True, **options):
-    """A random BERT of width 16 with a tokenizer of whole words; `frame`: whether it puts [CLS] and [SEP] around a text."""
+    """A random BERT of width 16 with a tokenizer of whole words; `frame`: whether it puts [CLS] and [SEP] around a
+    text.
+    """
     torch.manual_seed(0)
-    shape = {"hidden_size": 16, "num_hidden_layers": 2, "num_attention_heads": 2, "intermediate_size": 32, "max_position_embeddings": 40}
+    shape = {
+        "hidden_size": 16,
+        "num_hidden_layers": 2,
+        "num_attention_heads": 2,
+        "intermediate_size": 32,
+        "max_position_embeddings": 40,
+    }
     config = BertConfig(vocab_size=30, pad_token_id=0, **shape, **options)
     BertModel(config).save_pretrained(folder)
-    tokenizer = Tokenizer(models.WordLevel({word: i for i, word in enumerate(["[PAD]", "[UNK]", "[CLS]", "[SEP]", *WORDS])}, unk_token="[UNK]"))
+    tokenizer = Tokenizer(
+        models.WordLevel(
+            {word: i for i, word in enumerate(["[PAD]", "[UNK]", "[CLS]", "[SEP]", *WORDS])}, unk_token="[UNK]"
+        )
+    )
     tokenizer.pre_tokenizer = pre_tokenizers.Whitespace()
     if frame:
-        tokenizer.post_processor = processors.TemplateProcessing(single="[CLS] $A [SEP]", special_tokens=[("[CLS]", 2), ("[SEP]", 3)])
+        tokenizer.post_processor = processors.TemplateProcessing(
+            single="[CLS] $A [SEP]", special_tokens=[("[CLS]", 2), ("[SEP]", 3)]
+        )
     PreTrainedTokenizerFast(tokenizer_object=tokenizer, pad_token="[PAD]", unk_token="[UNK]").save_pretrained(folder)
     return folder
 
@@ -143,9 +160,13 @@ def test_what_check_refuses(tmp_path):
     refuses(tmp_path, ValueError, "must be an encoder")
     change(tmp_path, "config.json", is_encoder_decoder=False)
     refuses(tmp_path / "config.json", FileNotFoundError, "is no folder")
-    (tmp_path / "modules.json").write_text(json.dumps([{"type": "sentence_transformers.models.Pooling", "path": "1_Pooling"}]))
+    (tmp_path / "modules.json").write_text(
+        json.dumps([{"type": "sentence_transformers.models.Pooling", "path": "1_Pooling"}])
+    )
     (tmp_path / "1_Pooling").mkdir()
-    (tmp_path / "1_Pooling/config.json").write_text('{"pooling_mode_mean_tokens": true, "pooling_mode_cls_token": false}')
+    (tmp_path / "1_Pooling/config.json").write_text(
+        '{"pooling_mode_mean_tokens": true, "pooling_mode_cls_token": false}'
+    )
     encoder(tmp_path).check()
     change(tmp_path, "1_Pooling/config.json", pooling_mode_mean_tokens=False, pooling_mode_cls_token=True)
     refuses(tmp_path, ValueError, "pools by cls_token")
@@ -192,7 +213,11 @@ def minilm():
 @pytest.mark.exact
 def test_paraphrases_are_near_and_unrelated_texts_are_not(minilm):
     first = ["The cat sat on the mat.", "The movie was really good.", "How do I reset my password?"]
-    again = ["A cat was sitting on a rug.", "I enjoyed the film a lot.", "What is the way to change a forgotten password?"]
+    again = [
+        "A cat was sitting on a rug.",
+        "I enjoyed the film a lot.",
+        "What is the way to change a forgotten password?",
+    ]
     other = ["Quarterly revenue grew by eight percent.", "Photosynthesis needs light.", "A cat was sitting on a rug."]
     a, b, c = (minilm.embed(texts) for texts in (first, again, other))
     near, far = (a * b).sum(1), (a * c).sum(1)
@@ -203,7 +228,13 @@ def test_paraphrases_are_near_and_unrelated_texts_are_not(minilm):
 
 @installed
 def test_the_pinned_weights_alone_and_batched(minilm):
-    texts = ["", "x", "one two three", "def f(a, b): return a * b", "a longer sentence that needs quite a few tokens " * 3]
+    texts = [
+        "",
+        "x",
+        "one two three",
+        "def f(a, b): return a * b",
+        "a longer sentence that needs quite a few tokens " * 3,
+    ]
     alone = np.concatenate([minilm.embed([text]) for text in texts])
     np.testing.assert_allclose(minilm.embed(texts), alone, atol=1e-5)
     assert np.linalg.norm(alone[0]) == pytest.approx(1)
@@ -223,5 +254,8 @@ def test_the_check_is_quick_and_imports_neither_torch_nor_the_package():
     start = time.perf_counter()
     SentenceEncoder().check()
     assert time.perf_counter() - start < 1
-    code = f"import sys; from research_stack.backbones.sentence import SentenceEncoder as S; S().check(); S().fingerprint(); assert not {{'torch', 'transformers', '{PACKAGE}'}} & set(sys.modules)"
+    code = (
+        "import sys; from research_stack.backbones.sentence import SentenceEncoder as S; S().check();"
+        f" S().fingerprint(); assert not {{'torch', 'transformers', '{PACKAGE}'}} & set(sys.modules)"
+    )
     subprocess.run([sys.executable, "-c", code], check=True)

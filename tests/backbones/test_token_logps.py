@@ -1,4 +1,7 @@
-"""Log-probabilities and entropies of given tokens against torch on whole logits, their gradients, and what is not computed."""
+"""Log-probabilities and entropies of given tokens against torch on whole logits, their gradients, and what is not
+computed.
+"""
+
 import pytest
 import torch
 from torch.utils._python_dispatch import TorchDispatchMode
@@ -33,11 +36,22 @@ def test_values_and_gradients_equal_torchs(chunk, temperature, biased):
     hidden, weight, token, bias = problem()
     bias = bias if biased else None
     up, bend = torch.linspace(-1, 2, 11, dtype=torch.float64), torch.linspace(3, -0.5, 11, dtype=torch.float64)
-    for push in (lambda a, b: (up * a).sum(), lambda a, b: (bend * b).sum(), lambda a, b: (up * a.exp() + bend * b.square()).sum()):
-        ours, theirs = token_logps(hidden, weight, token, bias, temperature, chunk), written_out(hidden, weight, token, bias, temperature)
+    for push in (
+        lambda a, b: (up * a).sum(),
+        lambda a, b: (bend * b).sum(),
+        lambda a, b: (up * a.exp() + bend * b.square()).sum(),
+    ):
+        ours, theirs = (
+            token_logps(hidden, weight, token, bias, temperature, chunk),
+            written_out(hidden, weight, token, bias, temperature),
+        )
         for found, wanted in zip(ours, theirs, strict=True):
             torch.testing.assert_close(found, wanted, rtol=0, atol=1e-12)
-        for found, wanted in zip(torch.autograd.grad(push(*ours), (hidden, weight)), torch.autograd.grad(push(*theirs), (hidden, weight)), strict=True):
+        for found, wanted in zip(
+            torch.autograd.grad(push(*ours), (hidden, weight)),
+            torch.autograd.grad(push(*theirs), (hidden, weight)),
+            strict=True,
+        ):
             assert wanted.abs().max() > 1e-2
             torch.testing.assert_close(found, wanted, rtol=0, atol=1e-11)
 
@@ -48,13 +62,19 @@ def test_gradcheck(chunk):
     bias[0] = 0.7  # any bias, not only what rules out
     token[:] = torch.tensor([1, 3, 0, 6, 1])
     for temperature in (1.0, 0.6):
-        assert torch.autograd.gradcheck(lambda h, w, t=temperature: token_logps(h, w, token, bias, t, chunk), (hidden, weight))
-        assert torch.autograd.gradcheck(lambda h, w, t=temperature: token_logps(h, w, token, bias, t, chunk)[1], (hidden, weight))
+        assert torch.autograd.gradcheck(
+            lambda h, w, t=temperature: token_logps(h, w, token, bias, t, chunk), (hidden, weight)
+        )
+        assert torch.autograd.gradcheck(
+            lambda h, w, t=temperature: token_logps(h, w, token, bias, t, chunk)[1], (hidden, weight)
+        )
 
 
 def test_a_second_derivative_is_refused_and_not_wrong():
     hidden, weight, token, bias = problem()
-    first = torch.autograd.grad(token_logps(hidden, weight, token, bias)[0].square().sum(), hidden, create_graph=True)[0]
+    first = torch.autograd.grad(token_logps(hidden, weight, token, bias)[0].square().sum(), hidden, create_graph=True)[
+        0
+    ]
     with pytest.raises(RuntimeError, match="differentiate twice"):
         first.sum().backward()
 
@@ -92,7 +112,11 @@ def test_bf16_autocast_is_float32_of_bf16_logits():
     torch.testing.assert_close(entropy, whole_entropy, rtol=0.02, atol=0.1)
     (logp.sum() + entropy.sum()).backward()
     assert weight.grad.dtype == hidden.grad.dtype == torch.float32
-    for found, wanted in zip((hidden.grad, weight.grad), torch.autograd.grad(whole_logp.sum() + whole_entropy.sum(), (hidden, weight)), strict=True):
+    for found, wanted in zip(
+        (hidden.grad, weight.grad),
+        torch.autograd.grad(whole_logp.sum() + whole_entropy.sum(), (hidden, weight)),
+        strict=True,
+    ):
         assert (found - wanted).norm() < 0.03 * wanted.norm() and not torch.equal(found, wanted)
     assert not weight.grad[-2:].any()
 
@@ -117,7 +141,14 @@ def logps(hidden, weight, token, chunk):
 
 
 def squares(hidden, weight, token, chunk):
-    return linear_loss(hidden, weight, torch.ones(len(hidden), dtype=hidden.dtype), lambda logits, part: logits.square().sum(1), None, chunk)
+    return linear_loss(
+        hidden,
+        weight,
+        torch.ones(len(hidden), dtype=hidden.dtype),
+        lambda logits, part: logits.square().sum(1),
+        None,
+        chunk,
+    )
 
 
 @pytest.mark.parametrize("loss", [logps, squares])

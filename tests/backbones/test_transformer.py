@@ -1,4 +1,5 @@
 """The backbone against plain attention, and the promises samplers and resumed runs lean on. All in float64."""
+
 import math
 
 import pytest
@@ -29,12 +30,16 @@ def plain_forward(m, ids):
     norm = lambda y, w: y / (y.pow(2).mean(-1, keepdim=True) + torch.finfo(torch.float64).eps).sqrt() * w  # noqa: E731
     for block in m.blocks:
         a = block.attention
-        q, k, v = (norm(x, block.attention_norm.weight) @ a.qkv.weight.T).split([m.dim, a.kv_heads * m.head_dim, a.kv_heads * m.head_dim], -1)
+        q, k, v = (norm(x, block.attention_norm.weight) @ a.qkv.weight.T).split(
+            [m.dim, a.kv_heads * m.head_dim, a.kv_heads * m.head_dim], -1
+        )
         heads = []
         for h in range(a.heads):
             g = h * a.kv_heads // a.heads
             take = lambda y, i: y[..., i * m.head_dim : (i + 1) * m.head_dim]  # noqa: E731
-            spin = lambda y: torch.view_as_real(torch.complex(y[..., :half], y[..., half:]) * turn).transpose(-1, -2).flatten(-2)  # noqa: E731
+            spin = lambda y: (
+                torch.view_as_real(torch.complex(y[..., :half], y[..., half:]) * turn).transpose(-1, -2).flatten(-2)
+            )  # noqa: E731
             score = spin(take(q, h)) @ spin(take(k, g)).transpose(-1, -2) / math.sqrt(m.head_dim)
             if m.causal:
                 score = score.masked_fill(~torch.ones_like(score, dtype=torch.bool).tril(), -torch.inf)
@@ -141,7 +146,9 @@ def test_rotation_depends_on_distance_only():
     m = model()
     cos, sin = m._turns(slice(0, m.max_length), torch.device("cpu"), torch.float64)
     q, k = torch.randn(2, 1, 1, 1, m.head_dim, dtype=torch.float64)
-    score = lambda i, j: (rotate(q, (cos[i : i + 1], sin[i : i + 1])) * rotate(k, (cos[j : j + 1], sin[j : j + 1]))).sum()  # noqa: E731
+    score = lambda i, j: (
+        rotate(q, (cos[i : i + 1], sin[i : i + 1])) * rotate(k, (cos[j : j + 1], sin[j : j + 1]))
+    ).sum()  # noqa: E731
     torch.testing.assert_close(score(3, 7), score(20, 24))
     assert not torch.isclose(score(3, 7), score(3, 8))
 
@@ -152,7 +159,9 @@ def test_head_and_tying():
     torch.testing.assert_close(m.head(m(tokens())), m(tokens()) @ m.embedding.weight.T)
 
 
-@pytest.mark.parametrize(("options", "named"), [({"dim": 30}, "dim=30"), ({"kv_heads": 3}, "kv_heads=3"), ({"layers": 0}, "layers=0")])
+@pytest.mark.parametrize(
+    ("options", "named"), [({"dim": 30}, "dim=30"), ({"kv_heads": 3}, "kv_heads=3"), ({"layers": 0}, "layers=0")]
+)
 def test_a_bad_size_is_named(options, named):
     with pytest.raises(ValueError, match=named):
         model(**options)
@@ -163,7 +172,10 @@ def test_too_long_a_sequence_is_named():
         model(max_length=8)(tokens())
 
 
-@pytest.mark.parametrize(("preset", "millions"), [("smoke", 0.1), ("tiny", 0.44), ("small", 25), ("base", 85), ("medium", 302), ("large", 1208)])
+@pytest.mark.parametrize(
+    ("preset", "millions"),
+    [("smoke", 0.1), ("tiny", 0.44), ("small", 25), ("base", 85), ("medium", 302), ("large", 1208)],
+)
 def test_presets_have_the_size_they_state(preset, millions):
     with torch.device("meta"):
         m = build(compose([f"model={preset}"]).model, "model", vocab_size=1000)

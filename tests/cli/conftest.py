@@ -1,4 +1,5 @@
 """A config folder of the shape of ours with classes of its own, and a run that trains nothing."""
+
 from __future__ import annotations
 
 import sys
@@ -91,7 +92,8 @@ class Strange:
         require(mystery(b), "b=? must be known")
 '''
 FILES = {
-    "config.yaml": """\
+    "config.yaml": (
+        """\
 defaults:
   - _self_
   - model: tiny
@@ -110,14 +112,19 @@ dry_run: false
 eval: {}
 hardware: {}
 sampler: {}
-""",
+"""
+    ),
     "model/tiny.yaml": "_target_: toylib.Model\ndim: 8\nlayers: 2   # blocks\n",
     "model/small.yaml": "_target_: toylib.Model\ndim: 16\nlayers: 2\n",
     "model/odd.yaml": "_target_: toylib.Model\ndim: 7\n",
     "corruption/hybrid.yaml": "_target_: toylib.Corruption\nmask_ratio: 0.3\ncorruption_rate: 0.2\n",
     "corruption/mask.yaml": "_target_: toylib.Corruption\nmask_ratio: 0.8\ncorruption_rate: 0.0\n",
-    "trainer/demo.yaml": "# @package _global_\ntrainer:\n  _target_: lightning.Trainer\n  max_steps: 700\n  val_check_interval: 100\n",
-    "trainer/short.yaml": "# @package _global_\ntrainer:\n  _target_: lightning.Trainer\n  max_steps: 200\n  val_check_interval: 100\n",
+    "trainer/demo.yaml": (
+        "# @package _global_\ntrainer:\n  _target_: lightning.Trainer\n  max_steps: 700\n  val_check_interval: 100\n"
+    ),
+    "trainer/short.yaml": (
+        "# @package _global_\ntrainer:\n  _target_: lightning.Trainer\n  max_steps: 200\n  val_check_interval: 100\n"
+    ),
     "data/text.yaml": "path: ???\nsource:\n  _target_: research_stack.data.sources_text.Text\n  path: ${data.path}\n",
     "data/pretrained.yaml": (
         "source:\n  _target_: research_stack.data.PythonDocs\n"
@@ -197,7 +204,11 @@ def fake_run(monkeypatch):
         (Path(folder) / "report.html").write_text(f"{len(table.points)} points")
         return Path(folder) / "report.html"
 
-    report.write_sweep_report, report.as_markdown, report.as_text = write_sweep_report, lambda table: "", lambda table, width: table.as_text(width)
+    report.write_sweep_report, report.as_markdown, report.as_text = (
+        write_sweep_report,
+        lambda table: "",
+        lambda table, width: table.as_text(width),
+    )
     monkeypatch.setitem(sys.modules, "research_stack.run", module)
     monkeypatch.setitem(sys.modules, "research_stack.reporting.sweep_report", report)
     return fake

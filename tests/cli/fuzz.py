@@ -2,7 +2,8 @@
 
     python tests/cli/fuzz.py [--train SECONDS] [EXPERIMENT ...]
 
-prints how many commands were refused in one line, how many were accepted, and of these how many could be built and trained.
+prints how many commands were refused in one line, how many were accepted, and of these how many could be built and
+trained.
 """
 
 from __future__ import annotations
@@ -103,7 +104,9 @@ class TookTooLong(Exception):
 
 
 class Fuzzer:
-    """Judges commands: `refused`, `accepted`; of accepted ones `built`, `late` (refused in one line when built), `trace`, `hang`."""
+    """Judges commands: `refused`, `accepted`; of accepted ones `built`, `late` (refused in one line when built),
+    `trace`, `hang`.
+    """
 
     def __init__(self) -> None:
         self.composer = Composer()
@@ -245,7 +248,9 @@ def quiet() -> None:
 def survey(
     experiments: list[str], share: float = 1.0, seconds: float = 0, log: Callable[[str], object] = lambda line: None
 ) -> Table:
-    """Judge a share of all commands, each that stands in several experiments once, and train accepted ones for so many seconds."""
+    """Judge a share of all commands, each that stands in several experiments once, and train accepted ones for so many
+    seconds.
+    """
     quiet()
     fuzzer, table, chance, seen = Fuzzer(), Table(), random.Random(0), set()
     sound: list[tuple[Command, Any]] = []

@@ -1,4 +1,5 @@
 """The static check: no mistake passes that it can see, nothing right is refused, nothing is imported."""
+
 from __future__ import annotations
 
 import ast
@@ -46,7 +47,9 @@ def test_values_against_annotations(annotation, right, wrong):
     assert all(fits(v, node, None) is False for v in wrong)
 
 
-@pytest.mark.parametrize("annotation", ["Path", "Model", "torch.dtype", "int | Model", "Callable[[int], int]", "Any", "list[Model]"])
+@pytest.mark.parametrize(
+    "annotation", ["Path", "Model", "torch.dtype", "int | Model", "Callable[[int], int]", "Any", "list[Model]"]
+)
 def test_what_is_not_simple_passes(annotation):
     node = ast.parse(annotation, mode="eval").body
     assert all(fits(v, node, None) is not False for v in (["x"], [1]))
@@ -96,7 +99,17 @@ def test_expressions_refuse_what_is_not_listed():
     assert value("0 < a <= 2 and len(b) == 2 and a in (1, 2)") is True
     assert value("all(x > 0 for x in b) or unknown") is True
     assert value("f'{a:.1f} {b!r}'") == "2.0 [1, 2]"
-    for text in ("__import__('os')", "a.__class__", "open('x')", "unknown > 1", "(lambda: 1)()", "a ** 9", "'x' * 9", "a + b", "1 / 0"):
+    for text in (
+        "__import__('os')",
+        "a.__class__",
+        "open('x')",
+        "unknown > 1",
+        "(lambda: 1)()",
+        "a ** 9",
+        "'x' * 9",
+        "a + b",
+        "1 / 0",
+    ):
         with pytest.raises(CannotSay):
             value(text)
 
@@ -142,8 +155,18 @@ def composer():
 def test_every_option_of_every_group_passes(choice, composer):
     """No false alarm on anything that is in the box (what needs a file of the user's is given one)."""
     group, _, option = choice.partition("=")
-    needs = ["data.path=README.md"] if group == "data" and option in ("text", "hub", "prompts", "squad", "hotpotqa", "nq") else []
-    needs += [f"method={'grpo' if group in ('method/advantage', 'method/reward') else 'latentwire'}"] if group.startswith("method/") else ["experiment=latentwire"] if group == "ablation" else []
+    needs = (
+        ["data.path=README.md"]
+        if group == "data" and option in ("text", "hub", "prompts", "squad", "hotpotqa", "nq")
+        else []
+    )
+    needs += (
+        [f"method={'grpo' if group in ('method/advantage', 'method/reward') else 'latentwire'}"]
+        if group.startswith("method/")
+        else ["experiment=latentwire"]
+        if group == "ablation"
+        else []
+    )
     needs += ["model=hf_causal", "model.path=."] if choice == "data/tokenizer=pretrained" else []
     needs += ["method.reward.run=."] if choice == "method/reward=learned" else []
     composed = composer.compose([choice, *needs])

@@ -1,4 +1,5 @@
 """What the command does when all is well: folders, resuming, sweeps, why, help, completion, eval of a run."""
+
 from __future__ import annotations
 
 import os
@@ -29,7 +30,9 @@ sys.exit(main())
 
 def without_torch(*arguments, env=None):
     """The command in a process of its own in which importing torch and the like fails."""
-    return subprocess.run([sys.executable, "-c", OFFLINE, *arguments], capture_output=True, text=True, env=dict(os.environ) | (env or {}))
+    return subprocess.run(
+        [sys.executable, "-c", OFFLINE, *arguments], capture_output=True, text=True, env=dict(os.environ) | (env or {})
+    )
 
 
 # A run -------------------------------------------------------------------------------------------------------------
@@ -37,9 +40,13 @@ def without_torch(*arguments, env=None):
 
 def test_a_run_gets_a_new_folder(conf, fake_run, command):
     assert command("model=small")[0] == 0
-    (cfg, folder), = fake_run.calls
+    ((cfg, folder),) = fake_run.calls
     assert cfg.model.dim == 16 and folder.parent == Path("outputs/flowlm") and results.is_run(folder)
-    assert sorted(p.name for p in folder.iterdir() if not p.name.startswith(".")) == ["config.yaml", "result.json", "run.json"]
+    assert sorted(p.name for p in folder.iterdir() if not p.name.startswith(".")) == [
+        "config.yaml",
+        "result.json",
+        "run.json",
+    ]
     command("model=small")
     assert len({f for _, f in fake_run.calls}) == 2  # a finished run is not gone on with
 
@@ -103,7 +110,9 @@ def test_an_interrupted_run_goes_on_with_the_same_command(conf, fake_run, comman
     first = fake_run.calls[0][1]
     assert code == 130 and f"to go on: research-stack run={first}" in err and "Traceback" not in err
     code, _, err = command("seed=2")
-    assert code == 0 and fake_run.calls[1][1] == first and "going on with the unfinished run" in err and "run=new" in err
+    assert (
+        code == 0 and fake_run.calls[1][1] == first and "going on with the unfinished run" in err and "run=new" in err
+    )
     fake_run.raises[3] = KeyboardInterrupt()
     command("seed=5")
     command("seed=6")
@@ -134,7 +143,9 @@ def test_a_cut_checkpoint_of_an_unfinished_run(conf, fake_run, command):
     path.parent.mkdir()
     path.write_bytes(b"PK")
     code, _, err = command()
-    assert code == 2 and f"{path} is no whole checkpoint (2 bytes" in err and "run=new" in err and len(fake_run.calls) == 1
+    assert (
+        code == 2 and f"{path} is no whole checkpoint (2 bytes" in err and "run=new" in err and len(fake_run.calls) == 1
+    )
     assert command("run=new")[0] == 0
 
 
@@ -169,7 +180,9 @@ def test_a_run_that_was_stopped_or_refused_keeps_its_status(conf, fake_run, comm
     fake_run.raises[6] = results.Stopped("training was stopped at step 3 of 9: its time is used up")
     code, _, err = command("seed=7")
     (fake_run.calls[5][1] / "checkpoints").mkdir()
-    assert code == 2 and err.splitlines()[-1].endswith("error: training was stopped at step 3 of 9: its time is used up")
+    assert code == 2 and err.splitlines()[-1].endswith(
+        "error: training was stopped at step 3 of 9: its time is used up"
+    )
     assert command("seed=7")[0] == 0 and fake_run.calls[6][1] == fake_run.calls[5][1], "the same command goes on"
 
 
@@ -200,9 +213,11 @@ def test_eval_takes_the_saved_config(trained, conf, fake_run, command):
     (conf / "eval").mkdir()
     (conf / "eval/likelihood.yaml").write_text("bound:\n  _target_: toylib.Model\n  vocab_size: 4\n")
     config = (conf / "config.yaml").read_text()
-    (conf / "config.yaml").write_text(config.replace("  - experiment", "  - optional eval: null\n  - experiment").replace("eval: {}\n", ""))
+    (conf / "config.yaml").write_text(
+        config.replace("  - experiment", "  - optional eval: null\n  - experiment").replace("eval: {}\n", "")
+    )
     assert command("task=eval", f"run={trained}", "eval=likelihood")[0] == 0
-    (cfg, folder), = fake_run.calls
+    ((cfg, folder),) = fake_run.calls
     assert folder == trained and cfg.model.dim == 16 and cfg.seed == 4 and cfg.eval.bound._target_ == "toylib.Model"
     assert cfg.task == "eval" and results.RunFolder(trained).read_config()["task"] == "train"
 
@@ -224,7 +239,9 @@ def test_a_saved_run_from_python(trained, command):
 
 def test_eval_refuses_keys_of_the_run(trained, fake_run, command):
     code, _, err = command("task=eval", f"run={trained}", "model.dim=32")
-    assert code == 2 and "model.dim=32 cannot be set with task=eval" in err and "sampler" in err and fake_run.calls == []
+    assert (
+        code == 2 and "model.dim=32 cannot be set with task=eval" in err and "sampler" in err and fake_run.calls == []
+    )
 
 
 def test_a_cut_checkpoint_is_seen_without_torch(trained, fake_run, command):
@@ -243,13 +260,21 @@ def test_what_a_kill_leaves_of_a_checkpoint_is_none(trained, fake_run, command):
             part.write_bytes(b"PK")
             raise RuntimeError("killed")
     assert part.read_bytes() == b"PK" and part.match("*.ckpt") and part.parent == trained / "checkpoints"
-    assert command("task=sample", f"run={trained}", "prompt=hello")[0] == 0 and command(f"run={trained}")[0] == 0 and len(fake_run.calls) == 2
+    assert (
+        command("task=sample", f"run={trained}", "prompt=hello")[0] == 0
+        and command(f"run={trained}")[0] == 0
+        and len(fake_run.calls) == 2
+    )
     (trained / "checkpoints" / "last.ckpt").rename(trained / "last.ckpt")
     assert "has no checkpoint" in command("task=sample", f"run={trained}", "prompt=hello")[2]
     (trained / "last.ckpt").rename(trained / "checkpoints" / "last.ckpt")
     part.rename(part.with_name("best.ckpt"))
     code, _, err = command(f"run={trained}")
-    assert code == 2 and f"{part.with_name('best.ckpt')} is no whole checkpoint (2 bytes" in err and len(fake_run.calls) == 2
+    assert (
+        code == 2
+        and f"{part.with_name('best.ckpt')} is no whole checkpoint (2 bytes" in err
+        and len(fake_run.calls) == 2
+    )
 
 
 def test_a_folder_that_is_no_run_lists_near_ones(trained, fake_run, command):
@@ -262,7 +287,9 @@ def test_a_folder_that_is_no_run_lists_near_ones(trained, fake_run, command):
 
 
 def test_a_sweep_is_named_by_what_is_swept(conf, fake_run, command):
-    code, out, _ = command("-m", "corruption.mask_ratio=.3,.5", "corruption.corruption_rate=0,.2", "seed=1,2", "trainer=short")
+    code, out, _ = command(
+        "-m", "corruption.mask_ratio=.3,.5", "corruption.corruption_rate=0,.2", "seed=1,2", "trainer=short"
+    )
     root = Path("multirun/flowlm/corruption.corruption_rate+corruption.mask_ratio")
     assert code == 0 and len(fake_run.calls) == 8 and {f.parent for _, f in fake_run.calls} == {root}
     assert (root / "corruption.corruption_rate=0,corruption.mask_ratio=0.3,seed=1,trainer=short").is_dir()
@@ -335,8 +362,12 @@ def test_long_point_names_are_cut_and_stay_apart():
 
 
 def test_two_points_never_share_a_folder(conf, fake_run, command):
-    alike = [[f"p={text}"] for text in ("d/a.txt", "d.a.txt", "d a.txt", "da.txt", "d.a.txt-3bde3621", "'a'", "a", "[a]")]
-    alike += [[f"p={text}"] for text in ("[a,b]", "'a,b'", "[[a],b]", "{a:b}", "'a,q=b'", "é", "è", "", "''", ".", "..")]
+    alike = [
+        [f"p={text}"] for text in ("d/a.txt", "d.a.txt", "d a.txt", "da.txt", "d.a.txt-3bde3621", "'a'", "a", "[a]")
+    ]
+    alike += [
+        [f"p={text}"] for text in ("[a,b]", "'a,b'", "[[a],b]", "{a:b}", "'a,q=b'", "é", "è", "", "''", ".", "..")
+    ]
     alike += [["p/q=a"], ["p.q=a"], ["p=a", "q=b"]]
     names = [paths.point_name(overrides) for overrides in alike]
     assert len(set(names)) == len(alike) and not [n for n in names if n in ("", ".", "..") or "/" in n], names
@@ -365,7 +396,9 @@ def test_why_lists_every_place_in_order(conf, command):
     code, out, _ = command("why", "trainer.max_steps", "experiment=second", "trainer=short", "trainer.max_steps=9")
     lines = out.splitlines()
     assert code == 0 and [line.split()[0].rpartition("/")[2] for line in lines[:2]] == ["short.yaml:4", "second.yaml:6"]
-    assert lines[2].startswith("command line") and lines[2].endswith("trainer.max_steps=9   <- wins") and len(lines) == 3
+    assert (
+        lines[2].startswith("command line") and lines[2].endswith("trainer.max_steps=9   <- wins") and len(lines) == 3
+    )
     assert command("why", "trainer.max_steps")[1].rstrip().endswith("demo.yaml:4  700   <- wins")
     assert "2   # blocks" not in command("why", "model.layers")[1]
 

@@ -1,4 +1,5 @@
 """Each mistake is one line that names key, value, place and the nearest choice; exit code 2, nothing started."""
+
 from __future__ import annotations
 
 import shlex
@@ -8,7 +9,12 @@ import pytest
 MISTAKES = {
     "modle=tiny": ["modle=tiny", "did you mean 'model=tiny'", "command line"],
     "model=tinny": ["model=tinny", "no such model", "did you mean 'tiny'", "odd, small, tiny", "command line"],
-    "model.drop_out=.1": ["model.drop_out=.1", "Model has no parameter 'drop_out'", "did you mean 'dropout'", "command line"],
+    "model.drop_out=.1": [
+        "model.drop_out=.1",
+        "Model has no parameter 'drop_out'",
+        "did you mean 'dropout'",
+        "command line",
+    ],
     "+model.drop_out=.1": ["model.drop_out=0.1", "did you mean 'dropout'", "command line"],
     "model.dropout=.1": ["Model takes 'dropout'", "+model.dropout=.1"],
     "model=odd": ["model.dim=7 must be even", "model/odd.yaml:2"],
@@ -19,7 +25,9 @@ MISTAKES = {
     "corruption.mask_ratio=1.7": ["corruption.mask_ratio=1.7 must lie in [0, 1]", "command line"],
     "corruption.mask_ratio=[.7,.3]": ["corruption.mask_ratio=[0.7, 0.3] must lie in [0, 1]"],
     "corruption.corruption_rate=.8": ["mask_ratio=0.3 and corruption_rate=0.8 must sum to at most 1", "command line"],
-    "corruption.mask_ratio=.6 corruption.corruption_rate=.6": ["mask_ratio=0.6 and corruption_rate=0.6 must sum to at most 1"],
+    "corruption.mask_ratio=.6 corruption.corruption_rate=.6": [
+        "mask_ratio=0.6 and corruption_rate=0.6 must sum to at most 1"
+    ],
     "model._target_=os.system": ["model._target_=os.system lies", "of research_stack, toylib, lightning.Trainer"],
     "model._target_=toylib.Modell": ["toylib has no 'Modell'", "did you mean 'toylib.Model'"],
     "model._target_=lightning.Trainerr": ["lies outside", "did you mean 'lightning.Trainer'"],
@@ -44,7 +52,11 @@ MISTAKES = {
     "=tiny": ["'=tiny' lacks a key"],
     "seed=[1": ["seed=[1 cannot be read", "quote it"],
     "~modle": ["no 'modle' to delete", "did you mean 'model'"],
-    "model=small model.drop_out=.1 model.widht=3": ["model.drop_out=.1", "Model has no parameter 'drop_out'", "did you mean 'dropout'"],
+    "model=small model.drop_out=.1 model.widht=3": [
+        "model.drop_out=.1",
+        "Model has no parameter 'drop_out'",
+        "did you mean 'dropout'",
+    ],
     "--multirum": ["--multirum is no option", "--multirun"],
     "--cfg": ["--cfg needs a value"],
     "--cfg jbo": ["one of job, hydra, all"],
@@ -94,7 +106,9 @@ def test_yaml_mistakes_name_file_and_line(conf, command):
     (conf / "experiment/first.yaml").write_text("# @package _global_\ndefaults:\n  - override /model: huge\n")
     (conf / "experiment/second.yaml").write_text("# @package _global_\ndefaults:\n  - override /modl: small\n")
     _, _, err = command("experiment=second")
-    assert "modl: there is no such group to override; did you mean 'model'?" in err and "experiment/second.yaml:3" in err
+    assert (
+        "modl: there is no such group to override; did you mean 'model'?" in err and "experiment/second.yaml:3" in err
+    )
     assert "model=huge" in (err := command()[2]) and "experiment/first.yaml:3" in err
 
 
@@ -121,32 +135,66 @@ def test_a_bug_shows_its_traceback(conf, fake_run, command):
 # ------------------------------------------------------------------------------- our own configs, post-training
 POLICY = {
     "experiment=grpo method.group=1": ["method.group=1 must be at least 2", "command line"],
-    "experiment=polychromic method.group=1": ["method.group=1 must be at least 2: diversity is a property of several answers"],
-    "experiment=polychromic method.weight=0": ["method.weight=0 must be above 0; without diversity it is experiment=sft"],
+    "experiment=polychromic method.group=1": [
+        "method.group=1 must be at least 2: diversity is a property of several answers"
+    ],
+    "experiment=polychromic method.weight=0": [
+        "method.weight=0 must be above 0; without diversity it is experiment=sft"
+    ],
     "experiment=polychromic method.estimator=hard": ["method.estimator=hard must be one of score, soft"],
-    "experiment=grpo init_from=sftt": ["init_from=sftt is neither the folder of a run nor an experiment", "did you mean 'sft'"],
+    "experiment=grpo init_from=sftt": [
+        "init_from=sftt is neither the folder of a run nor an experiment",
+        "did you mean 'sft'",
+    ],
     "experiment=grpo init_from=outputs/nowhere": ["init_from=outputs/nowhere is no run folder (no such folder)"],
-    "experiment=grpo init_from='sft model.heads=2'": ["that run's model is another one", "model.heads: 2 there, 4 here"],
-    "experiment=grpo method/advantage=polychromatic": ["no such method/advantage", "did you mean 'polychromic'", "pass_at_k"],
+    "experiment=grpo init_from='sft model.heads=2'": [
+        "that run's model is another one",
+        "model.heads: 2 there, 4 here",
+    ],
+    "experiment=grpo method/advantage=polychromatic": [
+        "no such method/advantage",
+        "did you mean 'polychromic'",
+        "pass_at_k",
+    ],
     "experiment=grpo method/reward=expresions": ["no such method/reward", "did you mean 'expressions'"],
-    "experiment=grpo method.loss.kind=dapoo": ["method.loss.kind=dapoo must be one of grpo, dapo", "did you mean 'dapo'"],
-    "experiment=grpo method.advantage.scale=grup": ["method.advantage.scale=grup must be one of group, batch, none", "did you mean 'group'"],
-    "experiment=grpo method.beta=.1 method.reference=none": ["method.beta=0.1 needs a reference: reference=copy or adapters"],
+    "experiment=grpo method.loss.kind=dapoo": [
+        "method.loss.kind=dapoo must be one of grpo, dapo",
+        "did you mean 'dapo'",
+    ],
+    "experiment=grpo method.advantage.scale=grup": [
+        "method.advantage.scale=grup must be one of group, batch, none",
+        "did you mean 'group'",
+    ],
+    "experiment=grpo method.beta=.1 method.reference=none": [
+        "method.beta=0.1 needs a reference: reference=copy or adapters"
+    ],
     "experiment=grpo eval.passk.measures.count=1": ["eval.passk.measures.count=1 must be at least 2"],
-    "experiment=sft callbacks.dynamics.prompts=heldout": ["callbacks.dynamics.prompts=heldout must be one of held_out, trained", "did you mean 'held_out'"],
+    "experiment=sft callbacks.dynamics.prompts=heldout": [
+        "callbacks.dynamics.prompts=heldout must be one of held_out, trained",
+        "did you mean 'held_out'",
+    ],
     "experiment=sft data.source.answers=-1": ["data.source.answers=-1 must be at least 0"],
 }
 #: Mistakes that only the objects of a run show: before its first step.
 BUILT = {
     "experiment=sft data=smoke": ["data=PythonDocs has no pairs of prompt and reply; choose data=expressions"],
     "experiment=sft data=smoke +data.pack=true": ["pack"],
-    "experiment=grpo data=smoke": ["data=PythonDocs has no prompts: completions need something to stand behind; use data=expressions"],
-    "experiment=grpo method.rollouts.length=2000": ["method.rollouts.length=2000 behind the longest prompt of 3 tokens exceeds model.max_length=1024; lower it to 1021"],
+    "experiment=grpo data=smoke": [
+        "data=PythonDocs has no prompts: completions need something to stand behind; use data=expressions"
+    ],
+    "experiment=grpo method.rollouts.length=2000": [
+        "method.rollouts.length=2000 behind the longest prompt of 3 tokens exceeds model.max_length=1024; lower it to"
+        " 1021"
+    ],
     "experiment=grpo model.max_length=8 method.rollouts.length=8": ["exceeds model.max_length=8; lower it to 5"],
-    "experiment=grpo method/advantage=diversity +method.advantage.diversity=distance": ["method.encoder=null must be a sentence encoder: advantage=SetMarginal asks how far answers are apart"],
+    "experiment=grpo method/advantage=diversity +method.advantage.diversity=distance": [
+        "method.encoder=null must be a sentence encoder: advantage=SetMarginal asks how far answers are apart"
+    ],
     "experiment=polychromic +method.advantage.diversity=distance": ["encoder=null must be a sentence encoder"],
     "experiment=polychromic data.batch_size=100": ["data.batch_size=100 must be a multiple of method.group=16"],
-    "experiment=polychromic method.estimator=soft data.batch_size=48 optimization.accumulate=2": ["optimization.accumulate=2 must divide the 3 groups of a step"],
+    "experiment=polychromic method.estimator=soft data.batch_size=48 optimization.accumulate=2": [
+        "optimization.accumulate=2 must divide the 3 groups of a step"
+    ],
     "experiment=polychromic method.group=4 data.batch_size=16": ["size=8 must be less than group=4"],
 }
 
@@ -162,7 +210,9 @@ def test_mistakes_about_policies_are_one_line_and_nothing_starts(line, fake_run,
 
 
 @pytest.mark.parametrize("line", BUILT)
-def test_mistakes_about_policies_that_building_shows_are_one_line_before_the_first_step(line, command, tmp_path, monkeypatch):
+def test_mistakes_about_policies_that_building_shows_are_one_line_before_the_first_step(
+    line, command, tmp_path, monkeypatch
+):
     from research_stack.training.module import TrainingModule
 
     monkeypatch.chdir(tmp_path)

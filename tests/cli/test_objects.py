@@ -1,4 +1,6 @@
-"""Objects, groups, keys nothing reads, Lightning's keys and sizes: each mistake is told before anything is built; what is right passes."""
+"""Objects, groups, keys nothing reads, Lightning's keys and sizes: each mistake is told before anything is built; what
+is right passes.
+"""
 
 from __future__ import annotations
 
@@ -22,7 +24,8 @@ WRONG = {
     "method.loss=null": "method.loss=null must be Loss",
     "~method.loss._target_": "method.loss._target_ is missing: it names the class of method.loss, a Loss",
     f"method.loss={PROGRESS}": "method.loss._target_=research_stack.training.progress.Progress must be Loss",
-    f"data.source={PROGRESS}": "data.source._target_=research_stack.training.progress.Progress must be Source",  # a Protocol
+    # a Protocol
+    f"data.source={PROGRESS}": "data.source._target_=research_stack.training.progress.Progress must be Source",
     f"model.dim={PROGRESS}": "model.dim._target_=research_stack.training.progress.Progress must be int",
     "data.tokenizer=abc": "data.tokenizer=abc must be Tokenizer",
     "callbacks.checkpoints=5": "callbacks.checkpoints=5 must be Callback",
@@ -31,7 +34,9 @@ WRONG = {
     "eval.samples.samplers.llada=abc": "eval.samples.samplers.llada=abc must be Sampler",
     "~sampler.committer": "sampler.committer is missing: Sampler needs it",
     "~eval.samples.samplers.llada.stopper": "eval.samples.samplers.llada.stopper is missing: Sampler needs it",
-    "experiment=latentwire +method.lr_factors={encoder: abc, adapter: 1.0}": "method.lr_factors.encoder=abc must be float",
+    "experiment=latentwire +method.lr_factors={encoder: abc, adapter: 1.0}": (
+        "method.lr_factors.encoder=abc must be float"
+    ),
     "experiment=grpo eval.passk.measures=null": "eval.passk.measures=null must be Measures",
     "~data.tokenizer": "data.tokenizer is missing: TokenData needs it",
     "experiment=latentwire method.readers.llama.questions=0": "method.readers.llama.questions=0 must be at least 1",
@@ -49,7 +54,9 @@ WRONG = {
     "trainer.val_check_interval=abc": "trainer.val_check_interval=abc must be a whole number of steps",
     "~trainer.val_check_interval": "trainer.val_check_interval is missing",
     "trainer.max_steps=1000000000000000000": "trainer.max_steps=1000000000000000000 must be a whole number of steps",
-    "trainer.limit_val_batches=1.5": "trainer.limit_val_batches=1.5 must be a whole number of batches, or a share of them in [0.0, 1.0]",
+    "trainer.limit_val_batches=1.5": (
+        "trainer.limit_val_batches=1.5 must be a whole number of batches, or a share of them in [0.0, 1.0]"
+    ),
     "+trainer.limit_train_batches=0": "nothing would be learnt",
     "+trainer.fast_dev_run=true": "keeps nothing of what is trained",
     "+trainer.max_time=soon": "trainer.max_time=soon must be days:hours:minutes:seconds",

@@ -1,4 +1,5 @@
 """Every file in conf/corruption builds, and the static check accepts it."""
+
 from __future__ import annotations
 
 from pathlib import Path
@@ -13,7 +14,12 @@ from research_stack.streams import Draws
 
 CONF = Path(__file__).parents[2] / "conf"
 NAMES = sorted(path.stem for path in (CONF / "corruption").glob("*.yaml"))
-MATRIX = {"mask80_random0": (0.8, 0.0), "mask50_random20": (0.5, 0.2), "mask30_random40": (0.3, 0.4), "mask0_random80": (0.0, 0.8)}
+MATRIX = {
+    "mask80_random0": (0.8, 0.0),
+    "mask50_random20": (0.5, 0.2),
+    "mask30_random40": (0.3, 0.4),
+    "mask0_random80": (0.0, 0.8),
+}
 
 
 def built(name):

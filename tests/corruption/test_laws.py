@@ -1,4 +1,5 @@
 """What every corruption must obey: what it may touch, how much, with which law, from which draws."""
+
 from __future__ import annotations
 
 import math
@@ -21,11 +22,18 @@ VOCAB = Vocabulary(size=12, mask=5, pad=0, end=11, special=(0, 5, 8, 11))
 REAL = [1, 2, 3, 4, 6, 7, 9, 10]
 N = len(REAL)
 ALL = {
-    "absolute": Absolute(0.4, 0.3), "ranges": Absolute([0.0, 0.9], [0.0, 0.1]), "full": Absolute(0.5, 0.5),
-    "conditional": Conditional([0, 1], 0.5), "split": Split((0.15, 0.99), 0.8, 0.1), "random": Absolute(0.0, [0, 1]),
+    "absolute": Absolute(0.4, 0.3),
+    "ranges": Absolute([0.0, 0.9], [0.0, 0.1]),
+    "full": Absolute(0.5, 0.5),
+    "conditional": Conditional([0, 1], 0.5),
+    "split": Split((0.15, 0.99), 0.8, 0.1),
+    "random": Absolute(0.0, [0, 1]),
     "positional": Absolute([0, 0.8], [0, 0.2], positions=Positional(0.2, 1.8, "cosine")),
-    "protected": Absolute(0.4, 0.3, protection=PromptTokens(0.3)), "rare": Absolute(0.4, 0.3, protection=RareTokens(0.3)),
-    "absorbing": Diffusion(Absorbing(), Times(low=1e-3)), "uniform": Diffusion(Uniform()), "gidd": Diffusion(Hybrid(p_u=0.4)),
+    "protected": Absolute(0.4, 0.3, protection=PromptTokens(0.3)),
+    "rare": Absolute(0.4, 0.3, protection=RareTokens(0.3)),
+    "absorbing": Diffusion(Absorbing(), Times(low=1e-3)),
+    "uniform": Diffusion(Uniform()),
+    "gidd": Diffusion(Hybrid(p_u=0.4)),
     "gidd positional": Diffusion(Hybrid(p_u=0.4), positions=Positional(0.5, 1.5)),
 }
 
@@ -86,9 +94,19 @@ def test_substitutes_are_uniform_over_the_other_real_tokens(name):
         assert stats.chisquare(counts[[i for i in REAL if i != own]].numpy()).pvalue > 1e-4
 
 
-@pytest.mark.parametrize(("mask_ratio", "rate", "length", "masks", "substitutions"), [
-    (0.5, 0.2, 10, {5}, {2}), (0.3, 0.4, 10, {3}, {4}), (0.7, 0.0, 10, {7}, {0}), (0.0, 0.8, 10, {0}, {8}),
-    (0.5, 0.5, 7, {3, 4}, {3, 4}), (0.5, 0.2, 9, {4, 5}, {1, 2}), (1.0, 0.0, 6, {6}, {0}), (0.0, 0.0, 6, {0}, {0})])
+@pytest.mark.parametrize(
+    ("mask_ratio", "rate", "length", "masks", "substitutions"),
+    [
+        (0.5, 0.2, 10, {5}, {2}),
+        (0.3, 0.4, 10, {3}, {4}),
+        (0.7, 0.0, 10, {7}, {0}),
+        (0.0, 0.8, 10, {0}, {8}),
+        (0.5, 0.5, 7, {3, 4}, {3, 4}),
+        (0.5, 0.2, 9, {4, 5}, {1, 2}),
+        (1.0, 0.0, 6, {6}, {0}),
+        (0.0, 0.0, 6, {0}, {0}),
+    ],
+)
 def test_absolute_fractions_are_exact_and_rounded_without_bias(mask_ratio, rate, length, masks, substitutions):
     rows = 4000
     tokens, eligible = real_text(rows, length)
@@ -121,7 +139,12 @@ def test_split_selects_a_fraction_and_splits_it():
     tokens, eligible = real_text(2000, 100)
     drawn = Split(0.5, 0.8, 0.1).bind(VOCAB)(tokens, eligible, Draws(7, total=2000))
     kept = drawn.selected_BL & ~drawn.masked_BL & ~drawn.replaced_BL
-    assert [set(e.sum(1).tolist()) for e in (drawn.selected_BL, drawn.masked_BL, drawn.replaced_BL, kept)] == [{50}, {40}, {5}, {5}]
+    assert [set(e.sum(1).tolist()) for e in (drawn.selected_BL, drawn.masked_BL, drawn.replaced_BL, kept)] == [
+        {50},
+        {40},
+        {5},
+        {5},
+    ]
 
 
 def test_ranges_share_one_level_per_sequence():
@@ -147,14 +170,17 @@ def test_diffusion_draws_from_the_marginal_of_its_process(process):
     assert stats.chisquare(counts[possible].numpy(), expected[possible].numpy()).pvalue > 1e-4
 
 
-# Positions and protection ---------------------------------------------------------------------------------------------------
+# Positions and protection
+# ---------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("shape", ["linear", "cosine"])
 def test_positional_rates_keep_the_mean_and_follow_the_shape(shape):
     rows, length = 20000, 11
     tokens, eligible = real_text(rows, length)
-    drawn = Absolute(0.3, 0.1, positions=Positional(0.5, 1.5, shape)).bind(VOCAB)(tokens, eligible, Draws(10, total=rows))
+    drawn = Absolute(0.3, 0.1, positions=Positional(0.5, 1.5, shape)).bind(VOCAB)(
+        tokens, eligible, Draws(10, total=rows)
+    )
     place = torch.arange(length) / (length - 1)
     place = place if shape == "linear" else (1 - torch.cos(math.pi * place)) / 2
     weights = 0.5 + place
@@ -210,18 +236,21 @@ def test_slices_of_a_batch_see_what_the_whole_batch_sees(name):
 # Arguments ------------------------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize(("build", "message"), [
-    (lambda: Absolute(mask_ratio=1.7), "mask_ratio=1.7 must lie in"),
-    (lambda: Absolute(mask_ratio=[0.7, 0.3]), r"mask_ratio=\[0.7, 0.3\] must lie in"),
-    (lambda: Absolute(0.6, 0.6), "mask_ratio=0.6 plus corruption_rate=0.6 must be at most 1"),
-    (lambda: Absolute([0, 0.9], [0, 0.2]), "mask_ratio="),
-    (lambda: Conditional(0.5, -0.1), "corruption_rate=-0.1 must lie in"),
-    (lambda: Split(0.5, 0.8, 0.4), "replace=0.4 must lie in"),
-    (lambda: Hybrid(p_u=1.0), "p_u=1.0 must lie in"),
-    (lambda: Times(low=0.5, high=0.2), "low=0.5 must lie in"),
-    (lambda: Positional(-1, 1), "start=-1"),
-    (lambda: RareTokens(1.5), "share=1.5 must lie in"),
-])
+@pytest.mark.parametrize(
+    ("build", "message"),
+    [
+        (lambda: Absolute(mask_ratio=1.7), "mask_ratio=1.7 must lie in"),
+        (lambda: Absolute(mask_ratio=[0.7, 0.3]), r"mask_ratio=\[0.7, 0.3\] must lie in"),
+        (lambda: Absolute(0.6, 0.6), "mask_ratio=0.6 plus corruption_rate=0.6 must be at most 1"),
+        (lambda: Absolute([0, 0.9], [0, 0.2]), "mask_ratio="),
+        (lambda: Conditional(0.5, -0.1), "corruption_rate=-0.1 must lie in"),
+        (lambda: Split(0.5, 0.8, 0.4), "replace=0.4 must lie in"),
+        (lambda: Hybrid(p_u=1.0), "p_u=1.0 must lie in"),
+        (lambda: Times(low=0.5, high=0.2), "low=0.5 must lie in"),
+        (lambda: Positional(-1, 1), "start=-1"),
+        (lambda: RareTokens(1.5), "share=1.5 must lie in"),
+    ],
+)
 def test_wrong_arguments_are_named(build, message):
     with pytest.raises(ValueError, match=f"^{message}"):
         build()

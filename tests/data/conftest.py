@@ -1,4 +1,5 @@
 """Corpora for the tests of the data package."""
+
 from __future__ import annotations
 
 import hashlib

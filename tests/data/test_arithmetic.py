@@ -1,4 +1,5 @@
 """Values of expressions against Python's own parser over fractions, and everything that must have none."""
+
 import ast
 import operator
 import random
@@ -16,7 +17,9 @@ OPERATIONS = {ast.Add: operator.add, ast.Sub: operator.sub, ast.Mult: operator.m
 
 
 def oracle(text):
-    """Python's grammar over fractions; None where a sign stands in front, a literal is no integer or something is divided by zero."""
+    """Python's grammar over fractions; None where a sign stands in front, a literal is no integer or something is
+    divided by zero.
+    """
 
     def of(node):
         if isinstance(node, ast.Constant) and type(node.value) is int:
@@ -46,7 +49,12 @@ def test_random_expressions_are_worth_what_python_says():
     for text in texts:
         assert value(text) == oracle(text), text
         seen.add(value(text))
-    assert len(texts) > 2500 and None in seen and len(seen) > 1000 and any(v is not None and v.denominator > 1 for v in seen)
+    assert (
+        len(texts) > 2500
+        and None in seen
+        and len(seen) > 1000
+        and any(v is not None and v.denominator > 1 for v in seen)
+    )
 
 
 @pytest.mark.exact
@@ -99,8 +107,20 @@ def test_a_text_of_a_million_characters_is_refused_at_once_and_not_kept():
 
 
 def test_an_answer_has_an_operator_and_the_exact_value():
-    assert is_answer("6*7", 42) and is_answer("(42+0)", 42) and is_answer("84/2", 42) and is_answer("1/3*3", 1) and is_answer("5-5", 0)
-    assert not is_answer("42", 42) and not is_answer("(42)", 42) and not is_answer("6*8", 42) and not is_answer("85/2", 42) and not is_answer("", 0)
+    assert (
+        is_answer("6*7", 42)
+        and is_answer("(42+0)", 42)
+        and is_answer("84/2", 42)
+        and is_answer("1/3*3", 1)
+        and is_answer("5-5", 0)
+    )
+    assert (
+        not is_answer("42", 42)
+        and not is_answer("(42)", 42)
+        and not is_answer("6*8", 42)
+        and not is_answer("85/2", 42)
+        and not is_answer("", 0)
+    )
     assert not is_answer("1/0", 0) and not is_answer("42=6*7", 42) and is_answer("6*7", 42) is True
 
 

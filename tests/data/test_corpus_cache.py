@@ -1,4 +1,5 @@
 """The cache: built once, whole or absent."""
+
 import json
 import logging
 import multiprocessing
@@ -91,7 +92,11 @@ def test_damage_is_noticed_logged_and_mended(tmp_path, name, damage, caplog):
     with caplog.at_level(logging.WARNING):
         Cache(tmp_path, "f").folder(build)
     assert (path / name).read_bytes() == content
-    assert [r.levelname for r in caplog.records] == ["WARNING"] and "is damaged" in caplog.text and "\n" not in caplog.records[0].message
+    assert (
+        [r.levelname for r in caplog.records] == ["WARNING"]
+        and "is damaged" in caplog.text
+        and "\n" not in caplog.records[0].message
+    )
 
 
 def test_a_changed_count_in_the_description_is_noticed(tmp_path, caplog):

@@ -38,7 +38,9 @@ def composer():
 
 @pytest.fixture
 def accepted(composer):
-    """Composes and checks each list of overrides; what is refused, as {overrides: messages}. Points of the same groups cost one composition."""
+    """Composes and checks each list of overrides; what is refused, as {overrides: messages}. Points of the same groups
+    cost one composition.
+    """
 
     def refusals(points):
         found = {
@@ -167,7 +169,9 @@ def test_every_sampler_goes_with_the_methods_it_is_documented_for(composer, acce
         for pair in pairs
         for name in (f"method/{pair[1]}",)
     }
-    built = {sampler: build(composer.compose_point([f"sampler={sampler}"]).cfg.sampler, "sampler") for sampler, _ in pairs}
+    built = {
+        sampler: build(composer.compose_point([f"sampler={sampler}"]).cfg.sampler, "sampler") for sampler, _ in pairs
+    }
     classes = {method: target(files[f"method/{method}"]) for _, method in pairs}
     for sampler, method in pairs:
         assert built[sampler].unsuited(classes[method]) is None, (sampler, method)

@@ -1,4 +1,5 @@
 """Made-up facts: the law by enumeration, what a context is like, what guessing and cut texts are worth."""
+
 import hashlib
 import math
 import re
@@ -55,7 +56,9 @@ def test_entropy_with_distractors_counts_who_is_asked_about():
     source = Facts(**TINY, facts=1, distractors=1, contexts=16_000)
     seen = Counter((made.context, made.facts) for made in source.law.made())
     assert len(seen) == 3 * 2 * 2 * (2 * 2) * 2 * 2 and source.entropy_bits == pytest.approx(math.log2(len(seen)))
-    assert len({context for context, _ in seen}) < len(seen)  # the text alone does not say which of the two is the distractor
+    assert len({context for context, _ in seen}) < len(
+        seen
+    )  # the text alone does not say which of the two is the distractor
     assert len(seen) * 40 < 16_000 and min(seen.values()) > 40
 
 
@@ -69,7 +72,9 @@ def test_answer_bits_leave_out_wording_order_and_distractors():
 def test_bits_of_the_defaults():
     """Names 5, attributes log2 C(12, 5), values 5 x 4, order log2 5!, wording 5."""
     source = Facts()
-    assert source.answer_bits == pytest.approx(5 + math.log2(792) + 20) and source.entropy_bits == pytest.approx(source.answer_bits + math.log2(120) + 5)
+    assert source.answer_bits == pytest.approx(5 + math.log2(792) + 20) and source.entropy_bits == pytest.approx(
+        source.answer_bits + math.log2(120) + 5
+    )
     assert source.describe() == {"entropy_bits": 46.5362, "answer_bits": 34.6294}
     assert Facts(bytes=500).entropy_bits is None and "entropy_bits" not in Facts(bytes=500).describe()
 
@@ -84,7 +89,11 @@ def test_contexts_of_the_defaults(standard):
     for question in standard[:500]:
         said = sentences(question.context)
         assert len(said) == 5 and len({sentence.split()[0] for sentence in said}) == 1
-        assert len(question.question) < 40 and question.question.endswith("?") and 1 <= len(question.answers[0].split()) <= 2
+        assert (
+            len(question.question) < 40
+            and question.question.endswith("?")
+            and 1 <= len(question.answers[0].split()) <= 2
+        )
         assert (question.dataset, question.scoring) == ("qa_facts", "squad") and question.context.isascii()
     assert 0.1 < np.mean([" " in question.answers[0] for question in standard]) < 0.4
 
@@ -95,7 +104,13 @@ def test_words_are_as_the_law_needs_them():
         assert len(set(attribute.values)) == len(attribute.values) == 16, attribute.question
         assert "{n}" in attribute.question and attribute.wordings[1].startswith(attribute.wordings[0][:-1])
         assert all("{n}" in wording and "{v}" in wording for wording in attribute.wordings)
-    said = [wording.format(n=name, v=value) for attribute in ATTRIBUTES for wording in attribute.wordings for name in PEOPLE for value in attribute.values]
+    said = [
+        wording.format(n=name, v=value)
+        for attribute in ATTRIBUTES
+        for wording in attribute.wordings
+        for name in PEOPLE
+        for value in attribute.values
+    ]
     assert len(set(said)) == len(said)  # no two facts are said in the same words
 
 
@@ -103,15 +118,25 @@ def test_every_answer_stands_in_the_one_sentence_that_answers(standard):
     for question in standard[:2000]:
         answer = question.answers[0]
         assert question.context[question.start :].startswith(answer)
-        attribute = next(a for a in ATTRIBUTES if re.fullmatch(re.escape(a.question).replace(r"\{n\}", r"\w+"), question.question))
+        attribute = next(
+            a for a in ATTRIBUTES if re.fullmatch(re.escape(a.question).replace(r"\{n\}", r"\w+"), question.question)
+        )
         name = question.context.split()[0]
         forms = {wording.format(n=name, v=value): value for wording in attribute.wordings for value in attribute.values}
-        assert [forms[s] for s in (sentence.strip() for sentence in sentences(question.context)) if s in forms] == [answer]
+        assert [forms[s] for s in (sentence.strip() for sentence in sentences(question.context)) if s in forms] == [
+            answer
+        ]
 
 
 def test_guessing_without_the_context_is_worth_little():
     """The best constant answer to each kind of question."""
-    best = [max(np.mean([f1(guess, value) for value in a.values]) for guess in (*a.values, *(word for value in a.values for word in value.split()))) for a in ATTRIBUTES]
+    best = [
+        max(
+            np.mean([f1(guess, value) for value in a.values])
+            for guess in (*a.values, *(word for value in a.values for word in value.split()))
+        )
+        for a in ATTRIBUTES
+    ]
     assert np.mean(best) < 0.08 and max(best) < 0.1
 
 
@@ -129,7 +154,9 @@ def test_hops_lead_to_the_one_who_answers():
     source = Facts(facts=4, entities=2, hops=3, contexts=300, questions=2)
     for made in source.law.made():
         said = [sentence.strip() for sentence in sentences(made.context)]
-        friends = dict(match.groups() for sentence in said if (match := re.fullmatch(r"(\w+)'s friend is (\w+)\.", sentence)))
+        friends = dict(
+            match.groups() for sentence in said if (match := re.fullmatch(r"(\w+)'s friend is (\w+)\.", sentence))
+        )
         assert len(friends) == 4 and len(said) == 8 and len({question for question, _, _ in made.asked}) == 2
         for question, answer, start in made.asked:
             name = re.search(r"(\w+)'s friend's friend", question)[1]
@@ -148,10 +175,16 @@ def test_distractors_are_about_others_and_fill_up_to_the_bytes():
     for options, most in (({"distractors": 4}, None), ({"bytes": 500}, 500), ({"bytes": 300, "distractors": 2}, 300)):
         for question in Facts(**options, contexts=200).questions():
             said = [sentence.strip() for sentence in sentences(question.context)]
-            own = [s for s in said if s.split()[0] == next(name for name in PEOPLE if name in question.question.rstrip("?").split())]
+            own = [
+                s
+                for s in said
+                if s.split()[0] == next(name for name in PEOPLE if name in question.question.rstrip("?").split())
+            ]
             assert len(own) == 5 and len(said) >= 5 + options.get("distractors", 0) and len(set(said)) == len(said)
             assert most is None or most - 40 < len(question.context) <= most
-    assert max(len(sentences(q.context)) for q in Facts(contexts=50, bytes=1).questions()) == 5  # what is longer stays as it is
+    assert (
+        max(len(sentences(q.context)) for q in Facts(contexts=50, bytes=1).questions()) == 5
+    )  # what is longer stays as it is
 
 
 # The source -------------------------------------------------------------------------------------------------------
@@ -159,7 +192,9 @@ def test_distractors_are_about_others_and_fill_up_to_the_bytes():
 
 def test_the_same_options_give_the_same_texts_and_the_defaults_these(standard):
     digest = hashlib.sha256("\n".join(f"{q.context}{q.question}{q.answers}" for q in standard).encode()).hexdigest()
-    assert digest[:12] == "42db7786907f", "texts of the defaults have changed: raise RECIPE, finished runs hold the old ones"
+    assert digest[:12] == "42db7786907f", (
+        "texts of the defaults have changed: raise RECIPE, finished runs hold the old ones"
+    )
     few = [[q.context for q in Facts(contexts=5, seed=seed).questions()] for seed in (0, 0, 1)]
     assert few[0] == few[1] != few[2]
 
@@ -173,17 +208,32 @@ def test_contexts_with_the_same_facts_are_one_group():
     questions = list(Facts(facts=2, people=2, attributes=2, values=2, contexts=300, questions=2).questions())
     groups = {}
     for question in questions:
-        key = frozenset(re.sub(r"( (with an|in a|that|every|from head|after|more|years|to work|and is|at dawn).*)?\.$", "", s.strip()) for s in sentences(question.context))
+        key = frozenset(
+            re.sub(
+                r"( (with an|in a|that|every|from head|after|more|years|to work|and is|at dawn).*)?\.$", "", s.strip()
+            )
+            for s in sentences(question.context)
+        )
         groups.setdefault(key, set()).add(question.group)
-    assert len(groups) == 2 * 4 and all(len(names) == 1 for names in groups.values()) and len(set.union(*groups.values())) == len(groups)
-    first, second = list(Facts(facts=1, people=2, contexts=64, distractors=1).questions())[:2], list(Facts(facts=1, people=2, contexts=64).questions())[:2]
+    assert (
+        len(groups) == 2 * 4
+        and all(len(names) == 1 for names in groups.values())
+        and len(set.union(*groups.values())) == len(groups)
+    )
+    first, second = (
+        list(Facts(facts=1, people=2, contexts=64, distractors=1).questions())[:2],
+        list(Facts(facts=1, people=2, contexts=64).questions())[:2],
+    )
     assert first[0].group.count(".") == second[0].group.count(".") == 1  # distractors are no part of it
 
 
 def test_every_option_is_part_of_the_fingerprint():
     options = {"facts": 4, "entities": 5, "hops": 2, "distractors": 1, "contexts": 9, "questions": 2, "bytes": 900, "wordings": 1, "people": 30, "attributes": 11,
                "values": 15, "seed": 1, "name": "other"}  # fmt: skip
-    assert len({Facts(**{name: value}).fingerprint() for name, value in options.items()} | {Facts().fingerprint()}) == len(options) + 1
+    assert (
+        len({Facts(**{name: value}).fingerprint() for name, value in options.items()} | {Facts().fingerprint()})
+        == len(options) + 1
+    )
 
 
 @pytest.mark.parametrize("options, message", [

@@ -1,4 +1,6 @@
-"""Records that are odd, files that are hostile, links, and what of a corpus is lost: told in one line, or left out and counted."""
+"""Records that are odd, files that are hostile, links, and what of a corpus is lost: told in one line, or left out and
+counted.
+"""
 
 import gzip
 import json
@@ -177,7 +179,9 @@ def test_messages_of_parts_and_of_the_other_layouts_names(tmp_path):
     image = [{"role": "user", "content": [{"type": "image_url", "image_url": "x"}]}, TURNS[1]]
     with pytest.raises(
         ValueError,
-        match="a.jsonl:1 message 1 field 'content' part 1 is of the kind 'image_url'; only text is read; set strict=false",
+        match=(
+            "a.jsonl:1 message 1 field 'content' part 1 is of the kind 'image_url'; only text is read; set strict=false"
+        ),
     ):
         read(Instructions(lines(tmp_path / "a.jsonl", {"messages": image})))
 

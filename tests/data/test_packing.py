@@ -1,4 +1,5 @@
 """The split by document, and the rows."""
+
 import hashlib
 
 import numpy as np
@@ -31,8 +32,15 @@ def test_split_depends_on_the_text_alone_and_copies_stay_together(corpus, storie
 
 @pytest.mark.parametrize("prompts, answers", [(500, 2), (100, 2), (500, 25), (1, 500)])
 def test_the_prompt_decides_the_side_of_a_pair_and_answers_may_repeat(corpus, prompts, answers):
-    """Labels, yes and no: all copies of one answer on one side would leave nothing to learn, or a share that nobody asked for."""
-    source = corpus(*[(f"question {i % prompts}", f"answer {i // prompts if answers == 500 else (i + i // prompts) % answers}") for i in range(500)])
+    """Labels, yes and no: all copies of one answer on one side would leave nothing to learn, or a share that nobody
+    asked for.
+    """
+    source = corpus(
+        *[
+            (f"question {i % prompts}", f"answer {i // prompts if answers == 500 else (i + i // prompts) % answers}")
+            for i in range(500)
+        ]
+    )
     sides = split(source, 0.3)
     found = [[d for d, s in zip(source.items, sides, strict=True) if s == side] for side in (TRAIN, VALIDATION)]
     assert abs(len(found[1]) / (len(found[0]) + len(found[1])) - 0.3) < 0.1
@@ -70,7 +78,9 @@ def test_packing_keeps_every_token_in_order_but_the_last_rows_rest(corpus, stori
     train, validation, counts, codec = packed(source, tmp_path, length=32)
     sides = split(source, 0.2)
     for side, rows, name in ((TRAIN, train, "train"), (VALIDATION, validation, "validation")):
-        ids = [i for s, t in zip(sides, stories, strict=False) if s == side for i in [*codec.encode(t), codec.vocab.end]]
+        ids = [
+            i for s, t in zip(sides, stories, strict=False) if s == side for i in [*codec.encode(t), codec.vocab.end]
+        ]
         assert rows.stream().tolist() == ids[: len(ids) // 32 * 32]
         assert counts[name]["documents"] == (sides == side).sum()
         assert counts[name]["tokens"] == counts[name]["bytes"] == len(ids) - counts[name]["documents"]
@@ -80,7 +90,9 @@ def test_packing_keeps_every_token_in_order_but_the_last_rows_rest(corpus, stori
 
 def test_the_tokenizer_learns_from_the_train_side_only(corpus, stories, tmp_path):
     secret = "zyxwvu" * 50
-    texts = next(t for i in range(99) if (t := [*stories, f"{i} {secret}"]) and split(corpus(*t), 0.2)[-1] == VALIDATION)
+    texts = next(
+        t for i in range(99) if (t := [*stories, f"{i} {secret}"]) and split(corpus(*t), 0.2)[-1] == VALIDATION
+    )
     *_, codec = packed(corpus(*texts), tmp_path, tokenizer=ByteBPE(1000))
     assert len(codec.encode("zyxwvu")) == 6
     assert len(codec.encode(" word")) == 1
@@ -118,7 +130,9 @@ def test_a_large_vocabulary_is_stored_wider(corpus, stories, tmp_path):
     class Wide(Bytes):
         def fit(self, texts):
             codec = super().fit(texts)
-            codec.vocab = type(codec.vocab)(70_000, mask=69_999, pad=69_998, end=69_997, special=(69_997, 69_998, 69_999))
+            codec.vocab = type(codec.vocab)(
+                70_000, mask=69_999, pad=69_998, end=69_997, special=(69_997, 69_998, 69_999)
+            )
             return codec
 
     train, *_ = packed(corpus(*stories), tmp_path, tokenizer=Wide())

@@ -1,4 +1,5 @@
 """Several pairs to a row: nothing lost, nothing mixed, marks right; and steps that see one batch several times."""
+
 from itertools import islice
 from pathlib import Path
 
@@ -17,7 +18,13 @@ def data(corpus, tmp_path):
     """Makes a prepared TokenData over pairs with the given options."""
 
     def make(pairs=PAIRS, **options):
-        options = {"sequence_length": 64, "batch_size": 4, "validation_fraction": 0.2, "cache_dir": str(tmp_path / "cache"), **options}
+        options = {
+            "sequence_length": 64,
+            "batch_size": 4,
+            "validation_fraction": 0.2,
+            "cache_dir": str(tmp_path / "cache"),
+            **options,
+        }
         made = TokenData(corpus(*pairs), Bytes(), **options)
         made.prepare()
         return made
@@ -54,14 +61,24 @@ def test_the_marks_say_where_each_pair_is(data):
         names = ("tokens", "attend", "prompt", "eligible", "sample", "place")
         for tokens, attend, prompt, eligible, sample, place in zip(*(batch[name] for name in names), strict=True):
             filled = int(attend.sum())
-            assert attend[:filled].all() and (tokens[filled:] == d.vocab.pad).all() and (sample[filled:] == -1).all() and (place[filled:] == 0).all()
+            assert (
+                attend[:filled].all()
+                and (tokens[filled:] == d.vocab.pad).all()
+                and (sample[filled:] == -1).all()
+                and (place[filled:] == 0).all()
+            )
             ends = (tokens[:filled] == d.vocab.end).long()
             assert torch.equal(sample[:filled], ends.cumsum(0) - ends)  # every response here has its end
             expected = torch.cat([torch.arange(int((sample == n).sum())) for n in range(int(sample.max()) + 1)])
             assert torch.equal(place[:filled], expected)
-            colon = torch.tensor([(tokens[i:filled][sample[i:filled] == sample[i]] == ord(":")).any() for i in range(filled)])
+            colon = torch.tensor(
+                [(tokens[i:filled][sample[i:filled] == sample[i]] == ord(":")).any() for i in range(filled)]
+            )
             assert torch.equal(prompt[:filled], colon) and not prompt[filled:].any()
-            assert torch.equal(eligible[:filled], ~colon & (tokens[:filled] != d.vocab.end)) and not eligible[filled:].any()
+            assert (
+                torch.equal(eligible[:filled], ~colon & (tokens[:filled] != d.vocab.end))
+                and not eligible[filled:].any()
+            )
 
 
 def test_packing_fills_the_rows_and_says_how_far(data):
@@ -81,11 +98,20 @@ def test_pairs_that_fit_exactly_fill_their_rows(data):
 def test_more_rows_than_may_be_open_are_written_once(data):
     pairs = [(f"{i:03}:", "x" * 37 + f"{i:03}") for i in range(3 * OPEN_ROWS)]  # no two fit one row
     d = data(pairs, pack=True)
-    assert len(pairs_of(d, d.train)) + len(pairs_of(d, d.validation)) == len(pairs) == d.meta["train"]["rows"] + d.meta["validation"]["rows"]
+    assert (
+        len(pairs_of(d, d.train)) + len(pairs_of(d, d.validation))
+        == len(pairs)
+        == d.meta["train"]["rows"] + d.meta["validation"]["rows"]
+    )
 
 
 def test_long_responses_are_cut_and_long_prompts_dropped(data):
-    pairs = [*PAIRS[:50], *((f"q{i}:", "y" * 100 + str(i)) for i in range(20)), *(("z" * 40 + f"{i}:", f"{'x' * 30}{i}") for i in range(10)), *(("w" * 40 + f"{i}:", f"x{i}") for i in range(10))]
+    pairs = [
+        *PAIRS[:50],
+        *((f"q{i}:", "y" * 100 + str(i)) for i in range(20)),
+        *(("z" * 40 + f"{i}:", f"{'x' * 30}{i}") for i in range(10)),
+        *(("w" * 40 + f"{i}:", f"x{i}") for i in range(10)),
+    ]
     d = data(pairs, pack=True)
     found = {**pairs_of(d, d.train), **pairs_of(d, d.validation)}
     assert found["q3:"] == ("y" * 61, False) and len(found) == 80
@@ -102,7 +128,10 @@ def test_packing_is_the_same_again_and_has_its_own_cache(data, tmp_path):
 
 def test_the_split_is_that_of_the_pairs_alone(data):
     packed, alone = data(pack=True), data()
-    prompts = {alone.codec.decode(row[prompt]) for row, prompt in zip(alone.validation.tokens, alone.validation.prompt, strict=True)}
+    prompts = {
+        alone.codec.decode(row[prompt])
+        for row, prompt in zip(alone.validation.tokens, alone.validation.prompt, strict=True)
+    }
     assert pairs_of(packed, packed.validation).keys() == prompts
 
 
@@ -139,7 +168,10 @@ def test_ranks_and_resumption_of_packed_rows(data, monkeypatch):
 @pytest.mark.parametrize("items", [["plain", "text"], [("p", "r"), "text"], [("p", ""), ("q", "r")]])
 def test_only_pairs_can_be_packed(corpus, tmp_path, items):
     d = TokenData(corpus(*items), Bytes(), pack=True, cache_dir=str(tmp_path))
-    line = r"^pack=true needs pairs of a prompt and a response, and '[01]' of this corpus is (plain text|a prompt without).*; set pack=false$"
+    line = (
+        r"^pack=true needs pairs of a prompt and a response, and '[01]' of this corpus is (plain text|a prompt"
+        r" without).*; set pack=false$"
+    )
     with pytest.raises(ValueError, match=line):
         d.prepare()
     assert not [p for p in tmp_path.iterdir() if p.is_dir()]

@@ -1,4 +1,5 @@
 """Prompts without responses: their rows, their split, the files they come from."""
+
 import json
 from itertools import islice
 
@@ -17,7 +18,13 @@ def data(corpus, tmp_path):
     """Makes a prepared TokenData over prompts with the given options."""
 
     def make(prompts=PROMPTS, **options):
-        options = {"sequence_length": 16, "batch_size": 4, "validation_fraction": 0.2, "cache_dir": str(tmp_path / "cache"), **options}
+        options = {
+            "sequence_length": 16,
+            "batch_size": 4,
+            "validation_fraction": 0.2,
+            "cache_dir": str(tmp_path / "cache"),
+            **options,
+        }
         made = TokenData(corpus(*prompts), Bytes(), **options)
         made.prepare()
         return made
@@ -60,14 +67,21 @@ def test_the_prompt_decides_the_side_and_copies_are_left_out(corpus):
 
 
 def test_long_prompts_are_dropped_and_counted(data):
-    prompts = [*PROMPTS[:30], *((f"{'x' * 13}{i:03}", "") for i in range(10)), *((f"{'y' * 14}{i:03}", "") for i in range(10))]
+    prompts = [
+        *PROMPTS[:30],
+        *((f"{'x' * 13}{i:03}", "") for i in range(10)),
+        *((f"{'y' * 14}{i:03}", "") for i in range(10)),
+    ]
     d = data(prompts)  # of 16 and of 17 tokens; a row has 16
     assert sum(d.meta[side]["dropped"] for side in ("train", "validation")) == 10
     assert d.train.spans[:, 0].max() == 16 and len(d.train) + len(d.validation) == 40
 
 
 def test_only_long_prompts(data, tmp_path):
-    line = r"^sequence_length=8 is too short: all \d+ train prompts take more than their room, .* lengthen it, or shorten the prompts$"
+    line = (
+        r"^sequence_length=8 is too short: all \d+ train prompts take more than their room, .* lengthen it, or shorten"
+        r" the prompts$"
+    )
     with pytest.raises(ValueError, match=line):
         data(sequence_length=8)
     with pytest.raises(ValueError, match=line):
@@ -91,27 +105,48 @@ def test_lines_records_and_columns(tmp_path):
     pyarrow.parquet.write_table(pyarrow.Table.from_pylist(records), tmp_path / "a.parquet")
     lines = Prompts(str(tmp_path / "a.txt"))
     lines.check()
-    expected = [("", prompt, f"{tmp_path / 'a.txt'}:{number}") for prompt, number in (("one?", 1), ("two?", 4), ("three?", 5))]
+    expected = [
+        ("", prompt, f"{tmp_path / 'a.txt'}:{number}") for prompt, number in (("one?", 1), ("two?", 4), ("three?", 5))
+    ]
     assert [(d.text, d.prompt, d.key) for d in lines.documents()] == expected
     for name in ("a.jsonl", "a.parquet"):
         source = Prompts(str(tmp_path / name), group_field="topic", separator="\n")
         source.check()
         assert [(d.prompt, d.group) for d in source.documents()] == [("one?\n", "topic=1"), ("two?\n", "topic=2")]
     assert [d.prompt for d in Prompts(str(tmp_path / "a.txt"), limit=2).documents()] == ["one?", "two?"]
-    assert [d.prompt for d in Prompts(str(tmp_path)).documents()] == ["one?", "two?\n", "one?", "two?\n", "one?", "two?", "three?"]
+    assert [d.prompt for d in Prompts(str(tmp_path)).documents()] == [
+        "one?",
+        "two?\n",
+        "one?",
+        "two?\n",
+        "one?",
+        "two?",
+        "three?",
+    ]
 
 
 def test_a_group_stays_on_one_side(tmp_path):
-    (tmp_path / "a.jsonl").write_text("".join(json.dumps({"prompt": f"q{i}", "topic": f"t{i % 20}"}) + "\n" for i in range(400)))
+    (tmp_path / "a.jsonl").write_text(
+        "".join(json.dumps({"prompt": f"q{i}", "topic": f"t{i % 20}"}) + "\n" for i in range(400))
+    )
     source = Prompts(str(tmp_path / "a.jsonl"), group_field="topic")
     sides = split(source, 0.3)
-    topics = [{d.group for d, s in zip(source.documents(), sides, strict=True) if s == side} for side in (TRAIN, VALIDATION)]
+    topics = [
+        {d.group for d, s in zip(source.documents(), sides, strict=True) if s == side} for side in (TRAIN, VALIDATION)
+    ]
     assert all(topics) and not topics[0] & topics[1]
 
 
 def test_wrong_prompts_are_one_line(tmp_path):
-    for name, text in {"e.txt": "", "b.txt": " \n", "a.md": "x", "j.jsonl": '{"prompt": "x"}\n{"text": "y"}\n', "n.jsonl": '{"prompt": 3}\n', "k.jsonl": "{\n",
-                       "g.jsonl": '{"prompt": "x", "topic": null}\n'}.items():
+    for name, text in {
+        "e.txt": "",
+        "b.txt": " \n",
+        "a.md": "x",
+        "j.jsonl": '{"prompt": "x"}\n{"text": "y"}\n',
+        "n.jsonl": '{"prompt": 3}\n',
+        "k.jsonl": "{\n",
+        "g.jsonl": '{"prompt": "x", "topic": null}\n',
+    }.items():
         (tmp_path / name).write_text(text)
     pyarrow.parquet.write_table(pyarrow.table({"body": ["x"], "other": [1]}), tmp_path / "a.parquet")
     said = {file.name: complaint(Prompts(str(file))) for file in tmp_path.iterdir() if file.name != "g.jsonl"}
@@ -119,11 +154,18 @@ def test_wrong_prompts_are_one_line(tmp_path):
     assert said["b.txt"].endswith("holds no text: every record is empty")
     assert said["a.md"].endswith("a.md has the unknown suffix '.md'; known: .txt .jsonl .parquet .jsonl.gz")
     assert f"path={tmp_path / 'j.jsonl'}:2 has no field 'prompt'; the fields there: text" in said["j.jsonl"]
-    assert "n.jsonl:1 field 'prompt' holds a int, not a text" in said["n.jsonl"] and "k.jsonl:1 is not JSON" in said["k.jsonl"]
+    assert (
+        "n.jsonl:1 field 'prompt' holds a int, not a text" in said["n.jsonl"]
+        and "k.jsonl:1 is not JSON" in said["k.jsonl"]
+    )
     assert "has no field 'prompt'; the fields there: body, other" in said["a.parquet"]
     assert "has no field 'prompt'" in complaint(Prompts(str(tmp_path / "a.parquet"), group_field="other"))
-    assert "g.jsonl:1 field 'topic' must hold the name or number of a group, not None" in complaint(Prompts(str(tmp_path / "g.jsonl"), group_field="topic"))
-    assert "g.jsonl:1 has no field 'subject'; the fields there: prompt, topic" in complaint(Prompts(str(tmp_path / "g.jsonl"), group_field="subject"))
+    assert "g.jsonl:1 field 'topic' must hold the name or number of a group, not None" in complaint(
+        Prompts(str(tmp_path / "g.jsonl"), group_field="topic")
+    )
+    assert "g.jsonl:1 has no field 'subject'; the fields there: prompt, topic" in complaint(
+        Prompts(str(tmp_path / "g.jsonl"), group_field="subject")
+    )
     assert complaint(Prompts(str(tmp_path / "b.txt"), group_field="topic")).startswith("group_field=topic must be null")
     assert "must name at least one file" in complaint(Prompts([]))
     assert "does not exist" in complaint(Prompts(str(tmp_path / "nowhere.txt")))
@@ -134,7 +176,9 @@ def test_fingerprint_of_prompts(tmp_path):
     (tmp_path / "b.txt").write_text("one\ntwo\n")
     (tmp_path / "c.txt").write_text("one\ntoo\n")
     a, b, c = (Prompts(str(tmp_path / f"{n}.txt")).fingerprint() for n in "abc")
-    others = [Prompts(str(tmp_path / "a.txt"), **option).fingerprint() for option in ({"separator": "\n"}, {"limit": 2})]
+    others = [
+        Prompts(str(tmp_path / "a.txt"), **option).fingerprint() for option in ({"separator": "\n"}, {"limit": 2})
+    ]
     assert a == b != c and len({a, *others}) == 3
 
 
@@ -151,5 +195,8 @@ def test_the_prompts_of_pairs(corpus):
 def test_prompts_of_grouped_pairs_stand_on_the_side_of_their_pairs():
     pairs = Docstrings(limit=1500)
     prompts = PromptsOf(pairs)
-    sides = [{d.prompt: s for d, s in zip(source.documents(), split(source, 0.2), strict=True)} for source in (pairs, prompts)]
+    sides = [
+        {d.prompt: s for d, s in zip(source.documents(), split(source, 0.2), strict=True)}
+        for source in (pairs, prompts)
+    ]
     assert sides[0] == sides[1] and {TRAIN, VALIDATION} == set(sides[0].values())

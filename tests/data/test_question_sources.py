@@ -1,4 +1,5 @@
 """SQuAD, HotpotQA and NaturalQuestions in every layout that is read, and what is refused, each in one line."""
+
 import gzip
 import json
 from pathlib import Path
@@ -24,7 +25,12 @@ def own_cache(monkeypatch, tmp_path):
 
 
 def asked(key="q1", answers=(("Rollo", 0), ("Rollo", 0)), **more):
-    return {"id": key, "question": " Who led the Norse? ", "answers": [{"text": text, "answer_start": start} for text, start in answers], **more}
+    return {
+        "id": key,
+        "question": " Who led the Norse? ",
+        "answers": [{"text": text, "answer_start": start} for text, start in answers],
+        **more,
+    }
 
 
 def official(*qas, version="1.1", context=CONTEXT, title="Normans"):
@@ -32,7 +38,13 @@ def official(*qas, version="1.1", context=CONTEXT, title="Normans"):
 
 
 def flat(key="q1", texts=("Rollo",), starts=(0,), context=CONTEXT, title="Normans"):
-    return {"id": key, "title": title, "context": context, "question": "Who led the Norse?", "answers": {"text": list(texts), "answer_start": list(starts)}}
+    return {
+        "id": key,
+        "title": title,
+        "context": context,
+        "question": "Who led the Norse?",
+        "answers": {"text": list(texts), "answer_start": list(starts)},
+    }
 
 
 def write(path, content):
@@ -74,7 +86,10 @@ def test_squad_saved_to_disk_and_lines_under_the_suffix_json(tmp_path):
     records = [flat(), flat("q2")]
     datasets.DatasetDict({"train": datasets.Dataset.from_list(records)}).save_to_disk(tmp_path / "saved")
     (tmp_path / "lines.json").write_text("".join(json.dumps(record) + "\n" for record in records))
-    assert read(Squad(str(tmp_path / "saved"))) == read(Squad(str(tmp_path / "lines.json"))) and len(read(Squad(str(tmp_path / "saved")))) == 2
+    assert (
+        read(Squad(str(tmp_path / "saved"))) == read(Squad(str(tmp_path / "lines.json")))
+        and len(read(Squad(str(tmp_path / "saved")))) == 2
+    )
     assert Squad(str(tmp_path / "saved")).fingerprint() != Squad(str(tmp_path / "saved"), limit=2).fingerprint()
     with pytest.raises(ValueError, match=r"^source.split=dev is not among the splits train"):
         read(Squad(str(tmp_path / "saved"), split="dev"))
@@ -82,7 +97,10 @@ def test_squad_saved_to_disk_and_lines_under_the_suffix_json(tmp_path):
 
 def test_squad_2_has_questions_without_an_answer(tmp_path):
     impossible = asked("q2", (), is_impossible=True, plausible_answers=[{"text": "Rollo", "answer_start": 0}])
-    for name, content in (("a.json", official(asked(is_impossible=False), impossible, version="v2.0")), ("b.jsonl", [flat(), flat("q2", (), ())])):
+    for name, content in (
+        ("a.json", official(asked(is_impossible=False), impossible, version="v2.0")),
+        ("b.jsonl", [flat(), flat("q2", (), ())]),
+    ):
         first, second = read(Squad(write(tmp_path / name, content)))
         assert {q.dataset for q in (first, second)} == {q.scoring for q in (first, second)} == {"squad_v2"}
         assert (first.answers, second.answers, second.start) == (("Rollo",), ("",), -1)
@@ -93,18 +111,51 @@ def test_squad_real_file():
         pytest.skip("the real file is not there")
     source = Squad(str(REAL))
     found = read(source)
-    assert len(found) == 400 and len({q.context for q in found}) == 103 and source.describe() == {"dropped": 0} and source.version == "squad"
+    assert (
+        len(found) == 400
+        and len({q.context for q in found}) == 103
+        and source.describe() == {"dropped": 0}
+        and source.version == "squad"
+    )
     assert {q.group for q in found} == {"squad:Normans", "squad:Southern_California", "squad:Victoria_(Australia)"}
-    assert (found[0].question, found[0].answers, found[0].start) == ("In what country is Normandy located?", ("France",), 159)
+    assert (found[0].question, found[0].answers, found[0].start) == (
+        "In what country is Normandy located?",
+        ("France",),
+        159,
+    )
     assert all(q.context[q.start : q.start + len(q.answers[0])] == q.answers[0] for q in found)
 
 
 WRONG = [
-    (official(asked(answers=[("Rollo", 3)])), r"question q1: the answer 'Rollo' does not stand in its context at answer_start=3, where 'lo le' stands \(it stands at 0\); set strict=false"),
-    (official(asked(answers=[("Otto", 0)])), r"question q1: the answer 'Otto' does not stand in its context at answer_start=0, where 'Roll' stands \(it stands nowhere in it\)"),
-    (official(asked(answers=[("Otto", None)])), r"question q1: the answer 'Otto' does not stand in its context \(it stands nowhere in it\)"),
-    (official(asked(answers=[("Rollo", -5)])), r"question q1: the answer 'Rollo' does not stand in its context at answer_start=-5, which lies outside of it \(it stands at 0\)"),
-    (official(asked(answers=[(" ", 5)])), r"question q1: the answer '' does not stand in its context at answer_start=5, .* \(it is blank\)"),
+    (
+        official(asked(answers=[("Rollo", 3)])),
+        (
+            r"question q1: the answer 'Rollo' does not stand in its context at answer_start=3, where 'lo le' stands"
+            r" \(it stands at 0\); set strict=false"
+        ),
+    ),
+    (
+        official(asked(answers=[("Otto", 0)])),
+        (
+            r"question q1: the answer 'Otto' does not stand in its context at answer_start=0, where 'Roll' stands \(it"
+            r" stands nowhere in it\)"
+        ),
+    ),
+    (
+        official(asked(answers=[("Otto", None)])),
+        r"question q1: the answer 'Otto' does not stand in its context \(it stands nowhere in it\)",
+    ),
+    (
+        official(asked(answers=[("Rollo", -5)])),
+        (
+            r"question q1: the answer 'Rollo' does not stand in its context at answer_start=-5, which lies outside of"
+            r" it \(it stands at 0\)"
+        ),
+    ),
+    (
+        official(asked(answers=[(" ", 5)])),
+        r"question q1: the answer '' does not stand in its context at answer_start=5, .* \(it is blank\)",
+    ),
     (official(asked(), context="  \n"), r"question q1: the context is empty; set strict=false"),
     (official(asked(answers=())), r"question q1 has no answer; set strict=false"),
 ]
@@ -136,7 +187,9 @@ def test_squad_of_another_layout(tmp_path, content, message):
     path, fine = write(tmp_path / "a.json", content), write(tmp_path / "b.json", official(asked("fine")))
     with pytest.raises(ValueError, match=rf"^path=[^\n]*{message.removesuffix('$')}[^\n]*$"):
         read(Squad(path))
-    if "twice" not in message and "must hold a list of records, or an object" not in message:  # what is wrong with a whole file stays an error
+    if (
+        "twice" not in message and "must hold a list of records, or an object" not in message
+    ):  # what is wrong with a whole file stays an error
         assert [q.key for q in read(Squad([path, fine], strict=False))] == ["squad:fine"]
 
 
@@ -147,7 +200,14 @@ def test_squad_without_a_column_names_those_there_are(tmp_path):
 
 def test_files_that_cannot_be_read(tmp_path):
     fine = write(tmp_path / "train.json", official(asked()))
-    for name, content in (("empty.json", b""), ("bad.json", b"{]"), ("bad.jsonl", b"{]\n"), ("bad.jsonl.gz", b"no gzip"), ("bad.parquet", b"no parquet"), ("bin.json", b"\xff\xfe{")):
+    for name, content in (
+        ("empty.json", b""),
+        ("bad.json", b"{]"),
+        ("bad.jsonl", b"{]\n"),
+        ("bad.jsonl.gz", b"no gzip"),
+        ("bad.parquet", b"no parquet"),
+        ("bin.json", b"\xff\xfe{"),
+    ):
         (tmp_path / name).write_bytes(content)
         with pytest.raises(ValueError, match=rf"^path={tmp_path}/{name}(:1)? [^\n]*$"):
             read(Squad(str(tmp_path / name)))
@@ -167,13 +227,18 @@ def test_a_folder_a_glob_and_a_list(tmp_path):
     (tmp_path / "notes.txt").write_text("not a question")
     for path in (str(tmp_path), str(tmp_path / "*"), [a, b]):
         assert [q.key for q in read(Squad(path))] == ["squad:a", "squad:b"]
-    assert len(read(Squad([a, b, a]))) == 2 and [q.key for q in Squad(str(tmp_path), limit=2).questions()] == ["squad:a", "squad:b"]
+    assert len(read(Squad([a, b, a]))) == 2 and [q.key for q in Squad(str(tmp_path), limit=2).questions()] == [
+        "squad:a",
+        "squad:b",
+    ]
 
 
 def test_the_hub_without_a_network_is_one_line():
     source = Squad("rajpurkar/squad")
     source.check()  # a name is looked up later
-    with pytest.raises((ValueError, OSError), match=r"^path=rajpurkar/squad (cannot be had from the hub|cannot be loaded): [^\n]*$"):
+    with pytest.raises(
+        (ValueError, OSError), match=r"^path=rajpurkar/squad (cannot be had from the hub|cannot be loaded): [^\n]*$"
+    ):
         list(source.questions())
 
 
@@ -187,7 +252,12 @@ def test_fingerprints_follow_bytes_and_options(tmp_path):
 
 # HotpotQA ---------------------------------------------------------------------------------------------------------
 
-PARAGRAPHS = [("Oslo", ["Oslo is a city.", " It is in Norway."]), ("Bergen", ["Bergen is wet."]), ("Mira", ["Mira lives in Oslo.", "  She is 30."]), ("Rome", ["Rome is old."])]
+PARAGRAPHS = [
+    ("Oslo", ["Oslo is a city.", " It is in Norway."]),
+    ("Bergen", ["Bergen is wet."]),
+    ("Mira", ["Mira lives in Oslo.", "  She is 30."]),
+    ("Rome", ["Rome is old."]),
+]
 
 
 def hotpot(key="h1", answer="Norway", paragraphs=PARAGRAPHS, supporting=(("Mira", 0), ("Oslo", 1))):
@@ -203,12 +273,31 @@ def hotpot_hub(**options):
             "supporting_facts": {"title": list(names), "sent_id": list(numbers)}, "context": {"title": list(titles), "sentences": list(sentences)}}  # fmt: skip
 
 
-@pytest.mark.parametrize("distractors, titles", [("all", "Oslo Bergen Mira Rome"), ("supporting", "Oslo Mira"), (0, "Oslo Mira"), (1, "Oslo Bergen Mira"), (2, "Oslo Bergen Mira Rome")])
+@pytest.mark.parametrize(
+    "distractors, titles",
+    [
+        ("all", "Oslo Bergen Mira Rome"),
+        ("supporting", "Oslo Mira"),
+        (0, "Oslo Mira"),
+        (1, "Oslo Bergen Mira"),
+        (2, "Oslo Bergen Mira Rome"),
+    ],
+)
 def test_hotpotqa_paragraphs(tmp_path, distractors, titles):
     (question,) = read(HotpotQA(write(tmp_path / "h.json", [hotpot()]), distractors))
-    lines = {"Oslo": "Oslo: Oslo is a city. It is in Norway.", "Bergen": "Bergen: Bergen is wet.", "Mira": "Mira: Mira lives in Oslo. She is 30.", "Rome": "Rome: Rome is old."}
+    lines = {
+        "Oslo": "Oslo: Oslo is a city. It is in Norway.",
+        "Bergen": "Bergen: Bergen is wet.",
+        "Mira": "Mira: Mira lives in Oslo. She is 30.",
+        "Rome": "Rome: Rome is old.",
+    }
     assert question.context == "\n".join(lines[title] for title in titles.split())
-    assert (question.key, question.dataset, question.scoring, question.answers) == ("hotpotqa:h1", "hotpotqa", "hotpotqa", ("Norway",))
+    assert (question.key, question.dataset, question.scoring, question.answers) == (
+        "hotpotqa:h1",
+        "hotpotqa",
+        "hotpotqa",
+        ("Norway",),
+    )
     assert question.context[question.start :].startswith("Norway.")
 
 
@@ -245,7 +334,10 @@ def test_hotpotqa_of_another_layout(tmp_path, change, message):
 
 # NaturalQuestions -------------------------------------------------------------------------------------------------
 
-PAGE = '<H1> Rain </H1> <P> Rain falls in <B> wet </B> Bergen and Oslo . </P> <Table_class="x"> <Tr> <Td> Cairo </Td> </Tr> </Table>'
+PAGE = (
+    '<H1> Rain </H1> <P> Rain falls in <B> wet </B> Bergen and Oslo . </P> <Table_class="x"> <Tr> <Td> Cairo </Td>'
+    " </Tr> </Table>"
+)
 WORDS = PAGE.split(" ")
 LONG, TABLE = (3, 15), (15, 22)
 
@@ -255,7 +347,12 @@ def span(*places):
 
 
 def annotation(long=LONG, short=((10, 11),), yes_no="NONE"):
-    return {"annotation_id": 7, "long_answer": {**span(long)[0], "candidate_index": 0}, "short_answers": span(*short), "yes_no_answer": yes_no}
+    return {
+        "annotation_id": 7,
+        "long_answer": {**span(long)[0], "candidate_index": 0},
+        "short_answers": span(*short),
+        "yes_no_answer": yes_no,
+    }
 
 
 def nq(*annotations, key=5, page=PAGE):
@@ -264,7 +361,10 @@ def nq(*annotations, key=5, page=PAGE):
 
 
 def nq_tokens(record):
-    tokens = [{"token": word, "start_byte": 0, "end_byte": 0, "html_token": word.startswith("<")} for word in record["document_text"].split(" ")]
+    tokens = [
+        {"token": word, "start_byte": 0, "end_byte": 0, "html_token": word.startswith("<")}
+        for word in record["document_text"].split(" ")
+    ]
     return {key: value for key, value in record.items() if key != "document_text"} | {"document_tokens": tokens}
 
 
@@ -280,42 +380,70 @@ def nq_hub(record):
 
 
 def test_the_spans_of_these_tests_are_what_they_are_meant_to_be():
-    assert [WORDS[i] for i in (LONG[0], LONG[1] - 1, 10, 12, TABLE[0], 18, TABLE[1] - 1)] == ["<P>", "</P>", "Bergen", "Oslo", '<Table_class="x">', "Cairo", "</Table>"]
+    assert [WORDS[i] for i in (LONG[0], LONG[1] - 1, 10, 12, TABLE[0], 18, TABLE[1] - 1)] == [
+        "<P>",
+        "</P>",
+        "Bergen",
+        "Oslo",
+        '<Table_class="x">',
+        "Cairo",
+        "</Table>",
+    ]
 
 
 @pytest.mark.parametrize("suffix", [".jsonl", ".jsonl.gz"])
 def test_nq_simplified(tmp_path, suffix):
     (question,) = read(NaturalQuestions(write(tmp_path / f"nq{suffix}", [nq()])))
     assert question.context == "Rain falls in wet Bergen and Oslo ." and question.question == "where does rain fall"
-    assert (question.key, question.dataset, question.scoring, question.answers, question.group) == ("nq:5", "nq", "nq", ("Bergen",), "nq:Rain")
+    assert (question.key, question.dataset, question.scoring, question.answers, question.group) == (
+        "nq:5",
+        "nq",
+        "nq",
+        ("Bergen",),
+        "nq:Rain",
+    )
     assert question.context[question.start :].startswith("Bergen and")
 
 
 @pytest.mark.parametrize("layout", [nq_tokens, nq_hub])
 @pytest.mark.parametrize("options", [{}, {"context": "document"}, {"unanswerable": True}])
 def test_nq_other_layouts_are_the_same(tmp_path, layout, options):
-    records = [nq(), nq(annotation(), annotation(short=((7, 11), (12, 13))), key=6), nq(annotation(short=(), yes_no="NO"), key=7), nq(annotation(short=()), key=8)]
+    records = [
+        nq(),
+        nq(annotation(), annotation(short=((7, 11), (12, 13))), key=6),
+        nq(annotation(short=(), yes_no="NO"), key=7),
+        nq(annotation(short=()), key=8),
+    ]
     wanted = read(NaturalQuestions(write(tmp_path / "a.jsonl", records), **options))
-    assert read(NaturalQuestions(write(tmp_path / "b.jsonl", [layout(record) for record in records]), **options)) == wanted
+    assert (
+        read(NaturalQuestions(write(tmp_path / "b.jsonl", [layout(record) for record in records]), **options)) == wanted
+    )
     assert len(wanted) == (4 if "unanswerable" in options else 3)
 
 
 def test_nq_hub_parquet(tmp_path):
     records = [nq(), nq(annotation(short=(), yes_no="YES"), key=6)]
     wanted = read(NaturalQuestions(write(tmp_path / "a.jsonl", records)))
-    assert read(NaturalQuestions(write(tmp_path / "b.parquet", [nq_hub(record) for record in records]))) == wanted and len(wanted) == 2
+    assert (
+        read(NaturalQuestions(write(tmp_path / "b.parquet", [nq_hub(record) for record in records]))) == wanted
+        and len(wanted) == 2
+    )
 
 
 def test_nq_the_whole_document(tmp_path):
     (question,) = read(NaturalQuestions(write(tmp_path / "nq.jsonl", [nq()]), context="document"))
-    assert question.context == "Rain Rain falls in wet Bergen and Oslo . Cairo" and question.context[question.start :].startswith("Bergen")
+    assert question.context == "Rain Rain falls in wet Bergen and Oslo . Cairo" and question.context[
+        question.start :
+    ].startswith("Bergen")
 
 
 @pytest.mark.parametrize("annotations, answers", [
     ([annotation(short=((7, 11),))], ("wet Bergen",)),  # tags within are left out
     ([annotation(short=((10, 11), (12, 13)))], ("Bergen", "Oslo")),  # each stretch is right by itself
-    ([annotation(), annotation(), annotation(short=((12, 13),))], ("Bergen", "Oslo")),  # five annotators: all within the same paragraph count
-    ([annotation(long=(-1, -1), short=()), annotation(short=((4, 5),)), annotation(long=TABLE, short=((18, 19),))], ("Rain",)),  # the first who answers chooses it
+    # five annotators: all within the same paragraph count
+    ([annotation(), annotation(), annotation(short=((12, 13),))], ("Bergen", "Oslo")),
+    # the first who answers chooses it
+    ([annotation(long=(-1, -1), short=()), annotation(short=((4, 5),)), annotation(long=TABLE, short=((18, 19),))], ("Rain",)),
     ([annotation(short=(), yes_no="YES")], ("yes",)), ([annotation(short=(), yes_no="NO")], ("no",)),
 ])  # fmt: skip
 def test_nq_answers(tmp_path, annotations, answers):
@@ -325,11 +453,21 @@ def test_nq_answers(tmp_path, annotations, answers):
 
 
 def test_nq_without_an_answer_is_left_out_and_counted_unless_it_is_asked(tmp_path):
-    path = write(tmp_path / "nq.jsonl", [nq(annotation(short=()), key=1), nq(annotation(long=(-1, -1), short=()), key=2), nq(key=3)])
+    path = write(
+        tmp_path / "nq.jsonl",
+        [nq(annotation(short=()), key=1), nq(annotation(long=(-1, -1), short=()), key=2), nq(key=3)],
+    )
     source = NaturalQuestions(path)
-    assert [q.key for q in read(source)] == ["nq:3"] and source.describe() == {"dropped": 2, "dropped: no short answer": 2}
+    assert [q.key for q in read(source)] == ["nq:3"] and source.describe() == {
+        "dropped": 2,
+        "dropped: no short answer": 2,
+    }
     both = read(NaturalQuestions(path, unanswerable=True))
-    assert [q.answers for q in both] == [("",), ("",), ("Bergen",)] and len({q.context for q in both}) == 1 and both[0].start == -1
+    assert (
+        [q.answers for q in both] == [("",), ("",), ("Bergen",)]
+        and len({q.context for q in both}) == 1
+        and both[0].start == -1
+    )
 
 
 @pytest.mark.parametrize("record, message", [

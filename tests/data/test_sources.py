@@ -1,4 +1,5 @@
 """The corpora embedded in Python."""
+
 import re
 import subprocess
 import sys
@@ -39,9 +40,9 @@ def test_documents_come_in_the_same_order_from_another_process():
 
 def test_no_library_module_is_imported_and_no_torch():
     script = (
-        "import sys; from research_stack.data.sources import *; from research_stack.data import sources_text, sources_hub;"
-        "s = Docstrings(); s.check(); list(s.documents());"
-        "print([m for m in ('antigravity', 'this', 'tkinter', 'torch', 'lightning', 'datasets', 'transformers') if m in sys.modules])"
+        "import sys; from research_stack.data.sources import *; from research_stack.data import sources_text,"
+        " sources_hub;s = Docstrings(); s.check(); list(s.documents());print([m for m in ('antigravity', 'this',"
+        " 'tkinter', 'torch', 'lightning', 'datasets', 'transformers') if m in sys.modules])"
     )
     assert subprocess.check_output([sys.executable, "-c", script], text=True).strip() == "[]"
 
@@ -59,7 +60,9 @@ def test_paragraphs_that_stood_before_are_left_out(parsed):
 
 
 def shared_windows(source, fraction=0.05, width=60):
-    """The share of the validation texts' stretches of `width` characters that stand word for word in the training texts."""
+    """The share of the validation texts' stretches of `width` characters that stand word for word in the training
+    texts.
+    """
     known, found, total = set(), 0, 0
     sided = list(zip(split(source, fraction), (d.text for d in source.documents()), strict=True))
     for side, text in sided:
@@ -103,7 +106,9 @@ def test_a_library_file_that_does_not_parse_is_left_out(monkeypatch, tmp_path):
     (tmp_path / "bad.py").write_text("def (:\n")
     (tmp_path / "good.py").write_text('if True:\n    def f(a, *, b=1):\n        """Say so."""\n')
     monkeypatch.setattr(sources.sysconfig, "get_path", lambda name: str(tmp_path))
-    assert [(d.module, d.name, d.arguments, d.text) for d in library_docstrings()] == [("good", "f", "a, *, b=1", "Say so.")]
+    assert [(d.module, d.name, d.arguments, d.text) for d in library_docstrings()] == [
+        ("good", "f", "a, *, b=1", "Say so.")
+    ]
 
 
 def test_a_python_without_library_sources_says_so(monkeypatch, tmp_path):
@@ -125,7 +130,8 @@ def test_wrong_options_are_refused():
         Docstrings(limit=1)
 
 
-# ------------------------------------------------------------------------------------------------------------ source code
+# ------------------------------------------------------------------------------------------------------------ source
+# code
 def test_source_code_is_whole_files_with_their_indentation_and_no_repeats():
     documents = list(PythonCode().documents())
     by_key = {d.key: d.text for d in documents}
@@ -138,7 +144,9 @@ def test_source_code_is_whole_files_with_their_indentation_and_no_repeats():
 
 def test_source_code_has_a_fingerprint_and_limits():
     assert len(list(PythonCode(limit=3).documents())) == 3
-    assert PythonCode().fingerprint() != PythonCode(limit=3).fingerprint() and "python_code" in PythonCode().fingerprint()
+    assert (
+        PythonCode().fingerprint() != PythonCode(limit=3).fingerprint() and "python_code" in PythonCode().fingerprint()
+    )
     with pytest.raises(ValueError, match="^limit=1 must be at least 2"):
         PythonCode(limit=1)
 

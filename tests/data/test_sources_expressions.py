@@ -1,4 +1,7 @@
-"""Every answer is right, all of a number differ, the same options give the same texts, and what cannot be had is one line soon."""
+"""Every answer is right, all of a number differ, the same options give the same texts, and what cannot be had is one
+line soon.
+"""
+
 import ast
 import hashlib
 import time
@@ -22,10 +25,16 @@ def standard():
 
 @pytest.mark.exact
 def test_all_answers_are_right_different_and_as_many_for_each_number(standard):
-    assert len(standard) == 30 * 80 and Counter(document.prompt for document in standard) == {f"{n}=": 80 for n in range(1, 31)}
+    assert len(standard) == 30 * 80 and Counter(document.prompt for document in standard) == {
+        f"{n}=": 80 for n in range(1, 31)
+    }
     for document in standard:
         assert is_answer(document.text, number_of(document.prompt)), (document.prompt, document.text)
-    assert len({(document.prompt, document.text) for document in standard}) == len(standard) == len({document.key for document in standard})
+    assert (
+        len({(document.prompt, document.text) for document in standard})
+        == len(standard)
+        == len({document.key for document in standard})
+    )
     assert all(document.group == document.prompt for document in standard)
 
 
@@ -35,7 +44,13 @@ def test_answers_keep_to_their_limits(standard):
         assert len(text) <= 9 and 2 <= len(numbers) <= 3 and min(numbers) >= 1 and max(numbers) <= 12
     counts = Counter(len([c for c in document.text if c in "+-*/"]) for document in standard)
     assert set(counts) == {1, 2} and set.union(*(set(operators(document.text)) for document in standard)) == set("+-*/")
-    assert max(len(document.text) for document in Expressions(high=5, answers=10, operations=4, largest=3, longest=5).documents()) == 5
+    assert (
+        max(
+            len(document.text)
+            for document in Expressions(high=5, answers=10, operations=4, largest=3, longest=5).documents()
+        )
+        == 5
+    )
 
 
 def test_parentheses_stand_only_where_they_matter(standard):
@@ -48,14 +63,18 @@ def test_parentheses_stand_only_where_they_matter(standard):
 
 def test_the_same_options_give_the_same_texts_and_the_defaults_these(standard):
     digest = hashlib.sha256("\n".join(f"{d.prompt}{d.text}" for d in standard).encode()).hexdigest()
-    assert digest == "fc16c7a78f3ef1fb553ac87bdb325c02ebf72207e2dbf89dc19d69c3ca2c5769", "texts of the defaults have changed: raise EXTRACTION, caches and finished runs hold the old ones"
+    assert digest == "fc16c7a78f3ef1fb553ac87bdb325c02ebf72207e2dbf89dc19d69c3ca2c5769", (
+        "texts of the defaults have changed: raise EXTRACTION, caches and finished runs hold the old ones"
+    )
     few = [[d.text for d in Expressions(answers=5, seed=seed).documents()] for seed in (0, 0, 1)]
     assert few[0] == few[1] != few[2] and len(few[2]) == len(few[0])
 
 
 def test_every_option_is_part_of_the_fingerprint():
     options = {"low": 2, "high": 31, "answers": 79, "operations": 3, "largest": 11, "longest": 10, "seed": 1}
-    found = {Expressions(**{name: value}).fingerprint() for name, value in options.items()} | {Expressions().fingerprint()}
+    found = {Expressions(**{name: value}).fingerprint() for name, value in options.items()} | {
+        Expressions().fingerprint()
+    }
     assert len(found) == len(options) + 1
 
 
@@ -69,13 +88,25 @@ def test_no_answers_are_the_prompts_alone():
 ])  # fmt: skip
 def test_counts_that_cannot_be_had_are_one_line(options, monkeypatch):
     monkeypatch.setattr(sources_expressions, "PATIENCE", 2_000)
-    with pytest.raises(ValueError, match=r"^source.answers=\d+ cannot be had: \d+ has \d+ expressions of at most \d+ operators, [^\n]* lower it, or raise [^\n]*$"):
+    with pytest.raises(
+        ValueError,
+        match=(
+            r"^source.answers=\d+ cannot be had: \d+ has \d+ expressions of at most \d+ operators, [^\n]* lower it, or"
+            r" raise [^\n]*$"
+        ),
+    ):
         list(Expressions(**options).documents())
 
 
 def test_and_that_line_comes_soon():
     start = time.process_time()
-    with pytest.raises(ValueError, match="^source.answers=10 cannot be had: [0-9]+ has 0 expressions of at most 1 operators, numbers up to 2 and 9 characters"):
+    with pytest.raises(
+        ValueError,
+        match=(
+            "^source.answers=10 cannot be had: [0-9]+ has 0 expressions of at most 1 operators, numbers up to 2 and 9"
+            " characters"
+        ),
+    ):
         list(Expressions(answers=10, operations=1, largest=2).documents())
     assert time.process_time() - start < 10
     assert sources_expressions.PATIENCE > 5 * 10_416  # what the defaults take at most
@@ -84,7 +115,11 @@ def test_and_that_line_comes_soon():
 def test_what_is_rare_is_found_all_the_same():
     """All of one operator and of numbers up to 12 that are worth 2."""
     texts = {d.text for d in Expressions(low=1, high=2, answers=19, operations=1).documents() if d.prompt == "2="}
-    assert texts == {f"{2 * n}/{n}" for n in range(1, 7)} | {f"{n + 2}-{n}" for n in range(1, 11)} | {"1+1", "1*2", "2*1"}
+    assert texts == {f"{2 * n}/{n}" for n in range(1, 7)} | {f"{n + 2}-{n}" for n in range(1, 11)} | {
+        "1+1",
+        "1*2",
+        "2*1",
+    }
 
 
 @pytest.mark.parametrize("options, message", [
@@ -107,8 +142,15 @@ def test_no_number_stands_on_both_sides_of_the_split(tmp_path, answers):
     data.prepare()
 
     def numbers(rows):
-        return Counter(data.codec.decode(tokens[:prompt].tolist()) for tokens, (prompt, _) in zip(np.asarray(rows.tokens), rows.spans.tolist(), strict=True))
+        return Counter(
+            data.codec.decode(tokens[:prompt].tolist())
+            for tokens, (prompt, _) in zip(np.asarray(rows.tokens), rows.spans.tolist(), strict=True)
+        )
 
     train, validation = numbers(data.train), numbers(data.validation)
-    assert not set(train) & set(validation) and set(train) | set(validation) == {f"{n}=" for n in range(1, 31)} and validation
+    assert (
+        not set(train) & set(validation)
+        and set(train) | set(validation) == {f"{n}=" for n in range(1, 31)}
+        and validation
+    )
     assert set(train.values()) == {max(answers, 1)}

@@ -1,4 +1,5 @@
 """Data sets that `datasets` loads, all of them local."""
+
 import json
 
 import datasets
@@ -48,7 +49,9 @@ def test_fingerprint_follows_the_data(tmp_path):
 
 def test_what_cannot_be_loaded(tmp_path):
     datasets.Dataset.from_dict(RECORDS).save_to_disk(tmp_path / "one")
-    with pytest.raises(ValueError, match=r"row 0 has no field 'txt'; the fields there: text, question, n; did you mean 'text'"):
+    with pytest.raises(
+        ValueError, match=r"row 0 has no field 'txt'; the fields there: text, question, n; did you mean 'text'"
+    ):
         read(tmp_path / "one", field="txt")
     with pytest.raises(ValueError, match="field 'n' holds a int"):
         read(tmp_path / "one", field="n")

@@ -1,4 +1,5 @@
 """Conversations as pairs: the layouts, the templates against `apply_chat_template` itself, and what is refused."""
+
 import json
 
 import pyarrow
@@ -16,7 +17,10 @@ CHATML = (
     "{{ bos_token }}{% for m in messages %}<|im_start|>{{ m['role'] }}\n{{ m['content'] }}<|im_end|>\n{% endfor %}"
     "{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
 )
-THINKING = CHATML.replace("{{ m['content'] }}", "{% if loop.last and m['role'] == 'assistant' %}<think>\n\n</think>\n\n{% endif %}{{ m['content'] | trim }}")
+THINKING = CHATML.replace(
+    "{{ m['content'] }}",
+    "{% if loop.last and m['role'] == 'assistant' %}<think>\n\n</think>\n\n{% endif %}{{ m['content'] | trim }}",
+)
 TURNS = [
     {"role": "system", "content": "Be brief."}, {"role": "user", "content": "What is 2+2?"}, {"role": "assistant", "content": "Four."},
     {"role": "user", "content": "And 3+3?"}, {"role": "assistant", "content": " Six, of course.\nNo doubt."},
@@ -34,9 +38,17 @@ def chat(tmp_path, stories):
 
     def make(template=CHATML, eos="<|im_end|>", name="tokenizer"):
         tokenizer = Tokenizer(models.BPE())
-        tokenizer.pre_tokenizer, tokenizer.decoder = pre_tokenizers.ByteLevel(add_prefix_space=False), decoders.ByteLevel()
+        tokenizer.pre_tokenizer, tokenizer.decoder = (
+            pre_tokenizers.ByteLevel(add_prefix_space=False),
+            decoders.ByteLevel(),
+        )
         words = [*stories, *(m["content"] for m in TURNS), "user\nassistant\nsystem\n:\n\n"]
-        tokenizer.train_from_iterator(words * 3, trainers.BpeTrainer(vocab_size=500, initial_alphabet=pre_tokenizers.ByteLevel.alphabet(), show_progress=False))
+        tokenizer.train_from_iterator(
+            words * 3,
+            trainers.BpeTrainer(
+                vocab_size=500, initial_alphabet=pre_tokenizers.ByteLevel.alphabet(), show_progress=False
+            ),
+        )
         fast = PreTrainedTokenizerFast(tokenizer_object=tokenizer, bos_token="<|begin|>", eos_token=eos)
         fast.add_special_tokens({"additional_special_tokens": ["<|im_start|>", "<|im_end|>"]})
         fast.chat_template = template
@@ -91,10 +103,15 @@ def test_a_conversation_stays_on_one_side_and_so_do_equal_questions(tmp_path):
 
 def test_the_embedded_conversations(tmp_path, monkeypatch):
     source, pairs = Instructions(limit=1200), list(Docstrings(limit=1200).documents())
-    monkeypatch.setattr(Docstrings, "documents", lambda self: iter(pairs[: self.limit]))  # the standard library is read once, not five times
+    monkeypatch.setattr(
+        Docstrings, "documents", lambda self: iter(pairs[: self.limit])
+    )  # the standard library is read once, not five times
     source.check()
     for document, pair in zip(source.documents(), pairs, strict=True):
-        assert (document.text, document.group) == (pair.text, pair.group) and document.prompt == f"user:\n{pair.prompt}assistant:\n"
+        assert (document.text, document.group) == (
+            pair.text,
+            pair.group,
+        ) and document.prompt == f"user:\n{pair.prompt}assistant:\n"
     made = TokenData(source, ByteBPE(400), sequence_length=128, pack=True, cache_dir=str(tmp_path))
     made.prepare()
     assert made.describe()["filled"] > 0.9 and not made.prompts_only
@@ -114,10 +131,17 @@ def test_a_tokenizers_own_template_to_the_token(tmp_path, chat, template):
         whole = codec.tokenizer.apply_chat_template(TURNS[:count], tokenize=True, return_dict=False)
         ours = [*codec.encode(document.prompt), *codec.encode(document.text), codec.vocab.end]
         assert ours == whole[: len(ours)] and codec.decode(whole[len(ours) :]).strip() == ""
-        assert document.prompt == codec.tokenizer.apply_chat_template(TURNS[: count - 1], tokenize=False, add_generation_prompt=True)
+        assert document.prompt == codec.tokenizer.apply_chat_template(
+            TURNS[: count - 1], tokenize=False, add_generation_prompt=True
+        )
     start, end = codec.tokenizer.convert_tokens_to_ids(["<|im_start|>", "<|im_end|>"])
     prompt = codec.encode(second.prompt)
-    assert prompt[0] == codec.tokenizer.bos_token_id and prompt.count(start) == 5 and prompt.count(end) == 4 and codec.vocab.end == end
+    assert (
+        prompt[0] == codec.tokenizer.bos_token_id
+        and prompt.count(start) == 5
+        and prompt.count(end) == 4
+        and codec.vocab.end == end
+    )
     assert {start, end} <= set(codec.vocab.special)
 
 
@@ -127,15 +151,25 @@ def test_prompt_and_response_have_the_same_ids_apart_and_together(tmp_path, chat
     texts = [m["content"] + "\nuser:\nassistant:\n" for m in TURNS] * 9
     codec = (Bytes() if kind == "bytes" else ByteBPE(600) if kind == "byte_bpe" else Pretrained(chat())).fit(texts)
     for document in Instructions(write(tmp_path / "a.jsonl", {"messages": TURNS}), template).documents():
-        assert codec.encode(document.prompt) + codec.encode(document.text) == codec.encode(document.prompt + document.text)
+        assert codec.encode(document.prompt) + codec.encode(document.text) == codec.encode(
+            document.prompt + document.text
+        )
     if kind == "pretrained" and template == "chatml":
         assert isinstance(codec, PretrainedCodec) and codec.encode(document.prompt).count(codec.vocab.end) == 4
 
 
 def test_rows_of_a_templates_pairs(tmp_path, chat):
     folder = chat()
-    records = [{"messages": [{"role": "user", "content": f"question {i}"}, {"role": "assistant", "content": f"answer {i}"}]} for i in range(40)]
-    data = TokenData(Instructions(write(tmp_path / "a.jsonl", *records), folder), Pretrained(folder), sequence_length=96, cache_dir=str(tmp_path / "cache"))
+    records = [
+        {"messages": [{"role": "user", "content": f"question {i}"}, {"role": "assistant", "content": f"answer {i}"}]}
+        for i in range(40)
+    ]
+    data = TokenData(
+        Instructions(write(tmp_path / "a.jsonl", *records), folder),
+        Pretrained(folder),
+        sequence_length=96,
+        cache_dir=str(tmp_path / "cache"),
+    )
     data.prepare()
     for tokens, prompt, attend in zip(data.train.tokens, data.train.prompt, data.train.attend, strict=True):
         response = tokens[attend & ~prompt]
@@ -185,12 +219,16 @@ def test_a_wrong_record_is_one_line_with_its_place(tmp_path, record, line):
     assert complaint(Instructions(path)) == f"path={path}{line}; set strict=false to leave such records out"
     lenient = Instructions(path, strict=False)
     lenient.check()
-    assert len(list(lenient.documents())) == 1 and lenient.odd.left_out == 1 and lenient.odd.first == f"path={path}{line}"
+    assert (
+        len(list(lenient.documents())) == 1 and lenient.odd.left_out == 1 and lenient.odd.first == f"path={path}{line}"
+    )
 
 
 def test_wrong_files(tmp_path):
     pyarrow.parquet.write_table(pyarrow.table({"body": ["x"], "n": [1]}), tmp_path / "a.parquet")
-    assert "has neither the field 'messages' nor 'conversations'; the fields there: body, n" in complaint(Instructions(str(tmp_path / "a.parquet")))
+    assert "has neither the field 'messages' nor 'conversations'; the fields there: body, n" in complaint(
+        Instructions(str(tmp_path / "a.parquet"))
+    )
     (tmp_path / "a.txt").write_text("x")
     assert "has the unknown suffix '.txt'; known: .jsonl .parquet" in complaint(Instructions(str(tmp_path / "a.txt")))
     assert "does not exist" in complaint(Instructions(str(tmp_path / "b.jsonl")))
@@ -198,15 +236,23 @@ def test_wrong_files(tmp_path):
 
 def test_wrong_templates(tmp_path, chat):
     path = write(tmp_path / "a.jsonl", {"messages": [USER, REPLY]})
-    assert complaint(Instructions(path, str(tmp_path / "tokeniser"))).startswith(f"template={tmp_path / 'tokeniser'} must be plain, chatml or the folder")
+    assert complaint(Instructions(path, str(tmp_path / "tokeniser"))).startswith(
+        f"template={tmp_path / 'tokeniser'} must be plain, chatml or the folder"
+    )
     none = chat(template=None, name="none")
     assert "has no chat template" in complaint(Instructions(path, none))
     other = chat(eos="<|other|>", name="other")
-    assert "closes a turn of the assistant with '<|im_end|>', which is not the tokenizer's eos '<|other|>'" in complaint(Instructions(path, other))
+    assert (
+        "closes a turn of the assistant with '<|im_end|>', which is not the tokenizer's eos '<|other|>'"
+        in complaint(Instructions(path, other))
+    )
     apart = chat(template=CHATML.replace("<|im_start|>assistant\n{%", "Reply now:{%"), name="apart")
     assert "does not go on from its own generation prompt" in complaint(Instructions(path, apart))
     strict = chat(template="{{ raise_exception('no system, please') }}", name="strict")
-    assert f"path={path}:1 does not fit the chat template of template={strict}: TemplateError: no system, please" in complaint(Instructions(path, strict))
+    assert (
+        f"path={path}:1 does not fit the chat template of template={strict}: TemplateError: no system, please"
+        in complaint(Instructions(path, strict))
+    )
     with pytest.raises(ValueError, match="^template=''"):
         Instructions(path, "")
 
@@ -217,8 +263,17 @@ def test_fingerprint_follows_file_template_and_limit(tmp_path, chat):
     sources = [Instructions(path, template) for template in ("plain", "chatml", one, two)]
     sources += [Instructions(path, limit=2), Instructions(), Instructions(limit=9)]
     assert len({source.fingerprint() for source in sources}) == 7
-    assert chat(name="copy") and Instructions(path, str(tmp_path / "copy")).fingerprint() == Instructions(path, one).fingerprint()
+    assert (
+        chat(name="copy")
+        and Instructions(path, str(tmp_path / "copy")).fingerprint() == Instructions(path, one).fingerprint()
+    )
 
 
 def test_messages_of_keeps_the_order():
-    assert [m["role"] for m in messages_of({"messages": TURNS}, "here")] == ["system", "user", "assistant", "user", "assistant"]
+    assert [m["role"] for m in messages_of({"messages": TURNS}, "here")] == [
+        "system",
+        "user",
+        "assistant",
+        "user",
+        "assistant",
+    ]

@@ -1,4 +1,5 @@
 """Replies with engagement: the planted preference against its law, files of the same layout, and what is refused."""
+
 import json
 import logging
 import math
@@ -28,9 +29,16 @@ def test_documents_are_the_planted_replies(source):
     documents = list(source.documents())
     assert len(documents) == len(source.truth) == 4000 == len({(d.prompt, d.text) for d in documents})
     for document, reply in zip(documents, source.truth, strict=True):
-        assert (document.text, document.prompt, document.group, document.value) == (reply.reply, reply.prompt + "\n", reply.prompt, reply.engagement)
+        assert (document.text, document.prompt, document.group, document.value) == (
+            reply.reply,
+            reply.prompt + "\n",
+            reply.prompt,
+            reply.engagement,
+        )
     per_prompt = np.unique([d.prompt for d in documents], return_counts=True)[1]
-    assert len(per_prompt) > 600 and per_prompt.max() == 8 and (per_prompt < 4).sum() <= 1  # the last prompt may come short
+    assert (
+        len(per_prompt) > 600 and per_prompt.max() == 8 and (per_prompt < 4).sum() <= 1
+    )  # the last prompt may come short
     assert len({d.text for d in documents}) > 3900
 
 
@@ -41,12 +49,19 @@ def test_features_are_in_the_text(source):
         said = {name for name, parts in planted.TOPICS.items() if any(advice in r.reply for advice in parts[1])}
         assert len(said) == 1 and (topic in said) == r.on_topic
         assert r.question == any(q in r.reply for parts in planted.TOPICS.values() for q in parts[3])
-        tones = {tone for table in (planted.OPENINGS, planted.CLOSINGS) for tone, texts in table.items() if any(t in r.reply for t in texts)}
+        tones = {
+            tone
+            for table in (planted.OPENINGS, planted.CLOSINGS)
+            for tone, texts in table.items()
+            if any(t in r.reply for t in texts)
+        }
         assert tones <= {r.tone} and (tones or r.tone == 0)
 
 
 def test_the_law_by_hand():
-    assert planted.log_mean(on_topic=1, tone=1, example=1, question=1, words=45) == pytest.approx(0.8 + 1.2 + 0.6 + 0.5 + 0.4 + 0.3)
+    assert planted.log_mean(on_topic=1, tone=1, example=1, question=1, words=45) == pytest.approx(
+        0.8 + 1.2 + 0.6 + 0.5 + 0.4 + 0.3
+    )
     assert planted.log_mean(on_topic=0, tone=-1, example=0, question=0, words=15) == pytest.approx(0.8 - 0.6 - 0.3)
 
 
@@ -54,7 +69,9 @@ def test_the_law_by_hand():
 def test_engagement_follows_the_law(noise):
     likes, shares, logs = columns(planted.replies(20_000, noise, 3), "likes", "shares", "log_mean")
     mean = np.exp(logs)
-    residual = (likes + shares - mean) / np.sqrt(mean + (noise * mean) ** 2)  # mean and variance of the negative binomial
+    residual = (likes + shares - mean) / np.sqrt(
+        mean + (noise * mean) ** 2
+    )  # mean and variance of the negative binomial
     assert abs(residual.mean()) < 0.03
     assert residual.var() == pytest.approx(1, abs=0.1)
     assert shares.sum() / (likes + shares).sum() == pytest.approx(0.2, abs=0.01)
@@ -73,7 +90,9 @@ def test_the_preference_can_be_found_and_has_a_ceiling(source):
 
 
 def test_seed_noise_count_and_limit():
-    one, again, other, calm = (planted.replies(300, noise, seed) for noise, seed in ((0.5, 1), (0.5, 1), (0.5, 2), (0.0, 1)))
+    one, again, other, calm = (
+        planted.replies(300, noise, seed) for noise, seed in ((0.5, 1), (0.5, 1), (0.5, 2), (0.0, 1))
+    )
     assert one == again and [r.reply for r in one] != [r.reply for r in other]
     assert [r.reply for r in one] == [r.reply for r in calm] and [r.likes for r in one] != [r.likes for r in calm]
     assert planted.replies(120, 0.5, 1)[:112] == one[:112] and len(list(Replies(limit=7).documents())) == 7
@@ -81,7 +100,9 @@ def test_seed_noise_count_and_limit():
 
 def test_the_split_is_by_prompt(source):
     sides = split(source, 0.2)
-    prompts = [{d.prompt for d, s in zip(source.documents(), sides, strict=True) if s == side} for side in (TRAIN, VALIDATION)]
+    prompts = [
+        {d.prompt for d, s in zip(source.documents(), sides, strict=True) if s == side} for side in (TRAIN, VALIDATION)
+    ]
     assert not (sides == DUPLICATE).any() and not prompts[0] & prompts[1]
     assert len(prompts[1]) / len(prompts[0] | prompts[1]) == pytest.approx(0.2, abs=0.05)
 
@@ -95,13 +116,19 @@ def test_it_says_plainly_that_it_is_synthetic(tmp_path, caplog):
     assert [record.message for record in caplog.records if "SYNTHETIC" in record.message] == [
         "these replies are SYNTHETIC: made up, with engagement drawn from a planted preference; set data.path=FILE for real ones"]  # fmt: skip
     said = data.describe()
-    assert said["source_synthetic"] is True and said["source_engagement"].startswith("SYNTHETIC") and "1.2 on_topic" in said["source_engagement"]
+    assert (
+        said["source_synthetic"] is True
+        and said["source_engagement"].startswith("SYNTHETIC")
+        and "1.2 on_topic" in said["source_engagement"]
+    )
     assert source.synthetic and "SYNTHETIC" in source.fingerprint() and "SYNTHETIC" in Replies.__doc__
 
 
 def test_fingerprint_follows_every_option(tmp_path):
     options = [{}, {"count": 99}, {"noise": 0.4}, {"seed": 1}, {"limit": 50}]
-    assert len({Replies(**o).fingerprint() for o in options}) == 5 and Replies().fingerprint() == Replies().fingerprint()
+    assert (
+        len({Replies(**o).fingerprint() for o in options}) == 5 and Replies().fingerprint() == Replies().fingerprint()
+    )
     path = str(planted.write(tmp_path / "a.jsonl", count=10))
     files = [{}, {"engagement_fields": ["likes"]}, {"reply_field": "prompt"}, {"limit": 5}]
     assert len({Replies(path, **o).fingerprint() for o in files}) == 4
@@ -117,7 +144,12 @@ def test_what_is_written_is_read_back(tmp_path, suffix):
     source, made = Replies(str(path)), Replies(count=150, seed=4)
     source.check()
     for ours, theirs in zip(source.documents(), made.documents(), strict=True):
-        assert (ours.text, ours.prompt, ours.group, ours.value) == (theirs.text, theirs.prompt, theirs.group, theirs.value)
+        assert (ours.text, ours.prompt, ours.group, ours.value) == (
+            theirs.text,
+            theirs.prompt,
+            theirs.group,
+            theirs.value,
+        )
     assert not source.synthetic and source.describe() == {"synthetic": False, "engagement": "likes + shares"}
     likes = Replies(str(path), engagement_fields=["likes"])
     assert [d.value for d in likes.documents()] == [r.likes for r in made.truth]
@@ -126,7 +158,10 @@ def test_what_is_written_is_read_back(tmp_path, suffix):
 
 
 def test_other_names_and_blank_records(tmp_path):
-    rows = [{"post": post, "comment": comment, "score": score} for post, comment, score in (("a?", "b", 3), ("a?", " ", 1), ("", "c", 1), ("d\n", "e", 2.5))]
+    rows = [
+        {"post": post, "comment": comment, "score": score}
+        for post, comment, score in (("a?", "b", 3), ("a?", " ", 1), ("", "c", 1), ("d\n", "e", 2.5))
+    ]
     (tmp_path / "a.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
     source = Replies(str(tmp_path / "a.jsonl"), "post", "comment", ["score"])
     assert [(d.prompt, d.text, d.value) for d in source.documents()] == [("a?\n", "b", 3.0), ("d\n", "e", 2.5)]
@@ -151,7 +186,9 @@ def test_a_wrong_record_is_one_line_with_its_place(tmp_path, record, line):
     assert str(caught.value) == f"path={path}{line}; set strict=false to leave such records out"
     lenient = Replies(str(path), strict=False)
     lenient.check()
-    assert len(list(lenient.documents())) == 1 and lenient.odd.left_out == 1 and lenient.odd.first == f"path={path}{line}"
+    assert (
+        len(list(lenient.documents())) == 1 and lenient.odd.left_out == 1 and lenient.odd.first == f"path={path}{line}"
+    )
 
 
 def test_wrong_files(tmp_path):
@@ -169,7 +206,10 @@ def test_wrong_files(tmp_path):
         assert line in str(caught.value) and "\n" not in str(caught.value)
 
 
-@pytest.mark.parametrize("options", [{"count": 1}, {"count": 20_001}, {"noise": -0.1}, {"noise": math.nan}, {"limit": 1}, {"engagement_fields": []}])
+@pytest.mark.parametrize(
+    "options",
+    [{"count": 1}, {"count": 20_001}, {"noise": -0.1}, {"noise": math.nan}, {"limit": 1}, {"engagement_fields": []}],
+)
 def test_wrong_options_are_refused(options):
     with pytest.raises(ValueError, match=f"^{next(iter(options))}="):
         Replies(**options)

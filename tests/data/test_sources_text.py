@@ -1,4 +1,5 @@
 """Documents from files, and what is said of files that are none."""
+
 import json
 import re
 import time
@@ -63,7 +64,9 @@ def test_crlf_and_byte_order_mark(tmp_path):
 
 
 def test_unicode_and_lone_surrogates(tmp_path):
-    (tmp_path / "a.jsonl").write_text('{"text": "naïve 漢字 🙂 \\ud800"}\n{"text": "  "}\n\n{"text": null}\n{"text": "end"}\n')
+    (tmp_path / "a.jsonl").write_text(
+        '{"text": "naïve 漢字 🙂 \\ud800"}\n{"text": "  "}\n\n{"text": null}\n{"text": "end"}\n'
+    )
     assert texts(tmp_path / "a.jsonl") == ["naïve 漢字 🙂 ?", "end"]
 
 
@@ -103,7 +106,9 @@ def test_files_that_hold_no_text(tmp_path):
     (tmp_path / "nul.txt").write_bytes(b"good line\nab\0c")
     assert "nul.txt:2 is not text: NUL byte at offset 12; set strict=false" in complaint(tmp_path / "nul.txt")
     (tmp_path / "latin.txt").write_bytes(b"good line\ncaf\xe9 au lait")
-    assert "latin.txt:2 is not UTF-8 text: invalid byte 0xe9 at offset 13; set strict=false" in complaint(tmp_path / "latin.txt")
+    assert "latin.txt:2 is not UTF-8 text: invalid byte 0xe9 at offset 13; set strict=false" in complaint(
+        tmp_path / "latin.txt"
+    )
 
 
 def test_unknown_suffix_empty_folder_and_glob_without_match(tmp_path):
@@ -125,7 +130,9 @@ def test_malformed_records(tmp_path):
 
 def test_missing_and_wrong_fields(tmp_path):
     path = write_jsonl(tmp_path / "a.jsonl", {"content": "x", "n": 3})
-    assert ":1 has no field 'contents'; the fields there: content, n; did you mean 'content'?" in complaint(path, field="contents")
+    assert ":1 has no field 'contents'; the fields there: content, n; did you mean 'content'?" in complaint(
+        path, field="contents"
+    )
     assert "field 'n' holds a int, not a text" in complaint(path, field="n")
     pairs = write_jsonl(tmp_path / "b.jsonl", {"prompt": "x", "response": "y"})
     assert "for pairs set field=response prompt_field=prompt" in complaint(pairs)

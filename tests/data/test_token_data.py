@@ -1,4 +1,5 @@
 """TokenData: batches, their order, resuming, ranks, validation and what it says of itself."""
+
 import json
 import math
 from itertools import islice
@@ -24,7 +25,13 @@ def data(corpus, stories, tmp_path):
     """Makes a prepared TokenData over the stories with the given options."""
 
     def make(**options):
-        options = {"tokenizer": Bytes(), "sequence_length": 16, "batch_size": 6, "cache_dir": str(tmp_path / "cache"), **options}
+        options = {
+            "tokenizer": Bytes(),
+            "sequence_length": 16,
+            "batch_size": 6,
+            "cache_dir": str(tmp_path / "cache"),
+            **options,
+        }
         made = TokenData(corpus(*stories), **options)
         made.prepare()
         return made
@@ -39,7 +46,9 @@ def steps(data, count):
 def test_batches_have_the_promised_form(data):
     for batch in (next(iter(data().train_dataloader())), next(iter(data().val_dataloader()))):
         assert set(batch) == {"tokens", "eligible", "attend", "prompt"}
-        assert batch["tokens"].dtype == torch.int64 and all(batch[k].dtype == torch.bool for k in ("eligible", "attend", "prompt"))
+        assert batch["tokens"].dtype == torch.int64 and all(
+            batch[k].dtype == torch.bool for k in ("eligible", "attend", "prompt")
+        )
         assert all(tensor.shape == (6, 16) for tensor in batch.values())
 
 
@@ -160,12 +169,16 @@ def test_a_second_prepare_reads_the_cache(data, monkeypatch):
 
 
 def test_a_corpus_shorter_than_a_row(data, tmp_path):
-    with pytest.raises(ValueError, match="^sequence_length=5000 is too long: the [0-9]+ (train|validation) documents have"):
+    with pytest.raises(
+        ValueError, match="^sequence_length=5000 is too long: the [0-9]+ (train|validation) documents have"
+    ):
         data(sequence_length=5000)
     assert not list((tmp_path / "cache").glob("*.tmp-*"))
 
 
-@pytest.mark.parametrize("options", [{"sequence_length": 1}, {"batch_size": 0}, {"validation_fraction": 1.0}, {"validation_rows": 0}])
+@pytest.mark.parametrize(
+    "options", [{"sequence_length": 1}, {"batch_size": 0}, {"validation_fraction": 1.0}, {"validation_rows": 0}]
+)
 def test_wrong_options_are_refused(options):
     with pytest.raises(ValueError, match=f"^{next(iter(options))}="):
         TokenData(PythonDocs(), Bytes(), **options)
@@ -201,7 +214,9 @@ def test_each_config_builds(file, tmp_path):
             made.check()
     else:
         made.check()
-    sources = [made.source] if "source" in node else [source for source in made.sources.values() if hasattr(source, "path")]
+    sources = (
+        [made.source] if "source" in node else [source for source in made.sources.values() if hasattr(source, "path")]
+    )
     assert made.seed == 1 and ("path" not in node or all(made.path == source.path == node.path for source in sources))
 
 
@@ -209,7 +224,9 @@ def file_of_questions(folder):
     """A file in SQuAD's layout."""
     one = {"id": "1", "question": "Where?", "answers": [{"text": "Rome", "answer_start": 3}]}
     paragraphs = [{"context": "In Rome.", "qas": [one]}]
-    (folder / "questions.json").write_text(json.dumps({"version": "1.1", "data": [{"title": "A", "paragraphs": paragraphs}]}))
+    (folder / "questions.json").write_text(
+        json.dumps({"version": "1.1", "data": [{"title": "A", "paragraphs": paragraphs}]})
+    )
     return folder / "questions.json"
 
 
@@ -245,7 +262,9 @@ def test_each_validation_row_knows_the_document_it_begins_in(data):
         expected.append(ended)
         ended += int((row == whole.vocab.end).sum())
     assert whole.validation_document.tolist() == expected and expected[-1] > 0
-    assert set(few.validation_document.tolist()) <= set(expected) and len(few.validation_document) == len(few.validation)
+    assert set(few.validation_document.tolist()) <= set(expected) and len(few.validation_document) == len(
+        few.validation
+    )
 
 
 # Contiguous streams -----------------------------------------------------------------------------------------------
@@ -331,7 +350,11 @@ def test_a_contiguous_run_resumes_exactly(stream, start):
 
 def test_the_order_changes_neither_cache_nor_validation(data, stream):
     plain, d = data(), stream(overlap=4)
-    assert d.fingerprint == plain.fingerprint and d.describe()["order"] == "contiguous" and plain.describe()["order"] == "shuffled"
+    assert (
+        d.fingerprint == plain.fingerprint
+        and d.describe()["order"] == "contiguous"
+        and plain.describe()["order"] == "shuffled"
+    )
     assert all(map(torch.equal, *([b["tokens"] for b in each.val_dataloader()] for each in (plain, d))))
 
 
@@ -346,7 +369,9 @@ def test_pairs_have_no_contiguous_order(corpus, tmp_path):
 def test_a_text_too_short_for_its_stretches(stream):
     rows = len(stream(batch_size=1).train)
     assert next(iter(stream(batch_size=rows).train_dataloader()))["tokens"].shape == (rows, 16)
-    line = f"^batch_size={rows + 1} is too large for order=contiguous: the {rows * 16} training tokens .* 15 tokens each"
+    line = (
+        f"^batch_size={rows + 1} is too large for order=contiguous: the {rows * 16} training tokens .* 15 tokens each"
+    )
     with pytest.raises(ValueError, match=line):
         stream(batch_size=rows + 1)
 
@@ -365,7 +390,12 @@ def test_a_wrong_order_or_overlap_is_refused(options, line):
 @pytest.mark.parametrize("name", ["python_docs", "smoke", "text"])
 def test_order_and_overlap_are_keys_of_the_command_line(name, tmp_path):
     (tmp_path / "some.txt").write_text("x")
-    words = [f"data={name}", "data.order=contiguous", "data.overlap=2", *([f"data.path={tmp_path / 'some.txt'}"] if name == "text" else [])]
+    words = [
+        f"data={name}",
+        "data.order=contiguous",
+        "data.overlap=2",
+        *([f"data.path={tmp_path / 'some.txt'}"] if name == "text" else []),
+    ]
     cfg = compose(words)
     assert (cfg.data.order, cfg.data.overlap) == ("contiguous", 2)
     with pytest.raises(UserError, match=r"data\.overlap=2 needs order=contiguous"):

@@ -1,10 +1,21 @@
 """Our own tokenizers: bytes and byte-level BPE."""
+
 import numpy as np
 import pytest
 
 from research_stack.data.tokenizers import ByteBPE, Bytes
 
-STRANGE = ["", " ", "\n\n\t x  ", "naïve 漢字 🙂👩‍👩‍👧", "a\r\nb\r", "<|mask|> ▒ ■ <s>", "\0\x1b\u200b\ufeff", "é" * 3000, "x" * 20_000]
+STRANGE = [
+    "",
+    " ",
+    "\n\n\t x  ",
+    "naïve 漢字 🙂👩‍👩‍👧",
+    "a\r\nb\r",
+    "<|mask|> ▒ ■ <s>",
+    "\0\x1b\u200b\ufeff",
+    "é" * 3000,
+    "x" * 20_000,
+]
 
 
 @pytest.fixture(scope="module")
@@ -31,7 +42,11 @@ def test_any_text_comes_back(codecs, name):
 def test_specials_come_last_and_vanish_in_decode(codecs, name):
     codec = codecs[name]
     vocab = codec.vocab
-    assert sorted(vocab.special) == [vocab.size - 3, vocab.size - 2, vocab.size - 1] == sorted({vocab.mask, vocab.pad, vocab.end})
+    assert (
+        sorted(vocab.special)
+        == [vocab.size - 3, vocab.size - 2, vocab.size - 1]
+        == sorted({vocab.mask, vocab.pad, vocab.end})
+    )
     a, b = codec.encode("a"), codec.encode("b")
     assert codec.decode([*a, vocab.mask, vocab.end, *b, vocab.pad]) == "ab"
 

@@ -1,4 +1,5 @@
 """Hugging Face tokenizers of three kinds, made and saved here."""
+
 import pytest
 import tokenizers
 from tokenizers import decoders, models, normalizers, pre_tokenizers, trainers
@@ -13,7 +14,10 @@ def byte_level(folder):
     tokenizer = tokenizers.Tokenizer(models.BPE())
     tokenizer.pre_tokenizer, tokenizer.decoder = pre_tokenizers.ByteLevel(add_prefix_space=False), decoders.ByteLevel()
     trainer = trainers.BpeTrainer(
-        vocab_size=300, special_tokens=["<eos>"], initial_alphabet=pre_tokenizers.ByteLevel.alphabet(), show_progress=False
+        vocab_size=300,
+        special_tokens=["<eos>"],
+        initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
+        show_progress=False,
     )
     tokenizer.train_from_iterator([TEXT] * 9, trainer)
     PreTrainedTokenizerFast(tokenizer_object=tokenizer, eos_token="<eos>").save_pretrained(folder)
@@ -22,7 +26,9 @@ def byte_level(folder):
 def metaspace(folder):
     tokenizer = tokenizers.Tokenizer(models.Unigram())
     tokenizer.pre_tokenizer, tokenizer.decoder = pre_tokenizers.Metaspace(), decoders.Metaspace()
-    trainer = trainers.UnigramTrainer(vocab_size=60, special_tokens=["<unk>", "<s>"], unk_token="<unk>", show_progress=False)
+    trainer = trainers.UnigramTrainer(
+        vocab_size=60, special_tokens=["<unk>", "<s>"], unk_token="<unk>", show_progress=False
+    )
     tokenizer.train_from_iterator([TEXT] * 9, trainer)
     PreTrainedTokenizerFast(tokenizer_object=tokenizer, unk_token="<unk>", bos_token="<s>").save_pretrained(folder)
 
@@ -32,7 +38,9 @@ def word_piece(folder):
     tokenizer.normalizer = normalizers.BertNormalizer()
     tokenizer.pre_tokenizer, tokenizer.decoder = pre_tokenizers.BertPreTokenizer(), decoders.WordPiece()
     names = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]"]
-    tokenizer.train_from_iterator([TEXT] * 9, trainers.WordPieceTrainer(vocab_size=80, special_tokens=names, show_progress=False))
+    tokenizer.train_from_iterator(
+        [TEXT] * 9, trainers.WordPieceTrainer(vocab_size=80, special_tokens=names, show_progress=False)
+    )
     kinds = dict(zip(("pad_token", "unk_token", "cls_token", "sep_token", "mask_token"), names, strict=True))
     PreTrainedTokenizerFast(tokenizer_object=tokenizer, **kinds).save_pretrained(folder)
 
@@ -70,7 +78,11 @@ def test_saved_codec_is_the_same_and_the_fingerprint_is_of_the_content(tmp_path)
     codec.save(tmp_path / "cache")
     again = choice.load(tmp_path / "cache")
     assert again.vocab == codec.vocab and again.encode(TEXT) == codec.encode(TEXT)
-    assert choice.fingerprint() == Pretrained(str(tmp_path / "b")).fingerprint() != Pretrained(str(tmp_path / "c")).fingerprint()
+    assert (
+        choice.fingerprint()
+        == Pretrained(str(tmp_path / "b")).fingerprint()
+        != Pretrained(str(tmp_path / "c")).fingerprint()
+    )
 
 
 def test_a_special_token_spelt_in_the_text_is_not_eligible_and_unknown_is_special(tmp_path):

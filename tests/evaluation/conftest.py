@@ -1,4 +1,5 @@
 """A small corpus and a denoiser whose likelihood is known."""
+
 from __future__ import annotations
 
 import contextlib
@@ -46,7 +47,9 @@ class Fixed:
 @pytest.fixture
 def data(tmp_path):
     """The stories in bytes, rows of 48."""
-    module = TokenData(Stories(), Bytes(), sequence_length=48, batch_size=8, validation_fraction=0.2, cache_dir=str(tmp_path / "cache"))
+    module = TokenData(
+        Stories(), Bytes(), sequence_length=48, batch_size=8, validation_fraction=0.2, cache_dir=str(tmp_path / "cache")
+    )
     module.prepare()
     return module
 
@@ -56,4 +59,12 @@ def context(data, tmp_path):
     """A run whose method predicts a fixed distribution."""
     corruption = Diffusion(Hybrid(p_u=0.1)).bind(data.vocab)
     method = Fixed(data.vocab, torch.zeros(data.vocab.size), corruption)
-    return Context(method, data, sampler=None, folder=tmp_path / "run", seed=1, device=torch.device("cpu"), autocast=contextlib.nullcontext)
+    return Context(
+        method,
+        data,
+        sampler=None,
+        folder=tmp_path / "run",
+        seed=1,
+        device=torch.device("cpu"),
+        autocast=contextlib.nullcontext,
+    )

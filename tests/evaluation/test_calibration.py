@@ -1,6 +1,7 @@
 """Agreement, intervals over documents, noise ceiling, calibration errors and controls: by hand, against peers, as
 laws.
 """
+
 import time
 import warnings
 
@@ -75,7 +76,14 @@ def test_constants_are_nan_without_a_warning():
         constant_prediction, constant_actual = agreement(tenth, rising), agreement(rising, tenth)
         single = agreement([2.0], [3.0])
     assert constant_prediction.r2 == pytest.approx(1 - (28 + 7 * 2.9**2) / 28)
-    assert np.isnan([constant_prediction.pearson, constant_prediction.spearman, constant_prediction.slope, constant_prediction.intercept]).all()
+    assert np.isnan(
+        [
+            constant_prediction.pearson,
+            constant_prediction.spearman,
+            constant_prediction.slope,
+            constant_prediction.intercept,
+        ]
+    ).all()
     assert np.isnan([constant_actual.r2, constant_actual.pearson, constant_actual.spearman]).all()
     assert (constant_actual.slope, constant_actual.intercept) == (0.0, pytest.approx(0.1))
     assert single.bias == -1.0 and single.n == 1 and np.isnan([single.r2, single.pearson, single.slope]).all()
@@ -193,7 +201,10 @@ def test_pairing_narrows_the_difference():
     rng = np.random.default_rng(6)
     predicted_n, actual_n, group_n = documents(rng, noise=3.0)
     other_n = predicted_n + 0.05 * rng.normal(size=len(group_n))
-    difference, single = r2_difference(predicted_n, other_n, actual_n, group_n), r2_interval(predicted_n, actual_n, group_n)
+    difference, single = (
+        r2_difference(predicted_n, other_n, actual_n, group_n),
+        r2_interval(predicted_n, actual_n, group_n),
+    )
     assert difference.high - difference.low < 0.3 * (single.high - single.low)
     assert r2_difference(predicted_n, predicted_n, actual_n, group_n) == pytest.approx((0, 0, 0), abs=1e-12)
 
@@ -233,7 +244,9 @@ def test_reliability_by_hand():
 
 def test_reliability_intervals_are_of_documents():
     predicted_n, actual_n, group_n = documents(np.random.default_rng(8))
-    for row, alone in zip(reliability(predicted_n, actual_n, 3, group_n), reliability(predicted_n, actual_n, 3), strict=True):
+    for row, alone in zip(
+        reliability(predicted_n, actual_n, 3, group_n), reliability(predicted_n, actual_n, 3), strict=True
+    ):
         assert (row.predicted, row.actual, row.count) == pytest.approx((alone.predicted, alone.actual, alone.count))
         assert row.high - row.low > 1.05 * (alone.high - alone.low)
     (one,) = reliability(predicted_n, actual_n, 1, group_n)
@@ -278,7 +291,9 @@ def test_expected_calibration_error_by_hand():
     # [0, .5): 0.2 against 0.5 (2); [.5, 1]: 0.8 against 2/3 (3); the two ends are in.
     assert expected_calibration_error(confidence_n, correct_n, bins=2) == pytest.approx((0.6 + 0.4) / 5)
     # By quantile, ties in one bin: {0, .4} and {.5}, with rank 3 in the upper half.
-    assert expected_calibration_error(confidence_n, correct_n, bins=5, equal_mass=True) == pytest.approx((0 + 0.6 + 0.5 + 0.1 + 1) / 5)
+    assert expected_calibration_error(confidence_n, correct_n, bins=5, equal_mass=True) == pytest.approx(
+        (0 + 0.6 + 0.5 + 0.1 + 1) / 5
+    )
     assert expected_calibration_error(np.array([0.1, 0.2]), np.array([0, 0]), 2, equal_mass=True) == pytest.approx(0.15)
     for bad in ([-0.1, 0.5], [0.5, 1.1]):
         with pytest.raises(ValueError, match="probabilities"):
@@ -329,7 +344,9 @@ def test_a_curve_on_few_distinct_values(values, knots):
     x_n = np.array(values) * 0.7
     y_n = np.arange(len(values)) % 3 + x_n
     curve = fit_curve(x_n, y_n, knots)
-    assert (np.diff(curve.knots_K) > 0).all() and np.isin(curve.knots_K, x_n).all() and np.abs(curve.values_K).max() < 100
+    assert (
+        (np.diff(curve.knots_K) > 0).all() and np.isin(curve.knots_K, x_n).all() and np.abs(curve.values_K).max() < 100
+    )
     if knots >= 2 * len(values):  # a knot at every value: their means
         np.testing.assert_allclose(curve.predict(x_n), [y_n[x_n == x].mean() for x in x_n], atol=1e-9)
     with pytest.raises(ValueError, match="knots=0"):

@@ -1,4 +1,5 @@
 """Metrics of decoding against histories written by hand. 9 is the mask."""
+
 import math
 
 import numpy as np
@@ -21,7 +22,9 @@ def test_states_by_hand():
 
 
 def test_changed_after_fill_by_hand():
-    assert changed_after_fill(HISTORY, GENERATED, M) == pytest.approx(1 / 3)  # position 1; position 3 came back the same
+    assert changed_after_fill(HISTORY, GENERATED, M) == pytest.approx(
+        1 / 3
+    )  # position 1; position 3 came back the same
     other = HISTORY.copy()
     other[-1, 0, 3] = 7
     assert changed_after_fill(other, GENERATED, M) == pytest.approx(2 / 3)

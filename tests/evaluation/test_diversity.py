@@ -1,4 +1,7 @@
-"""Diversity: the vectors of the definitions, sacrebleu and apted as peers, enumeration of edit scripts, what is undefined."""
+"""Diversity: the vectors of the definitions, sacrebleu and apted as peers, enumeration of edit scripts, what is
+undefined.
+"""
+
 import itertools
 import math
 import random
@@ -92,7 +95,9 @@ def test_units():
 
 
 def test_distinct_n_where_it_is_not_defined():
-    assert math.isnan(distinct_n(["a b c"], 1)) and math.isnan(distinct_n([], 1)) and math.isnan(distinct_n(["a", "b"], 2))
+    assert (
+        math.isnan(distinct_n(["a b c"], 1)) and math.isnan(distinct_n([], 1)) and math.isnan(distinct_n(["a", "b"], 2))
+    )
     assert distinct_n(["a b", "c d"], 2) == 1 and distinct_n(["a b", "a b"], 2) == 0.5
     with pytest.raises(ValueError, match="n=0"):
         distinct_n(["a", "b"], 0)
@@ -139,7 +144,9 @@ def test_a_zero_vector_has_no_direction():
     assert np.isnan(distance[1]).all() and np.isnan(distance[:, 1]).all() and distance[0, 2] == 1
     assert mean_cosine_distance([E1, 0 * E1, E2]) == 1 and math.isnan(mean_cosine_distance([E1, 0 * E1]))
     assert vendi_cosine([E1, 0 * E1, E2]) == pytest.approx(2) and math.isnan(vendi_cosine([E1, 0 * E1]))
-    assert math.isnan(mean_cosine_distance([E1])) and math.isnan(vendi_cosine([])) and math.isnan(mean_cosine_distance([]))
+    assert (
+        math.isnan(mean_cosine_distance([E1])) and math.isnan(vendi_cosine([])) and math.isnan(mean_cosine_distance([]))
+    )
     for wrong in ([[1.0, np.nan], [1, 2]], [1.0, 2.0]):
         with pytest.raises(ValueError, match="vectors_nD="):
             cosine_distances(np.array(wrong))
@@ -187,7 +194,9 @@ def tree(text):
 
 
 def by_mappings(a, b):
-    """The distance by its definition: over all mappings that keep ancestors and order, what is not mapped or is renamed."""
+    """The distance by its definition: over all mappings that keep ancestors and order, what is not mapped or is
+    renamed.
+    """
     n, m = len(a.labels), len(b.labels)
     best = n + m
 
@@ -215,7 +224,11 @@ def test_the_vectors_of_syntax():
     assert tree_distance(tree("f(d(ac(b))e)"), tree("f(c(d(ab))e)")) == 2
 
 
-shape = st.recursive(st.sampled_from("abc"), lambda inner: st.tuples(st.sampled_from("abc"), st.lists(inner, min_size=1, max_size=3)), max_leaves=4)
+shape = st.recursive(
+    st.sampled_from("abc"),
+    lambda inner: st.tuples(st.sampled_from("abc"), st.lists(inner, min_size=1, max_size=3)),
+    max_leaves=4,
+)
 
 
 def written(node):
@@ -235,9 +248,18 @@ def test_tree_distance_by_its_definition(first, second, third):
 
 
 PROGRAMS = [
-    "def f(a, b):\n    return a * b + 1", "def g(x, y=2):\n    z = x\n    for i in range(y):\n        z += i\n    return z", "lambda x: x",
-    "[f(i) for i in range(10) if i % 2]", "class A(B):\n    '''text'''\n    x: int = 3\n", "try:\n    f()\nexcept E as e:\n    raise", "1",
-    "(3*4)+1", "x = {'a': 1, **b}; print(x['a'], sep='')", "with open(p) as f:\n    g(f.read())\n    global h", "", "3*(4+1)",
+    "def f(a, b):\n    return a * b + 1",
+    "def g(x, y=2):\n    z = x\n    for i in range(y):\n        z += i\n    return z",
+    "lambda x: x",
+    "[f(i) for i in range(10) if i % 2]",
+    "class A(B):\n    '''text'''\n    x: int = 3\n",
+    "try:\n    f()\nexcept E as e:\n    raise",
+    "1",
+    "(3*4)+1",
+    "x = {'a': 1, **b}; print(x['a'], sep='')",
+    "with open(p) as f:\n    g(f.read())\n    global h",
+    "",
+    "3*(4+1)",
 ]
 
 
@@ -274,7 +296,13 @@ def test_trees_of_programs():
     assert tree_of("a + b") == Tree(("Name", "Add", "Name", "BinOp", "Expr", "Module"), (0, 1, 2, 0, 0, 0))
     assert tree_of("(c  -\n 2)") == tree_of("  x - 3  # what for\n") != tree_of("x - y")
     assert tree_of("x = 1") != tree_of("x") and tree_of("a + b", "values") != tree_of("a + c", "values")
-    for one, other in [("f(x=1)", "f(y=1)"), ("a.b", "a.c"), ("1", "1.0"), ("import a", "import b"), ("def f(): global a", "def f(): global b")]:
+    for one, other in [
+        ("f(x=1)", "f(y=1)"),
+        ("a.b", "a.c"),
+        ("1", "1.0"),
+        ("import a", "import b"),
+        ("def f(): global a", "def f(): global b"),
+    ]:
         assert tree_of(one) == tree_of(other) and tree_of(one, "values") != tree_of(other, "values")
     for text in ("1 +", "a\0b", "(" * 300 + ")" * 300, "9" * 5000, "+".join("a" * 5000), "\ud800", "the cat sat"):
         assert tree_of(text) is None
@@ -343,7 +371,8 @@ def test_per_prompt_and_pooled_are_different_things():
     assert per_prompt(distinct_kinds, texts).value == 1
 
 
-
 def test_it_needs_no_torch():
-    code = "import sys; from research_stack.evaluation import diversity, passk, pareto; assert 'torch' not in sys.modules"
+    code = (
+        "import sys; from research_stack.evaluation import diversity, passk, pareto; assert 'torch' not in sys.modules"
+    )
     subprocess.run([sys.executable, "-c", code], check=True)

@@ -1,4 +1,5 @@
 """What task=export writes: a folder of transformers or PEFT that gives the same ids and the same logits."""
+
 from __future__ import annotations
 
 import json
@@ -35,7 +36,10 @@ def stirred(model):
 
 def test_our_transformer_is_a_llama_or_a_qwen3_with_the_same_logits(tmp_path):
     ids = torch.randint(37, (3, 20), generator=torch.Generator().manual_seed(1))
-    shapes = {"LlamaForCausalLM": [{}, {"kv_heads": 2, "tie_embeddings": False, "ffn_dim": 40}], "Qwen3ForCausalLM": [{"qk_norm": True, "kv_heads": 1}]}
+    shapes = {
+        "LlamaForCausalLM": [{}, {"kv_heads": 2, "tie_embeddings": False, "ffn_dim": 40}],
+        "Qwen3ForCausalLM": [{"qk_norm": True, "kv_heads": 1}],
+    }
     for kind, shape in ((k, s) for k, several in shapes.items() for s in several):
         model = stirred(Transformer(40, dim=32, layers=2, heads=4, causal=True, max_length=24, **shape))
         model.to_transformers(VOCAB).save_pretrained(tmp_path / "model")
@@ -46,8 +50,13 @@ def test_our_transformer_is_a_llama_or_a_qwen3_with_the_same_logits(tmp_path):
 
 
 def test_what_no_class_of_transformers_does_is_named():
-    for key, shape in {"causal=false": {"causal": False}, "positions=learned": {"positions": "learned"}, "activation=relu2": {"activation": "relu2"},
-                       "time_conditioning=true": {"time_conditioning": True}, "condition_dim=4": {"condition_dim": 4, "keep_size": False}}.items():
+    for key, shape in {
+        "causal=false": {"causal": False},
+        "positions=learned": {"positions": "learned"},
+        "activation=relu2": {"activation": "relu2"},
+        "time_conditioning=true": {"time_conditioning": True},
+        "condition_dim=4": {"condition_dim": 4, "keep_size": False},
+    }.items():
         model = Transformer(40, dim=32, layers=1, heads=2, **{"causal": True, **shape})
         with pytest.raises(ValueError, match=f"^{key} has no counterpart"):
             model.to_transformers(VOCAB)
@@ -61,13 +70,20 @@ def test_our_tokenizers_give_the_same_ids_in_transformers(tmp_path):
         assert [again(text)["input_ids"] for text in texts] == [codec.encode(text) for text in texts]
         assert [again.decode(codec.encode(text)) for text in texts] == texts
         vocab = codec.vocab
-        assert (again.mask_token_id, again.pad_token_id, again.eos_token_id, len(again)) == (vocab.mask, vocab.pad, vocab.end, vocab.size)
+        assert (again.mask_token_id, again.pad_token_id, again.eos_token_id, len(again)) == (
+            vocab.mask,
+            vocab.pad,
+            vocab.end,
+            vocab.size,
+        )
 
 
 def test_modules_to_save_are_trained_kept_and_switched_off_with_the_adapters(tmp_path):
     folder = pretrained_models.qwen(tmp_path / "qwen", tied=False)
     model = PretrainedCausal(300, str(folder), lora=LoRA(rank=2, modules_to_save=["lm_head"]))
-    assert {name for name in model.kept_names() if "lora_" not in name} == {"model.base_model.model.lm_head.modules_to_save.default.weight"}
+    assert {name for name in model.kept_names() if "lora_" not in name} == {
+        "model.base_model.model.lm_head.modules_to_save.default.weight"
+    }
     ids = torch.arange(12).view(2, 6)
     with torch.no_grad():
         base = model.head(model.read(ids))
@@ -89,13 +105,32 @@ def test_modules_to_save_are_trained_kept_and_switched_off_with_the_adapters(tmp
 def test_adapters_of_a_run_go_out_to_peft_and_a_policy_to_transformers(tmp_path, monkeypatch, capfd):
     monkeypatch.chdir(tmp_path)
     chats = tmp_path / "chats.jsonl"
-    rows = [{"messages": [{"role": "user", "content": f"{i} + 3 ?"}, {"role": "assistant", "content": f"{i + 3} ."}]} for i in range(60)]
+    rows = [
+        {"messages": [{"role": "user", "content": f"{i} + 3 ?"}, {"role": "assistant", "content": f"{i + 3} ."}]}
+        for i in range(60)
+    ]
     chats.write_text("\n".join(map(json.dumps, rows)))
     folder = pretrained_models.qwen(tmp_path / "qwen")
-    lora = ["experiment=sft", "data=instructions", f"data.path={chats}", "data/tokenizer=pretrained", f"data.tokenizer.path={folder}",
-            "data.sequence_length=64", "data.validation_fraction=0.2", "model=hf_causal_lora", f"model.path={folder}", "model.dtype=float32", "eval=none", "callbacks=default",
-            "optimization.optimizer=adamw", "optimization.lr=.01"]
-    for overrides, written in ((lora, "adapter_config.json"), (["experiment=sft", "eval=none", "callbacks=default"], "config.json")):
+    lora = [
+        "experiment=sft",
+        "data=instructions",
+        f"data.path={chats}",
+        "data/tokenizer=pretrained",
+        f"data.tokenizer.path={folder}",
+        "data.sequence_length=64",
+        "data.validation_fraction=0.2",
+        "model=hf_causal_lora",
+        f"model.path={folder}",
+        "model.dtype=float32",
+        "eval=none",
+        "callbacks=default",
+        "optimization.optimizer=adamw",
+        "optimization.lr=.01",
+    ]
+    for overrides, written in (
+        (lora, "adapter_config.json"),
+        (["experiment=sft", "eval=none", "callbacks=default"], "config.json"),
+    ):
         result = run(compose(*overrides, "debug=smoke"), tmp_path / f"run of {written}")
         assert main(["task=export", f"run={result.folder}"]) == 0
         folder = result.folder / "export" / "hf"
@@ -108,7 +143,11 @@ def test_a_denoiser_is_refused_in_one_line(tmp_path, monkeypatch, capfd):
     monkeypatch.chdir(tmp_path)
     result = run(compose("debug=smoke", "model=smoke", "data=smoke", "eval=none"), tmp_path / "denoiser")
     assert main(["task=export", f"run={result.folder}"]) == 2
-    assert capfd.readouterr().err.splitlines()[-1].startswith("research-stack: error: task=export: model.causal=false has no counterpart")
+    assert (
+        capfd.readouterr()
+        .err.splitlines()[-1]
+        .startswith("research-stack: error: task=export: model.causal=false has no counterpart")
+    )
     assert not (result.folder / "export" / "hf").exists()
 
 

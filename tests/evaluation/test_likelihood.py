@@ -1,4 +1,5 @@
 """The likelihood evaluation: values with a closed form, its interval, what it writes."""
+
 import csv
 import math
 
@@ -34,7 +35,8 @@ def test_few_documents_are_told(caplog):
     warn_few([3, 3, 8, 9], "documents")
     warn_few(range(5), "documents")
     assert [record.getMessage() for record in caplog.records] == [
-        "Numbers over 3 documents: their intervals may be too narrow; 95 % is meant from 5 documents on."]
+        "Numbers over 3 documents: their intervals may be too narrow; 95 % is meant from 5 documents on."
+    ]
     assert few_words(1, "prompts").startswith("Numbers over 1 prompt: they have no interval")
 
 
@@ -113,9 +115,17 @@ def test_the_table_says_what_each_number_is(context):
     found = Likelihood(processes=["matched", "absorbing", "uniform", "hybrid"], samples=1)(context)
     rows = list(csv.DictReader((context.folder / "tables" / "likelihood.csv").open()))
     kinds = {row["name"]: row["kind"] for row in rows}
-    assert list(kinds) == ["hybrid p_u=0.1 (matched)", "absorbing", "uniform", "unigram", "trigram"]  # hybrid is the matched one
+    assert list(kinds) == [
+        "hybrid p_u=0.1 (matched)",
+        "absorbing",
+        "uniform",
+        "unigram",
+        "trigram",
+    ]  # hybrid is the matched one
     bounds = [row for row in rows if row["kind"].startswith("upper bound")]
-    assert len(bounds) == 3 and [row for row in rows if "headline" in row["kind"]] == bounds[:1]  # the first, not the smallest
+    assert (
+        len(bounds) == 3 and [row for row in rows if "headline" in row["kind"]] == bounds[:1]
+    )  # the first, not the smallest
     assert float(bounds[0]["nats_per_token"]) == pytest.approx(found["bound"], abs=1e-5)
     assert {row["documents"] for row in rows} == {str(len(np.unique(context.data.validation_document)))}
     assert {row["tokens"] for row in rows} == {str(int(context.data.validation.eligible.sum()))}

@@ -1,4 +1,5 @@
 """N-gram baselines against counts made by hand."""
+
 import numpy as np
 import pytest
 
@@ -67,11 +68,14 @@ def test_only_scored_positions_count_and_separators_are_context():
     scored[1, 2] = False
     baseline = Baseline(3, stream, VOCAB)
     one, two, three = baseline.models
+
     def by_hand(u, v, w, model):
         return -np.log(model.probabilities(np.array([u]), np.array([v]), np.array([w])))[0]
 
-    expected = [by_hand(NOTHING, NOTHING, B, one) + by_hand(NOTHING, B, C, two) + by_hand(END, END, A, three),
-                by_hand(NOTHING, NOTHING, A, one) + by_hand(NOTHING, A, B, two)]
+    expected = [
+        by_hand(NOTHING, NOTHING, B, one) + by_hand(NOTHING, B, C, two) + by_hand(END, END, A, three),
+        by_hand(NOTHING, NOTHING, A, one) + by_hand(NOTHING, A, B, two),
+    ]
     np.testing.assert_allclose(baseline.nats(rows, scored), expected)
     assert baseline.nats(rows, scored & False).tolist() == [0, 0]
 

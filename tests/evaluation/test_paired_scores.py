@@ -1,4 +1,5 @@
 """Paired comparisons: against enumeration, against scipy."""
+
 import itertools
 import math
 
@@ -26,7 +27,10 @@ def scores_of(n=400, seed=0):
 @settings(max_examples=150, deadline=None)
 def test_sign_flips_by_enumeration(differences):
     observed = abs(sum(differences))
-    sums = [abs(sum(s * d for s, d in zip(signs, differences, strict=True))) for signs in itertools.product((1, -1), repeat=len(differences))]
+    sums = [
+        abs(sum(s * d for s, d in zip(signs, differences, strict=True)))
+        for signs in itertools.product((1, -1), repeat=len(differences))
+    ]
     expected = np.mean([total >= observed - 1e-9 for total in sums])
     assert sign_flip(differences) == pytest.approx(expected, abs=1e-12)
 
@@ -41,7 +45,9 @@ def test_right_and_wrong_answers_alone_are_a_binomial_test():
 
 def test_random_flips_are_those_of_scipy_and_repeatable():
     difference_n = np.random.default_rng(0).normal(0.12, 1, size=300)
-    expected = scipy.stats.permutation_test((difference_n,), np.mean, permutation_type="samples", n_resamples=10_000, rng=1).pvalue
+    expected = scipy.stats.permutation_test(
+        (difference_n,), np.mean, permutation_type="samples", n_resamples=10_000, rng=1
+    ).pvalue
     found = sign_flip(difference_n, flips=10_000)
     assert found == pytest.approx(expected, abs=0.015) and 0.01 < found < 0.2
     assert sign_flip(difference_n, seed=3) == sign_flip(difference_n, seed=3) != sign_flip(difference_n, seed=4)

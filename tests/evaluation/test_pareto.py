@@ -1,4 +1,5 @@
 """The front by hand and its defining properties."""
+
 import numpy as np
 import pytest
 

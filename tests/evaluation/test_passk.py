@@ -1,4 +1,7 @@
-"""pass@k and selectors against enumeration of all subsets, the vectors of the definitions, and the laws of the ratios."""
+"""pass@k and selectors against enumeration of all subsets, the vectors of the definitions, and the laws of the
+ratios.
+"""
+
 import itertools
 import math
 from fractions import Fraction
@@ -60,7 +63,10 @@ def test_it_broadcasts():
     np.testing.assert_allclose(table, [[pass_at_k(n, 3, k) for k in (1, 2, 5)] for n in (10, 20)])
 
 
-@pytest.mark.parametrize("n, c, k, name", [(5, 6, 1, "c"), (5, -1, 1, "c"), (5, 2, 6, "k"), (5, 2, 0, "k"), (5.0, 2, 1, "n"), (5, 2, 1.5, "k")])
+@pytest.mark.parametrize(
+    "n, c, k, name",
+    [(5, 6, 1, "c"), (5, -1, 1, "c"), (5, 2, 6, "k"), (5, 2, 0, "k"), (5.0, 2, 1, "n"), (5, 2, 1.5, "k")],
+)
 def test_counts_that_cannot_be(n, c, k, name):
     for function in (pass_at_k, pass_hat_k):
         with pytest.raises(ValueError, match=f"^{name}=.* must"):
@@ -121,7 +127,9 @@ def test_a_collapsed_curve_and_a_full_one():
     assert np.isnan(der({1: 0.0, 4: 0.0})[4])
 
 
-@pytest.mark.parametrize("at", [{2: 0.5}, {1: 0.5, 2: 0.4}, {1: 0.2, 2: 0.5}, {1: 0.5, 4: 1.1}, {1: -0.1, 2: -0.1}, {1: float("nan")}])
+@pytest.mark.parametrize(
+    "at", [{2: 0.5}, {1: 0.5, 2: 0.4}, {1: 0.2, 2: 0.5}, {1: 0.5, 4: 1.1}, {1: -0.1, 2: -0.1}, {1: float("nan")}]
+)
 def test_what_is_no_curve(at):
     for function in (der, normalised_der):
         with pytest.raises(ValueError, match="^at="):
@@ -188,7 +196,9 @@ def test_selectors_over_prompts():
     table = selection(noisy, quality, 4)
     assert list(table) == ["picked", "oracle", "random", "regret"]
     assert table["random"].value + 0.3 < table["picked"].value < table["oracle"].value - 0.1
-    assert table["oracle"].value == pytest.approx(np.mean([np.sort(q) @ [math.comb(i, 3) / math.comb(len(q), 4) for i in range(len(q))] for q in quality]))
+    assert table["oracle"].value == pytest.approx(
+        np.mean([np.sort(q) @ [math.comb(i, 3) / math.comb(len(q), 4) for i in range(len(q))] for q in quality])
+    )
     assert table["regret"].value == pytest.approx(table["oracle"].value - table["picked"].value)
     width = {name: band.high - band.low for name, band in table.items()}
     assert width["regret"] < 0.8 * width["oracle"]  # paired

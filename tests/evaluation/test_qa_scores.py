@@ -1,4 +1,5 @@
 """Exact match and F1 against the vectors of the official scripts, FirstTok@k against sorting."""
+
 import math
 import re
 import string
@@ -35,7 +36,10 @@ VECTORS = [  # prediction, gold, SQuAD EM, F1, HotpotQA EM, F1
 def test_the_vectors(prediction, gold, em, score, hotpot_em, hotpot_score):
     for rule in ("squad", "squad_v2"):
         assert (exact(prediction, [gold], rule), f1(prediction, [gold], rule)) == (em, pytest.approx(score, abs=1e-12))
-    assert (exact(prediction, [gold], "hotpotqa"), f1(prediction, [gold], "hotpotqa")) == (hotpot_em, pytest.approx(hotpot_score, abs=1e-12))
+    assert (exact(prediction, [gold], "hotpotqa"), f1(prediction, [gold], "hotpotqa")) == (
+        hotpot_em,
+        pytest.approx(hotpot_score, abs=1e-12),
+    )
 
 
 @pytest.mark.exact
@@ -62,7 +66,9 @@ def written_out(text):
     return " ".join(re.sub(re.compile(r"\b(a|an|the)\b", re.UNICODE), " ", lowered).split())
 
 
-words = st.lists(st.sampled_from(["a", "the", "fox", "Fox,", "red", "yes", "no", "é", "-", "an."]), max_size=6).map(" ".join)
+words = st.lists(st.sampled_from(["a", "the", "fox", "Fox,", "red", "yes", "no", "é", "-", "an."]), max_size=6).map(
+    " ".join
+)
 
 
 @given(words | st.text(max_size=20), words)
@@ -82,7 +88,9 @@ def test_laws_of_the_scores(prediction, gold):
         if word in rest:
             rest.remove(word)
             common += 1
-    expected = 2 * (common / len(left)) * (common / len(right)) / (common / len(left) + common / len(right)) if common else 0
+    expected = (
+        2 * (common / len(left)) * (common / len(right)) / (common / len(left) + common / len(right)) if common else 0
+    )
     assert f1(prediction, [gold], "squad") == pytest.approx(expected)
 
 
@@ -125,13 +133,19 @@ def test_the_vectors_of_first_tokens():
 @given(st.integers(1, 12), st.data())
 @settings(max_examples=200, deadline=None)
 def test_first_tokens_by_sorting(size, data):
-    logits = np.array(data.draw(st.lists(st.integers(-3, 3), min_size=size, max_size=size)), dtype=np.float32)  # with ties
+    logits = np.array(
+        data.draw(st.lists(st.integers(-3, 3), min_size=size, max_size=size)), dtype=np.float32
+    )  # with ties
     ids = data.draw(st.sets(st.integers(0, size - 1), min_size=1))
     order = sorted(range(size), key=lambda i: (-logits[i], i))
     ks = (1, 2, 5, 20)
     found = first_token_at(logits[None], [ids], ks)[0]
     assert found.tolist() == [float(bool(ids & set(order[:k]))) for k in ks]
-    assert first_token_at(logits[None], [{int(logits.argmax())}])[0].tolist() == [1, 1, 1]  # what greedy decoding takes is at 1
+    assert first_token_at(logits[None], [{int(logits.argmax())}])[0].tolist() == [
+        1,
+        1,
+        1,
+    ]  # what greedy decoding takes is at 1
 
 
 def test_a_reader_that_finds_all_alike_is_not_right():

@@ -1,4 +1,5 @@
 """Samples with a sampler that follows a script: rows, films, metrics."""
+
 import json
 from types import SimpleNamespace
 
@@ -50,7 +51,11 @@ def test_rows_films_and_metrics(context):
     assert shown == ["▒▒▒▒", "ab▒▒", "abcd", "zbcd"]
     assert film["frames"][1]["confidence"] == pytest.approx([0.123] * 4)
     names = [[film["states"][code] for code in frame["states"]] for frame in film["frames"]]
-    assert names[1:] == [["filled", "filled", "mask", "mask"], ["kept", "kept", "filled", "filled"], ["changed", "kept", "kept", "kept"]]
+    assert names[1:] == [
+        ["filled", "filled", "mask", "mask"],
+        ["kept", "kept", "filled", "filled"],
+        ["changed", "kept", "kept", "kept"],
+    ]
 
 
 def test_prompts_are_shown_but_not_measured(context):

@@ -1,4 +1,5 @@
 """Risk and coverage against all orders by brute force; Learn then Test against exact laws and by simulation."""
+
 import itertools
 import math
 from fractions import Fraction
@@ -87,7 +88,9 @@ def test_hoeffding_bentkus_by_hand():
     kl = 0.05 * np.log(0.5) + 0.95 * np.log(0.95 / 0.9)
     bentkus = np.e * scipy.stats.binom.cdf(5, 100, 0.1)
     assert bentkus < np.exp(-100 * kl) and p_value(5.0, 100, 0.1, binary=False) == pytest.approx(bentkus)
-    kl = 0.041 * np.log(0.41) + 0.959 * np.log(0.959 / 0.9)  # a sum of 4.1 is rounded up to 5 by Bentkus: Hoeffding is smaller
+    kl = 0.041 * np.log(0.41) + 0.959 * np.log(
+        0.959 / 0.9
+    )  # a sum of 4.1 is rounded up to 5 by Bentkus: Hoeffding is smaller
     assert np.exp(-100 * kl) < bentkus and p_value(4.1, 100, 0.1, binary=False) == pytest.approx(np.exp(-100 * kl))
     assert p_value(0.0, 30, 0.2, binary=False) == pytest.approx(0.8**30)
     assert p_value(20.0, 30, 0.2, binary=False) == pytest.approx(1.0)
@@ -186,12 +189,16 @@ SLACK = 3 * np.sqrt(DELTA * (1 - DELTA) / RUNS)
 
 def any_order(score_n, loss_n, thresholds):
     """The mutant: the most lax threshold that passes, whatever failed before it."""
-    passed = [t for t in thresholds if p_value(loss_n[score_n <= t].sum(), int((score_n <= t).sum()), RISK, True) <= DELTA]
+    passed = [
+        t for t in thresholds if p_value(loss_n[score_n <= t].sum(), int((score_n <= t).sum()), RISK, True) <= DELTA
+    ]
     return max(passed, default=None)
 
 
 def test_the_guarantee_at_the_edge():
-    """Every threshold has a risk just above the limit: anything but None is an error, at most delta of them are allowed."""
+    """Every threshold has a risk just above the limit: anything but None is an error, at most delta of them are
+    allowed.
+    """
     rng, errors, of_mutant = np.random.default_rng(2), 0, 0
     thresholds = np.linspace(0.1, 1, 25)
     for run in range(RUNS):
@@ -206,7 +213,9 @@ def test_the_guarantee_at_the_edge():
 
 @pytest.mark.parametrize("binary, split", [(True, True), (True, False), (False, True)])
 def test_the_guarantee_where_the_risk_grows(binary, split):
-    """Scores uniform, E[loss | score] = 0.3 score: the risk of score <= t is 0.15 t, above the limit from t = 2/3 on."""
+    """Scores uniform, E[loss | score] = 0.3 score: the risk of score <= t is 0.15 t, above the limit from t = 2/3
+    on.
+    """
     rng, found = np.random.default_rng(3), []
     for seed in range(RUNS):
         score_n = rng.random(600)
@@ -257,10 +266,15 @@ def test_one_position_of_each_document():
     assert len(one_per_group(group_n[:0], 0)) == 0
 
 
-# ------------------------------------------------------------------------------------------------- conformal risk control
+# ------------------------------------------------------------------------------------------------- conformal risk
+# control
 def test_conformal_threshold_by_hand():
     # two documents of 2 and 4 positions; at t = 0.3: losses 1/2 and 1/4, (3/4 + 1) / 3 = 0.5833
-    score, loss, group = np.array([0.1, 0.9, 0.2, 0.3, 0.8, 0.8]), np.array([1, 1, 0, 1, 1, 0]), np.array([0, 0, 7, 7, 7, 7])
+    score, loss, group = (
+        np.array([0.1, 0.9, 0.2, 0.3, 0.8, 0.8]),
+        np.array([1, 1, 0, 1, 1, 0]),
+        np.array([0, 0, 7, 7, 7, 7]),
+    )
     assert selective.conformal_threshold(score, loss, group, 0.59) == 0.3
     assert selective.conformal_threshold(score, loss, group, 0.58) == 0.2
     assert selective.conformal_threshold(score, loss, group, 0.49) is None

@@ -1,4 +1,5 @@
 """The bound against closed forms, enumeration and dynamic programming (oracles 1 to 5, 8 and 9 of the definitions)."""
+
 from __future__ import annotations
 
 import itertools
@@ -15,7 +16,15 @@ from research_stack.streams import Draws
 
 pytestmark = pytest.mark.exact
 
-PROCESSES = [Absorbing(), Hybrid(p_u=0.0), Hybrid(p_u=0.05), Hybrid(p_u=0.2), Hybrid(p_u=0.7), Hybrid(p_u=0.95), Uniform()]
+PROCESSES = [
+    Absorbing(),
+    Hybrid(p_u=0.0),
+    Hybrid(p_u=0.05),
+    Hybrid(p_u=0.2),
+    Hybrid(p_u=0.7),
+    Hybrid(p_u=0.95),
+    Uniform(),
+]
 
 
 def exact_single(process, p, x):
@@ -79,7 +88,9 @@ def test_estimator_matches_log_vocabulary_for_a_uniform_predictor_at_any_length(
     n, rows = 200, 2048
     for length in (1, 7):
         denoiser = toy.Denoiser(n, lambda z, t: torch.zeros(*z.shape, n))
-        tokens = torch.randint(toy.OFFSET, n + toy.OFFSET, (rows, length), generator=torch.Generator().manual_seed(length))
+        tokens = torch.randint(
+            toy.OFFSET, n + toy.OFFSET, (rows, length), generator=torch.Generator().manual_seed(length)
+        )
         eligible = torch.ones_like(tokens, dtype=torch.bool)
         nats = nelbo(denoiser, process, tokens, eligible, Draws(5, "bound", total=rows), samples=4)
         error = float(nats.std() / math.sqrt(rows))
@@ -96,14 +107,19 @@ def test_sum_over_subsets_of_true_conditionals_is_the_log_probability():
         assert toy.by_subsets(toy.conditionals(law), x, 3) == pytest.approx(-math.log(law[tuple(x)]), abs=1e-6)
 
 
-@pytest.mark.parametrize("estimator", [
-    lambda *a: nelbo(a[0], Absorbing(), *a[1:], samples=2), lambda *a: fixed_k_nelbo(*a, samples=2)], ids=["arcsine", "fixed k"])
+@pytest.mark.parametrize(
+    "estimator",
+    [lambda *a: nelbo(a[0], Absorbing(), *a[1:], samples=2), lambda *a: fixed_k_nelbo(*a, samples=2)],
+    ids=["arcsine", "fixed k"],
+)
 def test_estimators_of_the_absorbing_bound_agree_with_the_log_probability(estimator):
     law, rows = toy.joint(3, 3, seed=1), 4000
     denoiser = toy.Denoiser(3, toy.conditionals(law))
     for x in toy.sequences(3, 3)[::5]:
         tokens = toy.ids(x, 3).expand(rows, 3)
-        nats = estimator(denoiser, tokens, torch.ones_like(tokens, dtype=torch.bool), Draws(7, str(x.tolist()), total=rows))
+        nats = estimator(
+            denoiser, tokens, torch.ones_like(tokens, dtype=torch.bool), Draws(7, str(x.tolist()), total=rows)
+        )
         # Stratification only lowers the error of the mean, so the interval of independent rows is wide enough.
         assert abs(float(nats.mean()) + math.log(law[tuple(x)])) < 4 * float(nats.std()) / math.sqrt(rows)
 
@@ -161,7 +177,7 @@ def test_posterior_in_place_of_leave_one_out_loosens_the_bound_and_conversion_re
         posterior = to_posterior(flat, toy.ids(z_n, n), process, t, vocab, rest)
         back = to_leave_one_out(posterior, toy.ids(z_n, n), process, t, vocab, rest)
         for name, logits in (("leave_one_out", flat), ("posterior", posterior), ("converted", back)):
-            values = toy.integrand(process, logits[:, toy.OFFSET:], torch.zeros_like(z_n), z_n, t, rest)
+            values = toy.integrand(process, logits[:, toy.OFFSET :], torch.zeros_like(z_n), z_n, t, rest)
             totals[name] += float((dt * q[:, 0, z] * values).sum())
     assert totals["leave_one_out"] == pytest.approx(math.log(4), abs=1e-9)
     assert totals["converted"] == pytest.approx(math.log(4), abs=1e-9)
@@ -180,9 +196,9 @@ def test_posteriors_are_leave_one_out_times_the_marginal(process):
         weight = law * q[:, z[0]][:, None] * q[:, z[1]][None]
         exact = weight.sum(1) / weight.sum()
         logits = torch.full((1, n + toy.OFFSET), -torch.inf, dtype=torch.float64)
-        logits[0, toy.OFFSET:] = toy.leave_one_out(law, z, 0, q).log()
+        logits[0, toy.OFFSET :] = toy.leave_one_out(law, z, 0, q).log()
         posterior = to_posterior(logits, toy.ids(z[:1], n), process, t, vocab)
-        assert torch.allclose(posterior.softmax(1)[0, toy.OFFSET:], exact, atol=1e-12)
+        assert torch.allclose(posterior.softmax(1)[0, toy.OFFSET :], exact, atol=1e-12)
         back = to_leave_one_out(posterior, toy.ids(z[:1], n), process, t, vocab)
         assert torch.allclose(back.softmax(1), logits.softmax(1), atol=1e-12)
 
@@ -194,9 +210,11 @@ def test_a_denoiser_of_posteriors_gets_the_same_bound_as_one_of_leave_one_out_pr
 
     def posterior(z, t):
         logits = torch.full((z.numel(), n + toy.OFFSET), -torch.inf, dtype=torch.float64)
-        logits[:, toy.OFFSET:] = log_p
+        logits[:, toy.OFFSET :] = log_p
         level = t.double().clamp(1e-30, 1 - 1e-7)[:, None].expand_as(z).reshape(-1)
-        return to_posterior(logits, toy.ids(z.reshape(-1), n), process, level, vocab)[:, toy.OFFSET:].reshape(*z.shape, n)
+        return to_posterior(logits, toy.ids(z.reshape(-1), n), process, level, vocab)[:, toy.OFFSET :].reshape(
+            *z.shape, n
+        )
 
     tokens = toy.ids(torch.tensor([[0, 1]]), n).expand(rows, 2)
     eligible = torch.ones_like(tokens, dtype=torch.bool)
@@ -205,7 +223,9 @@ def test_a_denoiser_of_posteriors_gets_the_same_bound_as_one_of_leave_one_out_pr
     values = [nelbo(d, process, tokens, eligible, Draws(3, total=rows)) for d in (one, other)]
     # The denoiser sees t in float32, which cannot tell the last levels below 1 apart.
     assert float(torch.isclose(*values, rtol=1e-2, atol=1e-3).double().mean()) > 0.99
-    assert float(values[0].mean()) == pytest.approx(-float(log_p[0] + log_p[1]), abs=4 * float(values[0].std()) / math.sqrt(rows))
+    assert float(values[0].mean()) == pytest.approx(
+        -float(log_p[0] + log_p[1]), abs=4 * float(values[0].std()) / math.sqrt(rows)
+    )
 
 
 # Fixed k ------------------------------------------------------------------------------------------------------------------
@@ -230,7 +250,8 @@ def test_number_of_masks_is_exactly_uniform(length):
     assert counts.tolist() == [0] + [40] * length  # stratified over a multiple of L rows, each k comes equally often
 
 
-# Against the exact likelihood of the sampler --------------------------------------------------------------------------------
+# Against the exact likelihood of the sampler
+# --------------------------------------------------------------------------------
 
 
 def likelihood(process, predict, steps):
@@ -271,16 +292,24 @@ def test_exact_likelihood_is_never_below_the_bound(process, seed):
 # Schedules ------------------------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("schedule", [
-    lambda s: s, lambda s: s**3, lambda s: torch.sin(math.pi * s / 2) ** 2, lambda s: 1 - torch.cos(math.pi * s / 2),
-    lambda s: 1 - (1 - s) ** 2], ids=["linear", "cubic", "arcsine", "cosine", "quadratic"])
+@pytest.mark.parametrize(
+    "schedule",
+    [
+        lambda s: s,
+        lambda s: s**3,
+        lambda s: torch.sin(math.pi * s / 2) ** 2,
+        lambda s: 1 - torch.cos(math.pi * s / 2),
+        lambda s: 1 - (1 - s) ** 2,
+    ],
+    ids=["linear", "cubic", "arcsine", "cosine", "quadratic"],
+)
 def test_absorbing_bound_is_the_same_under_every_schedule(schedule):
     law, process = toy.joint(3, 2, seed=4), Absorbing(3)
     predict = toy.conditionals(law)
     nodes = torch.linspace(0, 1, 20001, dtype=torch.float64)
     s = ((nodes[1:] + nodes[:-1]) / 2).requires_grad_()
     t = schedule(s)
-    slope, = torch.autograd.grad(t.sum(), s)
+    (slope,) = torch.autograd.grad(t.sum(), s)
     t, dt = t.detach(), slope * (nodes[1] - nodes[0])
     for x in toy.sequences(3, 2)[::4]:
         total = 0.0
@@ -289,7 +318,9 @@ def test_absorbing_bound_is_the_same_under_every_schedule(schedule):
             log_p = predict(z[None], None)[0].double()
             for i in (i for i in range(2) if z[i] == 3):
                 masked = int((z == 3).sum())
-                values = toy.integrand(process, log_p[i].expand(len(t), 3), x[i].expand(len(t)), z[i].expand(len(t)), t, 1 - t)
+                values = toy.integrand(
+                    process, log_p[i].expand(len(t), 3), x[i].expand(len(t)), z[i].expand(len(t)), t, 1 - t
+                )
                 total += float((dt * t**masked * (1 - t) ** (2 - masked) * values).sum())
         assert total == pytest.approx(-math.log(law[tuple(x)]), abs=1e-5)
 
@@ -357,7 +388,9 @@ def test_substitutions_integrate_and_do_not_cancel(substitution):
 
 
 def test_second_moment_is_finite_only_with_the_steep_substitution():
-    """The second moment of one token's estimate near t = 0 and 1, cut at ever smaller levels: one converges, one grows."""
+    """The second moment of one token's estimate near t = 0 and 1, cut at ever smaller levels: one converges, one
+    grows.
+    """
     process, n = Hybrid(p_u=0.1).bind(100), 100
 
     def second_moment(substitution, cut):

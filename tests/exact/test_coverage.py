@@ -3,6 +3,7 @@
 The simulations are those of `benchmarks/coverage.py`. A thousand intervals tell 93 from 95 %: their share has a
 standard error of .007.
 """
+
 from __future__ import annotations
 
 import importlib.util

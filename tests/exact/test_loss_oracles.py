@@ -1,4 +1,5 @@
 """Losses against their formulas: LLaDA's normalisation, the bound with p_u = 0 (oracle 3), closed form, gradients."""
+
 from __future__ import annotations
 
 import math
@@ -23,14 +24,25 @@ VOCAB = toy.vocabulary(N)
 POSITIONS = ("masked", "corrupted", "all")
 WEIGHTS = ("none", "inv_t", "elbo", "clip", "dynamic")
 CORRUPTIONS = {
-    "absorbing": Diffusion(Absorbing()), "uniform": Diffusion(Uniform()), "gidd": Diffusion(Hybrid(p_u=0.3)),
-    "hybrid": Absolute([0.1, 0.6], [0.1, 0.3]), "conditional": Conditional(0.4, 0.4), "split": Split(0.8, 0.5, 0.3),
+    "absorbing": Diffusion(Absorbing()),
+    "uniform": Diffusion(Uniform()),
+    "gidd": Diffusion(Hybrid(p_u=0.3)),
+    "hybrid": Absolute([0.1, 0.6], [0.1, 0.3]),
+    "conditional": Conditional(0.4, 0.4),
+    "split": Split(0.8, 0.5, 0.3),
 }
-REFUSED = {(c, p, w) for c in CORRUPTIONS for p in POSITIONS for w in WEIGHTS if (
-    (p == "all" and w == "inv_t")
-    or (w in ("elbo", "clip", "dynamic") and c in ("hybrid", "conditional", "split"))
-    or (c == "uniform" and p == "masked")
-    or (w == "elbo" and p != "all" and c in ("uniform", "gidd")))}
+REFUSED = {
+    (c, p, w)
+    for c in CORRUPTIONS
+    for p in POSITIONS
+    for w in WEIGHTS
+    if (
+        (p == "all" and w == "inv_t")
+        or (w in ("elbo", "clip", "dynamic") and c in ("hybrid", "conditional", "split"))
+        or (c == "uniform" and p == "masked")
+        or (w == "elbo" and p != "all" and c in ("uniform", "gidd"))
+    )
+}
 
 
 def one_hot_terms(process, log_p_nN, x, z, t):
@@ -49,8 +61,11 @@ def batch(corruption, rows=6, length=8, seed=0):
     eligible = torch.ones_like(tokens, dtype=torch.bool)
     eligible[0, :3] = False
     bound = corruption.bind(VOCAB)
-    return bound, {"tokens": tokens, "eligible": eligible, "attend": torch.ones_like(eligible)}, \
-        bound(tokens, eligible, Draws(seed, total=rows))
+    return (
+        bound,
+        {"tokens": tokens, "eligible": eligible, "attend": torch.ones_like(eligible)},
+        bound(tokens, eligible, Draws(seed, total=rows)),
+    )
 
 
 def total(loss, data, drawn, logits):
@@ -68,7 +83,11 @@ def written_out(name, positions, weight, corruption, data, drawn, log_p):
         t = drawn.t_B[b].double()
         for i in range(data["tokens"].shape[1]):
             x, z = int(data["tokens"][b, i]), int(drawn.z_BL[b, i])
-            carried = {"masked": z == VOCAB.mask, "corrupted": bool(drawn.selected_BL[b, i]), "all": bool(data["eligible"][b, i])}
+            carried = {
+                "masked": z == VOCAB.mask,
+                "corrupted": bool(drawn.selected_BL[b, i]),
+                "all": bool(data["eligible"][b, i]),
+            }
             if not carried[positions]:
                 continue
             ce = -log_p[b, i, x - toy.OFFSET]
@@ -102,7 +121,9 @@ def test_loss_and_gradient_are_those_of_the_formula(name, positions, weight):
         return
     corruption, data, drawn = batch(CORRUPTIONS[name])
     loss = Loss(positions, weight, max_weight=1.5).bind(corruption)
-    real = torch.randn(*data["tokens"].shape, N, generator=torch.Generator().manual_seed(1), dtype=torch.float64).requires_grad_()
+    real = torch.randn(
+        *data["tokens"].shape, N, generator=torch.Generator().manual_seed(1), dtype=torch.float64
+    ).requires_grad_()
     special = torch.full((*data["tokens"].shape, toy.OFFSET), -torch.inf, dtype=torch.float64)
 
     def objective(values):
@@ -111,8 +132,8 @@ def test_loss_and_gradient_are_those_of_the_formula(name, positions, weight):
     exact = written_out(name, positions, weight, corruption, data, drawn, real.log_softmax(-1))
     ours = objective(real)
     assert float(ours.detach()) == pytest.approx(float(exact.detach()), rel=1e-5)
-    gradient, = torch.autograd.grad(ours, real)
-    expected, = torch.autograd.grad(exact, real)
+    (gradient,) = torch.autograd.grad(ours, real)
+    (expected,) = torch.autograd.grad(exact, real)
     assert float(gradient.norm()) > 1e-4
     assert torch.allclose(gradient, expected, rtol=1e-4, atol=1e-7)
     direction = torch.randn(real.shape, generator=torch.Generator().manual_seed(2), dtype=torch.float64)
@@ -129,8 +150,9 @@ def test_closed_form_passes_gradcheck(process):
     x, t = torch.tensor([3, 2, 1, 0]), torch.tensor([0.5, 0.01, 0.99, 0.7], dtype=torch.float64)
     logits = torch.randn(4, N, generator=torch.Generator().manual_seed(0), dtype=torch.float64, requires_grad=True)
     special = torch.full((4, toy.OFFSET), -torch.inf, dtype=torch.float64)
-    assert torch.autograd.gradcheck(lambda v: bound_terms(
-        torch.cat([special, v], 1), toy.ids(x, N), toy.ids(z, N), 1, process, t), logits)
+    assert torch.autograd.gradcheck(
+        lambda v: bound_terms(torch.cat([special, v], 1), toy.ids(x, N), toy.ids(z, N), 1, process, t), logits
+    )
 
 
 def test_closed_form_holds_in_float32_at_a_large_vocabulary():
@@ -147,7 +169,9 @@ def test_closed_form_holds_in_float32_at_a_large_vocabulary():
 @pytest.mark.parametrize("p_u", [0.0, 1e-10])
 def test_hybrid_without_substitutions_is_the_absorbing_loss_token_by_token(p_u):
     corruption, data, drawn = batch(Diffusion(Absorbing()), rows=16)
-    logits = torch.randn(*data["tokens"].shape, VOCAB.size, generator=torch.Generator().manual_seed(3), dtype=torch.float64)
+    logits = torch.randn(
+        *data["tokens"].shape, VOCAB.size, generator=torch.Generator().manual_seed(3), dtype=torch.float64
+    )
     logits[..., : toy.OFFSET] = -torch.inf
     t = drawn.t_B[:, None].expand_as(data["tokens"])
     values = []

@@ -1,4 +1,5 @@
 """Kernels of the processes (oracle 6), their weights and coefficients against the definition."""
+
 from __future__ import annotations
 
 import pytest
@@ -58,8 +59,11 @@ def test_weights_are_jump_rates_over_marginals(process):
     for level in (0.05, 0.5, 0.93):
         t = scalar(level)
         kernel, marginal, weights = process.kernel(t - h, t), process.marginal(t), process.weights(t)
-        expected = {"mask": kernel[0, N] / h / marginal[0, N], "other": kernel[0, 1] / h / marginal[0, 1],
-                    "same": kernel[1, 0] / h / marginal[0, 0]}
+        expected = {
+            "mask": kernel[0, N] / h / marginal[0, N],
+            "other": kernel[0, 1] / h / marginal[0, 1],
+            "same": kernel[1, 0] / h / marginal[0, 0],
+        }
         for name, value in expected.items():
             if torch.isfinite(value) and kernel.shape and marginal[0, {"mask": N, "other": 1, "same": 0}[name]] > 0:
                 assert float(getattr(weights, name)) == pytest.approx(float(value), rel=1e-5, abs=1e-9)
@@ -75,8 +79,10 @@ def test_hybrid_has_the_uniform_share_it_names_and_the_closed_form():
         assert [float(v) for v in parts] == pytest.approx([(1 - t) / (1 + c), t / (1 + c), c / (1 + c)], abs=1e-12)
 
 
-@pytest.mark.parametrize(("mask", "replaced", "kind"), [
-    (0.5, 0.0, Absorbing), (0.0, 0.4, Uniform), (0.45, 0.05, Hybrid), (0.3, 0.4, Hybrid), (0.5, 0.5, Hybrid)])
+@pytest.mark.parametrize(
+    ("mask", "replaced", "kind"),
+    [(0.5, 0.0, Absorbing), (0.0, 0.4, Uniform), (0.45, 0.05, Hybrid), (0.3, 0.4, Hybrid), (0.5, 0.5, Hybrid)],
+)
 def test_nearest_process_passes_through_the_fractions(mask, replaced, kind):
     process = nearest(mask, replaced, 1000)
     assert type(process) is kind

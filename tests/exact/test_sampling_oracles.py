@@ -1,4 +1,5 @@
 """Decoders against exact laws and plain loops (oracles 7 and 10 of the definitions, and the chain of oracle 8)."""
+
 from __future__ import annotations
 
 import itertools
@@ -94,7 +95,7 @@ def posteriors(function, n, process):
         logits = torch.cat([torch.full((len(real), toy.OFFSET), -torch.inf, dtype=real.dtype), real], dim=1)
         level = t.double().unsqueeze(1).expand(z.shape).reshape(-1)
         logits = to_posterior(logits, toy.ids(z.reshape(-1), n), process, level, vocab)
-        return logits[:, toy.OFFSET:].reshape(*z.shape, n)
+        return logits[:, toy.OFFSET :].reshape(*z.shape, n)
 
     return predict
 
@@ -115,8 +116,9 @@ def test_temperature_sharpens_the_law(temperature):
     assert agrees(states(trace.tokens_BL), P ** (1 / temperature))
 
 
-@pytest.mark.parametrize(("top_p", "temperature", "kept"), [
-    (0.5, 1.0, 1), (0.6, 1.0, 2), (0.9, 1.0, 3), (0.9, 0.5, 2), (1.0, 2.0, 4)])
+@pytest.mark.parametrize(
+    ("top_p", "temperature", "kept"), [(0.5, 1.0, 1), (0.6, 1.0, 2), (0.9, 1.0, 3), (0.9, 0.5, 2), (1.0, 2.0, 4)]
+)
 def test_nucleus_cuts_the_tail_and_keeps_the_rest_in_proportion(top_p, temperature, kept):
     order = torch.tensor([2, 0, 3, 1])  # the likeliest token is not the first id
     denoiser = toy.Denoiser(4, lambda z, t: P[order].log().expand(*z.shape, 4))
@@ -212,8 +214,13 @@ def test_the_bound_is_not_one_of_samplers_of_few_steps():
 
 
 REMDM = {
-    "none": ("rescale", 0.0), "rescale": ("rescale", 0.6), "full": ("rescale", 1.0), "cap": ("cap", 0.3),
-    "loop": ("loop", 0.2), "long loop": ("loop", 0.3, 0.8, 0.4, 0.7)}
+    "none": ("rescale", 0.0),
+    "rescale": ("rescale", 0.6),
+    "full": ("rescale", 1.0),
+    "cap": ("cap", 0.3),
+    "loop": ("loop", 0.2),
+    "long loop": ("loop", 0.3, 0.8, 0.4, 0.7),
+}
 
 
 def remdm_kernel(committer, predict, n):
@@ -259,10 +266,17 @@ def test_remdm_keeps_the_marginals_of_the_absorbing_process(name):
     assert bool((trace.kinds == 3).any()) is (committer.eta > 0)
 
 
-@pytest.mark.parametrize(("selector", "committer", "block_length"), [
-    (Random(), Schedule(), None), (Margin(), Schedule("cosine"), None), (Entropy(), PerStep(), None),
-    (Confidence(), Threshold(0.0), 1), (AnyPosition(visible_prior=0), Schedule(), 1)],
-    ids=["random", "margin", "entropy", "left to right", "gain"])
+@pytest.mark.parametrize(
+    ("selector", "committer", "block_length"),
+    [
+        (Random(), Schedule(), None),
+        (Margin(), Schedule("cosine"), None),
+        (Entropy(), PerStep(), None),
+        (Confidence(), Threshold(0.0), 1),
+        (AnyPosition(visible_prior=0), Schedule(), 1),
+    ],
+    ids=["random", "margin", "entropy", "left to right", "gain"],
+)
 def test_one_token_per_step_with_true_conditionals_follows_the_joint_law(selector, committer, block_length):
     """The chain rule, for every order that does not look at what was drawn."""
     law = toy.joint(3, 3, seed=2)
@@ -283,7 +297,8 @@ def test_confidence_of_the_drawn_token_has_the_law_of_its_own_enumeration():
             else:
                 law[:, b] += first[a] * second[b] * joint[:, b] / second[b]
     trace = named("llada", "sampler.proposer.temperature=1", "sampler.steps=2").sample(
-        toy.Denoiser(3, toy.conditionals(joint)), count=12000, length=2)
+        toy.Denoiser(3, toy.conditionals(joint)), count=12000, length=2
+    )
     assert agrees(states(trace.tokens_BL), law)
     assert not agrees(states(trace.tokens_BL), joint)
 
@@ -326,7 +341,7 @@ def plain_llada(denoiser, prompt, length, steps, block_length, scale):
         start, end = len(prompt) + block * block_length, len(prompt) + (block + 1) * block_length
         base, more = divmod(block_length, steps // blocks)
         for step in range(steps // blocks):
-            t = (x[len(prompt):] == mask).double().mean().reshape(1).float()
+            t = (x[len(prompt) :] == mask).double().mean().reshape(1).float()
             logits = denoiser.logits(x[None], None, t)[0]
             if scale != 1:
                 bare = x.clone()
@@ -349,7 +364,8 @@ def test_llada_equals_its_published_algorithm_step_by_step(steps, block_length, 
     denoiser, prompt = Context(seed=steps), torch.tensor([5, 3, 9])
     steps -= steps % (12 // block_length)  # theirs wants a multiple of the blocks
     sampler = named(
-        "llada", f"sampler.steps={steps}", f"sampler.block_length={block_length}", f"sampler.guidance={scale}")
+        "llada", f"sampler.steps={steps}", f"sampler.block_length={block_length}", f"sampler.guidance={scale}"
+    )
     trace = sampler.sample(denoiser, prompts=[prompt], length=12, record=True)
     assert torch.equal(trace.history[:, 0], plain_llada(denoiser, prompt, 12, steps, block_length, scale))
     assert trace.calls_B.tolist() == [steps * (1 if scale == 1 else 2)]
@@ -359,8 +375,13 @@ def test_llada_equals_its_published_algorithm_step_by_step(steps, block_length, 
 def test_mask_only_with_threshold_zero_equals_low_confidence_decoding(steps):
     """FlowLM without rewrites, and without a gain it asks for, is LLaDA token for token."""
     denoiser, prompts = Context(seed=1), [[4, 4, 8], [], [3]]
-    flowlm = named("flowlm", "sampler.selector.visible_prior=0", "sampler.selector.min_gain=0",
-                   "sampler.committer.fill=1", f"sampler.steps={steps}")
+    flowlm = named(
+        "flowlm",
+        "sampler.selector.visible_prior=0",
+        "sampler.selector.min_gain=0",
+        "sampler.committer.fill=1",
+        f"sampler.steps={steps}",
+    )
     llada = named("llada", f"sampler.steps={steps}")
     one, other = (s.sample(denoiser, prompts=prompts, length=12, record=True) for s in (flowlm, llada))
     assert torch.equal(one.history, other.history) and torch.equal(one.calls_B, other.calls_B)
@@ -396,7 +417,9 @@ def test_an_edit_that_changes_nothing_costs_no_budget(selector):
     assert torch.equal(trace.history[:, 0, 1:], expected)
 
 
-@pytest.mark.parametrize(("name", "filling", "patience"), [("flowlm", 8, 1), ("editing", 5, 1), ("fill_then_correct", 8, 4)])
+@pytest.mark.parametrize(
+    ("name", "filling", "patience"), [("flowlm", 8, 1), ("editing", 5, 1), ("fill_then_correct", 8, 4)]
+)
 def test_a_fixed_point_stops(name, filling, patience):
     """Filled with what the model wants, nothing changes any more: `patience` further calls see that."""
     sampler = named(name, "sampler.steps=40", "++sampler.reads=as_is")
@@ -406,15 +429,28 @@ def test_a_fixed_point_stops(name, filling, patience):
     assert trace.calls_B.tolist() == [filling + patience]
 
 
-NAMES = ["ancestral", "editing", "fill_then_correct", "flowlm", "gidd", "llada", "llada_random", "modernbert", "remdm", "threshold"]
+NAMES = [
+    "ancestral",
+    "editing",
+    "fill_then_correct",
+    "flowlm",
+    "gidd",
+    "llada",
+    "llada_random",
+    "modernbert",
+    "remdm",
+    "threshold",
+]
 #: rows of these start with different numbers of masks, so that their blocks end at different steps
 UNEVEN = {
     "uneven schedule": Sampler(
-        inits.Hybrid(0.5), Temperature(), Random(), Schedule(), Steps(), steps=12, block_length=5),
+        inits.Hybrid(0.5), Temperature(), Random(), Schedule(), Steps(), steps=12, block_length=5
+    ),
     "uneven remasking": Sampler(inits.Hybrid(0.5), Temperature(), Confidence(), Remasking("cosine"), Steps(), steps=8),
     "uneven fixed points": Sampler(FromPrompt(), Temperature(0.5), AnyPosition(), PerStep(2), FixedPoint(), steps=20),
     "uneven budget": Sampler(
-        Masks(), Temperature(), Confidence(), Remasking(), Budget(9), guidance=1.5, block_length=5),
+        Masks(), Temperature(), Confidence(), Remasking(), Budget(9), guidance=1.5, block_length=5
+    ),
 }
 
 
@@ -501,8 +537,10 @@ def plain_flowlm(best_p, current, best, z, step):
 
 
 @pytest.mark.parametrize("seed", range(4))
-@pytest.mark.parametrize(("name", "decide", "patience"), [
-    ("editing", plain_editing, 1), ("fill_then_correct", plain_fill_then_correct, 4), ("flowlm", plain_flowlm, 1)])
+@pytest.mark.parametrize(
+    ("name", "decide", "patience"),
+    [("editing", plain_editing, 1), ("fill_then_correct", plain_fill_then_correct, 4), ("flowlm", plain_flowlm, 1)],
+)
 def test_editing_decoders_equal_plain_loops_step_by_step(name, decide, patience, seed):
     denoiser, prompt = Context(seed=seed, sharpness=3.0), torch.tensor([4, 8])
     sampler = named(name, "sampler.steps=40", "++sampler.block_length=null", "++sampler.reads=as_is")
@@ -538,20 +576,30 @@ def plain_gidd_corrections(denoiser, prompt, z, draws, steps, patience, temperat
 
 
 def test_gidd_is_ancestral_sampling_and_then_the_correction_loop_of_its_code():
-    """von Ruette et al. 2025: sharpened proposals, the likeliest that differs, self-accuracy with patience, t0 = .01."""
+    """von Ruette et al. 2025: sharpened proposals, the likeliest that differs, self-accuracy with patience, t0 =
+    .01.
+    """
     endings, prompt = set(), torch.tensor([4, 8])
     settings = [(25, 4, 2.0, 20), (60, 32, 0.001, 8), (4, 32, 0.1, 20)]
     for seed, (steps, patience, temperature, length) in itertools.product(range(6), settings):
         denoiser = Context(seed=seed)
-        sampler = named("gidd", f"sampler.steps={steps}", f"sampler.stopper.patience={patience}", "sampler.init.steps=9",
-                        f"sampler.proposer.temperature={temperature}")
+        sampler = named(
+            "gidd",
+            f"sampler.steps={steps}",
+            f"sampler.stopper.patience={patience}",
+            "sampler.init.steps=9",
+            f"sampler.proposer.temperature={temperature}",
+        )
         sampler.init.process, sampler.init.reads = Hybrid(p_u=0.3), "as_is"
-        draft, trace = (one.sample(denoiser, prompts=[prompt], length=length, seed=seed, record=True)
-                        for one in (sampler.init, sampler))
+        draft, trace = (
+            one.sample(denoiser, prompts=[prompt], length=length, seed=seed, record=True)
+            for one in (sampler.init, sampler)
+        )
         streams = RowStreams(seed, [0], "cpu", "correction")
         draws = [streams.uniform([0], 2, length)[0, 0] for _ in range(steps)]
         history, ending = plain_gidd_corrections(
-            denoiser, prompt, draft.tokens_BL[0, 2:], draws, steps, patience, temperature)
+            denoiser, prompt, draft.tokens_BL[0, 2:], draws, steps, patience, temperature
+        )
         endings.add(ending)
         found = trace.history[len(draft.history) - 1 :, 0]
         assert torch.equal(trace.history[: len(draft.history)], draft.history)
@@ -570,8 +618,10 @@ def test_denoisers_of_posteriors_and_of_leave_one_out_predictions_decode_alike(n
     posterior = posteriors(table, 4, process)
     sampler = named(name, "sampler.steps=16")
     sampler.process = process
-    one, other = (sampler.sample(denoiser, count=200, length=4, seed=2, record=True)
-                  for denoiser in (toy.Denoiser(4, table), toy.Denoiser(4, posterior, predicts="posterior")))
+    one, other = (
+        sampler.sample(denoiser, count=200, length=4, seed=2, record=True)
+        for denoiser in (toy.Denoiser(4, table), toy.Denoiser(4, posterior, predicts="posterior"))
+    )
     assert float((one.tokens_BL == other.tokens_BL).double().mean()) > 0.995  # draws on the edge of two tokens
     sampler.reads = "as_is"
     raw = sampler.sample(toy.Denoiser(4, posterior, predicts="posterior"), count=200, length=4, seed=2)

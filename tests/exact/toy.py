@@ -1,4 +1,7 @@
-"""Small worlds where everything can be enumerated: joint laws over V tokens and L positions, and their true predictors."""
+"""Small worlds where everything can be enumerated: joint laws over V tokens and L positions, and their true
+predictors.
+"""
+
 from __future__ import annotations
 
 import itertools

@@ -1,4 +1,5 @@
 """Where the tests find the tiny models of other folders."""
+
 import sys
 from pathlib import Path
 

@@ -1,4 +1,7 @@
-"""The curriculum: stages as a function of the step, what is kept at their ends, and a run cut anywhere that goes on as if it had not been."""
+"""The curriculum: stages as a function of the step, what is kept at their ends, and a run cut anywhere that goes on as
+if it had not been.
+"""
+
 import contextlib
 import json
 import logging
@@ -24,8 +27,11 @@ from research_stack.training.checkpoint import AtomicCheckpointIO, Checkpoints, 
 from research_stack.training.loggers import JsonlLogger, RowBeforeCheckpoint
 from research_stack.training.optimization import Optimization
 
-THREE = [{"share": 0.3, "slots": 7, "losses": {"kd": 1.0, "answer": 0.0, "first": 0.0}},
-         {"share": 0.3, "slots": 5, "losses": {"kd": 0.5}}, {"share": 0.4, "slots": 4}]
+THREE = [
+    {"share": 0.3, "slots": 7, "losses": {"kd": 1.0, "answer": 0.0, "first": 0.0}},
+    {"share": 0.3, "slots": 5, "losses": {"kd": 0.5}},
+    {"share": 0.4, "slots": 4},
+]
 LOSSES = {"first": 0.5, "answer": 1.0, "kd": 0.0}
 
 
@@ -39,7 +45,11 @@ def test_stages_by_step():
     found = laws(THREE, 10, range(10))
     assert [number for number, _, _ in found] == [0, 0, 0, 1, 1, 1, 2, 2, 2, 2]
     assert [slots for _, slots, _ in found] == [7, 7, 7, 5, 5, 5, 4, 4, 4, 4]
-    assert found[2][2] == {"first": 0.0, "answer": 0.0, "kd": 1.0} and found[3][2] == {"first": 0.5, "answer": 1.0, "kd": 0.5} and found[6][2] == LOSSES
+    assert (
+        found[2][2] == {"first": 0.0, "answer": 0.0, "kd": 1.0}
+        and found[3][2] == {"first": 0.5, "answer": 1.0, "kd": 0.5}
+        and found[6][2] == LOSSES
+    )
     assert list(found[0][2]) == list(LOSSES)  # in the order of the parts
     assert laws(THREE, 10, [None, 10, 99]) == [found[9]] * 3
     assert Curriculum(THREE).ends(10) == [3, 6, 10] and Curriculum(THREE).ends(1000) == [300, 600, 1000]
@@ -51,12 +61,20 @@ def test_every_step_is_in_one_stage_whatever_the_rounding():
     for total in range(7, 60):
         ends = made.ends(total)
         assert ends == sorted(set(ends)) and ends[-1] == total
-        assert [made.number(step, total) for step in range(total)] == [sum(step >= end for end in ends) for step in range(total)]
+        assert [made.number(step, total) for step in range(total)] == [
+            sum(step >= end for end in ends) for step in range(total)
+        ]
 
 
 def test_without_stages_nothing_changes():
     none = Curriculum(None).bind(LOSSES, 8, 2)
-    assert len(none) == 0 and none.slots(3, 10, 8) == 8 and none.weights(3, 10, LOSSES) == LOSSES and none.ends(10) == [] and not none.uses("kd")
+    assert (
+        len(none) == 0
+        and none.slots(3, 10, 8) == 8
+        and none.weights(3, 10, LOSSES) == LOSSES
+        and none.ends(10) == []
+        and not none.uses("kd")
+    )
 
 
 @pytest.mark.parametrize("stages, message", [
@@ -145,7 +163,10 @@ class Killed(lightning.Callback):
 
 
 def rows_of(folder):
-    return [{k: v for k, v in json.loads(line).items() if k != "time"} for line in (folder / "metrics.jsonl").read_text().splitlines()]
+    return [
+        {k: v for k, v in json.loads(line).items() if k != "time"}
+        for line in (folder / "metrics.jsonl").read_text().splitlines()
+    ]
 
 
 @pytest.fixture(scope="module")
@@ -160,7 +181,9 @@ def test_slots_and_weights_of_each_step(whole):
     assert [row["train/slots"] for row in rows] == [7, 7, 7, 5, 5, 5, 4, 4, 4, 4]
     assert list(method.losses) == ["first", "answer", "kd"]  # no stage uses the other
     for row, (_, _, weights) in zip(rows, laws(THREE, 10, range(10)), strict=True):
-        assert row["train/loss"] == pytest.approx(sum(weight * row[f"train/loss_{name}"] for name, weight in weights.items()), rel=1e-5)
+        assert row["train/loss"] == pytest.approx(
+            sum(weight * row[f"train/loss_{name}"] for name, weight in weights.items()), rel=1e-5
+        )
     assert all(row["train/loss_kd"] > 0 for row in rows) and method.final_slots == 4
 
 
@@ -174,26 +197,43 @@ def test_validation_is_always_that_of_the_last_stage(whole):
 def test_what_is_sent_unasked_is_what_the_last_stage_trained(whole, questions):
     method, _ = whole
     contexts = [questions.questions[0].context]
-    assert method.eval().encode(contexts, "llama") == method.encode(contexts, "llama", slots=4) != method.encode(contexts, "llama", slots=8)
+    assert (
+        method.eval().encode(contexts, "llama")
+        == method.encode(contexts, "llama", slots=4)
+        != method.encode(contexts, "llama", slots=8)
+    )
     assert method.decode(method.encode(contexts, "llama"), "llama").latents_BMd.shape == (1, 4, 4)
 
 
 def test_each_stage_leaves_a_checkpoint_and_its_numbers(whole):
     _, folder = whole
     rows = rows_of(folder)
-    assert sorted(path.name for path in (folder / "checkpoints").iterdir()) == ["best.ckpt", "last.ckpt", "stage-1.ckpt", "stage-2.ckpt", "stage-3.ckpt"]
+    assert sorted(path.name for path in (folder / "checkpoints").iterdir()) == [
+        "best.ckpt",
+        "last.ckpt",
+        "stage-1.ckpt",
+        "stage-2.ckpt",
+        "stage-3.ckpt",
+    ]
     for number, (start, end, slots) in enumerate([(0, 3, 7), (3, 6, 5), (6, 10, 4)], 1):
         assert load_checkpoint(folder / "checkpoints" / f"stage-{number}.ckpt")["global_step"] == end
         kept = json.loads((folder / "stages" / f"{number}.json").read_text())
         weights = laws(THREE, 10, [start])[0][2]
         assert (kept["stage"], kept["steps"], kept["slots"], kept["weights"]) == (number, [start, end], slots, weights)
-        assert kept["next"] == (None if end == 10 else {"slots": [7, 5, 4][number], "weights": laws(THREE, 10, [end])[0][2]})
+        assert kept["next"] == (
+            None if end == 10 else {"slots": [7, 5, 4][number], "weights": laws(THREE, 10, [end])[0][2]}
+        )
         assert kept["metrics"]["train/loss"] == rows[end - 1]["train/loss"]
-        assert kept["metrics"].get("val/loss_answer") == {3: None, 6: rows[4].get("val/loss_answer"), 10: rows[9].get("val/loss_answer")}[end]
+        assert (
+            kept["metrics"].get("val/loss_answer")
+            == {3: None, 6: rows[4].get("val/loss_answer"), 10: rows[9].get("val/loss_answer")}[end]
+        )
     assert rows[4]["val/loss_answer"] != rows[9]["val/loss_answer"]
 
 
-@pytest.mark.parametrize("stop, last", [(3, 2), (6, 6)])  # behind the end of a stage that last.ckpt does not reach, and at one that it does
+@pytest.mark.parametrize(
+    "stop, last", [(3, 2), (6, 6)]
+)  # behind the end of a stage that last.ckpt does not reach, and at one that it does
 def test_a_resume_inside_a_stage_and_across_its_end_changes_no_number(whole, places, questions, tmp_path, stop, last):
     method, folder = whole
     first = fit(places, questions, tmp_path, stop=stop)
@@ -203,33 +243,55 @@ def test_a_resume_inside_a_stage_and_across_its_end_changes_no_number(whole, pla
     for one, other in zip(second.state_dict().values(), method.state_dict().values(), strict=True):
         assert torch.equal(one, other)
     for number in (1, 2, 3):
-        assert json.loads((tmp_path / "stages" / f"{number}.json").read_text()) == json.loads((folder / "stages" / f"{number}.json").read_text())
+        assert json.loads((tmp_path / "stages" / f"{number}.json").read_text()) == json.loads(
+            (folder / "stages" / f"{number}.json").read_text()
+        )
 
 
 def test_optimizer_groups_hold_each_trained_parameter_once_with_its_factor(whole):
     method, _ = whole
     names = {id(p): name for name, p in method.named_parameters()}
-    found = {names[id(p)]: (group["name"], group["initial_lr"]) for group in method.trainer.optimizers[0].param_groups for p in group["params"]}
+    found = {
+        names[id(p)]: (group["name"], group["initial_lr"])
+        for group in method.trainer.optimizers[0].param_groups
+        for p in group["params"]
+    }
     assert sorted(found) == sorted(name for name, p in method.named_parameters() if p.requires_grad)
     assert sum(len(group["params"]) for group in method.trainer.optimizers[0].param_groups) == len(found)
     for name, (group, lr) in found.items():
         part = name.split(".")[0]
         pooling = ("gates" if name.endswith("gate_M1") else "encoder", 0.01)
-        assert (group, lr) == {"model": ("encoder", 0.01), "pooling": pooling, "adapters": (f"adapter.{name.split('.')[1]}", 0.02)}[part]
+        assert (group, lr) == {
+            "model": ("encoder", 0.01),
+            "pooling": pooling,
+            "adapters": (f"adapter.{name.split('.')[1]}", 0.02),
+        }[part]
 
 
 def test_a_factor_of_something_else_is_refused(places, questions):
     with pytest.raises(ValueError, match=r"^lr_factors=\{'lora': 2.0\} must be of encoder and adapter alone$"):
-        LatentWire(ByteEncoder(dim=8, layers=1, heads=2, grams=[], max_length=64), FSQ(16), {"a": None}, {}, [], Optimization(), 1, lr_factors={"lora": 2.0})
+        LatentWire(
+            ByteEncoder(dim=8, layers=1, heads=2, grams=[], max_length=64),
+            FSQ(16),
+            {"a": None},
+            {},
+            [],
+            Optimization(),
+            1,
+            lr_factors={"lora": 2.0},
+        )
 
 
 def test_the_stages_are_told(places, questions, tmp_path, caplog):
     caplog.set_level(logging.INFO)
     fit(places, questions, tmp_path, stop=3)
     told = [r.getMessage() for r in caplog.records if r.getMessage().startswith("stage ")]
-    assert told == ["stage 1 of 3: steps 1 to 3, 7 slots, kd 1", "stage 2 of 3: steps 4 to 6, 5 slots, first 0.5, answer 1, kd 0.5",
-                    "stage 3 of 3: steps 7 to 10, 4 slots, first 0.5, answer 1",
-                    "stage 1 of 3 ends at step 3 (7 slots, kd 1); next 5 slots, first 0.5, answer 1, kd 0.5"]
+    assert told == [
+        "stage 1 of 3: steps 1 to 3, 7 slots, kd 1",
+        "stage 2 of 3: steps 4 to 6, 5 slots, first 0.5, answer 1, kd 0.5",
+        "stage 3 of 3: steps 7 to 10, 4 slots, first 0.5, answer 1",
+        "stage 1 of 3 ends at step 3 (7 slots, kd 1); next 5 slots, first 0.5, answer 1, kd 0.5",
+    ]
 
 
 def test_a_stage_without_a_step_stops_the_run_before_it_starts(places, questions, tmp_path):
@@ -247,12 +309,18 @@ def test_the_experiment_composes_and_is_checked():
     preflight([composed], composer)
     method = composed.cfg.method
     assert [(stage.slots, stage.losses.answer > 0) for stage in method.stages] == [(64, False), (48, True), (32, True)]
-    assert composed.cfg.optimization.schedule == "cosine" and composed.cfg.callbacks.checkpoints.monitor == "val/loss_answer"
+    assert (
+        composed.cfg.optimization.schedule == "cosine"
+        and composed.cfg.callbacks.checkpoints.monitor == "val/loss_answer"
+    )
 
 
 def test_the_experiment_runs_small(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    readers = [f"method.readers.a.path={llama(tmp_path / 'a', **ROOM)}", f"method.readers.b.path={qwen(tmp_path / 'b', **ROOM)}"]
+    readers = [
+        f"method.readers.a.path={llama(tmp_path / 'a', **ROOM)}",
+        f"method.readers.b.path={qwen(tmp_path / 'b', **ROOM)}",
+    ]
     small = ["data.sources.qa_facts.bytes=null", "data.sources.qa_facts.contexts=40", "data.batch_size=4", "model.dim=16", "model.layers=1", "model.heads=2",
              "method.adapter_dim=16", "method.pooling_heads=2", "method.features.deep_prefix.texts=4", "trainer.max_steps=6", "trainer.val_check_interval=3",
              "trainer.limit_val_batches=1", "hardware.threads=1", "hardware.precision=32", "eval=none"]  # fmt: skip
@@ -261,4 +329,7 @@ def test_the_experiment_runs_small(tmp_path, monkeypatch):
     assert result.status == "ok" and result.steps == 6
     kept = [json.loads((tmp_path / "run" / "stages" / f"{n}.json").read_text()) for n in (1, 2, 3)]
     assert [(row["steps"], row["slots"]) for row in kept] == [([0, 2], 64), ([2, 4], 48), ([4, 6], 32)]
-    assert set(json.loads((tmp_path / "run" / "run.json").read_text())["method"]["losses"]["kd"]["teachers"]) == {"a", "b"}
+    assert set(json.loads((tmp_path / "run" / "run.json").read_text())["method"]["losses"]["kd"]["teachers"]) == {
+        "a",
+        "b",
+    }

@@ -1,4 +1,7 @@
-"""Paths against reading one question at a time, tables against the scores they are made of, times, and the bound on useful bits."""
+"""Paths against reading one question at a time, tables against the scores they are made of, times, and the bound on
+useful bits.
+"""
+
 import csv
 import math
 from dataclasses import replace
@@ -54,7 +57,9 @@ def answered(method, asked):
     with torch.inference_mode():
         for name in NAMES:
             asker = Asker(method, name, asked, batch=4)
-            found |= {(name, one.path): one for one in [*asker.whole(), *asker.sent(5, strangers(asked, 1), controls=True)]}
+            found |= {
+                (name, one.path): one for one in [*asker.whole(), *asker.sent(5, strangers(asked, 1), controls=True)]
+            }
     return found
 
 
@@ -74,7 +79,10 @@ def test_each_path_answers_as_one_question_at_a_time_does(method, asked, answere
         ids = {"none": [], "text": reader.ids(text), "text_bytes": reader.ids(text[:budget]), "text_bytes_tail": reader.ids(text[-budget:]),
                "text_tokens": reader.ids(text)[:5]}  # fmt: skip
         opened = {path: told(reader, [tokens]) for path, tokens in ids.items()}
-        opened |= {path: method.opened(name, method.decode([message], name)) for path, message in (("latent", own), ("shuffled", other))}
+        opened |= {
+            path: method.opened(name, method.decode([message], name))
+            for path, message in (("latent", own), ("shuffled", other))
+        }
         for path, given in opened.items():
             found, positions = answered[name, path], given.cache.length + len(reader.asked(question.question))
             answer, first_V = alone(reader, given, question)
@@ -132,15 +140,23 @@ def test_gold_answers_do_not_reach_the_reader(method, asked, answered):
 
 
 def test_what_the_reader_says_anyway_is_right(method, asked, answered):
-    """With its own answers as gold the scores are 1; questions whose answers run into the prompt count nowhere in FirstTok."""
+    """With its own answers as gold the scores are 1; questions whose answers run into the prompt count nowhere in
+    FirstTok.
+    """
     said = answered["llama", "text"]
-    gold = [replace(q, answers=("nothing of the kind", answer or "empty"), scoring="squad") for q, answer in zip(asked, said.answers, strict=True)]
+    gold = [
+        replace(q, answers=("nothing of the kind", answer or "empty"), scoring="squad")
+        for q, answer in zip(asked, said.answers, strict=True)
+    ]
     found = Asker(method, "llama", gold, 4).whole()[1]
     spelled = [qa.normalize(answer) != "" for answer in said.answers]
     assert any(spelled) and (found.exact_n[spelled] == 1).all() and (found.f1_n[spelled] == 1).all()
     reader = method.readers["llama"]
     two = replace(gold[0], answers=("is", "zebra"))
-    assert paths.first_ids(reader, two) == {reader.answered(two.question, answer)[0] for answer in two.answers} and len(paths.first_ids(reader, two)) == 2
+    assert (
+        paths.first_ids(reader, two) == {reader.answered(two.question, answer)[0] for answer in two.answers}
+        and len(paths.first_ids(reader, two)) == 2
+    )
     asker = Asker(method, "llama", asked, 4)
     likeliest = [int(alone(reader, told(reader, [reader.ids(q.context)]), q)[1].argmax()) for q in asked]
     asker.gold_ids = [{token, 7} for token in likeliest]
@@ -182,7 +198,9 @@ def question(number, group, context=None, dataset="d"):
 
 @pytest.mark.parametrize("groups", ["abcd", "aabb", "aabbcc", "aaabcd", "abacadbe", "aabbbccccddddd"])
 def test_strangers_are_of_other_groups_and_serve_once(groups):
-    asked = [question(i, group) for i, group in enumerate(groups)] + [question(i, group, dataset="other") for i, group in enumerate("xyz")]
+    asked = [question(i, group) for i, group in enumerate(groups)] + [
+        question(i, group, dataset="other") for i, group in enumerate("xyz")
+    ]
     found = strangers(asked, 3)
     assert sorted(found) == list(range(len(asked)))
     assert all(asked[i].group != asked[j].group and asked[i].dataset == asked[j].dataset for i, j in enumerate(found))
@@ -190,19 +208,33 @@ def test_strangers_are_of_other_groups_and_serve_once(groups):
 
 
 def test_strangers_do_not_share_a_context_across_groups():
-    asked = [question(0, "a", "same"), question(1, "b", "same"), question(2, "b", "other"), question(3, "c"), question(4, "d"), question(5, "e")]
+    asked = [
+        question(0, "a", "same"),
+        question(1, "b", "same"),
+        question(2, "b", "other"),
+        question(3, "c"),
+        question(4, "d"),
+        question(5, "e"),
+    ]
     for seed in range(20):
         assert all({i, j} - {0, 1, 2} for i, j in enumerate(strangers(asked, seed)))  # a and b hang together
 
 
 def test_one_article_has_strangers_of_other_contexts():
-    asked = [question(i, "article", f"paragraph {i // 2}") for i in range(6)] + [question(i, group, dataset="other") for i, group in enumerate("xyz")]
+    asked = [question(i, "article", f"paragraph {i // 2}") for i in range(6)] + [
+        question(i, group, dataset="other") for i, group in enumerate("xyz")
+    ]
     found = strangers(asked, 3)
-    assert sorted(found) == list(range(9)) and all(asked[i].context != asked[j].context and asked[i].dataset == asked[j].dataset for i, j in enumerate(found))
+    assert sorted(found) == list(range(9)) and all(
+        asked[i].context != asked[j].context and asked[i].dataset == asked[j].dataset for i, j in enumerate(found)
+    )
 
 
 def test_questions_of_one_group_alone_are_drawn_by_context(caplog):
-    asked = [question(i, "article", f"paragraph {i // 2}") for i in range(4)] + [question(9, "x", dataset="o"), question(8, "y", dataset="o")]
+    asked = [question(i, "article", f"paragraph {i // 2}") for i in range(4)] + [
+        question(9, "x", dataset="o"),
+        question(8, "y", dataset="o"),
+    ]
     first, same, third, _, x, y = groups_of(asked)
     assert first == same != third and (x, y) == ("o:x", "o:y")
     assert "4 questions of d are all of one group" in caplog.text
@@ -237,7 +269,9 @@ def golden(method, data):
         for name in NAMES:
             asker = Asker(method, name, asked, 4)
             for one in [*asker.whole(), *asker.sent(5, strangers(asked, 1), controls=True)]:
-                for i in {"none": [11], "shuffled": [7, 8, 9], "latent": range(6), "text": range(4)}.get(one.path, [6, 10]):
+                for i in {"none": [11], "shuffled": [7, 8, 9], "latent": range(6), "text": range(4)}.get(
+                    one.path, [6, 10]
+                ):
                     golds[i] |= {one.answers[i]}
     return [replace(q, answers=(*sorted(own), "a word"), start=-1) for q, own in zip(asked, golds, strict=True)]
 
@@ -273,19 +307,43 @@ def test_the_tables_hold_what_the_report_reads(measured, method):
         assert main["latent"].f1.low <= main["latent"].f1.value <= main["latent"].f1.high
         difference = found.paired["qa_facts", name, "latent-shuffled"].difference
         assert difference.value == pytest.approx(main["latent"].f1.value - main["shuffled"].f1.value, abs=1e-5)
-        assert metrics[f"{name}/share_of_text"] == pytest.approx(main["latent"].f1.value / main["text"].f1.value, rel=1e-4)
-        assert metrics[f"{name}/over_text_bytes"] == pytest.approx(found.paired["qa_facts", name, "latent-text_bytes"].ratio.value, rel=1e-4)
+        assert metrics[f"{name}/share_of_text"] == pytest.approx(
+            main["latent"].f1.value / main["text"].f1.value, rel=1e-4
+        )
+        assert metrics[f"{name}/over_text_bytes"] == pytest.approx(
+            found.paired["qa_facts", name, "latent-text_bytes"].ratio.value, rel=1e-4
+        )
         assert metrics[f"{name}/collapse"] == pytest.approx(difference.value, abs=1e-6)
         assert {comparison for _, reader, comparison in found.paired if reader == name} == {
-            "latent-text_bytes", "latent-text_bytes_tail", "latent-text_zlib", "latent-text_tokens", "latent-shuffled", "latent-text", "latent-zeros", "shuffled-none"}
-        assert [row.context_bytes for row in found.latency[name]["latent"]] == [40, 200] == [row.context_bytes for row in found.latency[name]["text"]]
+            "latent-text_bytes",
+            "latent-text_bytes_tail",
+            "latent-text_zlib",
+            "latent-text_tokens",
+            "latent-shuffled",
+            "latent-text",
+            "latent-zeros",
+            "shuffled-none",
+        }
+        assert (
+            [row.context_bytes for row in found.latency[name]["latent"]]
+            == [40, 200]
+            == [row.context_bytes for row in found.latency[name]["text"]]
+        )
     assert all(math.isfinite(value) for value in metrics.values())
 
 
 def test_single_scores_add_up_to_the_means(measured):
     folder, _ = measured
     single, rows = table(folder, "latentwire_scores"), table(folder, "latentwire")
-    assert len(single) == 2 * 9 * 12 and list(single[0]) == ["dataset", "reader", "path", "question", "group", "f1", "em"]
+    assert len(single) == 2 * 9 * 12 and list(single[0]) == [
+        "dataset",
+        "reader",
+        "path",
+        "question",
+        "group",
+        "f1",
+        "em",
+    ]
     for row in rows:
         own = [line for line in single if (line["reader"], line["path"]) == (row["reader"], row["path"])]
         if row["main"] == "1":
@@ -304,7 +362,10 @@ def test_examples_hold_answers_and_messages(measured, method, golden):
         asked = next(q for q in golden if (q.context, q.question) == (row["context"], row["question"]))
         assert row["answers"] == " | ".join(asked.answers)
         assert row["text"] == alone(reader, told(reader, [reader.ids(row["context"])]), asked)[0]
-        assert row["latent"] == alone(reader, method.opened(name, method.decode([bytes.fromhex(row["message_hex"])], name)), asked)[0]
+        assert (
+            row["latent"]
+            == alone(reader, method.opened(name, method.decode([bytes.fromhex(row["message_hex"])], name)), asked)[0]
+        )
 
 
 def test_parts_of_a_message_sum_to_its_length(method, data):
@@ -321,7 +382,10 @@ def test_several_data_sets_are_pooled_and_kept_apart(method, golden, data, tmp_p
     rows = {(row["dataset"], row["reader"], row["path"]): row for row in table(tmp_path, "latentwire")}
     pooled, first, second = (rows[name, "llama", "text"] for name in ("all", "qa_facts", "squad"))
     assert [int(row["questions"]) for row in (pooled, first, second)] == [7, 5, 2]
-    assert float(pooled["em"]) == pytest.approx((5 * float(first["em"]) + 2 * float(second["em"])) / 7, abs=1e-5) and float(pooled["em"]) > 0
+    assert (
+        float(pooled["em"]) == pytest.approx((5 * float(first["em"]) + 2 * float(second["em"])) / 7, abs=1e-5)
+        and float(pooled["em"]) > 0
+    )
     assert "llama/useful_bits" not in metrics and not (tmp_path / "tables" / "latentwire_latency.csv").exists()
 
 
@@ -362,7 +426,11 @@ def test_times_are_of_the_passes_after_the_warm_ups(method, data, monkeypatch):
         rows = Latency([50], warm=3, repeats=5)(method, [data.questions[0].context], "Where?")
     assert len(calls) == 2 * (3 + 5)
     (row,) = [row for row in rows if (row["reader"], row["path"]) == ("llama", "text")]
-    assert row["total_ms"] == pytest.approx(6) and row["total_p90_ms"] == pytest.approx(7.6) and row["prefill_ms"] == pytest.approx(1)
+    assert (
+        row["total_ms"] == pytest.approx(6)
+        and row["total_p90_ms"] == pytest.approx(7.6)
+        and row["prefill_ms"] == pytest.approx(1)
+    )
 
 
 @pytest.mark.parametrize("name", NAMES)
@@ -370,14 +438,20 @@ def test_a_pass_reads_what_the_paths_read(method, data, name):
     asked = data.questions[0]
     reader, prompt = method.readers[name], method.readers[name].asked(asked.question)
     with torch.inference_mode():
-        latents, text = latency.from_latents(method, name, asked.context, prompt), latency.from_text(reader, asked.context, prompt)
+        latents, text = (
+            latency.from_latents(method, name, asked.context, prompt),
+            latency.from_text(reader, asked.context, prompt),
+        )
         opened = told(reader, [reader.ids(asked.context)])
         first_1V = greedy(reader, told(reader, [reader.ids(asked.context)]), [prompt], 1)[1]
         assert latency.first_token(reader, opened, prompt) == int(first_1V.argmax())
     assert text.positions == len(reader.lead) + len(reader.ids(asked.context)) + len(prompt)
     assert latents.positions == len(reader.lead) + 5 + len(prompt)
     for taken in (latents, text):
-        assert taken.total == pytest.approx(taken.encode + taken.adapt + taken.prefill) and min(taken.encode, taken.prefill) > 0
+        assert (
+            taken.total == pytest.approx(taken.encode + taken.adapt + taken.prefill)
+            and min(taken.encode, taken.prefill) > 0
+        )
         assert taken.memory == 2 * reader.layers * reader.kv_heads * reader.kv_width * taken.positions * 4  # float32
     assert latents.adapt > 0 and latents.pack > 0
 
@@ -386,7 +460,11 @@ def test_contexts_are_joined_to_each_length():
     texts = latency.joined(["abc", "dé"], [4, 9, 600], 512)
     assert texts == ["abc ", "abc dé a"[:9]] and [len(text.encode()) for text in texts] == [4, 9]
     assert latency.joined(["é"], [1, 3], 8) == ["", "é "]
-    assert latency.doubled(512) == [32, 64, 128, 256, 512] and latency.doubled(100) == [32, 64, 100] and latency.doubled(20) == [20]
+    assert (
+        latency.doubled(512) == [32, 64, 128, 256, 512]
+        and latency.doubled(100) == [32, 64, 100]
+        and latency.doubled(20) == [20]
+    )
     with pytest.raises(ValueError, match="lengths=.*max_length=512"):
         latency.joined(["a"], [600], 512)
 

@@ -1,4 +1,7 @@
-"""Features: nothing changes at the start, gradients are finite differences, groups hold every parameter once, checkpoints bring each feature back."""
+"""Features: nothing changes at the start, gradients are finite differences, groups hold every parameter once,
+checkpoints bring each feature back.
+"""
+
 import copy
 import itertools
 import math
@@ -36,7 +39,10 @@ MAKERS = {
     "gist": lambda: Gist(grams=2, buckets=16, width=8), "reconstruction": lambda: Reconstruction(bytes=20, width=8, heads=2),
 }  # fmt: skip
 COSTLESS = ["lora", "layer_adapters", "coprocessor"]  # at the start they change nothing
-ALL = {"with_prefix": [n for n in MAKERS if n != "coprocessor"], "with_coprocessor": [n for n in MAKERS if n != "deep_prefix"]}
+ALL = {
+    "with_prefix": [n for n in MAKERS if n != "coprocessor"],
+    "with_coprocessor": [n for n in MAKERS if n != "deep_prefix"],
+}
 
 
 def made_of(names, **options):
@@ -85,7 +91,9 @@ def test_a_prefix_at_the_start_has_the_mean_and_spread_of_text():
     rows = []
     for text in texts:
         layers = told(own, [own.ids(text)[:positions]]).cache.held.layers
-        rows.append(torch.stack([torch.stack((x.keys[0], x.values[0])).transpose(1, 2)[:, len(own.lead) :] for x in layers]))
+        rows.append(
+            torch.stack([torch.stack((x.keys[0], x.values[0])).transpose(1, 2)[:, len(own.lead) :] for x in layers])
+        )
     every = torch.cat(rows, dim=2)
     assert len({r.shape[2] for r in rows}) == 3 and max(r.shape[2] for r in rows) == positions
     close(mean, every.mean(2))
@@ -104,7 +112,14 @@ def test_texts_that_are_all_shorter_than_the_prefix_leave_the_lead_out():
 
 @pytest.mark.parametrize("name", [*COSTLESS, "deep_prefix"])
 def test_gradients_of_what_a_reader_is_given_are_finite_differences(name):
-    made, who = method({name: ReaderLoRA(rank=2, targets=["q_proj", "down_proj"]) if name == "lora" else MAKERS[name]()}, double=True, train=False), "llama"
+    made, who = (
+        method(
+            {name: ReaderLoRA(rank=2, targets=["q_proj", "down_proj"]) if name == "lora" else MAKERS[name]()},
+            double=True,
+            train=False,
+        ),
+        "llama",
+    )
     owner = made.readers[who] if name == "lora" else made.features[name].maps[who]
     stirred(owner, 0.05)
     sent = sent_of(made, who)
@@ -165,7 +180,11 @@ def test_all_features_together_train_everything_but_the_readers(names):
     optimizer = torch.optim.SGD([p for group in made.optimizer_groups() for p in group.parameters], lr=1e-2)
     for number in range(2):
         train_step(made, optimizer, number)
-    unmoved = [n for n, p in made.named_parameters() if p.requires_grad and p.numel() and (p.grad is None or not p.grad.abs().sum() > 0)]
+    unmoved = [
+        n
+        for n, p in made.named_parameters()
+        if p.requires_grad and p.numel() and (p.grad is None or not p.grad.abs().sum() > 0)
+    ]
     # a prefix takes the vectors' place, so the adapters' last map has nothing to do
     allowed = [".mean_D", ".size", ".leave.weight", ".leave.bias"] if "deep_prefix" in names else []
     assert [n for n in unmoved if not n.endswith(tuple(allowed))] == []
@@ -186,7 +205,12 @@ def test_every_trained_parameter_is_in_one_group(names):
     named = [group.name for group in groups]
     assert len(named) == len(set(named))
     for name in names:
-        expected = {"lora": {"lora.llama", "lora.qwen"}, "latent_dropout": set(), "adaptive_tokens": set(), "deep_prefix": {"deep_prefix.weights", "deep_prefix.starts"}}.get(name, {f"{name}.weights"})
+        expected = {
+            "lora": {"lora.llama", "lora.qwen"},
+            "latent_dropout": set(),
+            "adaptive_tokens": set(),
+            "deep_prefix": {"deep_prefix.weights", "deep_prefix.starts"},
+        }.get(name, {f"{name}.weights"})
         assert {n for n in named if n.partition(".")[0] == name} == expected
 
 
@@ -195,7 +219,10 @@ def test_gates_and_what_starts_from_text_do_not_decay():
     names = {id(p): name for name, p in made.named_parameters()}
     optimizer = Optimization(weight_decay=0.1).optimizer(made, made.optimizer_groups())
     spared = {names[id(p)] for group in optimizer.param_groups if not group["weight_decay"] for p in group["params"]}
-    assert {"pooling.gate_M1", *(f"features.deep_prefix.maps.{reader}.{part}" for reader in ("llama", "qwen") for part in ("gate", "mean"))} <= spared
+    assert {
+        "pooling.gate_M1",
+        *(f"features.deep_prefix.maps.{reader}.{part}" for reader in ("llama", "qwen") for part in ("gate", "mean")),
+    } <= spared
     assert not {"features.deep_prefix.maps.llama.out.weight", "pooling.out.weight"} & spared
 
 
@@ -203,7 +230,9 @@ def test_only_the_training_side_is_read_before_training():
     made = method({"deep_prefix": DeepPrefix()}, trained_on=[0, 2])
     assert made.some_contexts(9) == list(dict.fromkeys([ASKED[0].context, ASKED[2].context]))
     other = method({"deep_prefix": DeepPrefix()}, trained_on=[1, 3])
-    assert not torch.equal(made.features["deep_prefix"].maps["llama"].mean, other.features["deep_prefix"].maps["llama"].mean)
+    assert not torch.equal(
+        made.features["deep_prefix"].maps["llama"].mean, other.features["deep_prefix"].maps["llama"].mean
+    )
 
 
 def test_all_weights_come_from_the_seed():
@@ -213,10 +242,18 @@ def test_all_weights_come_from_the_seed():
 
 def test_one_slot_starts_from_text_without_nan():
     made = method({"deep_prefix": DeepPrefix(texts=1)}, slots=1, private=0)
-    assert all(p.isfinite().all() for p in made.features.parameters()) and all(b.isfinite().all() for b in made.features.buffers())
+    assert all(p.isfinite().all() for p in made.features.parameters()) and all(
+        b.isfinite().all() for b in made.features.buffers()
+    )
 
 
-@pytest.mark.parametrize("options, message", [({"pooling_heads": 3}, "^pooling_heads=3 must divide the encoder's dim=16$"), ({"adapter_heads": 3}, "^adapter_heads=3 must divide adapter_dim=8$")])
+@pytest.mark.parametrize(
+    "options, message",
+    [
+        ({"pooling_heads": 3}, "^pooling_heads=3 must divide the encoder's dim=16$"),
+        ({"adapter_heads": 3}, "^adapter_heads=3 must divide adapter_dim=8$"),
+    ],
+)
 def test_heads_that_do_not_divide_are_named(options, message):
     with pytest.raises(ValueError, match=message):
         method(**options)
@@ -235,12 +272,19 @@ def test_adapters_go_to_the_readers_that_are_named_and_to_maps_that_are_named():
     assert not any("lora_" in n for n, _ in made.readers["llama"].named_parameters())
     names = [n for n, p in made.readers["qwen"].named_parameters() if p.requires_grad]
     assert len(names) == 2 * 2 * 2 and all(("q_proj" in n or "v_proj" in n) and "lora_" in n for n in names)
-    assert made.features["lora"].describe() == {"parameters": 2 * 3 * (32 + 64 + 32 + 32), "trained": 2 * 3 * (32 + 64 + 32 + 32)}
+    assert made.features["lora"].describe() == {
+        "parameters": 2 * 3 * (32 + 64 + 32 + 32),
+        "trained": 2 * 3 * (32 + 64 + 32 + 32),
+    }
 
 
 def test_adapters_of_two_readers_and_of_two_seeds_differ():
     one, other = (method({"lora": ReaderLoRA(rank=2, targets=["q_proj"])}, seed=seed) for seed in (0, 1))
-    drawn = [next(p for n, p in made.readers[who].named_parameters() if "lora_A" in n).flatten()[:20] for made in (one, other) for who in ("llama", "qwen")]
+    drawn = [
+        next(p for n, p in made.readers[who].named_parameters() if "lora_A" in n).flatten()[:20]
+        for made in (one, other)
+        for who in ("llama", "qwen")
+    ]
     assert all(not torch.equal(a, b) for i, a in enumerate(drawn) for b in drawn[:i])
 
 
@@ -248,7 +292,9 @@ def test_only_adapters_are_in_the_state():
     made = made_of(["lora"])
     kept = [n for n in made.state_dict() if n.startswith("readers.")]
     assert kept and all("lora_" in n or n.endswith("base_digest") for n in kept)
-    assert sum(made.state_dict()[n].numel() for n in kept if "lora_" in n) == made.features["lora"].describe()["trained"]
+    assert (
+        sum(made.state_dict()[n].numel() for n in kept if "lora_" in n) == made.features["lora"].describe()["trained"]
+    )
 
 
 @pytest.mark.exact
@@ -278,7 +324,9 @@ def test_dropout_of_adapters_is_on_in_training_steps_alone():
     assert drops and not any(m.training for m in drops)  # built
     first, second = twice()
     assert all(m.training for m in drops) and not torch.allclose(first, second)
-    assert not any(m.training for own in made.readers.values() for m in own.modules() if m not in drops)  # nothing else of the readers
+    assert not any(
+        m.training for own in made.readers.values() for m in own.modules() if m not in drops
+    )  # nothing else of the readers
     made.eval()  # as for validation, and for messages
     assert not any(m.training for m in drops)
     first, second = twice()
@@ -294,10 +342,21 @@ def test_unknown_readers_are_refused(wanted):
         method({"lora": ReaderLoRA(readers=wanted)})
 
 
-# Between layers, and in the cache -----------------------------------------------------------------------------------------
+# Between layers, and in the cache
+# -----------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("depths, layers, expected", [(1, 4, [2]), (2, 4, [1, 3]), (4, 4, [0, 1, 2, 3]), (4, 28, [3, 10, 17, 24]), (3, 28, [4, 14, 23]), ([2, 0], 3, [0, 2])])
+@pytest.mark.parametrize(
+    "depths, layers, expected",
+    [
+        (1, 4, [2]),
+        (2, 4, [1, 3]),
+        (4, 4, [0, 1, 2, 3]),
+        (4, 28, [3, 10, 17, 24]),
+        (3, 28, [4, 14, 23]),
+        ([2, 0], 3, [0, 2]),
+    ],
+)
 def test_depths_are_spread_evenly(depths, layers, expected):
     assert chosen_layers(depths, layers) == expected
 
@@ -312,11 +371,17 @@ def test_other_depths_are_refused(depths):
 def test_layer_adapters_are_their_formula():
     made = method({"layer_adapters": LayerAdapters(depths=[1], width=8, heads=2)}, train=False)
     own = stirred(made.features["layer_adapters"].maps["qwen"]["1"])
-    x, states = torch.randn(2, 3, 32, generator=generator(0, "x")), torch.randn(2, 5, 8, generator=generator(0, "states"))
+    x, states = (
+        torch.randn(2, 3, 32, generator=generator(0, "x")),
+        torch.randn(2, 5, 8, generator=generator(0, "states")),
+    )
     with torch.no_grad():
         a = own.attention
         unit = x * (x.square().mean(-1, keepdim=True) + torch.finfo(torch.float32).eps).rsqrt() * a.norm.weight
-        q, k, v = (part.view(2, -1, 2, 4).transpose(1, 2) for part in (unit @ a.query.weight.T, states @ a.key.weight.T, states @ a.value.weight.T))
+        q, k, v = (
+            part.view(2, -1, 2, 4).transpose(1, 2)
+            for part in (unit @ a.query.weight.T, states @ a.key.weight.T, states @ a.value.weight.T)
+        )
         taken = ((q @ k.transpose(-1, -2) / 2).softmax(-1) @ v).transpose(1, 2).flatten(2) @ a.out.weight.T
         close(own(x, states), x + math.tanh(float(own.gate)) * taken)
 
@@ -422,7 +487,9 @@ def test_a_step_sends_the_first_slots_to_every_reader():
         slots = made._now.slots
         seen.add(slots)
         made.loss_sum(rows).sum().backward()
-        moved = made.pooling.get_submodule("after").query_MD.grad.abs().sum(1) > 0  # of all slots: 4 shared, then 1 of each reader
+        moved = (
+            made.pooling.get_submodule("after").query_MD.grad.abs().sum(1) > 0
+        )  # of all slots: 4 shared, then 1 of each reader
         assert moved.tolist() == [i < slots - 1 for i in range(4)] + [True, True]
         made.zero_grad()
     assert len(seen) > 2 and made.after_update()["latent_dropout/slots"] == slots
@@ -454,7 +521,9 @@ def test_k_grows_by_schedule():
 
 @pytest.mark.exact
 def test_k_grows_by_the_running_accuracy_of_every_reader():
-    made = method({"adaptive_tokens": AdaptiveTokens(by="accuracy", least=1, most=3, threshold=0.7, momentum=0.5, hold=2)})
+    made = method(
+        {"adaptive_tokens": AdaptiveTokens(by="accuracy", least=1, most=3, threshold=0.7, momentum=0.5, hold=2)}
+    )
     feature, sent = made.features["adaptive_tokens"], sent_of(made, "llama")
     wrong = F.one_hot(torch.full((4, 2), 3), 5).float()
     running, history = [0.0, 0.0], []
@@ -466,14 +535,29 @@ def test_k_grows_by_the_running_accuracy_of_every_reader():
             read = read_of(made, name, sent)
             read.logits_BAV[int(4 * share) :] = wrong[int(4 * share) :]
             for piece in (slice(0, 1), slice(1, 4)):  # the batch in two pieces
-                assert feature.on_loss_aggregate(read_of(made, name, sent, logits_BAV=read.logits_BAV[piece], target_BA=read.target_BA[piece],
-                                                         counts_BA=read.counts_BA[piece])) == {}
+                assert (
+                    feature.on_loss_aggregate(
+                        read_of(
+                            made,
+                            name,
+                            sent,
+                            logits_BAV=read.logits_BAV[piece],
+                            target_BA=read.target_BA[piece],
+                            counts_BA=read.counts_BA[piece],
+                        )
+                    )
+                    == {}
+                )
         feature.after_update()
         running = [0.5 * a + 0.5 * b for a, b in zip(running, right, strict=True)]
         assert feature.running_R.tolist() == pytest.approx(running)
     # running: (.5, 0) (.75, .5) (.875, .75) grows to 2; (.94, .875) too soon; (.72, .94) grows to 3, the most
     assert history == [1, 1, 1, 2, 2, 3, 3, 3]
-    assert feature.metrics_snapshot() == {"tokens": 3.0, "first1_llama": pytest.approx(running[0]), "first1_qwen": pytest.approx(running[1])}
+    assert feature.metrics_snapshot() == {
+        "tokens": 3.0,
+        "first1_llama": pytest.approx(running[0]),
+        "first1_qwen": pytest.approx(running[1]),
+    }
 
 
 def test_rows_without_an_answer_and_steps_begun_again_do_not_count():
@@ -496,7 +580,10 @@ def test_rows_without_an_answer_and_steps_begun_again_do_not_count():
     assert feature.counted == {}  # validation says nothing
 
 
-@pytest.mark.parametrize("options, message", [({"most": 5}, "most=5 must be at most tokens=4"), ({"least": 5}, "least=5 must be at most tokens=4")])
+@pytest.mark.parametrize(
+    "options, message",
+    [({"most": 5}, "most=5 must be at most tokens=4"), ({"least": 5}, "least=5 must be at most tokens=4")],
+)
 def test_more_tokens_than_the_method_has_are_refused(options, message):
     with pytest.raises(ValueError, match=rf"^features\.adaptive_tokens\.{message}"):
         method({"adaptive_tokens": AdaptiveTokens(**options)})
@@ -561,8 +648,12 @@ def test_spelling_of_a_constant_is_chance_and_padding_costs_nothing():
 
 @pytest.mark.parametrize("name, steps", [("gist", 80), ("reconstruction", 150)])
 def test_heads_learn_what_the_latents_tell(name, steps):
-    """Four contexts, latents fixed: the loss falls far below chance; of shuffled latents it cannot be told which context it was."""
-    made = method({name: Gist(grams=2, buckets=16, width=32) if name == "gist" else Reconstruction(bytes=20, width=32, heads=2)})
+    """Four contexts, latents fixed: the loss falls far below chance; of shuffled latents it cannot be told which
+    context it was.
+    """
+    made = method(
+        {name: Gist(grams=2, buckets=16, width=32) if name == "gist" else Reconstruction(bytes=20, width=32, heads=2)}
+    )
     feature, sent = made.features[name], sent_of(made, "llama")
     sent.latents_BMd = sent.latents_BMd.detach()
     optimizer = torch.optim.AdamW(feature.parameters(), lr=1e-2)
@@ -585,13 +676,24 @@ def test_losses_of_pieces_add_up_and_count_with_their_weight(name):
     whole = feature.on_loss_aggregate(read_of(made, "llama", sent))[name]
 
     def piece(rows):
-        return Sent(sent.latents_BMd[rows], sent.slots_M, sent.states_BPH[rows], sent.places_P, sent.bytes_BN[rows], sent.seen_BN[rows])
+        return Sent(
+            sent.latents_BMd[rows],
+            sent.slots_M,
+            sent.states_BPH[rows],
+            sent.places_P,
+            sent.bytes_BN[rows],
+            sent.seen_BN[rows],
+        )
 
-    parts = [feature.on_loss_aggregate(read_of(made, "llama", piece(rows)))[name] for rows in (slice(0, 1), slice(1, 4))]
+    parts = [
+        feature.on_loss_aggregate(read_of(made, "llama", piece(rows)))[name] for rows in (slice(0, 1), slice(1, 4))
+    ]
     close(sum(parts), whole)
     assert made.parts[name] == 0.1 and list(made.parts)[-1] == name
     rows, denominator = prepared(made)
-    assert float(denominator[-1]) == 8 and len(made.loss_sum(rows)) == len(made.parts) == len(denominator)  # 4 rows, 2 readers
+    assert float(denominator[-1]) == 8 and len(made.loss_sum(rows)) == len(made.parts) == len(
+        denominator
+    )  # 4 rows, 2 readers
 
 
 # Checkpoints --------------------------------------------------------------------------------------------------------------
@@ -623,21 +725,29 @@ def test_a_checkpoint_of_other_features_says_which(name):
     without, having = method({}), made_of([name])
     with pytest.raises(ValueError) as lacks:
         having.load_state_dict(without.state_dict())
-    assert str(lacks.value) == f"method.features=['{name}'] are not those of the checkpoint: it lacks {name}, which this run has"
+    assert (
+        str(lacks.value)
+        == f"method.features=['{name}'] are not those of the checkpoint: it lacks {name}, which this run has"
+    )
     with pytest.raises(ValueError) as has:
         without.load_state_dict(having.state_dict())
-    assert str(has.value) == f"method.features=[] are not those of the checkpoint: it has {name}, which this run has not"
+    assert (
+        str(has.value) == f"method.features=[] are not those of the checkpoint: it has {name}, which this run has not"
+    )
 
 
 def test_both_sides_are_named_and_features_without_a_state_go_anywhere():
     dropout = method({"latent_dropout": LatentDropout()})
     assert dropout.load_state_dict(method({}).state_dict()).missing_keys == []
     refuse_other_features(dropout.state_dict(), method({}).features)
-    with pytest.raises(ValueError, match=r"it lacks gist, which this run has; it has coprocessor, which this run has not$"):
+    with pytest.raises(
+        ValueError, match=r"it lacks gist, which this run has; it has coprocessor, which this run has not$"
+    ):
         made_of(["gist"]).load_state_dict(made_of(["coprocessor"]).state_dict())
 
 
-# What a run says of its features --------------------------------------------------------------------------------------------
+# What a run says of its features
+# --------------------------------------------------------------------------------------------
 
 
 def test_features_are_listed_with_status_and_parameters():
@@ -646,7 +756,9 @@ def test_features_are_listed_with_status_and_parameters():
     assert set(rows) == set(KNOWN) == set(MAKERS)
     assert {name for name, row in rows.items() if row["status"] == "off"} == {"coprocessor"}
     for name, row in rows.items():
-        trained = sum(p.numel() for g in made.optimizer_groups() if g.name.partition(".")[0] == name for p in g.parameters)
+        trained = sum(
+            p.numel() for g in made.optimizer_groups() if g.name.partition(".")[0] == name for p in g.parameters
+        )
         assert row["trained"] == trained and (row["parameters"] == trained), name
     table = lines(described(made))
     assert len(table) == 1 + len(KNOWN) and len({len(line) for line in table}) == 1
@@ -658,13 +770,27 @@ def test_features_are_listed_with_status_and_parameters():
 def test_features_that_exclude_each_other_are_refused_by_name():
     with pytest.raises(ValueError, match=r"^features\.\w+ cannot be used with features\.\w+: choose one of them$"):
         refuse_conflicts({"deep_prefix": DeepPrefix(), "coprocessor": Coprocessor()})
-    node = {name: {"_target_": f"research_stack.latentwire.features.{name}.{kind}"} for name, kind in (("deep_prefix", "DeepPrefix"), ("coprocessor", "Coprocessor"))}
+    node = {
+        name: {"_target_": f"research_stack.latentwire.features.{name}.{kind}"}
+        for name, kind in (("deep_prefix", "DeepPrefix"), ("coprocessor", "Coprocessor"))
+    }
+
     def told(config):
         return [p.message for p in check(config) if "cannot be used" in p.message]
 
     told_of = told({"method": {"features": node}})
-    assert told_of == ["method.features.coprocessor cannot be used with method.features.deep_prefix: choose one of them"]
-    assert told({"method": {"features": {"deep_prefix": node["deep_prefix"]}}, "other": {"coprocessor": node["coprocessor"]}}) == []
+    assert told_of == [
+        "method.features.coprocessor cannot be used with method.features.deep_prefix: choose one of them"
+    ]
+    assert (
+        told(
+            {
+                "method": {"features": {"deep_prefix": node["deep_prefix"]}},
+                "other": {"coprocessor": node["coprocessor"]},
+            }
+        )
+        == []
+    )
 
 
 @pytest.mark.parametrize("features, expected", [
@@ -672,7 +798,11 @@ def test_features_that_exclude_each_other_are_refused_by_name():
 def test_the_command_refuses_in_one_line_and_loads_nothing(features, expected):
     code = "import sys; sys.modules['torch'] = None; from research_stack.cli import main; sys.exit(main())"
     before = os.times().children_user
-    done = subprocess.run([sys.executable, "-c", code, "experiment=latentwire", f"method/features=[{features}]"], capture_output=True, text=True)
+    done = subprocess.run(
+        [sys.executable, "-c", code, "experiment=latentwire", f"method/features=[{features}]"],
+        capture_output=True,
+        text=True,
+    )
     assert done.returncode == 2 and expected in done.stderr and done.stderr.count("\n") == 1, done.stderr
     assert os.times().children_user - before < 2  # seconds of computing; torch alone takes more
 
@@ -691,5 +821,8 @@ BAD = {
 @pytest.mark.parametrize("target, bad", [(target, bad) for target, every in BAD.items() for bad in every], ids=str)
 def test_bad_values_are_found_without_building(target, bad):
     key, value = next(iter(bad.items()))
-    found = [p.message for p in check_node("method.features.x", {"_target_": f"research_stack.latentwire.features.{target}", **bad})]
+    found = [
+        p.message
+        for p in check_node("method.features.x", {"_target_": f"research_stack.latentwire.features.{target}", **bad})
+    ]
     assert len(found) == 1 and found[0].startswith(f"method.features.x.{key}={value} must"), found

@@ -1,4 +1,7 @@
-"""A reader that joins a trained wire: it is sent the same bits, the sender does not change, and what does not fit is named."""
+"""A reader that joins a trained wire: it is sent the same bits, the sender does not change, and what does not fit is
+named.
+"""
+
 import pytest
 import torch
 from tiny_latentwire import ASKED, method, prepared, reader, stirred
@@ -32,7 +35,9 @@ def test_a_late_reader_is_sent_what_the_first_one_is(state):
     late.begin_from(weights)
     late.eval()
     assert all(torch.equal(a, b) for a, b in zip(latents(late, "late"), latents(first, "llama"), strict=True))
-    assert not all(torch.equal(a, b) for a, b in zip(latents(first, "qwen"), latents(first, "llama"), strict=True)), "or private slots say nothing"
+    assert not all(torch.equal(a, b) for a, b in zip(latents(first, "qwen"), latents(first, "llama"), strict=True)), (
+        "or private slots say nothing"
+    )
 
 
 def test_readers_that_both_have_keep_all_in_any_order_and_the_new_one_begins_anew(state):
@@ -58,10 +63,19 @@ def test_a_sender_that_is_not_trained_keeps_its_statistics(state):
     assert torch.equal(late.quantizer.mean_d, before) and before.any() and late.features.training
 
 
-@pytest.mark.parametrize("options, message", [
-    ({"slots": 4}, "^init_from: that run's readers share 4 slots and those here 3; say the same method.slots and method.private in both$"),
-    ({"numbers": 4}, r"^init_from: .* is \(3,?.*\) there and \(4,?.*\) here; say the same in both$"),
-])
+@pytest.mark.parametrize(
+    "options, message",
+    [
+        (
+            {"slots": 4},
+            (
+                "^init_from: that run's readers share 4 slots and those here 3; say the same method.slots and"
+                " method.private in both$"
+            ),
+        ),
+        ({"numbers": 4}, r"^init_from: .* is \(3,?.*\) there and \(4,?.*\) here; say the same in both$"),
+    ],
+)
 def test_other_sizes_are_named(state, options, message):
     with pytest.raises(ValueError, match=message):
         made(**options).begin_from(state[1])

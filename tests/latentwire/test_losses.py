@@ -1,4 +1,7 @@
-"""Each loss: its formula, where it is least, its gradient against differences in float64, and the same under any cut of the batch."""
+"""Each loss: its formula, where it is least, its gradient against differences in float64, and the same under any cut of
+the batch.
+"""
+
 import copy
 import math
 from types import SimpleNamespace
@@ -24,7 +27,15 @@ from research_stack.streams import generator
 from research_stack.training.module import cut
 from research_stack.training.optimization import Optimization
 
-EVERY = {"first": FirstToken, "answer": AnswerTokens, "kd": KD, "align": Alignment, "manifold": Manifold, "scale": Scale, "rms": RawRMS}
+EVERY = {
+    "first": FirstToken,
+    "answer": AnswerTokens,
+    "kd": KD,
+    "align": Alignment,
+    "manifold": Manifold,
+    "scale": Scale,
+    "rms": RawRMS,
+}
 
 
 @pytest.fixture(scope="module")
@@ -41,7 +52,15 @@ def data():
 def made(places, data, losses, batch=6, **options):
     """(method in training mode, rows, denominators)."""
     readers = {name: Reader(places[name], length=4) for name in ("llama", "qwen")}
-    sizes = {"slots": 5, "private": 2, "numbers": 4, "adapter_dim": 16, "adapter_heads": 2, "pooling_heads": 2, "tokens": 3}
+    sizes = {
+        "slots": 5,
+        "private": 2,
+        "numbers": 4,
+        "adapter_dim": 16,
+        "adapter_heads": 2,
+        "pooling_heads": 2,
+        "tokens": 3,
+    }
     method = LatentWire(ByteEncoder(dim=16, layers=1, heads=2, grams=[2], buckets=32, max_length=256), FSQ(16, normalize=False), readers, losses,
                         data.questions, Optimization(), 1, **(sizes | options))  # fmt: skip
     method._trainer = SimpleNamespace(max_steps=10, global_step=0, world_size=1)
@@ -60,10 +79,23 @@ def one_read(method, rows, reader="llama", logits=None, states=None, raw=None):
     """What a reader has read, with given numbers in the place of those that the weights make."""
     target_BA, counts_BA = rows[f"target.{reader}"], rows[f"counts.{reader}"]
     count, slots_M = len(target_BA), method.slots_of(reader, method.slots)
-    logits = noise(count, target_BA.shape[1], len(method.readers[reader].tokenizer), name="logits") if logits is None else logits
+    logits = (
+        noise(count, target_BA.shape[1], len(method.readers[reader].tokenizer), name="logits")
+        if logits is None
+        else logits
+    )
     states = noise(count, len(slots_M), 16, name="states") if states is None else states
     sent = Sent(latents_BMd=noise(count, len(slots_M), 4), slots_M=slots_M, states_BPH=states, places_P=slots_M)
-    return Read(reader, sent, noise(count, len(slots_M), 4, name="raw") if raw is None else raw, logits, target_BA, counts_BA, method.tokens, rows)
+    return Read(
+        reader,
+        sent,
+        noise(count, len(slots_M), 4, name="raw") if raw is None else raw,
+        logits,
+        target_BA,
+        counts_BA,
+        method.tokens,
+        rows,
+    )
 
 
 def text_logits(reader, data, numbers, length):
@@ -84,7 +116,10 @@ def text_logits(reader, data, numbers, length):
 def distilled(places, data):
     loss = KD(temperature=2.0)
     method, rows, _ = made(places, data, {"kd": loss})
-    logits = {name: text_logits(reader, data, data.train[:6], rows[f"target.{name}"].shape[1]) for name, reader in method.readers.items()}
+    logits = {
+        name: text_logits(reader, data, data.train[:6], rows[f"target.{name}"].shape[1])
+        for name, reader in method.readers.items()
+    }
     return method, rows, loss, logits
 
 
@@ -104,7 +139,10 @@ def test_distillation_is_its_formula(distilled, temperature):
     expected = 0.0
     for row, counts in enumerate(read.counts_BA.tolist()):
         for place in range(min(sum(counts), 3)):  # the first K tokens
-            p, q = (logits_V.double().div(temperature).softmax(-1) for logits_V in (logits["llama"][row, place], read.logits_BAV[row, place]))
+            p, q = (
+                logits_V.double().div(temperature).softmax(-1)
+                for logits_V in (logits["llama"][row, place], read.logits_BAV[row, place])
+            )
             expected += temperature**2 * float((p * (p / q).log()).sum())
     assert float(loss(read)) == pytest.approx(expected, rel=1e-4)
     assert loss.count(read.counts_BA, 3) == read.counts_BA[:, :3].sum() > len(read.counts_BA)
@@ -115,7 +153,11 @@ def test_a_teacher_reads_a_context_once_for_all_its_questions(distilled, monkeyp
     texts = []
     monkeypatch.setattr(distillation, "told", lambda reader, given: texts.append(given) or told(reader, given))
     loss(one_read(method, rows))
-    assert len(rows["context"]) == 6 and len(rows["context"].unique()) == 3 == len(texts[0]) and len({tuple(text) for text in texts[0]}) == 3
+    assert (
+        len(rows["context"]) == 6
+        and len(rows["context"].unique()) == 3 == len(texts[0])
+        and len({tuple(text) for text in texts[0]}) == 3
+    )
 
 
 def test_the_first_row_of_each_context_and_the_context_of_each_row():
@@ -126,7 +168,9 @@ def test_the_first_row_of_each_context_and_the_context_of_each_row():
 def test_the_divergence_is_never_negative(distilled):
     method, rows, loss, logits = distilled
     for scale in (0.0, 0.01, 1.0, 30.0):
-        assert float(loss(one_read(method, rows, logits=logits["llama"] + scale * noise(*logits["llama"].shape)))) >= -1e-5
+        assert (
+            float(loss(one_read(method, rows, logits=logits["llama"] + scale * noise(*logits["llama"].shape)))) >= -1e-5
+        )
 
 
 def test_several_teachers_are_averaged_as_probabilities(places, data, distilled):
@@ -134,7 +178,9 @@ def test_several_teachers_are_averaged_as_probabilities(places, data, distilled)
     large = Reader(places["large"], length=4)
     also = text_logits(large, data, data.train[:6], rows["target.llama"].shape[1])
     for own, expected in ((True, (logits["llama"].softmax(-1) + also.softmax(-1)) / 2), (False, also.softmax(-1))):
-        loss = KD(temperature=1.0, own=own, teachers={"llama": {"large": large}, "qwen": {"same": method.readers["qwen"]}})
+        loss = KD(
+            temperature=1.0, own=own, teachers={"llama": {"large": large}, "qwen": {"same": method.readers["qwen"]}}
+        )
         loss.prepare(method)
         taught_BKV, uncertain_B = loss.taught(one_read(method, rows))
         there = rows["counts.llama"][:, :3]
@@ -164,8 +210,15 @@ def test_the_teacher_reads_without_adapters_and_is_given_no_gradient(places, dat
 def text_taught(method, rows, loss):
     """What the teacher would say with its adapters on."""
     own = copy.copy(loss)
-    own.teachers = {"llama": {"own": SimpleNamespace(model=WithAdapters(method.readers["llama"].model), to=lambda device: None, **{
-        name: getattr(method.readers["llama"], name) for name in ("lead", "end", "device", "blocks")})}}
+    own.teachers = {
+        "llama": {
+            "own": SimpleNamespace(
+                model=WithAdapters(method.readers["llama"].model),
+                to=lambda device: None,
+                **{name: getattr(method.readers["llama"], name) for name in ("lead", "end", "device", "blocks")},
+            )
+        }
+    }
     return own.taught(one_read(method, rows))[0]
 
 
@@ -197,7 +250,9 @@ def test_hard_rows_count_more_and_the_weights_are_one_on_average(distilled):
     read = one_read(method, rows, logits=student)
     single = [float(plain(one_row(read, row))) for row in range(6)]
     weighted = float(hard(read))
-    assert weighted == pytest.approx(sum((1 + 2 * d) * nats for d, nats in zip(d_B.tolist(), single, strict=True)), rel=1e-3)
+    assert weighted == pytest.approx(
+        sum((1 + 2 * d) * nats for d, nats in zip(d_B.tolist(), single, strict=True)), rel=1e-3
+    )
     method._trainer.global_step = 0
     hard.after_update()
     mean = float(d_B[kept].mean())
@@ -214,9 +269,23 @@ def test_hard_rows_count_more_and_the_weights_are_one_on_average(distilled):
 
 def one_row(read, row):
     part = slice(row, row + 1)
-    sent = Sent(latents_BMd=read.sent.latents_BMd[part], slots_M=read.sent.slots_M, states_BPH=read.sent.states_BPH[part], places_P=read.sent.places_P)
+    sent = Sent(
+        latents_BMd=read.sent.latents_BMd[part],
+        slots_M=read.sent.slots_M,
+        states_BPH=read.sent.states_BPH[part],
+        places_P=read.sent.places_P,
+    )
     rows = {name: tensor[part] for name, tensor in read.rows.items()}
-    return Read(read.name, sent, read.raw_BMd[part], read.logits_BAV[part], read.target_BA[part], read.counts_BA[part], read.tokens, rows)
+    return Read(
+        read.name,
+        sent,
+        read.raw_BMd[part],
+        read.logits_BAV[part],
+        read.target_BA[part],
+        read.counts_BA[part],
+        read.tokens,
+        rows,
+    )
 
 
 @pytest.mark.parametrize("options, message", [
@@ -235,7 +304,16 @@ def test_the_hash_of_a_teacher_is_of_config_and_weights(places, distilled, tmp_p
     method, _, loss, _ = distilled
     own = config_hash(method.readers["llama"])
     assert own == config_hash(Reader(str(llama(tmp_path / "moved", **ROOM)))) and len(own) == 12
-    assert len({own, config_hash(Reader(places["large"])), config_hash(Reader(str(llama(tmp_path / "other", seed=1, **ROOM))))}) == 3
+    assert (
+        len(
+            {
+                own,
+                config_hash(Reader(places["large"])),
+                config_hash(Reader(str(llama(tmp_path / "other", seed=1, **ROOM)))),
+            }
+        )
+        == 3
+    )
     assert method.describe()["losses"]["kd"]["teachers"]["llama"] == {"own": f"{places['llama']} {own}"}
 
 
@@ -250,7 +328,11 @@ def of_vectors(kind, method, vectors):
 def test_alignment_is_zero_along_the_mean_of_the_context_and_two_against_it(distilled, data):
     method, rows, _, _ = distilled
     reader = method.readers["llama"]
-    text_BD = torch.stack([reader.embeddings.weight[reader.ids(data.questions[i].context)].mean(0) for i in data.train[:6]]).detach().double()
+    text_BD = (
+        torch.stack([reader.embeddings.weight[reader.ids(data.questions[i].context)].mean(0) for i in data.train[:6]])
+        .detach()
+        .double()
+    )
     spread_6PD = noise(6, 5, text_BD.shape[1])
     spread_6PD = spread_6PD - spread_6PD.mean(1, keepdim=True)
     for factor, expected in ((3.0, 0.0), (-0.5, 2.0)):
@@ -267,8 +349,12 @@ def test_manifold_and_scale_are_zero_for_vectors_like_embeddings(distilled):
     read = one_read(method, rows)
     alike = x_BPD * deviation_D + mean_D
     assert float(of_vectors(Manifold, method, alike)(read)) == pytest.approx(0, abs=1e-6)
-    assert float(of_vectors(Manifold, method, alike + deviation_D)(read)) == pytest.approx(6, rel=1e-5)  # a deviation off in each dimension
-    assert float(of_vectors(Manifold, method, (alike - mean_D) * math.sqrt(3) + mean_D)(read)) == pytest.approx(6 * 4, rel=1e-5)  # (3 - 1)^2
+    assert float(of_vectors(Manifold, method, alike + deviation_D)(read)) == pytest.approx(
+        6, rel=1e-5
+    )  # a deviation off in each dimension
+    assert float(of_vectors(Manifold, method, (alike - mean_D) * math.sqrt(3) + mean_D)(read)) == pytest.approx(
+        6 * 4, rel=1e-5
+    )  # (3 - 1)^2
     large = x_BPD / x_BPD.square().mean((1, 2), keepdim=True).sqrt() * table_VD.square().mean().sqrt()
     assert float(of_vectors(Scale, method, large)(read)) == pytest.approx(0, abs=1e-8)
     assert float(of_vectors(Scale, method, 3 * large)(read)) == pytest.approx(6 * 4, rel=1e-5)
@@ -319,7 +405,9 @@ def test_gradients_are_those_of_differences_in_float64(distilled, name):
 
 @pytest.fixture(scope="module")
 def whole(places, data):
-    return made(places, data, {name: kind() for name, kind in EVERY.items() if name != "kd"} | {"kd": KD(hard=1.0)}, batch=7)
+    return made(
+        places, data, {name: kind() for name, kind in EVERY.items() if name != "kd"} | {"kd": KD(hard=1.0)}, batch=7
+    )
 
 
 @pytest.mark.parametrize("name", EVERY)
@@ -339,13 +427,20 @@ def test_a_batch_in_three_pieces_has_the_losses_of_the_whole(whole):
     sums_P = method.loss_sum(rows)
     right, method.first_right = method.first_right, {}
     pieces = [method.loss_sum(piece) for piece in cut(rows, 3)]
-    assert {name: both.tolist() for name, both in method.first_right.items()} == {name: both.tolist() for name, both in right.items()}
+    assert {name: both.tolist() for name, both in method.first_right.items()} == {
+        name: both.tolist() for name, both in right.items()
+    }
     assert len({float(piece[0]) for piece in pieces}) == 3
     torch.testing.assert_close(sum(pieces), sums_P, rtol=2e-4, atol=1e-5)
     by_name = dict(zip(method.parts, denominators.tolist(), strict=True))
     tokens = sum(int(rows[f"counts.{reader}"][:, :3].sum()) for reader in method.readers)
     first = sum(int(rows[f"counts.{reader}"][:, 0].sum()) for reader in method.readers)
-    assert by_name == {"first": first, "answer": tokens, "kd": tokens, **dict.fromkeys(("align", "manifold", "scale", "rms"), 14)}
+    assert by_name == {
+        "first": first,
+        "answer": tokens,
+        "kd": tokens,
+        **dict.fromkeys(("align", "manifold", "scale", "rms"), 14),
+    }
 
 
 def test_contexts_are_tokenised_only_where_a_loss_reads_them(places, data, whole):
@@ -353,13 +448,21 @@ def test_contexts_are_tokenised_only_where_a_loss_reads_them(places, data, whole
     assert not any(name.startswith("context.") for name in rows)
     method, rows, _ = whole
     reader = method.readers["qwen"]
-    assert rows["context.qwen"][0][rows["context_seen.qwen"][0]].tolist() == reader.ids(data.questions[data.train[0]].context)
+    assert rows["context.qwen"][0][rows["context_seen.qwen"][0]].tolist() == reader.ids(
+        data.questions[data.train[0]].context
+    )
 
 
 def test_cross_entropy_of_first_token_and_answer(whole):
     method, rows, _ = whole
     read = one_read(method, rows)
-    nats = [[float(F.cross_entropy(read.logits_BAV[r, a], read.target_BA[r, a])) for a in range(min(3, int(read.counts_BA[r].sum())))] for r in range(7)]
+    nats = [
+        [
+            float(F.cross_entropy(read.logits_BAV[r, a], read.target_BA[r, a]))
+            for a in range(min(3, int(read.counts_BA[r].sum())))
+        ]
+        for r in range(7)
+    ]
     assert float(FirstToken()(read)) == pytest.approx(sum(row[0] for row in nats), rel=1e-5)
     assert float(AnswerTokens()(read)) == pytest.approx(sum(map(sum, nats)), rel=1e-5)
 

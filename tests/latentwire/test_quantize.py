@@ -1,4 +1,7 @@
-"""Quantisers: the vectors of the definitions, what is trained on is what travels, gradients, batch statistics against torch's."""
+"""Quantisers: the vectors of the definitions, what is trained on is what travels, gradients, batch statistics against
+torch's.
+"""
+
 import math
 import os
 import subprocess
@@ -118,13 +121,20 @@ def test_a_row_is_sent_alike_alone_and_in_a_batch(make):
     assert torch.equal(quantizer(z)[2:3], quantizer(z[2:3]))
 
 
-@given(st.lists(st.floats(-(2.0**127), 2.0**127, width=32), min_size=1, max_size=40), st.sampled_from([4, 6, 8]), st.sampled_from([1, 3, 4, 32, 256]))
+@given(
+    st.lists(st.floats(-(2.0**127), 2.0**127, width=32), min_size=1, max_size=40),
+    st.sampled_from([4, 6, 8]),
+    st.sampled_from([1, 3, 4, 32, 256]),
+)
 @settings(max_examples=150, deadline=None)
 def test_the_error_is_at_most_half_a_scale(numbers, bits, group):
     z = torch.tensor(numbers, dtype=torch.float32).view(1, 1, -1)
     quantizer = Grouped(bits, group)
     codes = quantizer.codes(z)
-    found, scale = quantizer.values(*codes)[0].double(), codes.scales_BG[0].double().repeat_interleave(group)[: len(numbers)]
+    found, scale = (
+        quantizer.values(*codes)[0].double(),
+        codes.scales_BG[0].double().repeat_interleave(group)[: len(numbers)],
+    )
     top = quantizer.format.top
     assert scale.isfinite().all() and (scale > 0).all()
     reach = z.flatten().double().clamp(-LARGEST * top, LARGEST * top)  # beyond it numbers are cut off
@@ -198,11 +208,15 @@ def test_normalisation_is_that_of_torch():
     quantizer, norm = FSQ(16).bind(6), torch.nn.BatchNorm1d(6, affine=False)
     for step in range(5):
         z = latents(4, 3, 6, name=f"step{step}", scale=3) + 100
-        torch.testing.assert_close(quantizer.smooth(z), torch.tanh(norm(z.flatten(0, 1)).view_as(z)), rtol=1e-4, atol=1e-4)
+        torch.testing.assert_close(
+            quantizer.smooth(z), torch.tanh(norm(z.flatten(0, 1)).view_as(z)), rtol=1e-4, atol=1e-4
+        )
     torch.testing.assert_close(quantizer.mean_d, norm.running_mean)
     torch.testing.assert_close(quantizer.variance_d, norm.running_var, rtol=1e-4, atol=1e-4)
     z = latents(1, 1, 6) + norm.running_mean
-    torch.testing.assert_close(quantizer.eval().smooth(z), torch.tanh(norm.eval()(z.flatten(0, 1)).view_as(z)), rtol=1e-4, atol=1e-5)
+    torch.testing.assert_close(
+        quantizer.eval().smooth(z), torch.tanh(norm.eval()(z.flatten(0, 1)).view_as(z)), rtol=1e-4, atol=1e-5
+    )
 
 
 def test_alike_latents_are_driven_apart():
@@ -268,11 +282,17 @@ def test_two_devices_normalise_as_one(tmp_path):
     for kind in ("sync", "apart"):
         (tmp_path / "meet").unlink(missing_ok=True)
         command = [sys.executable, "-c", textwrap.dedent(TWO_DEVICES)]
-        ranks = [subprocess.Popen([*command, str(r), str(tmp_path), kind], env={**os.environ, "OMP_NUM_THREADS": "1"}) for r in (0, 1)]
+        ranks = [
+            subprocess.Popen([*command, str(r), str(tmp_path), kind], env={**os.environ, "OMP_NUM_THREADS": "1"})
+            for r in (0, 1)
+        ]
         assert [rank.wait(120) for rank in ranks] == [0, 0]
         found = [torch.load(tmp_path / f"{rank}.pt", weights_only=True) for rank in (0, 1)]
         same = [torch.cat([f["out"] for f in found]), torch.cat([f["grad"] for f in found]), found[1]["mean_d"]]
-        alike = [torch.allclose(a, b, rtol=1e-4, atol=1e-5) for a, b in zip(same, (out, whole.grad, quantizer.mean_d), strict=True)]
+        alike = [
+            torch.allclose(a, b, rtol=1e-4, atol=1e-5)
+            for a, b in zip(same, (out, whole.grad, quantizer.mean_d), strict=True)
+        ]
         assert alike == ([True] * 3 if kind == "sync" else [False] * 3)
 
 
@@ -326,7 +346,11 @@ def test_each_format_is_told_by_its_code():
 
 def test_what_names_no_format_is_refused():
     named = {(format.code, *format.extra) for format in [*map(Levels, range(2, 257)), Floats(16), Floats(32)]}
-    named |= {(Groups(bits, group).code, *Groups(bits, group).extra) for bits in (4, 6, 8) for group in (*range(1, 129), *LARGE_GROUPS)}
+    named |= {
+        (Groups(bits, group).code, *Groups(bits, group).extra)
+        for bits in (4, 6, 8)
+        for group in (*range(1, 129), *LARGE_GROUPS)
+    }
     for what in [(code, *extra) for code in range(16) for extra in [(), *((byte,) for byte in range(256))]]:
         if what not in named:
             with pytest.raises(ValueError, match="^(code|extra)="):

@@ -1,4 +1,7 @@
-"""A reader's own words: what leads a text, prompt and answer tokenised together, where an answer ends; what cannot be a reader."""
+"""A reader's own words: what leads a text, prompt and answer tokenised together, where an answer ends; what cannot be a
+reader.
+"""
+
 import pytest
 import torch
 from pretrained_models import byte_level, llama, llama_tokenizer, qwen_tokenizer
@@ -41,17 +44,27 @@ def test_its_weights_are_in_no_checkpoint(own):
 def test_what_it_is_made_of(own):
     config = own.model.own.config
     assert (own.layers, own.width, own.kv_heads, own.kv_width) == (config.num_hidden_layers, 32, 2, 16)
-    assert [type(block).__name__ for block in own.blocks()] == [f"{type(own.model.own).__name__.removesuffix('ForCausalLM')}DecoderLayer"] * own.layers
+    assert [type(block).__name__ for block in own.blocks()] == [
+        f"{type(own.model.own).__name__.removesuffix('ForCausalLM')}DecoderLayer"
+    ] * own.layers
     assert torch.equal(own.embeddings.weight, own.model.own.get_input_embeddings().weight)
 
 
 def test_the_layers_of_another_architecture_are_found(tmp_path):
     tokenizer = qwen_tokenizer()
-    GPT2LMHeadModel(GPT2Config(vocab_size=len(tokenizer), n_embd=16, n_layer=3, n_head=2, n_positions=64, bos_token_id=0, eos_token_id=0)).save_pretrained(tmp_path)
+    GPT2LMHeadModel(
+        GPT2Config(
+            vocab_size=len(tokenizer), n_embd=16, n_layer=3, n_head=2, n_positions=64, bos_token_id=0, eos_token_id=0
+        )
+    ).save_pretrained(tmp_path)
     tokenizer.save_pretrained(tmp_path)
     own = Reader(str(tmp_path))
     cached = told(own, [own.ids("Ada")]).cache.held.layers
-    assert (own.layers, len(own.blocks()), own.kv_heads, own.kv_width) == (3, 3, 2, 8) == (len(cached), 3, cached[0].keys.shape[1], cached[0].keys.shape[3])
+    assert (
+        (own.layers, len(own.blocks()), own.kv_heads, own.kv_width)
+        == (3, 3, 2, 8)
+        == (len(cached), 3, cached[0].keys.shape[1], cached[0].keys.shape[3])
+    )
 
 
 # What leads a text -----------------------------------------------------------------------------------------------------
@@ -61,9 +74,14 @@ def test_the_lead_is_what_the_tokenizer_puts_in_front_or_the_end(tmp_path):
     tokenizer = llama_tokenizer()
     assert with_tokenizer(tmp_path / "none", tokenizer).lead == [tokenizer.eos_token_id]
     begin, end = tokenizer.bos_token_id, tokenizer.eos_token_id
-    for name, single, lead in (("begin", "<|begin_of_text|> $A", [begin]), ("both", "<|begin_of_text|> $A <|eot_id|>", [begin]), ("behind", "$A <|eot_id|>", [end])):
+    for name, single, lead in (
+        ("begin", "<|begin_of_text|> $A", [begin]),
+        ("both", "<|begin_of_text|> $A <|eot_id|>", [begin]),
+        ("behind", "$A <|eot_id|>", [end]),
+    ):
         tokenizer.backend_tokenizer.post_processor = processors.TemplateProcessing(
-            single=single, special_tokens=[("<|begin_of_text|>", begin), ("<|eot_id|>", end)])
+            single=single, special_tokens=[("<|begin_of_text|>", begin), ("<|eot_id|>", end)]
+        )
         own = with_tokenizer(tmp_path / name, tokenizer)
         assert own.lead == lead, name
         assert not {begin, end} & set(own.ids("Ada eats rice"))  # pieces come without them
@@ -100,9 +118,15 @@ def test_braces_of_a_prompt_or_question_are_text(own):
 def test_an_answer_that_runs_into_the_prompt_is_refused(tmp_path):
     """A tokenizer without pieces merges `A:` and the blank behind it, as some do."""
     made = Tokenizer(models.BPE())
-    made.pre_tokenizer, made.decoder = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False), decoders.ByteLevel()
+    made.pre_tokenizer, made.decoder = (
+        pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False),
+        decoders.ByteLevel(),
+    )
     alphabet = pre_tokenizers.ByteLevel.alphabet()
-    made.train_from_iterator(["A: red", "A: blue"] * 9, trainers.BpeTrainer(vocab_size=262, special_tokens=["<e>"], initial_alphabet=alphabet, show_progress=False))
+    made.train_from_iterator(
+        ["A: red", "A: blue"] * 9,
+        trainers.BpeTrainer(vocab_size=262, special_tokens=["<e>"], initial_alphabet=alphabet, show_progress=False),
+    )
     own = with_tokenizer(tmp_path, PreTrainedTokenizerFast(tokenizer_object=made, eos_token="<e>"))
     joint = own.ids("\nQ: Why?\nA: red")
     assert joint[: len(own.asked("Why?"))] != own.asked("Why?")  # else this test says nothing

@@ -1,4 +1,7 @@
-"""What touches the cache: texts, embeddings, prefixes, changes of keys and values and of states, against the text prompt and transformers' generate()."""
+"""What touches the cache: texts, embeddings, prefixes, changes of keys and values and of states, against the text
+prompt and transformers' generate().
+"""
+
 import pytest
 import torch
 from tiny_latentwire import reader, slope
@@ -42,7 +45,8 @@ def prefix_of(own, texts):
         return [(layer.keys[:, :, lead:], layer.values[:, :, lead:]) for layer in told(own, texts).cache.held.layers]
 
 
-# A text, and the same as vectors and as keys and values -----------------------------------------------------------------
+# A text, and the same as vectors and as keys and values
+# -----------------------------------------------------------------
 
 
 @pytest.mark.exact
@@ -50,14 +54,20 @@ def test_a_text_then_a_prompt_is_the_whole_read_at_once(own):
     text, prompt = text_of(own, 6), text_of(own, 4)
     found = logits_of(own, told(own, text), prompt)
     for row in range(2):
-        torch.testing.assert_close(found[row : row + 1], whole(own, [*own.lead, *text[row], *prompt[row]])[:, -4:], **CLOSE)
+        torch.testing.assert_close(
+            found[row : row + 1], whole(own, [*own.lead, *text[row], *prompt[row]])[:, -4:], **CLOSE
+        )
 
 
 @pytest.mark.exact
 def test_embeddings_of_a_text_as_vectors_are_the_text(own):
     text, prompt = text_of(own, 6), text_of(own, 4)
     vectors = own.embeddings(torch.tensor(text))
-    torch.testing.assert_close(logits_of(own, opened(own, Condition(vectors_BPD=vectors), 2), prompt), logits_of(own, told(own, text), prompt), **CLOSE)
+    torch.testing.assert_close(
+        logits_of(own, opened(own, Condition(vectors_BPD=vectors), 2), prompt),
+        logits_of(own, told(own, text), prompt),
+        **CLOSE,
+    )
 
 
 @pytest.mark.exact
@@ -80,8 +90,13 @@ def test_a_delta_of_zero_is_the_plain_prompt_and_another_is_not(own):
     assert torch.equal(logits_of(own, opened(own, Condition(vectors_BPD=vectors, deltas=zeros), 2), prompt), plain)
     for layer in range(own.layers):
         for which in (0, 1):
-            one = [tuple(part + 0.5 * ((i, j) == (layer, which)) for j, part in enumerate(pair)) for i, pair in enumerate(zeros)]
-            assert not torch.allclose(logits_of(own, opened(own, Condition(vectors_BPD=vectors, deltas=one), 2), prompt), plain, atol=1e-4), (layer, which)
+            one = [
+                tuple(part + 0.5 * ((i, j) == (layer, which)) for j, part in enumerate(pair))
+                for i, pair in enumerate(zeros)
+            ]
+            assert not torch.allclose(
+                logits_of(own, opened(own, Condition(vectors_BPD=vectors, deltas=one), 2), prompt), plain, atol=1e-4
+            ), (layer, which)
 
 
 @pytest.mark.exact
@@ -92,12 +107,15 @@ def test_a_delta_leaves_the_lead_and_is_added_behind_it(own):
     before, after = (opened(own, Condition(vectors_BPD=vectors, deltas=d), 2).cache.held.layers for d in (None, deltas))
     lead = len(own.lead)
     for old, new, (keys, values) in zip(before, after, deltas, strict=True):
-        assert torch.equal(new.keys[:, :, :lead], old.keys[:, :, :lead]) and torch.equal(new.values[:, :, :lead], old.values[:, :, :lead])
+        assert torch.equal(new.keys[:, :, :lead], old.keys[:, :, :lead]) and torch.equal(
+            new.values[:, :, :lead], old.values[:, :, :lead]
+        )
         torch.testing.assert_close(new.keys[:, :, lead:] - old.keys[:, :, lead:], keys)
         torch.testing.assert_close(new.values[:, :, lead:] - old.values[:, :, lead:], values)
 
 
-# Padding and batches ---------------------------------------------------------------------------------------------------
+# Padding and batches
+# ---------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.exact
@@ -142,7 +160,9 @@ def test_latents_of_several_rows_are_those_of_each(own):
     prompts = [own.asked(q) for q in QUESTIONS]
     together, first = greedy(own, opened(own, Condition(vectors_BPD=vectors), 3), prompts, 5)
     for row in range(3):
-        alone, first_alone = greedy(own, opened(own, Condition(vectors_BPD=vectors[row : row + 1]), 1), prompts[row : row + 1], 5)
+        alone, first_alone = greedy(
+            own, opened(own, Condition(vectors_BPD=vectors[row : row + 1]), 1), prompts[row : row + 1], 5
+        )
         assert together[row][: len(alone[0])] == alone[0]
         torch.testing.assert_close(first[row : row + 1], first_alone, **CLOSE)
 
@@ -153,12 +173,21 @@ def test_latents_of_several_rows_are_those_of_each(own):
 def generated(own, seen_BL, length, **given):
     """What transformers' generate() says after it, greedily."""
     surplus = list(range(len(own.tokenizer), own.model.own.config.vocab_size))  # rows of the table that are no tokens
-    out = own.model.own.generate(**given, suppress_tokens=surplus, attention_mask=seen_BL, max_new_tokens=length, do_sample=False, eos_token_id=own.end, pad_token_id=own.end)
+    out = own.model.own.generate(
+        **given,
+        suppress_tokens=surplus,
+        attention_mask=seen_BL,
+        max_new_tokens=length,
+        do_sample=False,
+        eos_token_id=own.end,
+        pad_token_id=own.end,
+    )
     return out[:, given["input_ids"].shape[1] :] if "input_ids" in given else out
 
 
 def same(found, expected, end):
     """Rows that are alike up to their end tokens."""
+
     def up_to_end(row):
         row = list(row)
         return row[: row.index(end) + 1] if end in row else row
@@ -184,7 +213,9 @@ def test_greedy_is_generate_for_latents_as_input_embeddings(own):
     found, _ = greedy(own, opened(own, Condition(vectors_BPD=vectors), 3), [prompt] * 3, 8)
     lead, after = (own.embeddings(torch.tensor([ids] * 3)) for ids in (own.lead, prompt))
     embeds = torch.cat((lead, vectors, after), dim=1).detach()
-    assert same(found, generated(own, torch.ones(embeds.shape[:2], dtype=torch.long), 8, inputs_embeds=embeds).tolist(), own.end)
+    assert same(
+        found, generated(own, torch.ones(embeds.shape[:2], dtype=torch.long), 8, inputs_embeds=embeds).tolist(), own.end
+    )
     assert len({tuple(row) for row in found}) > 1  # the latents say something
 
 
@@ -194,7 +225,12 @@ def test_greedy_ends_with_the_end_token(own):
     prompt = own.asked("Why?")
     answers, first = greedy(own, given, [prompt] * 2, 6)
     own.end = int(first[1].argmax())
-    again, _ = greedy(own, opened(own, Condition(vectors_BPD=torch.randn(2, 3, own.width, generator=generator(0, "end")).double()), 2), [prompt] * 2, 6)
+    again, _ = greedy(
+        own,
+        opened(own, Condition(vectors_BPD=torch.randn(2, 3, own.width, generator=generator(0, "end")).double()), 2),
+        [prompt] * 2,
+        6,
+    )
     assert set(again[1]) == {own.end}
     stop = answers[0].index(own.end) + 1 if own.end in answers[0] else 6
     assert again[0][:stop] == answers[0][:stop] and len(again[0]) == stop
@@ -210,7 +246,8 @@ def test_the_first_logits_are_those_of_the_first_token(own):
         torch.testing.assert_close(first[row].double(), expected, rtol=1e-5, atol=1e-5)  # they are given in float32
 
 
-# Changes between layers ------------------------------------------------------------------------------------------------
+# Changes between layers
+# ------------------------------------------------------------------------------------------------
 
 
 def test_changes_work_in_a_pass_and_in_generation_and_are_gone_afterwards(own):
@@ -239,7 +276,9 @@ def test_changes_work_in_a_pass_and_in_generation_and_are_gone_afterwards(own):
 
 @pytest.mark.exact
 def test_a_change_is_made_behind_its_layer(own):
-    """Doubling what leaves the last layer does nothing: the norm behind it undoes it. Behind an earlier layer it does not."""
+    """Doubling what leaves the last layer does nothing: the norm behind it undoes it. Behind an earlier layer it does
+    not.
+    """
     text, prompt = text_of(own, 5), text_of(own, 3)
 
     def logits(layer):
@@ -267,21 +306,31 @@ def test_gradients_reach_every_layers_keys_and_values_and_no_weight(own):
     hidden = read(own, opened(own, Condition(prefix=prefix), 2), tokens, torch.ones_like(tokens, dtype=torch.bool))
     own.model.head(hidden).logsumexp(-1).sum().backward()
     for layer, (keys, values) in enumerate(prefix):
-        assert keys.grad.abs().amax((1, 3)).min() > 0 and values.grad.abs().amax((1, 3)).min() > 0, layer  # each row and position
+        assert keys.grad.abs().amax((1, 3)).min() > 0 and values.grad.abs().amax((1, 3)).min() > 0, (
+            layer
+        )  # each row and position
     assert all(p.grad is None for p in own.parameters())
 
 
 def test_gradients_of_deltas_and_vectors_are_finite_differences(own):
     text, tokens = text_of(own, 4), torch.tensor(text_of(own, 3))
     vectors = own.embeddings(torch.tensor(text)).detach().requires_grad_()
-    deltas = [(torch.zeros_like(k).requires_grad_(), torch.zeros_like(v).requires_grad_()) for k, v in prefix_of(own, text)]
+    deltas = [
+        (torch.zeros_like(k).requires_grad_(), torch.zeros_like(v).requires_grad_()) for k, v in prefix_of(own, text)
+    ]
     leaves = [vectors, *(part for pair in deltas for part in pair)]
-    ways = [torch.randn(leaf.shape, generator=generator(0, "way", i), dtype=torch.float64) for i, leaf in enumerate(leaves)]
+    ways = [
+        torch.randn(leaf.shape, generator=generator(0, "way", i), dtype=torch.float64) for i, leaf in enumerate(leaves)
+    ]
 
     def loss(step, chosen):
         moved = [leaf + step * way * (i == chosen) for i, (leaf, way) in enumerate(zip(leaves, ways, strict=True))]
         condition = Condition(vectors_BPD=moved[0], deltas=list(zip(moved[1::2], moved[2::2], strict=True)))
-        return own.model.head(read(own, opened(own, condition, 2), tokens, torch.ones_like(tokens, dtype=torch.bool))).logsumexp(-1).sum()
+        return (
+            own.model.head(read(own, opened(own, condition, 2), tokens, torch.ones_like(tokens, dtype=torch.bool)))
+            .logsumexp(-1)
+            .sum()
+        )
 
     loss(0.0, 0).backward()
     for index, (leaf, way) in enumerate(zip(leaves, ways, strict=True)):

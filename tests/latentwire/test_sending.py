@@ -1,4 +1,5 @@
 """A message from one process to another, as the command line sends it; mistakes are one line."""
+
 import importlib
 import io
 import subprocess
@@ -51,7 +52,9 @@ def test_a_message_is_all_that_the_receiver_needs(here, command):
         assert (code, said) == (0, "") and message == method.encode([text], name)[0] and len(message) == 14
         code, answer, said = command("receive", "RUN", name, QUESTION, given=message)
         with torch.inference_mode():
-            ids, _ = greedy(reader, method.opened(name, method.decode([message], name)), [reader.asked(QUESTION)], reader.length)
+            ids, _ = greedy(
+                reader, method.opened(name, method.decode([message], name)), [reader.asked(QUESTION)], reader.length
+            )
         assert (code, said) == (0, "") and answer == f"{reader.text(ids[0])}\n".encode()
 
 
@@ -79,7 +82,10 @@ def test_what_cannot_be_received_is_said_in_one_line(here, command):
         code, out, error = command("receive", "RUN", reader, QUESTION, given=given)
         assert (code, out) == (2, b"") and said in error and error.count("\n") == 1, error
     too_much = "tokens with its prompt, and reader=llama takes at most "
-    for question, given, said in (("where? " * 1500, message, too_much), (QUESTION, bytes(MESSAGE + 9), "16777216 bytes")):
+    for question, given, said in (
+        ("where? " * 1500, message, too_much),
+        (QUESTION, bytes(MESSAGE + 9), "16777216 bytes"),
+    ):
         code, out, error = command("receive", "RUN", "llama", question, given=given)
         assert (code, out) == (2, b"") and said in error and error.count("\n") == 1 and len(error) < 300, error
     code, _, error = command("receive", "RUN", "llama", given=message)
@@ -113,7 +119,11 @@ def test_two_processes_share_a_run_and_a_file_of_bytes(places, tmp_path, monkeyp
     sent = process("send", "run", "a", given=b"Ada lives in Oslo. Ada is a baker.\n")
     assert sent.returncode == 0 and len(sent.stdout) == 36, sent.stderr
     answers = [process("receive", "run", "a", QUESTION, given=sent.stdout) for _ in range(2)]
-    assert all(answer.returncode == 0 for answer in answers) and answers[0].stdout == answers[1].stdout and answers[0].stdout.endswith(b"\n")
+    assert (
+        all(answer.returncode == 0 for answer in answers)
+        and answers[0].stdout == answers[1].stdout
+        and answers[0].stdout.endswith(b"\n")
+    )
     refused = process("receive", "run", "b", QUESTION, given=sent.stdout)
     assert refused.returncode in (0, 2)  # one message in 256 is taken
     assert refused.returncode == 0 or refused.stderr.count(b"\n") == 1

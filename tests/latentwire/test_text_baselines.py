@@ -1,4 +1,5 @@
 """Text of as many bytes: the vectors of the definitions, and every cut against trying all of them."""
+
 import bz2
 import lzma
 import zlib
@@ -52,7 +53,10 @@ def longest(text, budget, size=deflated_bytes):
     return text[: max(fits, default=0)]
 
 
-@pytest.mark.parametrize("text", [TEXT, TEXT * 3, "a" * 500, "ab🙂" * 80, "".join(map(chr, np.random.default_rng(0).integers(32, 1000, 200))), ""])
+@pytest.mark.parametrize(
+    "text",
+    [TEXT, TEXT * 3, "a" * 500, "ab🙂" * 80, "".join(map(chr, np.random.default_rng(0).integers(32, 1000, 200))), ""],
+)
 def test_the_longest_compressed_beginning(text):
     for budget in (0, 1, 2, 3, 9, 12, 20, 36, 72, 144, 10**6):
         assert deflated_fits(text, budget) == longest(text, budget)
@@ -91,6 +95,10 @@ def test_first_tokens_and_ratios():
     with pytest.raises(ValueError, match="^slots=-1 must"):
         first_tokens([1], -1)
     assert ratio_of_bytes([100, 40], [10, 20]) == (140 / 30, 6.0)
-    for wrong, said in [(([1], [0]), "^wire_bytes_n=0 must"), (([], []), "^text_bytes_n="), (([1, 2], [1]), "^text_bytes_n=")]:
+    for wrong, said in [
+        (([1], [0]), "^wire_bytes_n=0 must"),
+        (([], []), "^text_bytes_n="),
+        (([1, 2], [1]), "^text_bytes_n="),
+    ]:
         with pytest.raises(ValueError, match=said):
             ratio_of_bytes(*wrong)

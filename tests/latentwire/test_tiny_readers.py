@@ -1,4 +1,7 @@
-"""The tiny readers: the transformer they are trained as against the architectures they are saved as, and the way through the cache."""
+"""The tiny readers: the transformer they are trained as against the architectures they are saved as, and the way
+through the cache.
+"""
+
 import pytest
 import torch
 from tiny_latentwire import stirred
@@ -21,13 +24,28 @@ def texts():
 @pytest.mark.parametrize("architecture", ["llama", "qwen3"])
 def test_what_is_saved_has_the_same_logits(architecture):
     qwen, tokenizer = architecture == "qwen3", tokenizer_of(architecture, texts(), 300)
-    model = stirred(Transformer(len(tokenizer), 32, 3, 4, kv_heads=2 if qwen else None, ffn_dim=96, max_length=64, causal=True, qk_norm=qwen, seed=1)).eval()
+    model = stirred(
+        Transformer(
+            len(tokenizer),
+            32,
+            3,
+            4,
+            kv_heads=2 if qwen else None,
+            ffn_dim=96,
+            max_length=64,
+            causal=True,
+            qk_norm=qwen,
+            seed=1,
+        )
+    ).eval()
     own = saved(model, tokenizer, qwen)
     tokens = torch.randint(len(tokenizer), (3, 40), generator=generator(0, "tokens"))
     with torch.no_grad():
         torch.testing.assert_close(own(tokens).logits, model.head(model(tokens)), rtol=1e-4, atol=1e-4)
         scale = model.head(model(tokens)).std()
-        torch.testing.assert_close(own.double()(tokens).logits, model.double().head(model(tokens)), rtol=0, atol=1e-4 * float(scale))  # norms and turns of transformers stay in float32
+        torch.testing.assert_close(
+            own.double()(tokens).logits, model.double().head(model(tokens)), rtol=0, atol=1e-4 * float(scale)
+        )  # norms and turns of transformers stay in float32
     assert type(own).__name__ == ("Qwen3ForCausalLM" if qwen else "LlamaForCausalLM")
 
 
@@ -39,7 +57,9 @@ def test_tokenizers_spell_any_text_and_differ(architecture, lead):
         assert tokenizer.decode(tokenizer(text, add_special_tokens=False).input_ids) == text
     assert tokenizer("").input_ids == ([tokenizer.convert_tokens_to_ids(lead)] if lead else [])
     pieces = tokenizer_of(architecture, ["in 1984"] * 50, 320).tokenize(" 1984")
-    assert (pieces == ["Ġ1984"]) if lead else (pieces[-4:] == ["1", "9", "8", "4"])  # pieces are words, or digits and letters apart
+    assert (
+        (pieces == ["Ġ1984"]) if lead else (pieces[-4:] == ["1", "9", "8", "4"])
+    )  # pieces are words, or digits and letters apart
 
 
 @pytest.mark.exact
@@ -49,7 +69,9 @@ def test_training_rows_are_what_a_reader_sees(architecture, tmp_path, monkeypatc
     facts = Facts(contexts=3, questions=2)
     for tokens, weights in rows_of(own.tokenizer, facts.law.made(), PROMPT):
         assert len(tokens) == len(weights)
-        made = next(m for m in facts.law.made() if own.ids(m.context) == tokens[len(own.lead) :][: len(own.ids(m.context))])
+        made = next(
+            m for m in facts.law.made() if own.ids(m.context) == tokens[len(own.lead) :][: len(own.ids(m.context))]
+        )
         own.length = 100
         expected = [*own.lead, *own.ids(made.context)]
         heavy = [False] * len(expected)

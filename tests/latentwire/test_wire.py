@@ -1,4 +1,5 @@
 """Messages: lengths as counted, there and back, and every kind of damage refused."""
+
 import itertools
 import random
 
@@ -37,7 +38,14 @@ def contents(draw):
 
 
 def small(hint=None, levels=16, slots=8, width=8, seed=0):
-    return Message(np.random.default_rng(seed).integers(levels, size=slots * width), np.zeros(0, np.float16), slots, width, Levels(levels), hint)
+    return Message(
+        np.random.default_rng(seed).integers(levels, size=slots * width),
+        np.zeros(0, np.float16),
+        slots,
+        width,
+        Levels(levels),
+        hint,
+    )
 
 
 def grouped():
@@ -50,7 +58,12 @@ def grouped():
 def test_there_and_back(message, salt):
     sent = encode(message, salt)
     found = decode(sent, salt)
-    assert (found.slots, found.width, found.format, found.hint) == (message.slots, message.width, message.format, message.hint)
+    assert (found.slots, found.width, found.format, found.hint) == (
+        message.slots,
+        message.width,
+        message.format,
+        message.hint,
+    )
     np.testing.assert_array_equal(found.codes_N, message.codes_N)
     np.testing.assert_array_equal(found.scales_G.view(np.uint16), message.scales_G.view(np.uint16))
     assert encode(found, salt) == sent
@@ -76,7 +89,13 @@ def test_the_vectors_of_lengths():
     assert len(encode(small())) == 36
     assert len(encode(small(hint=3))) == 37
     assert parts_of(8, 8, Levels(16)) == {"header": 3, "hint": 0, "values": 32, "scales": 0, "checksum": 1}
-    assert parts_of(8, 8, Groups(4, 64), hint=True) == {"header": 4, "hint": 1, "values": 32, "scales": 2, "checksum": 1}
+    assert parts_of(8, 8, Groups(4, 64), hint=True) == {
+        "header": 4,
+        "hint": 1,
+        "values": 32,
+        "scales": 2,
+        "checksum": 1,
+    }
     assert bytes_of(32, 256, Groups(8)) == 8704 + 5 and bytes_of(32, 256, Levels(16)) == 4096 + 4
 
 
@@ -87,7 +106,9 @@ def test_a_message_byte_by_byte():
     message = Message(np.array([0, 7, 14]), np.array([1.0, 0.5], np.float16), 1, 3, Groups(4, 2))
     assert encode(message)[:-1] == bytes([0b001_0_1001, 0, 2, 1, 0x70, 0x0E, 0x00, 0x3C, 0x00, 0x38])
     assert message.latents().tolist() == [[-7.0, 0.0, 3.5]]
-    assert encode(Message(np.array([4]), np.zeros(0, np.float16), 1, 1, Levels(5)))[:-1] == bytes([0b001_0_1000, 0, 0, 4, 4])
+    assert encode(Message(np.array([4]), np.zeros(0, np.float16), 1, 1, Levels(5)))[:-1] == bytes(
+        [0b001_0_1000, 0, 0, 4, 4]
+    )
 
 
 def test_all_sizes_to_256():
@@ -132,7 +153,8 @@ def test_the_check_byte_finds_what_it_says():
         damaged = (body ^ sum(1 << place for place in flips)).to_bytes(len(sent) - 1, "little")
         return wire.check_byte(damaged, SALT) != sent[-1]
 
-    # Bits of a byte count from the lowest here and from the highest in the code: distances are taken in the order of the code.
+    # Bits of a byte count from the lowest here and from the highest in the code: distances are taken in the order of
+    # the code.
     order = [8 * (i // 8) + 7 - i % 8 for i in range(start, size - 7)]
     rng = random.Random(0)
     for distance in range(1, 127):
@@ -168,10 +190,14 @@ def _refused(sent, salt):
 @pytest.mark.exact
 def test_no_two_readers_are_mistaken_for_each_other_for_long():
     bodies = [bytes(row) for row in np.random.default_rng(0).integers(256, size=(100, 35), dtype=np.uint8)]
-    check_RN = np.array([[wire.check_byte(body, salt_of("encoder", f"reader{i}")) for body in bodies] for i in range(60)])
+    check_RN = np.array(
+        [[wire.check_byte(body, salt_of("encoder", f"reader{i}")) for body in bodies] for i in range(60)]
+    )
     alike = np.array([(one == other).mean() for one, other in itertools.combinations(check_RN, 2)])
     assert alike.mean() == pytest.approx(1 / 256, abs=5e-4)  # 177,000 draws: an error of 1.5e-4
-    assert alike.max() < 0.1  # a check byte that is only shifted by the salt is the same for every message of some pairs
+    assert (
+        alike.max() < 0.1
+    )  # a check byte that is only shifted by the salt is the same for every message of some pairs
 
 
 def resealed(body):
@@ -231,7 +257,14 @@ def test_any_bytes_are_refused_or_are_a_message(data):
     ({"scales_G": np.ones(1, np.float16)}, r"^scales_G=\(1,\) must be of shape \(0,\)"),
 ])  # fmt: skip
 def test_what_cannot_be_written_is_named(change, said):
-    content = {"codes_N": np.zeros(64, np.int64), "scales_G": np.zeros(0, np.float16), "slots": 8, "width": 8, "format": Levels(16), "hint": None}
+    content = {
+        "codes_N": np.zeros(64, np.int64),
+        "scales_G": np.zeros(0, np.float16),
+        "slots": 8,
+        "width": 8,
+        "format": Levels(16),
+        "hint": None,
+    }
     with pytest.raises(ValueError, match=said):
         Message(**{**content, **change})
     with pytest.raises(ValueError, match="^values=1 bytes must be 2"):
@@ -242,8 +275,14 @@ def test_what_cannot_be_written_is_named(change, said):
 def test_broadcast_and_unicast():
     assert wire.unicast_bytes(24, 8, 256, Levels(16)) == bytes_of(32, 256, Levels(16)) == 4100
     assert wire.broadcast_bytes(24, 8, 2, 256, Levels(16)) == bytes_of(40, 256, Levels(16)) == 5124
-    assert wire.broadcast_bytes(24, 8, 1, 256, Groups(4), hint=True) == wire.unicast_bytes(24, 8, 256, Groups(4), hint=True)
-    for wrong in [lambda: wire.broadcast_bytes(24, 8, 0, 256, Levels(16)), lambda: bytes_of(257, 8, Levels(16)), lambda: bytes_of(8, 0, Levels(16))]:
+    assert wire.broadcast_bytes(24, 8, 1, 256, Groups(4), hint=True) == wire.unicast_bytes(
+        24, 8, 256, Groups(4), hint=True
+    )
+    for wrong in [
+        lambda: wire.broadcast_bytes(24, 8, 0, 256, Levels(16)),
+        lambda: bytes_of(257, 8, Levels(16)),
+        lambda: bytes_of(8, 0, Levels(16)),
+    ]:
         with pytest.raises(ValueError, match="^(readers|slots|width)="):
             wrong()
 

@@ -1,4 +1,7 @@
-"""Readers of a few thousand random weights, questions, and a LatentWire of them small enough to be differentiated number by number."""
+"""Readers of a few thousand random weights, questions, and a LatentWire of them small enough to be differentiated
+number by number.
+"""
+
 import copy
 import functools
 import tempfile
@@ -16,7 +19,10 @@ from research_stack.streams import Draws, generator
 
 FACTS = [("Ada eats rice. Ada is nine.", "What does Ada eat?", "rice"), ("Ben has a cat.", "Which pet does Ben have?", "cat"),
          ("Mira lives in New York and drinks cocoa.", "Where does Mira live?", "New York"), ("Omar drives a van.", "What does Omar drive?", "van")]  # fmt: skip
-ASKED = [Question(f"test:{i}", "qa_facts", context, question, (answer,), "squad", str(i)) for i, (context, question, answer) in enumerate(FACTS)]
+ASKED = [
+    Question(f"test:{i}", "qa_facts", context, question, (answer,), "squad", str(i))
+    for i, (context, question, answer) in enumerate(FACTS)
+]
 STEPS = 10
 
 
@@ -46,7 +52,9 @@ def doubled(module):
     """The module in float64, and the norms of transformers too, which would compute in float32."""
     for norm in module.modules():
         if type(norm).__name__ in ("LlamaRMSNorm", "Qwen3RMSNorm"):
-            norm.forward = functools.partial(F.rms_norm, normalized_shape=norm.weight.shape, weight=norm.weight, eps=norm.variance_epsilon)
+            norm.forward = functools.partial(
+                F.rms_norm, normalized_shape=norm.weight.shape, weight=norm.weight, eps=norm.variance_epsilon
+            )
     return module.double()
 
 
@@ -78,7 +86,13 @@ def sent_of(made, name, slots=None, rows=4, dtype=None):
     slots_M = made.slots_of(name, slots or made.slots)
     latents_BMd = torch.rand((rows, len(slots_M), made.numbers), generator=generator(0, "latents", name)) * 2 - 1
     bytes_BN, seen_BN = as_bytes([q.context for q in ASKED[:rows]])
-    return made.sent(name, latents_BMd.to(dtype or next(made.adapters.parameters()).dtype), slots_M, bytes_BN=bytes_BN, seen_BN=seen_BN)
+    return made.sent(
+        name,
+        latents_BMd.to(dtype or next(made.adapters.parameters()).dtype),
+        slots_M,
+        bytes_BN=bytes_BN,
+        seen_BN=seen_BN,
+    )
 
 
 def stirred(module, scale=0.3):

@@ -1,4 +1,5 @@
 """A wire of latents between random readers of a few thousand weights, and questions about made-up facts."""
+
 import sys
 from pathlib import Path
 
@@ -28,7 +29,9 @@ def folders(place):
 
 def facts(contexts=40, **options):
     """Prepared questions about made-up facts, two of each context."""
-    data = QuestionData({"qa_facts": Facts(contexts=contexts, facts=3, questions=2, **options)}, batch_size=4, validation_fraction=0.3)
+    data = QuestionData(
+        {"qa_facts": Facts(contexts=contexts, facts=3, questions=2, **options)}, batch_size=4, validation_fraction=0.3
+    )
     data.prepare()
     return data
 
@@ -38,7 +41,17 @@ def wire(places, data, features=None, **options):
     readers = {name: Reader(path, length=4) for name, path in places.items()}
     model = ByteEncoder(dim=16, layers=1, heads=2, grams=[2, 3], buckets=64, max_length=256)
     sizes = {"slots": 5, "private": 2, "numbers": 4, "adapter_dim": 16, "adapter_heads": 2, "pooling_heads": 2}
-    made = LatentWire(model, FSQ(16), readers, {"first": FirstToken()}, data.questions, Optimization(), 1, features, **(sizes | options))
+    made = LatentWire(
+        model,
+        FSQ(16),
+        readers,
+        {"first": FirstToken()},
+        data.questions,
+        Optimization(),
+        1,
+        features,
+        **(sizes | options),
+    )
     with torch.no_grad():
         for adapter in made.adapters.values():
             adapter.size.mul_(4)  # so that answers depend on the latents
@@ -48,4 +61,12 @@ def wire(places, data, features=None, **options):
 def context(method, data, folder):
     """As a run gives it to an evaluation, in float32."""
     hardware = Hardware(precision="32", threads=1)
-    return Context(method=method, data=data, sampler=None, folder=folder, seed=1, device=torch.device("cpu"), autocast=hardware.autocast)
+    return Context(
+        method=method,
+        data=data,
+        sampler=None,
+        folder=folder,
+        seed=1,
+        device=torch.device("cpu"),
+        autocast=hardware.autocast,
+    )

@@ -1,4 +1,5 @@
 """Data and runs for the tests of lookahead."""
+
 from __future__ import annotations
 
 import hashlib
@@ -20,7 +21,10 @@ class Stories:
         pass
 
     def documents(self):
-        return (Document(f"story {i}: " + " ".join(f"w{i * j % 17}" for j in range(20 + i)), None, str(i)) for i in range(40))
+        return (
+            Document(f"story {i}: " + " ".join(f"w{i * j % 17}" for j in range(20 + i)), None, str(i))
+            for i in range(40)
+        )
 
     def fingerprint(self):
         return hashlib.sha256(repr(list(self.documents())).encode()).hexdigest()
@@ -47,10 +51,23 @@ def fit(tmp_path):
         folder = tmp_path / name
         last = folder / "checkpoints" / "last.ckpt"
         data.start_step = load_checkpoint(last)["global_step"] if goes_on else 0
-        validation = {"val_check_interval": validate_every, "check_val_every_n_epoch": None} if validate_every else {"limit_val_batches": 0}
+        validation = (
+            {"val_check_interval": validate_every, "check_val_every_n_epoch": None}
+            if validate_every
+            else {"limit_val_batches": 0}
+        )
         trainer = lightning.Trainer(
-            max_steps=steps, accelerator="cpu", logger=False, enable_progress_bar=False, enable_model_summary=False, callbacks=[Checkpoints(every=2)],
-            plugins=[AtomicCheckpointIO()], default_root_dir=folder, num_sanity_val_steps=0, **validation)
+            max_steps=steps,
+            accelerator="cpu",
+            logger=False,
+            enable_progress_bar=False,
+            enable_model_summary=False,
+            callbacks=[Checkpoints(every=2)],
+            plugins=[AtomicCheckpointIO()],
+            default_root_dir=folder,
+            num_sanity_val_steps=0,
+            **validation,
+        )
         loaders: list[DataLoader] = [data.train_dataloader(), *([data.val_dataloader()] if validate_every else [])]
         trainer.fit(module, *loaders, ckpt_path=str(last) if goes_on else None)
         return module

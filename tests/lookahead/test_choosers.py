@@ -1,4 +1,7 @@
-"""Generation of MiniGPT and Lookahead: the cache against recomputation, branches against trying each token, and the choosers' laws."""
+"""Generation of MiniGPT and Lookahead: the cache against recomputation, branches against trying each token, and the
+choosers' laws.
+"""
+
 from __future__ import annotations
 
 import itertools
@@ -20,9 +23,14 @@ from research_stack.sampling.state import RowStreams
 
 PROMPTS = [[1, 2, 3], [], [3], [0, 4, END, 2, 2], [2, END]]
 KINDS = {
-    "shift": {}, "zeros": {"previous": "zeros"}, "rollout": {"previous": "rollout"}, "two_hot": {"head": "two_hot"},
-    "additive": {"backbone": {"conditioning": "additive"}}, "learned": {"backbone": {"positions": "learned"}},
-    "grouped": {"backbone": {"kv_heads": 1, "qk_norm": True}}, "unconditioned": {"backbone": {"condition_dim": 0}},
+    "shift": {},
+    "zeros": {"previous": "zeros"},
+    "rollout": {"previous": "rollout"},
+    "two_hot": {"head": "two_hot"},
+    "additive": {"backbone": {"conditioning": "additive"}},
+    "learned": {"backbone": {"positions": "learned"}},
+    "grouped": {"backbone": {"kv_heads": 1, "qk_norm": True}},
+    "unconditioned": {"backbone": {"condition_dim": 0}},
     "minigpt": {"kind": MiniGPT},
 }
 close = {"rtol": 0, "atol": 1e-12}
@@ -51,7 +59,9 @@ def test_reading_with_the_cache_is_recomputing(kind):
                 continue
             assert float(outlook.confidence_B[place]) == pytest.approx(confidence, abs=1e-12)
             standing = (confidence - 1.8) / math.sqrt(0.5)
-            assert float(outlook.standing_B[place]) == pytest.approx(standing, abs=1e-6)  # the deviation is a float32 buffer's square root
+            assert float(outlook.standing_B[place]) == pytest.approx(
+                standing, abs=1e-6
+            )  # the deviation is a float32 buffer's square root
         if at == 5:
             read.keep(torch.tensor([2, 0]))
             rows = [2, 0]
@@ -80,18 +90,32 @@ def test_branches_off_the_cache_are_reading_on_with_each_candidate(kind):
     assert torch.allclose(on, torch.stack([found_nk[0, 1], found_nk[1, 0], found_nk[2, 1]]), **close)
 
 
-@pytest.mark.parametrize("chooser", [
-    Temperature(1.3), ConfidenceTemperature(1.0, 0.8), BranchAndRank(3, 1.5), BranchAndRank(8, 1.0, 0.0), Abstain(2.4, Temperature(1.3)),
-    Abstain(2.4, BranchAndRank(2, 0.5))], ids=repr)
+@pytest.mark.parametrize(
+    "chooser",
+    [
+        Temperature(1.3),
+        ConfidenceTemperature(1.0, 0.8),
+        BranchAndRank(3, 1.5),
+        BranchAndRank(8, 1.0, 0.0),
+        Abstain(2.4, Temperature(1.3)),
+        Abstain(2.4, BranchAndRank(2, 0.5)),
+    ],
+    ids=repr,
+)
 @pytest.mark.parametrize("kind", ["shift", "zeros"])
 def test_a_text_comes_out_the_same_alone_and_in_a_batch(kind, chooser):
     method, sampler = model(**KINDS[kind]), Autoregressive(chooser)
     whole = sampler.sample(method, PROMPTS, length=7, seed=4, record=True)
     for b, prompt in enumerate(PROMPTS):
         alone = sampler.sample(method, [prompt], length=7, seed=4, record=True, first_row=b)
-        assert torch.equal(whole.tokens_BL[b, : len(prompt) + 7], alone.tokens_BL[0]) and whole.calls_B[b] == alone.calls_B[0]
+        assert (
+            torch.equal(whole.tokens_BL[b, : len(prompt) + 7], alone.tokens_BL[0])
+            and whole.calls_B[b] == alone.calls_B[0]
+        )
         assert torch.equal(whole.generated_BL[b, : len(prompt) + 7], alone.generated_BL[0])
-        assert torch.allclose(whole.confidence[: len(alone.history), b, : len(prompt) + 7], alone.confidence[:, 0], rtol=0, atol=1e-6)
+        assert torch.allclose(
+            whole.confidence[: len(alone.history), b, : len(prompt) + 7], alone.confidence[:, 0], rtol=0, atol=1e-6
+        )
 
 
 @pytest.mark.exact
@@ -117,8 +141,10 @@ def test_the_longest_text_that_fits_is_written_and_branched():
 
 def law_of_two(method, prompt, step_law):
     """{(token, token): probability} of two tokens, from step_law(logits_V, text) -> p_V."""
+
     def p_V(text):
         return step_law(behind(method, text)[0], text)
+
     first_V = p_V(prompt)
     return {(u, v): float(first_V[u] * second) for u in range(5) for v, second in enumerate(p_V([*prompt, u])[:5])}
 
@@ -148,15 +174,21 @@ def test_with_all_tokens_as_candidates_the_law_is_the_likelihood_discounted_by_t
         return (logits_V.log_softmax(0) / temperature - beta * consequences(method, text)).softmax(0)
 
     assert fit(texts, law_of_two(method, prompt, ranked)) > 1e-3
-    assert fit(texts, law_of_two(method, prompt, lambda logits_V, text: (logits_V / temperature).softmax(0))) < 1e-6  # the ranking shows
+    assert (
+        fit(texts, law_of_two(method, prompt, lambda logits_V, text: (logits_V / temperature).softmax(0))) < 1e-6
+    )  # the ranking shows
 
 
 @pytest.mark.exact
 @pytest.mark.parametrize(("candidates", "beta"), [(3, 0.0), (8, 0.0), (1, 5.0)])
 def test_without_a_beta_or_a_choice_the_law_is_the_tempered_one(candidates, beta):
     method, prompt = model(), [2, 0]
-    trace = Autoregressive(BranchAndRank(candidates, beta, 0.8)).sample(method, [prompt], count=20_000, length=2, seed=8)
-    assert fit(trace.tokens_BL[:, 2:], law_of_two(method, prompt, lambda logits_V, _: (logits_V / 0.8).softmax(0))) > 1e-3
+    trace = Autoregressive(BranchAndRank(candidates, beta, 0.8)).sample(
+        method, [prompt], count=20_000, length=2, seed=8
+    )
+    assert (
+        fit(trace.tokens_BL[:, 2:], law_of_two(method, prompt, lambda logits_V, _: (logits_V / 0.8).softmax(0))) > 1e-3
+    )
     assert trace.calls_B.unique().tolist() == [2 if beta == 0 else 4]
 
 
@@ -179,17 +211,28 @@ def test_the_best_of_the_likeliest_without_noise():
     logits = torch.tensor([[3.0, 2.5, 2.0, -1.0]])
     costs = torch.tensor([[4.0, 1.0, 0.2, -99.0]])
     here = Here(logits, None, None, lambda token_nk: costs.gather(1, token_nk))
-    chosen = {(k, beta): int(BranchAndRank(k, beta, 0.0)(here, torch.empty(1, 0)).token_n) for k in (1, 2, 3, 9) for beta in (0.0, 0.1, 0.5, 2.0)}
+    chosen = {
+        (k, beta): int(BranchAndRank(k, beta, 0.0)(here, torch.empty(1, 0)).token_n)
+        for k in (1, 2, 3, 9)
+        for beta in (0.0, 0.1, 0.5, 2.0)
+    }
     assert [chosen[k, 0.0] for k in (1, 2, 3, 9)] == [0, 0, 0, 0] and chosen[1, 2.0] == 0
     assert chosen[2, 0.1] == 0 and chosen[2, 0.5] == 1 and chosen[3, 2.0] == 2 and chosen[9, 2.0] == 3
 
 
 def test_tokens_that_cannot_come_are_no_candidates_that_win():
-    here = Here(torch.tensor([[0.0, -torch.inf, 0.0]]).expand(500, -1), None, None, lambda token_nk: torch.where(token_nk == 1, -1e3, 0.0))
+    here = Here(
+        torch.tensor([[0.0, -torch.inf, 0.0]]).expand(500, -1),
+        None,
+        None,
+        lambda token_nk: torch.where(token_nk == 1, -1e3, 0.0),
+    )
     u = torch.rand(500, 3, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
     u[0] = 0.0  # the least number there is
     for temperature in (0.0, 1.0):
-        tokens = BranchAndRank(3, 1.0, temperature)(here, u[:, : BranchAndRank(3, 1.0, temperature).uniforms(3)]).token_n
+        tokens = BranchAndRank(3, 1.0, temperature)(
+            here, u[:, : BranchAndRank(3, 1.0, temperature).uniforms(3)]
+        ).token_n
         assert set(tokens.tolist()) <= {0, 2}
     assert torch.isfinite(gumbel(u)).all()
 
@@ -198,7 +241,11 @@ def test_tokens_that_cannot_come_are_no_candidates_that_win():
 @pytest.mark.parametrize("slope", [0.6, -0.6, 0.0])
 def test_the_temperature_follows_the_confidence(slope):
     method, prompt = model(), [2, 0]
-    texts = Autoregressive(ConfidenceTemperature(0.9, slope)).sample(method, [prompt], count=20_000, length=2, seed=5).tokens_BL[:, 2:]
+    texts = (
+        Autoregressive(ConfidenceTemperature(0.9, slope))
+        .sample(method, [prompt], count=20_000, length=2, seed=5)
+        .tokens_BL[:, 2:]
+    )
 
     def heated(logits_V, text):
         standing = (behind(method, text)[1] - 1.8) / math.sqrt(0.5)
@@ -250,18 +297,27 @@ def test_abstaining_always_and_never():
 # Mistakes and files ---------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("chooser", [ConfidenceTemperature(), BranchAndRank(), Abstain(2.0, Temperature())], ids=lambda c: type(c).__name__)
+@pytest.mark.parametrize(
+    "chooser", [ConfidenceTemperature(), BranchAndRank(), Abstain(2.0, Temperature())], ids=lambda c: type(c).__name__
+)
 def test_a_model_without_a_head_is_refused_in_one_line(chooser):
     name = type(chooser).__name__
-    message = f"^sampler.chooser={name} needs a predicted future loss, which MiniGPT does not give; sampler=gpt.*lookahead$"
+    message = (
+        f"^sampler.chooser={name} needs a predicted future loss, which MiniGPT does not give; sampler=gpt.*lookahead$"
+    )
     with pytest.raises(ValueError, match=message):
         Autoregressive(chooser).sample(model(MiniGPT), length=3)
     assert Autoregressive(BranchAndRank(beta=0)).sample(model(MiniGPT), length=3).tokens_BL.shape == (1, 3)
 
 
-@pytest.mark.parametrize(("make", "message"), [
-    (lambda: ConfidenceTemperature(-1), "base=-1 must be at least 0"), (lambda: BranchAndRank(0), "candidates=0 must be at least 1"),
-    (lambda: BranchAndRank(temperature=-1), "temperature=-1 must be at least 0")])
+@pytest.mark.parametrize(
+    ("make", "message"),
+    [
+        (lambda: ConfidenceTemperature(-1), "base=-1 must be at least 0"),
+        (lambda: BranchAndRank(0), "candidates=0 must be at least 1"),
+        (lambda: BranchAndRank(temperature=-1), "temperature=-1 must be at least 0"),
+    ],
+)
 def test_choosers_refuse_what_they_cannot_mean(make, message):
     with pytest.raises(ValueError, match=f"^{message}"):
         make()
@@ -270,11 +326,15 @@ def test_choosers_refuse_what_they_cannot_mean(make, message):
 @pytest.mark.parametrize("kind", [Lookahead, MiniGPT])
 def test_masks_are_not_for_models_of_the_next_token(kind):
     llada = build(Composer().compose_point(["sampler=llada"]).cfg.sampler, "sampler")
-    with pytest.raises(ValueError, match=f"^sampler=Sampler fills masks, and {kind.__name__} is no denoiser; sampler=gpt"):
+    with pytest.raises(
+        ValueError, match=f"^sampler=Sampler fills masks, and {kind.__name__} is no denoiser; sampler=gpt"
+    ):
         llada.sample(model(kind), length=4)
 
 
-@pytest.mark.parametrize("name", ["gpt", "gpt_min_p", "gpt_entropy", "lookahead_temperature", "lookahead_rank", "lookahead_abstain"])
+@pytest.mark.parametrize(
+    "name", ["gpt", "gpt_min_p", "gpt_entropy", "lookahead_temperature", "lookahead_rank", "lookahead_abstain"]
+)
 def test_every_file_writes_texts(name):
     sampler = build(Composer().compose_point([f"sampler={name}"]).cfg.sampler, "sampler")
     trace = sampler.sample(model(), PROMPTS, length=6, record=True)

@@ -1,4 +1,5 @@
 """Confidence heads by hand: what they predict, what a miss costs, and where that is least."""
+
 from __future__ import annotations
 
 import math
@@ -35,15 +36,21 @@ def test_scalar_by_hand():
 def test_softplus_by_hand():
     head = Softplus(1).double()
     raw = torch.tensor([[0.0], [math.log(math.e - 1)], [-50.0], [30.0]], dtype=torch.float64)
-    assert head.prediction(raw).tolist() == pytest.approx([math.log(2), 1.0, math.exp(-50), 30 + math.exp(-30)], rel=1e-9)
-    assert head.losses(raw, torch.tensor([0.0, 3.0, 2.0, 30.0])).tolist() == pytest.approx([math.log(2) ** 2, 4.0, 4.0, 0.0], abs=1e-12)
+    assert head.prediction(raw).tolist() == pytest.approx(
+        [math.log(2), 1.0, math.exp(-50), 30 + math.exp(-30)], rel=1e-9
+    )
+    assert head.losses(raw, torch.tensor([0.0, 3.0, 2.0, 30.0])).tolist() == pytest.approx(
+        [math.log(2) ** 2, 4.0, 4.0, 0.0], abs=1e-12
+    )
     assert bool((head.prediction(100 * random(50, 1)) >= 0).all())
 
 
 def test_two_hot_predicts_the_mean_of_its_distribution():
     head = TwoHot(4).double()
     raw = random(6, BINS)
-    assert torch.allclose(head.prediction(raw), (raw.exp() / raw.exp().sum(-1, keepdim=True) * CENTRES).sum(-1), atol=1e-12)
+    assert torch.allclose(
+        head.prediction(raw), (raw.exp() / raw.exp().sum(-1, keepdim=True) * CENTRES).sum(-1), atol=1e-12
+    )
     certain = torch.full((1, BINS), -torch.inf, dtype=torch.float64)
     certain[0, 5] = certain[0, 8] = 0.0
     assert float(head.prediction(certain)) == (1.25 + 2.0) / 2
@@ -58,7 +65,9 @@ def test_two_hot_is_cross_entropy_against_the_two_centres_around_the_target(targ
     by_hand[low], by_hand[low + 1] = 1 - share, share
     assert torch.allclose(by_hand, spread(target), atol=1e-9)
     expected = -(by_hand * raw.log_softmax(-1)).sum()
-    assert float(TwoHot(4).double().losses(raw, torch.tensor(target, dtype=torch.float64))) == pytest.approx(float(expected), rel=1e-9)
+    assert float(TwoHot(4).double().losses(raw, torch.tensor(target, dtype=torch.float64))) == pytest.approx(
+        float(expected), rel=1e-9
+    )
 
 
 def test_two_hot_equals_cross_entropy_with_probabilities_for_any_target():
@@ -72,7 +81,9 @@ def test_two_hot_equals_cross_entropy_with_probabilities_for_any_target():
 
 
 def test_two_hot_learns_the_distribution_of_the_targets():
-    """The loss over two humps is least at their share of each centre: there its gradient is zero, and it is the entropy."""
+    """The loss over two humps is least at their share of each centre: there its gradient is zero, and it is the
+    entropy.
+    """
     targets = torch.tensor([1.25, 1.25, 1.25, 3.8, 3.8], dtype=torch.float64)
     law = torch.stack([spread(float(t)) for t in targets]).mean(0)
     raw, head = law.clamp_min(1e-30).log().requires_grad_(), TwoHot(4).double()
@@ -89,7 +100,11 @@ def test_two_hot_learns_the_distribution_of_the_targets():
 def test_a_fresh_head_predicts_two_nats_whatever_it_reads(name):
     head = HEADS[name](8)
     assert not bool(head.weight.any())
-    exact = 2.0 if name != "two_hot" else float((torch.exp(-0.5 * (CENTRES - 2) ** 2) / torch.exp(-0.5 * (CENTRES - 2) ** 2).sum()) @ CENTRES)
+    exact = (
+        2.0
+        if name != "two_hot"
+        else float((torch.exp(-0.5 * (CENTRES - 2) ** 2) / torch.exp(-0.5 * (CENTRES - 2) ** 2).sum()) @ CENTRES)
+    )
     assert exact == pytest.approx(2.0, abs=0.05)
     assert torch.allclose(head.prediction(head(torch.randn(2, 3, 8))), torch.full((2, 3), exact), atol=1e-5)
 

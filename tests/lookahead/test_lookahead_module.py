@@ -1,4 +1,5 @@
 """What MiniGPT and Lookahead count, feed in, keep between steps and refuse; runs that stop and go on."""
+
 from __future__ import annotations
 
 import math
@@ -31,12 +32,22 @@ def by_hand(*rows, prompt=()):
 
 # Counts ----------------------------------------------------------------------------------------------------------------
 
-ROWS = by_hand([1, 2, 3, 4, 5, 6, 7, 8], [1, 2, END, 3, 4, 5, 6, 7], [1, 2, 3, 4, 5, 6, END, PAD], [1, 2, END, END, 3, 4, END, 5], prompt=[0, 0, 3, 0])
+ROWS = by_hand(
+    [1, 2, 3, 4, 5, 6, 7, 8],
+    [1, 2, END, 3, 4, 5, 6, 7],
+    [1, 2, 3, 4, 5, 6, END, PAD],
+    [1, 2, END, END, 3, 4, END, 5],
+    prompt=[0, 0, 3, 0],
+)
 
 
 def test_the_next_token_counts_where_it_is_real():
     assert minigpt().next_counts(ROWS).int().tolist() == [
-        [1, 1, 1, 1, 1, 1], [1, 0, 1, 1, 1, 1], [0, 0, 1, 1, 1, 0], [1, 0, 0, 1, 1, 0]]
+        [1, 1, 1, 1, 1, 1],
+        [1, 0, 1, 1, 1, 1],
+        [0, 0, 1, 1, 1, 0],
+        [1, 0, 0, 1, 1, 0],
+    ]
     assert minigpt(horizon=3).next_counts(ROWS).int().tolist() == [
         [1, 1, 1, 1, 1], [1, 0, 1, 1, 1], [0, 0, 1, 1, 1], [1, 0, 0, 1, 1]]  # fmt: skip
 
@@ -57,7 +68,10 @@ def test_a_future_counts_where_the_next_token_does(horizon):
     """Otherwise there would be no own token to judge."""
     module = minigpt(horizon=horizon)
     for seed in range(20):
-        data = by_hand(*torch.randint(VOCAB.size, (4, 12), generator=torch.Generator().manual_seed(seed)).tolist(), prompt=[0, 1, 3, 6])
+        data = by_hand(
+            *torch.randint(VOCAB.size, (4, 12), generator=torch.Generator().manual_seed(seed)).tolist(),
+            prompt=[0, 1, 3, 6],
+        )
         assert bool((module.future_counts(data) <= module.next_counts(data)).all())
 
 
@@ -129,7 +143,9 @@ def test_running_statistics_are_the_mean_of_a_hundred_steps_then_move_slowly():
     assert float(normaliser.variance) == pytest.approx(variance + RATE * (9 - variance), rel=1e-5)
     assert int(normaliser.steps) == 101
     value = torch.tensor([[4.0]])
-    assert float(normaliser(value)) == pytest.approx((4 - float(normaliser.mean)) / math.sqrt(float(normaliser.variance)), rel=1e-5)
+    assert float(normaliser(value)) == pytest.approx(
+        (4 - float(normaliser.mean)) / math.sqrt(float(normaliser.variance)), rel=1e-5
+    )
 
 
 def test_a_head_that_predicts_a_constant_is_not_blown_up():
@@ -148,12 +164,20 @@ def test_zeros_is_what_a_model_without_condition_and_an_evaluation_of_the_mode_s
     assert minigpt().previous(tokens) is None
 
 
-# The numbers of a step -------------------------------------------------------------------------------------------------
+# The numbers of a step
+# -------------------------------------------------------------------------------------------------
 
 
 def test_options_change_no_own_token():
     data, (plain, _) = batch(length=9), prepared(lookahead(), batch(length=9))
-    for options in ({"fraction": 0.5}, {"lookahead": "last"}, {"dropout": 0.7}, {"previous": "zeros"}, {"target": "real"}, {"head": "two_hot"}):
+    for options in (
+        {"fraction": 0.5},
+        {"lookahead": "last"},
+        {"dropout": 0.7},
+        {"previous": "zeros"},
+        {"target": "real"},
+        {"head": "two_hot"},
+    ):
         assert torch.equal(prepared(lookahead(**options), data)[0]["u"], plain["u"])
     assert not torch.equal(prepared(lookahead(), data, seed=1)[0]["u"], plain["u"])
 
@@ -187,9 +211,13 @@ def test_a_device_draws_its_rows_of_the_whole_batch():
     assert all(torch.equal(part[name], whole[name][2:4]) for name in whole)
 
 
-@pytest.mark.parametrize("options", [{}, {"fraction": 0.6}, {"dropout": 0.5}, {"lookahead": "last"}, {"target": "real"}], ids=str)
+@pytest.mark.parametrize(
+    "options", [{}, {"fraction": 0.6}, {"dropout": 0.5}, {"lookahead": "last"}, {"target": "real"}], ids=str
+)
 def test_what_a_step_logs(options, monkeypatch):
-    """Mean and spread of predicted and actual where they count, the change of the confidences, the norms of both gradients."""
+    """Mean and spread of predicted and actual where they count, the change of the confidences, the norms of both
+    gradients.
+    """
     module, data, seen = lookahead(**options), batch(), {}
     rows, total = prepared(module, data)
     note, counts = Lookahead._note, rows["counts"].bool()
@@ -242,14 +270,18 @@ def test_carry_hands_the_last_confidence_to_the_row_that_goes_on(stories):
             assert not bool(rows["first"].any())
             fresh += 1
         else:
-            assert torch.equal(current["tokens"][:, 0], last["tokens"][:, -2])  # the token behind the last one that was read
+            assert torch.equal(
+                current["tokens"][:, 0], last["tokens"][:, -2]
+            )  # the token behind the last one that was read
             expected = torch.where(last["tokens"][:, -3] == data.vocab.end, 0.0, carried)
             assert torch.equal(rows["first"], expected)
             zeros += int((last["tokens"][:, -3] == data.vocab.end).sum())
         with torch.no_grad():
             previous = module.previous(rows["tokens"][:, :-2], rows["first"])
             assert torch.equal(previous[:, 0], rows["first"])
-            carried = module.normaliser(module.confidence(module.read(rows["tokens"][:, :-2], previous).hidden_BLD))[:, -1]
+            carried = module.normaliser(module.confidence(module.read(rows["tokens"][:, :-2], previous).hidden_BLD))[
+                :, -1
+            ]
             module.loss_sum(rows)
         module.after_update()
         last = current
@@ -279,9 +311,17 @@ def lookahead_of(data, model=None, seen=None, **options):
 
     options = {"alpha": 0.1, "dropout": 0.2, **options}
     size = {"dim": 16, "layers": 2, "heads": 2, "max_length": 16, "condition_dim": 5, "causal": True}
-    module = Watched(Transformer(data.vocab.size, **{**size, **(model or {})}), data.vocab, Optimization(schedule="constant", lr=1e-2), 7, **options)
+    module = Watched(
+        Transformer(data.vocab.size, **{**size, **(model or {})}),
+        data.vocab,
+        Optimization(schedule="constant", lr=1e-2),
+        7,
+        **options,
+    )
     with torch.no_grad():
-        module.head.weight.normal_(std=0.3, generator=torch.Generator().manual_seed(1))  # confidences that differ from the first step on
+        module.head.weight.normal_(
+            std=0.3, generator=torch.Generator().manual_seed(1)
+        )  # confidences that differ from the first step on
     module.check_data(data)
     return module
 
@@ -433,7 +473,9 @@ def test_flops_are_those_counted_by_torch(options):
     from torch.utils.flop_counter import FlopCounterMode
 
     size = {"dim": 64, "max_length": 100, "heads": 2}
-    module = lookahead({**size, **options.get("model", {})}, form="math", **{k: v for k, v in options.items() if k != "model"})
+    module = lookahead(
+        {**size, **options.get("model", {})}, form="math", **{k: v for k, v in options.items() if k != "model"}
+    )
     length, horizon = 100, module.horizon
     rows, _ = prepared(module, batch(rows=2, length=length, plain=True))
     with sdpa_kernel(SDPBackend.MATH), FlopCounterMode(display=False) as counter, torch.no_grad():
@@ -456,7 +498,9 @@ def test_the_own_token_is_never_special(monkeypatch):
     with torch.no_grad():
         module.model.embedding.weight[list(VOCAB.special)] *= 40  # without the rule they would be likely
     draw = lookahead_module.draw
-    monkeypatch.setattr(lookahead_module, "draw", lambda *given, **options: drawn.append(draw(*given, **options)) or drawn[-1])
+    monkeypatch.setattr(
+        lookahead_module, "draw", lambda *given, **options: drawn.append(draw(*given, **options)) or drawn[-1]
+    )
     module.loss_sum(prepared(module, batch(rows=64, length=12, plain=True))[0])
     assert len(torch.cat(drawn)) == 2 * 64 * 9
     assert not bool(torch.isin(torch.cat(drawn), torch.tensor(VOCAB.special)).any())

@@ -1,4 +1,7 @@
-"""Lookahead against its definition: every branch is run as a sequence of its own, with no use of `branches`. All in float64."""
+"""Lookahead against its definition: every branch is run as a sequence of its own, with no use of `branches`. All in
+float64.
+"""
+
 from __future__ import annotations
 
 import math
@@ -26,7 +29,8 @@ pytestmark = pytest.mark.exact
 RULED_OUT = torch.zeros(VOCAB.size, dtype=torch.float64).index_fill(0, torch.tensor(VOCAB.special), -torch.inf)
 
 
-# The definition, written out -------------------------------------------------------------------------------------------
+# The definition, written out
+# -------------------------------------------------------------------------------------------
 
 
 def run(module, tokens_BL, told_BL=None):
@@ -129,11 +133,14 @@ def difference(module, data=None, seed=0, reference=naive):
 
 def agrees(module, **options):
     value, slope, gradient = difference(module, **options)
-    assert all(bool(g.abs().max() > 1e-6) for g in gradient.values())  # nothing is compared that is zero for want of an effect
+    assert all(
+        bool(g.abs().max() > 1e-6) for g in gradient.values()
+    )  # nothing is compared that is zero for want of an effect
     assert value < 1e-12 and slope < 1e-12
 
 
-# 1. Every branch equals a sequence of its own --------------------------------------------------------------------------
+# 1. Every branch equals a sequence of its own
+# --------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("form", FORMS)
@@ -175,10 +182,15 @@ def test_the_future_of_a_model_without_confidence(horizon):
     u = torch.rand(3, length, horizon - 1, generator=torch.Generator().manual_seed(0))
     rows = {"tokens": data["tokens"], "counts": counts, "u": u}
     reading = module.read(data["tokens"][:, :length])
-    own = module.next_token(reading.hidden_BLD, data["tokens"][:, 1 : length + 1], module.next_counts(data), u[..., 0])[2]
+    own = module.next_token(reading.hidden_BLD, data["tokens"][:, 1 : length + 1], module.next_counts(data), u[..., 0])[
+        2
+    ]
     expected = torch.zeros(3, length, dtype=torch.float64)
     for i in range(length):
-        sequence, logits = data["tokens"][:, : i + 1], run(module, data["tokens"][:, : i + 1])[:, -1] @ module.model.unembedding.T + RULED_OUT
+        sequence, logits = (
+            data["tokens"][:, : i + 1],
+            run(module, data["tokens"][:, : i + 1])[:, -1] @ module.model.unembedding.T + RULED_OUT,
+        )
         for depth in range(1, horizon):
             y = draw(logits.detach(), u[:, i, depth - 1])
             assert depth > 1 or torch.equal(y[counts[:, i] > 0], own[:, i][counts[:, i] > 0])
@@ -217,7 +229,8 @@ def test_forms_run_in_bfloat16(form, fraction):
     assert far(found, exact) < 0.15
 
 
-# 2. and 3. The last position; no graph ---------------------------------------------------------------------------------
+# 2. and 3. The last position; no graph
+# ---------------------------------------------------------------------------------
 
 
 def last_token(module, rows):
@@ -225,12 +238,17 @@ def last_token(module, rows):
     tokens, length = rows["tokens"], rows["weight"].shape[1]
     a = told(module, tokens[:, :length], rows["keep"])
     hidden = run(module, tokens[:, :length], a)
-    lm = sum((losses(module, hidden[:, i], tokens[:, i + 1], rows["weight"][:, i])[0] * rows["weight"][:, i]).sum() for i in range(length))
+    lm = sum(
+        (losses(module, hidden[:, i], tokens[:, i + 1], rows["weight"][:, i])[0] * rows["weight"][:, i]).sum()
+        for i in range(length)
+    )
     raw, c = predicted(module, hidden[:, -1])
     logits = hidden[:, -1] @ module.model.unembedding.T + RULED_OUT
     own = draw(logits.detach(), rows["u"][:, length - 1, 0])
     with torch.no_grad():
-        second = run(module, torch.cat((tokens[:, :length], own[:, None]), 1), torch.cat((a, scaled(module, c)[:, None]), 1))
+        second = run(
+            module, torch.cat((tokens[:, :length], own[:, None]), 1), torch.cat((a, scaled(module, c)[:, None]), 1)
+        )
         future, _ = losses(module, second[:, -1], tokens[:, length + 1], rows["counts"][:, -1])
     return torch.stack([lm, (miss(module, raw, c, future) * rows["counts"][:, -1]).sum()])
 
@@ -238,7 +256,10 @@ def last_token(module, rows):
 @pytest.mark.parametrize("positions", ["rotary", "learned"])
 @pytest.mark.parametrize("conditioning", ["adaptive", "additive"])
 def test_last_is_the_two_pass_step_at_the_last_token(positions, conditioning):
-    module, data = lookahead({"positions": positions, "conditioning": conditioning, "kv_heads": 2}, lookahead="last"), batch(rows=4, plain=True)
+    module, data = (
+        lookahead({"positions": positions, "conditioning": conditioning, "kv_heads": 2}, lookahead="last"),
+        batch(rows=4, plain=True),
+    )
     rows, total = prepared(module, data)
     assert rows["counts"].shape == (4, 1) and total[1] == 4
     ours, theirs = module.loss_sum(rows), last_token(module, rows)
@@ -268,7 +289,9 @@ def test_a_graph_behind_the_second_pass_changes_no_gradient(horizon):
     with_graph, without = (gradients(module, naive(module, rows, graph=graph), total) for graph in (True, False))
     assert far(with_graph, without) == 0
     assert far(ours, with_graph) < 1e-12
-    assert far(ours, gradients(module, naive(module, rows, through=True), total)) > 1e-3  # one that is not cut off would
+    assert (
+        far(ours, gradients(module, naive(module, rows, through=True), total)) > 1e-3
+    )  # one that is not cut off would
 
 
 # 4. Causality ----------------------------------------------------------------------------------------------------------
@@ -284,7 +307,13 @@ def influence(function, tokens):
     return torch.stack(found)
 
 
-MODES = {"MiniGPT": None, "zeros": {"previous": "zeros"}, "shift": {}, "two passes": {"passes": 2}, "rollout": {"previous": "rollout"}}
+MODES = {
+    "MiniGPT": None,
+    "zeros": {"previous": "zeros"},
+    "shift": {},
+    "two passes": {"passes": 2},
+    "rollout": {"previous": "rollout"},
+}
 
 
 def model_of(mode, **options):
@@ -300,7 +329,9 @@ def test_nothing_before_a_token_knows_it(mode, positions):
         return module.read(ids, module.previous(ids)).hidden_BLD
 
     up_to = torch.ones(8, 8, dtype=torch.bool).triu()
-    assert torch.equal(influence(lambda ids: (module.model.head(hidden(ids)) + RULED_OUT).softmax(-1).detach(), tokens), up_to)
+    assert torch.equal(
+        influence(lambda ids: (module.model.head(hidden(ids)) + RULED_OUT).softmax(-1).detach(), tokens), up_to
+    )
     if mode != "MiniGPT":
         assert torch.equal(influence(lambda ids: module.confidence(hidden(ids)).unsqueeze(-1), tokens), up_to)
         strictly = up_to & ~torch.eye(8, dtype=torch.bool) if mode != "zeros" else torch.zeros(8, 8, dtype=torch.bool)
@@ -311,7 +342,9 @@ def test_nothing_before_a_token_knows_it(mode, positions):
 @pytest.mark.parametrize("form", FORMS)
 @pytest.mark.parametrize("mode", MODES)
 def test_a_future_loss_knows_its_prefix_and_its_target_only(mode, form, horizon):
-    """With own tokens held fixed: x_{<=i} and x_{i+2}, ..., x_{i+h}, and not the x_{i+1} whose place the own token takes."""
+    """With own tokens held fixed: x_{<=i} and x_{i+2}, ..., x_{i+h}, and not the x_{i+1} whose place the own token
+    takes.
+    """
     module, tokens, length = model_of(mode, horizon=horizon), batch(length=8, plain=True)["tokens"], 8 - horizon
     generator = torch.Generator().manual_seed(3)
     own = torch.randint(VOCAB.n_real, (3, length), generator=generator)
@@ -387,7 +420,10 @@ def test_what_it_learns_is_the_next_token_and_so_is_what_it_then_says():
 @pytest.mark.parametrize("conditioning", ["adaptive", "additive"])
 @pytest.mark.parametrize("positions", ["rotary", "learned"])
 def test_token_by_token_is_the_pass_over_the_whole_row(positions, conditioning):
-    module, tokens = lookahead({"positions": positions, "conditioning": conditioning, "kv_heads": 2}), batch(length=10)["tokens"]
+    module, tokens = (
+        lookahead({"positions": positions, "conditioning": conditioning, "kv_heads": 2}),
+        batch(length=10)["tokens"],
+    )
     a = torch.randn(tokens.shape, generator=torch.Generator().manual_seed(1), dtype=torch.float64)
     whole, cache = module.read(tokens, a).hidden_BLD, module.model.new_cache()
     pieces = [module.advance(tokens[:, j : j + 1], a[:, j : j + 1], cache) for j in range(10)]
@@ -435,7 +471,11 @@ def zeros_for_confidence(monkeypatch, module):
 
 def no_own_key(monkeypatch, module):
     own = Branches._own
-    monkeypatch.setattr(Branches, "_own", lambda self, q, block: (torch.full(q.shape[:3], -torch.inf, dtype=q.dtype), own(self, q, block)[1]))
+    monkeypatch.setattr(
+        Branches,
+        "_own",
+        lambda self, q, block: (torch.full(q.shape[:3], -torch.inf, dtype=q.dtype), own(self, q, block)[1]),
+    )
 
 
 def prefix_by(by, name):
@@ -457,7 +497,10 @@ def branches_see_each_other(monkeypatch, module):
         k_own, v_own = for_each_head(k_own, q.shape[1]), for_each_head(v_own, q.shape[1])
         at = torch.arange(q.shape[2]).expand(len(q), -1) if self.at_Bn is None else self.at_Bn
         unseen = torch.arange(k.shape[2]) > at.unsqueeze(-1)
-        masks = torch.zeros(unseen.shape).masked_fill(unseen, -torch.inf)[:, None], up_to_itself(q.shape[2], q.shape[2], q)
+        masks = (
+            torch.zeros(unseen.shape).masked_fill(unseen, -torch.inf)[:, None],
+            up_to_itself(q.shape[2], q.shape[2], q),
+        )
         scores = [q @ keys.mT * q.shape[-1] ** -0.5 + mask for keys, mask in zip((k, k_own), masks, strict=True)]
         return torch.cat(scores, -1).softmax(-1) @ torch.cat((v, v_own), 2)
 
@@ -475,7 +518,14 @@ def pairs_of_another_pass(monkeypatch, module):
 
     def mutant(self, reading, own, c, rows, form):
         tokens = rows["tokens"][:, : own.shape[1]]
-        return future(self, Reading(reading.hidden_BLD, self.read(tokens, torch.zeros(tokens.shape, dtype=torch.float64)).pairs), own, c, rows, form)
+        return future(
+            self,
+            Reading(reading.hidden_BLD, self.read(tokens, torch.zeros(tokens.shape, dtype=torch.float64)).pairs),
+            own,
+            c,
+            rows,
+            form,
+        )
 
     monkeypatch.setattr(MiniGPT, "future", mutant)
 
@@ -491,7 +541,9 @@ def pairs_without_the_last_token(monkeypatch, module):
 
     def mutant(self, q, k, v, block):
         out = call(self, q, k, v, block)
-        self.pairs[block] = tuple(torch.cat((x[:, :, :-1], torch.zeros_like(x[:, :, -1:])), 2) for x in self.pairs[block])
+        self.pairs[block] = tuple(
+            torch.cat((x[:, :, :-1], torch.zeros_like(x[:, :, -1:])), 2) for x in self.pairs[block]
+        )
         return out
 
     monkeypatch.setattr(Recorder, "__call__", mutant)
@@ -509,12 +561,20 @@ def real_token(monkeypatch, module):
 
 def own_token_one_late(monkeypatch, module):
     future = MiniGPT.future
-    monkeypatch.setattr(MiniGPT, "future", lambda self, reading, own, c, rows, form: future(self, reading, own.roll(1, 1), c, rows, form))
+    monkeypatch.setattr(
+        MiniGPT,
+        "future",
+        lambda self, reading, own, c, rows, form: future(self, reading, own.roll(1, 1), c, rows, form),
+    )
 
 
 def confidence_one_late(monkeypatch, module):
     future = MiniGPT.future
-    monkeypatch.setattr(MiniGPT, "future", lambda self, reading, own, c, rows, form: future(self, reading, own, c.roll(1, 1), rows, form))
+    monkeypatch.setattr(
+        MiniGPT,
+        "future",
+        lambda self, reading, own, c, rows, form: future(self, reading, own, c.roll(1, 1), rows, form),
+    )
 
 
 def confidence_not_normalised(monkeypatch, module):
@@ -523,6 +583,7 @@ def confidence_not_normalised(monkeypatch, module):
 
 def graph_through_the_target(monkeypatch, module):
     """The values are the same; only the gradient is not."""
+
     def slope_of_target(self, reading, own, c, rows, form):
         value = future(self, reading, own, c, rows, form)
         with torch.enable_grad():
@@ -577,7 +638,9 @@ def test_a_graph_in_the_second_pass_reaches_nothing():
     assert not module.confidence(reading.hidden_BLD).requires_grad
     assert not module.previous(rows["tokens"]).requires_grad
     module.loss_sum(rows)
-    assert not any(kept.requires_grad for kept in (*module._sums, *module._last))  # what is kept for the log keeps no graph
+    assert not any(
+        kept.requires_grad for kept in (*module._sums, *module._last)
+    )  # what is kept for the log keeps no graph
     leaf = torch.rand(3, 6, dtype=torch.float64, requires_grad=True)  # and no head lets a gradient into its target
     assert torch.autograd.grad(module.head.losses(raw, leaf).sum(), leaf, materialize_grads=True)[0].abs().max() == 0
 
@@ -591,7 +654,8 @@ def test_only_the_pass_over_the_real_tokens_keeps_a_graph(monkeypatch):
     assert passes == [("Everything", False)] * 2 + [("Recorder", True)] + [("Branches", False)] * 2
 
 
-# 9. Accumulation and gradients apart -----------------------------------------------------------------------------------
+# 9. Accumulation and gradients apart
+# -----------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("options", [
@@ -656,7 +720,7 @@ def test_gradients_apart_written_out(ratio, zero, dtype):
     norms = Norms()
     a, b = apart(hidden, ratio, norms)
     assert torch.equal(a, hidden) and torch.equal(b, hidden) and norms.take() is None
-    gradient, = torch.autograd.grad((a * first).sum() + (b * second).sum(), hidden)
+    (gradient,) = torch.autograd.grad((a * first).sum() + (b * second).sum(), hidden)
     for row in range(4):
         one, two = float(first[row].norm()), float(second[row].norm())
         share = 1.0 if ratio is None or two == 0 else min(1.0, ratio * one / two)
@@ -669,12 +733,13 @@ def test_gradients_apart_when_one_of_the_two_is_not_used():
     hidden = torch.randn(2, 3, 4, dtype=torch.float64, requires_grad=True)
     for use, expected in ((0, 1.0), (1, 0.0)):  # without a first gradient there is no budget for the second
         norms = Norms()
-        gradient, = torch.autograd.grad(apart(hidden, 0.5, norms)[use].sum(), hidden)
+        (gradient,) = torch.autograd.grad(apart(hidden, 0.5, norms)[use].sum(), hidden)
         assert torch.equal(gradient, torch.full_like(hidden, expected))
         assert norms.take().tolist() == pytest.approx([24.0, 0.0] if use == 0 else [0.0, 24.0])
 
 
-# 10. The confidence loss's gradient ------------------------------------------------------------------------------------
+# 10. The confidence loss's gradient
+# ------------------------------------------------------------------------------------
 
 
 def with_fixed_target(monkeypatch, module, rows):
@@ -700,7 +765,11 @@ def test_the_gradient_of_the_confidence_loss(head, detach, monkeypatch):
         assert bool(slope.abs().max() > 1e-6) == (name.startswith("head") or not detach), name
         assert not detach or name.startswith("head") or bool((slope == 0).all())
     generator, values = torch.Generator().manual_seed(2), []
-    moved = [(p, slope) for name, p, slope in zip(names, parameters, slopes, strict=True) if name.startswith("head") or not detach]
+    moved = [
+        (p, slope)
+        for name, p, slope in zip(names, parameters, slopes, strict=True)
+        if name.startswith("head") or not detach
+    ]
     steps = [1e-6 * torch.randn(p.shape, generator=generator, dtype=torch.float64) for p, _ in moved]
     for sign in (1, -2):
         with torch.no_grad():
@@ -718,5 +787,8 @@ def test_alpha_zero_trains_the_language_model_alone(alpha):
     slopes = gradients(module, module.loss_sum(rows), total)
     assert bool((slopes["head.weight"] != 0).any()) == (alpha > 0)
     lm = torch.autograd.grad(module.loss_sum(rows)[0] / total[0], list(module.model.parameters()))
-    same = max(float((slopes[f"model.{name}"] - g).abs().max()) for (name, _), g in zip(module.model.named_parameters(), lm, strict=True))
+    same = max(
+        float((slopes[f"model.{name}"] - g).abs().max())
+        for (name, _), g in zip(module.model.named_parameters(), lm, strict=True)
+    )
     assert (same < 1e-15) == (alpha == 0)

@@ -1,4 +1,7 @@
-"""Going on from own words: what is scored, against the loss written out; the texts' numbers; what is left out and refused."""
+"""Going on from own words: what is scored, against the loss written out; the texts' numbers; what is left out and
+refused.
+"""
+
 from __future__ import annotations
 
 import contextlib
@@ -32,10 +35,21 @@ SIZES = {"lead": LEAD, "own": OWN, "after": AFTER, "length": LENGTH}
 @pytest.fixture
 def context(stories, tmp_path):
     """A run on the stories, in float64."""
+
     def make(kind=Lookahead, **options):
         data = stories(sequence_length=24, validation_fraction=0.3)
-        method = model(kind, data.vocab, shake=0.1, backbone={"max_length": 40, **options.pop("backbone", {})}, **options)
-        return Context(method, data, sampler=None, folder=tmp_path / "run", seed=1, device=torch.device("cpu"), autocast=contextlib.nullcontext)
+        method = model(
+            kind, data.vocab, shake=0.1, backbone={"max_length": 40, **options.pop("backbone", {})}, **options
+        )
+        return Context(
+            method,
+            data,
+            sampler=None,
+            folder=tmp_path / "run",
+            seed=1,
+            device=torch.device("cpu"),
+            autocast=contextlib.nullcontext,
+        )
 
     return make
 
@@ -52,7 +66,12 @@ class Knowing:
     chooser = Temperature()
 
     def __init__(self, context, shift=0, only=99):
-        self.rows, self.shift, self.only, self.at = [row.astype(np.int64) for row in context.data.validation.spread(6).tokens], shift, only, 0
+        self.rows, self.shift, self.only, self.at = (
+            [row.astype(np.int64) for row in context.data.validation.spread(6).tokens],
+            shift,
+            only,
+            0,
+        )
 
     def lacks(self, read):
         return False
@@ -96,13 +115,22 @@ def test_the_loss_behind_own_tokens_is_the_one_written_out(kind, context):
         found = OwnPrefix({"hot": sampler}, count=40, **SIZES)(ready)
     rows, document_B = rows_of(ready, 40)
     tokens = [row.tolist() for row in rows.tokens.astype(np.int64)]
-    assert any(ready.data.vocab.end in row[LEAD : LEAD + OWN + AFTER] for row in tokens) and len(tokens) > 32  # documents end; two batches
+    assert (
+        any(ready.data.vocab.end in row[LEAD : LEAD + OWN + AFTER] for row in tokens) and len(tokens) > 32
+    )  # documents end; two batches
     leads = [torch.tensor(row[:LEAD]) for row in tokens]
-    own = sampler.sample(ready.method, leads, length=OWN, seed=1).tokens_BL[:, LEAD:].tolist()  # the first tokens of the longer texts
+    own = (
+        sampler.sample(ready.method, leads, length=OWN, seed=1).tokens_BL[:, LEAD:].tolist()
+    )  # the first tokens of the longer texts
     for name, words in (("hot", own), ("real_text", [row[LEAD : LEAD + OWN] for row in tokens])):
-        nats_B, count_B = map(np.array, zip(*(written_out(ready, row, word) for row, word in zip(tokens, words, strict=True)), strict=True))
+        nats_B, count_B = map(
+            np.array,
+            zip(*(written_out(ready, row, word) for row, word in zip(tokens, words, strict=True)), strict=True),
+        )
         expected = per_token(nats_B, count_B, document_B)
-        assert [found[f"{name}/future_nats{end}"] for end in ("", "_low", "_high")] == pytest.approx(list(expected), rel=1e-9)
+        assert [found[f"{name}/future_nats{end}"] for end in ("", "_low", "_high")] == pytest.approx(
+            list(expected), rel=1e-9
+        )
 
 
 def test_who_writes_the_real_text_loses_nothing(context):
@@ -118,9 +146,17 @@ def test_who_writes_the_real_text_loses_nothing(context):
 def test_behind_a_text_that_ended_early_nothing_is_scored(context):
     ready = context()
     with ready.inference():
-        found = OwnPrefix({"short": Knowing(ready, only=2), "silent": Autoregressive(Abstain(-1e9, Temperature()))}, count=6, **SIZES)(ready)
-    assert np.isnan([found[f"{name}/{key}"] for name in ("short", "silent") for key in ("future_nats", "over_real")]).all()
-    assert np.isnan(found["silent/distinct_2"]) and found["silent/calls"] == 1 and np.isfinite(found["real_text/future_nats"])
+        found = OwnPrefix(
+            {"short": Knowing(ready, only=2), "silent": Autoregressive(Abstain(-1e9, Temperature()))}, count=6, **SIZES
+        )(ready)
+    assert np.isnan(
+        [found[f"{name}/{key}"] for name in ("short", "silent") for key in ("future_nats", "over_real")]
+    ).all()
+    assert (
+        np.isnan(found["silent/distinct_2"])
+        and found["silent/calls"] == 1
+        and np.isfinite(found["real_text/future_nats"])
+    )
 
 
 def test_the_table_the_texts_and_their_numbers(context):
@@ -133,9 +169,25 @@ def test_the_table_the_texts_and_their_numbers(context):
         found = OwnPrefix(samplers, count=6, **SIZES)(ready)
     table = table_of(ready)
     assert list(table) == ["real_text", "gpt", "rank"]
-    assert list(table["rank"]) == ["decoder", "setting", "future_nats", "low", "high", "repetition", "distinct_2", "entropy", "calls", "texts"]
-    assert table["rank"]["setting"] == "BranchAndRank(candidates=4, beta=0.5, temperature=1.0)" and table["real_text"]["setting"] == ""
-    assert [table[name]["calls"] for name in table] == ["0", "10", "20"] and {row["texts"] for row in table.values()} == {"6"}
+    assert list(table["rank"]) == [
+        "decoder",
+        "setting",
+        "future_nats",
+        "low",
+        "high",
+        "repetition",
+        "distinct_2",
+        "entropy",
+        "calls",
+        "texts",
+    ]
+    assert (
+        table["rank"]["setting"] == "BranchAndRank(candidates=4, beta=0.5, temperature=1.0)"
+        and table["real_text"]["setting"] == ""
+    )
+    assert [table[name]["calls"] for name in table] == ["0", "10", "20"] and {
+        row["texts"] for row in table.values()
+    } == {"6"}
     for name in table:
         assert float(table[name]["future_nats"]) == pytest.approx(found[f"{name}/future_nats"], rel=1e-5)
         assert float(table[name]["low"]) == pytest.approx(found[f"{name}/future_nats_low"], rel=1e-5)
@@ -143,7 +195,10 @@ def test_the_table_the_texts_and_their_numbers(context):
     assert [row["sampler"] for row in rows] == ["gpt"] * 4 + ["rank"] * 4 + ["other"]
     real, _ = rows_of(ready, 6)
     assert rows[0]["prompt"] == ready.data.codec.decode(real.tokens[0, :LEAD]) and rows[4]["steps"] == 10
-    texts = [row[LEAD : LEAD + LENGTH][keep[LEAD : LEAD + LENGTH]] for row, keep in zip(real.tokens, real.eligible, strict=True)]
+    texts = [
+        row[LEAD : LEAD + LENGTH][keep[LEAD : LEAD + LENGTH]]
+        for row, keep in zip(real.tokens, real.eligible, strict=True)
+    ]
     assert found["real_text/repetition"] == pytest.approx(repetition(texts))
 
 
@@ -156,16 +211,23 @@ def test_repetition_counts_what_occurred_earlier_in_the_same_text():
 def test_decoders_that_need_a_head_are_left_out_without_one(context, caplog):
     ready = context(MiniGPT)
     with caplog.at_level("INFO"), ready.inference():
-        found = OwnPrefix({"gpt": Autoregressive(Temperature()), "rank": Autoregressive(BranchAndRank())}, count=4, **SIZES)(ready)
+        found = OwnPrefix(
+            {"gpt": Autoregressive(Temperature()), "rank": Autoregressive(BranchAndRank())}, count=4, **SIZES
+        )(ready)
     assert "MiniGPT has no confidence head: left out rank" in caplog.text
     assert list(table_of(ready)) == ["real_text", "gpt"] and not any(key.startswith("rank") for key in found)
 
 
 def test_what_cannot_be_measured_is_said(context):
     ready = context()
-    with pytest.raises(ValueError, match="^lead=6, own=3 and after=50 are 59 tokens, and a row has data.sequence_length=24"):
+    with pytest.raises(
+        ValueError, match="^lead=6, own=3 and after=50 are 59 tokens, and a row has data.sequence_length=24"
+    ):
         OwnPrefix({}, lead=6, own=3, after=50)(ready)
-    assert OwnPrefix({}, **SIZES).unsuited(SimpleNamespace) == "it judges MiniGPT and Lookahead, models of the next token; choose eval=samples"
+    assert (
+        OwnPrefix({}, **SIZES).unsuited(SimpleNamespace)
+        == "it judges MiniGPT and Lookahead, models of the next token; choose eval=samples"
+    )
     assert OwnPrefix({}, **SIZES).unsuited(type(ready.method)) is None
     for name in ("count", "lead", "own", "after"):
         with pytest.raises(ValueError, match=f"^{name}=0 must be at least 1"):
@@ -176,11 +238,16 @@ def test_what_cannot_be_measured_is_said(context):
 
 def test_the_file_builds_and_measures(context):
     sizes = [f"eval.own_prefix.{key}={value}" for key, value in (SIZES | {"count": 3}).items()]
-    evaluation, ready = build(compose(["eval=lookahead_decoding", *sizes]).eval.own_prefix, "eval.own_prefix"), context()
+    evaluation, ready = (
+        build(compose(["eval=lookahead_decoding", *sizes]).eval.own_prefix, "eval.own_prefix"),
+        context(),
+    )
     with ready.inference():
         found = evaluation(ready)
     assert list(table_of(ready)) == ["real_text", "gpt_07", "gpt", "min_p", "entropy", "confidence", "rank_05", "rank"]
-    assert evaluation.samplers["gpt_07"].chooser == Temperature(0.7) and evaluation.samplers["rank_05"].chooser.beta == 0.5
+    assert (
+        evaluation.samplers["gpt_07"].chooser == Temperature(0.7) and evaluation.samplers["rank_05"].chooser.beta == 0.5
+    )
     assert found["rank/calls"] == 20 and found["gpt/calls"] == 10
 
 
@@ -189,8 +256,15 @@ def test_samples_and_films_are_made_of_texts_written_from_left_to_right(context)
     samplers = {"rank": Autoregressive(BranchAndRank(4)), "silent": Autoregressive(Abstain(-1e9, Temperature()))}
     with ready.inference():
         found = Samples(samplers, count=2, length=5, lead=3)(ready)
-    assert found["rank/calls"] == 10 and found["rank/changed"] == 0 and found["rank/idle"] == 0 and np.isnan(found["silent/changed"])
+    assert (
+        found["rank/calls"] == 10
+        and found["rank/changed"] == 0
+        and found["rank/idle"] == 0
+        and np.isnan(found["silent/changed"])
+    )
     film = json.loads((ready.folder / "films" / "rank.json").read_text())
     states = [[film["states"][code] for code in frame["states"]] for frame in film["frames"]]
-    assert states[0] == ["prompt"] * 3 + ["mask"] * 5 and states[2] == ["prompt"] * 3 + ["kept", "filled"] + ["mask"] * 3
+    assert (
+        states[0] == ["prompt"] * 3 + ["mask"] * 5 and states[2] == ["prompt"] * 3 + ["kept", "filled"] + ["mask"] * 3
+    )
     assert len(json.loads((ready.folder / "films" / "silent.json").read_text())["frames"]) == 1

@@ -1,4 +1,7 @@
-"""Lookahead models small enough to be written out position by position, in float64, and batches with every kind of row."""
+"""Lookahead models small enough to be written out position by position, in float64, and batches with every kind of
+row.
+"""
+
 from __future__ import annotations
 
 from types import SimpleNamespace
@@ -16,7 +19,9 @@ PLACES = 16  # longest sequence
 
 
 def batch(rows=3, length=8, seed=0, plain=False):
-    """Rows as the data gives them: the first plain; unless `plain`, the second with an end token, the third with prompt and padding."""
+    """Rows as the data gives them: the first plain; unless `plain`, the second with an end token, the third with prompt
+    and padding.
+    """
     tokens = torch.randint(VOCAB.n_real, (rows, length), generator=torch.Generator().manual_seed(seed))
     attend, prompt = torch.ones(rows, length, dtype=torch.bool), torch.zeros(rows, length, dtype=torch.bool)
     if not plain:
@@ -28,16 +33,32 @@ def batch(rows=3, length=8, seed=0, plain=False):
 
 def backbone(**options):
     """A causal transformer with a condition of five numbers."""
-    return Transformer(VOCAB.size, **{"dim": 16, "layers": 2, "heads": 4, "causal": True, "max_length": PLACES, "condition_dim": 5, "seed": 3, **options})
+    return Transformer(
+        VOCAB.size,
+        **{
+            "dim": 16,
+            "layers": 2,
+            "heads": 4,
+            "causal": True,
+            "max_length": PLACES,
+            "condition_dim": 5,
+            "seed": 3,
+            **options,
+        },
+    )
 
 
 def minigpt(model=None, horizon=2):
     """MiniGPT in float64 with weights that have an effect."""
-    return shaken(MiniGPT(backbone(**{"condition_dim": 0, **(model or {})}), VOCAB, Optimization(), seed=1, horizon=horizon))
+    return shaken(
+        MiniGPT(backbone(**{"condition_dim": 0, **(model or {})}), VOCAB, Optimization(), seed=1, horizon=horizon)
+    )
 
 
 def lookahead(model=None, fresh=False, **options):
-    """Lookahead in float64; unless `fresh`, every weight has an effect and the running statistics are no trivial ones."""
+    """Lookahead in float64; unless `fresh`, every weight has an effect and the running statistics are no trivial
+    ones.
+    """
     options = {"alpha": 0.7, "dropout": 0.0, "ratio": None, **options}
     module = Lookahead(backbone(**(model or {})), VOCAB, Optimization(), seed=1, **options)
     return module.double() if fresh else shaken(module)
@@ -65,7 +86,9 @@ def gradients(module, parts, denominators):
     """The gradients of the training objective at every parameter, by name."""
     weights = torch.tensor(list(module.parts.values()), dtype=torch.float64)
     names, parameters = zip(*module.named_parameters(), strict=True)
-    values = torch.autograd.grad((parts / denominators.clamp_min(1) * weights).sum(), parameters, materialize_grads=True)
+    values = torch.autograd.grad(
+        (parts / denominators.clamp_min(1) * weights).sum(), parameters, materialize_grads=True
+    )
     return dict(zip(names, values, strict=True))
 
 

@@ -1,4 +1,5 @@
 """What generation is, spelled out without a cache, and small models to try it on; float64."""
+
 from __future__ import annotations
 
 import torch
@@ -31,8 +32,8 @@ def model(kind=Lookahead, vocab=TOKENS, shake=0.35, seed=0, backbone=None, **opt
 
 @torch.no_grad()
 def behind(method, text):
-    """(logits_V, confidence) behind a text: every token is told the confidence before it, each from a pass over the whole text
-    so far, none of them cached. The first token, and each behind a separator, is told 0."""
+    """(logits_V, confidence) behind a text: every token is told the confidence before it, each from a pass over the
+    whole text so far, none of them cached. The first token, and each behind a separator, is told 0."""
     told, confidence = [0.0], None
     for j in range(1, len(text) + 1):
         tokens_1L, told_1L = torch.tensor([text[:j]]), torch.tensor([told], dtype=torch.float64)
@@ -41,7 +42,11 @@ def behind(method, text):
         found = method.confidence(hidden)
         if found is not None:
             confidence = float(found[0, -1])
-            told.append(0.0 if text[j - 1] == method.vocab.end else float((found[0, -1] - method.normaliser.mean) / method.normaliser.deviation))
+            told.append(
+                0.0
+                if text[j - 1] == method.vocab.end
+                else float((found[0, -1] - method.normaliser.mean) / method.normaliser.deviation)
+            )
         else:
             told.append(0.0)
     return (hidden[0, -1] @ method.model.unembedding.T) + method.bias_V, confidence

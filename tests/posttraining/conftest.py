@@ -1,4 +1,5 @@
 """Policies small enough to be written out token by token, their texts, and what a trainer gives them."""
+
 from __future__ import annotations
 
 import sys
@@ -34,7 +35,9 @@ class Letters:
 
 @pytest.fixture(autouse=True)
 def one_thread():
-    """A run takes all cores, and the process keeps them: tensors of a few numbers are slower for it, on a busy machine many times."""
+    """A run takes all cores, and the process keeps them: tensors of a few numbers are slower for it, on a busy machine
+    many times.
+    """
     before = torch.get_num_threads()
     torch.set_num_threads(1)
     yield
@@ -57,11 +60,16 @@ def llama_folder(tmp_path_factory):
 
 @pytest.fixture
 def backbone(llama_folder):
-    """Makes a causal model of the letters: `own` or `pretrained`; in float64 with weights that have an effect, unless `fresh`."""
+    """Makes a causal model of the letters: `own` or `pretrained`; in float64 with weights that have an effect, unless
+    `fresh`.
+    """
 
     def make(kind="own", fresh=False, **options):
         if kind == "own":
-            made = Transformer(VOCAB.size, **{"dim": 16, "layers": 2, "heads": 4, "causal": True, "max_length": 16, "seed": 3, **options})
+            made = Transformer(
+                VOCAB.size,
+                **{"dim": 16, "layers": 2, "heads": 4, "causal": True, "max_length": 16, "seed": 3, **options},
+            )
         else:
             from research_stack.backbones.pretrained import PretrainedCausal
 
@@ -95,10 +103,15 @@ def alone():
 
 @pytest.fixture
 def completions():
-    """Makes (tokens (B, L), width (B,), made (B,)) of random texts with these widths and lengths, every completion closed by the end token."""
+    """Makes (tokens (B, L), width (B,), made (B,)) of random texts with these widths and lengths, every completion
+    closed by the end token.
+    """
 
     def make(widths=(3, 1, 5, 2), lengths=(4, 6, 1, 3), padding=0, garbage=VOCAB.pad):
-        draws, columns = torch.Generator().manual_seed(1), max(w + m for w, m in zip(widths, lengths, strict=True)) + padding
+        draws, columns = (
+            torch.Generator().manual_seed(1),
+            max(w + m for w, m in zip(widths, lengths, strict=True)) + padding,
+        )
         tokens = torch.full((len(widths), columns), garbage)
         for row, (width, made) in enumerate(zip(widths, lengths, strict=True)):
             tokens[row, : width + made] = torch.randint(VOCAB.n_real, (width + made,), generator=draws)
@@ -110,7 +123,9 @@ def completions():
 
 @pytest.fixture
 def naive_laws():
-    """Of a model and completions: [(log p of each token, entropies)] text by text, each read alone, with the full log-softmax written out."""
+    """Of a model and completions: [(log p of each token, entropies)] text by text, each read alone, with the full
+    log-softmax written out.
+    """
 
     def of(model, tokens_BL, width_B, made_B, temperature=1.0):
         allowed = [token for token in range(VOCAB.size) if token not in VOCAB.special or token == VOCAB.end]
@@ -121,7 +136,12 @@ def naive_laws():
             law_LA = logits_LA - logits_LA.exp().sum(1, keepdim=True).log()
             here = [allowed.index(token) for token in text[width : width + made]]
             places = range(width - 1, width + made - 1)
-            found.append((torch.stack([law_LA[p, t] for p, t in zip(places, here, strict=True)]), torch.stack([-(law_LA[p].exp() * law_LA[p]).sum() for p in places])))
+            found.append(
+                (
+                    torch.stack([law_LA[p, t] for p, t in zip(places, here, strict=True)]),
+                    torch.stack([-(law_LA[p].exp() * law_LA[p]).sum() for p in places]),
+                )
+            )
         return found
 
     return of
@@ -129,7 +149,9 @@ def naive_laws():
 
 @pytest.fixture
 def fit(tmp_path):
-    """Trains a module on batches, one a step; gives what was logged at each step. `goes_on`: from its last checkpoint."""
+    """Trains a module on batches, one a step; gives what was logged at each step. `goes_on`: from its last
+    checkpoint.
+    """
     import lightning
     from torch.utils.data import DataLoader
 
@@ -146,8 +168,18 @@ def fit(tmp_path):
         kept, last = Kept(), tmp_path / "fit" / "checkpoints" / "last.ckpt"
         checks = {"val_check_interval": 1, "check_val_every_n_epoch": None} if validation else {"limit_val_batches": 0}
         trainer = lightning.Trainer(
-            max_steps=steps or len(batches), accelerator="cpu", logger=False, enable_progress_bar=False, enable_model_summary=False, num_sanity_val_steps=0,
-            callbacks=[kept, Checkpoints(every=every)], plugins=[AtomicCheckpointIO()], default_root_dir=tmp_path / "fit", **checks, **options)
+            max_steps=steps or len(batches),
+            accelerator="cpu",
+            logger=False,
+            enable_progress_bar=False,
+            enable_model_summary=False,
+            num_sanity_val_steps=0,
+            callbacks=[kept, Checkpoints(every=every)],
+            plugins=[AtomicCheckpointIO()],
+            default_root_dir=tmp_path / "fit",
+            **checks,
+            **options,
+        )
         loaders = [DataLoader(list(part), batch_size=None) for part in (batches, validation) if part]
         trainer.fit(module, *loaders, ckpt_path=str(last) if goes_on else None)
         return kept.rows

@@ -1,4 +1,5 @@
 """Advantages against their vectors and, for sets, against the definition by enumeration in plain Python."""
+
 import itertools
 import math
 from statistics import fmean, pstdev
@@ -21,7 +22,14 @@ from research_stack.posttraining.advantages import (
 )
 from research_stack.streams import generator
 
-OBJECTIVES = [("mean", "kinds"), ("max", "kinds"), ("polychromic", "kinds"), ("diversity", "kinds"), ("polychromic", "distance"), ("diversity", "distance")]
+OBJECTIVES = [
+    ("mean", "kinds"),
+    ("max", "kinds"),
+    ("polychromic", "kinds"),
+    ("diversity", "kinds"),
+    ("polychromic", "distance"),
+    ("diversity", "distance"),
+]
 # 1 and 0 as a verifier gives them, and numbers that floats do not hold exactly.
 rewards = st.sampled_from([0.0, 1.0, 0.1, 0.7, -0.3, 2.5])
 
@@ -61,7 +69,9 @@ def groups(draw):
     n = draw(st.integers(2, N - 1))
     reward = draw(st.lists(rewards, min_size=N, max_size=N))
     kind = draw(st.lists(st.integers(0, 3), min_size=N, max_size=N))
-    distance = draw(st.lists(st.lists(st.floats(0, 2, width=16), min_size=N, max_size=N), min_size=N, max_size=N))  # neither symmetric nor 0 on the diagonal
+    distance = draw(
+        st.lists(st.lists(st.floats(0, 2, width=16), min_size=N, max_size=N), min_size=N, max_size=N)
+    )  # neither symmetric nor 0 on the diagonal
     return n, reward, kind, distance
 
 
@@ -77,7 +87,11 @@ def test_closed_forms_are_the_definition(objective, diversity, group):
     assert plain.closed
     close(plain(*given_), [expected])
     N = len(reward)
-    close(SetMarginal(objective, n, diversity=diversity, scale="unbiased")(*given_), [[a * n * N / (N - n) for a in expected]], atol=1e-11)
+    close(
+        SetMarginal(objective, n, diversity=diversity, scale="unbiased")(*given_),
+        [[a * n * N / (N - n) for a in expected]],
+        atol=1e-11,
+    )
     if sigma > 1e-9:
         for eps in ({"eps": 0.0}, {}):
             scaled = SetMarginal(objective, n, diversity=diversity, scale="sigma", **eps)(*given_)
@@ -94,7 +108,9 @@ def test_enumeration_is_the_definition(objective, diversity):
     f_PK = set_values(objective, index_PKn, reward_PN, kind_PN if diversity == "kinds" else None, distance_PNN)
     found_PN = marginal(f_PK, index_PKn, 6, sampled=False)
     for p in range(3):
-        expected, sigma = definition(objective, diversity, 3, reward_PN[p].tolist(), kind_PN[p].tolist(), distance_PNN[p].tolist())
+        expected, sigma = definition(
+            objective, diversity, 3, reward_PN[p].tolist(), kind_PN[p].tolist(), distance_PNN[p].tolist()
+        )
         close(found_PN[p], expected)
         assert float(f_PK[p].std(correction=0)) == pytest.approx(sigma)
 
@@ -120,7 +136,9 @@ def test_rewards_with_a_tie():
 
 
 @pytest.mark.exact
-@pytest.mark.parametrize("k, right, wrong", [(1, 1.732051, -0.577350), (2, 1.074172, -0.358057), (4, 0.522233, -0.174078)])
+@pytest.mark.parametrize(
+    "k, right, wrong", [(1, 1.732051, -0.577350), (2, 1.074172, -0.358057), (4, 0.522233, -0.174078)]
+)
 def test_pass_at_k_training(k, right, wrong):
     found = SetMarginal("max", k, scale="sigma", eps=0.0)(f64([0, 1, 0, 0, 1, 0, 0, 0]))
     close(found, [[wrong, right, wrong, wrong, right, wrong, wrong, wrong]], atol=1e-6)
@@ -159,9 +177,14 @@ def all_kinds_of(N, n):
 ])  # fmt: skip
 @pytest.mark.parametrize("reward", [0.1, 0.0, -1 / 3])
 def test_a_group_of_equal_sets_gets_exactly_nothing(N, n, kind, reward):
-    reward_PN, distance_PNN = torch.full((2, N), reward, dtype=torch.float64), torch.full((2, N, N), 0.7, dtype=torch.float64)
+    reward_PN, distance_PNN = (
+        torch.full((2, N), reward, dtype=torch.float64),
+        torch.full((2, N, N), 0.7, dtype=torch.float64),
+    )
     distance_PNN.diagonal(dim1=1, dim2=2).zero_()
-    assert len({value("diversity", "kinds", s, [0.0] * N, kind, None) for s in itertools.combinations(range(N), n)}) == 1, "the case tests nothing"
+    assert (
+        len({value("diversity", "kinds", s, [0.0] * N, kind, None) for s in itertools.combinations(range(N), n)}) == 1
+    ), "the case tests nothing"
     for advantage in all_kinds_of(N, n):
         found_PN = advantage(reward_PN, torch.tensor([kind] * 2), distance_PNN, generator=generator(0, "test"))
         assert torch.equal(found_PN, torch.zeros_like(found_PN)), advantage
@@ -189,7 +212,11 @@ def test_advantages_follow_the_order_of_the_completions(advantage):
     close(mixed_PN, advantage(reward_PN, kind_PN, distance_PNN)[:, order])
 
 
-@pytest.mark.parametrize("advantage", [a for a in all_kinds_of(8, 3) if a != Group("batch") and getattr(a, "subsets", None) is None], ids=repr)
+@pytest.mark.parametrize(
+    "advantage",
+    [a for a in all_kinds_of(8, 3) if a != Group("batch") and getattr(a, "subsets", None) is None],
+    ids=repr,
+)
 def test_a_prompt_gets_alone_what_it_gets_in_a_batch(advantage):
     rows = random_groups()
     close(torch.cat([advantage(*(x[p : p + 1] for x in rows)) for p in range(3)]), advantage(*rows))
@@ -268,7 +295,12 @@ def test_subsets_are_uniform_and_follow_the_generator():
 
 def test_more_samples_come_closer():
     rows, exact = random_groups(), SetMarginal("polychromic", 3)
-    errors = [float((SetMarginal("polychromic", 3, subsets=k)(*rows, generator=generator(0, "sets")) - exact(*rows)).abs().max()) for k in (20, 20_000)]
+    errors = [
+        float(
+            (SetMarginal("polychromic", 3, subsets=k)(*rows, generator=generator(0, "sets")) - exact(*rows)).abs().max()
+        )
+        for k in (20, 20_000)
+    ]
     assert errors[1] < 0.005 < errors[0] < 0.3
 
 
@@ -286,7 +318,11 @@ def test_bad_arguments_are_refused_when_built_and_before(arguments, message):
     node = {"_target_": "research_stack.posttraining.advantages.SetMarginal", **arguments}
     with pytest.raises(ValueError, match=f"advantage.{message}"):
         build(node, "advantage")
-    told = message if all(map(math.isfinite, (a for a in arguments.values() if isinstance(a, float)))) else message.partition(" ")[0]
+    told = (
+        message
+        if all(map(math.isfinite, (a for a in arguments.values() if isinstance(a, float))))
+        else message.partition(" ")[0]
+    )
     assert [p.message for p in check_node("advantage", node)][0].startswith(f"advantage.{told}")
 
 
@@ -303,7 +339,14 @@ def test_a_config_builds_them(node):
 
 
 def test_what_they_need():
-    assert [SetMarginal(o, 2, diversity=d).needs for o, d in OBJECTIVES] == ["nothing", "nothing", "kinds", "kinds", "distances", "distances"]
+    assert [SetMarginal(o, 2, diversity=d).needs for o, d in OBJECTIVES] == [
+        "nothing",
+        "nothing",
+        "kinds",
+        "kinds",
+        "distances",
+        "distances",
+    ]
 
 
 @pytest.mark.parametrize("advantage, group, message", [
@@ -319,7 +362,11 @@ def test_groups_that_do_not_do(advantage, group, message):
 
 
 def test_large_groups_are_no_matter_for_closed_forms_and_samples():
-    for advantage in (SetMarginal("polychromic", 8), SetMarginal("max", 8, scale="sigma"), SetMarginal("polychromic", 8, scale="sigma", subsets=64)):
+    for advantage in (
+        SetMarginal("polychromic", 8),
+        SetMarginal("max", 8, scale="sigma"),
+        SetMarginal("polychromic", 8, scale="sigma", subsets=64),
+    ):
         advantage.check(64)
 
 

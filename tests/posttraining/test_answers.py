@@ -1,4 +1,5 @@
 """Completions with their texts and rewards: by prompt, in order, and with groups replaced by others."""
+
 from types import SimpleNamespace
 
 import numpy as np
@@ -41,10 +42,16 @@ def test_each_prompt_has_its_own_completions_and_their_rewards(policy, codec):
     found, reward = drawn(policy, codec)
     assert [prompt for prompt, _ in reward.pairs] == ["ab"] * 4 + ["c"] * 4 + ["def"] * 4
     assert [text for _, text in reward.pairs] == [text for group in found.texts for text in group]
-    assert found.reward_PN.tolist() == [[len(text) + 100.0 * len(prompt) for text in group] for prompt, group in zip(("ab", "c", "def"), found.texts, strict=True)]
+    assert found.reward_PN.tolist() == [
+        [len(text) + 100.0 * len(prompt) for text in group]
+        for prompt, group in zip(("ab", "c", "def"), found.texts, strict=True)
+    ]
     for row, (prompt, text) in enumerate(reward.pairs):
         width, made = int(found.rollout.width_B[row]), int(found.rollout.made_B[row])
-        assert codec.decode(found.rollout.tokens_BL[row, :width].tolist()) == prompt and codec.decode(found.rollout.tokens_BL[row, width : width + made].tolist()) == text
+        assert (
+            codec.decode(found.rollout.tokens_BL[row, :width].tolist()) == prompt
+            and codec.decode(found.rollout.tokens_BL[row, width : width + made].tolist()) == text
+        )
     assert not found.rollout.tokens_BL.requires_grad and set(found.parts) == {"asked"} or len(found.parts) <= 1
 
 
@@ -63,7 +70,11 @@ def test_distances_are_within_a_prompt(policy, codec):
     found, _ = drawn(policy, codec)
     distance_PNN = distances(found.texts, Lengths())
     expected = [[[1 - np.cos(len(a) - len(b)) for b in group] for a in group] for group in found.texts]
-    assert distance_PNN.shape == (3, 4, 4) and np.allclose(distance_PNN.numpy(), expected, atol=1e-12) and distance_PNN.any()
+    assert (
+        distance_PNN.shape == (3, 4, 4)
+        and np.allclose(distance_PNN.numpy(), expected, atol=1e-12)
+        and distance_PNN.any()
+    )
 
 
 def test_replaced_groups_carry_everything_of_theirs(policy, codec):
@@ -72,9 +83,14 @@ def test_replaced_groups_carry_everything_of_theirs(policy, codec):
     found = old.replaced([2, 0], new, [0, 1], pad=codec.vocab.pad)
     assert found.texts == [new.texts[1], old.texts[1], new.texts[0]]
     assert torch.equal(found.reward_PN, torch.stack([new.reward_PN[1], old.reward_PN[1], new.reward_PN[0]]))
-    spelled = [codec.decode(row[:width].tolist()) for row, width in zip(found.rollout.tokens_BL, found.rollout.width_B.tolist(), strict=True)]
+    spelled = [
+        codec.decode(row[:width].tolist())
+        for row, width in zip(found.rollout.tokens_BL, found.rollout.width_B.tolist(), strict=True)
+    ]
     assert spelled == ["i"] * 4 + ["c"] * 4 + ["ghig"] * 4
-    assert [codec.decode(ids) for ids in found.rollout.completions(codec.vocab)] == [text for group in found.texts for text in group]
+    assert [codec.decode(ids) for ids in found.rollout.completions(codec.vocab)] == [
+        text for group in found.texts for text in group
+    ]
     assert old.replaced([], new, [], pad=codec.vocab.pad).texts == old.texts
 
 
@@ -87,18 +103,30 @@ def test_groups_whose_rewards_are_all_equal():
 # ------------------------------------------------------------------------------------------------------- prompts
 @pytest.mark.parametrize("pack", [False, True], ids=["alone", "packed"])
 def test_different_prompts_come_once_in_their_order(tmp_path, pack):
-    data = TokenData(Expressions(high=12, answers=4), Bytes(), 28 if pack else 14, batch_size=4, cache_dir=str(tmp_path), pack=pack)
+    data = TokenData(
+        Expressions(high=12, answers=4), Bytes(), 28 if pack else 14, batch_size=4, cache_dir=str(tmp_path), pack=pack
+    )
     data.prepare()
     texts = [data.codec.decode(prompt.tolist()) for prompt in different_prompts(data.train)]
     first = [data.codec.decode(prompt.tolist()) for prompt in prompts_of(batch_of(data.train.take(slice(None))))]
-    assert texts == list(dict.fromkeys(first)) and len(texts) == len(set(texts)) and all(text.endswith("=") and text.count("=") == 1 for text in texts)
+    assert (
+        texts == list(dict.fromkeys(first))
+        and len(texts) == len(set(texts))
+        and all(text.endswith("=") and text.count("=") == 1 for text in texts)
+    )
     if not pack:
         assert len(texts) + len(different_prompts(data.validation)) == 12
         few = [data.codec.decode(prompt.tolist()) for prompt in different_prompts(data.train, 4)]
         assert few == [texts[place * len(texts) // 4] for place in range(4)] and len(set(few)) == 4
-        assert [len(different_prompts(data.train, most)) for most in (1, len(texts), 1000)] == [1, len(texts), len(texts)]
+        assert [len(different_prompts(data.train, most)) for most in (1, len(texts), 1000)] == [
+            1,
+            len(texts),
+            len(texts),
+        ]
 
 
 def test_rows_without_a_prompt_have_none():
-    rows = SimpleNamespace(arrays=lambda: {"tokens": np.ones((5, 4), dtype=np.int64), "prompt": np.zeros((5, 4), dtype=bool)})
+    rows = SimpleNamespace(
+        arrays=lambda: {"tokens": np.ones((5, 4), dtype=np.int64), "prompt": np.zeros((5, 4), dtype=bool)}
+    )
     assert different_prompts(rows) == [] == different_prompts(rows, 3)

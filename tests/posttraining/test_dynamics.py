@@ -1,4 +1,7 @@
-"""The dynamics of answers over training, and the evaluation of a trained policy: what the files hold, and what stops a run."""
+"""The dynamics of answers over training, and the evaluation of a trained policy: what the files hold, and what stops a
+run.
+"""
+
 import csv
 import json
 import math
@@ -17,8 +20,19 @@ from research_stack.posttraining.rewards.expressions import Expressions
 from research_stack.results import read_json, read_jsonl
 from research_stack.training.module import TrainingModule
 
-DYNAMICS = ["callbacks.dynamics.every=2", "callbacks.dynamics.most=3", "callbacks.dynamics.measures.count=8", "callbacks.dynamics.measures.ks=[1,8]", "callbacks.dynamics.measures.rollouts.length=6"]
-PASSK = ["eval.passk.measures.count=8", "eval.passk.measures.ks=[1,8]", "eval.passk.most=3", "eval.passk.measures.rollouts.length=6"]
+DYNAMICS = [
+    "callbacks.dynamics.every=2",
+    "callbacks.dynamics.most=3",
+    "callbacks.dynamics.measures.count=8",
+    "callbacks.dynamics.measures.ks=[1,8]",
+    "callbacks.dynamics.measures.rollouts.length=6",
+]
+PASSK = [
+    "eval.passk.measures.count=8",
+    "eval.passk.measures.ks=[1,8]",
+    "eval.passk.most=3",
+    "eval.passk.measures.rollouts.length=6",
+]
 SFT = ["experiment=sft", "trainer=smoke", "trainer.max_steps=5", "trainer.val_check_interval=5", "callbacks.checkpoints.every=3", "data.batch_size=8", "hardware.threads=1",
        "hardware.precision=32", "optimization.ema=.9", *DYNAMICS, *PASSK]  # fmt: skip
 
@@ -61,10 +75,25 @@ def steps(folder):
 # ----------------------------------------------------------------------------------------------------- dynamics
 def test_a_point_before_the_first_step_at_every_so_many_and_at_the_end(whole):
     found = read_json(whole / "whole" / "dynamics.json")
-    assert (found["method"], found["count"], found["which"]) == ("SFT", 8, "trained") and [p["step"] for p in found["points"]] == [0, 2, 4, 5]
+    assert (found["method"], found["count"], found["which"]) == ("SFT", 8, "trained") and [
+        p["step"] for p in found["points"]
+    ] == [0, 2, 4, 5]
     assert len(found["prompts"]) == 3 and all(prompt.endswith("=") for prompt in found["prompts"])
     for point in found["points"]:
-        assert set(point["metrics"]) == set(point["per_prompt"]) >= {"pass@1", "pass@8", "reward", "distinct@8", "distinct_right@8", "self_bleu", "self_bleu_right", "entropy"}
+        assert (
+            set(point["metrics"])
+            == set(point["per_prompt"])
+            >= {
+                "pass@1",
+                "pass@8",
+                "reward",
+                "distinct@8",
+                "distinct_right@8",
+                "self_bleu",
+                "self_bleu_right",
+                "entropy",
+            }
+        )
         for name, values in point["per_prompt"].items():
             known = [value for value in values if value is not None]
             band = point["metrics"][name]
@@ -77,7 +106,9 @@ def test_the_numbers_are_logged_too_beside_the_step_they_are_of(whole):
     rows = {row["step"]: row for row in read_jsonl(whole / "whole" / "metrics.jsonl")}
     for point in points(whole / "whole")[1:]:
         for name, band in point["metrics"].items():
-            assert rows[point["step"]].get(f"dynamics/{name}") == (pytest.approx(band["value"], rel=1e-6) if band["n"] else None), name
+            assert rows[point["step"]].get(f"dynamics/{name}") == (
+                pytest.approx(band["value"], rel=1e-6) if band["n"] else None
+            ), name
     for step in (1, 3):
         assert not any(name.startswith("dynamics/") for name in rows[step]), "a row holds what was measured at its step"
 
@@ -90,7 +121,9 @@ def test_the_last_point_is_of_the_policy_that_was_saved_its_average(whole):
     with torch.no_grad():
         found = made(context.method, data.codec, different_prompts(data.train, 3), context.seed)
     last = points(whole / "whole")[-1]
-    assert {name: values for name, values in found.as_json()["per_prompt"].items()} == {name: pytest.approx(values, abs=1e-6, nan_ok=True) for name, values in last["per_prompt"].items()}
+    assert {name: values for name, values in found.as_json()["per_prompt"].items()} == {
+        name: pytest.approx(values, abs=1e-6, nan_ok=True) for name, values in last["per_prompt"].items()
+    }
     raw = torch.load(whole / "whole" / "checkpoints" / "last.ckpt", weights_only=True)["current_model_state"]
     context.method.load_state_dict(raw)
     with torch.no_grad():
@@ -100,7 +133,10 @@ def test_the_last_point_is_of_the_policy_that_was_saved_its_average(whole):
 
 def test_measuring_changes_nothing_of_the_training(whole):
     run(compose([*(o for o in SFT if o not in (*DYNAMICS, *PASSK)), "callbacks=default", "eval=none"]), "plain")
-    ours, theirs = ([row["train/loss"] for row in read_jsonl(folder / "metrics.jsonl")] for folder in (whole / "whole", Path("plain")))
+    ours, theirs = (
+        [row["train/loss"] for row in read_jsonl(folder / "metrics.jsonl")]
+        for folder in (whole / "whole", Path("plain"))
+    )
     assert ours == theirs and len(ours) == 5 and not Path("plain/dynamics.json").exists()
 
 
@@ -128,7 +164,18 @@ def test_a_resumed_run_keeps_its_points_and_replaces_those_beyond(whole, monkeyp
 
 
 def test_held_out_prompts(whole):
-    run(compose([*(o for o in SFT if o not in PASSK), "callbacks.dynamics.prompts=held_out", "callbacks.dynamics.most=100", "trainer.max_steps=2", "eval=none"]), "held")
+    run(
+        compose(
+            [
+                *(o for o in SFT if o not in PASSK),
+                "callbacks.dynamics.prompts=held_out",
+                "callbacks.dynamics.most=100",
+                "trainer.max_steps=2",
+                "eval=none",
+            ]
+        ),
+        "held",
+    )
     found, trained = read_json("held/dynamics.json"), read_json(whole / "whole" / "dynamics.json")
     context = load("held")
     held = [context.data.codec.decode(prompt.tolist()) for prompt in different_prompts(context.data.validation)]
@@ -143,7 +190,12 @@ def test_a_failing_measurement_fails_the_run(monkeypatch):
     with pytest.raises(ValueError, match="^reward=expressions failed on prompt .*: RuntimeError: no judge$"):
         run(compose(SFT), "run")
     result = read_json("run/result.json")
-    assert result["status"] == "failed" and "no judge" in result["error"] and not Path("run/dynamics.json").exists() and not Path("run/metrics.jsonl").exists()
+    assert (
+        result["status"] == "failed"
+        and "no judge" in result["error"]
+        and not Path("run/dynamics.json").exists()
+        and not Path("run/metrics.jsonl").exists()
+    )
 
 
 def test_a_measurement_that_fails_later_keeps_the_points_before(monkeypatch):
@@ -163,8 +215,26 @@ def test_a_measurement_that_fails_later_keeps_the_points_before(monkeypatch):
 def test_a_method_without_answers_is_one_line_before_the_first_step(monkeypatch):
     calls = []
     monkeypatch.setattr(TrainingModule, "training_step", lambda self, *a: calls.append(1))
-    with pytest.raises(ValueError, match="^callbacks.dynamics does not fit method=FlowLM: it measures answers to prompts; use it with sft, polychromic or grpo$"):
-        run(compose(["experiment=flowlm", "model=smoke", "data=smoke", "trainer=smoke", "eval=none", "callbacks=diversity_dynamics"]), "run")
+    with pytest.raises(
+        ValueError,
+        match=(
+            "^callbacks.dynamics does not fit method=FlowLM: it measures answers to prompts; use it with sft,"
+            " polychromic or grpo$"
+        ),
+    ):
+        run(
+            compose(
+                [
+                    "experiment=flowlm",
+                    "model=smoke",
+                    "data=smoke",
+                    "trainer=smoke",
+                    "eval=none",
+                    "callbacks=diversity_dynamics",
+                ]
+            ),
+            "run",
+        )
     assert calls == [] and read_json("run/result.json")["status"] == "failed"
 
 
@@ -186,7 +256,10 @@ def table(folder, name):
 
 def test_the_tables_of_the_evaluation_agree_with_one_another_and_with_the_metrics(whole):
     folder = whole / "whole"
-    metrics, bands, curve, lines = read_json(folder / "result.json")["metrics"], *(table(folder, name) for name in ("passk", "passk_curve", "passk_prompts"))
+    metrics, bands, curve, lines = (
+        read_json(folder / "result.json")["metrics"],
+        *(table(folder, name) for name in ("passk", "passk_curve", "passk_prompts")),
+    )
     assert {band["prompts"] for band in bands} == {"trained", "held_out"} == {line["prompts"] for line in lines}
     for band in bands:
         name = f"passk/{'held_out_' if band['prompts'] == 'held_out' else ''}{band['metric']}"
@@ -198,13 +271,21 @@ def test_the_tables_of_the_evaluation_agree_with_one_another_and_with_the_metric
             (row,) = [row for row in curve if row["prompts"] == side and row["k"] == str(k)]
             assert float(row["pass"]) == pytest.approx(pass_at_k(8, right, k).mean())
     for line in lines:
-        assert int(line["answers"]) == 8 and int(line["distinct_right"]) <= int(line["right"]) and bool(line["most_frequent_right"]) == (line["right"] != "0")
+        assert (
+            int(line["answers"]) == 8
+            and int(line["distinct_right"]) <= int(line["right"])
+            and bool(line["most_frequent_right"]) == (line["right"] != "0")
+        )
         assert line["most_frequent_right"].isprintable()
 
 
 def test_a_line_holds_a_prompts_most_frequent_right_answers_whatever_letters_are_in_them(tmp_path):
     right = np.array([True] * 7 + [False])
-    assert passk._line(["1+1", "a\r\nb", "1+1", "é", "1+1", "a\r\nb", "4-2", "zzz"], right) == [7, 4, r"1+1 x3  a\r\nb x2  é x1"]
+    assert passk._line(["1+1", "a\r\nb", "1+1", "é", "1+1", "a\r\nb", "4-2", "zzz"], right) == [
+        7,
+        4,
+        r"1+1 x3  a\r\nb x2  é x1",
+    ]
     assert passk._line(["x"] * 8, ~right) == [1, 1, "x x1"] and passk._line(["x"] * 8, right & False) == [0, 0, ""]
     assert passk.one_line("def f():\u2028\x00\x85 'ok'\\") == r"def f():\u2028\x00\x85 'ok'" + "\\"
 
@@ -213,7 +294,9 @@ def test_prompts_of_both_sides_are_those_of_the_split(whole):
     data = load(whole / "whole").data
     for side, rows in (("trained", data.train), ("held_out", data.validation)):
         expected = [data.codec.decode(prompt.tolist()) for prompt in different_prompts(rows, 3)]
-        assert [line["prompt"] for line in table(whole / "whole", "passk_prompts") if line["prompts"] == side] == expected
+        assert [
+            line["prompt"] for line in table(whole / "whole", "passk_prompts") if line["prompts"] == side
+        ] == expected
 
 
 def test_measured_again_it_says_the_same(whole):
@@ -221,11 +304,19 @@ def test_measured_again_it_says_the_same(whole):
     before = read_json("again/result.json")["metrics"]
     run(compose(["task=eval", "run=again", "eval=passk", *PASSK]))
     after = read_json("again/result.json")["metrics"]
-    assert {name: value for name, value in after.items() if name.startswith("passk/")} == {name: pytest.approx(value, nan_ok=True) for name, value in before.items() if name.startswith("passk/")}
+    assert {name: value for name, value in after.items() if name.startswith("passk/")} == {
+        name: pytest.approx(value, nan_ok=True) for name, value in before.items() if name.startswith("passk/")
+    }
     assert all(math.isfinite(value) for name, value in after.items() if name.startswith("passk/"))
 
 
 def test_a_method_without_answers_is_named_before_training():
-    with pytest.raises(ValueError, match="^eval.passk does not fit method=FlowLM: it has no answers to prompts; measure a run of experiment=sft, polychromic or grpo$"):
+    with pytest.raises(
+        ValueError,
+        match=(
+            "^eval.passk does not fit method=FlowLM: it has no answers to prompts; measure a run of experiment=sft,"
+            " polychromic or grpo$"
+        ),
+    ):
         run(compose(["experiment=flowlm", "model=smoke", "data=smoke", "trainer=smoke", "eval=passk"]), "run")
     assert not Path("run").exists()

@@ -1,4 +1,7 @@
-"""GRPO against its loss written out completion by completion, and everything around it: references, groups, masks, proofs."""
+"""GRPO against its loss written out completion by completion, and everything around it: references, groups, masks,
+proofs.
+"""
+
 import copy
 import logging
 import math
@@ -35,7 +38,12 @@ class Vowels:
         pass
 
     def __call__(self, prompts, completions):
-        return np.array([sum(letter in "aei" for letter in text) / max(len(text), 1) + 0.1 * (prompt[-1] == "b") for prompt, text in zip(prompts, completions, strict=True)])
+        return np.array(
+            [
+                sum(letter in "aei" for letter in text) / max(len(text), 1) + 0.1 * (prompt[-1] == "b")
+                for prompt, text in zip(prompts, completions, strict=True)
+            ]
+        )
 
 
 class Constant(Vowels):
@@ -54,17 +62,40 @@ def batch(prompts=PROMPTS):
 
 def plain(**options):
     """AdamW without anything beside it."""
-    return Optimization(**{"lr": 0.01, "weight_decay": 0.0, "warmup_steps": 0, "schedule": "constant", "clip": None, "ema": 0.0, **options})
+    return Optimization(
+        **{
+            "lr": 0.01,
+            "weight_decay": 0.0,
+            "warmup_steps": 0,
+            "schedule": "constant",
+            "clip": None,
+            "ema": 0.0,
+            **options,
+        }
+    )
 
 
 @pytest.fixture
 def grpo(backbone, codec, alone):
     """Makes the method on a model whose weights have an effect."""
 
-    def make(kind="own", model=None, optimization=None, reward=None, advantage=None, loss=None, rollouts=None, **options):
-        return alone(GRPO(
-            backbone(kind) if model is None else model, VOCAB, codec, optimization or plain(), seed=1, reward=reward or Vowels(),
-            rollouts=rollouts or Rollouts(LONGEST), advantage=advantage or Group(), loss=loss or PolicyLoss("dapo"), **{"group": GROUP, **options}))
+    def make(
+        kind="own", model=None, optimization=None, reward=None, advantage=None, loss=None, rollouts=None, **options
+    ):
+        return alone(
+            GRPO(
+                backbone(kind) if model is None else model,
+                VOCAB,
+                codec,
+                optimization or plain(),
+                seed=1,
+                reward=reward or Vowels(),
+                rollouts=rollouts or Rollouts(LONGEST),
+                advantage=advantage or Group(),
+                loss=loss or PolicyLoss("dapo"),
+                **{"group": GROUP, **options},
+            )
+        )
 
     return make
 
@@ -91,7 +122,9 @@ def naive_advantages(rows, codec, reward, prompts):
 
 
 def naive_loss(kind, laws, olds, advantages, counted, epsilon, high, delta, references=None, beta=0.0, entropy=0.0):
-    """The loss by the papers' formulas. laws: (log-probabilities, entropies) by completion; counted: whether a completion carries loss."""
+    """The loss by the papers' formulas. laws: (log-probabilities, entropies) by completion; counted: whether a
+    completion carries loss.
+    """
     high = epsilon if high is None else high
     sums, lengths = [], []
     for place, ((logp, _), old, A) in enumerate(zip(laws, olds, advantages, strict=True)):
@@ -134,7 +167,11 @@ def texts(rows):
 
 def whole_loss(method, rows, denominator):
     """As the training step puts it together."""
-    return (method.loss_sum(rows) / denominator.clamp_min(1) * torch.tensor(list(method.parts.values()), dtype=torch.float64)).sum()
+    return (
+        method.loss_sum(rows)
+        / denominator.clamp_min(1)
+        * torch.tensor(list(method.parts.values()), dtype=torch.float64)
+    ).sum()
 
 
 def shift(model, scale, seed=9):
@@ -149,7 +186,9 @@ def shift(model, scale, seed=9):
 @pytest.mark.parametrize("moved", [0.0, 0.03], ids=["on", "off"])
 @pytest.mark.parametrize("loss", LOSSES, ids=lambda p: f"{p.kind}-{p.delta}")
 def test_loss_and_gradient_are_the_written_out(grpo, naive_laws, codec, loss, moved, temperature):
-    """Penalty on a reference that is another model, bonus on the entropy, completions of all lengths; after the policy has moved, too."""
+    """Penalty on a reference that is another model, bonus on the entropy, completions of all lengths; after the policy
+    has moved, too.
+    """
     method = grpo(loss=loss, beta=0.3, entropy=0.2, iterations=2, rollouts=Rollouts(LONGEST, temperature))
     shift(method.reference, 0.05, seed=4)
     drawn_from = copy.deepcopy(method.model)
@@ -158,30 +197,57 @@ def test_loss_and_gradient_are_the_written_out(grpo, naive_laws, codec, loss, mo
     method._trainer.global_step = 1
     rows, denominator = method.prepare(batch(), draws(step=1))
     lengths = rows["made"].tolist()
-    assert len(set(lengths)) >= 3 and len(set(rows["width"].tolist())) == 3 and {True, False} == set(rows["ended"].tolist())
+    assert (
+        len(set(lengths)) >= 3
+        and len(set(rows["width"].tolist())) == 3
+        and {True, False} == set(rows["ended"].tolist())
+    )
     laws, reference = (naive_laws(model, *texts(rows), temperature) for model in (method.model, method.reference))
     olds = logps(naive_laws(drawn_from, *texts(rows), temperature))
     advantages = naive_advantages(rows, codec, Vowels(), PROMPTS)
-    wanted = naive_loss(laws=laws, olds=olds, advantages=advantages, counted=[True] * 12, references=logps(reference), beta=0.3, entropy=0.2, **settings(loss))
+    wanted = naive_loss(
+        laws=laws,
+        olds=olds,
+        advantages=advantages,
+        counted=[True] * 12,
+        references=logps(reference),
+        beta=0.3,
+        entropy=0.2,
+        **settings(loss),
+    )
     found, parameters = whole_loss(method, rows, denominator), list(method.trained().values())
     torch.testing.assert_close(found, wanted, rtol=1e-6, atol=1e-7)
-    for ours, theirs in zip(torch.autograd.grad(found, parameters), torch.autograd.grad(wanted, parameters), strict=True):
+    for ours, theirs in zip(
+        torch.autograd.grad(found, parameters), torch.autograd.grad(wanted, parameters), strict=True
+    ):
         assert theirs.abs().max() > 1e-5
         torch.testing.assert_close(ours, theirs, rtol=1e-5, atol=1e-6)
     clipped = float(method._sums["clip_fraction"]) / sum(lengths)
     assert (clipped == 0) == (moved == 0) and clipped < 1
-    assert float(method._sums["kl"]) / sum(lengths) == pytest.approx(float(sum((q - p).expm1().sum() - (q - p).sum() for p, q in zip(logps(laws), logps(reference), strict=True))) / sum(lengths))
+    assert float(method._sums["kl"]) / sum(lengths) == pytest.approx(
+        float(sum((q - p).expm1().sum() - (q - p).sum() for p, q in zip(logps(laws), logps(reference), strict=True)))
+        / sum(lengths)
+    )
 
 
 @pytest.mark.exact
 @pytest.mark.parametrize("pieces", [1, 3])
 @pytest.mark.parametrize("loss", LOSSES, ids=lambda p: f"{p.kind}-{p.delta}")
-def test_one_optimizer_step_is_that_of_the_written_out_loss_however_it_is_cut(grpo, naive_laws, codec, fit, loss, pieces):
+def test_one_optimizer_step_is_that_of_the_written_out_loss_however_it_is_cut(
+    grpo, naive_laws, codec, fit, loss, pieces
+):
     method = grpo(loss=loss, entropy=0.2, optimization=plain(accumulate=pieces))
     twin = copy.deepcopy(method.model)
     rows, _ = method.prepare(batch(), draws())
     laws = naive_laws(twin, *texts(rows))
-    wanted = naive_loss(laws=laws, olds=logps(laws), advantages=naive_advantages(rows, codec, Vowels(), PROMPTS), counted=[True] * 12, entropy=0.2, **settings(loss))
+    wanted = naive_loss(
+        laws=laws,
+        olds=logps(laws),
+        advantages=naive_advantages(rows, codec, Vowels(), PROMPTS),
+        counted=[True] * 12,
+        entropy=0.2,
+        **settings(loss),
+    )
     optimizer = torch.optim.AdamW(twin.parameters(), lr=0.01, betas=(0.9, 0.95), weight_decay=0.0)
     wanted.backward()
     norm = math.sqrt(sum(float(p.grad.square().sum()) for p in twin.parameters()))
@@ -189,9 +255,13 @@ def test_one_optimizer_step_is_that_of_the_written_out_loss_however_it_is_cut(gr
     (logged,) = fit(method, [batch()])
     for ours, theirs in zip(method.model.parameters(), twin.parameters(), strict=True):
         torch.testing.assert_close(ours, theirs, rtol=0, atol=2e-5)
-    assert logged["train/loss"] == pytest.approx(float(wanted), abs=1e-6) and logged["train/grad_norm"] == pytest.approx(norm, rel=1e-5)
+    assert logged["train/loss"] == pytest.approx(float(wanted), abs=1e-6) and logged[
+        "train/grad_norm"
+    ] == pytest.approx(norm, rel=1e-5)
     assert logged["train/clip_fraction"] == 0
-    assert logged["train/loss"] == pytest.approx(logged["train/loss_policy"] - 0.2 * logged["train/loss_entropy"], abs=1e-6)
+    assert logged["train/loss"] == pytest.approx(
+        logged["train/loss_policy"] - 0.2 * logged["train/loss_entropy"], abs=1e-6
+    )
 
 
 @pytest.mark.exact
@@ -222,13 +292,19 @@ def test_no_part_of_a_loss_depends_on_the_pieces_and_the_entropy_is_the_mean_ove
 
 @pytest.mark.exact
 def test_passes_and_minibatches_follow_the_written_out_steps(grpo, naive_laws, codec, fit):
-    """Two passes of two steps each over the completions of a batch, two batches: the old law is that of the policy that drew them."""
+    """Two passes of two steps each over the completions of a batch, two batches: the old law is that of the policy that
+    drew them.
+    """
     loss = PolicyLoss("dapo", 0.2)
     method = grpo(loss=loss, iterations=2, minibatches=2, beta=0.5, rollouts=Rollouts(LONGEST))
     assert method.steps_per_batch == 4
     twin, reference = copy.deepcopy(method.model), copy.deepcopy(method.model)
     sampler = grpo(model=copy.deepcopy(twin))
-    optimizer, firsts, wanted_losses = torch.optim.AdamW(twin.parameters(), lr=0.01, betas=(0.9, 0.95), weight_decay=0.0), [], []
+    optimizer, firsts, wanted_losses = (
+        torch.optim.AdamW(twin.parameters(), lr=0.01, betas=(0.9, 0.95), weight_decay=0.0),
+        [],
+        [],
+    )
     prompts = [PROMPTS, ([5, 5], [2], [8, 0, 1])]
     for number, asked in enumerate(prompts):
         sampler.model.load_state_dict(twin.state_dict())
@@ -238,7 +314,15 @@ def test_passes_and_minibatches_follow_the_written_out_steps(grpo, naive_laws, c
         for turn in range(4):
             part = slice(6 * (turn % 2), 6 * (turn % 2) + 6)
             laws = naive_laws(twin, *(tensor[part] for tensor in texts(rows)))
-            value = naive_loss(laws=laws, olds=olds[part], advantages=advantages[part], counted=[True] * 6, references=references[part], beta=0.5, **settings(loss))
+            value = naive_loss(
+                laws=laws,
+                olds=olds[part],
+                advantages=advantages[part],
+                counted=[True] * 6,
+                references=references[part],
+                beta=0.5,
+                **settings(loss),
+            )
             optimizer.zero_grad()
             value.backward()
             optimizer.step()
@@ -258,7 +342,9 @@ def test_the_ratio_is_one_at_the_first_step_although_the_old_law_was_read_apart(
     rows, _ = method.prepare(batch(), draws())
     assert len(rows["tokens"]) == 4 and rows["old"].shape[1] >= int(rows["made"].max())
     scores = method._scores(rows)
-    torch.testing.assert_close(scores.logp_BT, rows["old"][:, : scores.logp_BT.shape[1]] * scores.mask_BT, rtol=0, atol=1e-12)
+    torch.testing.assert_close(
+        scores.logp_BT, rows["old"][:, : scores.logp_BT.shape[1]] * scores.mask_BT, rtol=0, atol=1e-12
+    )
 
 
 def test_minibatches_cover_every_completion_once(grpo):
@@ -279,23 +365,32 @@ class Decided(Vowels):
         self.differing = differing
 
     def __call__(self, prompts, completions):
-        return np.array([place % GROUP if prompt in self.differing else 0.5 for place, prompt in enumerate(prompts)], dtype=float)
+        return np.array(
+            [place % GROUP if prompt in self.differing else 0.5 for place, prompt in enumerate(prompts)], dtype=float
+        )
 
 
 @pytest.mark.parametrize("differing, kept", [
     ("cef", [2, 4]), ("ab", [0, 1]), ("af", [0, 5]), ("d", [3, 1]), ("", [0, 1]), ("b", [0, 1]), ("bcdef", [2, 1]),
 ], ids=lambda x: str(x))  # fmt: skip
 def test_groups_of_equal_rewards_give_way_to_spare_prompts(grpo, differing, kept):
-    """Six prompts, two groups: those that tell nothing are replaced, in the order of the prompts, as long as there are spare ones."""
+    """Six prompts, two groups: those that tell nothing are replaced, in the order of the prompts, as long as there are
+    spare ones.
+    """
     prompts, method = [[token] for token in range(6)], grpo(reward=Decided(differing), groups=2)
     everything = grpo(reward=Decided("abcdef"))
-    rows, all_rows = method.experience(batch(prompts), draws(total=6)), everything.experience(batch(prompts), draws(total=6))
+    rows, all_rows = (
+        method.experience(batch(prompts), draws(total=6)),
+        everything.experience(batch(prompts), draws(total=6)),
+    )
     assert rows["tokens"][::GROUP, 0].tolist() == kept
     for place, prompt in enumerate(kept):  # with the very completions that this prompt gets anyway
         ours, theirs = slice(place * GROUP, (place + 1) * GROUP), slice(prompt * GROUP, (prompt + 1) * GROUP)
         columns = min(rows["tokens"].shape[1], all_rows["tokens"].shape[1])
         assert torch.equal(rows["tokens"][ours, :columns], all_rows["tokens"][theirs, :columns])
-        assert torch.equal(rows["made"][ours], all_rows["made"][theirs]) and torch.equal(rows["ended"][ours], all_rows["ended"][theirs])
+        assert torch.equal(rows["made"][ours], all_rows["made"][theirs]) and torch.equal(
+            rows["ended"][ours], all_rows["ended"][theirs]
+        )
         assert bool(rows["advantage"][ours].any()) == ("abcdef"[prompt] in differing)
     assert float(method._numbers["zero_variance"]) == np.mean(["abcdef"[prompt] not in differing for prompt in kept])
 
@@ -315,7 +410,10 @@ def test_equal_rewards_warn_have_no_gradient_and_move_nothing(grpo, fit, caplog)
     with caplog.at_level(logging.WARNING):
         logged = fit(method, [batch()] * 22)
     assert [r.message.partition(";")[0] for r in caplog.records if "equal worth" in r.message] == [
-        f"step {step}: in all 3 groups the answers are of equal worth (mean reward 0.25), so that there is nothing to learn from" for step in (0, 20)]
+        f"step {step}: in all 3 groups the answers are of equal worth (mean reward 0.25), so that there is nothing to"
+        " learn from"
+        for step in (0, 20)
+    ]
     assert all(row["train/grad_norm"] == row["train/loss"] == 0 and row["train/zero_variance"] == 1 for row in logged)
     assert all(torch.equal(tensor, before[name]) for name, tensor in method.model.state_dict().items())
 
@@ -334,13 +432,21 @@ def test_sampled_subsets_and_distances_have_what_they_need(grpo):
             return np.stack([np.cos(angles), np.sin(angles)], 1)
 
     sampled = grpo(advantage=SetMarginal("polychromic", 2, subsets=6)).experience(batch(), draws())
-    assert torch.equal(sampled["advantage"], grpo(advantage=SetMarginal("polychromic", 2, subsets=6)).experience(batch(), draws())["advantage"])
-    rows = grpo(advantage=SetMarginal("diversity", 2, diversity="distance"), encoder=Lengths()).experience(batch(), draws())
+    assert torch.equal(
+        sampled["advantage"],
+        grpo(advantage=SetMarginal("polychromic", 2, subsets=6)).experience(batch(), draws())["advantage"],
+    )
+    rows = grpo(advantage=SetMarginal("diversity", 2, diversity="distance"), encoder=Lengths()).experience(
+        batch(), draws()
+    )
     letters = (rows["made"] - rows["ended"].long()).double().view(3, GROUP)
     distance = 1 - (letters[:, :, None] - letters[:, None]).cos()
     mine, mean = distance.sum(2) / (GROUP - 1), distance.sum((1, 2)) / (GROUP * (GROUP - 1))
     torch.testing.assert_close(rows["advantage"].view(3, GROUP).double(), mine - mean[:, None], rtol=0, atol=1e-6)
-    with pytest.raises(ValueError, match="^encoder=null must be a sentence encoder: advantage=SetMarginal asks how far answers are apart"):
+    with pytest.raises(
+        ValueError,
+        match="^encoder=null must be a sentence encoder: advantage=SetMarginal asks how far answers are apart",
+    ):
         grpo(advantage=SetMarginal("diversity", 2, diversity="distance"))
 
 
@@ -358,7 +464,9 @@ def test_truncated_completions_carry_no_loss(grpo, naive_laws, codec, loss):
                         references=logps(references), beta=0.3, entropy=0.2, **settings(loss))  # fmt: skip
     found, parameters = whole_loss(method, rows, denominator), list(method.trained().values())
     torch.testing.assert_close(found, wanted, rtol=1e-6, atol=1e-7)
-    for ours, theirs in zip(torch.autograd.grad(found, parameters), torch.autograd.grad(wanted, parameters), strict=True):
+    for ours, theirs in zip(
+        torch.autograd.grad(found, parameters), torch.autograd.grad(wanted, parameters), strict=True
+    ):
         torch.testing.assert_close(ours, theirs, rtol=1e-5, atol=1e-6)
 
 
@@ -368,7 +476,10 @@ def test_nothing_but_truncated_completions_is_no_loss_and_no_false_alarm(grpo, f
     with torch.no_grad():
         method.bias_V[VOCAB.end] = -torch.inf  # no completion ends
     logged = fit(method, [batch()] * 2)
-    assert all(row["train/loss"] == row["train/grad_norm"] == row["train/entropy"] == 0 and row["train/truncated"] == 1 for row in logged)
+    assert all(
+        row["train/loss"] == row["train/grad_norm"] == row["train/entropy"] == 0 and row["train/truncated"] == 1
+        for row in logged
+    )
 
 
 # ------------------------------------------------------------------------------------------------- references
@@ -381,7 +492,9 @@ def test_a_copy_stays_what_the_policy_was(grpo, fit):
     assert logged[0]["train/kl"] == 0 < logged[1]["train/kl"] and logged[0]["train/loss_kl"] == 0
     assert not any(name.startswith("reference") for name in method.trained())
     method.train()
-    assert method.training and method.model.training and not any(module.training for module in method.reference.modules())
+    assert (
+        method.training and method.model.training and not any(module.training for module in method.reference.modules())
+    )
 
 
 def test_without_a_penalty_no_reference_is_kept(grpo):
@@ -412,11 +525,16 @@ def test_the_reference_follows_every_so_many_steps(grpo, fit, mix):
 
 @pytest.mark.parametrize("lora", [None, LoRA(rank=2)], ids=["whole", "lora"])
 def test_the_reference_begins_as_the_policy_of_another_run(grpo, backbone, completions, lora):
-    first, method = grpo(model=backbone("pretrained", lora=lora)), grpo(model=backbone("pretrained", fresh=True, lora=lora).double(), beta=0.1)
+    first, method = (
+        grpo(model=backbone("pretrained", lora=lora)),
+        grpo(model=backbone("pretrained", fresh=True, lora=lora).double(), beta=0.1),
+    )
     assert not torch.equal(first.scores(*completions()).logp_BT, method.scores(*completions()).logp_BT)
     method.begin_from(first.state_dict())
     wanted = first.scores(*completions()).logp_BT
-    assert torch.equal(method.scores(*completions()).logp_BT, wanted) and torch.equal(method.scores(*completions(), model=method.reference).logp_BT, wanted)
+    assert torch.equal(method.scores(*completions()).logp_BT, wanted) and torch.equal(
+        method.scores(*completions(), model=method.reference).logp_BT, wanted
+    )
 
 
 def test_adapters_alone_are_trained_against_the_model_without_them(grpo, backbone, fit, naive_laws):
@@ -440,9 +558,17 @@ def test_adapters_alone_are_trained_against_the_model_without_them(grpo, backbon
 def test_a_reference_that_is_not_the_policy_is_refused_at_the_first_step(grpo, backbone, fit):
     changed = grpo(beta=0.1)
     shift(changed.reference, 0.01)
-    trained_before = grpo(model=backbone("pretrained", lora=LoRA(rank=2)), beta=0.1, reference="adapters")  # adapters that are not zero
+    trained_before = grpo(
+        model=backbone("pretrained", lora=LoRA(rank=2)), beta=0.1, reference="adapters"
+    )  # adapters that are not zero
     for method, kind in ((changed, "copy"), (trained_before, "adapters")):
-        with pytest.raises(ValueError, match=rf"^reference={kind}: at the first step the reference must be the policy, and a token's k3 is [^\n]*; reference=copy is the policy"):
+        with pytest.raises(
+            ValueError,
+            match=(
+                rf"^reference={kind}: at the first step the reference must be the policy, and a token's k3 is [^\n]*;"
+                r" reference=copy is the policy"
+            ),
+        ):
             fit(method, [batch()])
 
 
@@ -452,24 +578,38 @@ def test_rounding_and_dropout_make_no_other_model_of_the_reference(grpo, backbon
     model = backbone(dropout=0.4).float()
     with torch.no_grad():
         model.embedding.weight.mul_(6)  # logits that bf16 rounds coarsely
-    logged = fit(grpo(model=model, beta=0.1, minibatches=3, optimization=plain(accumulate=2)), [batch()] * 3, precision=precision)
+    logged = fit(
+        grpo(model=model, beta=0.1, minibatches=3, optimization=plain(accumulate=2)), [batch()] * 3, precision=precision
+    )
     assert all(math.isfinite(row["train/loss"]) for row in logged)
 
 
 def test_what_cannot_be_is_refused(grpo, backbone):
-    with pytest.raises(ValueError, match="^reference=adapters needs adapters, and lora=null: the model has no adapters"):
+    with pytest.raises(
+        ValueError, match="^reference=adapters needs adapters, and lora=null: the model has no adapters"
+    ):
         grpo("pretrained", reference="adapters", beta=0.1)
     for options, message in (
-        ({"reference": "adapters", "beta": 0.1}, "reference=adapters needs adapters, and model=Transformer has none; use reference=copy"), ({"reference": "none", "beta": 0.1}, "beta=0.1 needs a reference: reference=copy or adapters"),
-        ({"group": 1}, "group=1 must be at least 2"), ({"groups": 0}, "groups=0 must be at least 1, or null"), ({"beta": -1.0}, "beta=-1.0 must be at least 0"),
-        ({"reference": "ema"}, "reference=ema must be copy, adapters or none"), ({"sync_every": -1}, "sync_every=-1 must be at least 0"),
-        ({"sync_every": 2, "reference": "none"}, "sync_every=2 needs reference=copy"), ({"sync_mix": 0.0}, r"sync_mix=0.0 must lie in \(0, 1\]"),
+        (
+            {"reference": "adapters", "beta": 0.1},
+            "reference=adapters needs adapters, and model=Transformer has none; use reference=copy",
+        ),
+        ({"reference": "none", "beta": 0.1}, "beta=0.1 needs a reference: reference=copy or adapters"),
+        ({"group": 1}, "group=1 must be at least 2"),
+        ({"groups": 0}, "groups=0 must be at least 1, or null"),
+        ({"beta": -1.0}, "beta=-1.0 must be at least 0"),
+        ({"reference": "ema"}, "reference=ema must be copy, adapters or none"),
+        ({"sync_every": -1}, "sync_every=-1 must be at least 0"),
+        ({"sync_every": 2, "reference": "none"}, "sync_every=2 needs reference=copy"),
+        ({"sync_mix": 0.0}, r"sync_mix=0.0 must lie in \(0, 1\]"),
         *(({name: 10**18}, f"{name}={10**18} must be at most") for name in ("group", "groups", "minibatches")),
         ({"iterations": 10**18}, f"iterations={10**18} must be at most 10,000"),
         *(({name: math.nan}, f"{name}=nan must be at least 0") for name in ("beta", "entropy")),
-        ({"beta": math.inf}, "beta=inf must be at most 1000"), ({"entropy": -0.1}, "entropy=-0.1 must be at least 0"),
+        ({"beta": math.inf}, "beta=inf must be at most 1000"),
+        ({"entropy": -0.1}, "entropy=-0.1 must be at least 0"),
         ({"entropy": math.inf}, "entropy=inf must be at least 0 and at most 1000"),
-        ({"iterations": 0}, "iterations=0 must be at least 1"), ({"minibatches": 0}, "minibatches=0 must be at least 1"),
+        ({"iterations": 0}, "iterations=0 must be at least 1"),
+        ({"minibatches": 0}, "minibatches=0 must be at least 1"),
         ({"advantage": SetMarginal("mean", 4)}, "size=4 must be less than group=4"),
     ):
         with pytest.raises(ValueError, match=f"^{message}"):
@@ -488,14 +628,18 @@ class Deaf(GRPO):
 def test_a_term_without_a_gradient_stops_the_run(grpo, fit):
     method = grpo(entropy=0.1)
     method.__class__ = Deaf
-    with pytest.raises(ValueError, match="^loss_entropy has a gradient of exactly zero at the first step: it would train nothing$"):
+    with pytest.raises(
+        ValueError, match="^loss_entropy has a gradient of exactly zero at the first step: it would train nothing$"
+    ):
         fit(method, [batch()])
 
 
 def test_a_model_without_trained_parameters_stops_the_run(grpo, fit):
     method = grpo()
     method.model.requires_grad_(False)
-    with pytest.raises(ValueError, match=r"^model: no parameter is trained; unfreeze some, or put adapters on it \(model.lora\)$"):
+    with pytest.raises(
+        ValueError, match=r"^model: no parameter is trained; unfreeze some, or put adapters on it \(model.lora\)$"
+    ):
         fit(method, [batch()])
 
 
@@ -504,7 +648,13 @@ def test_parameters_that_nothing_reaches_stop_the_run(grpo, fit):
     method = grpo()
     method.model.requires_grad_(False)
     method.model.adapter = torch.nn.Linear(3, 3, dtype=torch.float64)
-    with pytest.raises(ValueError, match=r"^loss_policy reaches none of the 2 trained parameters \(the first is model.adapter.weight\): it would train nothing$"):
+    with pytest.raises(
+        ValueError,
+        match=(
+            r"^loss_policy reaches none of the 2 trained parameters \(the first is model.adapter.weight\): it would"
+            r" train nothing$"
+        ),
+    ):
         fit(method, [batch()])
 
 
@@ -557,12 +707,18 @@ def test_validation_is_the_mean_reward_and_pass_at_k_of_the_same_draws_each_time
     worth = []
     for index, part in enumerate(held_out):
         u_PNT = Draws(1, "validation", index, total=len(part["tokens"])).uniform(8, LONGEST)
-        worth.append(method.answers([tokens[given] for tokens, given in zip(part["tokens"], part["prompt"], strict=True)], u_PNT).reward_PN)
+        worth.append(
+            method.answers(
+                [tokens[given] for tokens, given in zip(part["tokens"], part["prompt"], strict=True)], u_PNT
+            ).reward_PN
+        )
     right = torch.cat(worth).sum(1)
     assert len(right) == 5 and 0 < right.sum() < 40
     seen = logged[1]
     assert seen["val/reward"] == -seen["val/loss"] == pytest.approx(float(right.mean()) / 8, abs=1e-6)
-    assert seen["val/pass@1"] == pytest.approx(float(right.mean()) / 8, abs=1e-6) and seen["val/pass@8"] == pytest.approx(float((right > 0).double().mean()), abs=1e-6)
+    assert seen["val/pass@1"] == pytest.approx(float(right.mean()) / 8, abs=1e-6) and seen[
+        "val/pass@8"
+    ] == pytest.approx(float((right > 0).double().mean()), abs=1e-6)
     assert "val/pass@32" not in seen
 
 
@@ -594,7 +750,10 @@ def test_completions_are_kept_only_while_they_are_in_use(grpo, fit, tmp_path):
 
 def test_completions_of_other_devices_are_refused(grpo):
     method = grpo(iterations=2)
-    with pytest.raises(ValueError, match="^hardware.devices=1 must be 2: the run stopped between two steps on completions that 2 devices hold$"):
+    with pytest.raises(
+        ValueError,
+        match="^hardware.devices=1 must be 2: the run stopped between two steps on completions that 2 devices hold$",
+    ):
         method.on_load_checkpoint({"completions": [[{}, {}], [{}, {}]]})
 
 
@@ -609,6 +768,15 @@ def test_the_cost_of_a_step_counts_writing_reading_again_and_learning(grpo):
 @pytest.mark.parametrize("kind", ["own", "pretrained"])
 def test_a_policy_learns_what_is_rewarded(grpo, backbone, fit, kind):
     """The leave-one-out gradient lifts the share of vowels."""
-    logged = fit(grpo(model=backbone(kind, fresh=True), advantage=RLOO(), group=16, loss=PolicyLoss("dr_grpo"), optimization=plain(lr=0.01)), [batch()] * 12)
+    logged = fit(
+        grpo(
+            model=backbone(kind, fresh=True),
+            advantage=RLOO(),
+            group=16,
+            loss=PolicyLoss("dr_grpo"),
+            optimization=plain(lr=0.01),
+        ),
+        [batch()] * 12,
+    )
     early, late = (np.mean([row["train/reward"] for row in part]) for part in (logged[:2], logged[-2:]))
     assert late > early + 0.2

@@ -1,4 +1,7 @@
-"""Whole runs of post-training: begun from another run, killed and resumed, failing in one line, measured and sampled from, on two devices."""
+"""Whole runs of post-training: begun from another run, killed and resumed, failing in one line, measured and sampled
+from, on two devices.
+"""
+
 import json
 import math
 from pathlib import Path
@@ -14,9 +17,19 @@ from research_stack.results import read_json, read_jsonl
 from research_stack.training.checkpoint import load_checkpoint
 from research_stack.training.module import TrainingModule
 
-QUICK = ["trainer=smoke", "eval=none", "callbacks=default", "trainer.max_steps=6", "trainer.val_check_interval=3", "hardware.threads=1"]
+QUICK = [
+    "trainer=smoke",
+    "eval=none",
+    "callbacks=default",
+    "trainer.max_steps=6",
+    "trainer.val_check_interval=3",
+    "hardware.threads=1",
+]
 SMALL = ["experiment=grpo", *QUICK, "method.group=4", "data.batch_size=4", "method.rollouts.length=6"]
-PHASE = "init_from='sft trainer=smoke trainer.max_steps=5 trainer.val_check_interval=5 eval=none callbacks=default data.batch_size=16'"
+PHASE = (
+    "init_from='sft trainer=smoke trainer.max_steps=5 trainer.val_check_interval=5 eval=none callbacks=default"
+    " data.batch_size=16'"
+)
 
 
 @pytest.fixture(autouse=True)
@@ -29,14 +42,19 @@ def digits(monkeypatch):
     """The reward of expressions, but one that random bytes earn too: the share of bytes that are no character."""
 
     def worth(self, prompts, completions):
-        return np.array([sum(letter == "\N{REPLACEMENT CHARACTER}" for letter in text) / max(len(text), 1) for text in completions])
+        return np.array(
+            [sum(letter == "\N{REPLACEMENT CHARACTER}" for letter in text) / max(len(text), 1) for text in completions]
+        )
 
     monkeypatch.setattr(Expressions, "__call__", worth)
 
 
 def history(folder):
     """What was measured at each step; not how long it took."""
-    return [{name: value for name, value in row.items() if "time" not in name and "per_second" not in name} for row in read_jsonl(Path(folder) / "metrics.jsonl")]
+    return [
+        {name: value for name, value in row.items() if "time" not in name and "per_second" not in name}
+        for row in read_jsonl(Path(folder) / "metrics.jsonl")
+    ]
 
 
 def last(folder):
@@ -57,7 +75,13 @@ def dies_at(step, monkeypatch):
 
 STATES = {
     "passes": ["method.iterations=2", "method.advantage.scale=batch", "optimization.accumulate=3"],
-    "reference": ["method.beta=.1", "method.entropy=.01", "method.iterations=2", "method.sync_every=2", "method.sync_mix=.5"],
+    "reference": [
+        "method.beta=.1",
+        "method.entropy=.01",
+        "method.iterations=2",
+        "method.sync_every=2",
+        "method.sync_mix=.5",
+    ],
     "average": ["method.minibatches=2", "optimization.ema=.9", "method.beta=.1", "method.groups=3"],
 }
 
@@ -100,17 +124,24 @@ def test_a_run_begins_with_the_policy_of_another_one_and_so_does_its_reference(d
     two = [*SMALL, "trainer.max_steps=2", "trainer.val_check_interval=2", "method.beta=.1"]
     assert run(compose([*two, PHASE]), "phrase").status == "ok"
     (first,) = Path("outputs/sft").glob("phase_*")
-    assert read_json(first / "result.json")["status"] == "ok" and read_json("phrase/run.json")["init_from"].endswith(first.name)
+    assert read_json(first / "result.json")["status"] == "ok" and read_json("phrase/run.json")["init_from"].endswith(
+        first.name
+    )
     theirs, ours = last(first)["state_dict"], last("phrase")["state_dict"]
     weights = [name for name in theirs if name.startswith("model.")]
-    assert len(weights) > 10 and all(torch.equal(ours[name.replace("model.", "reference.", 1)], theirs[name]) for name in weights)
+    assert len(weights) > 10 and all(
+        torch.equal(ours[name.replace("model.", "reference.", 1)], theirs[name]) for name in weights
+    )
     assert not all(torch.equal(ours[name], theirs[name]) for name in weights)
     trained = (first / "checkpoints" / "last.ckpt").stat().st_mtime_ns
     assert run(compose([*two, f"init_from={first}"]), "folder").status == "ok"
     assert history("folder") == history("phrase")
     assert run(compose([*two, PHASE, "method.entropy=.1"]), "other").status == "ok"
     assert (first / "checkpoints" / "last.ckpt").stat().st_mtime_ns == trained, "it must not be trained again"
-    for mistake, message in ((["model.dim=32"], "^init_from: that run's model is another one than model"), (["data.tokenizer._target_=research_stack.data.tokenizers.ByteBPE"], "")):
+    for mistake, message in (
+        (["model.dim=32"], "^init_from: that run's model is another one than model"),
+        (["data.tokenizer._target_=research_stack.data.tokenizers.ByteBPE"], ""),
+    ):
         with pytest.raises(ValueError, match=message or "init_from"):
             run(compose([*two, f"init_from={first}", *mistake]), f"mistake{len(message)}")
         assert read_json(f"mistake{len(message)}/result.json")["status"] == "failed"
@@ -138,9 +169,12 @@ def test_a_first_step_that_moves_nothing_is_one_line_and_a_failed_run(digits):
 
 
 def test_mistakes_show_before_the_first_step():
-    for mistake, message in (("method.groups=5", "method.groups=5 must be at most data.batch_size=4"), ("data.pack=true", "pack=true|pack=True"),
-                             ("method.minibatches=17", "method.minibatches=17 must be at most the 16 completions"),
-                             ("method.rollouts.length=2000", "method.rollouts.length=2000 behind the longest prompt of 3 tokens exceeds")):
+    for mistake, message in (
+        ("method.groups=5", "method.groups=5 must be at most data.batch_size=4"),
+        ("data.pack=true", "pack=true|pack=True"),
+        ("method.minibatches=17", "method.minibatches=17 must be at most the 16 completions"),
+        ("method.rollouts.length=2000", "method.rollouts.length=2000 behind the longest prompt of 3 tokens exceeds"),
+    ):
         with pytest.raises(ValueError, match=message):
             run(compose([*SMALL, mistake]), "run")
         assert not Path("run/checkpoints").exists()
@@ -158,7 +192,18 @@ def test_prompts_alone_and_the_prompts_of_pairs_are_one_task(digits):
 def test_a_run_is_measured_and_sampled_from(digits, capsys):
     run(compose([*SMALL, "method.beta=.1"]), "run")
     before = read_json("run/result.json")
-    measured = run(compose(["task=eval", "run=run", "eval=passk", "eval.passk.measures.count=8", "eval.passk.measures.ks=[1,8]", "sampler=gpt"]))
+    measured = run(
+        compose(
+            [
+                "task=eval",
+                "run=run",
+                "eval=passk",
+                "eval.passk.measures.count=8",
+                "eval.passk.measures.ks=[1,8]",
+                "sampler=gpt",
+            ]
+        )
+    )
     assert measured.status == "ok" and any(name.startswith("passk/") for name in measured.metrics)
     assert all(math.isfinite(value) for name, value in measured.metrics.items() if "pass@" in name)
     assert read_json("run/result.json")["steps"] == before["steps"]
@@ -171,7 +216,14 @@ def test_a_run_is_measured_and_sampled_from(digits, capsys):
 
 # --------------------------------------------------------------------------------------------------- processes
 SMOKE = ["eval=none", "callbacks=default", "trainer.val_check_interval=100", "hardware.threads=1"]
-DEVICES = ["experiment=grpo", *SMOKE, "optimization.lr=.001", "method.group=8", "data.batch_size=8", "hardware.precision=32"]
+DEVICES = [
+    "experiment=grpo",
+    *SMOKE,
+    "optimization.lr=.001",
+    "method.group=8",
+    "data.batch_size=8",
+    "hardware.precision=32",
+]
 
 
 @pytest.fixture(scope="module")
@@ -214,7 +266,15 @@ def test_two_devices_take_the_steps_of_one(first, options):
 @pytest.mark.slow
 def test_killed_without_a_word_between_two_passes(tmp_path, processes, first):
     """Every device goes on with its own completions."""
-    command = [*DEVICES, first, "hardware=cpu_ddp", "trainer.max_steps=40", "method.iterations=3", "method.beta=.1", "callbacks.checkpoints.every=7"]
+    command = [
+        *DEVICES,
+        first,
+        "hardware=cpu_ddp",
+        "trainer.max_steps=40",
+        "method.iterations=3",
+        "method.beta=.1",
+        "callbacks.checkpoints.every=7",
+    ]
     run(compose(command), "whole")
     process = processes.start(*command, f"hydra.run.dir={tmp_path / 'killed'}", cwd=tmp_path)
     processes.wait_for(lambda: len(processes.rows(tmp_path / "killed")) >= 9, process, tmp_path)
@@ -229,11 +289,16 @@ def test_killed_without_a_word_between_two_passes(tmp_path, processes, first):
 
 @pytest.mark.slow
 def test_sft_on_two_devices_takes_the_steps_of_one():
-    command = ["experiment=sft", *SMOKE, "trainer.max_steps=10", "data.pack=true", "data.sequence_length=40", "data.batch_size=16"]
+    command = [
+        "experiment=sft",
+        *SMOKE,
+        "trainer.max_steps=10",
+        "data.pack=true",
+        "data.sequence_length=40",
+        "data.batch_size=16",
+    ]
     for name, hardware in (("one", "cpu"), ("two", "cpu_ddp")):
         run(compose([*command, f"hardware={hardware}", "hardware.precision=32"]), name)
     for ours, theirs in zip(history("two"), history("one"), strict=True):
         for name in ours:
             assert math.isclose(ours[name], theirs[name], rel_tol=2e-4, abs_tol=1e-6), (ours["step"], name)
-
-

@@ -1,4 +1,7 @@
-"""What is measured of answers, against enumeration over subsets, texts whose numbers are known, and laws written out."""
+"""What is measured of answers, against enumeration over subsets, texts whose numbers are known, and laws written
+out.
+"""
+
 import itertools
 import json
 import math
@@ -47,7 +50,9 @@ def made(count=8, ks=(1, 2, 4), **options):
 
 def subsets(measure, items, k):
     """The mean of a measure over all subsets of k."""
-    return float(np.mean([measure([items[i] for i in chosen]) for chosen in itertools.combinations(range(len(items)), k)]))
+    return float(
+        np.mean([measure([items[i] for i in chosen]) for chosen in itertools.combinations(range(len(items)), k)])
+    )
 
 
 # ------------------------------------------------------------------------------------------------- known values
@@ -58,19 +63,32 @@ def test_every_number_of_given_answers():
     right = [text for text, good in zip(SUMS, RIGHT, strict=True) if good]
     assert found["reward"].tolist() == [0.75, 0] and found["pass@1"].tolist() == [0.75, 0]
     flags = list(RIGHT > 0)
-    assert found["pass@2"] == pytest.approx([subsets(any, flags, 2), 0], abs=1e-12) and found["pass@4"] == pytest.approx([1, 0], abs=1e-12)
+    assert found["pass@2"] == pytest.approx([subsets(any, flags, 2), 0], abs=1e-12) and found[
+        "pass@4"
+    ] == pytest.approx([1, 0], abs=1e-12)
     pairs = list(zip(SUMS, flags, strict=True))
-    assert found["distinct_right@4"] == pytest.approx([subsets(lambda chosen: len({t for t, good in chosen if good}), pairs, 4), 0], abs=1e-12)
+    assert found["distinct_right@4"] == pytest.approx(
+        [subsets(lambda chosen: len({t for t, good in chosen if good}), pairs, 4), 0], abs=1e-12
+    )
     assert found["distinct@4"] == pytest.approx([subsets(lambda chosen: len(set(chosen)), SUMS, 4), 1], abs=1e-12)
     wanted = OperatorSets(2).wanted
     assert len(wanted) == 10 and set(map(len, wanted)) == {1, 2}
 
     def satisfied(chosen):
-        return np.mean([any(good and frozenset(text) & set("+-*/") == set(sign) for text, good in chosen) for sign in wanted])
+        return np.mean(
+            [any(good and frozenset(text) & set("+-*/") == set(sign) for text, good in chosen) for sign in wanted]
+        )
 
-    assert found["hidden_pass@4"] == pytest.approx([subsets(satisfied, pairs, 4), 0], abs=1e-12) and 0 < found["hidden_pass@4"][0] < 0.4
+    assert (
+        found["hidden_pass@4"] == pytest.approx([subsets(satisfied, pairs, 4), 0], abs=1e-12)
+        and 0 < found["hidden_pass@4"][0] < 0.4
+    )
     assert found["self_bleu_right"][0] == diversity.self_bleu(right, "word") and math.isnan(found["self_bleu_right"][1])
-    assert found["distinct_1"] == pytest.approx([7 / 8, 1 / 8]) and math.isnan(found["distinct_1_right"][1]) and found["distinct_1_right"][0] == pytest.approx(5 / 6)
+    assert (
+        found["distinct_1"] == pytest.approx([7 / 8, 1 / 8])
+        and math.isnan(found["distinct_1_right"][1])
+        and found["distinct_1_right"][0] == pytest.approx(5 / 6)
+    )
 
 
 @pytest.mark.exact
@@ -78,9 +96,13 @@ def test_the_vectors_of_the_definitions():
     found = made(4, (1, 4)).values([T], np.ones((1, 4)))
     for suffix in ("", "_right"):
         assert found[f"self_bleu{suffix}"][0] == pytest.approx(61.527120542, abs=1e-8)
-        assert [found[f"distinct_{n}{suffix}"][0] for n in (1, 2, 3)] == pytest.approx([0.458333, 0.6, 0.6875], abs=1e-6)
+        assert [found[f"distinct_{n}{suffix}"][0] for n in (1, 2, 3)] == pytest.approx(
+            [0.458333, 0.6, 0.6875], abs=1e-6
+        )
     assert found["distinct@4"][0] == found["distinct_right@4"][0] == 3
-    assert made(4, (1, 4), unit="char").values([T], np.ones((1, 4)))["distinct_1"][0] == pytest.approx(len(set("".join(T))) / len("".join(T)))
+    assert made(4, (1, 4), unit="char").values([T], np.ones((1, 4)))["distinct_1"][0] == pytest.approx(
+        len(set("".join(T))) / len("".join(T))
+    )
     vectors = made(4, (1, 4), encoder=Encoder()).values([["a", "a", "b", "c"]], np.ones((1, 4)))["semantic"]
     assert vectors == pytest.approx([1.1666667], abs=1e-7)
 
@@ -101,14 +123,22 @@ def test_what_one_right_answer_or_none_leaves_open_is_not_taken_for_zero():
     found = made(4, (1, 2)).values(texts, np.array([[1, 1, 0, 0], [1, 0, 0, 0], [0.0] * 4]))
     for name in ("self_bleu_right", "distinct_1_right", "distinct_2_right", "distinct_3_right"):
         assert np.isnan(found[name][1:]).all(), name
-    assert found["distinct_1_right"][0] == 1 and np.isnan(found["distinct_3_right"]).all()  # two words have no three-gram
-    assert found["distinct_right@2"].tolist() == pytest.approx([1, 0.5, 0]) and found["pass@2"].tolist() == pytest.approx([5 / 6, 0.5, 0])
+    assert (
+        found["distinct_1_right"][0] == 1 and np.isnan(found["distinct_3_right"]).all()
+    )  # two words have no three-gram
+    assert found["distinct_right@2"].tolist() == pytest.approx([1, 0.5, 0]) and found[
+        "pass@2"
+    ].tolist() == pytest.approx([5 / 6, 0.5, 0])
     assert not np.isnan(found["self_bleu"]).any()
 
 
 def test_an_answer_is_right_from_one_on():
     found = made(4, (1,)).values([["a", "b", "c", "d"]], np.array([[0.999, 1.0, 1.5, -3.0]]))
-    assert found["pass@1"][0] == 0.5 and found["reward"][0] == pytest.approx((0.999 + 1 + 1.5 - 3) / 4) and found["distinct_right@1"][0] == 0.5
+    assert (
+        found["pass@1"][0] == 0.5
+        and found["reward"][0] == pytest.approx((0.999 + 1 + 1.5 - 3) / 4)
+        and found["distinct_right@1"][0] == 0.5
+    )
 
 
 # ------------------------------------------------------------------------------------------------------ a policy
@@ -123,15 +153,25 @@ PROMPTS = [torch.tensor([0, 1]), torch.tensor([2]), torch.tensor([3, 4, 5])]
 
 @pytest.mark.exact
 @pytest.mark.parametrize("temperature", [1.0, 0.6])
-def test_the_entropy_is_that_of_the_laws_of_the_tokens_that_were_written(policy, codec, naive_laws, monkeypatch, temperature):
+def test_the_entropy_is_that_of_the_laws_of_the_tokens_that_were_written(
+    policy, codec, naive_laws, monkeypatch, temperature
+):
     kept, answers = [], measures_module.answers
     monkeypatch.setattr(measures_module, "answers", lambda *a: kept.append(answers(*a)) or kept[-1])
     found = made(count=4, rollouts=Rollouts(5, temperature=temperature))(policy, codec, PROMPTS, 3)
     rows = kept[0].rollout
-    entropies = [entropy for _, entropy in naive_laws(policy.model, rows.tokens_BL, rows.width_B, rows.made_B, temperature)]
+    entropies = [
+        entropy for _, entropy in naive_laws(policy.model, rows.tokens_BL, rows.width_B, rows.made_B, temperature)
+    ]
     expected = [float(torch.cat(entropies[start : start + 4]).mean().detach()) for start in (0, 4, 8)]
-    assert found.per_prompt["entropy"] == pytest.approx(expected, abs=1e-6) and 0 < min(expected) and max(expected) < math.log(10)
-    assert len({len(entropy) for entropy in entropies}) > 1, "answers differ in length, so that a mean over tokens is not one over answers"
+    assert (
+        found.per_prompt["entropy"] == pytest.approx(expected, abs=1e-6)
+        and 0 < min(expected)
+        and max(expected) < math.log(10)
+    )
+    assert len({len(entropy) for entropy in entropies}) > 1, (
+        "answers differ in length, so that a mean over tokens is not one over answers"
+    )
     assert found.bands["entropy"].value == pytest.approx(np.mean(expected), abs=1e-6)
 
 
@@ -139,7 +179,11 @@ def test_rewards_texts_and_flags_belong_together(policy, codec):
     found = made(count=16)(policy, codec, PROMPTS, 3)
     assert found.right_PN.shape == (3, 16) and [len(group) for group in found.texts] == [16] * 3
     expected = np.array([Vowels()([], group) for group in found.texts])
-    assert np.array_equal(found.right_PN, expected >= 1) and np.allclose(found.per_prompt["reward"], expected.mean(1)) and expected.any()
+    assert (
+        np.array_equal(found.right_PN, expected >= 1)
+        and np.allclose(found.per_prompt["reward"], expected.mean(1))
+        and expected.any()
+    )
     assert all(band.n + band.undefined == 3 for band in found.bands.values())
 
 
@@ -150,7 +194,9 @@ def test_the_same_seed_gives_the_same_answers_however_many_are_drawn_at_once(pol
     for together in (1, 16):
         monkeypatch.setattr(measures_module, "TOGETHER", together)
         cut = made()(policy, codec, PROMPTS, 3)
-        assert cut.texts == first.texts and np.allclose(cut.per_prompt["entropy"], first.per_prompt["entropy"], atol=1e-9)
+        assert cut.texts == first.texts and np.allclose(
+            cut.per_prompt["entropy"], first.per_prompt["entropy"], atol=1e-9
+        )
     torch.manual_seed(0)
     assert made()(policy, codec, PROMPTS, 3).texts == first.texts
 
@@ -193,9 +239,17 @@ def test_no_prompts_and_prompts_without_room_are_one_line(policy, codec):
 def test_as_json_has_null_where_nothing_is_known():
     m = made(4, (1, 2))
     values = m.values([["a", "b", "c", "d"]], np.zeros((1, 4)))
-    found = measures_module.Measured({name: measures_module.over_prompts(value) for name, value in values.items()}, values).as_json()
+    found = measures_module.Measured(
+        {name: measures_module.over_prompts(value) for name, value in values.items()}, values
+    ).as_json()
     again = json.loads(json.dumps(found, allow_nan=False))
-    assert again["per_prompt"]["self_bleu_right"] == [None] and again["metrics"]["self_bleu_right"] == {"value": None, "low": None, "high": None, "n": 0, "undefined": 1}
+    assert again["per_prompt"]["self_bleu_right"] == [None] and again["metrics"]["self_bleu_right"] == {
+        "value": None,
+        "low": None,
+        "high": None,
+        "n": 0,
+        "undefined": 1,
+    }
     assert again["metrics"]["reward"]["value"] == 0.0 and again["metrics"]["reward"]["n"] == 1
 
 

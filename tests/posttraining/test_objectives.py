@@ -1,4 +1,5 @@
 """Policy losses against their vectors, closed-form gradients and finite differences."""
+
 import math
 
 import pytest
@@ -67,16 +68,23 @@ def test_off_policy_losses(policy, beta, expected):
 
 
 @pytest.mark.exact
-@pytest.mark.parametrize("kind, expected", [("grpo", -0.054117), ("dapo", -0.086588), ("dr_grpo", -0.027059), ("bnpo", -0.086588), ("gspo", -0.054117)])
+@pytest.mark.parametrize(
+    "kind, expected",
+    [("grpo", -0.054117), ("dapo", -0.086588), ("dr_grpo", -0.027059), ("bnpo", -0.086588), ("gspo", -0.054117)],
+)
 def test_on_policy_the_loss_is_nothing_and_its_gradient_is_not(kind, expected):
     assert float(loss(PolicyLoss(kind), old=LOGP)) == pytest.approx(0, abs=1e-7)
-    torch.testing.assert_close(gradient(PolicyLoss(kind), old=LOGP)[0], torch.full((4,), expected, dtype=torch.float64), atol=5e-7, rtol=0)
+    torch.testing.assert_close(
+        gradient(PolicyLoss(kind), old=LOGP)[0], torch.full((4,), expected, dtype=torch.float64), atol=5e-7, rtol=0
+    )
 
 
 @pytest.mark.exact
 def test_k3():
     difference = torch.tensor([0, 0.5, -0.5, 1, -1, 2], dtype=torch.float64)
-    expected = torch.tensor([0, 0.1487212707, 0.1065306597, 0.7182818285, 0.3678794412, 4.3890560989], dtype=torch.float64)
+    expected = torch.tensor(
+        [0, 0.1487212707, 0.1065306597, 0.7182818285, 0.3678794412, 4.3890560989], dtype=torch.float64
+    )
     torch.testing.assert_close(k3(difference - 1.5, torch.full_like(difference, -1.5)), expected, atol=1e-10, rtol=0)
     assert float(k3(REF, LOGP, MASK)[MASK].mean()) == pytest.approx(0.02299407, abs=1e-8)
     assert torch.equal(k3(REF, LOGP, MASK)[~MASK], torch.zeros(6, dtype=torch.float64))
@@ -150,7 +158,9 @@ def test_padding_changes_nothing(policy, garbage):
         if name in ("logp", "old", "ref"):
             x[~wide["mask"]] = garbage if name != "old" else -garbage
     torch.testing.assert_close(loss(policy, beta=0.1, **wide), loss(policy, beta=0.1, **batch), atol=1e-12, rtol=0)
-    torch.testing.assert_close(gradient(policy, beta=0.1, **wide)[:, :7], gradient(policy, beta=0.1, **batch), atol=1e-12, rtol=0)
+    torch.testing.assert_close(
+        gradient(policy, beta=0.1, **wide)[:, :7], gradient(policy, beta=0.1, **batch), atol=1e-12, rtol=0
+    )
     assert torch.equal(gradient(policy, beta=0.1, **wide)[:, 7:], torch.zeros(6, 3, dtype=torch.float64))
 
 
@@ -175,7 +185,11 @@ def test_truncated_completions_add_nothing(policy):
     batch = random_batch()
     masked = batch | {"mask": batch["mask"] & torch.tensor([True, False, True, True, False, True])[:, None]}
     rest = {name: x[[0, 2, 3, 5]] for name, x in batch.items()}
-    per_completion = policy.kind in ("grpo", "gspo", "dr_grpo")  # they stay in the count of completions; of tokens they have none
+    per_completion = policy.kind in (
+        "grpo",
+        "gspo",
+        "dr_grpo",
+    )  # they stay in the count of completions; of tokens they have none
     expected = loss(policy, beta=0.1, **rest) * (4 / 6 if per_completion else 1)
     torch.testing.assert_close(loss(policy, beta=0.1, **masked), expected, atol=1e-7, rtol=0)
     assert torch.equal(gradient(policy, beta=0.1, **masked)[[1, 4]], torch.zeros(2, 7, dtype=torch.float64))
@@ -205,7 +219,8 @@ def test_weights_and_denominators(kind, weights, denominator):
     (PolicyLoss("grpo"), [[1, 0, 0, 1], [1, 0, 0, 0], [0, 0, 0, 0], [0, 0, 0, 0]]),  # e^.2 > 1.2, e^.3; e^-.3 < .8
     (PolicyLoss("dapo", 0.2, 0.28), [[0, 0, 0, 1], [1, 0, 0, 0], [0, 0, 0, 0], [0, 0, 0, 0]]),
     (PolicyLoss("dapo", 0.2, delta=1.3), [[1, 0, 0, 1], [1, 0, 0, 0], [0, 1, 0, 0], [0, 0, 0, 0]]),  # e^.5 with A < 0
-    (PolicyLoss("gspo", 3e-4, 4e-4), [[1, 1, 1, 1], [1, 1, 0, 0], [0, 0, 0, 0], [0, 0, 0, 0]]),  # means .025, -.15, .167, -.3
+    # means .025, -.15, .167, -.3
+    (PolicyLoss("gspo", 3e-4, 4e-4), [[1, 1, 1, 1], [1, 1, 0, 0], [0, 0, 0, 0], [0, 0, 0, 0]]),
     (PolicyLoss("gspo"), [[0] * 4] * 4),
     (PolicyLoss("cispo", epsilon_high=1.2), [[1, 0, 0, 1], [0, 0, 0, 0], [0, 1, 0, 0], [0, 0, 0, 0]]),
 ], ids=repr)  # fmt: skip
@@ -220,14 +235,21 @@ def test_where_the_clip_cuts(policy, expected):
 
 
 @pytest.mark.exact
-@pytest.mark.parametrize("policy", [PolicyLoss("grpo"), PolicyLoss("grpo", 0.1, 0.4), PolicyLoss("grpo", 0.2, 0.28, 2.0)], ids=repr)
+@pytest.mark.parametrize(
+    "policy", [PolicyLoss("grpo"), PolicyLoss("grpo", 0.1, 0.4), PolicyLoss("grpo", 0.2, 0.28, 2.0)], ids=repr
+)
 def test_the_clipped_objective_is_the_smaller_of_two(policy):
     logp = torch.linspace(-2, 2, 401, dtype=torch.float64)[None]
     for advantage in (1.7, -0.6, 0.0):
         ratio, high = logp.exp(), policy.epsilon_high or policy.epsilon
         bounded = ratio.clamp_max(policy.delta or math.inf)
         expected = -torch.minimum(bounded * advantage, ratio.clamp(1 - policy.epsilon, 1 + high) * advantage)
-        found, _ = policy.per_token(logp, torch.zeros_like(logp), torch.tensor([advantage], dtype=torch.float64), torch.ones_like(logp, dtype=torch.bool))
+        found, _ = policy.per_token(
+            logp,
+            torch.zeros_like(logp),
+            torch.tensor([advantage], dtype=torch.float64),
+            torch.ones_like(logp, dtype=torch.bool),
+        )
         torch.testing.assert_close(found, expected, atol=1e-12, rtol=0)
 
 
@@ -236,7 +258,9 @@ def test_the_clipped_objective_is_the_smaller_of_two(policy):
 ])  # fmt: skip
 def test_a_ratio_beyond_all_numbers_is_cut_without_nan(policy, sign):
     logp = torch.tensor([[-1.0, -1.0]], requires_grad=True)
-    found, cut = policy.per_token(logp, torch.tensor([[-900.0, -900.0]]), torch.tensor([float(sign)]), torch.ones(1, 2, dtype=torch.bool))
+    found, cut = policy.per_token(
+        logp, torch.tensor([[-900.0, -900.0]]), torch.tensor([float(sign)]), torch.ones(1, 2, dtype=torch.bool)
+    )
     found.sum().backward()
     assert cut.all() and torch.isfinite(found).all() and torch.equal(logp.grad, torch.zeros(1, 2))
 
@@ -244,7 +268,9 @@ def test_a_ratio_beyond_all_numbers_is_cut_without_nan(policy, sign):
 @pytest.mark.parametrize("policy", EVERY, ids=repr)
 def test_an_advantage_of_nothing_costs_nothing_whatever_the_ratio(policy):
     logp = torch.tensor([[-1.0, -900.0, -1.0]], requires_grad=True)
-    found, _ = policy.per_token(logp, torch.tensor([[-900.0, -1.0, -1.0]]), torch.zeros(1), torch.ones(1, 3, dtype=torch.bool))
+    found, _ = policy.per_token(
+        logp, torch.tensor([[-900.0, -1.0, -1.0]]), torch.zeros(1), torch.ones(1, 3, dtype=torch.bool)
+    )
     found.sum().backward()
     assert torch.equal(found.abs(), torch.zeros(1, 3)) and torch.equal(logp.grad.abs(), torch.zeros(1, 3))
 
@@ -275,6 +301,11 @@ def test_bad_arguments_are_refused_when_built_and_before(arguments, message):
 
 
 def test_a_config_builds_it():
-    node = {"_target_": "research_stack.posttraining.objectives.PolicyLoss", "kind": "dapo", "epsilon_high": 0.28, "delta": None}
+    node = {
+        "_target_": "research_stack.posttraining.objectives.PolicyLoss",
+        "kind": "dapo",
+        "epsilon_high": 0.28,
+        "delta": None,
+    }
     assert not list(check_node("loss", node)) and build(node, "loss") == PolicyLoss("dapo", 0.2, 0.28)
     assert list(check_node("loss", node | {"kind": "dapper"}))

@@ -1,4 +1,5 @@
 """What post-training methods share: scores of completions, weights of another run, and the proofs of the first step."""
+
 import logging
 from types import SimpleNamespace
 
@@ -12,7 +13,10 @@ from research_stack.posttraining.policy import Policy, check_policy_data
 from research_stack.training.optimization import Optimization
 
 VOCAB = specials_last(9)
-CLOSE = {"own": {"rtol": 0, "atol": 1e-12}, "pretrained": {"rtol": 1e-4, "atol": 1e-5}}  # Llama's norms and rotations are in float32
+CLOSE = {
+    "own": {"rtol": 0, "atol": 1e-12},
+    "pretrained": {"rtol": 1e-4, "atol": 1e-5},
+}  # Llama's norms and rotations are in float32
 
 
 class Plain(Policy):
@@ -48,11 +52,19 @@ def test_scores_are_the_log_softmax_of_each_text_read_alone(policy, completions,
 def test_gradients_of_scores_are_those_of_the_full_forward(policy, completions, naive_laws, kind):
     method, texts = policy(kind), completions()
     scores, parameters = method.scores(*texts, 0.8), list(method.trained().values())
-    up_BT, bend_BT = (torch.randn(scores.mask_BT.shape, generator=torch.Generator().manual_seed(s), dtype=torch.float64) for s in (1, 2))
+    up_BT, bend_BT = (
+        torch.randn(scores.mask_BT.shape, generator=torch.Generator().manual_seed(s), dtype=torch.float64)
+        for s in (1, 2)
+    )
     found = torch.autograd.grad((up_BT * scores.logp_BT + bend_BT * scores.entropy_BT).sum(), parameters)
-    wanted = sum((up[: len(p)] * p + bend[: len(p)] * h).sum() for (p, h), up, bend in zip(naive_laws(method.model, *texts, 0.8), up_BT, bend_BT, strict=True))
+    wanted = sum(
+        (up[: len(p)] * p + bend[: len(p)] * h).sum()
+        for (p, h), up, bend in zip(naive_laws(method.model, *texts, 0.8), up_BT, bend_BT, strict=True)
+    )
     for ours, theirs in zip(found, torch.autograd.grad(wanted, parameters), strict=True):
-        torch.testing.assert_close(ours, theirs, rtol=1e-9 if kind == "own" else 1e-3, atol=1e-10 if kind == "own" else 1e-4)
+        torch.testing.assert_close(
+            ours, theirs, rtol=1e-9 if kind == "own" else 1e-3, atol=1e-10 if kind == "own" else 1e-4
+        )
     assert all(bool(grad.any()) for grad in found)
 
 
@@ -77,7 +89,9 @@ def test_the_first_token_is_scored_by_the_law_behind_the_prompt_and_all_firsts_a
     p = scores.logp_BT[:, 0].exp()
     assert p.sum().item() == pytest.approx(1, abs=1e-12) and p[VOCAB.end] > 0
     assert p[VOCAB.mask] == p[VOCAB.pad] == 0
-    assert float(scores.entropy_BT[0, 0]) == pytest.approx(float(torch.distributions.Categorical(p).entropy()), abs=1e-6)
+    assert float(scores.entropy_BT[0, 0]) == pytest.approx(
+        float(torch.distributions.Categorical(p).entropy()), abs=1e-6
+    )
     other = method.scores(tokens.index_fill(1, torch.tensor(2), 4), 3 * ones, ones).logp_BT
     assert (other - scores.logp_BT)[: VOCAB.n_real].abs().max() > 1e-2, "it must hang on the last token of the prompt"
 
@@ -99,7 +113,9 @@ def test_scores_in_bf16_are_float32_and_near(policy, backbone, completions, prec
         found = method.scores(*texts)
     found.logp_BT.sum().backward()
     assert found.logp_BT.dtype == found.entropy_BT.dtype == torch.float32
-    assert (found.logp_BT - wanted.logp_BT).abs().max() < 0.2 and all(bool(torch.isfinite(p.grad).all()) for p in method.parameters())
+    assert (found.logp_BT - wanted.logp_BT).abs().max() < 0.2 and all(
+        bool(torch.isfinite(p.grad).all()) for p in method.parameters()
+    )
 
 
 def test_the_reader_predicts_no_special_token_but_the_end(policy):
@@ -110,7 +126,9 @@ def test_the_reader_predicts_no_special_token_but_the_end(policy):
 def test_rows_of_the_unembedding_beyond_the_vocabulary_are_ruled_out(codec, alone, completions):
     from research_stack.backbones.transformer import Transformer
 
-    wide = alone(Plain(Transformer(40, dim=16, layers=1, heads=2, causal=True, max_length=16), VOCAB, Optimization(), seed=1))
+    wide = alone(
+        Plain(Transformer(40, dim=16, layers=1, heads=2, causal=True, max_length=16), VOCAB, Optimization(), seed=1)
+    )
     assert (wide.bias_V[VOCAB.size :] == -torch.inf).all() and torch.isfinite(wide.scores(*completions()).logp_BT).all()
 
 
@@ -156,17 +174,30 @@ def test_begin_from_another_model_is_refused_in_one_line(policy):
 
 def test_prompts_that_do_not_fit_are_refused(policy):
     def data(train, validation):
-        sides = {name: SimpleNamespace(spans=np.array([[width, 9] for width in side])) for name, side in (("train", train), ("validation", validation))}
+        sides = {
+            name: SimpleNamespace(spans=np.array([[width, 9] for width in side]))
+            for name, side in (("train", train), ("validation", validation))
+        }
         return SimpleNamespace(source=object(), **sides)
 
     method = policy()  # 16 tokens
     check_policy_data(data([3, 6], [2, 5]), method, 10)
     for sides in (([3, 7], [2]), ([3], [2, 7])):
-        with pytest.raises(ValueError, match=r"^method.rollouts.length=10 behind the longest prompt of 7 tokens exceeds model.max_length=16; lower it to 9$"):
+        with pytest.raises(
+            ValueError,
+            match=(
+                r"^method.rollouts.length=10 behind the longest prompt of 7 tokens exceeds model.max_length=16; lower"
+                r" it to 9$"
+            ),
+        ):
             check_policy_data(data(*sides), method, 10)
     with pytest.raises(ValueError, match="raise model.max_length to 30"):
         check_policy_data(data([20], [2]), method, 10)
-    for sides, what in ((([0, 0], [0]), "no prompts"), (([3, 0], [2]), "rows without a prompt"), (([3], [0, 2]), "rows without a prompt")):
+    for sides, what in (
+        (([0, 0], [0]), "no prompts"),
+        (([3, 0], [2]), "rows without a prompt"),
+        (([3], [0, 2]), "rows without a prompt"),
+    ):
         with pytest.raises(ValueError, match=f"^data=object has {what}: completions need something to stand behind"):
             check_policy_data(data(*sides), method, 10)
 
@@ -201,7 +232,9 @@ def test_one_weight_that_moves_is_enough(policy):
 def test_a_gradient_of_exactly_zero_is_one_line(policy, which):
     method = policy()
     method.on_train_start()
-    with pytest.raises(ValueError, match=f"^loss_{which} has a gradient of exactly zero at the first step: it would train nothing$"):
+    with pytest.raises(
+        ValueError, match=f"^loss_{which} has a gradient of exactly zero at the first step: it would train nothing$"
+    ):
         method.prove(sums(method, **{which: 0.0}), {})
 
 
@@ -209,7 +242,13 @@ def test_a_term_that_reaches_nothing_is_one_line(policy):
     method = policy()
     method.on_train_start()
     for value in (torch.ones(2), torch.ones(2, requires_grad=True).exp()):
-        with pytest.raises(ValueError, match=r"^loss_policy reaches none of the 14 trained parameters \(the first is model\.embedding\.weight\): it would train nothing$"):
+        with pytest.raises(
+            ValueError,
+            match=(
+                r"^loss_policy reaches none of the 14 trained parameters \(the first is model\.embedding\.weight\): it"
+                r" would train nothing$"
+            ),
+        ):
             method.prove(value, {})
 
 
@@ -228,7 +267,10 @@ def test_a_term_with_a_good_reason_is_asked_again_until_it_has_a_gradient(policy
         for _ in range(3):
             method.prove(sums(method, policy=0.0, entropy=0.0), excuse | {"entropy": "so it is"})
             method.moved()  # nothing has pushed the weights
-    assert [r.message for r in caplog.records] == ["loss_policy has no gradient yet: all answers are equal", "loss_entropy has no gradient yet: so it is"]
+    assert [r.message for r in caplog.records] == [
+        "loss_policy has no gradient yet: all answers are equal",
+        "loss_entropy has no gradient yet: so it is",
+    ]
     with pytest.raises(ValueError, match="^loss_entropy has a gradient of exactly zero"):
         method.prove(sums(method, entropy=0.0), excuse)
     method.prove(sums(method), excuse)
@@ -253,5 +295,7 @@ def test_without_gradients_nothing_is_asked(policy):
 def test_a_model_without_trained_parameters_is_one_line(policy):
     method = policy()
     method.model.requires_grad_(False)
-    with pytest.raises(ValueError, match=r"^model: no parameter is trained; unfreeze some, or put adapters on it \(model.lora\)$"):
+    with pytest.raises(
+        ValueError, match=r"^model: no parameter is trained; unfreeze some, or put adapters on it \(model.lora\)$"
+    ):
         method.configure_optimizers()

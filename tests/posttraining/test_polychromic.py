@@ -1,4 +1,5 @@
 """Polychromic SFT: the diversity term's gradient is that of E[f], it is not zero, and no cut of a batch changes it."""
+
 import itertools
 import math
 from types import SimpleNamespace
@@ -58,7 +59,18 @@ def make(alone):
             for parameter in model.parameters():
                 parameter += 0.2 * torch.randn(parameter.shape, generator=noise)
         advantage = SetMarginal(objective, 2, scale="unbiased")
-        method = PolychromicSFT(model, VOCAB, Two(), Optimization(lr=1e-3, accumulate=accumulate, clip=None, warmup_steps=0), 1, Rollouts(length), advantage, Worth(), group=group, **options)
+        method = PolychromicSFT(
+            model,
+            VOCAB,
+            Two(),
+            Optimization(lr=1e-3, accumulate=accumulate, clip=None, warmup_steps=0),
+            1,
+            Rollouts(length),
+            advantage,
+            Worth(),
+            group=group,
+            **options,
+        )
         return method if fresh else alone(method.double(), step, max_steps)
 
     return build
@@ -131,7 +143,12 @@ def every_group(count):
     chosen = list(itertools.product(range(len(OUTCOMES)), repeat=count))
     flat = [OUTCOMES[i] for group in chosen for i in group]
     tokens = torch.tensor([(PROMPT + outcome + [VOCAB.pad])[:4] for outcome in flat])
-    rollout = Rollout(tokens, torch.full((len(flat),), 2), torch.tensor([len(o) for o in flat]), torch.tensor([o[-1] == VOCAB.end for o in flat]))
+    rollout = Rollout(
+        tokens,
+        torch.full((len(flat),), 2),
+        torch.tensor([len(o) for o in flat]),
+        torch.tensor([o[-1] == VOCAB.end for o in flat]),
+    )
     texts = [[Two().decode(OUTCOMES[i]) for i in group] for group in chosen]
     reward = torch.from_numpy(np.stack([Worth()(group, group) for group in texts]))
     return torch.tensor(chosen), Answers(rollout, texts, reward, {"worth": reward.numpy()})
@@ -146,15 +163,21 @@ def test_the_expected_gradient_over_all_groups_is_that_of_the_expected_diversity
     batch = pairs(len(chosen) * 3)
     rows, denominator = method.prepare(batch, draws(batch))
     chance = laws(method).detach()[chosen].prod(1)
-    assert float(laws(method).sum().detach()) == pytest.approx(1, abs=1e-12) and float(chance.sum()) == pytest.approx(1, abs=1e-12)
+    assert float(laws(method).sum().detach()) == pytest.approx(1, abs=1e-12) and float(chance.sum()) == pytest.approx(
+        1, abs=1e-12
+    )
     assert int(denominator[1]) == len(chosen) * 3
     rows["advantage"] = rows["advantage"].double() * chance.repeat_interleave(3)
-    ours = gradient(method.loss_sum(rows)[1] / 3, method)  # a batch that holds each group as often as the policy writes it
+    ours = gradient(
+        method.loss_sum(rows)[1] / 3, method
+    )  # a batch that holds each group as often as the policy writes it
     exact = gradient(expected_f(method, gated), method)
     assert exact.norm() > 0.01
     torch.testing.assert_close(ours, exact, atol=1e-7, rtol=1e-6)
     for direction in directions(method, exact):
-        assert float(ours @ direction) == pytest.approx(along(method, direction, lambda: expected_f(method, gated)), abs=1e-7)
+        assert float(ours @ direction) == pytest.approx(
+            along(method, direction, lambda: expected_f(method, gated)), abs=1e-7
+        )
 
 
 @pytest.mark.parametrize("gated", [True, False])
@@ -175,7 +198,9 @@ def test_so_is_the_mean_over_groups_that_the_policy_writes_itself(make, gated):
 def test_gating_changes_it(make):
     batch = pairs(16)
     rows = [make(gated=gated).prepare(batch, draws(batch))[0] for gated in (True, False)]
-    assert torch.equal(rows[0]["own_tokens"], rows[1]["own_tokens"]) and not torch.equal(rows[0]["advantage"], rows[1]["advantage"])
+    assert torch.equal(rows[0]["own_tokens"], rows[1]["own_tokens"]) and not torch.equal(
+        rows[0]["advantage"], rows[1]["advantage"]
+    )
     assert torch.equal(rows[1]["quality"], torch.ones(16)) and not torch.equal(rows[0]["quality"], torch.ones(16))
 
 
@@ -204,7 +229,9 @@ def test_the_loss_is_cross_entropy_less_weight_times_diversity(make, gradients, 
     batch, found = pairs(16), {}
     for weight in (0.25, 1.0):
         found[weight], row = gradients(make(fresh=True, weight=weight, estimator=estimator), batch)
-        assert row["train/loss"] == pytest.approx(row["train/loss_reply"] - weight * row["train/loss_diversity"], abs=1e-6)
+        assert row["train/loss"] == pytest.approx(
+            row["train/loss_reply"] - weight * row["train/loss_diversity"], abs=1e-6
+        )
         assert row["train/loss_diversity"] != 0 and 0 <= row["train/reward"] <= 1 and 0 <= row["train/apart"] <= 1
     model = make(fresh=True)
     plain, row = gradients(SFT(model.model, VOCAB, Optimization(lr=1e-3, clip=None, warmup_steps=0), 1), batch)
@@ -234,25 +261,44 @@ def test_cut_into_pieces_a_step_has_the_same_gradient(make, gradients, estimator
 
 
 def test_a_cut_through_a_group_is_refused_where_it_would_count(make):
-    line = r"^optimization.accumulate=3 must divide the 4 groups of a step: estimator=soft cannot cut a group apart; choose another, or estimator=score$"
+    line = (
+        r"^optimization.accumulate=3 must divide the 4 groups of a step: estimator=soft cannot cut a group apart;"
+        r" choose another, or estimator=score$"
+    )
     batch = pairs(16)
     with pytest.raises(ValueError, match=line):
         make(estimator="soft", accumulate=3).check_devices(SimpleNamespace(batch_size=16), 1)
     method = make(estimator="soft")
     rows = method.prepare(batch, draws(batch))[0]
-    whole, parts = float(method._soft(rows)), [sum(float(method._soft(piece)) for piece in cut(rows, pieces)) for pieces in (4, 3)]
-    assert parts[0] == pytest.approx(whole, rel=1e-5) and parts[1] != pytest.approx(whole, rel=1e-2), "what the line is for"
+    whole, parts = (
+        float(method._soft(rows)),
+        [sum(float(method._soft(piece)) for piece in cut(rows, pieces)) for pieces in (4, 3)],
+    )
+    assert parts[0] == pytest.approx(whole, rel=1e-5) and parts[1] != pytest.approx(whole, rel=1e-2), (
+        "what the line is for"
+    )
 
 
 def test_warmup_is_plain_sft_and_then_it_begins(make, fit, monkeypatch):
     drawn, answers = [], polychromic.answers
-    monkeypatch.setattr(polychromic, "answers", lambda policy, *a: drawn.append(policy.global_step) or answers(policy, *a))
+    monkeypatch.setattr(
+        polychromic, "answers", lambda policy, *a: drawn.append(policy.global_step) or answers(policy, *a)
+    )
     method = make(fresh=True, warmup=0.5, group=4)
     rows = fit(method, [pairs(8, seed) for seed in range(4)])
     assert drawn == [2, 3] and [row["train/loss_diversity"] != 0 for row in rows] == [False, False, True, True]
-    assert all(row["train/loss"] == row["train/loss_reply"] for row in rows[:2]) and "train/reward" not in rows[1] and "train/reward" in rows[2]
-    plain = fit(SFT(make(fresh=True).model, VOCAB, Optimization(lr=1e-3, clip=None, warmup_steps=0), 1), [pairs(8, seed) for seed in range(4)])
-    assert [row["train/loss"] for row in plain[:2]] == [row["train/loss"] for row in rows[:2]] and plain[3]["train/loss"] != rows[3]["train/loss"]
+    assert (
+        all(row["train/loss"] == row["train/loss_reply"] for row in rows[:2])
+        and "train/reward" not in rows[1]
+        and "train/reward" in rows[2]
+    )
+    plain = fit(
+        SFT(make(fresh=True).model, VOCAB, Optimization(lr=1e-3, clip=None, warmup_steps=0), 1),
+        [pairs(8, seed) for seed in range(4)],
+    )
+    assert [row["train/loss"] for row in plain[:2]] == [row["train/loss"] for row in rows[:2]] and plain[3][
+        "train/loss"
+    ] != rows[3]["train/loss"]
 
 
 def test_validation_is_of_the_replies_alone_and_draws_nothing(make, fit, monkeypatch):
@@ -261,10 +307,17 @@ def test_validation_is_of_the_replies_alone_and_draws_nothing(make, fit, monkeyp
     held_out = pairs(6, 9)  # not a multiple of the group
     method, expected = make(fresh=True), []
     ends = method.on_validation_epoch_end
-    monkeypatch.setattr(method, "on_validation_epoch_end", lambda: expected.append(float(method.reply(SFT.prepare(method, held_out, None)[0])) / 12) or ends())
+    monkeypatch.setattr(
+        method,
+        "on_validation_epoch_end",
+        lambda: expected.append(float(method.reply(SFT.prepare(method, held_out, None)[0])) / 12) or ends(),
+    )
     _, row = fit(method, [pairs(8), pairs(8, 4)], validation=[held_out])
     assert len(drawn) == 2 and len(expected) == 2
-    assert row["val/loss"] == row["val/loss_reply"] == pytest.approx(expected[0], rel=1e-5) and row["val/loss_diversity"] == 0
+    assert (
+        row["val/loss"] == row["val/loss_reply"] == pytest.approx(expected[0], rel=1e-5)
+        and row["val/loss_diversity"] == 0
+    )
 
 
 # -------------------------------------------------------------------------------------------------- soft surrogate
@@ -276,12 +329,19 @@ def soft_written_out(method, rows, table):
         means = []
         for row in range(start, start + method.group):
             width, made = int(rows["own_width"][row]), int(rows["own_made"][row])
-            logits = method.model.read(rows["own_tokens"][row : row + 1, : width + made])[0] @ method.model.unembedding.T
+            logits = (
+                method.model.read(rows["own_tokens"][row : row + 1, : width + made])[0] @ method.model.unembedding.T
+            )
             law = logits[width - 1 : width + made - 1, allowed].softmax(-1)
             mean = (law @ table[allowed]).mean(0)
             means.append(mean / mean.norm())
         quality = rows["quality"][start : start + method.group].double()
-        distances = [(quality[i] * quality[j] * (1 - means[i] @ means[j])) for i in range(method.group) for j in range(method.group) if i != j]
+        distances = [
+            (quality[i] * quality[j] * (1 - means[i] @ means[j]))
+            for i in range(method.group)
+            for j in range(method.group)
+            if i != j
+        ]
         total = total + sum(distances) / len(distances) * method.group
     return total
 
@@ -292,14 +352,18 @@ def test_the_surrogate_and_its_gradient_by_finite_differences(make, gated):
     method, batch = make(estimator="soft", gated=gated, group=8), pairs(16)
     rows = method.prepare(batch, draws(batch))[0]
     assert torch.equal(rows["quality"], torch.ones(16)) != gated
-    rows["quality"] = torch.tensor([1, 0.5, 0.25, 1, 0, 0.75, 1, 0.5] * 2) if gated else rows["quality"]  # each counts with its own weight
+    rows["quality"] = (
+        torch.tensor([1, 0.5, 0.25, 1, 0, 0.75, 1, 0.5] * 2) if gated else rows["quality"]
+    )  # each counts with its own weight
     table = method.model.unembedding.detach().clone()
     value = method.loss_sum(rows)[1]
     assert float(value) == pytest.approx(float(soft_written_out(method, rows, table)), rel=1e-5) and float(value) > 0.02
     ours = gradient(value, method)
     assert ours.norm() > 0.01
     for direction in directions(method, ours):
-        assert float(ours @ direction) == pytest.approx(along(method, direction, lambda: soft_written_out(method, rows, table)), abs=1e-4 * float(ours.norm()))
+        assert float(ours @ direction) == pytest.approx(
+            along(method, direction, lambda: soft_written_out(method, rows, table)), abs=1e-4 * float(ours.norm())
+        )
 
 
 def test_neither_padding_nor_other_groups_change_the_surrogate(make):
@@ -309,7 +373,9 @@ def test_neither_padding_nor_other_groups_change_the_surrogate(make):
     padded = {**rows, "own_tokens": torch.nn.functional.pad(rows["own_tokens"], (0, 3), value=0)}
     torch.testing.assert_close(gradient(method._soft(padded), method), whole, atol=1e-6, rtol=1e-5)
     groups = [{name: tensor[start : start + 4] for name, tensor in rows.items()} for start in (0, 4, 8)]
-    torch.testing.assert_close(sum(gradient(method._soft(group), method) for group in groups), whole, atol=1e-6, rtol=1e-5)
+    torch.testing.assert_close(
+        sum(gradient(method._soft(group), method) for group in groups), whole, atol=1e-6, rtol=1e-5
+    )
     assert float(method._soft(rows)) == pytest.approx(sum(float(method._soft(group)) for group in groups), rel=1e-5)
 
 
@@ -319,7 +385,9 @@ def test_what_is_worth_nothing_adds_nothing_to_the_surrogate(make):
     half = {**rows, "quality": torch.cat([torch.ones(8), torch.zeros(8)])}
     first = {name: tensor[:8] for name, tensor in half.items()}
     assert float(method._soft(half)) == float(method._soft(first)) > 0
-    assert float(method._soft({**rows, "quality": torch.tensor([1.0, 0, 0, 0, 0, 0, 0, 0] * 2)})) == 0, "one answer of worth is apart from nobody"
+    assert float(method._soft({**rows, "quality": torch.tensor([1.0, 0, 0, 0, 0, 0, 0, 0] * 2)})) == 0, (
+        "one answer of worth is apart from nobody"
+    )
 
 
 # ---------------------------------------------------------------------------------------------------- what is refused
@@ -335,9 +403,21 @@ def test_options_that_cannot_be(make):
     ):  # fmt: skip
         with pytest.raises(ValueError, match=f"^{message}"):
             make(**options)
-    with pytest.raises(ValueError, match="^encoder=null must be a sentence encoder: advantage=SetMarginal asks how far answers are apart$"):
+    with pytest.raises(
+        ValueError,
+        match="^encoder=null must be a sentence encoder: advantage=SetMarginal asks how far answers are apart$",
+    ):
         method = make()
-        PolychromicSFT(method.model, VOCAB, Two(), Optimization(), 1, Rollouts(2), SetMarginal("diversity", 2, diversity="distance"), Worth())
+        PolychromicSFT(
+            method.model,
+            VOCAB,
+            Two(),
+            Optimization(),
+            1,
+            Rollouts(2),
+            SetMarginal("diversity", 2, diversity="distance"),
+            Worth(),
+        )
 
 
 def test_batches_that_are_not_of_whole_groups(tmp_path, alone):
@@ -357,11 +437,20 @@ def test_batches_that_are_not_of_whole_groups(tmp_path, alone):
     check(8)
     check(12, accumulate=5)
     check(16, accumulate=2, estimator="soft")
-    with pytest.raises(ValueError, match="^data.batch_size=10 must be a multiple of method.group=4: one prompt of every so many pairs is answered$"):
+    with pytest.raises(
+        ValueError,
+        match=(
+            "^data.batch_size=10 must be a multiple of method.group=4: one prompt of every so many pairs is answered$"
+        ),
+    ):
         check(10)
-    with pytest.raises(ValueError, match="^optimization.accumulate=2 must divide the 3 groups of a step: estimator=soft"):
+    with pytest.raises(
+        ValueError, match="^optimization.accumulate=2 must divide the 3 groups of a step: estimator=soft"
+    ):
         check(12, accumulate=2, estimator="soft")
-    with pytest.raises(ValueError, match="^method.rollouts.length=40 behind the longest prompt of 3 tokens exceeds model.max_length=32"):
+    with pytest.raises(
+        ValueError, match="^method.rollouts.length=40 behind the longest prompt of 3 tokens exceeds model.max_length=32"
+    ):
         check(8, length=40)
 
 
@@ -369,7 +458,10 @@ def test_a_devices_share_must_be_of_whole_groups(make):
     data = SimpleNamespace(batch_size=12)
     make().check_devices(data, 1)
     make().check_devices(data, 3)
-    with pytest.raises(ValueError, match="^data.batch_size=12 on 2 devices must be a multiple of 2 x method.group=4: a group stays on one device$"):
+    with pytest.raises(
+        ValueError,
+        match="^data.batch_size=12 on 2 devices must be a multiple of 2 x method.group=4: a group stays on one device$",
+    ):
         make().check_devices(data, 2)
     data.batch_size = 24
     make(accumulate=2).check_devices(data, 2)

@@ -1,4 +1,7 @@
-"""The reward model: the regressor, its loss, embedded pairs and their split, the evaluation and its card, a run as a reward."""
+"""The reward model: the regressor, its loss, embedded pairs and their split, the evaluation and its card, a run as a
+reward.
+"""
+
 import contextlib
 import csv
 import dataclasses
@@ -54,7 +57,11 @@ class Replies:
                 words = rng.choice(WORDS, rng.integers(2, 12))
                 good = sum(word in ("warm", "kind", "bright") for word in words)
                 engagement = float(rng.poisson(math.exp(0.8 * good / math.sqrt(len(words)) * 2 + 0.05 * len(words))))
-                self.items.append(Document(f"reply {j}: " + " ".join(words), f"prompt {i}?", f"line {5 * i + j + 1}", value=engagement))
+                self.items.append(
+                    Document(
+                        f"reply {j}: " + " ".join(words), f"prompt {i}?", f"line {5 * i + j + 1}", value=engagement
+                    )
+                )
         if change is not None:
             self.items[7] = dataclasses.replace(self.items[7], **change)
 
@@ -89,7 +96,11 @@ class Counting:
 
 
 def pairs(folder, source=None, encoder=None, **options):
-    data = ScoredPairs(source or Replies(), encoder or Counting(), **{"batch_size": 16, "cache_dir": str(folder / "cache"), "seed": 5, **options})
+    data = ScoredPairs(
+        source or Replies(),
+        encoder or Counting(),
+        **{"batch_size": 16, "cache_dir": str(folder / "cache"), "seed": 5, **options},
+    )
     data.prepare()
     return data
 
@@ -101,12 +112,17 @@ def data(tmp_path_factory):
 
 def method(loss="mse", hidden=(5,), dtype=torch.float32, **options):
     model = Regressor(2 * DIM, hidden, seed=3)
-    return RewardModel(model, Optimization(), seed=1, loss=loss, **{"target_mean": 1.2, "target_std": 0.7, **options}).to(dtype)
+    return RewardModel(
+        model, Optimization(), seed=1, loss=loss, **{"target_mean": 1.2, "target_std": 0.7, **options}
+    ).to(dtype)
 
 
 def batch(rows=7, dtype=torch.float32):
     generator = torch.Generator().manual_seed(0)
-    return {"features": torch.randn(rows, 2 * DIM, generator=generator, dtype=dtype), "target": 2 * torch.rand(rows, generator=generator, dtype=dtype)}
+    return {
+        "features": torch.randn(rows, 2 * DIM, generator=generator, dtype=dtype),
+        "target": 2 * torch.rand(rows, generator=generator, dtype=dtype),
+    }
 
 
 # ------------------------------------------------------------------------------------------------ the regressor
@@ -124,7 +140,9 @@ def test_the_regressor_is_what_it_says():
 
 def test_the_seed_sets_the_weights_and_the_first_outputs_are_small():
     a, b, c = (Regressor(40, [30], seed=seed) for seed in (1, 1, 2))
-    assert torch.equal(a.layers[0].weight, b.layers[0].weight) and not torch.equal(a.layers[0].weight, c.layers[0].weight)
+    assert torch.equal(a.layers[0].weight, b.layers[0].weight) and not torch.equal(
+        a.layers[0].weight, c.layers[0].weight
+    )
     assert 0 < a(torch.randn(200, 40, generator=torch.Generator().manual_seed(0))).abs().mean() < 0.2
 
 
@@ -189,7 +207,9 @@ def test_the_loss_is_the_mean_over_pairs_of_standardised_errors(loss):
     prepared, denominator = module.prepare(rows, None)
     error = (module.model(rows["features"]) - (rows["target"] - 1.2) / 0.7).detach().abs()
     each = error**2 if loss == "mse" else torch.where(error <= 0.5, error**2 / 2, 0.5 * (error - 0.25))
-    assert denominator == 7 and (module.loss_sum(prepared) / denominator).item() == pytest.approx(each.mean().item(), rel=1e-5)
+    assert denominator == 7 and (module.loss_sum(prepared) / denominator).item() == pytest.approx(
+        each.mean().item(), rel=1e-5
+    )
     parts = sum(module.loss_sum(piece) for piece in cut(prepared, 3))
     assert parts.item() == pytest.approx(module.loss_sum(prepared).item(), rel=1e-6)
 
@@ -201,8 +221,11 @@ def test_the_prediction_is_in_the_unit_of_the_target():
 
 
 def test_wrong_settings_are_one_line():
-    for options, message in (({"loss": "mae"}, "loss=mae must be mse or huber"), ({"delta": 0.0}, "delta=0.0 must be positive"),
-                             ({"target_std": 0.0}, "target_std=0.0 must be positive")):
+    for options, message in (
+        ({"loss": "mae"}, "loss=mae must be mse or huber"),
+        ({"delta": 0.0}, "delta=0.0 must be positive"),
+        ({"target_std": 0.0}, "target_std=0.0 must be positive"),
+    ):
         with pytest.raises(ValueError, match=message):
             method(**options)
 
@@ -212,7 +235,9 @@ def test_rows_are_both_embeddings_and_the_logarithm_of_the_engagement(data):
     encoder, items = Counting(), Replies().items
     assert sorted([*data.train.number_N, *data.validation.number_N]) == list(range(200)) and data.features == 2 * DIM
     for rows in (data.train, data.validation):
-        for features, target, length, number in zip(rows.features, rows.target_N, rows.length_N, rows.number_N, strict=True):
+        for features, target, length, number in zip(
+            rows.features, rows.target_N, rows.length_N, rows.number_N, strict=True
+        ):
             assert np.array_equal(features, encoder.embed([items[number].prompt, items[number].text]).reshape(-1))
             assert target == math.log1p(items[number].value) and length == len(items[number].text)
         assert rows.arrays()["features"].dtype == rows.arrays()["target"].dtype == np.float32
@@ -221,17 +246,29 @@ def test_rows_are_both_embeddings_and_the_logarithm_of_the_engagement(data):
 def test_no_prompt_stands_on_both_sides_and_the_target_is_measured_on_the_training_side(data):
     prompts = [set(map(tuple, rows.features[:, :DIM])) for rows in (data.train, data.validation)]
     groups = [set(rows.group_N) for rows in (data.train, data.validation)]
-    assert not groups[0] & groups[1] and len(groups[0] | groups[1]) == 40 and all(len(g) >= 2 for g in groups) and all(prompts)
+    assert (
+        not groups[0] & groups[1]
+        and len(groups[0] | groups[1]) == 40
+        and all(len(g) >= 2 for g in groups)
+        and all(prompts)
+    )
     assert data.target_mean == pytest.approx(data.train.target_N.mean(), rel=1e-9)
     assert data.target_std == pytest.approx(data.train.target_N.std(), rel=1e-9)
     assert abs(data.target_mean - np.concatenate([data.train.target_N, data.validation.target_N]).mean()) > 1e-6
-    assert data.for_method() == {"target_mean": data.target_mean, "target_std": data.target_std} and data.for_model() == {"inputs": 2 * DIM}
+    assert data.for_method() == {
+        "target_mean": data.target_mean,
+        "target_std": data.target_std,
+    } and data.for_model() == {"inputs": 2 * DIM}
 
 
 def test_each_text_is_embedded_once_and_the_cache_asks_no_more(tmp_path):
     first, again = Counting(), Counting()
     a, b = pairs(tmp_path, encoder=first), pairs(tmp_path, encoder=again)
-    assert len(first.asked) == len(set(first.asked)) == len({item.prompt for item in Replies().items} | {item.text for item in Replies().items})
+    assert (
+        len(first.asked)
+        == len(set(first.asked))
+        == len({item.prompt for item in Replies().items} | {item.text for item in Replies().items})
+    )
     assert again.asked == [] and a.fingerprint == b.fingerprint and np.array_equal(a.train.features, b.train.features)
 
 
@@ -301,7 +338,10 @@ def test_other_data_and_other_models_are_refused(data):
         method().check_data(object())
     method().check_data(data)
     data.check_fit(Regressor(2 * DIM), RewardModel)
-    with pytest.raises(ValueError, match="^encoder: it gives 12 numbers for prompt and reply, and Regressor takes 10; choose model=regressor"):
+    with pytest.raises(
+        ValueError,
+        match="^encoder: it gives 12 numbers for prompt and reply, and Regressor takes 10; choose model=regressor",
+    ):
         data.check_fit(Regressor(10), RewardModel)
     with pytest.raises(ValueError, match="Linear takes tokens"):
         data.check_fit(torch.nn.Linear(2, 2), RewardModel)
@@ -310,7 +350,13 @@ def test_other_data_and_other_models_are_refused(data):
 # ------------------------------------------------------------------------------------------------- the evaluation
 def trained(data, folder, steps=300, **options):
     """A reward model after some steps, and its checkpoint."""
-    module = RewardModel(Regressor(data.features, [32], seed=1), Optimization(lr=0.01, weight_decay=0.01, ema=0), seed=1, **data.for_method(), **options)
+    module = RewardModel(
+        Regressor(data.features, [32], seed=1),
+        Optimization(lr=0.01, weight_decay=0.01, ema=0),
+        seed=1,
+        **data.for_method(),
+        **options,
+    )
     trainer = lightning.Trainer(max_steps=steps, accelerator="cpu", logger=False, enable_progress_bar=False, enable_model_summary=False,
                                 plugins=[AtomicCheckpointIO()], default_root_dir=folder, limit_val_batches=0, enable_checkpointing=False)  # fmt: skip
     trainer.fit(module, data.train_dataloader())
@@ -336,7 +382,9 @@ def table(folder, name):
 def test_one_step_moves_every_weight(data, tmp_path):
     before = RewardModel(Regressor(data.features, [32], seed=1), Optimization(), seed=1)
     after = trained(data, tmp_path, steps=1)
-    moved = {name: not torch.equal(a, b) for (name, a), b in zip(before.named_parameters(), after.parameters(), strict=True)}
+    moved = {
+        name: not torch.equal(a, b) for (name, a), b in zip(before.named_parameters(), after.parameters(), strict=True)
+    }
     assert all(moved.values()), moved
 
 
@@ -347,7 +395,9 @@ def test_the_numbers_are_those_of_the_predictions(run):
         direct = module.predict(torch.from_numpy(rows.features)).double().numpy()
     np.testing.assert_allclose(predicted(module, rows), direct, atol=1e-6)
     assert metrics["pearson"] == pytest.approx(np.corrcoef(direct, rows.target_N)[0, 1], abs=1e-9)
-    assert metrics["r2"] == pytest.approx(1 - np.square(direct - rows.target_N).sum() / np.square(rows.target_N - rows.target_N.mean()).sum(), abs=1e-9)
+    assert metrics["r2"] == pytest.approx(
+        1 - np.square(direct - rows.target_N).sum() / np.square(rows.target_N - rows.target_N.mean()).sum(), abs=1e-9
+    )
     order = [np.argsort(np.argsort(values)) for values in (direct, rows.target_N)]
     assert metrics["spearman"] == pytest.approx(np.corrcoef(*order)[0, 1], abs=0.02)  # up to ties
     assert metrics["pairs"] == len(rows) and metrics["prompts"] == len(set(rows.group_N))
@@ -357,10 +407,16 @@ def test_the_numbers_are_those_of_the_predictions(run):
 
 def test_planted_words_are_found_and_length_alone_finds_less(run):
     _, _, folder, metrics = run
-    assert metrics["pearson"] > 0.5 and metrics["pearson"] > metrics["pearson_length"] + 0.1 and metrics["r2_over_length_low"] > 0
+    assert (
+        metrics["pearson"] > 0.5
+        and metrics["pearson"] > metrics["pearson_length"] + 0.1
+        and metrics["r2_over_length_low"] > 0
+    )
     assert metrics["within"] > 0.6 and abs(metrics["slope"] - 1) < 0.5
     rows = {row["name"]: row for row in table(folder, "reward_heldout")}
-    assert list(rows) == [MODEL, LINEAR, LENGTH] and float(rows[MODEL]["pearson"]) == pytest.approx(metrics["pearson"], rel=1e-5)
+    assert list(rows) == [MODEL, LINEAR, LENGTH] and float(rows[MODEL]["pearson"]) == pytest.approx(
+        metrics["pearson"], rel=1e-5
+    )
     assert [row["kind"] for row in rows.values()] == ["model", "control", "control"]
     bins = table(folder, "reward_reliability")
     assert len(bins) == 10 and float(bins[0]["actual"]) < float(bins[-1]["actual"])
@@ -379,7 +435,9 @@ def test_a_prediction_that_knows_nothing_is_seen_through(data):
     judge, rng = RewardEvaluation(), np.random.default_rng(0)
     rows = data.train
     noise = judge._judged(rng.normal(size=len(rows)), rows)
-    assert noise.pearson.low < 0 < noise.pearson.high and noise.r2.high < 0 and noise.within.low < 0.5 < noise.within.high
+    assert (
+        noise.pearson.low < 0 < noise.pearson.high and noise.r2.high < 0 and noise.within.low < 0.5 < noise.within.high
+    )
     perfect = judge._judged(rows.target_N, rows)
     assert perfect.pearson.low > 1 - 1e-9 and perfect.within.value == 1 and perfect.slope == pytest.approx(1)
 
@@ -416,9 +474,17 @@ def test_of_synthetic_replies_the_planted_preference_is_the_ceiling(tmp_path):
     )
     planted = np.array([source.truth[number].log_mean for number in data.validation.number_N])
     assert metrics["pearson_ceiling"] == pytest.approx(np.corrcoef(planted, data.validation.target_N)[0, 1], abs=0.05)
-    assert metrics["pearson_ceiling"] > 0.6 and metrics["r2_ceiling"] > metrics["r2_linear"] and table(tmp_path, "reward_heldout")[-1]["kind"] == "ceiling"
+    assert (
+        metrics["pearson_ceiling"] > 0.6
+        and metrics["r2_ceiling"] > metrics["r2_linear"]
+        and table(tmp_path, "reward_heldout")[-1]["kind"] == "ceiling"
+    )
     card = (tmp_path / "reward_card.md").read_text()
-    assert "**The data are SYNTHETIC.**" in card and "who knows how the engagement was drawn" in card and "1.2 on_topic" in card
+    assert (
+        "**The data are SYNTHETIC.**" in card
+        and "who knows how the engagement was drawn" in card
+        and "1.2 on_topic" in card
+    )
 
 
 def test_only_reward_models_are_judged():
@@ -437,7 +503,13 @@ def files(folder):
 def test_the_report_shows_numbers_and_both_charts(run):
     _, _, folder, metrics = run
     page = "".join(map(str, figures.reward_model(files(folder))))
-    assert page.count("<svg") == 2 and f"{metrics['pearson']:.3f}" in page and LENGTH in page and LINEAR in page and "nan" not in page
+    assert (
+        page.count("<svg") == 2
+        and f"{metrics['pearson']:.3f}" in page
+        and LENGTH in page
+        and LINEAR in page
+        and "nan" not in page
+    )
     drawn = figures.figure(files(folder))
     assert len(drawn.axes) == 2 and len(drawn.axes[1].get_yticklabels()) == 3
     assert figures.reward_model(RunFiles(folder)) is None and figures.figure(RunFiles(folder)) is None
@@ -471,7 +543,11 @@ def bert(tmp_path_factory):
     torch.manual_seed(0)
     BertModel(BertConfig(vocab_size=40, hidden_size=16, num_hidden_layers=1, num_attention_heads=2, intermediate_size=16, max_position_embeddings=40,
                          pad_token_id=0)).save_pretrained(folder)  # fmt: skip
-    tokenizer = Tokenizer(models.WordLevel({word: i for i, word in enumerate(["[PAD]", "[UNK]", "reply", "prompt", *WORDS])}, unk_token="[UNK]"))
+    tokenizer = Tokenizer(
+        models.WordLevel(
+            {word: i for i, word in enumerate(["[PAD]", "[UNK]", "reply", "prompt", *WORDS])}, unk_token="[UNK]"
+        )
+    )
     tokenizer.pre_tokenizer = pre_tokenizers.Whitespace()
     PreTrainedTokenizerFast(tokenizer_object=tokenizer, pad_token="[PAD]", unk_token="[UNK]").save_pretrained(folder)
     return folder
@@ -496,7 +572,9 @@ def test_a_finished_run_gives_what_its_model_predicts(folder_of_run):
     np.testing.assert_allclose(found, expected, atol=1e-5)
     standard = called(Learned(str(folder)), prompts, texts)
     np.testing.assert_allclose(standard, (expected - data.target_mean) / data.target_std, atol=1e-5)
-    np.testing.assert_allclose([called(reward, [p], [t])[0] for p, t in zip(prompts, texts, strict=True)], found, atol=1e-5)
+    np.testing.assert_allclose(
+        [called(reward, [p], [t])[0] for p, t in zip(prompts, texts, strict=True)], found, atol=1e-5
+    )
     assert np.ptp(found) > 1e-3 and called(reward, [], []).shape == (0,)
 
 
@@ -507,7 +585,10 @@ def test_a_folder_that_is_no_reward_run_is_one_line(tmp_path, folder_of_run, ber
     other = tmp_path / "other"
     other.mkdir()
     (other / "config.yaml").write_text(yaml.safe_dump({"method": {"_target_": "research_stack.flowlm.module.FlowLM"}}))
-    with pytest.raises(ValueError, match="is no reward run: its method is research_stack.flowlm.module.FlowLM; train one with experiment=reward"):
+    with pytest.raises(
+        ValueError,
+        match="is no reward run: its method is research_stack.flowlm.module.FlowLM; train one with experiment=reward",
+    ):
         Learned(str(other)).check()
     (other / "config.yaml").write_text((folder / "config.yaml").read_text())
     with pytest.raises(ValueError, match="has no checkpoints/last.ckpt"):
@@ -540,10 +621,14 @@ def test_an_encoder_that_has_changed_or_is_gone_is_one_line(tmp_path, folder_of_
 
 
 # ------------------------------------------------------------------------------------------------------- configs
-@pytest.mark.parametrize("overrides", [[], ["trainer=smoke"], ["model.hidden=[64,64]", "method.loss=huber", "data.path=replies.jsonl"]])
+@pytest.mark.parametrize(
+    "overrides", [[], ["trainer=smoke"], ["model.hidden=[64,64]", "method.loss=huber", "data.path=replies.jsonl"]]
+)
 def test_the_experiment_composes_and_passes_the_static_check(overrides, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    Path("replies.jsonl").write_text("".join(json.dumps({"prompt": f"p{i}", "reply": f"r{i}", "likes": i, "shares": 0}) + "\n" for i in range(9)))
+    Path("replies.jsonl").write_text(
+        "".join(json.dumps({"prompt": f"p{i}", "reply": f"r{i}", "likes": i, "shares": 0}) + "\n" for i in range(9))
+    )
     cfg = compose(["experiment=reward", *overrides])
     assert cfg.trainer.max_steps == (20 if "trainer=smoke" in overrides else 300)
 

@@ -1,4 +1,5 @@
 """Rewards: the contract, exact expressions, formulas that a batch cannot change, weighted sums."""
+
 import math
 
 import numpy as np
@@ -66,7 +67,9 @@ def test_an_error_inside_names_the_pair_it_came_from_and_keeps_its_cause():
     def fails(prompts, completions):
         return np.array([1 / (text != "y") for text in completions])
 
-    with pytest.raises(RewardError, match="reward=given failed on prompt 'b' and completion 'y': ZeroDivisionError: division by zero") as caught:
+    with pytest.raises(
+        RewardError, match="reward=given failed on prompt 'b' and completion 'y': ZeroDivisionError: division by zero"
+    ) as caught:
         called(Given(fails), PROMPTS, TEXTS)
     assert isinstance(caught.value.__cause__, ZeroDivisionError)
 
@@ -115,13 +118,17 @@ def test_only_a_true_expression_is_worth_something(n, text, worth):
 
 @pytest.mark.parametrize("prompt", ["12", "=", "x=", "12= ", "1.5=", "٣="])
 def test_a_prompt_that_asks_for_no_number_is_refused(prompt):
-    with pytest.raises(RewardError, match=r"reward=expressions failed on prompt .* must be a whole number and an equals sign.*data=expressions"):
+    with pytest.raises(
+        RewardError,
+        match=r"reward=expressions failed on prompt .* must be a whole number and an equals sign.*data=expressions",
+    ):
         called(Expressions(), ["3=", prompt], ["1+2", "1+2"])
 
 
 # --------------------------------------------------------------------------------------------------- heuristics
 @pytest.mark.parametrize("reward, prompt, text, worth", [
-    (Relevance(), "How do I bake bread?", "Bake the bread slowly", 2 / math.sqrt(2 * 3)),  # bake, bread | bake, bread, slowly
+    # bake, bread | bake, bread, slowly
+    (Relevance(), "How do I bake bread?", "Bake the bread slowly", 2 / math.sqrt(2 * 3)),
     (Relevance(), "How do I bake bread?", "It is what it is", 0),
     (Relevance(), "bread", "BREAD bread bread", 1),
     (Relevance(), "", "bread", 0),
@@ -146,14 +153,25 @@ def test_each_heuristic_is_its_formula(reward, prompt, text, worth):
     assert reward([prompt], [text]) == pytest.approx([worth], abs=1e-12)
 
 
-@pytest.mark.parametrize("reward", [Relevance(), Length(1, 3, 4, 9), Repetition(2), Format("[a-c ]*"), Expressions()], ids=lambda reward: reward.name)
+@pytest.mark.parametrize(
+    "reward",
+    [Relevance(), Length(1, 3, 4, 9), Repetition(2), Format("[a-c ]*"), Expressions()],
+    ids=lambda reward: reward.name,
+)
 def test_a_pair_is_worth_the_same_alone_and_in_any_batch(reward):
     rng = np.random.default_rng(0)
     if isinstance(reward, Expressions):
         prompts = [f"{n}=" for n in rng.integers(1, 9, 200)]
-        texts = [f"{a}{sign}{b}" for a, b, sign in zip(rng.integers(1, 6, 200), rng.integers(1, 6, 200), rng.choice(list("+-*"), 200), strict=True)]
+        texts = [
+            f"{a}{sign}{b}"
+            for a, b, sign in zip(
+                rng.integers(1, 6, 200), rng.integers(1, 6, 200), rng.choice(list("+-*"), 200), strict=True
+            )
+        ]
     else:
-        prompts, texts = ([" ".join(rng.choice(list("abcdef"), rng.integers(0, 12))) for _ in range(200)] for _ in range(2))
+        prompts, texts = (
+            [" ".join(rng.choice(list("abcdef"), rng.integers(0, 12))) for _ in range(200)] for _ in range(2)
+        )
     together = called(reward, prompts, texts)
     alone = np.array([called(reward, [p], [t])[0] for p, t in zip(prompts, texts, strict=True)])
     order = rng.permutation(200)
@@ -216,6 +234,14 @@ def test_the_check_of_a_part_says_where_it_stands():
 def test_the_presets_build_and_work():
     heuristic = build(yaml.safe_load((CONF / "method" / "reward" / "heuristic.yaml").read_text()), "reward")
     heuristic.check()
-    good, bad = heuristic(["How do I bake bread?"] * 2, ["Bake bread slowly in a hot oven, and let it cool on a rack for a while.", "no no no no no no no no no no no no"])
+    good, bad = heuristic(
+        ["How do I bake bread?"] * 2,
+        [
+            "Bake bread slowly in a hot oven, and let it cool on a rack for a while.",
+            "no no no no no no no no no no no no",
+        ],
+    )
     assert good > bad + 0.3
-    assert build(yaml.safe_load((CONF / "method" / "reward" / "expressions.yaml").read_text()), "reward")(["3="], ["1+2"]).tolist() == [1]
+    assert build(yaml.safe_load((CONF / "method" / "reward" / "expressions.yaml").read_text()), "reward")(
+        ["3="], ["1+2"]
+    ).tolist() == [1]

@@ -1,4 +1,5 @@
 """Completions: their law by enumeration, the same texts in any batch, ends, and how several rollouts are one."""
+
 from __future__ import annotations
 
 import math
@@ -23,7 +24,11 @@ PROMPTS = [torch.tensor(ids) for ids in ([1, 2, 0], [3], [2, 2, 1, 0, 3], [0, 1]
 @pytest.fixture(scope="module")
 def model():
     """Float64, so that batches round as rows do; its weights are large enough to see its context."""
-    made = Transformer(VOCAB.size, dim=16, layers=2, heads=2, max_length=16, causal=True, tie_embeddings=False, seed=1).double().eval()
+    made = (
+        Transformer(VOCAB.size, dim=16, layers=2, heads=2, max_length=16, causal=True, tie_embeddings=False, seed=1)
+        .double()
+        .eval()
+    )
     with torch.no_grad():
         for parameter in made.parameters():
             if parameter.ndim == 2:
@@ -38,7 +43,9 @@ def uniforms(prompts, count, length, *names):
 
 def texts(found):
     """[(ids with the end token, whether ended)]."""
-    ids = zip(found.tokens_BL.tolist(), found.width_B.tolist(), found.made_B.tolist(), found.ended_B.tolist(), strict=True)
+    ids = zip(
+        found.tokens_BL.tolist(), found.width_B.tolist(), found.made_B.tolist(), found.ended_B.tolist(), strict=True
+    )
     return [(tuple(row[width : width + made]), ended) for row, width, made, ended in ids]
 
 
@@ -46,7 +53,9 @@ def texts(found):
 
 
 def step_law(model, text, temperature, top_p):
-    """{token: probability}, token by token: tempered, then the likeliest whose mass before each of them is below top_p."""
+    """{token: probability}, token by token: tempered, then the likeliest whose mass before each of them is below
+    top_p.
+    """
     logits_V = model.head(model.read(torch.tensor([text])))[0, -1]
     weights = {v: math.exp(float(logits_V[v]) / temperature) for v in ALLOWED}
     total, kept, mass = sum(weights.values()), {}, 0.0
@@ -87,7 +96,9 @@ def p_value(drawn, expected):
 @torch.no_grad()
 def test_completions_have_the_law_of_the_model(model, temperature, top_p):
     count, length = 6000, 3
-    found = Rollouts(length, temperature, top_p)(model, VOCAB, BIAS, PROMPTS[:2], uniforms(2, count, length, str(temperature), str(top_p)))
+    found = Rollouts(length, temperature, top_p)(
+        model, VOCAB, BIAS, PROMPTS[:2], uniforms(2, count, length, str(temperature), str(top_p))
+    )
     drawn, other = texts(found), law(model, PROMPTS[0].tolist(), length, 1.0 if temperature != 1 else 0.5, 1.0)
     for row, prompt in enumerate(PROMPTS[:2]):
         expected = law(model, prompt.tolist(), length, temperature, top_p)
@@ -141,15 +152,22 @@ def test_a_later_number_does_not_change_what_is_before_it(model):
 
 def test_a_prompt_is_read_once_for_its_group_and_ended_texts_leave(model):
     shapes, read = [], model.read
-    spy = SimpleNamespace(read=lambda tokens, *rest: shapes.append(tuple(tokens.shape)) or read(tokens, *rest),
-                          new_cache=model.new_cache, head=model.head, max_length=model.max_length)
+    spy = SimpleNamespace(
+        read=lambda tokens, *rest: shapes.append(tuple(tokens.shape)) or read(tokens, *rest),
+        new_cache=model.new_cache,
+        head=model.head,
+        max_length=model.max_length,
+    )
     found = Rollouts(8)(spy, VOCAB, BIAS, PROMPTS, uniforms(4, 20, 8))
     assert shapes[0] == (4, 5) and {width for _, width in shapes[1:]} == {1}
     rows = [count for count, _ in shapes[1:]]
     assert rows[0] <= 80 and rows == sorted(rows, reverse=True) and rows[-1] < 60
     longest = int(found.made_B.max())
     assert len(shapes) == longest, "the last token is not read"
-    going = [int((found.made_B > step + 1).sum() + ((found.made_B == step + 1) & ~found.ended_B).sum()) for step in range(longest - 1)]
+    going = [
+        int((found.made_B > step + 1).sum() + ((found.made_B == step + 1) & ~found.ended_B).sum())
+        for step in range(longest - 1)
+    ]
     assert all(left <= n <= max(left, left / 0.75) for n, left in zip(rows, going, strict=True))
 
 

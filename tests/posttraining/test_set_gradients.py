@@ -1,4 +1,7 @@
-"""n / (N - n) sum_i A_i grad log pi(y_i) is the gradient of E[f], exactly: by enumeration of all groups of a small policy."""
+"""n / (N - n) sum_i A_i grad log pi(y_i) is the gradient of E[f], exactly: by enumeration of all groups of a small
+policy.
+"""
+
 import itertools
 
 import pytest
@@ -12,7 +15,12 @@ APART = torch.tensor([[0, 0.3, 1.1], [0.3, 0, 0.8], [1.1, 0.8, 0]], dtype=torch.
 VECTORS = {
     "mean": [0.09919128, -0.0777012, -0.02149008], "max": [0.12021905, -0.03512113, -0.08509792], "polychromic": [0.11115832, -0.00577982, -0.1053785],
 }  # fmt: skip
-CASES = [(o, d) for o in ("mean", "max", "polychromic", "diversity") for d in ("kinds", "distance") if d == "kinds" or o in ("polychromic", "diversity")]
+CASES = [
+    (o, d)
+    for o in ("mean", "max", "polychromic", "diversity")
+    for d in ("kinds", "distance")
+    if d == "kinds" or o in ("polychromic", "diversity")
+]
 
 
 def outcomes(count):
@@ -29,7 +37,9 @@ def expected_f(theta, objective, diversity, n):
     """E[f] of n independent actions."""
     y_Gn = outcomes(n)
     reward, kind, distance = rows(y_Gn)
-    f_G = set_values(objective, torch.arange(n).expand(len(y_Gn), 1, n), reward, kind if diversity == "kinds" else None, distance)[:, 0]
+    f_G = set_values(
+        objective, torch.arange(n).expand(len(y_Gn), 1, n), reward, kind if diversity == "kinds" else None, distance
+    )[:, 0]
     return (theta.log_softmax(0)[y_Gn].sum(1).exp() * f_G).sum()
 
 
@@ -63,7 +73,9 @@ def test_the_advantage_gives_the_gradient_of_the_set_objective(objective, divers
 @pytest.mark.parametrize("objective", VECTORS)
 def test_the_vectors(objective):
     expected = torch.tensor(VECTORS[objective], dtype=torch.float64)
-    torch.testing.assert_close(2 / (4 - 2) * mean_over_groups(SetMarginal(objective, 2), 4), expected, atol=5e-9, rtol=0)
+    torch.testing.assert_close(
+        2 / (4 - 2) * mean_over_groups(SetMarginal(objective, 2), 4), expected, atol=5e-9, rtol=0
+    )
     torch.testing.assert_close(exact_gradient(objective, "kinds", 2), expected, atol=5e-9, rtol=0)
 
 
@@ -71,7 +83,10 @@ def test_the_vectors(objective):
 @pytest.mark.parametrize("objective, diversity", CASES)
 def test_the_expectation_by_finite_differences(objective, diversity):
     step = 1e-5 * torch.eye(3, dtype=torch.float64)
-    differences = [(expected_f(THETA + h, objective, diversity, 2) - expected_f(THETA - h, objective, diversity, 2)) / 2e-5 for h in step]
+    differences = [
+        (expected_f(THETA + h, objective, diversity, 2) - expected_f(THETA - h, objective, diversity, 2)) / 2e-5
+        for h in step
+    ]
     found = mean_over_groups(SetMarginal(objective, 2, diversity=diversity), 4)
     torch.testing.assert_close(found, torch.stack(differences), atol=1e-9, rtol=0)
 
@@ -81,14 +96,23 @@ def test_the_expectation_by_finite_differences(objective, diversity):
 def test_enumerated_subsets_give_it_too(objective, diversity):
     def enumerated(reward_PN, kind_PN, distance_PNN):
         index_PKn = all_subsets(4, 2).expand(len(reward_PN), -1, -1)
-        return marginal(set_values(objective, index_PKn, reward_PN, kind_PN if diversity == "kinds" else None, distance_PNN), index_PKn, 4, sampled=False)
+        return marginal(
+            set_values(objective, index_PKn, reward_PN, kind_PN if diversity == "kinds" else None, distance_PNN),
+            index_PKn,
+            4,
+            sampled=False,
+        )
 
-    torch.testing.assert_close(mean_over_groups(enumerated, 4), exact_gradient(objective, diversity, 2), atol=1e-12, rtol=0)
+    torch.testing.assert_close(
+        mean_over_groups(enumerated, 4), exact_gradient(objective, diversity, 2), atol=1e-12, rtol=0
+    )
 
 
 @pytest.mark.exact
 def test_leaving_one_out_is_the_gradient_of_the_mean_reward():
-    torch.testing.assert_close(mean_over_groups(lambda r, k, d: RLOO()(r), 4) / 4, exact_gradient("mean", "kinds", 1), atol=1e-12, rtol=0)
+    torch.testing.assert_close(
+        mean_over_groups(lambda r, k, d: RLOO()(r), 4) / 4, exact_gradient("mean", "kinds", 1), atol=1e-12, rtol=0
+    )
 
 
 @pytest.mark.exact

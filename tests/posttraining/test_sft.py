@@ -1,4 +1,5 @@
 """Supervised fine-tuning: the loss is the cross entropy of the replies, each read alone, whatever row it stands in."""
+
 import pytest
 import torch
 
@@ -22,7 +23,9 @@ def data(tmp_path):
     """Makes prepared pairs; of the 50, some do not fit their row and are cut off."""
 
     def make(pack=False, length=12):
-        made = TokenData(Expressions(high=10, answers=5), Bytes(), length, batch_size=8, cache_dir=str(tmp_path / "cache"), pack=pack)
+        made = TokenData(
+            Expressions(high=10, answers=5), Bytes(), length, batch_size=8, cache_dir=str(tmp_path / "cache"), pack=pack
+        )
         made.prepare()
         return made
 
@@ -35,9 +38,19 @@ def sft(llama_folder, alone):
 
     def make(kind, vocab):
         if kind in ("own", "learned"):
-            model = Transformer(vocab.size, dim=16, layers=2, heads=4, causal=True, max_length=48, positions="learned" if kind == "learned" else "rotary")
+            model = Transformer(
+                vocab.size,
+                dim=16,
+                layers=2,
+                heads=4,
+                causal=True,
+                max_length=48,
+                positions="learned" if kind == "learned" else "rotary",
+            )
         else:
-            model = PretrainedCausal(vocab.size, llama_folder, lora=LoRA(rank=2) if kind == "lora" else None, max_length=48)
+            model = PretrainedCausal(
+                vocab.size, llama_folder, lora=LoRA(rank=2) if kind == "lora" else None, max_length=48
+            )
         method, noise = alone(SFT(model.double(), vocab, Optimization(), seed=1)), torch.Generator().manual_seed(5)
         with torch.no_grad():
             for parameter in method.trained().values():
@@ -55,7 +68,9 @@ def summed(method, batch):
 
 
 def written_out(method, rows):
-    """The same from unpacked rows, pair by pair: -ln p of each reply token, the end token included, behind the pair's own tokens."""
+    """The same from unpacked rows, pair by pair: -ln p of each reply token, the end token included, behind the pair's
+    own tokens.
+    """
     total, count, vocab = torch.zeros(1, dtype=torch.float64), 0, method.vocab
     banned = [token for token in vocab.special if token != vocab.end]
     for tokens, (prompt, filled) in zip(rows.tokens.astype("int64"), rows.spans.tolist(), strict=True):
@@ -92,7 +107,9 @@ def test_the_end_is_learned_and_a_reply_that_was_cut_off_has_none(data, sft):
     rows, count = method.prepare(batch, Draws(1, "corruption", 0, total=len(batch["tokens"])))
     target = batch["tokens"][:, 1:]
     ends = (target == d.vocab.end).sum(1)
-    assert torch.equal((rows["counts"] & (target == d.vocab.end)).sum(1), ends) and 0 < int((ends == 0).sum()) < len(ends)
+    assert torch.equal((rows["counts"] & (target == d.vocab.end)).sum(1), ends) and 0 < int((ends == 0).sum()) < len(
+        ends
+    )
     assert not (rows["counts"] & (target == d.vocab.pad)).any()
     assert int(count) == int((d.train.spans[:, 1] - d.train.spans[:, 0]).sum())
 
@@ -108,10 +125,15 @@ def test_no_pair_of_a_row_sees_another(data, sft, kind):
         rows["counts"] = rows["counts"] & (batch["sample"][:, 1:] == sample)
         return float(method.reply(rows).detach())
 
-    other = {**batch, "tokens": torch.where((batch["sample"] == 1) & batch["attend"], (batch["tokens"] + 3) % 200, batch["tokens"])}
+    other = {
+        **batch,
+        "tokens": torch.where((batch["sample"] == 1) & batch["attend"], (batch["tokens"] + 3) % 200, batch["tokens"]),
+    }
     found = [(reply_of(batch, sample), reply_of(other, sample)) for sample in range(4)]
     assert found[1][0] != found[1][1]
-    assert [a for a, _ in found[2:]] == pytest.approx([b for _, b in found[2:]], abs=1e-9 if kind != "pretrained" else 1e-5) and found[0][0] == pytest.approx(found[0][1], abs=1e-9)
+    assert [a for a, _ in found[2:]] == pytest.approx(
+        [b for _, b in found[2:]], abs=1e-9 if kind != "pretrained" else 1e-5
+    ) and found[0][0] == pytest.approx(found[0][1], abs=1e-9)
 
 
 @pytest.mark.exact
@@ -150,16 +172,32 @@ def test_only_methods_that_keep_pairs_apart_take_packed_rows(data):
     model = Transformer(d.vocab.size, dim=16, layers=1, heads=2, causal=True, max_length=24)
     d.check_fit(model, SFT)
     for method in (GRPO, Policy):
-        with pytest.raises(ValueError, match=f"pack=True would let pairs of a row see one another under method={method.__name__}; set pack=false"):
+        with pytest.raises(
+            ValueError,
+            match=f"pack=True would let pairs of a row see one another under method={method.__name__}; set pack=false",
+        ):
             d.check_fit(model, method)
 
 
 def test_a_run_on_packed_rows_learns_and_can_be_sampled_from(tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
-    base = ["experiment=sft", "trainer=smoke", "eval=none", "callbacks=default", "hardware.threads=1", "data.pack=true", "data.sequence_length=56", "data.batch_size=16"]
+    base = [
+        "experiment=sft",
+        "trainer=smoke",
+        "eval=none",
+        "callbacks=default",
+        "hardware.threads=1",
+        "data.pack=true",
+        "data.sequence_length=56",
+        "data.batch_size=16",
+    ]
     result = run(compose([*base, "trainer.max_steps=12", "trainer.val_check_interval=6"]), tmp_path / "run")
     rows = read_jsonl(tmp_path / "run" / "metrics.jsonl")
-    assert result.status == "ok" and rows[-1]["train/loss"] < rows[0]["train/loss"] - 0.5 and rows[0]["train/loss_reply"] == rows[0]["train/loss"]
+    assert (
+        result.status == "ok"
+        and rows[-1]["train/loss"] < rows[0]["train/loss"] - 0.5
+        and rows[0]["train/loss_reply"] == rows[0]["train/loss"]
+    )
     assert rows[-1]["val/loss"] < rows[5]["val/loss"]
     context = load(tmp_path / "run", ["sampler=gpt"])
     assert isinstance(context.method, SFT) and not context.method.training

@@ -1,4 +1,7 @@
-"""Prompts that are read once for their completions: the same hidden states and gradients as texts that are read whole."""
+"""Prompts that are read once for their completions: the same hidden states and gradients as texts that are read
+whole.
+"""
+
 from __future__ import annotations
 
 from types import SimpleNamespace
@@ -30,17 +33,24 @@ def backbone(**options):
 def by_hand(model, tokens_BL, width_B, made_B):
     """Each text alone, without padding."""
     rows = zip(tokens_BL, width_B.tolist(), made_B.tolist(), strict=True)
-    return torch.cat([model.read(row[None, : width + made])[0, width - 1 : width + made - 1] for row, width, made in rows])
+    return torch.cat(
+        [model.read(row[None, : width + made])[0, width - 1 : width + made - 1] for row, width, made in rows]
+    )
 
 
 def spied(model, shapes):
     """The model, writing down what it reads."""
-    return SimpleNamespace(read=lambda tokens, *rest: shapes.append(tuple(tokens.shape)) or model.read(tokens, *rest), new_cache=model.new_cache)
+    return SimpleNamespace(
+        read=lambda tokens, *rest: shapes.append(tuple(tokens.shape)) or model.read(tokens, *rest),
+        new_cache=model.new_cache,
+    )
 
 
 @pytest.mark.exact
 @pytest.mark.parametrize("positions", ["rotary", "learned"])
-@pytest.mark.parametrize("prompts", [PROMPTS, PROMPTS[:1], [PROMPTS[0], PROMPTS[3], PROMPTS[0]], [[1, 2, 3], [1, 2, 4]]])
+@pytest.mark.parametrize(
+    "prompts", [PROMPTS, PROMPTS[:1], [PROMPTS[0], PROMPTS[3], PROMPTS[0]], [[1, 2, 3], [1, 2, 4]]]
+)
 @pytest.mark.parametrize("cut", [slice(None), slice(2, 9), slice(5, 6)])
 def test_hidden_states_and_gradients_are_those_of_whole_texts(prompts, cut, positions):
     model, shapes = backbone(positions=positions), []
@@ -48,7 +58,10 @@ def test_hidden_states_and_gradients_are_those_of_whole_texts(prompts, cut, posi
     weight_nD = torch.randn(int(rows[2].sum()), 16, generator=generator(0, "weight"), dtype=torch.float64)
     found, whole = hidden_before(spied(model, shapes), *rows), by_hand(model, *rows)
     torch.testing.assert_close(found, whole, rtol=1e-9, atol=1e-11)
-    grads = [torch.autograd.grad((hidden * weight_nD).sum(), list(model.parameters()), allow_unused=True) for hidden in (found, whole)]
+    grads = [
+        torch.autograd.grad((hidden * weight_nD).sum(), list(model.parameters()), allow_unused=True)
+        for hidden in (found, whole)
+    ]
     for name, ours, theirs in zip(dict(model.named_parameters()), *grads, strict=True):
         torch.testing.assert_close(ours, theirs, rtol=1e-8, atol=1e-10, msg=name)
     assert len(shapes) == (2 if len(rows[0]) > 1 else 1)
@@ -68,7 +81,16 @@ def test_prompts_that_differ_are_read_in_one_pass():
 
 def test_a_prompt_that_goes_on_in_the_next_text_is_another():
     """Equal columns with unequal widths: where a prompt ends belongs to it."""
-    tokens_BL, width_B, made_B = torch.tensor([[1, 2, 3, 4, 5]] * 6), torch.tensor([2, 2, 2, 3, 3, 3]), torch.tensor([3, 3, 3, 2, 2, 2])
+    tokens_BL, width_B, made_B = (
+        torch.tensor([[1, 2, 3, 4, 5]] * 6),
+        torch.tensor([2, 2, 2, 3, 3, 3]),
+        torch.tensor([3, 3, 3, 2, 2, 2]),
+    )
     model, shapes = backbone(), []
-    torch.testing.assert_close(hidden_before(spied(model, shapes), tokens_BL, width_B, made_B), by_hand(model, tokens_BL, width_B, made_B), rtol=1e-9, atol=1e-11)
+    torch.testing.assert_close(
+        hidden_before(spied(model, shapes), tokens_BL, width_B, made_B),
+        by_hand(model, tokens_BL, width_B, made_B),
+        rtol=1e-9,
+        atol=1e-11,
+    )
     assert shapes[0] == (2, 3)

@@ -246,9 +246,7 @@ def test_a_device_without_a_completion_of_a_minibatch_is_refused_and_dropout_is_
         check(2, model=backbone(dropout=0.1).eval())
         assert not caplog.messages
         check(2, model=backbone(dropout=0.1))
-    assert caplog.messages == [
-        "dropout: each device draws its own, so 2 devices agree with one in law, not in numbers"
-    ]
+    assert caplog.messages == ["dropout: each device draws its own, so 2 devices agree with one in law, not in numbers"]
     check(3, minibatches=2, groups=2)
     line = "^method.minibatches=13 must be at most 12 on 2 devices: each needs one of the 24 completions of a step for"
     with pytest.raises(ValueError, match=line):

@@ -1,4 +1,5 @@
 """Run folders as training leaves them, without training."""
+
 from __future__ import annotations
 
 import csv
@@ -30,7 +31,7 @@ def metrics_rows(steps, seed=0, start=7.6, end=4.6, spike=None):
 def fake_film(name, length=64, steps=24, seed=0, edits=True, text=None):
     """A text that grows from masks and, with edits, is rewritten here and there."""
     rng = random.Random(seed)
-    pieces = ["▒", *(" " + word for word in (text or WORDS))]
+    pieces = ["▒", *(" " + word for word in text or WORDS)]
     tokens, frames = [0] * length, []
     order = rng.sample(range(length), length)
     for step in range(steps + 1):
@@ -73,12 +74,16 @@ def write_likelihood(folder, rows=LIKELIHOOD):
     path.parent.mkdir(exist_ok=True)
     with path.open("w", newline="") as file:
         writer = csv.writer(file)
-        writer.writerow(["name", "kind", "nats_per_token", "low", "high", "perplexity", "bits_per_byte", "sequences", "tokens"])
+        writer.writerow(
+            ["name", "kind", "nats_per_token", "low", "high", "perplexity", "bits_per_byte", "sequences", "tokens"]
+        )
         for name, kind, value, low, high in rows:
             writer.writerow([name, kind, value, low, high, math.exp(value), value / math.log(2) / 3.4113, 256, 31877])
 
 
-def make_run(folder, status="ok", steps=700, error=None, config=None, metrics=None, evaluated=True, samples=None, seed=0, **curve):
+def make_run(
+    folder, status="ok", steps=700, error=None, config=None, metrics=None, evaluated=True, samples=None, seed=0, **curve
+):
     """A run folder; `samples` are (sampler, prompt, text)."""
     folder.mkdir(parents=True, exist_ok=True)
     config = config or CONFIG
@@ -98,7 +103,9 @@ def make_run(folder, status="ok", steps=700, error=None, config=None, metrics=No
     (folder / "result.json").write_text(json.dumps(result | ({"error": error} if error else {})))
     if evaluated:
         write_likelihood(folder)
-        texts = samples or [(name, "", fake_film(name, seed=s)["text"]) for name in ("llada", "flowlm") for s in range(3)]
+        texts = samples or [
+            (name, "", fake_film(name, seed=s)["text"]) for name in ("llada", "flowlm") for s in range(3)
+        ]
         rows = [{"sampler": s, "prompt": p, "text": t, "calls": 24, "steps": 24, "seed": 1} for s, p, t in texts]
         (folder / "samples.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
         (folder / "films").mkdir(exist_ok=True)
@@ -156,7 +163,12 @@ def write_lookahead_tables(folder, head=True, seed=0):
     predictors = [("confidence head", "head", 0.431), *predictors] if head else predictors
     write_table(folder, "future_loss", "name,kind,r2,low,high,pearson,spearman,slope,bias,calibration_error,n",
                 [[n, k, r, r - 0.018, r + 0.019, r**0.5, r**0.5 - 0.02, *((0.98, 0.012, 0.041) if k != "ceiling" else ("nan",) * 3), 31365] for n, k, r in predictors])  # fmt: skip
-    names = {"confidence head": (0, 1), "confidence head, own token right": (-0.35, 0.95), "confidence head, own token wrong": (0.3, 1.02), "entropy fit": (0.15, 0.93)}
+    names = {
+        "confidence head": (0, 1),
+        "confidence head, own token right": (-0.35, 0.95),
+        "confidence head, own token wrong": (0.3, 1.02),
+        "entropy fit": (0.15, 0.93),
+    }
     rows = []
     for name, (shift, slope) in names.items():
         for number in range(15 if head or name == "entropy fit" else 0):
@@ -186,12 +198,22 @@ def make_lookahead(folder, seed=1, head=True, steps=700, tables=True, pace=0.25,
     """A run folder of a next-token model; `shift` moves its metrics."""
     make_run(folder, evaluated=False, steps=steps, config=(config or (LOOKAHEAD if head else MINIGPT)) | {"seed": seed})
     model = RUN["model"] | ({"flops_per_step": flops} if flops else {})
-    (folder / "run.json").write_text(json.dumps(RUN | {"seed": seed, "model": model, "command": "research-stack experiment=lookahead"}))
-    (folder / "metrics.jsonl").write_text("".join(json.dumps(row) + "\n" for row in lookahead_rows(steps, seed, head, pace * (1 + 0.01 * seed), 2.6 + shift)))
+    (folder / "run.json").write_text(
+        json.dumps(RUN | {"seed": seed, "model": model, "command": "research-stack experiment=lookahead"})
+    )
+    (folder / "metrics.jsonl").write_text(
+        "".join(
+            json.dumps(row) + "\n" for row in lookahead_rows(steps, seed, head, pace * (1 + 0.01 * seed), 2.6 + shift)
+        )
+    )
     result = json.loads((folder / "result.json").read_text())
     metrics = {"nats": 2.612 + shift + 0.01 * seed, "nats_low": 2.551, "nats_high": 2.673, "bits_per_byte": 1.105, "unigram": 6.421, "trigram": 3.712, "gain_over_trigram": 1.1 - shift,
                "gain_low": 1.04, "gain_high": 1.16, "ece": 0.021 + 0.001 * seed, "brier": 0.661 + shift}  # fmt: skip
-    metrics |= {"r2": 0.431 + 0.002 * seed, "r2_low": 0.41, "r2_high": 0.45, "r2_entropy": 0.381, "r2_over_entropy": 0.05} if head else {}
+    metrics |= (
+        {"r2": 0.431 + 0.002 * seed, "r2_low": 0.41, "r2_high": 0.45, "r2_entropy": 0.381, "r2_over_entropy": 0.05}
+        if head
+        else {}
+    )
     result["metrics"] = {f"lookahead/{key}": value for key, value in metrics.items()} if tables else {}
     (folder / "result.json").write_text(json.dumps(result))
     if tables:
@@ -217,7 +239,8 @@ def base_config():
     return CONFIG
 
 
-# Policies: SFT, then GRPO ----------------------------------------------------------------------------------------------
+# Policies: SFT, then GRPO
+# ----------------------------------------------------------------------------------------------
 
 PHASES = {"sft": "sft.SFT", "polychromic": "polychromic.PolychromicSFT", "grpo": "grpo.GRPO"}
 HELD_OUT = 2  # held-out prompts, too few for an interval
@@ -225,6 +248,7 @@ HELD_OUT = 2  # held-out prompts, too few for an interval
 
 def dynamics_of(points, prompts=28, which="trained", count=32, method="GRPO"):
     """dynamics.json of {step: (pass@1, distinct right)}."""
+
     def band(value, wide=0.04, n=prompts):
         return {"value": value, "low": value - wide, "high": value + wide, "n": n, "undefined": prompts - n}
 
@@ -232,7 +256,13 @@ def dynamics_of(points, prompts=28, which="trained", count=32, method="GRPO"):
               "distinct_right@32": band(wide, 1.0), "self_bleu": band(60.0 + step / 10), "distinct_2": band(0.4), "entropy": band(1.2 - good),
               "self_bleu_right": {"value": None, "low": None, "high": None, "n": 0, "undefined": prompts}}, "per_prompt": {}}
              for step, (good, wide) in points.items()]  # fmt: skip
-    return {"method": method, "count": count, "which": which, "prompts": [f"{i}=" for i in range(prompts)], "points": found}
+    return {
+        "method": method,
+        "count": count,
+        "which": which,
+        "prompts": [f"{i}=" for i in range(prompts)],
+        "points": found,
+    }
 
 
 def policy_rows(steps, kind, seed=0):
@@ -246,7 +276,9 @@ def policy_rows(steps, kind, seed=0):
                     "train/zero_variance": 0.25 * rng.random(), "train/distinct": 1 - 0.5 * step / steps}  # fmt: skip
             row |= {"val/loss": -0.2, "val/reward": 0.2} if step % 20 == 0 else {}
         else:
-            row |= {"train/loss": 1 + rng.random(), "train/loss_reply": 1 + rng.random()} | ({"train/reward": 0.1, "train/apart": rng.random()} if kind == "polychromic" else {})
+            row |= {"train/loss": 1 + rng.random(), "train/loss_reply": 1 + rng.random()} | (
+                {"train/reward": 0.1, "train/apart": rng.random()} if kind == "polychromic" else {}
+            )
             row |= {"val/loss": 1.6, "val/loss_reply": 1.6} if step % 20 == 0 else {}
         rows.append(row)
     return rows
@@ -260,22 +292,53 @@ def answers_of(good, wide):
 
 def write_passk(folder, good, wide, prompts=28, texts=("1+1", "4-2")):
     """The three tables of eval=passk."""
-    own = [["trained", name, value, value - half, value + half, prompts, 0] for name, (value, half) in answers_of(good, wide).items()]
-    other = [["held_out", name, 0.5 * value, 0.5 * value, 0.5 * value, HELD_OUT, 0] for name, (value, _) in answers_of(good, wide).items()]
+    own = [
+        ["trained", name, value, value - half, value + half, prompts, 0]
+        for name, (value, half) in answers_of(good, wide).items()
+    ]
+    other = [
+        ["held_out", name, 0.5 * value, 0.5 * value, 0.5 * value, HELD_OUT, 0]
+        for name, (value, _) in answers_of(good, wide).items()
+    ]
     other.append(["held_out", "self_bleu_right", 70.0, 60.0, 80.0, 1, 1])
     write_table(folder, "passk", "prompts,metric,value,low,high,n,undefined", own + other)
     write_table(folder, "passk_curve", "prompts,k,pass,low,high",
                 [[side, k, min(1.0, share * good * k), share * good, 1.0] for side, share in (("trained", 1), ("held_out", 0.5)) for k in (1, 2, 4, 8, 16, 32)])  # fmt: skip
-    lines = [["trained", f"{i}=", 128, 10 * (i % 10), 3, "  ".join(f"{text} x{i}" for text in texts)] for i in range(prompts)]
-    write_table(folder, "passk_prompts", "prompts,prompt,answers,right,distinct_right,most_frequent_right", [*lines, ["held_out", "99=", 128, 7, 2, texts[0]]])
+    lines = [
+        ["trained", f"{i}=", 128, 10 * (i % 10), 3, "  ".join(f"{text} x{i}" for text in texts)] for i in range(prompts)
+    ]
+    write_table(
+        folder,
+        "passk_prompts",
+        "prompts,prompt,answers,right,distinct_right,most_frequent_right",
+        [*lines, ["held_out", "99=", 128, 7, 2, texts[0]]],
+    )
 
 
-def make_policy(folder, kind="grpo", seed=1, init_from=None, init="sft", points=None, good=0.84, wide=2.3, steps=100, advantage="group", evaluated=True, texts=("1+1", "4-2")):
+def make_policy(
+    folder,
+    kind="grpo",
+    seed=1,
+    init_from=None,
+    init="sft",
+    points=None,
+    good=0.84,
+    wide=2.3,
+    steps=100,
+    advantage="group",
+    evaluated=True,
+    texts=("1+1", "4-2"),
+):
     """The run folder of a phase: {step: (pass@1, distinct right)} while training, `good` and `wide` after it."""
     method = {"_target_": f"research_stack.posttraining.{PHASES[kind]}"}
     if kind == "grpo":
         kinds = {"group": {"_target_": "research_stack.posttraining.advantages.Group", "scale": "group"}}
-        marginal = {"_target_": "research_stack.posttraining.advantages.SetMarginal", "objective": advantage, "size": 8, "scale": "unbiased"}
+        marginal = {
+            "_target_": "research_stack.posttraining.advantages.SetMarginal",
+            "objective": advantage,
+            "size": 8,
+            "scale": "unbiased",
+        }
         method["advantage"] = kinds.get(advantage, marginal)
     config = {"name": kind, "seed": seed, "init_from": init if init_from else None, "method": method, "eval": {"passk": {"most": 64}},
               "callbacks": {"dynamics": {"every": 50}}, "optimization": {"clip": 1.0, "ema": 0.99}, "trainer": {"max_steps": steps}}  # fmt: skip
@@ -283,12 +346,18 @@ def make_policy(folder, kind="grpo", seed=1, init_from=None, init="sft", points=
     (folder / "run.json").write_text(json.dumps({"command": "research-stack", "name": kind, "seed": seed, "cwd": str(folder.parent), "overrides": [f"method/advantage={advantage}"]
                                                  if kind == "grpo" else [], **({"init_from": str(init_from)} if init_from else {})}))  # fmt: skip
     (folder / "metrics.jsonl").write_text("".join(json.dumps(row) + "\n" for row in policy_rows(steps, kind, seed)))
-    points = points or ({0: (0.0, 0.0), 50: (0.3, 8.0), 100: (0.55, 15.7)} if kind != "grpo" else {0: (0.54, 15.0), 50: (0.7, 6.0), 100: (good, wide)})
+    points = points or (
+        {0: (0.0, 0.0), 50: (0.3, 8.0), 100: (0.55, 15.7)}
+        if kind != "grpo"
+        else {0: (0.54, 15.0), 50: (0.7, 6.0), 100: (good, wide)}
+    )
     (folder / "dynamics.json").write_text(json.dumps(dynamics_of(points)))
     result = json.loads((folder / "result.json").read_text()) | {"steps": steps}
     if evaluated:
         own = {f"passk/{name}": value for name, (value, _) in answers_of(good, wide).items()}
-        result["metrics"] = own | {f"passk/held_out_{name}": 0.5 * value for name, (value, _) in answers_of(good, wide).items()}
+        result["metrics"] = own | {
+            f"passk/held_out_{name}": 0.5 * value for name, (value, _) in answers_of(good, wide).items()
+        }
         write_passk(folder, good, wide, texts=texts)
     (folder / "result.json").write_text(json.dumps(result))
     return folder

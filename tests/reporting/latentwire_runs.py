@@ -1,4 +1,6 @@
-"""Run folders of a wire of latents as its training and its evaluation leave them, with numbers made up by a plain law."""
+"""Run folders of a wire of latents as its training and its evaluation leave them, with numbers made up by a plain
+law.
+"""
 
 import csv
 import json
@@ -35,11 +37,28 @@ def row(dataset, reader, path, slots, bits, size, f1, context=136.0, main="", ha
     exact = [max(0.0, value - 0.03) for value in score] if half else [f1 - 0.03, "", ""]
     firsts = [min(1.0, f1 + add) for add in (0.02, 0.08, 0.12)] if first else ["", "", ""]
     ratio = context / size if size else ""
-    return [dataset, reader, path, slots, bits, size, ratio, ratio, slots or size / 4, *score, *exact, *firsts, 1000, main]
+    return [
+        dataset,
+        reader,
+        path,
+        slots,
+        bits,
+        size,
+        ratio,
+        ratio,
+        slots or size / 4,
+        *score,
+        *exact,
+        *firsts,
+        1000,
+        main,
+    ]
 
 
 def scores(readers=BOTH, dataset="qa_facts", shuffled=None, head=None, text=FULL, context=136.0, curve=True, half=0.02):
-    """latentwire.csv of one data set: `readers` are the latents' F1, `head` that of the same bytes of text, `shuffled` of another example's latents."""
+    """latentwire.csv of one data set: `readers` are the latents' F1, `head` that of the same bytes of text, `shuffled`
+    of another example's latents.
+    """
     rows = []
     for reader, best in readers.items():
         none, full = GUESS.get(reader, 0.11), text.get(reader, 0.95)
@@ -48,15 +67,45 @@ def scores(readers=BOTH, dataset="qa_facts", shuffled=None, head=None, text=FULL
         for slots, bits in [(4, 4), (8, 4), (16, 4), (8, 2), (16, 2)] if curve else [(8, 4)]:
             size = 4 + slots * 8 * bits / 8
             main, share = (1 if (slots, bits) == (8, 4) else ""), 1 - 0.35 * 8 / size + 0.35 * 8 / 36
-            rows.append(row(dataset, reader, "latent", slots, bits, size, none + (best - none) * share - 0.06 * (bits == 2), context, main, half))
+            rows.append(
+                row(
+                    dataset,
+                    reader,
+                    "latent",
+                    slots,
+                    bits,
+                    size,
+                    none + (best - none) * share - 0.06 * (bits == 2),
+                    context,
+                    main,
+                    half,
+                )
+            )
             rows.append(row(dataset, reader, "shuffled", slots, bits, size, other, context, main, half))
             rows.append(row(dataset, reader, "zeros", slots, bits, size, none - 0.02, context, main, half))
             spread = full * min(1.0, level / full + math.log(size / 36) * 0.25)
             rows.append(row(dataset, reader, "text_bytes", slots, bits, size - 0.1, spread, context, main, half))
-            rows.append(row(dataset, reader, "text_bytes_tail", slots, bits, size - 0.1, spread - 0.03, context, main, half))
-            rows.append(row(dataset, reader, "text_zlib", slots, bits, size - 1, max(none, spread - 0.15), context, main, half))
+            rows.append(
+                row(dataset, reader, "text_bytes_tail", slots, bits, size - 0.1, spread - 0.03, context, main, half)
+            )
+            rows.append(
+                row(dataset, reader, "text_zlib", slots, bits, size - 1, max(none, spread - 0.15), context, main, half)
+            )
         for slots in (4, 8, 16) if curve else (8,):
-            rows.append(row(dataset, reader, "text_tokens", slots, "", slots * 3.1, none + 0.018 * slots, context, 1 if slots == 8 else "", half))
+            rows.append(
+                row(
+                    dataset,
+                    reader,
+                    "text_tokens",
+                    slots,
+                    "",
+                    slots * 3.1,
+                    none + 0.018 * slots,
+                    context,
+                    1 if slots == 8 else "",
+                    half,
+                )
+            )
         rows.append(row(dataset, reader, "text", "", "", context, full, context, 1, half))
         rows.append(row(dataset, reader, "none", "", "", 0, none, context, 1, half, first=False))
     return rows
@@ -69,7 +118,20 @@ def paired(rows, half=0.03):
     for dataset, reader in dict.fromkeys((r[0], r[1]) for r in rows):
         for pair in ("latent-text_bytes", "latent-shuffled", "latent-text", "shuffled-none", "latent-text_tokens"):
             a, b = (at[dataset, reader, name] for name in pair.split("-"))
-            found.append([dataset, reader, pair, a - b, a - b - half, a - b + half, 0.0001 if abs(a - b) > half else 0.4, a / b, a / b - 0.2, a / b + 0.2])
+            found.append(
+                [
+                    dataset,
+                    reader,
+                    pair,
+                    a - b,
+                    a - b - half,
+                    a - b + half,
+                    0.0001 if abs(a - b) > half else 0.4,
+                    a / b,
+                    a / b - 0.2,
+                    a / b + 0.2,
+                ]
+            )
     return found
 
 
@@ -80,20 +142,52 @@ def latency(readers, lengths=(68, 136, 272, 544, 1088, 2176)):
         for size in lengths:
             tokens = size / (3.1 + index)
             encode, adapt, prefill = 2.1 + 0.0012 * size, 0.3, 1.2
-            rows.append([reader, size, 8, "latent", encode, adapt, prefill, encode + adapt + prefill, 1.3 * (encode + adapt + prefill), 8 + 9, 210.5])
+            rows.append(
+                [
+                    reader,
+                    size,
+                    8,
+                    "latent",
+                    encode,
+                    adapt,
+                    prefill,
+                    encode + adapt + prefill,
+                    1.3 * (encode + adapt + prefill),
+                    8 + 9,
+                    210.5,
+                ]
+            )
             text = 2.0 + 0.075 * tokens
             rows.append([reader, size, "", "text", 0, 0, text, text, 1.25 * text, tokens + 9, 220.25 + tokens / 10])
     return rows
 
 
-FACTS = "Mira lives in Oslo. Mira eats rice. Mira has a red bike. Mira plays the cello. Mira works as a baker. Mira likes green tea on rainy Mondays."
+FACTS = (
+    "Mira lives in Oslo. Mira eats rice. Mira has a red bike. Mira plays the cello. Mira works as a baker. Mira likes"
+    " green tea on rainy Mondays."
+)
 
 
 def examples(readers, context=FACTS, question="What does Mira eat?", answers="rice", dataset="qa_facts"):
     """latentwire_examples.csv of one question."""
-    said = {"latent": "Rice.", "shuffled": "tea", "none": "a bike", "text": "rice", "text_bytes": "rice", "text_tokens": "Oslo"}
+    said = {
+        "latent": "Rice.",
+        "shuffled": "tea",
+        "none": "a bike",
+        "text": "rice",
+        "text_bytes": "rice",
+        "text_tokens": "Oslo",
+    }
     return [
-        [dataset, reader, context, question, answers, *said.values(), "".join(f"{i * (n + 3) % 256:02x}" for i in range(36))]
+        [
+            dataset,
+            reader,
+            context,
+            question,
+            answers,
+            *said.values(),
+            "".join(f"{i * (n + 3) % 256:02x}" for i in range(36)),
+        ]
         for n, reader in enumerate(readers)
     ]
 
@@ -103,7 +197,9 @@ PARTS = [["header", 3, 3], ["values", 32, 48], ["scales", 0, 0], ["checksum", 1,
 
 
 def question_scores(readers, shift=0.0, seed=1, count=200, dataset="qa_facts", move=0):
-    """latentwire_scores.csv: each question's F1 by latents; `shift` makes answers right that were not, `seed` is a run's own noise."""
+    """latentwire_scores.csv: each question's F1 by latents; `shift` makes answers right that were not, `seed` is a
+    run's own noise.
+    """
     rows = []
     for reader, level in readers.items():
         for n in range(move, count + move):
@@ -127,34 +223,70 @@ def history(steps, readers, parts=("first", "answer", "kd")):
             "train/grad_norm": math.exp(rng.gauss(-0.4, 0.3)),
             "train/lr": 0.003,
         }
-        line |= {f"train/loss_{part}": (0.4 + 3 * fall) * (i + 1) / 2 + abs(rng.gauss(0, 0.08)) for i, part in enumerate(parts)}
-        line |= {f"train/first1_{reader}": min(1.0, max(0.0, 0.85 - 0.05 * i - 0.75 * fall + rng.gauss(0, 0.06))) for i, reader in enumerate(readers)}
+        line |= {
+            f"train/loss_{part}": (0.4 + 3 * fall) * (i + 1) / 2 + abs(rng.gauss(0, 0.08))
+            for i, part in enumerate(parts)
+        }
+        line |= {
+            f"train/first1_{reader}": min(1.0, max(0.0, 0.85 - 0.05 * i - 0.75 * fall + rng.gauss(0, 0.06)))
+            for i, reader in enumerate(readers)
+        }
         line |= {"train/collapse": 0.75 - 0.75 * fall + rng.gauss(0, 0.06)}
         if step % (steps // 5) == 0:
-            line |= {"val/loss": 1.05 + 4 * fall, "val/loss_first": 0.25 + 1.5 * fall} | {f"val/first1_{reader}": 0.8 - 0.7 * fall for reader in readers}
+            line |= {"val/loss": 1.05 + 4 * fall, "val/loss_first": 0.25 + 1.5 * fall} | {
+                f"val/first1_{reader}": 0.8 - 0.7 * fall for reader in readers
+            }
         rows.append(line)
     return rows
 
 
 def make_wire(
-    folder, readers=BOTH, seed=1, rows=None, status="ok", evaluated=True, overrides=(), method=None, steps=500, shift=0.0, move=0, first1=None, **law
+    folder,
+    readers=BOTH,
+    seed=1,
+    rows=None,
+    status="ok",
+    evaluated=True,
+    overrides=(),
+    method=None,
+    steps=500,
+    shift=0.0,
+    move=0,
+    first1=None,
+    **law,
 ):
     """A run folder; `law` goes to `scores`, `shift` and `move` to `question_scores`."""
     folder.mkdir(parents=True, exist_ok=True)
-    (folder / "config.yaml").write_text(yaml.safe_dump(CONFIG | {"seed": seed, "method": CONFIG["method"] | (method or {})}, sort_keys=False))
+    (folder / "config.yaml").write_text(
+        yaml.safe_dump(CONFIG | {"seed": seed, "method": CONFIG["method"] | (method or {})}, sort_keys=False)
+    )
     (folder / "run.json").write_text(
-        json.dumps({"command": "research-stack experiment=latentwire", "name": "latentwire", "seed": seed, "overrides": list(overrides)})
+        json.dumps(
+            {
+                "command": "research-stack experiment=latentwire",
+                "name": "latentwire",
+                "seed": seed,
+                "overrides": list(overrides),
+            }
+        )
     )
     (folder / "metrics.jsonl").write_text("".join(json.dumps(line) + "\n" for line in history(steps, readers)))
     metrics = {}
     if evaluated:
         rows = rows or scores(readers, **law)
         write(folder, "latentwire", HEADER, rows)
-        write(folder, "latentwire_paired", "dataset,reader,comparison,difference,low,high,p,ratio,ratio_low,ratio_high".split(","), paired(rows))
+        write(
+            folder,
+            "latentwire_paired",
+            "dataset,reader,comparison,difference,low,high,p,ratio,ratio_low,ratio_high".split(","),
+            paired(rows),
+        )
         write(
             folder,
             "latentwire_latency",
-            "reader,context_bytes,slots,path,encode_ms,adapt_ms,prefill_ms,total_ms,total_p90_ms,prefill_tokens,memory_mib".split(","),
+            "reader,context_bytes,slots,path,encode_ms,adapt_ms,prefill_ms,total_ms,total_p90_ms,prefill_tokens,memory_mib".split(
+                ","
+            ),
             latency(readers),
         )
         write(folder, "latentwire_bytes", ["part", "reader_bytes", "broadcast_bytes"], PARTS)

@@ -1,4 +1,5 @@
 """The report of a next-token model: verdict, sections shown or absent, torn and hostile tables."""
+
 import math
 import re
 
@@ -11,7 +12,13 @@ from research_stack.reporting.selective import CONFORMAL, TESTED, promise, risk_
 from research_stack.reporting.verdicts import held_out
 
 HOSTILE = "</script><script>alert(1)</script><img src=http://evil/x onerror=alert(2)> \"'&$x^2$"
-HEADINGS = ("Likelihood of held-out text", "Who predicts the future loss", "Risk and coverage", "Abstention with a promise", "Decoding from its own prefix")
+HEADINGS = (
+    "Likelihood of held-out text",
+    "Who predicts the future loss",
+    "Risk and coverage",
+    "Abstention with a promise",
+    "Decoding from its own prefix",
+)
 
 
 def text_of(folder):
@@ -26,12 +33,28 @@ def test_a_run_with_a_head_shows_everything(tmp_path, lookahead_folder):
     text = text_of(folder)
     assert ("2.62 nats per held-out token (2.55 to 2.67), 1.10 below a trigram; the confidence head explains 43 % of the variance of the future loss "
             "(41 to 45 %), an entropy fit 38 %.") in text  # fmt: skip
-    for words in (*HEADINGS, "noise ceiling", "own token wrong", "AURC", "Loss of the confidence head", "at the last hidden states", "bits per byte", "top-p"):
+    for words in (
+        *HEADINGS,
+        "noise ceiling",
+        "own token wrong",
+        "AURC",
+        "Loss of the confidence head",
+        "at the last hidden states",
+        "bits per byte",
+        "top-p",
+    ):
         assert words in text, words
     assert "≤" not in text and "At most" not in text  # exact, no bound
-    assert "At a target of 10% the confidence head keeps 21.0% of the tokens; 8.9% are kept and wrong on fresh documents. All promises are kept." in text
+    assert (
+        "At a target of 10% the confidence head keeps 21.0% of the tokens; 8.9% are kept and wrong on fresh documents."
+        " All promises are kept." in text
+    )
     assert not re.search("&lt;(h[1-6]|p|div|table|td|svg)", text), "markup of our own is not escaped"
-    assert {path.name for path in (folder / "figures").iterdir()} == {"training.png", "calibration.png", "risk_coverage.png"}
+    assert {path.name for path in (folder / "figures").iterdir()} == {
+        "training.png",
+        "calibration.png",
+        "risk_coverage.png",
+    }
     assert "eval=likelihood" not in text
 
 
@@ -81,7 +104,13 @@ def test_torn_and_empty_tables(tmp_path, lookahead_folder):
     text_of(folder)
     for table in (folder / "tables").iterdir():
         header = table.read_text().splitlines()[0]
-        table.write_text(f"{header}\n" + ",".join(["nan"] * header.count(",")) + "\n" + ",".join(["x", "inf", "", "-inf"] * 4) + "\n\x00\n")
+        table.write_text(
+            f"{header}\n"
+            + ",".join(["nan"] * header.count(","))
+            + "\n"
+            + ",".join(["x", "inf", "", "-inf"] * 4)
+            + "\n\x00\n"
+        )
     assert not any(f"<h2>{words}" in text_of(folder) for words in HEADINGS)
     for table in (folder / "tables").iterdir():
         table.write_text("")
@@ -100,7 +129,9 @@ def test_hostile_tables_do_nothing(tmp_path, lookahead_folder):
     folder, quoted = lookahead_folder(tmp_path / "run"), '"' + HOSTILE.replace('"', '""') + '"'
     for table in (folder / "tables").iterdir():
         lines = table.read_text().splitlines()
-        table.write_text("\n".join([lines[0], *(f"{quoted},{line.partition(',')[2]}" for line in lines[1:]), *lines[1:]]))
+        table.write_text(
+            "\n".join([lines[0], *(f"{quoted},{line.partition(',')[2]}" for line in lines[1:]), *lines[1:]])
+        )
     text = text_of(folder)
     assert "<script>alert" not in text and "<img" not in text and "alert(1)" in text
 
@@ -112,21 +143,42 @@ def test_bins_and_curves_come_in_order(tmp_path, lookahead_folder):
     assert found[3].error == pytest.approx((0.11, 0.13))
     assert [row["kind"] for row in predictor_rows(run)] == ["head", *["control"] * 4, "ceiling"]
     curves = risk_curves(run.tables["risk_coverage"])
-    assert list(curves) == ["future loss", "next-token loss"] and [len(c.points) for c in curves["future loss"]] == [50] * 5
+    assert (
+        list(curves) == ["future loss", "next-token loss"]
+        and [len(c.points) for c in curves["future loss"]] == [50] * 5
+    )
     assert curves["future loss"][0].excess == pytest.approx(curves["future loss"][0].aurc - 2.9 / 3.6)
 
 
 def test_promises_in_words():
-    row = {"score": "entropy", "target": "0.1", "delta": "0.05", "coverage": "0.3", "risk": "0.09", "violations": "0.04", "splits": "100"}
-    assert promise([row], TESTED) == "At a target of 10% entropy keeps 30.0% of the tokens; 9.0% of them are wrong on fresh documents. All promises are kept."
+    row = {
+        "score": "entropy",
+        "target": "0.1",
+        "delta": "0.05",
+        "coverage": "0.3",
+        "risk": "0.09",
+        "violations": "0.04",
+        "splits": "100",
+    }
+    assert (
+        promise([row], TESTED)
+        == "At a target of 10% entropy keeps 30.0% of the tokens; 9.0% of them are wrong on fresh documents. All"
+        " promises are kept."
+    )
     assert promise([row, row | {"violations": "0.06"}], TESTED).endswith("1 of 2 promises are broken.")
-    assert promise([row, row | {"violations": "0.6"}], CONFORMAL).endswith("9.0% are kept and wrong on fresh documents. All promises are kept.")
+    assert promise([row, row | {"violations": "0.6"}], CONFORMAL).endswith(
+        "9.0% are kept and wrong on fresh documents. All promises are kept."
+    )
     assert promise([row | {"risk": "0.11"}], CONFORMAL).endswith("1 of 1 promises are broken.")
     assert promise([row | {"coverage": "0", "risk": "nan"}], TESTED).startswith("No threshold passes at these targets")
 
 
 def test_the_terminal_has_the_tables(tmp_path, lookahead_folder):
     lines = summary(lookahead_folder(tmp_path / "run")).splitlines()
-    assert [line.split()[:2] for line in lines if line.startswith(("this run", "confidence head", "top-p"))] == [["this", "run"], ["confidence", "head"], ["top-p", "p"]]
+    assert [line.split()[:2] for line in lines if line.startswith(("this run", "confidence head", "top-p"))] == [
+        ["this", "run"],
+        ["confidence", "head"],
+        ["top-p", "p"],
+    ]
     assert any("2.551 to 2.673" in line for line in lines) and "<=" not in "".join(lines)
     assert max(len(line) for line in lines if not line[:1].isdigit()) < 120

@@ -1,4 +1,5 @@
 """Smoothing, thinning and ticks; the film's window."""
+
 import math
 
 import pytest
@@ -8,7 +9,14 @@ from research_stack.reporting.film import chosen, recolored, window
 
 
 def test_series_skips_what_is_no_number():
-    rows = [{"step": 2, "a": 1.0}, {"step": 1, "a": 3}, {"step": 3, "a": None}, {"step": 4, "a": math.nan}, {"step": 5, "a": True}, {"a": 1.0}]
+    rows = [
+        {"step": 2, "a": 1.0},
+        {"step": 1, "a": 3},
+        {"step": 3, "a": None},
+        {"step": 4, "a": math.nan},
+        {"step": 5, "a": True},
+        {"a": 1.0},
+    ]
     assert series(rows, "a") == [(1, 3), (2, 1)]
 
 
@@ -26,7 +34,10 @@ def test_thinning_keeps_every_spike():
     assert even(points, 10)[0] == points[0] and even(points, 10)[-1] == points[-1] and len(even(points, 10)) == 10
 
 
-@pytest.mark.parametrize("low, high, expected", [(0, 700, [0, 200, 400, 600]), (4.1, 5.9, [4.5, 5.0, 5.5]), (0, 0.01, [0, 0.002, 0.004, 0.006, 0.008, 0.01])])
+@pytest.mark.parametrize(
+    "low, high, expected",
+    [(0, 700, [0, 200, 400, 600]), (4.1, 5.9, [4.5, 5.0, 5.5]), (0, 0.01, [0, 0.002, 0.004, 0.006, 0.008, 0.01])],
+)
 def test_ticks_are_round(low, high, expected):
     assert ticks(low, high) == pytest.approx(expected)
 
@@ -34,7 +45,15 @@ def test_ticks_are_round(low, high, expected):
 def test_log_ticks_and_numbers():
     assert log_ticks(0.02, 300) == pytest.approx([0.1, 1, 10, 100])
     assert len(log_ticks(0.9, 4)) >= 2
-    assert [number(v) for v in (0.0003, 0.05, 2.5, 700.0, 12000.0, 1.5e6, 0)] == ["3e-4", "0.05", "2.5", "700", "12k", "1.5M", "0"]
+    assert [number(v) for v in (0.0003, 0.05, 2.5, 700.0, 12000.0, 1.5e6, 0)] == [
+        "3e-4",
+        "0.05",
+        "2.5",
+        "700",
+        "12k",
+        "1.5M",
+        "0",
+    ]
 
 
 def test_quantile_by_hand():
@@ -43,7 +62,11 @@ def test_quantile_by_hand():
 
 def film_of(*frames, pieces=("▒", "a", "b", "long piece")):
     names = ["mask", "kept", "filled", "changed", "prompt"]
-    return {"states": names, "pieces": list(pieces), "frames": [{"tokens": list(t), "states": list(s)} for t, s in frames]}
+    return {
+        "states": names,
+        "pieces": list(pieces),
+        "frames": [{"tokens": list(t), "states": list(s)} for t, s in frames],
+    }
 
 
 def test_skipped_steps_are_not_lost():

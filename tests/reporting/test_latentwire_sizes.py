@@ -1,4 +1,5 @@
 """A sweep over the size of a message as one curve: its points, the seeds' means, and sweeps that are none."""
+
 import latentwire_runs as runs
 import pytest
 
@@ -38,7 +39,9 @@ def test_each_setting_is_a_point_and_the_first_one_the_main(table):
     latents = wire.of("qa_facts", "llama", "latent")
     assert [(row.bytes, row.slots, row.main) for row in latents] == [(16, 3, False), (36, 8, True), (72, 17, False)]
     assert [row.f1.value for row in latents] == pytest.approx([0.51, 0.91, 0.96])  # means of two seeds
-    assert [(row.f1.low, row.f1.high) for row in latents] == [pytest.approx((value - 0.02, value + 0.02)) for value in (0.51, 0.91, 0.96)]
+    assert [(row.f1.low, row.f1.high) for row in latents] == [
+        pytest.approx((value - 0.02, value + 0.02)) for value in (0.51, 0.91, 0.96)
+    ]
     assert [row.bytes for row in wire.of("qa_facts", "qwen", "text_bytes")] == [16, 36, 72]
     assert len(wire.of("qa_facts", "qwen", "text")) == len(wire.of("qa_facts", "qwen", "shuffled")) == 1
 
@@ -46,13 +49,24 @@ def test_each_setting_is_a_point_and_the_first_one_the_main(table):
 def test_the_page_and_the_figures_show_it(table, tmp_path):
     found = table(CURVE)
     page = write_sweep_report(tmp_path / "sweep", found).read_text()
-    assert "16 bytes of latents keep 55\u00a0% and 41\u00a0%, 36 bytes 98\u00a0% and 82\u00a0%, 72 bytes 103\u00a0% and 87\u00a0% of what llama and qwen answer from the whole text (F1)." in page
-    assert "What a byte is worth" in page and page.count("F1 against bytes on the wire") == 2 and page.count("F1 against the number of latents") == 2
+    assert (
+        "16 bytes of latents keep 55\u00a0% and 41\u00a0%, 36 bytes 98\u00a0% and 82\u00a0%, 72 bytes 103\u00a0% and"
+        " 87\u00a0% of what llama and qwen answer from the whole text (F1)." in page
+    )
+    assert (
+        "What a byte is worth" in page
+        and page.count("F1 against bytes on the wire") == 2
+        and page.count("F1 against the number of latents") == 2
+    )
     names = {path.name for path in write_sweep_figures(tmp_path / "sweep", found)}
     assert {"latentwire.png", "latentwire_slots.png"} <= names
 
 
-@pytest.mark.parametrize("settings, axis", [(CURVE, "features"), ([(8, 8, 0.9), (9, 8, 0.5)], "slots"), (CURVE[:1], "slots")], ids=["features", "same size", "one setting"])
+@pytest.mark.parametrize(
+    "settings, axis",
+    [(CURVE, "features"), ([(8, 8, 0.9), (9, 8, 0.5)], "slots"), (CURVE[:1], "slots")],
+    ids=["features", "same size", "one setting"],
+)
 def test_other_sweeps_are_no_curve(table, settings, axis):
     found = table(settings, axis)
     assert sizes(found) is None and section(found) is None

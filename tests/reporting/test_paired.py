@@ -1,4 +1,7 @@
-"""Paired statistics against tables and by hand; curves on a common grid; budgets, speed and overlays of a comparison."""
+"""Paired statistics against tables and by hand; curves on a common grid; budgets, speed and overlays of a
+comparison.
+"""
+
 import json
 import math
 
@@ -18,8 +21,14 @@ def compare(tmp_path, lookahead_folder):
     """Runs of a baseline and of a model with a head; `shift` of each seed makes the difference."""
 
     def make(seeds=(1, 2, 3), shifts=(-0.05, -0.04, -0.09), baseline_seeds=None, **options):
-        runs = [lookahead_folder(tmp_path / "cmp" / f"minigpt,seed={s}", s, head=False, pace=0.2, flops=1.9e10, steps=140) for s in baseline_seeds or seeds]
-        runs += [lookahead_folder(tmp_path / "cmp" / f"lookahead,seed={s}", s, shift=d, steps=140, **options) for s, d in zip(seeds, shifts, strict=True)]
+        runs = [
+            lookahead_folder(tmp_path / "cmp" / f"minigpt,seed={s}", s, head=False, pace=0.2, flops=1.9e10, steps=140)
+            for s in baseline_seeds or seeds
+        ]
+        runs += [
+            lookahead_folder(tmp_path / "cmp" / f"lookahead,seed={s}", s, shift=d, steps=140, **options)
+            for s, d in zip(seeds, shifts, strict=True)
+        ]
         return sweeps.collect(runs)
 
     return make
@@ -66,7 +75,12 @@ def test_many_settings_are_compared_with_the_best(tmp_path, lookahead_folder):
     runs = []
     for number in range(10):
         config = {"name": "lookahead", "method": {"_target_": "x.Lookahead", "weight": number / 10}}
-        runs += [lookahead_folder(tmp_path / f"{number},{s}", s, config=config, shift=0.01 * abs(number - 4), tables=True, steps=70) for s in (1, 2)]
+        runs += [
+            lookahead_folder(
+                tmp_path / f"{number},{s}", s, config=config, shift=0.01 * abs(number - 4), tables=True, steps=70
+            )
+            for s in (1, 2)
+        ]
     found = [one for one in paired.comparisons(sweeps.collect(runs)) if one.metric == "lookahead/nats"]
     assert len(found) == 9 and {one.second for one in found} == {"weight=0.4"}
 
@@ -103,8 +117,13 @@ def test_budgets_know_steps_flops_and_seconds(compare):
     panels = budgets.panels(compare())
     assert [panel.label for panel in panels] == ["optimizer step", "training FLOPs", "seconds since the start"]
     assert {panel.key for panel in panels} == {"val/loss_lm"}
-    ends = {curve.row.settings["method"]: [panel.curves[i].mean[-1][0] for panel in panels] for i, curve in enumerate(panels[0].curves)}
-    assert ends["MiniGPT"][:2] == [140, pytest.approx(140 * 1.9e10)] and ends["Lookahead"][1] == pytest.approx(140 * 2.1e10)
+    ends = {
+        curve.row.settings["method"]: [panel.curves[i].mean[-1][0] for panel in panels]
+        for i, curve in enumerate(panels[0].curves)
+    }
+    assert ends["MiniGPT"][:2] == [140, pytest.approx(140 * 1.9e10)] and ends["Lookahead"][1] == pytest.approx(
+        140 * 2.1e10
+    )
     assert ends["MiniGPT"][2] < ends["Lookahead"][2]
     assert all(curve.band is not None for panel in panels for curve in panel.curves)
 
@@ -134,7 +153,10 @@ def test_a_single_validation_is_no_curve(compare, tmp_path):
     for point in table.points:
         rows = [json.loads(line) for line in (point.folder / "metrics.jsonl").read_text().splitlines()]
         last = max(i for i, row in enumerate(rows) if "val/loss" in row)
-        rows = [row if i == last else {k: v for k, v in row.items() if not k.startswith("val/")} for i, row in enumerate(rows)]
+        rows = [
+            row if i == last else {k: v for k, v in row.items() if not k.startswith("val/")}
+            for i, row in enumerate(rows)
+        ]
         (point.folder / "metrics.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
     assert budgets.panels(table) == [] and "Validation loss over each budget" not in render(tmp_path, table)
 
@@ -146,10 +168,21 @@ def test_validation_is_not_training_time():
     rows = [{"step": s, "time": 0.5 * s + (30.0 if s > 3 else 0.0), "train/loss": 1.0} for s in range(1, 6)]
     rows[2]["val/loss"] = 1.0
     assert speed.seconds_per_step(rows) == pytest.approx(0.5)
-    assert speed.seconds_per_step([{"step": 10, "time": 1.0, "val/loss": 1}, {"step": 20, "time": 31.0, "val/loss": 1}]) == pytest.approx(3.0)  # nothing else is known
-    apart = [{"step": 1, "time": 1.0, "train/loss": 1}, {"step": 3, "time": 90.0, "val/loss": 1}, {"step": 4, "time": 91.0, "train/loss": 1}, {"step": 6, "time": 93.0, "train/loss": 1}]
+    assert speed.seconds_per_step(
+        [{"step": 10, "time": 1.0, "val/loss": 1}, {"step": 20, "time": 31.0, "val/loss": 1}]
+    ) == pytest.approx(3.0)  # nothing else is known
+    apart = [
+        {"step": 1, "time": 1.0, "train/loss": 1},
+        {"step": 3, "time": 90.0, "val/loss": 1},
+        {"step": 4, "time": 91.0, "train/loss": 1},
+        {"step": 6, "time": 93.0, "train/loss": 1},
+    ]
     assert speed.seconds_per_step(apart) == pytest.approx(1.0)
-    resumed = [{"step": 5, "time": 5.0, "train/x": 1}, {"step": 3, "time": 6.0, "train/x": 1}, {"step": 4, "time": 8.0, "train/x": 1}]
+    resumed = [
+        {"step": 5, "time": 5.0, "train/x": 1},
+        {"step": 3, "time": 6.0, "train/x": 1},
+        {"step": 4, "time": 8.0, "train/x": 1},
+    ]
     assert speed.seconds_per_step(resumed) == pytest.approx(2.0)
     assert math.isnan(speed.seconds_per_step([])) and math.isnan(speed.seconds_per_step([{"step": 1}, {"time": 2}]))
 
@@ -157,7 +190,11 @@ def test_validation_is_not_training_time():
 def test_the_speed_of_a_run(compare):
     point = compare().points[0]
     found = speed.speed_of(point.folder, point.config)
-    assert found.seconds == pytest.approx(0.202, abs=1e-3) and (found.tokens, found.parameters, found.flops) == (16 * 128, 3412224, 1.9e10)
+    assert found.seconds == pytest.approx(0.202, abs=1e-3) and (found.tokens, found.parameters, found.flops) == (
+        16 * 128,
+        3412224,
+        1.9e10,
+    )
     facts = json.loads((point.folder / "run.json").read_text())
     facts["model"]["tokens_per_step"] = 4096
     (point.folder / "run.json").write_text(json.dumps(facts))
@@ -188,7 +225,7 @@ def test_a_comparison_of_torn_runs(compare, tmp_path):
     for point in table.points:
         (point.folder / "metrics.jsonl").write_text('{"step": 1, "ti')
         for csv in (point.folder / "tables").iterdir():
-            csv.write_text("name,score\n\"")
+            csv.write_text('name,score\n"')
     text = render(tmp_path, table)
     assert "Speed" not in text and "Validation loss over each budget" not in text and "Calibration, risk" not in text
 
@@ -198,4 +235,7 @@ def test_metrics_have_words_and_directions(compare):
     assert [better(m) for m in ("lookahead/nats", "a/ece", "a/b/aurc", "x/calibration_error", "x/future_nats", "lookahead/r2", "lookahead/r2_over_entropy", "lookahead/r2_entropy")] == [
         True, True, True, True, True, False, False, None]  # fmt: skip
     assert metric_words("lookahead/r2") == "R² of the confidence head"
-    assert metric_words("selective/entropy/aurc") == "selective: entropy, AURC" and metric_words("likelihood/bound") == "bound"
+    assert (
+        metric_words("selective/entropy/aurc") == "selective: entropy, AURC"
+        and metric_words("likelihood/bound") == "bound"
+    )

@@ -1,4 +1,7 @@
-"""The report of a policy: its words, pass@k and diversity, its training curves, and what is said where there is little."""
+"""The report of a policy: its words, pass@k and diversity, its training curves, and what is said where there is
+little.
+"""
+
 import json
 
 import pytest
@@ -14,7 +17,11 @@ HOSTILE = "</script><img src=x onerror=alert(1)>&"
 def test_the_verdict_says_where_it_began(two_phases):
     assert verdict(read(two_phases[1])) == ("Right at the first try 84 % of the time (79 to 89 %), with 2.3 different right answers among 32 (1.9 to 2.7); "
                                             "after SFT it was 55 % and 15.7.")  # fmt: skip
-    assert verdict(read(two_phases[0])) == "Right at the first try 55 % of the time (50 to 60 %), with 15.7 different right answers among 32 (15.3 to 16.1)."
+    assert (
+        verdict(read(two_phases[0]))
+        == "Right at the first try 55 % of the time (50 to 60 %), with 15.7 different right answers among 32 (15.3 to"
+        " 16.1)."
+    )
 
 
 def test_where_it_began_is_step_zero_if_the_first_phase_was_measured_otherwise(two_phases):
@@ -28,7 +35,10 @@ def test_where_it_began_is_step_zero_if_the_first_phase_was_measured_otherwise(t
 
 def test_an_unfinished_policy_says_its_last_measurement(tmp_path, policy_folder):
     folder = policy_folder(tmp_path / "run", evaluated=False)
-    assert verdict(read(folder)) == "At step 100 right at the first try 84 % of the time, with 2.3 different right answers among 32."
+    assert (
+        verdict(read(folder))
+        == "At step 100 right at the first try 84 % of the time, with 2.3 different right answers among 32."
+    )
     (folder / "dynamics.json").write_text('{"points": []}')
     assert verdict(read(folder)).startswith("The last training reward was 0.") and "nats" not in verdict(read(folder))
 
@@ -39,7 +49,9 @@ def test_the_loss_of_sft_is_in_nats_per_reply_token(tmp_path, policy_folder):
     assert "noise levels" not in render(run) and "Loss of the replies" in render(run)
 
 
-@pytest.mark.parametrize("share, text", [(0.843, "84 %"), (0.004, "0.4 %"), (0.996, "99.6 %"), (1.0, "100 %"), (0.0, "0 %")])
+@pytest.mark.parametrize(
+    "share, text", [(0.843, "84 %"), (0.004, "0.4 %"), (0.996, "99.6 %"), (1.0, "100 %"), (0.0, "0 %")]
+)
 def test_percent(share, text):
     assert policy_words.percent(share) == text
 
@@ -62,7 +74,9 @@ def test_the_table_has_both_sides_and_no_interval_of_two_prompts(two_phases):
 
 def test_few_prompts_are_named(two_phases):
     text = render(read(two_phases[1]))
-    assert "Only 2 held-out prompts: too few to tell how the policy does on others, and too few for an interval." in text
+    assert (
+        "Only 2 held-out prompts: too few to tell how the policy does on others, and too few for an interval." in text
+    )
     assert "Only 28" not in text and "self-BLEU, right answers (1 of 2 held-out)" in text
 
 
@@ -70,11 +84,20 @@ def test_prompts_are_folded_and_the_hardest_come_first(two_phases):
     text = render(read(two_phases[1]))
     assert "<summary>29 prompts, the hardest first</summary>" in text
     table = text[text.index("29 prompts") :]
-    assert table.index("<td>20=</td>") < table.index("<td>1=</td>") < table.index("<td>9=</td>") < table.index("<td>99=</td>")
+    assert (
+        table.index("<td>20=</td>")
+        < table.index("<td>1=</td>")
+        < table.index("<td>9=</td>")
+        < table.index("<td>99=</td>")
+    )
 
 
 def test_answers_keep_apart_on_the_page():
-    assert passk.apart("6+1 x2  a  b x12  4+3 x1") == "6+1 ×2 · a  b ×12 · 4+3 ×1" and passk.apart("") == "" and passk.apart("2 x3") == "2 ×3"
+    assert (
+        passk.apart("6+1 x2  a  b x12  4+3 x1") == "6+1 ×2 · a  b ×12 · 4+3 ×1"
+        and passk.apart("") == ""
+        and passk.apart("2 x3") == "2 ×3"
+    )
 
 
 def test_hostile_answers_do_nothing(tmp_path, policy_folder):
@@ -88,7 +111,9 @@ def test_hostile_answers_do_nothing(tmp_path, policy_folder):
 
 def test_a_hostile_name_is_text_in_figures(tmp_path, policy_folder):
     folder = policy_folder(tmp_path / "run")
-    (folder / "config.yaml").write_text((folder / "config.yaml").read_text().replace("grpo.GRPO", "grpo.Other").replace("name: grpo", "name: '<b>$x^{'"))
+    (folder / "config.yaml").write_text(
+        (folder / "config.yaml").read_text().replace("grpo.GRPO", "grpo.Other").replace("name: grpo", "name: '<b>$x^{'")
+    )
     text = write_report(folder).read_text()
     assert "&lt;b&gt;$x^{" in text and "<b>$" not in text.replace("<b>&lt;", "")
 
@@ -96,10 +121,21 @@ def test_a_hostile_name_is_text_in_figures(tmp_path, policy_folder):
 def test_a_policy_gradient_shows_rewards_and_no_loss(two_phases):
     run = read(two_phases[1])
     moved, still = policy_training.moving(run)
-    assert [curve.title for curve in moved] == ["Reward", "Entropy", "Length", "Cut off", "Groups of equal reward", "Different answers"]
+    assert [curve.title for curve in moved] == [
+        "Reward",
+        "Entropy",
+        "Length",
+        "Cut off",
+        "Groups of equal reward",
+        "Different answers",
+    ]
     assert [(curve.title, value) for curve, value in still] == [("Clipped", 0.0)]
     text = render(run)
-    assert "The same at every step: clipped 0 (% of tokens)." in text and "it is not drawn" in text and "averaged over noise levels" not in text
+    assert (
+        "The same at every step: clipped 0 (% of tokens)." in text
+        and "it is not drawn" in text
+        and "averaged over noise levels" not in text
+    )
 
 
 def test_polychromic_sft_shows_its_answers_too(tmp_path, policy_folder):
@@ -110,12 +146,19 @@ def test_polychromic_sft_shows_its_answers_too(tmp_path, policy_folder):
 
 def test_other_runs_have_none_of_this(tmp_path, run_folder):
     run = read(run_folder(tmp_path / "run"))
-    assert passk.answers(run) is None and policy_training.training(run) is None and policy_words.answers(run) == "" and passk.figure(run) is None
+    assert (
+        passk.answers(run) is None
+        and policy_training.training(run) is None
+        and policy_words.answers(run) == ""
+        and passk.figure(run) is None
+    )
 
 
 def test_figures_and_summary(two_phases):
     write_report(two_phases[1])
-    assert {"training.png", "passk.png", "dynamics.png"} <= {path.name for path in (two_phases[1] / "figures").iterdir()}
+    assert {"training.png", "passk.png", "dynamics.png"} <= {
+        path.name for path in (two_phases[1] / "figures").iterdir()
+    }
     lines = summary(two_phases[1]).splitlines()
     row = next(line for line in lines if line.startswith("right at the first try"))
     assert row.split("  ")[-1].strip() == "-" and "79.0 to 89.0 %" in row and "42.0 %" in row
@@ -124,7 +167,9 @@ def test_figures_and_summary(two_phases):
 
 def test_torn_tables_are_survived(two_phases):
     tables = two_phases[1] / "tables"
-    (tables / "passk.csv").write_text("prompts,metric,value,low,high,n,undefined\ntrained,pass@1,0.5\ntrained,entropy,x,,,,\nelsewhere,pass@1,1,1,1,9,0\n")
+    (tables / "passk.csv").write_text(
+        "prompts,metric,value,low,high,n,undefined\ntrained,pass@1,0.5\ntrained,entropy,x,,,,\nelsewhere,pass@1,1,1,1,9,0\n"
+    )
     (tables / "passk_curve.csv").write_text("prompts,k,pass,low,high\ntrained,1,nan,0,1\ntrained,2\n")
     (tables / "passk_prompts.csv").write_text("prompts,prompt\ntrained,1=\n")
     found = passk.measured(read(two_phases[1]))
@@ -142,7 +187,16 @@ def test_metrics_have_names(metric, words, group):
 
 
 def test_the_few_that_matter_are_in_order():
-    names = ["entropy", "pass@32", "distinct_right@8", "distinct_right@32", "pass@1", "self_bleu", "pass@8", "hidden_pass@32"]
+    names = [
+        "entropy",
+        "pass@32",
+        "distinct_right@8",
+        "distinct_right@32",
+        "pass@1",
+        "self_bleu",
+        "pass@8",
+        "hidden_pass@32",
+    ]
     assert measured.main(names) == ["pass@1", "pass@8", "pass@32", "distinct_right@32", "hidden_pass@32", "entropy"]
 
 
@@ -151,12 +205,23 @@ def test_the_few_that_matter_are_in_order():
 
 @pytest.fixture
 def reward_folder(tmp_path, run_folder):
-    config = {"name": "reward", "seed": 1, "method": {"_target_": "research_stack.posttraining.reward_model.RewardModel", "loss": "mse"}}
-    metrics = {"reward/pearson": 0.655, "reward/pearson_low": 0.616, "reward/pearson_high": 0.69, "reward/pearson_length": 0.405}
+    config = {
+        "name": "reward",
+        "seed": 1,
+        "method": {"_target_": "research_stack.posttraining.reward_model.RewardModel", "loss": "mse"},
+    }
+    metrics = {
+        "reward/pearson": 0.655,
+        "reward/pearson_low": 0.616,
+        "reward/pearson_high": 0.69,
+        "reward/pearson_length": 0.405,
+    }
     folder = run_folder(tmp_path / "run", config=config, metrics=metrics)
     for file in ("samples.jsonl", "tables/likelihood.csv"):
         (folder / file).unlink()
-    (folder / "tables" / "reward_heldout.csv").write_text("name,kind,pearson,pearson_low,pearson_high,pairs,prompts\nreward model,model,.655,.616,.69,785,133\n")
+    (folder / "tables" / "reward_heldout.csv").write_text(
+        "name,kind,pearson,pearson_low,pearson_high,pairs,prompts\nreward model,model,.655,.616,.69,785,133\n"
+    )
     (folder / "tables" / "reward_reliability.csv").write_text("predicted,actual,low,high\n1,1.1,1,1.2\n2,2.1,2,2.2\n")
     (folder / "tables" / "reward_points.csv").write_text("predicted,actual\n1,1.3\n2,1.7\n")
     return folder
@@ -165,7 +230,9 @@ def reward_folder(tmp_path, run_folder):
 def test_a_reward_model_is_reported(reward_folder):
     text = write_report(reward_folder).read_text()
     run = read(reward_folder)
-    assert verdict(run).startswith("Correlates 0.66 (0.62 to 0.69)") or verdict(run).startswith("Correlates 0.65 (0.62 to 0.69)")
+    assert verdict(run).startswith("Correlates 0.66 (0.62 to 0.69)") or verdict(run).startswith(
+        "Correlates 0.65 (0.62 to 0.69)"
+    )
     assert "Engagement on unseen prompts" in text and "averaged over noise levels" not in text
     assert (reward_folder / "figures" / "reward.png").is_file()
     assert "Correlates" in summary(reward_folder)
@@ -173,6 +240,8 @@ def test_a_reward_model_is_reported(reward_folder):
 
 def test_its_loss_is_a_squared_error(reward_folder):
     run = read(reward_folder)
-    assert loss_unit(run) == "squared standard deviations of the target" and "always predicting the mean gives about 1" in loss_note(run)
+    assert loss_unit(
+        run
+    ) == "squared standard deviations of the target" and "always predicting the mean gives about 1" in loss_note(run)
     run.config["method"]["loss"] = "huber"
     assert "Huber" in loss_unit(run) and "about 1" not in loss_note(run)

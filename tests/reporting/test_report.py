@@ -1,4 +1,5 @@
 """The report of a run: escaping, standing alone, unfinished runs, sizes, and what it says."""
+
 import html
 import json
 import math
@@ -102,7 +103,9 @@ def test_hostile_text_is_shown_and_does_nothing(tmp_path, run_folder):
     run = json.loads((folder / "run.json").read_text())
     run |= {"command": HOSTILE, "name": HOSTILE, "data": {HOSTILE: HOSTILE}}
     (folder / "run.json").write_text(json.dumps(run))
-    (folder / "config.yaml").write_text(json.dumps({"name": HOSTILE.replace("\x00", "").replace("\ud800", ""), "seed": 1}))
+    (folder / "config.yaml").write_text(
+        json.dumps({"name": HOSTILE.replace("\x00", "").replace("\ud800", ""), "seed": 1})
+    )
     text, page = page_of(folder)
     assert page.loading == [] and page.handlers == []
     assert len(page.scripts) == 3
@@ -113,13 +116,21 @@ def test_hostile_text_is_shown_and_does_nothing(tmp_path, run_folder):
 
 @pytest.mark.parametrize("value", [HOSTILE, "<b>", "a & b"])
 def test_every_string_is_escaped_unless_it_is_markup(value):
-    for markup in (el("p", value), el("p", [value, None]), el("p", title=value), el("p", {"a": 1}.keys(), value), escape(value)):
+    for markup in (
+        el("p", value),
+        el("p", [value, None]),
+        el("p", title=value),
+        el("p", {"a": 1}.keys(), value),
+        escape(value),
+    ):
         assert "<script" not in markup and "<b>" not in markup and "a & b" not in markup
     assert el("p", Html("<b>x</b>")) == "<p><b>x</b></p>"
     assert "<" not in data_island("x", [value])[len('<script type="application/json" id="x">') : -len("</script>")]
 
 
-@pytest.mark.parametrize("status, words", [("failed", "The run failed at step 310"), ("interrupted", "was interrupted at step 310")])
+@pytest.mark.parametrize(
+    "status, words", [("failed", "The run failed at step 310"), ("interrupted", "was interrupted at step 310")]
+)
 def test_a_run_that_did_not_finish(tmp_path, run_folder, status, words):
     folder = run_folder(tmp_path / "run", status=status, steps=310, error="loss=nan at step 310", evaluated=False)
     (folder / "metrics.jsonl").open("a").write('{"step": 311, "train/lo')  # torn by a power cut
@@ -178,7 +189,16 @@ def test_comparison_follows_the_interval(gain, words):
 
 
 def test_the_loss_is_named_after_its_config(tmp_path, run_folder):
-    run = read(run_folder(tmp_path / "run", config={"name": "llada", "seed": 1, "method": {"loss": {"positions": "masked", "weight": "inv_t", "normalize": "tokens"}}}))
+    run = read(
+        run_folder(
+            tmp_path / "run",
+            config={
+                "name": "llada",
+                "seed": 1,
+                "method": {"loss": {"positions": "masked", "weight": "inv_t", "normalize": "tokens"}},
+            },
+        )
+    )
     assert loss_words(run) == "cross entropy at masked positions, weighted by 1/p"
     assert loss_unit(run) == "nats per token"
 

@@ -1,4 +1,5 @@
 """The report of a sweep, over axes of every kind."""
+
 import copy
 import re
 
@@ -27,7 +28,11 @@ def sweep(tmp_path, run_folder, base_config):
                         node = node[part]
                     node[last] = value
                 failed = name in failing and seed == seeds[-1]
-                metrics = {BOUND: bound + 0.01 * seed, "likelihood/bound_low": bound, "samples/flowlm/calls": 20.0 + seed}
+                metrics = {
+                    BOUND: bound + 0.01 * seed,
+                    "likelihood/bound_low": bound,
+                    "samples/flowlm/calls": 20.0 + seed,
+                }
                 folders.append(run_folder(tmp_path / f"{name},seed={seed}", "failed" if failed else "ok", steps=140, config=config, metrics=metrics,
                                           evaluated=not failed, error="loss=nan <b>at step</b> 70" if failed else None))  # fmt: skip
         return sweeps.collect(folders)
@@ -35,15 +40,28 @@ def sweep(tmp_path, run_folder, base_config):
     return make
 
 
-LR = {"a": ({"optimization.lr": 0.001}, 5.0), "b": ({"optimization.lr": 0.01}, 4.6), "c": ({"optimization.lr": 0.1}, 5.2)}
-MATRIX = {f"{m}": ({"corruption.mask_ratio": m, "corruption.corruption_rate": c}, b) for m, c, b in ((0.8, 0.0, 4.9), (0.5, 0.2, 5.0), (0.3, 0.4, 5.3), (0.0, 0.8, 6.0))}
-GRID = {f"{m}{c}": ({"corruption.mask_ratio": m, "corruption.corruption_rate": c}, 5 + m * c) for m in (0.3, 0.5, 0.7) for c in (0.0, 0.1, 0.2)}
+LR = {
+    "a": ({"optimization.lr": 0.001}, 5.0),
+    "b": ({"optimization.lr": 0.01}, 4.6),
+    "c": ({"optimization.lr": 0.1}, 5.2),
+}
+MATRIX = {
+    f"{m}": ({"corruption.mask_ratio": m, "corruption.corruption_rate": c}, b)
+    for m, c, b in ((0.8, 0.0, 4.9), (0.5, 0.2, 5.0), (0.3, 0.4, 5.3), (0.0, 0.8, 6.0))
+}
+GRID = {
+    f"{m}{c}": ({"corruption.mask_ratio": m, "corruption.corruption_rate": c}, 5 + m * c)
+    for m in (0.3, 0.5, 0.7)
+    for c in (0.0, 0.1, 0.2)
+}
 
 
 def test_one_numeric_axis(sweep, tmp_path):
     table = sweep(LR)
     text = write_sweep_report(tmp_path, table).read_text()
-    assert "lr=0.01 gives the lowest bound, 4.6150 ± 0.0050 nats per token; lr=0.001 follows with 5.0150 ± 0.0050." in text
+    assert (
+        "lr=0.01 gives the lowest bound, 4.6150 ± 0.0050 nats per token; lr=0.001 follows with 5.0150 ± 0.0050." in text
+    )
     grid = grid_of(table)
     assert grid.numeric and grid.log and not grid.is_heat_map
     assert "<b>4.6150 ± 0.0050</b>" in text and "<b>5.0150" not in text
@@ -69,13 +87,19 @@ def test_crossed_axes_become_a_map(sweep, tmp_path):
 
 
 def test_two_short_axes_become_lines(sweep):
-    points = {f"{m}{c}": ({"corruption.mask_ratio": m, "corruption.corruption_rate": c}, 5 + m) for m in (0.3, 0.5, 0.7) for c in (0.0, 0.1)}
+    points = {
+        f"{m}{c}": ({"corruption.mask_ratio": m, "corruption.corruption_rate": c}, 5 + m)
+        for m in (0.3, 0.5, 0.7)
+        for c in (0.0, 0.1)
+    }
     grid = grid_of(sweep(points, seeds=(1,)))
     assert not grid.is_heat_map and len(grid.columns) == 3 and len(grid.lines) == 2
 
 
 def test_ranges_are_names(sweep):
-    grid = grid_of(sweep({"a": ({"corruption.mask_ratio": [0.0, 0.9]}, 5.0), "b": ({"corruption.mask_ratio": 0.5}, 4.0)}))
+    grid = grid_of(
+        sweep({"a": ({"corruption.mask_ratio": [0.0, 0.9]}, 5.0), "b": ({"corruption.mask_ratio": 0.5}, 4.0)})
+    )
     assert not grid.numeric and len(grid.columns) == 2
 
 
@@ -97,7 +121,9 @@ def test_it_stands_alone(sweep, tmp_path):
 
 
 def test_within_two_standard_errors_is_said(sweep):
-    assert "within two standard errors" in verdict(sweep({"a": ({"optimization.lr": 0.1}, 5.0), "b": ({"optimization.lr": 0.2}, 5.001)}))
+    assert "within two standard errors" in verdict(
+        sweep({"a": ({"optimization.lr": 0.1}, 5.0), "b": ({"optimization.lr": 0.2}, 5.001)})
+    )
 
 
 def test_metrics_worth_a_plot(sweep):

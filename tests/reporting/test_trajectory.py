@@ -1,4 +1,5 @@
 """Quality and diversity over the phases of a policy, and what is said of dynamics that are gone or torn."""
+
 import json
 import math
 import re
@@ -29,8 +30,16 @@ def rewritten(folder, **changes):
 
 def test_phases_lie_one_after_the_other(two_phases):
     first, last = trajectory(read(two_phases[1]))
-    assert (first.name, first.begins, first.ends) == ("SFT", 0, 100) and (last.name, last.begins, last.ends) == ("GRPO", 100, 200)
-    assert [m.step for m in first.curves["pass@1"]] == [0, 50, 100] and [m.step for m in last.curves["pass@1"]] == [100, 150, 200]
+    assert (first.name, first.begins, first.ends) == ("SFT", 0, 100) and (last.name, last.begins, last.ends) == (
+        "GRPO",
+        100,
+        200,
+    )
+    assert [m.step for m in first.curves["pass@1"]] == [0, 50, 100] and [m.step for m in last.curves["pass@1"]] == [
+        100,
+        150,
+        200,
+    ]
     assert last.curves["pass@1"][0].value == 0.54
     assert "self_bleu_right" not in last.curves
 
@@ -39,7 +48,9 @@ def test_three_phases(tmp_path, policy_folder):
     policy_folder(tmp_path / "a", "sft")
     policy_folder(tmp_path / "b", "polychromic", init_from="a", steps=70, points={0: (0.5, 9.0), 70: (0.6, 12.0)})
     found = trajectory(read(policy_folder(tmp_path / "c", init_from="b")))
-    assert [phase.name for phase in found] == ["SFT", "polychromic SFT", "GRPO"] and [phase.begins for phase in found] == [0, 100, 170]
+    assert [phase.name for phase in found] == ["SFT", "polychromic SFT", "GRPO"] and [
+        phase.begins for phase in found
+    ] == [0, 100, 170]
 
 
 def test_a_phase_that_was_not_measured_takes_its_place(two_phases):
@@ -54,8 +65,18 @@ def test_the_plane_and_the_panels(two_phases):
     phases = trajectory(read(two_phases[1]))
     across, up = plane_of(phases)
     assert (across, up) == ("distinct_right@32", "pass@1")
-    assert [(d.value, q.value) for d, q in path_in_plane(phases[1], across, up)] == [(15.0, 0.54), (6.0, 0.7), (2.3, 0.84)]
-    assert [panel.title for panel in panels(phases)] == ["Right answers, pass@k", "Different right answers among 32", "Self-BLEU", "Distinct-2", "Entropy"]
+    assert [(d.value, q.value) for d, q in path_in_plane(phases[1], across, up)] == [
+        (15.0, 0.54),
+        (6.0, 0.7),
+        (2.3, 0.84),
+    ]
+    assert [panel.title for panel in panels(phases)] == [
+        "Right answers, pass@k",
+        "Different right answers among 32",
+        "Self-BLEU",
+        "Distinct-2",
+        "Entropy",
+    ]
     assert panels(phases)[0].metrics == ["pass@1", "pass@8", "pass@32"] and panels(phases)[0].factor == 100
     assert story(phases) == ("SFT went from 0 to 55 % right at the first try and from 0.0 to 15.7 different right answers among 32; GRPO went from 54 to 84 % "
                              "right at the first try and from 15.0 to 2.3 different right answers among 32.")  # fmt: skip
@@ -78,18 +99,28 @@ def test_few_prompts_have_no_band_and_a_warning(two_phases):
             band["n"] = 2
     rewritten(two_phases[1], points=data["points"], prompts=["1=", "2="])
     phases = trajectory(read(two_phases[1]))
-    assert all(math.isnan(m.low) for m in phases[1].curves["pass@1"]) and not math.isnan(phases[0].curves["pass@1"][0].low)
+    assert all(math.isnan(m.low) for m in phases[1].curves["pass@1"]) and not math.isnan(
+        phases[0].curves["pass@1"][0].low
+    )
     assert "Only 2 prompts" in note(phases) and "asked other prompts" in note(phases)
 
 
 def test_the_same_prompts_need_no_warning(two_phases):
-    assert note(trajectory(read(two_phases[1]))) == (
-        "32 answers to each of 28 prompts that were trained on, drawn alike at every measurement. "
+    assert (
+        note(trajectory(read(two_phases[1])))
+        == "32 answers to each of 28 prompts that were trained on, drawn alike at every measurement. "
         "Shades are 95 % intervals over prompts."
     )
 
 
-@pytest.mark.parametrize("content, problem", [('{"points": ', "not valid JSON|cannot be read|dynamics.json"), ("[1, 2]", "no list of points"), ('{"points": 3}', "no list of points")])
+@pytest.mark.parametrize(
+    "content, problem",
+    [
+        ('{"points": ', "not valid JSON|cannot be read|dynamics.json"),
+        ("[1, 2]", "no list of points"),
+        ('{"points": 3}', "no list of points"),
+    ],
+)
 def test_torn_dynamics_are_a_problem_and_no_crash(two_phases, content, problem):
     (two_phases[1] / "dynamics.json").write_text(content)
     run = read(two_phases[1])
@@ -98,7 +129,15 @@ def test_torn_dynamics_are_a_problem_and_no_crash(two_phases, content, problem):
     assert "dynamics.json" in write_report(two_phases[1]).read_text()
 
 
-@pytest.mark.parametrize("points", [[3, None, {"step": 1}], [{"step": "x", "metrics": {}}], [{"step": 0, "metrics": {"pass@1": 0.5}}], [{"step": 0, "metrics": {"pass@1": {"value": None}}}]])
+@pytest.mark.parametrize(
+    "points",
+    [
+        [3, None, {"step": 1}],
+        [{"step": "x", "metrics": {}}],
+        [{"step": 0, "metrics": {"pass@1": 0.5}}],
+        [{"step": 0, "metrics": {"pass@1": {"value": None}}}],
+    ],
+)
 def test_points_of_another_shape_are_left_out(two_phases, points):
     rewritten(two_phases[1], points=points)
     assert moments({"points": points}) == {}
@@ -136,13 +175,23 @@ def test_runs_that_were_moved_together_find_each_other(two_phases, tmp_path):
     moved = tmp_path / "elsewhere"
     shutil.copytree(tmp_path / "outputs", moved / "outputs")
     shutil.rmtree(tmp_path / "outputs")
-    found = begun_from({"init_from": "outputs/sft/a", "cwd": str(tmp_path / "outputs" / "grpo")}, moved / "outputs" / "grpo" / "b")
+    found = begun_from(
+        {"init_from": "outputs/sft/a", "cwd": str(tmp_path / "outputs" / "grpo")}, moved / "outputs" / "grpo" / "b"
+    )
     assert found == moved.resolve() / "outputs" / "sft" / "a"
     assert begun_from({}, moved) is None
 
 
 def test_heads_and_labels_of_a_chart():
-    line = Series([(0, 0), (50, 50), (100, 100)], arrow=True, label="<b>", anchor="end", rise=-1, errors=[1, 1, 1], widths=[1, None, None])
+    line = Series(
+        [(0, 0), (50, 50), (100, 100)],
+        arrow=True,
+        label="<b>",
+        anchor="end",
+        rise=-1,
+        errors=[1, 1, 1],
+        widths=[1, None, None],
+    )
     text = line_chart([line], Axis(0, 100), Axis(0, 100), "x")
     assert text.count("fill:var(--c0);stroke:none") == 2  # one half way, one at the end
     assert "&lt;b&gt;" in text and 'text-anchor="end"' in text

@@ -1,4 +1,5 @@
 """A sweep of policies: short names, first phases beside what came of them, trajectories over each other."""
+
 import math
 import shutil
 
@@ -23,7 +24,13 @@ def sweep(tmp_path, policy_folder):
         folders = []
         for i, init in enumerate(inits):
             for seed in seeds:
-                phase = policy_folder(tmp_path / "outputs" / init / f"phase_{seed}", init, seed=seed, good=0.4 + 0.1 * i + 0.03 * seed, wide=10.0 + i)
+                phase = policy_folder(
+                    tmp_path / "outputs" / init / f"phase_{seed}",
+                    init,
+                    seed=seed,
+                    good=0.4 + 0.1 * i + 0.03 * seed,
+                    wide=10.0 + i,
+                )
                 for j, advantage in enumerate(advantages):
                     folders.append(policy_folder(tmp_path / "multirun" / f"{init},{advantage},{seed}", seed=seed, init_from=phase, init=INITS[init], advantage=advantage,
                                                  good=0.7 + 0.05 * j + 0.01 * seed, wide=3.0 + 2 * j + i))  # fmt: skip
@@ -34,10 +41,14 @@ def sweep(tmp_path, policy_folder):
 
 def test_axes_get_short_names(sweep):
     raw = sweep()
-    assert all("max_steps" in str(row.settings["init_from"]) or row.settings["init_from"] == "polychromic" for row in raw.rows)
+    assert all(
+        "max_steps" in str(row.settings["init_from"]) or row.settings["init_from"] == "polychromic" for row in raw.rows
+    )
     table = named(raw)
     assert table.axes == ["init_from", "method.advantage"] and list(table.labels.values()) == ["init_from", "advantage"]
-    assert [tuple(row.settings.values()) for row in table.rows] == [(i, a) for i in ("polychromic", "sft") for a in ("group", "max", "polychromic")]
+    assert [tuple(row.settings.values()) for row in table.rows] == [
+        (i, a) for i in ("polychromic", "sft") for a in ("group", "max", "polychromic")
+    ]
     assert "method.advantage.objective" in table.collapsed["method.advantage"]
     assert label_of(table.rows[0], table) == "polychromic → group"
     assert all(table.settings[folder] == row.settings for row in table.rows for folder in row.points)
@@ -45,9 +56,19 @@ def test_axes_get_short_names(sweep):
 
 
 def test_names_that_would_not_tell_apart_stay(tmp_path, policy_folder):
-    folders = [policy_folder(tmp_path / f"r{steps}", init_from=policy_folder(tmp_path / f"p{steps}", "sft"), init=f"sft trainer.max_steps={steps}") for steps in (100, 200)]
+    folders = [
+        policy_folder(
+            tmp_path / f"r{steps}",
+            init_from=policy_folder(tmp_path / f"p{steps}", "sft"),
+            init=f"sft trainer.max_steps={steps}",
+        )
+        for steps in (100, 200)
+    ]
     table = named(sweeps.collect(folders))
-    assert [row.settings["init_from"] for row in table.rows] == ["sft trainer.max_steps=100", "sft trainer.max_steps=200"]
+    assert [row.settings["init_from"] for row in table.rows] == [
+        "sft trainer.max_steps=100",
+        "sft trainer.max_steps=200",
+    ]
 
 
 def test_a_choice_that_some_runs_do_not_name_stays(sweep):
@@ -62,7 +83,17 @@ def test_first_phases_are_lines_of_their_own(sweep):
     assert [(line.first, line.then, line.row.n) for line in found] == [
         ("polychromic", "", 2), ("polychromic", "group", 2), ("polychromic", "max", 2), ("polychromic", "polychromic", 2),
         ("sft", "", 2), ("sft", "group", 2), ("sft", "max", 2), ("sft", "polychromic", 2)]  # fmt: skip
-    assert two_phase.head(found) == ["first phase", "then", "seeds", "pass@1, %", "pass@8, %", "pass@32, %", "different right of 32", "hidden preference, %", "entropy, nats"]
+    assert two_phase.head(found) == [
+        "first phase",
+        "then",
+        "seeds",
+        "pass@1, %",
+        "pass@8, %",
+        "pass@32, %",
+        "different right of 32",
+        "hidden preference, %",
+        "entropy, nats",
+    ]
     cells = [two_phase.cells(line, two_phase.columns(found)) for line in found]
     assert cells[4][:4] == ["sft", "-", "2", "44.5 ± 1.5"] and cells[5][:4] == ["sft", "group", "2", "71.50 ± 0.50"]
     assert cells[0][6] == "11 ± 0"
@@ -72,26 +103,44 @@ def test_first_phases_are_lines_of_their_own(sweep):
 
 def test_one_seed_has_no_error_and_a_shared_phase_counts_once(sweep):
     found = two_phase.lines(named(sweep(inits=("sft",), advantages=("group", "max"), seeds=(1,))))
-    assert [line.row.n for line in found] == [1, 1, 1] and two_phase.cells(found[0], two_phase.columns(found))[3] == "43"
+    assert [line.row.n for line in found] == [1, 1, 1] and two_phase.cells(found[0], two_phase.columns(found))[
+        3
+    ] == "43"
 
 
 def test_markdown_and_page(sweep, tmp_path):
     table = sweep()
     text = as_markdown(table)
-    assert text.startswith("## Quality and diversity\n\n| first phase | then | seeds | pass@1, % |") and "| sft | - | 2 | 44.5 ± 1.5 |" in text
+    assert (
+        text.startswith("## Quality and diversity\n\n| first phase | then | seeds | pass@1, % |")
+        and "| sft | - | 2 | 44.5 ± 1.5 |" in text
+    )
     assert "## Differences, seed by seed" in text and "(sft → group) − (sft → max)" in text
     page = write_sweep_report(tmp_path / "multirun", table).read_text()
-    assert "<summary>All numbers</summary>" in page and "sft → polychromic" in page and "0: the last phase begins" in page
+    assert (
+        "<summary>All numbers</summary>" in page and "sft → polychromic" in page and "0: the last phase begins" in page
+    )
     assert (tmp_path / "multirun" / "figures" / "dynamics.png").is_file()
     assert page.count("<svg") == page.count("</svg>")
 
 
 def test_pass_at_one_decides(sweep):
     table = named(sweep())
-    assert worth_plotting(table)[:2] == ["passk/pass@1", "passk/distinct_right@32"] and "passk/self_bleu" not in worth_plotting(table)
+    assert worth_plotting(table)[:2] == [
+        "passk/pass@1",
+        "passk/distinct_right@32",
+    ] and "passk/self_bleu" not in worth_plotting(table)
     assert "gives the highest pass@1" in verdict(table)
-    assert better("passk/pass@8") is False and better("passk/held_out_pass@1") is False and better("passk/entropy") is None and better("passk/distinct_right@32") is False
-    assert metric_words("passk/held_out_pass@1") == "held out: pass@1" and metric_words("passk/distinct_right@32") == "different right answers among 32"
+    assert (
+        better("passk/pass@8") is False
+        and better("passk/held_out_pass@1") is False
+        and better("passk/entropy") is None
+        and better("passk/distinct_right@32") is False
+    )
+    assert (
+        metric_words("passk/held_out_pass@1") == "held out: pass@1"
+        and metric_words("passk/distinct_right@32") == "different right answers among 32"
+    )
 
 
 def test_the_surrogate_is_no_loss_to_compare(sweep):
@@ -104,7 +153,12 @@ def test_tracks_are_means_over_seeds_that_meet_at_zero(sweep):
     first, last = two_phase_page.track(found[1])
     assert (first.begins, first.ends, last.begins, last.ends) == (-100, 0, 0, 100)
     moment = last.curves["pass@1"][-1]
-    assert (moment.step, moment.value, moment.low, moment.high) == (100, pytest.approx(0.715), pytest.approx(0.71), pytest.approx(0.72))
+    assert (moment.step, moment.value, moment.low, moment.high) == (
+        100,
+        pytest.approx(0.715),
+        pytest.approx(0.71),
+        pytest.approx(0.72),
+    )
     assert len(two_phase_page.stretches(found)) == 3  # the first phase once, and two settings
 
 
@@ -141,22 +195,36 @@ def test_a_first_phase_that_is_gone_is_left_out(sweep, tmp_path):
 
 
 def test_policies_without_a_first_phase(tmp_path, policy_folder):
-    folders = [policy_folder(tmp_path / f"{kind}{seed}", kind, seed=seed) for kind in ("sft", "polychromic") for seed in (1, 2)]
+    folders = [
+        policy_folder(tmp_path / f"{kind}{seed}", kind, seed=seed) for kind in ("sft", "polychromic") for seed in (1, 2)
+    ]
     found = two_phase.lines(named(sweeps.collect(folders)))
     assert [(line.first, line.row.n) for line in found] == [("", 2), ("", 2)] and all(line.then for line in found)
     assert "0: the last phase begins" not in render(tmp_path, sweeps.collect(folders))
-    assert all(math.isfinite(moment.value) for line in found for phase in two_phase_page.track(line) for moment in phase.curves["pass@1"])
+    assert all(
+        math.isfinite(moment.value)
+        for line in found
+        for phase in two_phase_page.track(line)
+        for moment in phase.curves["pass@1"]
+    )
 
 
 def test_other_sweeps_have_none_of_this(tmp_path, run_folder):
     table = sweeps.collect([run_folder(tmp_path / "a")])
-    assert two_phase_page.section(table) is None and two_phase.as_markdown(table) == "" and two_phase_figures.figure(table) is None
+    assert (
+        two_phase_page.section(table) is None
+        and two_phase.as_markdown(table) == ""
+        and two_phase_figures.figure(table) is None
+    )
     assert named(table).axes == table.axes
 
 
 def test_hostile_names_are_text(tmp_path, policy_folder):
     hostile = "<b>$x^{"
-    folders = [policy_folder(tmp_path / f"r{i}", advantage=advantage, init_from=policy_folder(tmp_path / "p", "sft")) for i, advantage in enumerate((hostile, "max"))]
+    folders = [
+        policy_folder(tmp_path / f"r{i}", advantage=advantage, init_from=policy_folder(tmp_path / "p", "sft"))
+        for i, advantage in enumerate((hostile, "max"))
+    ]
     page = write_sweep_report(tmp_path / "multirun", sweeps.collect(folders)).read_text()
     assert "<b>$" not in page and "&lt;b&gt;$x^{" in page
     alone = two_phase_figures.figure(named(sweeps.collect([policy_folder(tmp_path / hostile, advantage=hostile)])))
@@ -169,5 +237,7 @@ def test_dynamics_that_are_gone_leave_the_table(sweep):
     table = named(sweep(inits=("sft",), advantages=("group", "max")))
     for point in table.points:
         (point.folder / "dynamics.json").write_text("{")
-    assert two_phase_page.stretches(two_phase.lines(table)) == [] and "different right of 32" in "".join(map(str, two_phase_page.section(table)))
+    assert two_phase_page.stretches(two_phase.lines(table)) == [] and "different right of 32" in "".join(
+        map(str, two_phase_page.section(table))
+    )
     assert two_phase_figures.figure(table) is not None

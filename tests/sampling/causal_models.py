@@ -1,4 +1,5 @@
 """A causal model whose law is a table, for the tests of the autoregressive sampler."""
+
 from __future__ import annotations
 
 import itertools
@@ -52,7 +53,9 @@ class TableReader:
         self.text_BL = torch.cat((self.text_BL, tokens_BL), 1)
         u, v = self.text_BL[:, -2], self.text_BL[:, -1]
         confidence_B = self.table.confidence_uv[u, v]
-        return Outlook(self.table.logits_uvV[u, v], *([confidence_B, (confidence_B - 2) / 0.7] if self.predicts_loss else []))
+        return Outlook(
+            self.table.logits_uvV[u, v], *([confidence_B, (confidence_B - 2) / 0.7] if self.predicts_loss else [])
+        )
 
     def keep(self, rows):
         self.text_BL = self.text_BL[rows]

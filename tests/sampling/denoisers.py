@@ -1,4 +1,5 @@
 """What the tests of sampling share: a vocabulary, denoisers, states of a step, and the named decoders."""
+
 from __future__ import annotations
 
 import functools
@@ -33,8 +34,15 @@ def transformer(corruption="gidd", timed=True):
     cfg = COMPOSER.compose([f"corruption={corruption}"]).cfg
     model = Transformer(VOCAB.size, dim=16, layers=1, heads=2, max_length=40, time_conditioning=timed, seed=0)
     corruption, optimization = build(cfg.corruption, "corruption"), build(cfg.optimization, "optimization")
-    flowlm = build(cfg.method, "method", model=model, corruption=corruption.bind(VOCAB), vocab=VOCAB,
-                   optimization=optimization, seed=0)
+    flowlm = build(
+        cfg.method,
+        "method",
+        model=model,
+        corruption=corruption.bind(VOCAB),
+        vocab=VOCAB,
+        optimization=optimization,
+        seed=0,
+    )
     assert isinstance(flowlm, FlowLM)
     generator = torch.Generator().manual_seed(0)
     with torch.no_grad():
@@ -73,9 +81,20 @@ def state(z, left=1, total=1, **changes):
     many = torch.ones(len(z_BG), dtype=torch.int64)
     blank = torch.zeros(z_BG.shape, dtype=torch.float64)
     values = {
-        "vocab": VOCAB, "process": None, "z_BG": z_BG, "inside_BG": torch.ones_like(z_BG) > 0, "mask_BG": z_BG == M,
-        "left_B": left * many, "total_B": total * many, "masks_at_start_B": (z_BG == M).sum(1), "idle_B": 0 * many,
-        "confidence_BG": blank, "t_B": many.double(), "draw_BG": blank, "coin_BG": blank}
+        "vocab": VOCAB,
+        "process": None,
+        "z_BG": z_BG,
+        "inside_BG": torch.ones_like(z_BG) > 0,
+        "mask_BG": z_BG == M,
+        "left_B": left * many,
+        "total_B": total * many,
+        "masks_at_start_B": (z_BG == M).sum(1),
+        "idle_B": 0 * many,
+        "confidence_BG": blank,
+        "t_B": many.double(),
+        "draw_BG": blank,
+        "coin_BG": blank,
+    }
     return State(**(values | changes))
 
 

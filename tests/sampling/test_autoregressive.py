@@ -1,4 +1,7 @@
-"""Writing from left to right: the laws of the choosers, batches of unequal texts, ends, the trace, and what cannot be done."""
+"""Writing from left to right: the laws of the choosers, batches of unequal texts, ends, the trace, and what cannot be
+done.
+"""
+
 from __future__ import annotations
 
 import math
@@ -73,7 +76,9 @@ def test_choosers_draw_from_the_law_they_state(temperature, seed):
         (EntropyTemperature(0.3, temperature + 0.3, 0.5), 0.3 + temperature * math.exp(-0.5 / entropy), every),
     ]
     for chooser, used, allowed in cases:
-        assert torch.allclose(frequencies(chooser, logits_V), brute_force(logits_V, used, allowed).float(), atol=1e-4), chooser
+        assert torch.allclose(
+            frequencies(chooser, logits_V), brute_force(logits_V, used, allowed).float(), atol=1e-4
+        ), chooser
 
 
 def test_edt_is_the_entropy_temperature_from_zero():
@@ -83,8 +88,18 @@ def test_edt_is_the_entropy_temperature_from_zero():
     assert torch.allclose(limits, torch.tensor([0.2, 0.9]))
 
 
-@pytest.mark.parametrize("chooser", [
-    Temperature(0.0), Temperature(0.0, 0.5), MinP(0.1, 0.0), MinP(1.0, 1.0), EntropyTemperature(0, 0), Temperature(1, 1e-9)], ids=repr)
+@pytest.mark.parametrize(
+    "chooser",
+    [
+        Temperature(0.0),
+        Temperature(0.0, 0.5),
+        MinP(0.1, 0.0),
+        MinP(1.0, 1.0),
+        EntropyTemperature(0, 0),
+        Temperature(1, 1e-9),
+    ],
+    ids=repr,
+)
 def test_the_cold_limit_is_the_likeliest_token_whatever_is_drawn(chooser):
     logits_nV = torch.randn(50, 9, generator=torch.Generator().manual_seed(1), dtype=torch.float64)
     for u in (0.0, 0.5, 1 - 1e-16):
@@ -178,7 +193,9 @@ def test_prompts_stay_and_what_follows_is_real():
     assert torch.isin(trace.tokens_BL[trace.generated_BL], torch.tensor(REAL)).all()
     for b, prompt in enumerate(PROMPTS):
         for tokens in (trace.tokens_BL[b], *trace.history[:, b]):
-            assert tokens[: len(prompt)].tolist() == prompt and tokens[len(prompt) + 4 :].tolist() == [SMALL.pad] * (5 - len(prompt))
+            assert tokens[: len(prompt)].tolist() == prompt and tokens[len(prompt) + 4 :].tolist() == [SMALL.pad] * (
+                5 - len(prompt)
+            )
         assert trace.generated_BL[b].nonzero().flatten().tolist() == list(range(len(prompt), len(prompt) + 4))
 
 
@@ -201,7 +218,11 @@ def test_a_text_without_a_prompt_begins_behind_the_separator():
 
 def test_a_seed_gives_the_same_texts_and_another_seed_other_ones():
     def sample(seed, first_row=0):
-        return Autoregressive(Temperature(2.0)).sample(Table(), count=4, length=12, seed=seed, first_row=first_row).tokens_BL
+        return (
+            Autoregressive(Temperature(2.0))
+            .sample(Table(), count=4, length=12, seed=seed, first_row=first_row)
+            .tokens_BL
+        )
 
     torch.manual_seed(5)
     tokens = sample(1)
@@ -228,7 +249,10 @@ def test_the_history_gives_one_token_a_step_with_its_probability():
             expected = [1.0] * len(prompt) + sure + [0.0] * (4 - step) + [1.0] * (5 - len(prompt))
             assert trace.confidence[step, b].tolist() == pytest.approx(expected)
     filled = (trace.kinds == Kind.FILLED).sum(0)
-    assert torch.equal(filled, trace.generated_BL.long()) and set(trace.kinds.unique().tolist()) == {Kind.KEPT, Kind.FILLED}
+    assert torch.equal(filled, trace.generated_BL.long()) and set(trace.kinds.unique().tolist()) == {
+        Kind.KEPT,
+        Kind.FILLED,
+    }
 
 
 def test_no_tokens_mean_no_calls():
@@ -266,21 +290,27 @@ class Quitting(Chooser):
 def test_a_chooser_may_end_a_text_before_a_token():
     chooser, model = Quitting(), Table(sure=0.3)
     read = model.reader
+
     def reader():
         found = read()
         inner = found.read
+
         def noting(tokens_BL):
             outlook = inner(tokens_BL)
             chooser.last = found.text_BL[:, -1]
             return outlook
+
         found.read = noting
         return found
+
     model.reader = reader
     trace = Autoregressive(chooser).sample(model, [[1]] * 12 + [[2]], length=5, seed=1, record=True)
     for b in range(13):
         row = trace.tokens_BL[b].tolist()
         end = row.index(2) + 1 if 2 in row else 6
-        assert trace.generated_BL[b].tolist() == [0 < i < end for i in range(6)] and row[end:] == [SMALL.pad] * (6 - end)
+        assert trace.generated_BL[b].tolist() == [0 < i < end for i in range(6)] and row[end:] == [SMALL.pad] * (
+            6 - end
+        )
         assert trace.calls_B[b] == min(end, 5)  # the look that ended it counts
         assert trace.history[0, b].tolist() == [row[0]] + [SMALL.mask] * (end - 1) + [SMALL.pad] * (6 - end)
     assert trace.calls_B[12] == 1 and not trace.generated_BL[12].any()
@@ -293,12 +323,19 @@ class Needy(Temperature):
     needs_confidence = True
 
 
-@pytest.mark.parametrize(("arguments", "message"), [
-    ({"count": 0}, "count=0 must be the number of prompts"),
-    ({"prompts": [[1], [2]], "count": 3}, r"count=3 must be the number of prompts \(2\)"),
-    ({"length": -1}, "length=-1 must be at least 0"),
-    ({"prompts": [[1, 7]]}, r"prompts=... must hold token ids in \[0, 7\)"),
-    ({"prompts": [[1] * 5], "length": 8}, "length=8 after a prompt of 5 tokens exceeds the model's max_length=12: length can be at most 7$")])
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ({"count": 0}, "count=0 must be the number of prompts"),
+        ({"prompts": [[1], [2]], "count": 3}, r"count=3 must be the number of prompts \(2\)"),
+        ({"length": -1}, "length=-1 must be at least 0"),
+        ({"prompts": [[1, 7]]}, r"prompts=... must hold token ids in \[0, 7\)"),
+        (
+            {"prompts": [[1] * 5], "length": 8},
+            "length=8 after a prompt of 5 tokens exceeds the model's max_length=12: length can be at most 7$",
+        ),
+    ],
+)
 def test_impossible_requests_are_named(arguments, message):
     with pytest.raises(ValueError, match=f"^{message}"):
         Autoregressive(Temperature()).sample(Table(), **{"length": 4, **arguments})
@@ -309,19 +346,30 @@ def test_the_longest_text_that_fits_is_written():
 
 
 def test_models_and_samplers_that_do_not_fit_say_what_does():
-    with pytest.raises(ValueError, match="^sampler=Autoregressive .* FlowLM is no model of the next token; sampler=llada"):
+    with pytest.raises(
+        ValueError, match="^sampler=Autoregressive .* FlowLM is no model of the next token; sampler=llada"
+    ):
         Autoregressive(Temperature()).sample(transformer(), length=4)
     with pytest.raises(ValueError, match="^sampler=Sampler .* Table is no denoiser; sampler=gpt"):
         named("llada").sample(Table(), length=4)
-    with pytest.raises(ValueError, match="^sampler.chooser=Needy needs a predicted future loss, which Table does not give; sampler=gpt"):
+    with pytest.raises(
+        ValueError, match="^sampler.chooser=Needy needs a predicted future loss, which Table does not give; sampler=gpt"
+    ):
         Autoregressive(Needy()).sample(Table(), length=4)
     assert Autoregressive(Needy()).sample(Table(predicts_loss=True), length=4).tokens_BL.shape == (1, 4)
 
 
-@pytest.mark.parametrize(("build", "message"), [
-    (lambda: Temperature(-0.1), "temperature=-0.1 must be at least 0"), (lambda: Temperature(1, 0), r"top_p=0 must lie in \(0, 1\]"),
-    (lambda: MinP(1.1), r"min_p=1.1 must lie in \[0, 1\]"), (lambda: MinP(0.1, -1), "temperature=-1 must be at least 0"),
-    (lambda: EntropyTemperature(2, 1), "low=2 must lie between 0 and high=1"), (lambda: EntropyTemperature(scale=-1), "scale=-1 must be at least 0")])
+@pytest.mark.parametrize(
+    ("build", "message"),
+    [
+        (lambda: Temperature(-0.1), "temperature=-0.1 must be at least 0"),
+        (lambda: Temperature(1, 0), r"top_p=0 must lie in \(0, 1\]"),
+        (lambda: MinP(1.1), r"min_p=1.1 must lie in \[0, 1\]"),
+        (lambda: MinP(0.1, -1), "temperature=-1 must be at least 0"),
+        (lambda: EntropyTemperature(2, 1), "low=2 must lie between 0 and high=1"),
+        (lambda: EntropyTemperature(scale=-1), "scale=-1 must be at least 0"),
+    ],
+)
 def test_choosers_refuse_what_they_cannot_mean(build, message):
     with pytest.raises(ValueError, match=f"^{message}"):
         build()
@@ -338,9 +386,13 @@ def test_the_files_build_and_work(name):
     assert sampler.name.startswith("Autoregressive ") and len(trace.history) >= 1
 
 
-@pytest.mark.parametrize(("override", "message"), [
-    ("sampler.chooser.temperature=-1", "sampler.chooser.temperature=-1 must be at least 0"),
-    ("++sampler.chooser.top=1", "has no parameter 'top'")])
+@pytest.mark.parametrize(
+    ("override", "message"),
+    [
+        ("sampler.chooser.temperature=-1", "sampler.chooser.temperature=-1 must be at least 0"),
+        ("++sampler.chooser.top=1", "has no parameter 'top'"),
+    ],
+)
 def test_the_check_before_a_run_knows_the_choosers(override, message):
     node = COMPOSER.compose_point(["sampler=gpt", override]).cfg.sampler
     found = [problem.message for path, part in nodes(plain(node), "sampler") for problem in check_node(path, part)]

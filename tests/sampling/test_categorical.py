@@ -1,4 +1,5 @@
 """Drawing by inversion: against a running sum in float64, at its edges, and its law."""
+
 from __future__ import annotations
 
 import pytest
@@ -38,9 +39,13 @@ def test_inverts_the_distribution_function(vocabulary):
     assert torch.equal(draw(logits, u), plain_search(logits, u))
 
 
-@pytest.mark.parametrize("vocabulary, rows, near", [(5, 400, 2e-7), (64, 400, 2e-7), (5000, 300, 3e-8), (50000, 60, 3e-8)])
+@pytest.mark.parametrize(
+    "vocabulary, rows, near", [(5, 400, 2e-7), (64, 400, 2e-7), (5000, 300, 3e-8), (50000, 60, 3e-8)]
+)
 def test_float32_logits_of_a_large_vocabulary_have_sharp_steps(vocabulary, rows, near):
-    """The running sum is one of float64 over the blocks: numbers just below and above a step give the tokens on its two sides."""
+    """The running sum is one of float64 over the blocks: numbers just below and above a step give the tokens on its two
+    sides.
+    """
     logits = logits_of(rows, vocabulary, dtype=torch.float32, ruled_out=0.0, sharpness=1.0)
     upto = (logits - logits.amax(-1, keepdim=True)).exp().double().cumsum(-1)
     token = torch.randint(vocabulary - 1, (rows,), generator=torch.Generator().manual_seed(3))
@@ -67,7 +72,13 @@ def test_a_token_of_probability_zero_is_never_drawn(dtype):
     logits[::2, -100:] = -1e4  # whose exponential is 0 too
     logits[::2, 0] = 0.0
     weights = (logits - logits.amax(-1, keepdim=True)).exp()
-    for u in (torch.zeros(2000), torch.full((2000,), LAST), uniform(2000), 1 - uniform(2000) * 2**-20, uniform(2000) * 1e-30):
+    for u in (
+        torch.zeros(2000),
+        torch.full((2000,), LAST),
+        uniform(2000),
+        1 - uniform(2000) * 2**-20,
+        uniform(2000) * 1e-30,
+    ):
         assert bool((weights.gather(1, draw(logits, u.clamp_max(LAST)).unsqueeze(1)) > 0).all())
 
 
@@ -96,7 +107,10 @@ def test_follows_the_law(vocabulary, dtype):
     expected = count * logits[0].double().softmax(-1)
     assert int(seen[expected == 0].sum()) == 0
     possible = expected > 0
-    assert stats.chisquare(seen[possible].numpy(), expected[possible].numpy() * count / float(expected.sum())).pvalue > 1e-3
+    assert (
+        stats.chisquare(seen[possible].numpy(), expected[possible].numpy() * count / float(expected.sum())).pvalue
+        > 1e-3
+    )
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])

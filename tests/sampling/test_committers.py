@@ -1,4 +1,5 @@
 """How much each committer writes and masks again, from scores written by hand."""
+
 from __future__ import annotations
 
 import math
@@ -51,7 +52,8 @@ def test_threshold_writes_what_reaches_it_and_goes_on_where_no_mask_does():
 def test_linear_schedule_writes_the_quotient_and_the_remainder_first(masks, steps):
     """LLaDA's get_num_transfer_tokens: every step masks // steps, and one more in the first masks % steps."""
     trace = Sampler(Masks(), Greedy(), Confidence(), Schedule(), Steps(), steps=steps).sample(
-        Told(wants(*[(3, 0.5)] * masks)), length=masks, record=True)
+        Told(wants(*[(3, 0.5)] * masks)), length=masks, record=True
+    )
     left = [(tokens == M).sum().item() for tokens in trace.history]
     quotient, remainder = divmod(masks, steps)
     expected = [quotient + (i < remainder) for i in range(steps)]
@@ -62,7 +64,8 @@ def test_linear_schedule_writes_the_quotient_and_the_remainder_first(masks, step
 @pytest.mark.parametrize(("masks", "steps"), [(40, 10), (20, 7), (9, 9), (30, 1), (3, 9)])
 def test_cosine_schedule_leaves_the_cosine_and_never_stands_still(masks, steps):
     trace = Sampler(Masks(), Greedy(), Confidence(), Schedule("cosine"), Steps(), steps=steps).sample(
-        Told(wants(*[(3, 0.5)] * masks)), length=masks, record=True)
+        Told(wants(*[(3, 0.5)] * masks)), length=masks, record=True
+    )
     left = [(tokens == M).sum().item() for tokens in trace.history]
     expected = [masks]
     for k in range(1, steps + 1):

@@ -1,4 +1,5 @@
 """Classifier-free guidance against its formula."""
+
 from __future__ import annotations
 
 import pytest

@@ -1,4 +1,5 @@
 """What decoding starts from."""
+
 from __future__ import annotations
 
 import pytest

@@ -1,4 +1,5 @@
 """Where prompts, generated tokens and padding stand."""
+
 from __future__ import annotations
 
 import torch

@@ -1,4 +1,5 @@
 """Draws by inversion at and between the edges; laws are in tests/exact."""
+
 from __future__ import annotations
 
 import pytest
@@ -10,8 +11,9 @@ from research_stack.sampling.proposers import Greedy, Nucleus, Temperature, draw
 P = torch.tensor([0.0, 0.25, 0.0, 0.5, 0.25, 0.0], dtype=torch.float64)
 
 
-@pytest.mark.parametrize(("draw", "expected"), [
-    (0.0, 1), (0.2499, 1), (0.25, 3), (0.7499, 3), (0.75, 4), (1 - 2**-53, 4)])
+@pytest.mark.parametrize(
+    ("draw", "expected"), [(0.0, 1), (0.2499, 1), (0.25, 3), (0.7499, 3), (0.75, 4), (1 - 2**-53, 4)]
+)
 @pytest.mark.parametrize("scale", [1.0, 7.0])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
 def test_a_draw_inverts_the_cumulative_distribution(draw, expected, scale, dtype):

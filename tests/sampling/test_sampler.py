@@ -1,4 +1,5 @@
 """The loop: blocks, budgets of steps, what is asked of the model and when, and what cannot be decoded."""
+
 from __future__ import annotations
 
 import pytest
@@ -41,8 +42,10 @@ def test_blocks_are_decoded_left_to_right_and_then_left_alone(name, steps, block
             last = int(changes.max())
 
 
-@pytest.mark.parametrize(("steps", "block_length", "shares"), [
-    (8, 4, [3, 3, 2]), (7, 4, [3, 2, 2]), (5, 4, [2, 2, 1]), (3, 4, [1, 1, 1]), (8, None, [8])])
+@pytest.mark.parametrize(
+    ("steps", "block_length", "shares"),
+    [(8, 4, [3, 3, 2]), (7, 4, [3, 2, 2]), (5, 4, [2, 2, 1]), (3, 4, [1, 1, 1]), (8, None, [8])],
+)
 def test_steps_are_shared_out_evenly_earlier_blocks_first(steps, block_length, shares):
     denoiser = Told(SAME)
     sampler = Sampler(Masks(), Greedy(), Confidence(), PerStep(), Steps(), steps=steps, block_length=block_length)
@@ -102,8 +105,13 @@ def test_only_positions_that_may_be_written_get_logits():
 def test_rows_that_are_done_leave_the_batch_and_shrink_the_columns():
     """One row settles at once, the other after two steps: the model sees two rows, then one, without its padding."""
     table = wants(*[(3, 0.95)] * 12)
-    denoiser = Told(lambda z, t: table[: z.shape[1]].expand(len(z), -1, -1).lerp(
-        wants(*[(3, 0.5)] * z.shape[1]), (z[:, :1, None] == 4).double()))
+    denoiser = Told(
+        lambda z, t: (
+            table[: z.shape[1]]
+            .expand(len(z), -1, -1)
+            .lerp(wants(*[(3, 0.5)] * z.shape[1]), (z[:, :1, None] == 4).double())
+        )
+    )
     sampler = Sampler(Masks(), Greedy(), Confidence(), Threshold(0.9), Steps())
     trace = sampler.sample(denoiser, prompts=[[4], [1, 1, 1]], length=3)
     assert trace.calls_B.tolist() == [3, 1]
@@ -141,16 +149,32 @@ def test_the_level_told_is_the_share_of_masks_or_of_steps_left():
     assert [round(float(asked["t"]), 6) for asked in denoiser.asked] == [1.0, 0.8, 0.6, 0.5, 0.5]
 
 
-@pytest.mark.parametrize(("predicts", "reads", "convert"), [
-    ("posterior", "posterior", None), ("leave_one_out", "leave_one_out", None), ("posterior", "as_is", None),
-    ("leave_one_out", "as_is", None), ("posterior", "leave_one_out", to_leave_one_out),
-    ("leave_one_out", "posterior", to_posterior)])
+@pytest.mark.parametrize(
+    ("predicts", "reads", "convert"),
+    [
+        ("posterior", "posterior", None),
+        ("leave_one_out", "leave_one_out", None),
+        ("posterior", "as_is", None),
+        ("leave_one_out", "as_is", None),
+        ("posterior", "leave_one_out", to_leave_one_out),
+        ("leave_one_out", "posterior", to_posterior),
+    ],
+)
 def test_predictions_are_converted_to_what_the_sampler_reads(predicts, reads, convert):
     """The confidence of what stands is that of the converted prediction, at the level of the step."""
     denoiser, process = Told(wants(*[(3, 0.5)] * 6)), Hybrid(p_u=0.3)
     denoiser.predicts = predicts
-    sampler = Sampler(FromPrompt(), Greedy(), Confidence(visible=True), Threshold(1.0), FixedPoint(), steps=4,
-                      reads=reads, min_time=0.2, process=process)
+    sampler = Sampler(
+        FromPrompt(),
+        Greedy(),
+        Confidence(visible=True),
+        Threshold(1.0),
+        FixedPoint(),
+        steps=4,
+        reads=reads,
+        min_time=0.2,
+        process=process,
+    )
     trace = sampler.sample(denoiser, prompts=[[7]], length=5, record=True)
     logits = denoiser.p[1:6].log()
     if convert is not None:
@@ -171,8 +195,9 @@ def test_each_row_has_a_stream_of_its_own():
     assert not torch.equal(first, RowStreams(4, range(4, 7), "cpu").uniform([0, 1, 2], 2, 5))
 
 
-@pytest.mark.parametrize("committer", [
-    Schedule(), Schedule("cosine"), Remasking(), Remasking("cosine"), Threshold(0.4), PerStep(2)])
+@pytest.mark.parametrize(
+    "committer", [Schedule(), Schedule("cosine"), Remasking(), Remasking("cosine"), Threshold(0.4), PerStep(2)]
+)
 @pytest.mark.parametrize("init", [HybridInit(0.4), Masks(), RandomInit()], ids=lambda init: type(init).__name__)
 def test_rows_that_end_at_different_steps_do_not_disturb_each_other(init, committer):
     sampler = Sampler(init, Temperature(1.5), Random(), committer, Steps(), steps=9, block_length=4)
@@ -196,13 +221,17 @@ def test_one_prompt_serves_many_rows():
 # Mistakes -------------------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize(("arguments", "message"), [
-    ({"count": 0}, "count=0 must be the number of prompts"),
-    ({"prompts": []}, "count=None must be the number of prompts"),
-    ({"prompts": [[1], [2]], "count": 3}, r"count=3 must be the number of prompts \(2\)"),
-    ({"length": -1}, "length=-1 must be at least 0"),
-    ({"prompts": [[1, 14]]}, r"prompts=... must hold token ids in \[0, 14\)"),
-    ({"prompts": [[-1]]}, "prompts=... must hold token ids")])
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ({"count": 0}, "count=0 must be the number of prompts"),
+        ({"prompts": []}, "count=None must be the number of prompts"),
+        ({"prompts": [[1], [2]], "count": 3}, r"count=3 must be the number of prompts \(2\)"),
+        ({"length": -1}, "length=-1 must be at least 0"),
+        ({"prompts": [[1, 14]]}, r"prompts=... must hold token ids in \[0, 14\)"),
+        ({"prompts": [[-1]]}, "prompts=... must hold token ids"),
+    ],
+)
 def test_impossible_requests_are_named(arguments, message):
     with pytest.raises(ValueError, match=f"^{message}"):
         llada().sample(Told(SAME), **{"length": 4, **arguments})
@@ -221,8 +250,10 @@ class Short(Told):
     max_length = 12
 
 
-@pytest.mark.parametrize(("prompt", "length", "advice"), [
-    (5, 8, "length can be at most 7"), (12, 1, "the prompt can have at most 11 tokens")])
+@pytest.mark.parametrize(
+    ("prompt", "length", "advice"),
+    [(5, 8, "length can be at most 7"), (12, 1, "the prompt can have at most 11 tokens")],
+)
 def test_a_sequence_too_long_for_the_model_is_refused_with_what_would_fit(prompt, length, advice):
     message = f"^length={length} after a prompt of {prompt} tokens exceeds the model's max_length=12: {advice}$"
     with pytest.raises(ValueError, match=message):
@@ -230,12 +261,16 @@ def test_a_sequence_too_long_for_the_model_is_refused_with_what_would_fit(prompt
     assert llada(steps=1).sample(Short(SAME), prompts=[[1] * 5], length=7).tokens_BL.shape == (1, 12)
 
 
-@pytest.mark.parametrize("sampler", [
-    Sampler(Noise(), Greedy(), Confidence(), Schedule(), Steps()),
-    Sampler(Masks(), Greedy(), Everything(), All(), Steps()),
-    Sampler(Masks(), Reverse(), Confidence(), All(), Steps()),
-    Sampler(RandomInit(), Greedy(), AnyPosition(), PerStep(), Steps(), reads="leave_one_out"),
-], ids=["init", "selector", "proposer", "reads"])
+@pytest.mark.parametrize(
+    "sampler",
+    [
+        Sampler(Noise(), Greedy(), Confidence(), Schedule(), Steps()),
+        Sampler(Masks(), Greedy(), Everything(), All(), Steps()),
+        Sampler(Masks(), Reverse(), Confidence(), All(), Steps()),
+        Sampler(RandomInit(), Greedy(), AnyPosition(), PerStep(), Steps(), reads="leave_one_out"),
+    ],
+    ids=["init", "selector", "proposer", "reads"],
+)
 def test_parts_that_need_a_process_say_so(sampler):
     with pytest.raises(ValueError, match="^process=null must be a process"):
         sampler.sample(Told(SAME), length=4)

@@ -1,4 +1,5 @@
 """Every file in conf/sampler: it builds, and keeps the promises all decoders make."""
+
 from __future__ import annotations
 
 import pytest
@@ -15,8 +16,10 @@ PARTS = "research_stack.sampling"
 RANDOM = ["ancestral", "fill_then_correct", "gidd", "llada_random", "remdm"]
 #: settings beside the file's own, all of which every decoder must bear
 SETTINGS = {
-    "few steps": ("++sampler.steps=3",), "one step": ("++sampler.steps=1",),
-    "more steps than tokens": ("++sampler.steps=15",), "one per token": ("++sampler.steps=null",),
+    "few steps": ("++sampler.steps=3",),
+    "one step": ("++sampler.steps=1",),
+    "more steps than tokens": ("++sampler.steps=15",),
+    "one per token": ("++sampler.steps=null",),
     "blocks": ("++sampler.steps=9", "++sampler.block_length=4"),
     "guided": ("++sampler.steps=6", "++sampler.guidance=2"),
     "without the prompt": ("++sampler.steps=6", "++sampler.guidance=0"),
@@ -25,7 +28,17 @@ SETTINGS = {
 
 def test_every_file_of_the_folder_is_here():
     assert NAMES == [
-        "ancestral", "editing", "fill_then_correct", "flowlm", "gidd", "llada", "llada_random", "modernbert", "remdm", "threshold"]
+        "ancestral",
+        "editing",
+        "fill_then_correct",
+        "flowlm",
+        "gidd",
+        "llada",
+        "llada_random",
+        "modernbert",
+        "remdm",
+        "threshold",
+    ]
 
 
 @pytest.mark.parametrize(("setting", "corruption"), [*((s, "gidd") for s in SETTINGS), ("blocks", "absorbing")])
@@ -85,19 +98,37 @@ def test_a_batch_of_a_transformer_gives_what_each_sequence_alone_gives(name, set
         assert whole.calls_B[b] == alone.calls_B[0]
 
 
-@pytest.mark.parametrize(("name", "overrides", "calls"), [
-    ("llada", ("sampler.steps=5",), 5), ("llada", ("sampler.steps=null",), 20), ("llada", ("sampler.steps=40",), 20),
-    ("llada_random", ("sampler.steps=7",), 7), ("modernbert", (), 20), ("modernbert", ("sampler.committer.k=3",), 7),
-    ("threshold", ("sampler.committer.threshold=0",), 1), ("threshold", ("sampler.committer.threshold=1",), 20),
-    ("flowlm", ("sampler.steps=8", "sampler.selector.visible_prior=0"), 6)])
+@pytest.mark.parametrize(
+    ("name", "overrides", "calls"),
+    [
+        ("llada", ("sampler.steps=5",), 5),
+        ("llada", ("sampler.steps=null",), 20),
+        ("llada", ("sampler.steps=40",), 20),
+        ("llada_random", ("sampler.steps=7",), 7),
+        ("modernbert", (), 20),
+        ("modernbert", ("sampler.committer.k=3",), 7),
+        ("threshold", ("sampler.committer.threshold=0",), 1),
+        ("threshold", ("sampler.committer.threshold=1",), 20),
+        ("flowlm", ("sampler.steps=8", "sampler.selector.visible_prior=0"), 6),
+    ],
+)
 def test_calls_are_those_the_file_promises(name, overrides, calls):
     trace = named(name, *overrides).sample(transformer(), count=2, length=20)
     assert trace.calls_B.tolist() == [calls, calls]
 
 
-@pytest.mark.parametrize(("name", "bounds"), [
-    ("editing", (1, 20)), ("flowlm", (15, 64)), ("fill_then_correct", (20, 128)), ("gidd", (2, 256)), ("threshold", (1, 20)), ("ancestral", (1, 128)),
-    ("remdm", (1, 128))])
+@pytest.mark.parametrize(
+    ("name", "bounds"),
+    [
+        ("editing", (1, 20)),
+        ("flowlm", (15, 64)),
+        ("fill_then_correct", (20, 128)),
+        ("gidd", (2, 256)),
+        ("threshold", (1, 20)),
+        ("ancestral", (1, 128)),
+        ("remdm", (1, 128)),
+    ],
+)
 def test_calls_lie_in_the_bounds_of_the_file(name, bounds):
     calls_B = named(name).sample(transformer(), count=4, length=20).calls_B
     assert bounds[0] <= int(calls_B.min()) and int(calls_B.max()) <= bounds[1]
@@ -115,35 +146,50 @@ def test_files_pass_the_check_of_a_command_and_open_with_a_comment(name):
     assert (COMPOSER.conf / "sampler" / f"{name}.yaml").read_text().startswith("# ")
 
 
-@pytest.mark.parametrize(("overrides", "message"), [
-    (("sampler.steps=0",), "sampler.steps=0 must be at least 1, or null for one per token"),
-    (("sampler.block_length=0",), "sampler.block_length=0 must be at least 1, or null for no blocks"),
-    (("sampler.guidance=-1",), "sampler.guidance=-1 must be at least 0"),
-    (("+sampler.reads=posteriors",), "sampler.reads=posteriors must be"),
-    (("+sampler.times=mask",), "sampler.times=mask must be"),
-    (("+sampler.min_time=1",), "sampler.min_time=1 must lie in"),
-    (("sampler.proposer.temperature=-0.5",), "sampler.proposer.temperature=-0.5 must be at least 0"),
-    (("sampler.committer.shape=square",), "sampler.committer.shape=square must be linear or cosine"),
-    (("+sampler.committer.fill=0",), "sampler.committer.fill=0 must lie in"),
-    (("+sampler.committer.revisions=0",), "sampler.committer.revisions=0 must be at least 1, or null"),
-    (("sampler=threshold", "sampler.committer.threshold=1.5"), "sampler.committer.threshold=1.5 must be at most 1"),
-    (("sampler=editing", "sampler.committer.edit_threshold=2"), "sampler.committer.edit_threshold=2 must be at most 1"),
-    (("sampler=editing", "sampler.stopper.patience=0"), "sampler.stopper.patience=0 must be at least 1"),
-    (("sampler=modernbert", "sampler.committer.k=0"), "sampler.committer.k=0 must be at least 1"),
-    (("sampler=flowlm", "sampler.selector.visible_prior=2"), "sampler.selector.visible_prior=2 must lie in"),
-    (("sampler=flowlm", "sampler.selector.min_gain=1"), "sampler.selector.min_gain=1 must lie in"),
-    (("sampler=gidd", "sampler.selector.temperature=0"), "sampler.selector.temperature=0 must be above 0"),
-    (("sampler=gidd", "sampler.stopper.patience=-1"), "sampler.stopper.patience=-1 must be at least 0"),
-    (("sampler=remdm", "sampler.proposer.top_p=0"), "sampler.proposer.top_p=0 must lie in"),
-    (("sampler=remdm", "sampler.proposer.temperature=0"), "sampler.proposer.temperature=0 must be above 0"),
-    (("sampler=remdm", "sampler.committer.variant=max"), "sampler.committer.variant=max must be rescale, cap or loop"),
-    (("sampler=remdm", "sampler.committer.eta=1.1"), "sampler.committer.eta=1.1 must lie in"),
-    (("sampler=remdm", "sampler.committer.t_off=.9"), "sampler.committer.t_off=0.9 must lie between"),
-    (("sampler=remdm", "sampler.committer.alpha_on=1"), "sampler.committer.alpha_on=1 must lie in"),
-    ((f"++sampler.init={{_target_: {PARTS}.inits.Hybrid, mask_ratio: 2}}",), "sampler.init.mask_ratio=2 must lie in"),
-    ((f"++sampler.stopper={{_target_: {PARTS}.stoppers.Budget, calls: 0}}",), "sampler.stopper.calls=0 must be at"),
-    ((f"++sampler.stopper={{_target_: {PARTS}.stoppers.Confident, level: 0}}",), "sampler.stopper.level=0 must lie"),
-])
+@pytest.mark.parametrize(
+    ("overrides", "message"),
+    [
+        (("sampler.steps=0",), "sampler.steps=0 must be at least 1, or null for one per token"),
+        (("sampler.block_length=0",), "sampler.block_length=0 must be at least 1, or null for no blocks"),
+        (("sampler.guidance=-1",), "sampler.guidance=-1 must be at least 0"),
+        (("+sampler.reads=posteriors",), "sampler.reads=posteriors must be"),
+        (("+sampler.times=mask",), "sampler.times=mask must be"),
+        (("+sampler.min_time=1",), "sampler.min_time=1 must lie in"),
+        (("sampler.proposer.temperature=-0.5",), "sampler.proposer.temperature=-0.5 must be at least 0"),
+        (("sampler.committer.shape=square",), "sampler.committer.shape=square must be linear or cosine"),
+        (("+sampler.committer.fill=0",), "sampler.committer.fill=0 must lie in"),
+        (("+sampler.committer.revisions=0",), "sampler.committer.revisions=0 must be at least 1, or null"),
+        (("sampler=threshold", "sampler.committer.threshold=1.5"), "sampler.committer.threshold=1.5 must be at most 1"),
+        (
+            ("sampler=editing", "sampler.committer.edit_threshold=2"),
+            "sampler.committer.edit_threshold=2 must be at most 1",
+        ),
+        (("sampler=editing", "sampler.stopper.patience=0"), "sampler.stopper.patience=0 must be at least 1"),
+        (("sampler=modernbert", "sampler.committer.k=0"), "sampler.committer.k=0 must be at least 1"),
+        (("sampler=flowlm", "sampler.selector.visible_prior=2"), "sampler.selector.visible_prior=2 must lie in"),
+        (("sampler=flowlm", "sampler.selector.min_gain=1"), "sampler.selector.min_gain=1 must lie in"),
+        (("sampler=gidd", "sampler.selector.temperature=0"), "sampler.selector.temperature=0 must be above 0"),
+        (("sampler=gidd", "sampler.stopper.patience=-1"), "sampler.stopper.patience=-1 must be at least 0"),
+        (("sampler=remdm", "sampler.proposer.top_p=0"), "sampler.proposer.top_p=0 must lie in"),
+        (("sampler=remdm", "sampler.proposer.temperature=0"), "sampler.proposer.temperature=0 must be above 0"),
+        (
+            ("sampler=remdm", "sampler.committer.variant=max"),
+            "sampler.committer.variant=max must be rescale, cap or loop",
+        ),
+        (("sampler=remdm", "sampler.committer.eta=1.1"), "sampler.committer.eta=1.1 must lie in"),
+        (("sampler=remdm", "sampler.committer.t_off=.9"), "sampler.committer.t_off=0.9 must lie between"),
+        (("sampler=remdm", "sampler.committer.alpha_on=1"), "sampler.committer.alpha_on=1 must lie in"),
+        (
+            (f"++sampler.init={{_target_: {PARTS}.inits.Hybrid, mask_ratio: 2}}",),
+            "sampler.init.mask_ratio=2 must lie in",
+        ),
+        ((f"++sampler.stopper={{_target_: {PARTS}.stoppers.Budget, calls: 0}}",), "sampler.stopper.calls=0 must be at"),
+        (
+            (f"++sampler.stopper={{_target_: {PARTS}.stoppers.Confident, level: 0}}",),
+            "sampler.stopper.level=0 must lie",
+        ),
+    ],
+)
 def test_wrong_values_are_named_before_a_run_and_when_built(overrides, message):
     """Once from the source, before anything is imported, and once by the constructors."""
     group = [] if overrides[0].startswith("sampler=") else ["sampler=llada"]

@@ -1,4 +1,5 @@
 """Scores by hand, and which positions may be written."""
+
 from __future__ import annotations
 
 import math
@@ -28,13 +29,20 @@ def scores(selector, coin=0.0):
     return selector.score(at, TOKEN, P_TOKEN, P_CURRENT).tolist()
 
 
-@pytest.mark.parametrize(("selector", "expected"), [
-    (Confidence(), [0.3, 0.25, 1.0]), (Margin(), [0.2, 0.0, 1.0]),
-    (Entropy(), [0.5 * math.log(0.5) + 0.3 * math.log(0.3) + 0.2 * math.log(0.2), -math.log(4), 0.0]),
-    (AnyPosition(), [0.3, -math.inf, 0.9]), (AnyPosition(visible_prior=0.5), [0.3, -math.inf, 0.45]),
-    (AnyPosition(visible_prior=0.5, min_gain=0.45), [0.3, -math.inf, -math.inf]),
-    (AnyPosition(min_gain=0.89), [0.3, -math.inf, 0.9]),
-    (FillThenCorrect(), [0.3, -math.inf, 0.9])], ids=lambda value: type(value).__name__)
+@pytest.mark.parametrize(
+    ("selector", "expected"),
+    [
+        (Confidence(), [0.3, 0.25, 1.0]),
+        (Margin(), [0.2, 0.0, 1.0]),
+        (Entropy(), [0.5 * math.log(0.5) + 0.3 * math.log(0.3) + 0.2 * math.log(0.2), -math.log(4), 0.0]),
+        (AnyPosition(), [0.3, -math.inf, 0.9]),
+        (AnyPosition(visible_prior=0.5), [0.3, -math.inf, 0.45]),
+        (AnyPosition(visible_prior=0.5, min_gain=0.45), [0.3, -math.inf, -math.inf]),
+        (AnyPosition(min_gain=0.89), [0.3, -math.inf, 0.9]),
+        (FillThenCorrect(), [0.3, -math.inf, 0.9]),
+    ],
+    ids=lambda value: type(value).__name__,
+)
 def test_scores_by_hand(selector, expected):
     assert scores(selector) == pytest.approx(expected)
 

@@ -1,4 +1,5 @@
 """When decoding ends, and what it may cost."""
+
 from __future__ import annotations
 
 import pytest
@@ -27,9 +28,18 @@ def test_confident_looks_at_every_token_of_the_block():
     assert Confident(level=0.9).settled(before).tolist() == [True, False, True]
 
 
-@pytest.mark.parametrize(("stopper", "calls"), [
-    (Steps(), 12), (FixedPoint(), 5), (FixedPoint(patience=3), 7), (Confident(0.7), 4), (Confident(0.85), 5),
-    (Budget(9), 5), (Budget(3), 3)])
+@pytest.mark.parametrize(
+    ("stopper", "calls"),
+    [
+        (Steps(), 12),
+        (FixedPoint(), 5),
+        (FixedPoint(patience=3), 7),
+        (Confident(0.7), 4),
+        (Confident(0.85), 5),
+        (Budget(9), 5),
+        (Budget(3), 3),
+    ],
+)
 def test_calls_of_a_decoder_that_may_go_on(stopper, calls):
     """Eight wrong tokens, two mended per call: the fifth call changes nothing, all are above .7 after four."""
     sampler = Sampler(FromPrompt(), Greedy(), AnyPosition(), PerStep(2), stopper, steps=12)
@@ -40,6 +50,7 @@ def test_calls_of_a_decoder_that_may_go_on(stopper, calls):
 
 def test_a_sequence_with_masks_never_stops_for_being_idle():
     """Nothing is proposed that the committer wants, step after step; the last one fills."""
+
     class Nothing(PerStep):
         def __call__(self, proposal, state):
             decision = super().__call__(proposal, state)

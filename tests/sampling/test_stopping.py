@@ -1,4 +1,6 @@
-"""On pairs a denoiser learns where an answer ends: rows filled with end tokens, which it may write, and answers cut at the first."""
+"""On pairs a denoiser learns where an answer ends: rows filled with end tokens, which it may write, and answers cut at
+the first.
+"""
 
 import json
 from itertools import islice
@@ -89,7 +91,9 @@ def sampler(**options):
 
 
 class Ending(Told):
-    """Writes 1, 2, ... and the end token at a place of its own in each row, which the first token of its prompt names; behind it 3."""
+    """Writes 1, 2, ... and the end token at a place of its own in each row, which the first token of its prompt names;
+    behind it 3.
+    """
 
     def __init__(self, vocab):
         super().__init__(self.told)

@@ -1,4 +1,5 @@
 """What a sampler hands back."""
+
 from __future__ import annotations
 
 import pytest
@@ -18,7 +19,9 @@ def test_kinds_by_hand():
     history = torch.tensor([[[4, M, M, 3]], [[4, 1, M, 7]], [[4, M, 2, 7]]])
     trace = Trace(history[-1], torch.ones(1, 4, dtype=torch.bool), torch.tensor([2]), history, None, M)
     assert trace.kinds.tolist() == [
-        [[Kind.KEPT, Kind.FILLED, Kind.KEPT, Kind.CHANGED]], [[Kind.KEPT, Kind.REMASKED, Kind.FILLED, Kind.KEPT]]]
+        [[Kind.KEPT, Kind.FILLED, Kind.KEPT, Kind.CHANGED]],
+        [[Kind.KEPT, Kind.REMASKED, Kind.FILLED, Kind.KEPT]],
+    ]
     assert trace.kinds.dtype == torch.uint8
 
 

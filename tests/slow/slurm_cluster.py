@@ -3,6 +3,7 @@
 Needs root and Debian's slurm-wlm and munge; no systemd, nothing outside the folder is written. The node claims more
 CPUs than there are. Partitions: `debug` (the default, may be preempted) and `urgent` (preempts it).
 """
+
 from __future__ import annotations
 
 import os
@@ -118,7 +119,9 @@ def _configure(root: Path, cpus: int, memory: int) -> dict[str, str]:
         (root / folder).mkdir(parents=True, exist_ok=True)
     root.chmod(0o755)
     host = socket.gethostname().split(".")[0]
-    (root / "slurm.conf").write_text(CONF.format(root=root, host=host, port=_free_port(), node_port=_free_port(), cpus=cpus, memory=memory))
+    (root / "slurm.conf").write_text(
+        CONF.format(root=root, host=host, port=_free_port(), node_port=_free_port(), cpus=cpus, memory=memory)
+    )
     (root / "cgroup.conf").write_text("CgroupAutomount=no\n")
     (root / "munge.key").write_bytes(os.urandom(128))
     (root / "munge.key").chmod(0o400)
@@ -143,11 +146,20 @@ def _daemons(root: Path, environment: dict[str, str]) -> list[tuple[list[str], C
         return subprocess.run(command, env=environment, capture_output=True).returncode == 0
 
     def node_ready() -> bool:
-        state = subprocess.run(["sinfo", "-h", "-o", "%T"], env=environment, capture_output=True, text=True).stdout.split()
+        state = subprocess.run(
+            ["sinfo", "-h", "-o", "%T"], env=environment, capture_output=True, text=True
+        ).stdout.split()
         return bool(state) and all(s in ("idle", "mixed", "allocated") for s in state)
 
-    munged = ["munged", "--foreground", f"--key-file={root}/munge.key", f"--socket={root}/munge.socket", f"--pid-file={root}/munged.pid",
-              f"--seed-file={root}/munge.seed", f"--log-file={root}/munged.log"]
+    munged = [
+        "munged",
+        "--foreground",
+        f"--key-file={root}/munge.key",
+        f"--socket={root}/munge.socket",
+        f"--pid-file={root}/munged.pid",
+        f"--seed-file={root}/munge.seed",
+        f"--log-file={root}/munged.log",
+    ]
     return [
         (munged, lambda: answers("munge", "-n", "-S", f"{root}/munge.socket")),
         (["slurmctld", "-D"], lambda: answers("scontrol", "ping")),
@@ -157,21 +169,29 @@ def _daemons(root: Path, environment: dict[str, str]) -> list[tuple[list[str], C
 
 def _start(command: list[str], root: Path, environment: dict[str, str]) -> int:
     with open(root / f"{command[0]}.out", "wb") as out:
-        return subprocess.Popen(command, env=environment, stdout=out, stderr=out, stdin=subprocess.DEVNULL, start_new_session=True).pid
+        return subprocess.Popen(
+            command, env=environment, stdout=out, stderr=out, stdin=subprocess.DEVNULL, start_new_session=True
+        ).pid
 
 
 def _wait(seconds: float, what: str, ready: Callable[[], bool], root: Path) -> None:
     deadline = time.monotonic() + seconds
     while not ready():
         if time.monotonic() > deadline:
-            logs = "".join(f"--- {p.name}\n{p.read_text(errors='replace')[-2000:]}" for p in sorted(root.glob(f"{what}.*")) if p.suffix in (".log", ".out"))
+            logs = "".join(
+                f"--- {p.name}\n{p.read_text(errors='replace')[-2000:]}"
+                for p in sorted(root.glob(f"{what}.*"))
+                if p.suffix in (".log", ".out")
+            )
             raise RuntimeError(f"{what} is not ready after {seconds} s\n{logs}")
         time.sleep(0.1)
 
 
 def _cancel_jobs(environment: dict[str, str]) -> None:
     """End all jobs first: their step daemons outlive slurmd."""
-    subprocess.run(["scancel", "--full", "--signal=KILL", "--user=root"], env=environment, capture_output=True, timeout=10)
+    subprocess.run(
+        ["scancel", "--full", "--signal=KILL", "--user=root"], env=environment, capture_output=True, timeout=10
+    )
     subprocess.run(["scancel", "--user=root"], env=environment, capture_output=True, timeout=10)
     deadline = time.monotonic() + 15
     while time.monotonic() < deadline:
@@ -182,7 +202,9 @@ def _cancel_jobs(environment: dict[str, str]) -> None:
 
 
 def _stop(name: str, pid: int) -> None:
-    """End a daemon that this module started and reap it. The controller's slow saving of its state is not waited for."""
+    """End a daemon that this module started and reap it. The controller's slow saving of its state is not waited
+    for.
+    """
     os.kill(pid, signal.SIGKILL if name == "slurmctld" else signal.SIGTERM)
     deadline = time.monotonic() + 5
     while os.waitpid(pid, os.WNOHANG) == (0, 0):

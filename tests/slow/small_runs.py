@@ -1,4 +1,7 @@
-"""Small real runs for the slow tests: the command line in a process of its own, and what it logged; what is left alone runs in this one."""
+"""Small real runs for the slow tests: the command line in a process of its own, and what it logged; what is left alone
+runs in this one.
+"""
+
 from __future__ import annotations
 
 import json
@@ -22,7 +25,9 @@ SMALL = ["model=smoke", "data=smoke", "trainer=smoke", "eval=none", "trainer.val
 def start(*arguments: str, cwd: Path, environment: Mapping[str, str] | None = None) -> subprocess.Popen[str]:
     """Start `research-stack ARGUMENTS`; its output goes to cwd/command.log, in a session of its own."""
     environment = dict(environment or os.environ)
-    environment["PYTHONPATH"] = os.pathsep.join(filter(None, [str(ROOT), environment.get("PYTHONPATH")]))  # of a checkout not installed
+    environment["PYTHONPATH"] = os.pathsep.join(
+        filter(None, [str(ROOT), environment.get("PYTHONPATH")])
+    )  # of a checkout not installed
     with open(cwd / "command.log", "a") as log:
         return subprocess.Popen([*RESEARCH_STACK, *arguments], cwd=cwd, env=environment, stdout=log, stderr=log, text=True,
                                 start_new_session=True)  # fmt: skip
@@ -61,7 +66,9 @@ def rows(folder: Path) -> list[dict[str, float]]:
 
 def losses(folder: Path) -> list[tuple[float | None, ...]]:
     """(step, training loss, gradient norm, validation loss) of each row."""
-    return [tuple(row.get(key) for key in ("step", "train/loss", "train/grad_norm", "val/loss")) for row in rows(folder)]
+    return [
+        tuple(row.get(key) for key in ("step", "train/loss", "train/grad_norm", "val/loss")) for row in rows(folder)
+    ]
 
 
 def wait_for(condition: Callable[[], bool], process: subprocess.Popen[str], cwd: Path, seconds: float = 120) -> None:

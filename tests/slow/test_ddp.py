@@ -1,4 +1,5 @@
 """Several processes as one run: signals reach them all, it goes on, and what a rank has to say is one line."""
+
 from __future__ import annotations
 
 import json

@@ -1,4 +1,7 @@
-"""A real run, stopped at steps drawn at random by each signal and by kill -9, ends with the losses of one left alone."""
+"""A real run, stopped at steps drawn at random by each signal and by kill -9, ends with the losses of one left
+alone.
+"""
+
 from __future__ import annotations
 
 import json

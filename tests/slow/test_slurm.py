@@ -3,6 +3,7 @@
 Needs root, slurm-wlm, munge and submitit; skipped elsewhere, unless RESEARCH_STACK_REQUIRE_SLURM=1 says that this
 machine must have them.
 """
+
 from __future__ import annotations
 
 import csv
@@ -28,7 +29,9 @@ COMMAND = ["-m", *SMALL, f"trainer.max_steps={STEPS}", "launcher=slurm", "hardwa
 @pytest.fixture(scope="module")
 def environment():
     """A running cluster, as the environment of its commands."""
-    reason = slurm_cluster.missing() or (None if find_spec("submitit") else "no submitit (pip install 'research-stack[slurm]')")
+    reason = slurm_cluster.missing() or (
+        None if find_spec("submitit") else "no submitit (pip install 'research-stack[slurm]')"
+    )
     if reason and os.environ.get("RESEARCH_STACK_REQUIRE_SLURM") == "1":
         pytest.fail(f"RESEARCH_STACK_REQUIRE_SLURM=1, but {reason}")
     if reason:
@@ -77,7 +80,13 @@ def test_a_preempted_job_is_requeued_and_gives_the_same_losses(environment, alon
 
 def test_two_tasks_of_one_job_train_one_model(environment, tmp_path):
     """Data parallelism through srun, preempted by a signal that reaches the second task only."""
-    arguments = [*COMMAND[:-1], f"trainer.max_steps={SIGNALLED}", "seed=2", "hardware.devices=2", "hardware.strategy=ddp"]
+    arguments = [
+        *COMMAND[:-1],
+        f"trainer.max_steps={SIGNALLED}",
+        "seed=2",
+        "hardware.devices=2",
+        "hardware.strategy=ddp",
+    ]
     process = start(*arguments, cwd=tmp_path, environment=environment)
     wait_for(lambda: len(rows(point(tmp_path, 2))) >= 12, process, tmp_path)
     os.kill(second_task(tmp_path), signal.SIGUSR2)
@@ -93,7 +102,9 @@ def second_task(cwd) -> int:
     for pid in filter(str.isdigit, os.listdir("/proc")):
         try:
             with open(f"/proc/{pid}/environ", "rb") as environment, open(f"/proc/{pid}/cmdline", "rb") as command:
-                task = b"SLURM_PROCID=1" in environment.read().split(b"\0") and b"submitit.core._submit" in command.read()
+                task = (
+                    b"SLURM_PROCID=1" in environment.read().split(b"\0") and b"submitit.core._submit" in command.read()
+                )
             if task and os.readlink(f"/proc/{pid}/cwd") == str(cwd):
                 return int(pid)
         except OSError:

@@ -1,4 +1,7 @@
-"""Every experiment composes, passes the static check, trains a few steps, is evaluated and writes a report: debug=smoke."""
+"""Every experiment composes, passes the static check, trains a few steps, is evaluated and writes a report:
+debug=smoke.
+"""
+
 import importlib.util
 import math
 from pathlib import Path
@@ -33,7 +36,14 @@ def test_a_corpus_that_has_changed_is_refused_and_a_finished_run_is_not_trained_
     monkeypatch.chdir(tmp_path)
     text = tmp_path / "text.txt"
     text.write_text("\n\n".join(f"story {i}: " + " ".join(f"word{i * j % 17}" for j in range(40)) for i in range(40)))
-    cfg = [*SMALL, "data=text", f"data.path={text}", "data.sequence_length=32", "data.tokenizer.vocab_size=300", "eval=none"]
+    cfg = [
+        *SMALL,
+        "data=text",
+        f"data.path={text}",
+        "data.sequence_length=32",
+        "data.tokenizer.vocab_size=300",
+        "eval=none",
+    ]
     first = run(compose(cfg), tmp_path / "run")
     again = run(compose(cfg), tmp_path / "run")
     assert again.seconds == first.seconds and again.status == "ok"
@@ -45,8 +55,10 @@ def test_a_corpus_that_has_changed_is_refused_and_a_finished_run_is_not_trained_
 
 def test_mistakes_that_only_building_shows_come_before_training(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    for mistake, message in (("eval.likelihood.processes=[absorbng]", "processes=absorbng must be among"),
-                             ("data.sequence_length=2000", "exceeds model.max_length=1024")):
+    for mistake, message in (
+        ("eval.likelihood.processes=[absorbng]", "processes=absorbng must be among"),
+        ("data.sequence_length=2000", "exceeds model.max_length=1024"),
+    ):
         with pytest.raises(ValueError, match=message):
             run(compose([*SMALL, "eval=likelihood", mistake]), tmp_path / "run")
         assert not (tmp_path / "run" / "checkpoints").exists()
@@ -66,7 +78,14 @@ def test_every_point_of_a_named_sweep_composes_and_is_checked(sweep, axes):
 
 
 def test_all_named_sweeps_are_tried():
-    assert {path.stem for path in (CONF / "sweep").glob("*.yaml")} == {"corruption_matrix", "lookahead_vs_minigpt", "lookahead_frontier", "two_phase", "latentwire_ablation", "latentwire_bytes"}
+    assert {path.stem for path in (CONF / "sweep").glob("*.yaml")} == {
+        "corruption_matrix",
+        "lookahead_vs_minigpt",
+        "lookahead_frontier",
+        "two_phase",
+        "latentwire_ablation",
+        "latentwire_bytes",
+    }
 
 
 def test_every_experiment_states_its_command():

@@ -1,4 +1,5 @@
 """A checkpoint is whole or absent, and loading one runs no code."""
+
 import pickle
 import resource
 import zipfile
@@ -16,7 +17,9 @@ class Hostile:
 
 
 def test_round_trip(tmp_path):
-    AtomicCheckpointIO().save_checkpoint({"state_dict": {"w": torch.arange(3)}, "global_step": 5}, tmp_path / "a" / "x.ckpt")
+    AtomicCheckpointIO().save_checkpoint(
+        {"state_dict": {"w": torch.arange(3)}, "global_step": 5}, tmp_path / "a" / "x.ckpt"
+    )
     loaded = load_checkpoint(tmp_path / "a" / "x.ckpt")
     assert loaded["global_step"] == 5 and torch.equal(loaded["state_dict"]["w"], torch.arange(3))
     assert [p.name for p in (tmp_path / "a").iterdir()] == ["x.ckpt"]

@@ -1,4 +1,7 @@
-"""The shared step: exact under accumulation, stops on NaN, and goes on after a checkpoint as if nothing had happened."""
+"""The shared step: exact under accumulation, stops on NaN, and goes on after a checkpoint as if nothing had
+happened.
+"""
+
 import lightning
 import pytest
 import torch
@@ -51,9 +54,17 @@ class Tiny(TrainingModule):
 def fit(module, folder, steps, resume=False, stop_at=None):
     checkpoints = Checkpoints(every=2)
     trainer = lightning.Trainer(
-        max_steps=stop_at or steps, accelerator="cpu", logger=False, enable_progress_bar=False,
-        enable_model_summary=False, callbacks=[checkpoints, Ema(0.9)], plugins=[AtomicCheckpointIO()],
-        default_root_dir=folder, num_sanity_val_steps=0, limit_val_batches=0)
+        max_steps=stop_at or steps,
+        accelerator="cpu",
+        logger=False,
+        enable_progress_bar=False,
+        enable_model_summary=False,
+        callbacks=[checkpoints, Ema(0.9)],
+        plugins=[AtomicCheckpointIO()],
+        default_root_dir=folder,
+        num_sanity_val_steps=0,
+        limit_val_batches=0,
+    )
     last = folder / "checkpoints" / "last.ckpt"
     start = load_checkpoint(last)["global_step"] if resume else 0
     trainer.fit(module, DataLoader(Batches(start), batch_size=None), ckpt_path=str(last) if resume else None)

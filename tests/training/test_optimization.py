@@ -1,4 +1,5 @@
 """The schedule's values, what decays, and Muon and AdamW as one optimizer."""
+
 import copy
 from types import SimpleNamespace
 
@@ -75,7 +76,9 @@ def test_what_a_dry_run_says_of_the_memory_is_what_a_step_keeps(algorithm, ema):
     assert sum(value.numel() for value in moments) == (2 if algorithm == "adamw" else 1) * matrices + 2 * others
 
 
-@pytest.mark.parametrize("bad", [{"lr": 0}, {"final_ratio": 2}, {"clip": 0}, {"accumulate": 0}, {"ema": 1.0}, {"optimizer": "moun"}])
+@pytest.mark.parametrize(
+    "bad", [{"lr": 0}, {"final_ratio": 2}, {"clip": 0}, {"accumulate": 0}, {"ema": 1.0}, {"optimizer": "moun"}]
+)
 def test_a_bad_value_is_named(bad):
     with pytest.raises(ValueError, match=next(iter(bad))):
         Optimization(**bad)
@@ -106,7 +109,11 @@ class Net(nn.Module):
         torch.manual_seed(0)
         self.embedding = nn.Embedding(11, 8)
         self.up, self.norm, self.down = nn.Linear(8, 16), nn.LayerNorm(16), nn.Linear(16, 8, bias=False)
-        self.tied, self.untied, self.unembedding = nn.Linear(8, 11, bias=False), nn.Parameter(torch.randn(11, 8)), nn.Linear(8, 11)
+        self.tied, self.untied, self.unembedding = (
+            nn.Linear(8, 11, bias=False),
+            nn.Parameter(torch.randn(11, 8)),
+            nn.Linear(8, 11),
+        )
         self.tied.weight = self.embedding.weight
         self.frozen = nn.Linear(8, 8).requires_grad_(False)
         self.score, self.from_one, self.convolution = nn.Linear(8, 1), nn.Linear(1, 8), nn.Conv1d(8, 8, 3)
@@ -164,8 +171,17 @@ def test_one_optimizer_is_bit_for_bit_the_two_run_apart():
     learn(together, Optimization(lr=0.01, weight_decay=0.2, optimizer="muon").optimizer(together), range(3))
     hidden = [apart.up.weight, apart.down.weight]
     others = [p for p in apart.parameters() if p.requires_grad and all(p is not h for h in hidden)]
-    tables = [apart.untied, apart.unembedding.weight, apart.score.weight, apart.from_one.weight, apart.convolution.weight]
-    groups = [{"params": tables, "weight_decay": 0.2}, {"params": [p for p in others if all(p is not t for t in tables)], "weight_decay": 0.0}]
+    tables = [
+        apart.untied,
+        apart.unembedding.weight,
+        apart.score.weight,
+        apart.from_one.weight,
+        apart.convolution.weight,
+    ]
+    groups = [
+        {"params": tables, "weight_decay": 0.2},
+        {"params": [p for p in others if all(p is not t for t in tables)], "weight_decay": 0.0},
+    ]
     muon = Muon(hidden, lr=0.01, weight_decay=0.2)
     adamw = torch.optim.AdamW(groups, lr=0.01, betas=(0.9, 0.95), eps=1e-8, fused=True)
 
@@ -178,17 +194,24 @@ def test_one_optimizer_is_bit_for_bit_the_two_run_apart():
 
     learn(apart, Both(), range(3))
     assert same(together, apart)
-    assert not torch.equal(together.up.weight, Net().up.weight) and not torch.equal(together.norm.weight, Net().norm.weight)
+    assert not torch.equal(together.up.weight, Net().up.weight) and not torch.equal(
+        together.norm.weight, Net().norm.weight
+    )
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float32])
 def test_muon_is_that_of_torch_but_for_the_dtype_of_its_iteration(dtype):
     own, peer = Net(), Net()
-    of_own, of_peer = Muon([own.up.weight, own.down.weight], 0.01, 0.2, dtype), torch.optim.Muon([peer.up.weight, peer.down.weight], 0.01, 0.2, adjust_lr_fn="match_rms_adamw")
+    of_own, of_peer = (
+        Muon([own.up.weight, own.down.weight], 0.01, 0.2, dtype),
+        torch.optim.Muon([peer.up.weight, peer.down.weight], 0.01, 0.2, adjust_lr_fn="match_rms_adamw"),
+    )
     learn(own, of_own, range(3)), learn(peer, of_peer, range(3))
     start = Net()
     for a, b, c in zip(own.parameters(), peer.parameters(), start.parameters(), strict=True):
-        assert torch.equal(a, b) if dtype == torch.bfloat16 else (a - b).norm() <= 0.03 * (b - c).norm()  # bfloat16 has 8 bits
+        assert (
+            torch.equal(a, b) if dtype == torch.bfloat16 else (a - b).norm() <= 0.03 * (b - c).norm()
+        )  # bfloat16 has 8 bits
 
 
 @pytest.mark.parametrize("shape", [(24, 24), (8, 40), (40, 8)])
@@ -203,7 +226,9 @@ def test_the_iteration_is_its_polynomial_of_the_singular_values(shape):
     assert values.min() > 0.6 and values.max() < 1.3
 
 
-@pytest.mark.parametrize(("flags", "dtype"), [("amx_bf16", torch.bfloat16), ("avx512_bf16", torch.bfloat16), ("avx2", torch.float32)])
+@pytest.mark.parametrize(
+    ("flags", "dtype"), [("amx_bf16", torch.bfloat16), ("avx512_bf16", torch.bfloat16), ("avx2", torch.float32)]
+)
 def test_a_cpu_without_products_of_bfloat16_iterates_in_float32(monkeypatch, flags, dtype):
     monkeypatch.setattr(hardware, "cpu_flags", lambda: {flags})
     assert Muon([nn.Parameter(torch.zeros(2, 2))], 0.01, 0.0).on_cpu == dtype
@@ -211,7 +236,9 @@ def test_a_cpu_without_products_of_bfloat16_iterates_in_float32(monkeypatch, fla
 
 @pytest.mark.parametrize("shape", [(64, 64), (32, 128), (128, 32)])
 def test_an_update_of_muon_is_as_large_as_one_of_adamw(shape):
-    """A fifth of lr in RMS, whatever the shape: 0.2 sqrt(max) lr times an orthogonal matrix; five iterations come within a third of one."""
+    """A fifth of lr in RMS, whatever the shape: 0.2 sqrt(max) lr times an orthogonal matrix; five iterations come
+    within a third of one.
+    """
     torch.manual_seed(0)
     layer = nn.Linear(*shape, bias=False)
     before = layer.weight.detach().clone()
@@ -257,7 +284,11 @@ def test_the_state_is_one_and_counts_each_parameter_once():
     net = Net()
     optimizer = Optimization(optimizer="muon").optimizer(net)
     learn(net, optimizer, [0])
-    assert set(optimizer.state[net.up.weight]) == {"momentum_buffer"} and set(optimizer.state[net.untied]) == {"step", "exp_avg", "exp_avg_sq"}
+    assert set(optimizer.state[net.up.weight]) == {"momentum_buffer"} and set(optimizer.state[net.untied]) == {
+        "step",
+        "exp_avg",
+        "exp_avg_sq",
+    }
     assert sorted(optimizer.state_dict()["state"]) == list(range(sum(p.requires_grad for p in net.parameters())))
 
 
@@ -277,7 +308,9 @@ def test_a_closure_is_called_once_with_gradients():
 
 
 def test_muon_alone_and_with_nothing_to_do():
-    assert [type(part) for part in Optimization(optimizer="muon").optimizer(nn.Linear(3, 3, bias=False)).parts] == [Muon]
+    assert [type(part) for part in Optimization(optimizer="muon").optimizer(nn.Linear(3, 3, bias=False)).parts] == [
+        Muon
+    ]
     assert hidden_matrices(nn.Linear(3, 1)) == []
     with pytest.raises(ValueError, match=r"^optimization\.optimizer=muon has no matrix to train"):
         Optimization(optimizer="muon").optimizer(nn.Linear(3, 1))
@@ -292,7 +325,8 @@ def test_parts_may_not_share_a_parameter():
 def test_a_misspelt_optimizer_gets_one_clear_line():
     node = {"_target_": "research_stack.training.optimization.Optimization", "optimizer": "moun"}
     assert [p.message for p in check_node("optimization", node)] == [
-        "optimization.optimizer=moun must be one of adamw, muon; did you mean 'muon'?"]
+        "optimization.optimizer=moun must be one of adamw, muon; did you mean 'muon'?"
+    ]
     with pytest.raises(ValueError, match="^optimizer=moun must be adamw or muon$"):
         Optimization(optimizer="moun")
 
@@ -303,7 +337,12 @@ class Small(TrainingModule):
     def __init__(self, steps):
         super().__init__(Optimization(lr=0.02, optimizer="muon", warmup_steps=2), seed=7)
         torch.manual_seed(0)
-        self.layers, self.seen, self.counts, self.steps = nn.Sequential(nn.Linear(3, 5), nn.SiLU(), nn.Linear(5, 1)), [], [], steps
+        self.layers, self.seen, self.counts, self.steps = (
+            nn.Sequential(nn.Linear(3, 5), nn.SiLU(), nn.Linear(5, 1)),
+            [],
+            [],
+            steps,
+        )
 
     def prepare(self, batch, draws):
         return {"x": batch["tokens"] + 0.1 * draws.uniform(3)}, torch.tensor(float(len(batch["tokens"])))
@@ -321,7 +360,10 @@ class Small(TrainingModule):
             callbacks=[Checkpoints(every=2), Ema(0.9), Stop(stop)], plugins=[AtomicCheckpointIO()], default_root_dir=folder,
             num_sanity_val_steps=0, limit_val_batches=0)  # fmt: skip
         start = load_checkpoint(last)["global_step"] if last else 0
-        rows = [{"tokens": torch.randn(6, 3, generator=torch.Generator().manual_seed(step))} for step in range(start, self.steps)]
+        rows = [
+            {"tokens": torch.randn(6, 3, generator=torch.Generator().manual_seed(step))}
+            for step in range(start, self.steps)
+        ]
         trainer.fit(self, DataLoader(rows, batch_size=None), ckpt_path=last, weights_only=True)
         return trainer.global_step
 
@@ -343,4 +385,6 @@ def test_under_lightning_a_step_counts_once_and_a_resume_changes_no_bit(tmp_path
     assert second.fit(tmp_path / "cut", stop=6, last=tmp_path / "cut" / "checkpoints" / "last.ckpt") == 6
     assert first.seen + second.seen == whole.seen and second.counts == [4, 5, 6] and same(second, whole)
     saved = load_checkpoint(tmp_path / "whole" / "checkpoints" / "last.ckpt")
-    assert saved["global_step"] == 6 and [len(group["params"]) for group in saved["optimizer_states"][0]["param_groups"]] == [1, 1, 2]
+    assert saved["global_step"] == 6 and [
+        len(group["params"]) for group in saved["optimizer_states"][0]["param_groups"]
+    ] == [1, 1, 2]

@@ -1,4 +1,7 @@
-"""Groups of parameters with learning rates of their own: each trained parameter once, names, factors, and nothing changed without them."""
+"""Groups of parameters with learning rates of their own: each trained parameter once, names, factors, and nothing
+changed without them.
+"""
+
 import copy
 
 import pytest
@@ -23,8 +26,10 @@ class Net(nn.Module):
 
     def groups(self, *factors):
         low, high = factors or (0.5, 2.0)
-        return [Group("low", [*self.table.parameters(), *self.first.parameters(), *self.norm.parameters()], low),
-                Group("high", [*self.second.parameters(), *self.frozen.parameters()], high)]
+        return [
+            Group("low", [*self.table.parameters(), *self.first.parameters(), *self.norm.parameters()], low),
+            Group("high", [*self.second.parameters(), *self.frozen.parameters()], high),
+        ]
 
 
 def learn(net, optimizer, schedule, steps):
@@ -50,13 +55,20 @@ def test_each_trained_parameter_is_in_one_group_with_its_name_and_decay(kind):
     net = Net()
     _, optimizer, _ = made(net, kind, net.groups())
     names = {id(p): name for name, p in net.named_parameters()}
-    found = [(names[id(p)], group["name"], group["weight_decay"]) for group in optimizer.param_groups for p in group["params"]]
+    found = [
+        (names[id(p)], group["name"], group["weight_decay"])
+        for group in optimizer.param_groups
+        for p in group["params"]
+    ]
     assert sorted(found) == [
         ("first.bias", "low", 0.0), ("first.weight", "low", 0.1), ("norm.bias", "low", 0.0), ("norm.weight", "low", 0.0),
         ("second.bias", "high", 0.0), ("second.weight", "high", 0.1), ("table.weight", "low", 0.0)]  # fmt: skip
     if kind == "muon":
         muon, adamw = optimizer.parts
-        assert [[names[id(p)] for p in group["params"]] for group in muon.param_groups] == [["first.weight"], ["second.weight"]]
+        assert [[names[id(p)] for p in group["params"]] for group in muon.param_groups] == [
+            ["first.weight"],
+            ["second.weight"],
+        ]
         assert [group["name"] for group in adamw.param_groups] == ["low", "high"]
 
 
@@ -72,14 +84,22 @@ def test_factors_hold_over_the_whole_schedule(kind):
 
 @pytest.mark.parametrize("kind", ["adamw", "muon"])
 def test_a_factor_moves_its_own_parameters_alone(kind):
-    """At the first step the updates of AdamW and Muon are proportional to the learning rate; the gradients are the same."""
+    """At the first step the updates of AdamW and Muon are proportional to the learning rate; the gradients are the
+    same.
+    """
     moved = []
     for factors in ((1.0, 1.0), (1.0, 3.0)):
         net = Net()
         before = copy.deepcopy(net)
         optimizer = Optimization(lr=0.01, weight_decay=0.0, optimizer=kind).optimizer(net, net.groups(*factors))
         learn(net, optimizer, torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: 1.0), [0])
-        moved.append([a.detach() - b.detach() for part in ("first", "second") for a, b in zip(getattr(net, part).parameters(), getattr(before, part).parameters(), strict=True)])
+        moved.append(
+            [
+                a.detach() - b.detach()
+                for part in ("first", "second")
+                for a, b in zip(getattr(net, part).parameters(), getattr(before, part).parameters(), strict=True)
+            ]
+        )
     for one, other, times in zip(*moved, (1, 1, 3, 3), strict=True):
         assert one.any()
         torch.testing.assert_close(other, times * one, rtol=1e-3, atol=1e-7)
@@ -106,7 +126,13 @@ def test_without_groups_param_groups_and_state_are_those_of_older_checkpoints():
     by_hand = Net()
     matrices = [by_hand.first.weight, by_hand.second.weight]
     others = [p for p in by_hand.parameters() if p.requires_grad and all(p is not m for m in matrices)]
-    plain = torch.optim.AdamW([{"params": matrices, "weight_decay": 0.1}, {"params": others, "weight_decay": 0.0}], lr=0.02, betas=(0.9, 0.95), eps=1e-8, fused=True)
+    plain = torch.optim.AdamW(
+        [{"params": matrices, "weight_decay": 0.1}, {"params": others, "weight_decay": 0.0}],
+        lr=0.02,
+        betas=(0.9, 0.95),
+        eps=1e-8,
+        fused=True,
+    )
     learn(by_hand, plain, torch.optim.lr_scheduler.LambdaLR(plain, Optimization(warmup_steps=2).factor(6)), range(2))
     assert all(map(torch.equal, net.parameters(), by_hand.parameters()))
     plain.load_state_dict(saved)  # the same sizes in the same order
@@ -123,7 +149,9 @@ def test_a_save_in_the_middle_changes_no_bit(kind, tmp_path):
     learn(first, optimizer, schedule, range(3))
     torch.save([part.state_dict() for part in (first, optimizer, schedule)], tmp_path / "middle.pt")
     _, optimizer, schedule = made(second, kind, second.groups())
-    for part, state in zip((second, optimizer, schedule), torch.load(tmp_path / "middle.pt", weights_only=True), strict=True):
+    for part, state in zip(
+        (second, optimizer, schedule), torch.load(tmp_path / "middle.pt", weights_only=True), strict=True
+    ):
         part.load_state_dict(state)
     assert {group["name"] for group in optimizer.param_groups} == {"low", "high"}
     learn(second, optimizer, schedule, range(3, 6))

@@ -1,4 +1,7 @@
-"""A step that does not fit into memory begins again in more pieces, with the same numbers as if it had always been cut so."""
+"""A step that does not fit into memory begins again in more pieces, with the same numbers as if it had always been cut
+so.
+"""
+
 import logging
 
 import lightning
@@ -14,13 +17,21 @@ from research_stack.training.optimization import Optimization
 
 ERRORS = {
     "device": torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 20.00 MiB.\nMore of it."),
-    "cpu": RuntimeError("[enforce fail at alloc_cpu.cpp:127] err == 0. DefaultCPUAllocator: can't allocate memory: you tried to allocate 281474976710656 bytes."),
-    "windows": RuntimeError("[enforce fail at alloc_cpu.cpp:80] data. DefaultCPUAllocator: not enough memory: you tried to allocate 400000 bytes."),
+    "cpu": RuntimeError(
+        "[enforce fail at alloc_cpu.cpp:127] err == 0. DefaultCPUAllocator: can't allocate memory: you tried to"
+        " allocate 281474976710656 bytes."
+    ),
+    "windows": RuntimeError(
+        "[enforce fail at alloc_cpu.cpp:80] data. DefaultCPUAllocator: not enough memory: you tried to allocate 400000"
+        " bytes."
+    ),
 }
 
 
 class Tight(TrainingModule):
-    """Least squares on 7 rows of unequal counts that at most `room` of fit at once, with statistics in a buffer and in Python."""
+    """Least squares on 7 rows of unequal counts that at most `room` of fit at once, with statistics in a buffer and in
+    Python.
+    """
 
     def __init__(self, room, error=ERRORS["device"], accumulate=1, late=False):
         super().__init__(Optimization(schedule="constant", accumulate=accumulate), seed=3)
@@ -57,7 +68,13 @@ class Tight(TrainingModule):
 
 
 def batches(start, steps):
-    return [{"tokens": torch.randn(7, 3, generator=torch.Generator().manual_seed(step)), "count": torch.tensor([1, 1, 1, 3, 3, 3, 2])} for step in range(start, steps)]
+    return [
+        {
+            "tokens": torch.randn(7, 3, generator=torch.Generator().manual_seed(step)),
+            "count": torch.tensor([1, 1, 1, 3, 3, 3, 2]),
+        }
+        for step in range(start, steps)
+    ]
 
 
 def fit(module, folder, steps=4, last=None):
@@ -84,7 +101,10 @@ def test_the_numbers_are_those_of_the_whole_batch(whole, tmp_path, error, room, 
     assert tight.pieces == pieces and tight.optimization.accumulate == 1
     lines = [record.getMessage() for record in caplog.records]
     assert len(lines) == {2: 1, 4: 2, 7: 3}[pieces]  # only the first step was too large
-    assert lines[0].startswith("step 0 does not fit into memory with 7 rows at once: from now on the 7 rows of a step are cut into 2 pieces, not 1 (")
+    assert lines[0].startswith(
+        "step 0 does not fit into memory with 7 rows at once: from now on the 7 rows of a step are cut into 2 pieces,"
+        " not 1 ("
+    )
     assert "More of it" not in lines[0]
 
 
@@ -110,15 +130,24 @@ def test_a_resume_finds_the_pieces_anew(whole, tmp_path):
 def test_one_row_that_does_not_fit_is_one_line(tmp_path):
     with pytest.raises(TooLarge) as caught:
         fit(Tight(room=0), tmp_path)
-    assert str(caught.value) == ("optimization.accumulate=7: step 0 does not fit into memory with 1 row at once, and cannot be cut finer; "
-                                 "take shorter rows or a smaller model (CUDA out of memory. Tried to allocate 20.00 MiB.)")
+    assert (
+        str(caught.value)
+        == "optimization.accumulate=7: step 0 does not fit into memory with 1 row at once, and cannot be cut finer; "
+        "take shorter rows or a smaller model (CUDA out of memory. Tried to allocate 20.00 MiB.)"
+    )
 
 
 def test_several_devices_are_told_to_cut_finer(tmp_path, monkeypatch):
     tight = Tight(room=3)
     tight._trainer = type("Trainer", (), {"world_size": 2})()
     monkeypatch.setattr(Tight, "global_step", 5)
-    with pytest.raises(TooLarge, match=r"^optimization\.accumulate=1: step 5 does not fit into memory with 7 rows at once on one of 2 devices; raise it \(CUDA out of memory"):
+    with pytest.raises(
+        TooLarge,
+        match=(
+            r"^optimization\.accumulate=1: step 5 does not fit into memory with 7 rows at once on one of 2 devices;"
+            r" raise it \(CUDA out of memory"
+        ),
+    ):
         tight._cut_finer({"x": torch.zeros(7, 3)}, ERRORS["device"])
     assert tight.pieces == 1
 

@@ -1,4 +1,5 @@
 """The line of progress: what it counts, and how fast that goes."""
+
 import logging
 from types import SimpleNamespace
 

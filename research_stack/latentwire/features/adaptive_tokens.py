@@ -1,4 +1,5 @@
 """Adaptive K: how many tokens of an answer carry loss grows while the readers learn to get the first ones right."""
+
 from __future__ import annotations
 
 from collections.abc import Mapping
@@ -18,15 +19,22 @@ if TYPE_CHECKING:
 class AdaptiveTokens(Feature):
     """K from `least` to `most`; it never falls. Validation counts `method.tokens`, so that its losses can be compared.
 
-    - by: schedule: K grows in equal steps over the first `share` of all steps. accuracy: by one whenever the running FirstTok@1 of every
-      reader is at least `threshold`, and not sooner than `hold` steps after it last grew.
+    - by: schedule: K grows in equal steps over the first `share` of all steps. accuracy: by one whenever the running
+      FirstTok@1 of every reader is at least `threshold`, and not sooner than `hold` steps after it last grew.
     - most: null for `method.tokens`.
-    - momentum: of the running FirstTok@1, which starts at 0: a' = momentum a + (1 - momentum) (share of right ones in the batch).
+    - momentum: of the running FirstTok@1, which starts at 0: a' = momentum a + (1 - momentum) (share of right ones in
+      the batch).
     """
 
     def __init__(
-        self, by: Literal["schedule", "accuracy"] = "schedule", least: int = 2, most: int | None = None, share: float = 0.5, threshold: float = 0.5,
-        momentum: float = 0.95, hold: int = 20,
+        self,
+        by: Literal["schedule", "accuracy"] = "schedule",
+        least: int = 2,
+        most: int | None = None,
+        share: float = 0.5,
+        threshold: float = 0.5,
+        momentum: float = 0.95,
+        hold: int = 20,
     ) -> None:
         require(by in ("schedule", "accuracy"), f"by={by} must be schedule or accuracy")
         require(least >= 1, f"least={least} must be at least 1")
@@ -36,7 +44,15 @@ class AdaptiveTokens(Feature):
         require(0 <= momentum < 1, f"momentum={momentum} must lie in [0, 1)")
         require(hold >= 1, f"hold={hold} must be at least 1")
         super().__init__()
-        self.by, self.least, self.most, self.share, self.threshold, self.momentum, self.hold = by, least, most, share, threshold, momentum, hold
+        self.by, self.least, self.most, self.share, self.threshold, self.momentum, self.hold = (
+            by,
+            least,
+            most,
+            share,
+            threshold,
+            momentum,
+            hold,
+        )
         self.counted: dict[str, Tensor] = {}
 
     def build_modules(self, method: LatentWire) -> None:
@@ -55,7 +71,9 @@ class AdaptiveTokens(Feature):
             return
         self.counted = {}
         if self.by == "schedule":
-            self.now.fill_(min(self.last, self.least + int((self.last - self.least + 1) * step.number / (self.share * step.total))))
+            self.now.fill_(
+                min(self.last, self.least + int((self.last - self.least + 1) * step.number / (self.share * step.total)))
+            )
         step.tokens = int(self.now)
 
     @torch.no_grad()
@@ -78,9 +96,17 @@ class AdaptiveTokens(Feature):
             return
         counts_R2 = self.total(torch.stack([self.counted[name] for name in self.names]))
         batch_R = counts_R2[:, 0] / counts_R2[:, 1].clamp_min(1)
-        self.running_R.copy_(torch.where(counts_R2[:, 1] > 0, self.momentum * self.running_R + (1 - self.momentum) * batch_R, self.running_R))
+        self.running_R.copy_(
+            torch.where(
+                counts_R2[:, 1] > 0, self.momentum * self.running_R + (1 - self.momentum) * batch_R, self.running_R
+            )
+        )
         self.since += 1
-        if int(self.now) < self.last and int(self.since) >= self.hold and bool((self.running_R >= self.threshold).all()):
+        if (
+            int(self.now) < self.last
+            and int(self.since) >= self.hold
+            and bool((self.running_R >= self.threshold).all())
+        ):
             self.now += 1
             self.since.zero_()
 

@@ -1,4 +1,7 @@
-"""What a feature of LatentWire is: parameters, losses or knobs that the config adds, with five hooks and what it gives a reader."""
+"""What a feature of LatentWire is: parameters, losses or knobs that the config adds, with five hooks and what it gives
+a reader.
+"""
+
 from __future__ import annotations
 
 from collections.abc import Mapping
@@ -33,7 +36,8 @@ class Step:
 class Sent:
     """The latents of a batch on their way to one reader.
 
-    - latents_BMd: as the reader gets them, slots_M: which slots they are. states_BPH: of its adapter, places_P: which of its positions.
+    - latents_BMd: as the reader gets them, slots_M: which slots they are. states_BPH: of its adapter, places_P: which
+      of its positions.
     - bytes_BN, seen_BN: what was encoded (None at a receiver, who has not got it); extra: further tensors of the batch.
     """
 
@@ -56,7 +60,9 @@ class Feature(nn.Module):
     replaces_vectors: bool = False  # whether the reader gets something else in the place of input embeddings
 
     def build_modules(self, method: LatentWire) -> None:
-        """Make the parameters, once readers, adapters and the wire are there. Raises ValueError, opening with a key of the feature."""
+        """Make the parameters, once readers, adapters and the wire are there. Raises ValueError, opening with a key of
+        the feature.
+        """
 
     def on_optimizer_build(self) -> list[Group]:
         """The feature's trained parameters; all of them must be in one of its groups."""
@@ -71,7 +77,9 @@ class Feature(nn.Module):
         return condition
 
     def on_loss_aggregate(self, read: Read) -> Mapping[str, Tensor]:
-        """Further losses of what one reader read: {name: sum over its rows, with gradient}, to be divided by rows; weights are `weights()`."""
+        """Further losses of what one reader read: {name: sum over its rows, with gradient}, to be divided by rows;
+        weights are `weights()`.
+        """
         return {}
 
     def weights(self) -> Mapping[str, float]:
@@ -79,7 +87,9 @@ class Feature(nn.Module):
         return {}
 
     def after_update(self) -> None:
-        """Called after each optimizer step on every device; a feature that learns from the batch as a whole changes its buffers here."""
+        """Called after each optimizer step on every device; a feature that learns from the batch as a whole changes its
+        buffers here.
+        """
 
     def forget(self) -> None:
         """Drop what `on_loss_aggregate` has kept for `after_update`: the step begins again."""
@@ -90,4 +100,7 @@ class Feature(nn.Module):
 
     def describe(self) -> dict[str, Any]:
         """Parameters and status, listed when a run starts and kept with it."""
-        return {"parameters": sum(p.numel() for p in self.parameters()), "trained": sum(p.numel() for p in self.parameters() if p.requires_grad)}
+        return {
+            "parameters": sum(p.numel() for p in self.parameters()),
+            "trained": sum(p.numel() for p in self.parameters() if p.requires_grad),
+        }

@@ -1,4 +1,7 @@
-"""Coprocessor: changes of the keys and values that the latents' vectors left in the reader's cache (after Liu et al. 2024, arXiv 2412.17747)."""
+"""Coprocessor: changes of the keys and values that the latents' vectors left in the reader's cache (after Liu et al.
+2024, arXiv 2412.17747).
+"""
+
 from __future__ import annotations
 
 from dataclasses import replace
@@ -18,7 +21,8 @@ if TYPE_CHECKING:
 
 
 class Coprocessor(Feature):
-    """Added to the keys and values of each layer and position: a linear map of the latents' states, 0 at the start, in units of their spread in text.
+    """Added to the keys and values of each layer and position: a linear map of the latents' states, 0 at the start, in
+    units of their spread in text.
 
     - texts: contexts whose keys and values are read for the spread; 0: unit 1.
     """
@@ -33,7 +37,9 @@ class Coprocessor(Feature):
 
     def build_modules(self, method: LatentWire) -> None:
         """A linear map for each reader."""
-        self.maps = nn.ModuleDict({name: _Deltas(name, reader, method, self.texts) for name, reader in method.readers.items()})
+        self.maps = nn.ModuleDict(
+            {name: _Deltas(name, reader, method, self.texts) for name, reader in method.readers.items()}
+        )
 
     def condition(self, reader: str, sent: Sent, condition: Condition) -> Condition:
         """Changes of keys and values on top of the vectors."""
@@ -53,7 +59,10 @@ class _Deltas(nn.Module):
         self.out = nn.Linear(method.adapter_dim, 2 * reader.layers * reader.kv_heads * reader.kv_width, bias=False)
         nn.init.zeros_(self.out.weight)
         positions = method.adapters[name].place_PH.shape[0]
-        self.register_buffer("deviation", keys_values_of(reader, method.some_contexts(texts), positions)[1] if texts else torch.ones(self.shape))
+        self.register_buffer(
+            "deviation",
+            keys_values_of(reader, method.some_contexts(texts), positions)[1] if texts else torch.ones(self.shape),
+        )
 
     def forward(self, states_BPH: Tensor) -> list[tuple[Tensor, Tensor]]:
         both_BPLtKE = self.deviation * self.out(states_BPH).unflatten(-1, self.shape)

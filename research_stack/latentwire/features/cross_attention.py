@@ -1,4 +1,5 @@
 """Attention from some states to others of another width, in few numbers."""
+
 from __future__ import annotations
 
 import torch
@@ -16,7 +17,9 @@ class CrossAttention(nn.Module):
     - stream: of the initial weights.
     """
 
-    def __init__(self, dim: int, states_dim: int, width: int, heads: int, dropout: float, stream: torch.Generator) -> None:
+    def __init__(
+        self, dim: int, states_dim: int, width: int, heads: int, dropout: float, stream: torch.Generator
+    ) -> None:
         super().__init__()
         self.heads = heads
         self.norm, self.drop = RMSNorm(dim), nn.Dropout(dropout)

@@ -1,4 +1,7 @@
-"""Deep prefix: the latents as keys and values of every layer instead of input embeddings (Li & Liang 2021, P-tuning v2: Liu et al. 2022)."""
+"""Deep prefix: the latents as keys and values of every layer instead of input embeddings (Li & Liang 2021, P-tuning v2:
+Liu et al. 2022).
+"""
+
 from __future__ import annotations
 
 from typing import TYPE_CHECKING
@@ -17,7 +20,8 @@ if TYPE_CHECKING:
 
 
 class DeepPrefix(Feature):
-    """Keys and values of each layer and position: the mean of real text's, plus its deviation times what a linear map of the state says.
+    """Keys and values of each layer and position: the mean of real text's, plus its deviation times what a linear map
+    of the state says.
 
     - texts: contexts whose keys and values are read for mean and deviation; 0 starts from zero mean and unit deviation.
     - gate: initial factor of what the latents say; it is learned for each layer, keys and values apart.
@@ -29,7 +33,10 @@ class DeepPrefix(Feature):
     def __init__(self, texts: int = 64, gate: float = 1.0) -> None:
         require(texts >= 0, f"texts={texts} must not be negative")
         require(texts <= 1_000_000, f"texts={texts} must be at most 1,000,000")
-        require(gate > 0, f"gate={gate} must be positive: with 0 the latents would say nothing, and nothing would be learned")
+        require(
+            gate > 0,
+            f"gate={gate} must be positive: with 0 the latents would say nothing, and nothing would be learned",
+        )
         require(gate <= 1000, f"gate={gate} must be at most 1,000")
         super().__init__()
         self.texts, self.gate = texts, float(gate)  # a whole number would make a tensor of integers
@@ -57,8 +64,16 @@ class _Prefix(nn.Module):
         numbers = 2 * reader.layers * reader.kv_heads * reader.kv_width
         positions = method.adapters[method.name_of(reader)].place_PH.shape[0]
         self.out = nn.Linear(method.adapter_dim, numbers, bias=False)
-        nn.init.normal_(self.out.weight, std=method.adapter_dim**-0.5, generator=generator(method.seed, "deep_prefix", method.name_of(reader)))
-        mean, deviation = keys_values_of(reader, method.some_contexts(feature.texts), positions) if feature.texts else (torch.zeros(self.shape), torch.ones(self.shape))
+        nn.init.normal_(
+            self.out.weight,
+            std=method.adapter_dim**-0.5,
+            generator=generator(method.seed, "deep_prefix", method.name_of(reader)),
+        )
+        mean, deviation = (
+            keys_values_of(reader, method.some_contexts(feature.texts), positions)
+            if feature.texts
+            else (torch.zeros(self.shape), torch.ones(self.shape))
+        )
         self.mean = nn.Parameter(mean.unsqueeze(0).repeat(positions, 1, 1, 1, 1))
         self.register_buffer("deviation", deviation)
         self.gate = nn.Parameter(torch.full((reader.layers, 2, 1, 1), feature.gate))
@@ -78,7 +93,12 @@ def keys_values_of(reader: Reader, texts: list[str], positions: int) -> tuple[Te
     read = [reader.ids(text)[:positions] for text in texts]
     given = told(reader, read)
     lengths_B1, width = torch.tensor([[len(ids)] for ids in read], device=reader.device), given.seen_BP.shape[1]
-    text_BP = torch.arange(width, device=reader.device) >= width - lengths_B1  # padding stands on the left, and the lead before the text
-    kept = [torch.stack((layer.keys, layer.values)).permute(1, 3, 0, 2, 4)[text_BP].float() for layer in given.cache.held.layers]
+    text_BP = (
+        torch.arange(width, device=reader.device) >= width - lengths_B1
+    )  # padding stands on the left, and the lead before the text
+    kept = [
+        torch.stack((layer.keys, layer.values)).permute(1, 3, 0, 2, 4)[text_BP].float()
+        for layer in given.cache.held.layers
+    ]
     stacked = torch.stack(kept)  # (layers, n, 2, K, E)
     return stacked.mean(1).cpu(), stacked.std(1, correction=0).clamp_min(1e-4).cpu()

@@ -4,6 +4,7 @@ Each looks at every reader's latents, shared and own ones, with the same weights
 
 Shapes: B rows, N bytes, M slots of d numbers, W width of the head, G buckets.
 """
+
 from __future__ import annotations
 
 import math
@@ -29,10 +30,12 @@ MULTIPLIER = 0x9E3779B1  # odd, so that different grams are different before the
 
 
 class Gist(Feature):
-    """Which byte n-grams the context has, hashed into buckets, from the pooled latents: binary cross entropy in nats, the mean over buckets.
+    """Which byte n-grams the context has, hashed into buckets, from the pooled latents: binary cross entropy in nats,
+    the mean over buckets.
 
-    The best answer that knows nothing of the context, the share of contexts that have each bucket, costs the mean entropy of these
-    shares; of the last batch it is logged as `chance`. The gist says something where its loss is below.
+    The best answer that knows nothing of the context, the share of contexts that have each bucket, costs the mean
+    entropy of these shares; of the last batch it is logged as `chance`. The gist says something where its loss is
+    below.
 
     - weight: of the loss. grams: n, 1 to 7. buckets: G. width: of the hidden layer.
     """
@@ -67,7 +70,9 @@ class Gist(Feature):
         has_BG = hashed_grams(*encoded(read.sent), self.grams, self.buckets)
         self.chance = constant_cost(has_BG.mean(0)).mean()
         logits_BG = self.logits(read.sent)
-        return {"gist": F.binary_cross_entropy_with_logits(logits_BG, has_BG.to(logits_BG), reduction="none").mean(1).sum()}
+        return {
+            "gist": F.binary_cross_entropy_with_logits(logits_BG, has_BG.to(logits_BG), reduction="none").mean(1).sum()
+        }
 
     def weights(self) -> Mapping[str, float]:
         """Of the one loss."""
@@ -79,14 +84,19 @@ class Gist(Feature):
 
 
 class Reconstruction(Feature):
-    """The context's first bytes, all at once, each from its place and the latents: cross entropy in nats, the mean over a row's bytes.
+    """The context's first bytes, all at once, each from its place and the latents: cross entropy in nats, the mean over
+    a row's bytes.
 
-    The best answer that knows nothing of the context, how often each byte comes, costs their entropy, logged as `chance`.
+    The best answer that knows nothing of the context, how often each byte comes, costs their entropy, logged as
+    `chance`.
 
-    - weight: of the loss. bytes: that are asked for at most. width, heads, layers: of the decoder, cross-attention and SwiGLU in turn.
+    - weight: of the loss. bytes: that are asked for at most. width, heads, layers: of the decoder, cross-attention and
+      SwiGLU in turn.
     """
 
-    def __init__(self, weight: float = 0.1, bytes: int = 256, width: int = 128, heads: int = 4, layers: int = 1) -> None:
+    def __init__(
+        self, weight: float = 0.1, bytes: int = 256, width: int = 128, heads: int = 4, layers: int = 1
+    ) -> None:
         require(weight > 0, f"weight={weight} must be positive; leave the feature out instead")
         require(bytes >= 1, f"bytes={bytes} must be at least 1")
         require(bytes <= 1_000_000, f"bytes={bytes} must be at most 1,000,000")
@@ -101,8 +111,12 @@ class Reconstruction(Feature):
         """Vectors of slots and places, and the decoder."""
         stream, width = generator(method.seed, "reconstruction"), self.width
         self.enter, self.out = nn.Linear(method.numbers, width), nn.Linear(width, 256)
-        self.slot_MW, self.place_NW = (nn.Parameter(torch.empty(count, width)) for count in (all_slots(method), self.most))
-        self.looks = nn.ModuleList(CrossAttention(width, width, width, self.heads, 0.0, stream) for _ in range(self.depth))
+        self.slot_MW, self.place_NW = (
+            nn.Parameter(torch.empty(count, width)) for count in (all_slots(method), self.most)
+        )
+        self.looks = nn.ModuleList(
+            CrossAttention(width, width, width, self.heads, 0.0, stream) for _ in range(self.depth)
+        )
         self.norms = nn.ModuleList(RMSNorm(width) for _ in range(self.depth + 1))
         self.works = nn.ModuleList(SwiGLU(width, -(-8 * width // 96) * 32) for _ in range(self.depth))
         for parameter in (*self.enter.parameters(), *self.works.parameters(), *self.out.parameters()):
@@ -123,7 +137,10 @@ class Reconstruction(Feature):
         """The sum over rows."""
         bytes_BN, seen_BN = (tensor[:, : self.most] for tensor in encoded(read.sent))
         logits_BNv = self.logits(read.sent, bytes_BN.shape[1])
-        cost_BN = F.cross_entropy(logits_BNv.flatten(0, 1), bytes_BN.flatten(), reduction="none").view(bytes_BN.shape) * seen_BN
+        cost_BN = (
+            F.cross_entropy(logits_BNv.flatten(0, 1), bytes_BN.flatten(), reduction="none").view(bytes_BN.shape)
+            * seen_BN
+        )
         share_v = torch.bincount(bytes_BN[seen_BN], minlength=256) / seen_BN.sum().clamp_min(1)
         self.chance = torch.special.entr(share_v).sum()
         self.right = ((logits_BNv.argmax(-1) == bytes_BN) & seen_BN).sum() / seen_BN.sum().clamp_min(1)
@@ -152,8 +169,13 @@ def encoded(sent: Sent) -> tuple[Tensor, Tensor]:
 def hashed_grams(bytes_BN: Tensor, seen_BN: Tensor, n: int, buckets: int) -> Tensor:
     """(B, G) float32, 1 for a bucket that holds one of the row's n-grams; a row of fewer than n bytes has none."""
     short = max(0, n - bytes_BN.shape[1])
-    grams_BTn, whole_BT = F.pad(bytes_BN, (0, short)).unfold(1, n, 1), F.pad(seen_BN, (0, short)).unfold(1, n, 1).all(-1)
-    number_BT = (grams_BTn * 256 ** torch.arange(n - 1, -1, -1, device=bytes_BN.device)).sum(-1)  # below 2^56: another for each gram
+    grams_BTn, whole_BT = (
+        F.pad(bytes_BN, (0, short)).unfold(1, n, 1),
+        F.pad(seen_BN, (0, short)).unfold(1, n, 1).all(-1),
+    )
+    number_BT = (grams_BTn * 256 ** torch.arange(n - 1, -1, -1, device=bytes_BN.device)).sum(
+        -1
+    )  # below 2^56: another for each gram
     mixed_BT = (number_BT * MULTIPLIER) ^ (number_BT >> 17)
     bucket_BT = (mixed_BT ^ (mixed_BT >> 23)) % buckets
     found_BG = torch.zeros(len(bytes_BN), buckets, device=bytes_BN.device)

@@ -1,7 +1,9 @@
 """Latent dropout: steps that send only the first of the shared slots, so that the first ones learn to say the most.
 
-Nested dropout (Rippel et al. 2014); as in Matryoshka representations (Kusupati et al. 2022) one checkpoint then serves every number of slots.
+Nested dropout (Rippel et al. 2014); as in Matryoshka representations (Kusupati et al. 2022) one checkpoint then serves
+every number of slots.
 """
+
 from __future__ import annotations
 
 from typing import TYPE_CHECKING, Literal
@@ -19,16 +21,22 @@ if TYPE_CHECKING:
 class LatentDropout(Feature):
     """How many shared slots a step sends is drawn, one number for all rows and readers; private slots are always sent.
 
-    Where not all are kept, the number n is drawn from `least` .. S, the shared slots of the step: uniformly, or geometrically with
-    P(n) proportional to ratio^n. Validation and evaluation keep all.
+    Where not all are kept, the number n is drawn from `least` .. S, the shared slots of the step: uniformly, or
+    geometrically with P(n) proportional to ratio^n. Validation and evaluation keep all.
 
-    - keep_from, keep_to: probability that a step keeps all slots, at the first step and from the share `ramp` of all steps on; in a
-      straight line between.
+    - keep_from, keep_to: probability that a step keeps all slots, at the first step and from the share `ramp` of all
+      steps on; in a straight line between.
     - least: shared slots that are kept at least. law: of the number that is kept. ratio: of the geometric law.
     """
 
     def __init__(
-        self, keep_from: float = 1.0, keep_to: float = 0.5, ramp: float = 0.5, least: int = 1, law: Literal["uniform", "geometric"] = "uniform", ratio: float = 0.8,
+        self,
+        keep_from: float = 1.0,
+        keep_to: float = 0.5,
+        ramp: float = 0.5,
+        least: int = 1,
+        law: Literal["uniform", "geometric"] = "uniform",
+        ratio: float = 0.8,
     ) -> None:
         require(0 <= keep_from <= 1, f"keep_from={keep_from} must lie in [0, 1]")
         require(0 <= keep_to <= 1, f"keep_to={keep_to} must lie in [0, 1]")
@@ -37,11 +45,21 @@ class LatentDropout(Feature):
         require(law in ("uniform", "geometric"), f"law={law} must be uniform or geometric")
         require(0 < ratio < 1, f"ratio={ratio} must lie in (0, 1)")
         super().__init__()
-        self.keep_from, self.keep_to, self.ramp, self.least, self.law, self.ratio = keep_from, keep_to, ramp, least, law, ratio
+        self.keep_from, self.keep_to, self.ramp, self.least, self.law, self.ratio = (
+            keep_from,
+            keep_to,
+            ramp,
+            least,
+            law,
+            ratio,
+        )
 
     def build_modules(self, method: LatentWire) -> None:
         """No parameters. Raises ValueError for more slots than are shared."""
-        require(self.least <= method.shared, f"least={self.least} must be at most {method.shared}, the slots that readers share")
+        require(
+            self.least <= method.shared,
+            f"least={self.least} must be at most {method.shared}, the slots that readers share",
+        )
         self.seed, self.private, self.kept = method.seed, method.private, method.slots
 
     def keep(self, number: int, total: int) -> float:
@@ -55,7 +73,11 @@ class LatentDropout(Feature):
             return
         stream, shared = generator(self.seed, "latent_dropout", step.number), step.slots - self.private
         if shared > self.least and float(torch.rand((), generator=stream)) >= self.keep(step.number, step.total):
-            step.slots = self.private + self.least + int(torch.multinomial(self.weights_of(shared - self.least + 1), 1, generator=stream))
+            step.slots = (
+                self.private
+                + self.least
+                + int(torch.multinomial(self.weights_of(shared - self.least + 1), 1, generator=stream))
+            )
         self.kept = step.slots
 
     def weights_of(self, count: int) -> torch.Tensor:

@@ -1,9 +1,12 @@
-"""Latent adapters at several depths: between a reader's layers, what is read after the latents looks at their states again.
+"""Latent adapters at several depths: between a reader's layers, what is read after the latents looks at their states
+again.
 
-Gated cross-attention as in Flamingo (Alayrac et al. 2022, section 2.2): x + tanh(g) attention(x, states), g = 0 at the start.
+Gated cross-attention as in Flamingo (Alayrac et al. 2022, section 2.2): x + tanh(g) attention(x, states), g = 0 at the
+start.
 
 Shapes: B rows, L positions after the latents, P positions of the latents, D width of the reader, H width of the states.
 """
+
 from __future__ import annotations
 
 from collections.abc import Sequence
@@ -42,11 +45,22 @@ class LayerAdapters(Feature):
     def build_modules(self, method: LatentWire) -> None:
         """An adapter for each reader and depth."""
         self.layers = {name: chosen_layers(self.depths, reader.layers) for name, reader in method.readers.items()}
-        self.maps = nn.ModuleDict({
-            name: nn.ModuleDict({
-                str(layer): _Gated(self, method.readers[name].width, method.adapter_dim, generator(method.seed, "layer_adapters", name, layer))
-                for layer in layers})
-            for name, layers in self.layers.items()})
+        self.maps = nn.ModuleDict(
+            {
+                name: nn.ModuleDict(
+                    {
+                        str(layer): _Gated(
+                            self,
+                            method.readers[name].width,
+                            method.adapter_dim,
+                            generator(method.seed, "layer_adapters", name, layer),
+                        )
+                        for layer in layers
+                    }
+                )
+                for name, layers in self.layers.items()
+            }
+        )
 
     def condition(self, reader: str, sent: Sent, condition: Condition) -> Condition:
         """The changes behind the chosen layers, after those that are there already."""
@@ -76,12 +90,17 @@ class _Gated(nn.Module):
 
 
 def chosen_layers(depths: int | Sequence[int], layers: int) -> list[int]:
-    """The layers that `depths` names: of n evenly spread ones the middles of n equal parts. Raises ValueError for more or others than there are."""
+    """The layers that `depths` names: of n evenly spread ones the middles of n equal parts. Raises ValueError for more
+    or others than there are.
+    """
     if isinstance(depths, int):
         require(1 <= depths <= layers, f"depths={depths} must lie in 1 .. {layers}, the layers of the reader")
         return [(2 * i + 1) * layers // (2 * depths) for i in range(depths)]
     found = sorted(set(depths))
-    require(bool(found) and len(found) == len(depths) and 0 <= found[0] and found[-1] < layers, f"depths={list(depths)} must be different layers from 0 to {layers - 1}")
+    require(
+        bool(found) and len(found) == len(depths) and 0 <= found[0] and found[-1] < layers,
+        f"depths={list(depths)} must be different layers from 0 to {layers - 1}",
+    )
     return found
 
 

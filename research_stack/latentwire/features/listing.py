@@ -1,4 +1,5 @@
 """Which features a method has: the list at the start of a run, and what a checkpoint must hold."""
+
 from __future__ import annotations
 
 from collections.abc import Mapping
@@ -10,11 +11,22 @@ if TYPE_CHECKING:
     from research_stack.latentwire.module import LatentWire
 
 #: The features that there are, by the names of their files in conf/method/features.
-KNOWN = ("adaptive_tokens", "coprocessor", "deep_prefix", "gist", "latent_dropout", "layer_adapters", "lora", "reconstruction")
+KNOWN = (
+    "adaptive_tokens",
+    "coprocessor",
+    "deep_prefix",
+    "gist",
+    "latent_dropout",
+    "layer_adapters",
+    "lora",
+    "reconstruction",
+)
 
 
 def described(method: LatentWire) -> list[dict[str, Any]]:
-    """A row for each feature, also those that are off: {feature, status: on | off, parameters, trained} and what it says of itself."""
+    """A row for each feature, also those that are off: {feature, status: on | off, parameters, trained} and what it
+    says of itself.
+    """
     rows = []
     for name in dict.fromkeys((*KNOWN, *method.features)):
         on = name in method.features
@@ -26,8 +38,13 @@ def described(method: LatentWire) -> list[dict[str, Any]]:
 def lines(rows: list[dict[str, Any]]) -> list[str]:
     """The rows of `described` as a table for the log."""
     width = max(len("feature"), *(len(row["feature"]) for row in rows))
-    return [f"{'feature':<{width}}  status  {'parameters':>11}  {'trained':>11}",
-            *(f"{row['feature']:<{width}}  {row['status']:<6}  {row['parameters']:>11,}  {row['trained']:>11,}" for row in rows)]
+    return [
+        f"{'feature':<{width}}  status  {'parameters':>11}  {'trained':>11}",
+        *(
+            f"{row['feature']:<{width}}  {row['status']:<6}  {row['parameters']:>11,}  {row['trained']:>11,}"
+            for row in rows
+        ),
+    ]
 
 
 def refuse_other_features(state: Mapping[str, Any], features: Mapping[str, Feature]) -> None:
@@ -36,6 +53,7 @@ def refuse_other_features(state: Mapping[str, Any], features: Mapping[str, Featu
     ours = {name for name, feature in features.items() if feature.state_dict()}
     missing, surplus = sorted(ours - theirs), sorted(theirs - ours)
     told = ([f"it lacks {', '.join(missing)}, which this run has"] if missing else []) + (
-        [f"it has {', '.join(surplus)}, which this run has not"] if surplus else [])
+        [f"it has {', '.join(surplus)}, which this run has not"] if surplus else []
+    )
     if told:
         raise ValueError(f"method.features={sorted(features)} are not those of the checkpoint: {'; '.join(told)}")

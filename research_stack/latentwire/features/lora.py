@@ -1,4 +1,7 @@
-"""LoRA on the readers (Hu et al. 2021): their weights stay frozen, and low-rank adapters beside them learn to read latents."""
+"""LoRA on the readers (Hu et al. 2021): their weights stay frozen, and low-rank adapters beside them learn to read
+latents.
+"""
+
 from __future__ import annotations
 
 from collections.abc import Iterator
@@ -30,8 +33,14 @@ class ReaderLoRA(Feature):
     """
 
     def __init__(
-        self, rank: int = 8, alpha: float = 16.0, dropout: float = 0.0, targets: list[str] | Literal["all-linear"] = "all-linear", rslora: bool = False,
-        readers: list[str] | None = None, factor: float = 1.0,
+        self,
+        rank: int = 8,
+        alpha: float = 16.0,
+        dropout: float = 0.0,
+        targets: list[str] | Literal["all-linear"] = "all-linear",
+        rslora: bool = False,
+        readers: list[str] | None = None,
+        factor: float = 1.0,
     ) -> None:
         require(rank >= 1, f"rank={rank} must be at least 1")
         require(rank <= 100_000, f"rank={rank} must be at most 100,000")
@@ -69,7 +78,10 @@ class ReaderLoRA(Feature):
 
     def metrics_snapshot(self) -> dict[str, float]:
         """Root mean square of B, 0 at the start, by reader."""
-        return {f"rms_{name}": float(torch.cat([p.detach().flatten() for p in ups]).square().mean().sqrt()) for name, ups in self.ups.items()}
+        return {
+            f"rms_{name}": float(torch.cat([p.detach().flatten() for p in ups]).square().mean().sqrt())
+            for name, ups in self.ups.items()
+        }
 
     def describe(self) -> dict[str, Any]:
         """The adapters, which are kept in the readers."""

@@ -1,4 +1,5 @@
 """What every reward is, and the one way to call one: whatever breaks its contract is a single clear line. No torch."""
+
 from __future__ import annotations
 
 from collections.abc import Sequence
@@ -22,7 +23,9 @@ class Reward(Protocol):
     name: str
 
     def check(self) -> None:
-        """Raise ValueError or OSError with one line when the reward cannot work (a missing file or package); takes under a second."""
+        """Raise ValueError or OSError with one line when the reward cannot work (a missing file or package); takes
+        under a second.
+        """
 
     def __call__(self, prompts: Sequence[str], completions: Sequence[str]) -> np.ndarray:
         """(n,) float64, finite: what each completion is worth as the answer to the prompt at its place."""
@@ -31,11 +34,15 @@ class Reward(Protocol):
 def called(reward: Reward, prompts: Sequence[str], completions: Sequence[str]) -> np.ndarray:
     """(n,) float64: what the reward says, once it is certain that it kept its contract.
 
-    Raises RewardError (a ValueError) in one line when prompts and completions differ in number, when the result is no array
-    of n finite real numbers, and when the reward raises: then with the pair it failed on, and the error as the cause.
+    Raises RewardError (a ValueError) in one line when prompts and completions differ in number, when the result is no
+    array of n finite real numbers, and when the reward raises: then with the pair it failed on, and the error as the
+    cause.
     """
     if len(prompts) != len(completions):
-        raise RewardError(f"reward={reward.name}: {len(prompts)} prompts came with {len(completions)} completions; there must be one each")
+        raise RewardError(
+            f"reward={reward.name}: {len(prompts)} prompts came with {len(completions)} completions; there must be one"
+            " each"
+        )
     try:
         values = reward(prompts, completions)
     except RewardError:
@@ -43,28 +50,42 @@ def called(reward: Reward, prompts: Sequence[str], completions: Sequence[str]) -
     except Exception as error:
         at, cause = _culprit(reward, prompts, completions, error)
         pair = f" on prompt {shown(prompts[at])} and completion {shown(completions[at])}" if len(prompts) else ""
-        raise RewardError(f"reward={reward.name} failed{pair}: {type(cause).__name__}: {' '.join(str(cause).split())}") from cause
+        raise RewardError(
+            f"reward={reward.name} failed{pair}: {type(cause).__name__}: {' '.join(str(cause).split())}"
+        ) from cause
     return _kept(reward.name, values, prompts, completions)
 
 
 def _kept(name: str, values: Any, prompts: Sequence[str], completions: Sequence[str]) -> np.ndarray:
     """The values as float64 (n,), or the line that says what is wrong with them."""
     if not isinstance(values, np.ndarray):
-        raise RewardError(f"reward={name} returned a {type(values).__name__}, it must return a numpy array of one number per completion")
+        raise RewardError(
+            f"reward={name} returned a {type(values).__name__}, it must return a numpy array of one number per"
+            " completion"
+        )
     if values.dtype.kind not in "fiub":
         raise RewardError(f"reward={name} returned an array of {values.dtype}, it must hold real numbers")
     if values.shape != (len(completions),):
-        raise RewardError(f"reward={name} returned shape {values.shape} for {len(completions)} completions, it must be ({len(completions)},)")
+        raise RewardError(
+            f"reward={name} returned shape {values.shape} for {len(completions)} completions, it must be"
+            f" ({len(completions)},)"
+        )
     wrong = np.flatnonzero(~np.isfinite(values))
     if len(wrong):
         at = int(wrong[0])
-        raise RewardError(f"reward={name} gave {values[at]} to {len(wrong)} of {len(values)} completions, the first one {shown(completions[at])} "
-                          f"to the prompt {shown(prompts[at])}; rewards must be finite")
+        raise RewardError(
+            f"reward={name} gave {values[at]} to {len(wrong)} of {len(values)} completions, the first one"
+            f" {shown(completions[at])} to the prompt {shown(prompts[at])}; rewards must be finite"
+        )
     return values.astype(np.float64)
 
 
-def _culprit(reward: Reward, prompts: Sequence[str], completions: Sequence[str], error: Exception) -> tuple[int, Exception]:
-    """(place, error) of the first pair on which the reward fails alone; the first pair and the batch's error if none does."""
+def _culprit(
+    reward: Reward, prompts: Sequence[str], completions: Sequence[str], error: Exception
+) -> tuple[int, Exception]:
+    """(place, error) of the first pair on which the reward fails alone; the first pair and the batch's error if none
+    does.
+    """
     for at in range(len(prompts)):
         try:
             reward(prompts[at : at + 1], completions[at : at + 1])

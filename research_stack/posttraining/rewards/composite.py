@@ -1,4 +1,5 @@
 """Several rewards as one: a weighted sum whose parts can be told apart in the logs. No torch."""
+
 from __future__ import annotations
 
 import math
@@ -13,7 +14,8 @@ from research_stack.require import require
 class Composite:
     """The weighted sum of named rewards.
 
-    - rewards: by name; the names are those of the logs. weights: {name: weight}, 1 where there is none; negative ones penalise.
+    - rewards: by name; the names are those of the logs. weights: {name: weight}, 1 where there is none; negative ones
+      penalise.
     """
 
     name = "composite"
@@ -47,8 +49,11 @@ class Composite:
         return self.total(self.parts(prompts, completions))
 
 
-def scored(reward: Reward, prompts: Sequence[str], completions: Sequence[str]) -> tuple[np.ndarray, dict[str, np.ndarray]]:
-    """((n,) float64 rewards, {name: (n,)} of the parts), each part computed once; a reward without parts is its own only part.
+def scored(
+    reward: Reward, prompts: Sequence[str], completions: Sequence[str]
+) -> tuple[np.ndarray, dict[str, np.ndarray]]:
+    """((n,) float64 rewards, {name: (n,)} of the parts), each part computed once; a reward without parts is its own
+    only part.
 
     Raises RewardError as `called` does.
     """

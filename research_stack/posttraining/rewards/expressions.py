@@ -1,4 +1,5 @@
 """The task "write an expression equal to N": right or wrong, decided by exact arithmetic. No torch."""
+
 from __future__ import annotations
 
 from collections.abc import Sequence
@@ -13,8 +14,8 @@ from research_stack.posttraining.rewards.base import shown
 class Expressions:
     """1 for an expression over whole numbers with + - * / and parentheses that is exactly N, 0 for anything else.
 
-    The prompt is "N=", the completion the expression, as in "13=" and "3*4+1". N itself, written as a bare number, is worth 0:
-    an answer has at least one operator. Values are fractions, so 1/3*3 is 1; nothing is ever handed to `eval`.
+    The prompt is "N=", the completion the expression, as in "13=" and "3*4+1". N itself, written as a bare number, is
+    worth 0: an answer has at least one operator. Values are fractions, so 1/3*3 is 1; nothing is ever handed to `eval`.
     """
 
     name = "expressions"
@@ -24,12 +25,17 @@ class Expressions:
 
     def __call__(self, prompts: Sequence[str], completions: Sequence[str]) -> np.ndarray:
         """(n,) float64, 0 or 1. Raises ValueError for a prompt that asks for no number."""
-        return np.array([float(is_answer(text, number(prompt))) for prompt, text in zip(prompts, completions, strict=True)], dtype=np.float64)
+        return np.array(
+            [float(is_answer(text, number(prompt))) for prompt, text in zip(prompts, completions, strict=True)],
+            dtype=np.float64,
+        )
 
 
 def number(prompt: str) -> int:
     """The N of a prompt "N=". Raises ValueError for any other text."""
     found = number_of(prompt)
     if found is None:
-        raise ValueError(f"prompt={shown(prompt)} must be a whole number and an equals sign, as in '12='; choose data=expressions")
+        raise ValueError(
+            f"prompt={shown(prompt)} must be a whole number and an equals sign, as in '12='; choose data=expressions"
+        )
     return found

@@ -1,8 +1,10 @@
-"""Rewards that need no model: on topic, of the right length, not repeating itself, in a given form. All lie in [0, 1]. No torch.
+"""Rewards that need no model: on topic, of the right length, not repeating itself, in a given form. All lie in [0, 1].
+No torch.
 
 Each is a formula of one prompt and one completion, so the worth of a pair is the same alone and in any batch. All of
 them can be satisfied by text that is no good: they are to be parts of a `Composite`, not goals.
 """
+
 from __future__ import annotations
 
 import math
@@ -18,9 +20,10 @@ from research_stack.require import require
 WORD = re.compile(r"[^\W_]+(?:['’][^\W_]+)*")
 #: Words that say nothing about the topic.
 FUNCTION_WORDS = frozenset(
-    "a an the and or but if so as of at by for from in into on onto to with about over under than then that this these those there here it its "
-    "i me my you your he him his she her we us our they them their is am are was were be been being do does did have has had can could "
-    "will would shall should may might must not no nor what which who whom whose when where why how any some".split()
+    "a an the and or but if so as of at by for from in into on onto to with about over under than then that this these"
+    " those there here it its i me my you your he him his she her we us our they them their is am are was were be been"
+    " being do does did have has had can could will would shall should may might must not no nor what which who whom"
+    " whose when where why how any some".split()
 )
 
 
@@ -43,14 +46,16 @@ class Heuristic:
 
     def __call__(self, prompts: Sequence[str], completions: Sequence[str]) -> np.ndarray:
         """(n,) float64 in [0, 1]."""
-        return np.array([self.score(prompt, text) for prompt, text in zip(prompts, completions, strict=True)], dtype=np.float64)
+        return np.array(
+            [self.score(prompt, text) for prompt, text in zip(prompts, completions, strict=True)], dtype=np.float64
+        )
 
 
 class Relevance(Heuristic):
     """Cosine of the sets of content words of prompt and completion, |P and C| / sqrt(|P| |C|) (Ochiai 1957).
 
-    Words are compared as they are written, case folded, without function words (English); the order and the number of their
-    uses do not count. 0 where either text has none. A copy of the prompt is worth 1.
+    Words are compared as they are written, case folded, without function words (English); the order and the number of
+    their uses do not count. 0 where either text has none. A copy of the prompt is worth 1.
     """
 
     name = "relevance"
@@ -62,16 +67,24 @@ class Relevance(Heuristic):
 
 
 class Length(Heuristic):
-    """A trapezoid over the length of the completion: 1 from `low` to `high`, falling to 0 at `shortest` and at `longest`.
+    """A trapezoid over the length of the completion: 1 from `low` to `high`, falling to 0 at `shortest` and at
+    `longest`.
 
-    - shortest, low, high, longest: in ascending order. Where two of them are equal the edge is upright, and the length itself is
-      worth 1.
+    - shortest, low, high, longest: in ascending order. Where two of them are equal the edge is upright, and the length
+      itself is worth 1.
     - unit: words, or characters.
     """
 
     name = "length"
 
-    def __init__(self, shortest: int = 0, low: int = 10, high: int = 80, longest: int = 160, unit: Literal["words", "characters"] = "words") -> None:
+    def __init__(
+        self,
+        shortest: int = 0,
+        low: int = 10,
+        high: int = 80,
+        longest: int = 160,
+        unit: Literal["words", "characters"] = "words",
+    ) -> None:
         require(0 <= shortest, f"shortest={shortest} must not be negative")
         require(shortest <= low, f"shortest={shortest} must be at most low={low}")
         require(low <= high, f"low={low} must be at most high={high}")
@@ -89,7 +102,8 @@ class Length(Heuristic):
 
 
 class Repetition(Heuristic):
-    """1 less the share of the completion's n-grams that stood in it before: distinct n-grams / n-grams (distinct-n, Li et al. 2016).
+    """1 less the share of the completion's n-grams that stood in it before: distinct n-grams / n-grams (distinct-n, Li
+    et al. 2016).
 
     - n: words or characters of an n-gram. unit: words, or characters for texts without spaces.
 

@@ -1,4 +1,5 @@
 """A finished reward run as a reward: what a reply would earn, as the run has learned it."""
+
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
@@ -22,7 +23,8 @@ class Learned:
     """Engagement as a finished run of experiment=reward predicts it.
 
     - run: its folder. Encoder and regressor are built from its config.yaml, weights come from its last checkpoint.
-    - unit: `standardised`, in standard deviations from the mean of the run's training side, or `log`, log(1 + engagement).
+    - unit: `standardised`, in standard deviations from the mean of the run's training side, or `log`, log(1 +
+      engagement).
     - device: where regressor and encoder run, as torch names it.
     """
 
@@ -33,14 +35,18 @@ class Learned:
         self.run, self.unit, self.device = run, unit, device
 
     def check(self) -> None:
-        """Raise ValueError or OSError in one line for a folder that is no trained reward run, and for an encoder that is not there."""
+        """Raise ValueError or OSError in one line for a folder that is no trained reward run, and for an encoder that
+        is not there.
+        """
         self._config()
         if not self._checkpoint.is_file():
             raise ValueError(f"run={self.run} has no checkpoints/last.ckpt: the run has not been trained")
         self._encoder().check()
 
     def __call__(self, prompts: Sequence[str], completions: Sequence[str]) -> np.ndarray:
-        """(n,) float64. Raises ValueError or OSError as `check` does, and for a damaged checkpoint or another encoder."""
+        """(n,) float64. Raises ValueError or OSError as `check` does, and for a damaged checkpoint or another
+        encoder.
+        """
         import torch
 
         if not len(prompts):
@@ -69,14 +75,18 @@ class Learned:
         try:
             method.load_state_dict(load_checkpoint(self._checkpoint)["state_dict"])
         except (RuntimeError, KeyError) as error:
-            raise ValueError(f"run={self.run}: the checkpoint is of another model ({str(error).splitlines()[-1].strip()})") from error
+            raise ValueError(
+                f"run={self.run}: the checkpoint is of another model ({str(error).splitlines()[-1].strip()})"
+            ) from error
         return method.eval().requires_grad_(False).to(self.device), encoder
 
     def _config(self) -> Mapping[str, Any]:
         config = RunFolder(self.run).read_config()
         target = (config.get("method") or {}).get("_target_") if isinstance(config.get("method"), Mapping) else None
         if target != METHOD:
-            raise ValueError(f"run={self.run} is no reward run: its method is {target or 'none'}; train one with experiment=reward")
+            raise ValueError(
+                f"run={self.run} is no reward run: its method is {target or 'none'}; train one with experiment=reward"
+            )
         return config
 
     def _encoder(self) -> SentenceEncoder:
@@ -87,7 +97,10 @@ class Learned:
         record = RunFolder(self.run).run_json
         trained = (read_json(record).get("data") or {}).get("encoder") if record.is_file() else None
         if trained not in (None, encoder.fingerprint()):
-            raise ValueError(f"run={self.run} was trained on embeddings of another encoder ({trained} then, {encoder.fingerprint()} now)")
+            raise ValueError(
+                f"run={self.run} was trained on embeddings of another encoder ({trained} then, {encoder.fingerprint()}"
+                " now)"
+            )
 
     @property
     def _checkpoint(self) -> Any:
