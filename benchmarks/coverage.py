@@ -8,10 +8,10 @@ nothing. The rows of each kind:
 
 - reported: what the evaluations print.
 - blind: of bounds, the same with noise levels taken for noise, though they are stratified over the rows
-  (`research_stack.evaluation.levels`).
+  (`research_stack.metrics.levels`).
 - bootstrap: 2.5 and 97.5 % of the values of groups that are drawn anew with replacement.
 - student: the standard deviation of the linearised residuals of groups over sqrt(groups), times Student's t for
-  groups - 1: without what `research_stack.evaluation.interval` does about unequal sizes and bent statistics.
+  groups - 1: without what `research_stack.metrics.interval` does about unequal sizes and bent statistics.
 
 `tests/exact/test_coverage.py` holds the same simulations to limits.
 
@@ -34,9 +34,9 @@ import torch
 from research_stack.corruption.bound import fixed_k_by_level, nelbo_by_level
 from research_stack.corruption.process import Absorbing, Hybrid, Uniform
 from research_stack.data.vocabulary import Vocabulary
-from research_stack.evaluation import calibration, paired, passk
-from research_stack.evaluation.interval import CORRELATION, FEW, jackknife, per_token, student
-from research_stack.evaluation.levels import balanced
+from research_stack.metrics import calibration, paired, passk
+from research_stack.metrics.interval import CORRELATION, FEW, jackknife, per_token, student
+from research_stack.metrics.levels import balanced
 from research_stack.streams import Draws
 
 GROUPS = (2, 3, 5, 8, 10, 30)

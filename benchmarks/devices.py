@@ -102,8 +102,9 @@ def save_encoder(folder):
 
 def prepare(place, experiments, ways, steps=4, more=()):
     """Folders of runs that are ready to train: {way: {experiment: folder}}."""
-    from research_stack import compose, results
-    from research_stack.results import RunFolder
+    from research_stack import compose
+    from research_stack.records import results
+    from research_stack.records.results import RunFolder
 
     found = {}
     encoder = place / "encoder"
@@ -134,7 +135,7 @@ def train(folders):
     """Train the saved config of each folder in this process, one among others or alone; errors go to the folder."""
     from omegaconf import OmegaConf
 
-    from research_stack.run import fit
+    from research_stack.running.run import fit
 
     rank = os.environ.get("RANK", "0")
     for folder in folders:
@@ -252,7 +253,7 @@ def measured(folder, reference):
 
 if __name__ == "__main__":
     if sys.argv[1:2] == ["--train"]:
-        from research_stack.worker import leave
+        from research_stack.running.worker import leave
 
         train([Path(folder) for folder in sys.argv[2:]])
         leave(0)

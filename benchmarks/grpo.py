@@ -230,11 +230,12 @@ def overrides(kind, folder, size, steps):
 
 def run_ours(kind, folder, size, steps):
     """(clock, method) of the training that `research-stack` runs, its logger included."""
-    from research_stack import compose, provenance
+    from research_stack import compose
     from research_stack.posttraining.rollout import Rollouts
-    from research_stack.results import RunFolder
+    from research_stack.records import provenance
+    from research_stack.records.results import RunFolder
 
-    run = importlib.import_module("research_stack.run")  # the package's `run` is its function
+    run = importlib.import_module("research_stack.running.run")  # the package's `run` is its function
     clock, place, assemble, found = Clock(), RunFolder(folder / f"{kind}-{time.time_ns()}"), run.assemble, []
 
     def changed(cfg):
@@ -397,7 +398,7 @@ def main():
     if options.kind:
         print(json.dumps(measure(options.kind, options.folder, options.size, options.steps)))
         return
-    from research_stack.hardware import Hardware
+    from research_stack.running.hardware import Hardware
 
     size = {
         name: getattr(options, name) for name in ("prompts", "group", "length", "width", "layers", "vocab", "threads")

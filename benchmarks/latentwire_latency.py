@@ -21,9 +21,9 @@ from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast, Qwen3Config, Qwen3ForCausalLM
 
 from research_stack import compose
-from research_stack.data.sources import PythonDocs
+from research_stack.data.sources.embedded import PythonDocs
 from research_stack.latentwire.latency import Latency
-from research_stack.run import assemble
+from research_stack.running.run import assemble
 
 SLOTS, OFTEN = 32, 4
 SHAPES = {

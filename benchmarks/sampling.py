@@ -89,7 +89,7 @@ def measure(sampler, denoiser, rows, length, device, first_row=0):
 def compare(name, method, rows, length, device, overrides, alone=2):
     """One decoder: the whole batch, then `alone` of its rows by themselves."""
     from research_stack import compose
-    from research_stack.build import build
+    from research_stack.config.build import build
 
     sampler = build(compose([*CONFIG, *overrides, f"sampler={name}"]).sampler, "sampler")
     sampler.steps = min(sampler.steps or length, length)
@@ -121,8 +121,8 @@ def main():
     import torch
 
     from research_stack import compose
-    from research_stack.compose import Composer
-    from research_stack.run import assemble
+    from research_stack.config.compose import Composer
+    from research_stack.running.run import assemble
 
     parts = assemble(compose([*CONFIG, *arguments.overrides]))
     device = parts.hardware.device()

@@ -74,7 +74,7 @@ def measure(mode, overrides):
     import torch
 
     from research_stack import compose
-    from research_stack.run import assemble
+    from research_stack.running.run import assemble
     from research_stack.streams import Draws
 
     parts = assemble(compose([*CONFIG, *overrides]))

@@ -9,28 +9,14 @@ Importing the package imports neither torch nor hydra: the names are loaded when
 
 from __future__ import annotations
 
-import sys
-from types import ModuleType
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from research_stack.compose import compose
-    from research_stack.run import load, run
+    from research_stack.config.compose import compose
+    from research_stack.running.run import load, run
 
 __all__ = ["compose", "load", "run"]
-_MODULES = {"compose": "compose", "load": "run", "run": "run"}
-
-
-class _Package(ModuleType):
-    """Binds the functions compose and run where Python would bind the modules of the same names."""
-
-    def __setattr__(self, name: str, value: Any) -> None:
-        if name in __all__ and isinstance(value, ModuleType):
-            value = vars(value)[name]
-        super().__setattr__(name, value)
-
-
-sys.modules[__name__].__class__ = _Package
+_MODULES = {"compose": "config.compose", "load": "running.run", "run": "running.run"}
 
 
 def __getattr__(name: str) -> Any:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import sys
 
-from research_stack.cli import main
+from research_stack.cli.main import main
 
 if __name__ == "__main__":
     sys.exit(main())

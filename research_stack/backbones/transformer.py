@@ -141,7 +141,7 @@ class Transformer(nn.Module):
     - seed: of the initial weights, drawn from the stream (seed, "init").
     """
 
-    #: See research_stack.smoke.
+    #: See research_stack.config.smoke.
     smoke = {"layers": 2}
 
     def __init__(

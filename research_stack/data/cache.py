@@ -19,8 +19,8 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from research_stack.files import open_lock
-from research_stack.paths import expanded
+from research_stack.records.files import open_lock
+from research_stack.records.paths import expanded
 
 log = logging.getLogger(__name__)
 ADVICE = "set data.cache_dir or RESEARCH_STACK_CACHE to a writable folder with room"

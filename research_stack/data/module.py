@@ -32,8 +32,8 @@ from torch.utils.data import DataLoader, IterableDataset, get_worker_info
 from research_stack.data.cache import Cache
 from research_stack.data.kept import judge_losses, judge_split
 from research_stack.data.packing import DUPLICATE, Rows, pack, require_pairs, split, train_texts
-from research_stack.data.record_reader import Selective
-from research_stack.data.sources import Described, Source
+from research_stack.data.sources.base import Described, Source
+from research_stack.data.sources.record_reader import Selective
 from research_stack.data.tokenizers import Codec, Tokenizer
 from research_stack.data.vocabulary import Vocabulary
 from research_stack.require import require
@@ -219,7 +219,7 @@ class TokenData(lightning.LightningDataModule):
     `prepare()` must be called before the other attributes are used; it is idempotent, and Lightning calls it too.
     """
 
-    #: See research_stack.smoke.
+    #: See research_stack.config.smoke.
     smoke = {"batch_size": 16, "validation_rows": 32}
 
     def __init__(

@@ -24,7 +24,7 @@ from pathlib import Path
 
 import numpy as np
 
-from research_stack.data.sources import Document, Source
+from research_stack.data.sources.base import Document, Source
 from research_stack.data.tokenizers import Codec
 from research_stack.data.vocabulary import Vocabulary
 

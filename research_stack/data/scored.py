@@ -28,8 +28,8 @@ from research_stack.data.cache import Cache
 from research_stack.data.kept import judge_losses, judge_split
 from research_stack.data.module import TrainBatches, ValidationBatches, place
 from research_stack.data.packing import DUPLICATE, TRAIN, VALIDATION, split
-from research_stack.data.record_reader import Selective
-from research_stack.data.sources import Described, Document, Source
+from research_stack.data.sources.base import Described, Document, Source
+from research_stack.data.sources.record_reader import Selective
 from research_stack.require import require
 
 log = logging.getLogger(__name__)
@@ -119,7 +119,7 @@ class ScoredPairs(lightning.LightningDataModule):
 
     sequence_length = 1
 
-    #: See research_stack.smoke.
+    #: See research_stack.config.smoke.
     smoke = {"batch_size": 16}
 
     def __init__(

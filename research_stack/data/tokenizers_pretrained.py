@@ -7,11 +7,11 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from research_stack.build import named
-from research_stack.data.record_reader import nearest
+from research_stack.config.build import named
+from research_stack.data.sources.record_reader import nearest
 from research_stack.data.tokenizers import printable, special_pieces
 from research_stack.data.vocabulary import Vocabulary
-from research_stack.paths import expanded
+from research_stack.records.paths import expanded
 from research_stack.require import require
 
 if TYPE_CHECKING:

@@ -16,7 +16,7 @@ from research_stack.backbones.causal import CausalBackbone
 from research_stack.backbones.pretrained_loading import without_progress_bars
 from research_stack.data.vocabulary import Vocabulary
 from research_stack.evaluation.context import Context
-from research_stack.files import atomic_folder
+from research_stack.records.files import atomic_folder
 
 ROWS = 4  # held-out rows on which the logits are compared
 CLOSE = 1e-3  # nats; float32 sums in another order differ by a hundredth of it

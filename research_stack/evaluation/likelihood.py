@@ -29,13 +29,13 @@ from research_stack.corruption.process import Absorbing, Hybrid, Process, Unifor
 from research_stack.data.module import batch_of
 from research_stack.data.packing import Rows
 from research_stack.evaluation.context import Context
-from research_stack.evaluation.interval import Estimate, per_token, warn_few
-from research_stack.evaluation.levels import balanced
-from research_stack.evaluation.ngram import Baseline
+from research_stack.metrics.interval import Estimate, per_token, warn_few
+from research_stack.metrics.levels import balanced
+from research_stack.metrics.ngram import Baseline
+from research_stack.records.csv_tables import as_csv
+from research_stack.records.results import RunFolder, atomic_write
 from research_stack.require import require
-from research_stack.results import RunFolder, atomic_write
 from research_stack.streams import Draws
-from research_stack.tables import as_csv
 
 log = logging.getLogger(__name__)
 
@@ -77,7 +77,7 @@ class Likelihood:
     Writes tables/likelihood.csv.
     """
 
-    #: See research_stack.smoke.
+    #: See research_stack.config.smoke.
     smoke = {"max_sequences": 16, "samples": 1}
 
     def __init__(

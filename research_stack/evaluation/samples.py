@@ -19,9 +19,9 @@ import torch
 from torch import Tensor
 
 from research_stack.evaluation.context import Context
-from research_stack.evaluation.decoding import STATES, changed_after_fill, distinct, idle_steps, states, token_entropy
+from research_stack.metrics.decoding import STATES, changed_after_fill, distinct, idle_steps, states, token_entropy
+from research_stack.records.results import RunFolder, atomic_write, read_jsonl, to_json
 from research_stack.require import require
-from research_stack.results import RunFolder, atomic_write, read_jsonl, to_json
 
 if TYPE_CHECKING:
     from research_stack.data.tokenizers import Codec
@@ -46,7 +46,7 @@ class Samples:
     (share of tokens changed after they were first filled), idle (share of steps that changed nothing).
     """
 
-    #: See research_stack.smoke.
+    #: See research_stack.config.smoke.
     smoke = {"count": 1, "length": 16}
 
     def __init__(

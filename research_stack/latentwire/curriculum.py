@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from research_stack.hints import did_you_mean
+from research_stack.config.hints import did_you_mean
 from research_stack.require import require
 
 KEYS = ("share", "slots", "losses")

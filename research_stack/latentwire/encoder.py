@@ -74,7 +74,7 @@ class ByteEncoder(nn.Module):
     - seed: of the initial weights.
     """
 
-    #: See research_stack.smoke.
+    #: See research_stack.config.smoke.
     smoke = {"dim": 32, "layers": 1}
 
     def __init__(

@@ -19,10 +19,8 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from research_stack.data.question import Question
-from research_stack.data.questions import QuestionData
-from research_stack.evaluation import paired
-from research_stack.evaluation.interval import warn_few, within
+from research_stack.data.questions.module import QuestionData
+from research_stack.data.questions.question import Question
 from research_stack.latentwire import paths, wire
 from research_stack.latentwire.latency import Latency
 from research_stack.latentwire.module import LatentWire
@@ -30,9 +28,11 @@ from research_stack.latentwire.paths import HEAD, LATENT, NONE, SHUFFLED, TEXT, 
 from research_stack.latentwire.text_baselines import ratio_of_bytes
 from research_stack.latentwire.useful_bits import useful_bits
 from research_stack.latentwire.wire import MOST
+from research_stack.metrics import paired
+from research_stack.metrics.interval import warn_few, within
+from research_stack.records.csv_tables import as_csv
+from research_stack.records.results import RunFolder, atomic_write
 from research_stack.require import require
-from research_stack.results import RunFolder, atomic_write
-from research_stack.tables import as_csv
 
 if TYPE_CHECKING:
     from research_stack.evaluation.context import Context
@@ -64,7 +64,7 @@ class LatentWireEvaluation:
     - latency: how times are taken; None: not at all.
     """
 
-    #: See research_stack.smoke.
+    #: See research_stack.config.smoke.
     smoke = {"most": 8, "batch": 8, "slots": [], "curve": [], "latency": None}
 
     def __init__(

@@ -21,7 +21,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from research_stack.data.question import Question
+from research_stack.data.questions.question import Question
 from research_stack.latentwire import wire as bytes_of_wire
 from research_stack.latentwire.adapter import HINTS, Adapter
 from research_stack.latentwire.curriculum import Curriculum, Stage
@@ -39,7 +39,7 @@ from research_stack.training.module import Rows, TrainingModule, cut
 from research_stack.training.optimization import Optimization
 
 if TYPE_CHECKING:
-    from research_stack.data.questions import QuestionData
+    from research_stack.data.questions.module import QuestionData
 
 log = logging.getLogger(__name__)
 

@@ -28,13 +28,13 @@ from typing import TypeVar
 import numpy as np
 import torch
 
-from research_stack.data.question import Question
-from research_stack.evaluation import qa
+from research_stack.data.questions.question import Question
 from research_stack.latentwire.features.lora import plain
 from research_stack.latentwire.module import LatentWire
 from research_stack.latentwire.reader import Reader
 from research_stack.latentwire.receiver import Opened, greedy, told
 from research_stack.latentwire.text_baselines import deflated_bytes, deflated_fits, first_tokens, head, tail
+from research_stack.metrics import qa
 from research_stack.require import require
 from research_stack.streams import seed_of
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, BinaryIO
 
-from research_stack.hints import did_you_mean
+from research_stack.config.hints import did_you_mean
 from research_stack.latentwire.module import LatentWire
 from research_stack.latentwire.receiver import greedy
 from research_stack.require import require

@@ -8,9 +8,9 @@ from typing import Any
 
 from lightning.pytorch import Callback, LightningModule, Trainer
 
-from research_stack import results
 from research_stack.latentwire.module import LatentWire
-from research_stack.results import RunFolder
+from research_stack.records import results
+from research_stack.records.results import RunFolder
 from research_stack.training.checkpoint import Checkpoints, validation_follows
 
 log = logging.getLogger(__name__)

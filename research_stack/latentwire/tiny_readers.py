@@ -28,12 +28,12 @@ from transformers.utils import logging as hub_logging
 
 from research_stack.backbones.transformer import Transformer
 from research_stack.data.cache import Cache
-from research_stack.data.facts import Law, Made
-from research_stack.data.sources_facts import Facts
-from research_stack.hardware import cpu_multiplies_bf16
+from research_stack.data.questions.fact_world import Law, Made
+from research_stack.data.questions.facts import Facts
 from research_stack.latentwire.reader import PROMPT, QUESTION, Reader, padded
 from research_stack.latentwire.receiver import greedy, told
 from research_stack.require import require
+from research_stack.running.hardware import cpu_multiplies_bf16
 from research_stack.streams import seed_of
 from research_stack.training.optimization import Optimization
 
@@ -62,7 +62,7 @@ class TinyReader(Reader):
     - prompt, length: as in `Reader`.
     """
 
-    #: See research_stack.smoke.
+    #: See research_stack.config.smoke.
     smoke = {"steps": 2, "batch": 2, "dim": 32, "layers": 1, "heads": 2, "tokens": 300}
 
     def __init__(

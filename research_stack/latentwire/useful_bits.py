@@ -7,8 +7,8 @@ from __future__ import annotations
 from collections.abc import Iterable
 from math import log2
 
-from research_stack.data.question import QuestionSource
-from research_stack.data.sources_facts import Facts
+from research_stack.data.questions.facts import Facts
+from research_stack.data.questions.question import QuestionSource
 from research_stack.require import require
 
 

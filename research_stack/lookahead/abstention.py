@@ -15,7 +15,7 @@ from typing import Any
 
 import numpy as np
 
-from research_stack.evaluation.selective import conformal_threshold, learn_then_test, one_per_group
+from research_stack.metrics.selective import conformal_threshold, learn_then_test, one_per_group
 
 Rule = Callable[[np.ndarray, np.ndarray, np.ndarray, float, int], float | None]
 

@@ -16,16 +16,16 @@ import numpy as np
 
 from research_stack.data.module import batch_of
 from research_stack.data.packing import Rows
-from research_stack.evaluation import calibration, selective
-from research_stack.evaluation.interval import per_token, warn_few
 from research_stack.evaluation.likelihood import baseline_nats
 from research_stack.lookahead.abstention import conformal, kept, tested
 from research_stack.lookahead.controls import fitted, probe, scores, states
 from research_stack.lookahead.module import Lookahead, MiniGPT
 from research_stack.lookahead.records import Records, batches, records
+from research_stack.metrics import calibration, selective
+from research_stack.metrics.interval import per_token, warn_few
+from research_stack.records.csv_tables import as_csv
+from research_stack.records.results import RunFolder, atomic_path, atomic_write
 from research_stack.require import require
-from research_stack.results import RunFolder, atomic_path, atomic_write
-from research_stack.tables import as_csv
 
 if TYPE_CHECKING:
     from research_stack.evaluation.context import Context
@@ -50,7 +50,7 @@ class LookaheadCalibration:
     Intervals are by document, and cover neither a new training run nor, for R2, the fit of the controls.
     """
 
-    #: See research_stack.smoke.
+    #: See research_stack.config.smoke.
     smoke = {"samples": 2, "max_sequences": 16, "probe_sequences": 16, "splits": 10, "rollout_sequences": 1}
 
     def __init__(

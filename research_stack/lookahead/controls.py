@@ -14,9 +14,9 @@ import numpy as np
 
 from research_stack.data.module import batch_of
 from research_stack.data.packing import Rows
-from research_stack.evaluation.calibration import Ridge, fit_curve, fit_ridge
 from research_stack.lookahead.module import MiniGPT
 from research_stack.lookahead.records import Records, batches
+from research_stack.metrics.calibration import Ridge, fit_curve, fit_ridge
 
 if TYPE_CHECKING:
     from research_stack.evaluation.context import Context

@@ -19,14 +19,14 @@ import numpy as np
 import torch
 
 from research_stack.data.packing import Rows
-from research_stack.evaluation.decoding import distinct, repetition, token_entropy
-from research_stack.evaluation.interval import Estimate, per_token, warn_few
 from research_stack.evaluation.samples import describe, write_samples
 from research_stack.lookahead.calibration import write_table
 from research_stack.lookahead.module import MiniGPT
 from research_stack.lookahead.records import batches
+from research_stack.metrics.decoding import distinct, repetition, token_entropy
+from research_stack.metrics.interval import Estimate, per_token, warn_few
+from research_stack.records.results import RunFolder
 from research_stack.require import require
-from research_stack.results import RunFolder
 from research_stack.sampling.autoregressive import Autoregressive
 
 if TYPE_CHECKING:
@@ -67,7 +67,7 @@ class OwnPrefix:
     Writes tables/own_prefix.csv, and some texts to samples.jsonl.
     """
 
-    #: See research_stack.smoke.
+    #: See research_stack.config.smoke.
     smoke = {"count": 2, "length": 24}
 
     def __init__(

@@ -174,7 +174,7 @@ class SetMarginal:
     diversity: Literal["kinds", "distance"] = "kinds"
     eps: float = 1e-4
 
-    #: See research_stack.smoke.
+    #: See research_stack.config.smoke.
     smoke = {"size": 2}
 
     def __post_init__(self) -> None:

@@ -16,7 +16,7 @@ from torch import Tensor
 
 from research_stack.data.packing import Rows
 from research_stack.data.tokenizers import Codec
-from research_stack.evaluation.diversity import cosine_distances, kinds
+from research_stack.metrics.diversity import cosine_distances, kinds
 from research_stack.posttraining.rewards.base import Reward
 from research_stack.posttraining.rewards.composite import scored
 from research_stack.posttraining.rollout import Rollout, Rollouts

@@ -15,11 +15,11 @@ from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.callbacks import Callback, WeightAveraging
 from torch import Tensor
 
-from research_stack import results
 from research_stack.data.module import TokenData
 from research_stack.posttraining.answers import different_prompts
 from research_stack.posttraining.measures import Measures
 from research_stack.posttraining.policy import Policy
+from research_stack.records import results
 from research_stack.require import require
 
 FILE = "dynamics.json"
@@ -33,7 +33,7 @@ class DiversityDynamics(Callback):
     - most: prompts at most, spread evenly.
     """
 
-    #: See research_stack.smoke.
+    #: See research_stack.config.smoke.
     smoke = {"every": 3, "most": 2}
 
     def __init__(

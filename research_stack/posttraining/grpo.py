@@ -30,7 +30,7 @@ from torch.distributed.tensor import DTensor
 from research_stack.backbones.causal import CausalBackbone
 from research_stack.data.tokenizers import Codec
 from research_stack.data.vocabulary import Vocabulary
-from research_stack.evaluation.passk import pass_at_k
+from research_stack.metrics.passk import pass_at_k
 from research_stack.posttraining.advantages import Advantage
 from research_stack.posttraining.answers import Answers, answers, distances, prompts_of
 from research_stack.posttraining.objectives import PolicyLoss, k3
@@ -39,10 +39,10 @@ from research_stack.posttraining.rewards.base import Reward
 from research_stack.posttraining.rewards.composite import means
 from research_stack.posttraining.rollout import Rollouts
 from research_stack.require import require
-from research_stack.sharding import whole
 from research_stack.streams import Draws
 from research_stack.training.module import Rows
 from research_stack.training.optimization import Optimization
+from research_stack.training.sharding import whole
 
 if TYPE_CHECKING:
     from research_stack.backbones.sentence import SentenceEncoder
@@ -76,7 +76,7 @@ class GRPO(Policy):
     - encoder: of texts, for advantages that ask for distances between answers.
     """
 
-    #: See research_stack.smoke.
+    #: See research_stack.config.smoke.
     smoke = {"group": 4}
 
     def __init__(

@@ -20,10 +20,10 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from research_stack.data.arithmetic import OPERATORS, operators
+from research_stack.data.sources.arithmetic import OPERATORS, operators
 from research_stack.data.tokenizers import Codec
-from research_stack.evaluation import diversity
-from research_stack.evaluation.passk import EVERYWHERE, SHARE, Band, over_prompts, pass_at_k
+from research_stack.metrics import diversity
+from research_stack.metrics.passk import EVERYWHERE, SHARE, Band, over_prompts, pass_at_k
 from research_stack.posttraining.answers import Answers, answers
 from research_stack.posttraining.rewards.base import Reward
 from research_stack.posttraining.rollout import Rollouts
@@ -106,7 +106,7 @@ class Measures:
       mean over all of its kind.
     """
 
-    #: See research_stack.smoke.
+    #: See research_stack.config.smoke.
     smoke = {"count": 8, "ks": [1, 8]}
 
     def __init__(

@@ -12,14 +12,14 @@ from pathlib import Path
 
 import numpy as np
 
-from research_stack import results
 from research_stack.evaluation.context import Context
-from research_stack.evaluation.passk import SHARE, over_prompts, pass_at_k
+from research_stack.metrics.passk import SHARE, over_prompts, pass_at_k
 from research_stack.posttraining.answers import different_prompts
 from research_stack.posttraining.measures import Measured, Measures
 from research_stack.posttraining.policy import Policy
+from research_stack.records import results
+from research_stack.records.csv_tables import as_csv
 from research_stack.require import require
-from research_stack.tables import as_csv
 
 SHOWN = 3  # answers of a prompt in its line
 
@@ -30,7 +30,7 @@ class PassK:
     - measures: what is measured. most: prompts of each side at most, spread evenly.
     """
 
-    #: See research_stack.smoke.
+    #: See research_stack.config.smoke.
     smoke = {"most": 2}
 
     def __init__(self, measures: Measures, most: int = 64) -> None:

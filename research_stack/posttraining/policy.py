@@ -25,9 +25,9 @@ from research_stack.data.vocabulary import Vocabulary
 from research_stack.posttraining.shared_prompts import hidden_before
 from research_stack.require import require
 from research_stack.sampling.reading import BackboneReader
-from research_stack.sharding import local
 from research_stack.training.module import TrainingModule
 from research_stack.training.optimization import Optimization
+from research_stack.training.sharding import local
 
 if TYPE_CHECKING:
     from research_stack.data.module import TokenData

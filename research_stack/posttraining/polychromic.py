@@ -59,7 +59,7 @@ class PolychromicSFT(SFT):
     - encoder: of texts, for advantages that ask for distances.
     """
 
-    #: See research_stack.smoke.
+    #: See research_stack.config.smoke.
     smoke = {"group": 8}
 
     def __init__(

@@ -7,7 +7,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
-from research_stack.evaluation.interval import Estimate
+from research_stack.metrics.interval import Estimate
 
 if TYPE_CHECKING:
     from research_stack.posttraining.reward_evaluation import Judged

@@ -19,14 +19,14 @@ import numpy as np
 import torch
 
 from research_stack.data.scored import ScoredPairs, ScoredRows
-from research_stack.data.sources_replies import Replies
-from research_stack.evaluation import calibration
-from research_stack.evaluation.interval import CORRELATION, Estimate, jackknife, per_token, warn_few, within
+from research_stack.data.sources.replies import Replies
+from research_stack.metrics import calibration
+from research_stack.metrics.interval import CORRELATION, Estimate, jackknife, per_token, warn_few, within
 from research_stack.posttraining.reward_card import card
 from research_stack.posttraining.reward_model import RewardModel
+from research_stack.records.csv_tables import as_csv
+from research_stack.records.results import RunFolder, atomic_write
 from research_stack.require import require
-from research_stack.results import RunFolder, atomic_write
-from research_stack.tables import as_csv
 
 if TYPE_CHECKING:
     from research_stack.evaluation.context import Context
@@ -71,7 +71,7 @@ class RewardEvaluation:
     - bins: of reliability. ridge: penalty of the linear control. points: of the scatter plot, at most.
     """
 
-    #: See research_stack.smoke.
+    #: See research_stack.config.smoke.
     smoke = {"points": 100}
 
     def __init__(self, bins: int = 10, ridge: float = 300.0, points: int = 600) -> None:

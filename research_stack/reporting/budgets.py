@@ -10,15 +10,15 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from research_stack import results
+from research_stack.records import results
+from research_stack.records.results import RunFolder
+from research_stack.records.sweep_table import Row, SweepTable
 from research_stack.reporting.charts import Axis, Series, axis_of, line_chart
 from research_stack.reporting.curves import Band, Point, averaged, is_number
 from research_stack.reporting.html import Html, el
 from research_stack.reporting.sections import keys
 from research_stack.reporting.stability import MOST, POLICY
 from research_stack.reporting.sweep_axes import color_of, label_of
-from research_stack.results import RunFolder
-from research_stack.sweeps import Row, SweepTable
 
 OWN, MIXED = "val/loss_lm", "val/loss"
 STEEP = 0.2  # share of a run in which the loss falls too fast to be shown in full

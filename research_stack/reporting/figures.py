@@ -7,12 +7,12 @@ import warnings
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from research_stack.records.results import RunFolder, atomic_path
 from research_stack.reporting.curves import quantile, series, smooth
 from research_stack.reporting.film import window
 from research_stack.reporting.html import clean
 from research_stack.reporting.reading import RunFiles, real
 from research_stack.reporting.sections import loss_unit
-from research_stack.results import RunFolder, atomic_path
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes

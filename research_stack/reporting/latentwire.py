@@ -9,7 +9,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 
-from research_stack.evaluation.interval import FEW
+from research_stack.metrics.interval import FEW
 from research_stack.reporting import latentwire_page
 from research_stack.reporting.charts import Axis, Series, axis_of, line_chart
 from research_stack.reporting.html import Html, el

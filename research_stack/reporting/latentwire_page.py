@@ -298,6 +298,6 @@ def is_right(text: str, golds: Sequence[str], dataset: str = "") -> bool:
     """Whether the answer equals a gold answer once both are normalised, by the rule of NaturalQuestions for `nq` and of
     SQuAD otherwise.
     """
-    from research_stack.evaluation.qa import exact  # numpy, which a page without examples does not need
+    from research_stack.metrics.qa import exact  # numpy, which a page without examples does not need
 
     return exact(text, golds, "nq" if dataset == "nq" else "squad") > 0

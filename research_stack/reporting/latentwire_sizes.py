@@ -9,13 +9,13 @@ import statistics
 from collections.abc import Sequence
 from pathlib import Path
 
+from research_stack.records.sweep_table import Row, SweepTable
 from research_stack.reporting import latentwire
 from research_stack.reporting.html import Html, el
 from research_stack.reporting.latentwire_sweep import baseline
 from research_stack.reporting.latentwire_tables import EQUAL_BYTES, LATENT, TEXT, TOKENS, Measured, Score, Wire, load
 from research_stack.reporting.latentwire_words import joined, share, size_words
 from research_stack.reporting.reading import RunFiles
-from research_stack.sweeps import Row, SweepTable
 
 OF_EVERY_SIZE = (LATENT, *EQUAL_BYTES, TOKENS)  # the other paths are those of the baseline alone
 AXES = ("slots", "numbers", "levels", "bits", "group", "quantizer")  # keys that change a message's size

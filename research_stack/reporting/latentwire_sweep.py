@@ -18,15 +18,15 @@ from typing import Any, NamedTuple
 
 import yaml
 
-from research_stack.evaluation.interval import per_token
+from research_stack.metrics.interval import per_token
+from research_stack.records.results import RunFolder
+from research_stack.records.sweep_table import Row, SweepTable, aligned, failure_line, show_mean
 from research_stack.reporting.budgets import run_facts
 from research_stack.reporting.curves import is_number
 from research_stack.reporting.latentwire_tables import LATENT, NAME
 from research_stack.reporting.latentwire_words import joined
 from research_stack.reporting.reading import reals, table_of
 from research_stack.reporting.sweep_axes import label_of
-from research_stack.results import RunFolder
-from research_stack.sweeps import Row, SweepTable, aligned, failure_line, show_mean
 
 GATE = 0.15  # FirstTok@1 that the baseline needs for every reader
 F1, SHARE, FIRST = "f1_latent", "share_of_text", "first1"  # the metrics of a reader

@@ -13,9 +13,9 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import NamedTuple
 
+from research_stack.records.results import RunFolder
 from research_stack.reporting.curves import interpolate
 from research_stack.reporting.reading import RunFiles, Table, reals, table_of
-from research_stack.results import RunFolder
 
 NAME = "latentwire/"  # before the metrics of result.json
 LATENT, SHUFFLED, ZEROS, NONE, TEXT = "latent", "shuffled", "zeros", "none", "text"

@@ -14,11 +14,11 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from research_stack.evaluation.paired import FLIPS, MOST_GROUPS, mean, sign_flip
+from research_stack.metrics.paired import FLIPS, MOST_GROUPS, mean, sign_flip
+from research_stack.records.sweep_table import Row, SweepTable, show_mean
 from research_stack.reporting.html import Html, el
 from research_stack.reporting.sections import listing
 from research_stack.reporting.sweep_axes import better, label_of, metric_words, worth_plotting
-from research_stack.sweeps import Row, SweepTable, show_mean
 
 MOST_METRICS, MOST_SETTINGS, MOST_ROWS = 6, 8, 30
 

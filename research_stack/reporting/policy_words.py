@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping
 
-from research_stack.evaluation.interval import FEW
+from research_stack.metrics.interval import FEW
 from research_stack.reporting.curves import series
 from research_stack.reporting.measured import FEWER_THAN_WANTED, HELD_OUT, NAME, largest, parts
 from research_stack.reporting.reading import RunFiles, real, reals

@@ -14,10 +14,10 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from research_stack import results
-from research_stack.paths import expanded
-from research_stack.results import RunFolder
-from research_stack.tables import read_csv
+from research_stack.records import results
+from research_stack.records.csv_tables import read_csv
+from research_stack.records.paths import expanded
+from research_stack.records.results import RunFolder
 
 log = logging.getLogger(__name__)
 

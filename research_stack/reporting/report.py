@@ -8,6 +8,7 @@ import os
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
+from research_stack.records.results import RunFolder, atomic_write
 from research_stack.reporting import latentwire, latentwire_losses, loss_parts, passk, policy_training, sections
 from research_stack.reporting.calibration import predictors
 from research_stack.reporting.figures import write_figures
@@ -17,7 +18,6 @@ from research_stack.reporting.reading import RunFiles, read
 from research_stack.reporting.reward import reward_model
 from research_stack.reporting.selective import abstention, risk_coverage
 from research_stack.reporting.trajectory import dynamics
-from research_stack.results import RunFolder, atomic_write
 
 log = logging.getLogger(__name__)
 

@@ -9,7 +9,7 @@ import math
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
-from research_stack.evaluation.interval import few_words
+from research_stack.metrics.interval import few_words
 from research_stack.reporting.calibration import Bin, diagonal_axis
 from research_stack.reporting.charts import Axis, Series, axis_of, line_chart
 from research_stack.reporting.html import Html, el

@@ -7,7 +7,7 @@ import shlex
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from research_stack.evaluation.interval import FEW, few_words
+from research_stack.metrics.interval import FEW, few_words
 from research_stack.reporting import film as films
 from research_stack.reporting import latentwire_words
 from research_stack.reporting.charts import Series, axis_of, line_chart

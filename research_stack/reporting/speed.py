@@ -9,14 +9,14 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from research_stack import results
+from research_stack.records import results
+from research_stack.records.results import RunFolder
+from research_stack.records.sweep_table import Row, SweepTable, show_mean
 from research_stack.reporting.budgets import flops_of, run_facts
 from research_stack.reporting.curves import is_number, number
 from research_stack.reporting.html import Html, el
 from research_stack.reporting.sections import listing
 from research_stack.reporting.sweep_axes import label_of
-from research_stack.results import RunFolder
-from research_stack.sweeps import Row, SweepTable, show_mean
 
 
 @dataclass(frozen=True)

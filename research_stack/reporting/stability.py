@@ -6,14 +6,14 @@ import math
 from collections.abc import Sequence
 from pathlib import Path
 
-from research_stack import results
+from research_stack.records import results
+from research_stack.records.results import RunFolder
+from research_stack.records.sweep_table import SweepTable
 from research_stack.reporting.charts import Series, axis_of, line_chart
 from research_stack.reporting.curves import Point, even, quantile, series, smooth
 from research_stack.reporting.html import Html, el
 from research_stack.reporting.sections import keys
 from research_stack.reporting.sweep_axes import color_of, label_of
-from research_stack.results import RunFolder
-from research_stack.sweeps import SweepTable
 
 MOST = 24  # settings whose curves are drawn
 OWN, REPLY, REWARD, MIXED = "train/loss_lm", "train/loss_reply", "train/reward", "train/loss"

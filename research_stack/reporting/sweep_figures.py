@@ -6,13 +6,13 @@ import math
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from research_stack.records.sweep_table import SweepTable, show
 from research_stack.reporting import latentwire_figures, latentwire_sizes, latentwire_sweep, two_phase_figures
 from research_stack.reporting.budgets import OWN, panels
 from research_stack.reporting.curves import number
 from research_stack.reporting.figures import BLUE, GREEN, GREY, INK, ORANGE, new_figure, save
 from research_stack.reporting.stability import MOST, WORDS, curve, mean_and_band, training_key
 from research_stack.reporting.sweep_axes import grid_of, label_of, with_unit, worth_plotting
-from research_stack.sweeps import SweepTable, show
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes

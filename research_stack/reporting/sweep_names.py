@@ -9,11 +9,11 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from research_stack.axes import partition_of
-from research_stack.paths import expanded
+from research_stack.records.axes import partition_of
+from research_stack.records.paths import expanded
+from research_stack.records.sweep_table import Failure, Row, SweepTable
 from research_stack.reporting.budgets import run_facts
 from research_stack.reporting.reading import read_phase
-from research_stack.sweeps import Failure, Row, SweepTable
 
 INIT = "init_from"
 Settings = Mapping[str, Any]

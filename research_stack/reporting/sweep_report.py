@@ -9,6 +9,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from research_stack.records.results import atomic_write
+from research_stack.records.sweep_table import Row, SweepTable, show, show_mean
 from research_stack.reporting import (
     budgets,
     latentwire_sizes,
@@ -37,11 +39,9 @@ from research_stack.reporting.sweep_axes import (
     worth_plotting,
 )
 from research_stack.reporting.sweep_names import named
-from research_stack.results import atomic_write
-from research_stack.sweeps import Row, SweepTable, show, show_mean
 
 if TYPE_CHECKING:
-    from research_stack.sweeps import Failure
+    from research_stack.records.sweep_table import Failure
 
 log = logging.getLogger(__name__)
 

@@ -9,7 +9,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
-from research_stack.evaluation.interval import FEW
+from research_stack.metrics.interval import FEW
 from research_stack.reporting.charts import Axis, Series, axis_of, line_chart
 from research_stack.reporting.curves import Point, is_number
 from research_stack.reporting.html import Html, el

@@ -7,12 +7,12 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from research_stack.records.sweep_table import Row, SweepTable, aligned, failure_line, show, show_mean
 from research_stack.reporting import measured
 from research_stack.reporting.reading import RunFiles, begun_from, read_phase
 from research_stack.reporting.sweep_axes import label_of
 from research_stack.reporting.sweep_names import INIT
 from research_stack.reporting.trajectory import name_of
-from research_stack.sweeps import Row, SweepTable, aligned, failure_line, show, show_mean
 
 
 @dataclass(frozen=True)

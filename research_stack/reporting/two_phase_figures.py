@@ -7,6 +7,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
+from research_stack.records.sweep_table import SweepTable
 from research_stack.reporting.confidence_figures import OCHRE, VIOLET
 from research_stack.reporting.figures import BLUE, GREEN, GREY, INK, ORANGE
 from research_stack.reporting.measured import words
@@ -23,7 +24,6 @@ from research_stack.reporting.two_phase_page import (
     spots,
     stretches,
 )
-from research_stack.sweeps import SweepTable
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes

@@ -53,7 +53,7 @@ class Sampler:
     - process: the diffusion process of conversions and reverse kernels; None: that of the denoiser's own corruption.
     """
 
-    #: See research_stack.smoke.
+    #: See research_stack.config.smoke.
     smoke = {"steps": 16}
 
     def __init__(

@@ -13,8 +13,8 @@ from lightning.pytorch.callbacks import Callback, Checkpoint, EarlyStopping, Tim
 from lightning.pytorch.callbacks.early_stopping import EarlyStoppingReason
 from torch import Tensor
 
-from research_stack import results
-from research_stack.results import RunFolder, Stopped
+from research_stack.records import results
+from research_stack.records.results import RunFolder, Stopped
 from research_stack.training.checkpoint import validation_follows
 
 log = logging.getLogger(__name__)

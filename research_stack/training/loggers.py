@@ -21,11 +21,11 @@ from lightning.pytorch.loggers import TensorBoardLogger, WandbLogger
 from lightning.pytorch.loggers.logger import Logger
 from lightning.pytorch.utilities import rank_zero_only
 
-from research_stack import results, tables
-from research_stack.paths import expanded
-from research_stack.redaction import redact_override
+from research_stack.records import csv_tables, results
+from research_stack.records.paths import expanded
+from research_stack.records.redaction import redact_override
+from research_stack.records.results import RunFolder
 from research_stack.require import require
-from research_stack.results import RunFolder
 
 
 class JsonlLogger(Logger):
@@ -102,7 +102,7 @@ class JsonlLogger(Logger):
 
 
 def _csv(rows: Sequence[Mapping[str, Any]]) -> str:
-    return tables.as_csv(list(dict.fromkeys(name for row in rows for name in row)), rows)
+    return csv_tables.as_csv(list(dict.fromkeys(name for row in rows for name in row)), rows)
 
 
 class RowBeforeCheckpoint(Callback):

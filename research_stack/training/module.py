@@ -20,10 +20,10 @@ from lightning import LightningModule
 from torch import Tensor, nn
 from torch.distributed.fsdp import FSDPModule
 
-from research_stack.sharding import gathered, refuse_uncuttable, shard, whole
 from research_stack.streams import Draws, seed_of
 from research_stack.training.memory import Statistics, TooLarge, is_out_of_memory
 from research_stack.training.optimization import Group, Optimization
+from research_stack.training.sharding import gathered, refuse_uncuttable, shard, whole
 
 if TYPE_CHECKING:
     from research_stack.data.module import TokenData

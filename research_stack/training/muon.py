@@ -18,8 +18,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from research_stack.hardware import cpu_multiplies_bf16
-from research_stack.sharding import on_whole
+from research_stack.running.hardware import cpu_multiplies_bf16
+from research_stack.training.sharding import on_whole
 
 
 def hidden_matrices(module: nn.Module) -> list[nn.Parameter]:

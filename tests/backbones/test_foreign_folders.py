@@ -11,8 +11,8 @@ from pretrained_models import qwen
 
 from research_stack.backbones.pretrained_loading import load
 from research_stack.backbones.sentence import SentenceEncoder
-from research_stack.data.sources_hub import Hub
-from research_stack.data.sources_messages import OfTokenizer
+from research_stack.data.sources.hub import Hub
+from research_stack.data.sources.messages import OfTokenizer
 from research_stack.data.tokenizers_pretrained import Pretrained
 from research_stack.latentwire import reader
 

@@ -38,8 +38,8 @@ from transformers import (
 
 from research_stack.backbones.pretrained import LoRA, PretrainedCausal
 from research_stack.backbones.pretrained_loading import cache_name
-from research_stack.build import build
-from research_stack.compose import compose
+from research_stack.config.build import build
+from research_stack.config.compose import compose
 from research_stack.data.tokenizers_pretrained import Pretrained
 
 KINDS = {"qwen_tied": (qwen, True), "qwen": (qwen, False), "llama": (llama, False), "llama_tied": (llama, True)}

@@ -7,8 +7,8 @@ import torch
 import torch.nn.functional as F
 
 from research_stack.backbones.transformer import Transformer, rotate
-from research_stack.build import build
-from research_stack.compose import compose
+from research_stack.config.build import build
+from research_stack.config.compose import compose
 
 V, L = 17, 12
 

@@ -9,10 +9,11 @@ from pathlib import Path
 
 import pytest
 
-from research_stack import check, paths, signatures, targets
-from research_stack.cli import main
-from research_stack.provenance import overrides_of
-from research_stack.results import RunFolder, config_hash
+from research_stack.cli.main import main
+from research_stack.config import check, signatures, targets
+from research_stack.records import paths
+from research_stack.records.provenance import overrides_of
+from research_stack.records.results import RunFolder, config_hash
 
 TOY = '''
 from __future__ import annotations
@@ -125,7 +126,7 @@ sampler: {}
     "trainer/short.yaml": (
         "# @package _global_\ntrainer:\n  _target_: lightning.Trainer\n  max_steps: 200\n  val_check_interval: 100\n"
     ),
-    "data/text.yaml": "path: ???\nsource:\n  _target_: research_stack.data.sources_text.Text\n  path: ${data.path}\n",
+    "data/text.yaml": "path: ???\nsource:\n  _target_: research_stack.data.sources.text.Text\n  path: ${data.path}\n",
     "data/pretrained.yaml": (
         "source:\n  _target_: research_stack.data.PythonDocs\n"
         "tokenizer:\n  _target_: research_stack.data.Pretrained\n  path: bert\n"
@@ -169,7 +170,7 @@ def conf(tmp_path, monkeypatch):
 
 
 class FakeRun:
-    """Stands for research_stack.run: writes a run folder and notes what was asked of it."""
+    """Stands for research_stack.running.run: writes a run folder and notes what was asked of it."""
 
     def __init__(self) -> None:
         self.calls: list[tuple[dict, Path]] = []
@@ -197,7 +198,7 @@ class FakeRun:
 @pytest.fixture
 def fake_run(monkeypatch):
     """Runs that train nothing, and a sweep report that is a line of text."""
-    fake, module, report = FakeRun(), types.ModuleType("research_stack.run"), types.ModuleType("sweep_report")
+    fake, module, report = FakeRun(), types.ModuleType("research_stack.running.run"), types.ModuleType("sweep_report")
     module.run = fake
 
     def write_sweep_report(folder, table):
@@ -209,7 +210,7 @@ def fake_run(monkeypatch):
         lambda table: "",
         lambda table, width: table.as_text(width),
     )
-    monkeypatch.setitem(sys.modules, "research_stack.run", module)
+    monkeypatch.setitem(sys.modules, "research_stack.running.run", module)
     monkeypatch.setitem(sys.modules, "research_stack.reporting.sweep_report", report)
     return fake
 

@@ -26,15 +26,15 @@ from pathlib import Path
 from typing import Any, ClassVar
 from unittest import mock
 
-from research_stack import check
-from research_stack.build import build, plain
-from research_stack.check import preflight
-from research_stack.compose import Composer, settle
-from research_stack.hints import UserError
-from research_stack.jobs import is_mistake, said
-from research_stack.paths import CONF
+from research_stack.config import check
+from research_stack.config.build import build, plain
+from research_stack.config.check import preflight
+from research_stack.config.compose import Composer, settle
+from research_stack.config.hints import UserError
+from research_stack.records.paths import CONF
+from research_stack.running.jobs import is_mistake, said
 
-run = import_module("research_stack.run")  # the package's `run` is its function
+run = import_module("research_stack.running.run")  # the package's `run` is its function
 EXPERIMENTS = sorted(path.stem for path in (CONF / "experiment").glob("*.yaml"))
 QUICK = [
     "trainer=smoke",

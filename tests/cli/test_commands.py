@@ -12,8 +12,8 @@ from pathlib import Path
 
 import pytest
 
-from research_stack import files, paths, results
-from research_stack.results import RunFolder
+from research_stack.records import files, paths, results
+from research_stack.records.results import RunFolder
 
 OFFLINE = """
 import sys
@@ -23,7 +23,7 @@ class Refuse:
             raise ImportError('imported ' + name)
 sys.meta_path.insert(0, Refuse())
 sys.argv = ['research-stack', *sys.argv[1:]]
-from research_stack.cli import main
+from research_stack.cli.main import main
 sys.exit(main())
 """
 
@@ -231,7 +231,7 @@ def test_eval_changes_single_keys_of_saved_nodes(trained, fake_run, command):
 
 
 def test_a_saved_run_from_python(trained, command):
-    from research_stack.compose import for_run
+    from research_stack.config.compose import for_run
 
     cfg = for_run(trained, ["prompt=hello"])
     assert (cfg.model.dim, cfg.seed, cfg.prompt, cfg.task, cfg.run) == (16, 4, "hello", "eval", str(trained))
@@ -471,7 +471,7 @@ def test_completion_offers_options():
 def test_the_functions_are_public_whatever_was_imported_first():
     code = (
         "import sys, research_stack; assert 'hydra' not in sys.modules and 'torch' not in sys.modules;"
-        "import research_stack.compose; from research_stack import compose;"
+        "import research_stack.config.compose; from research_stack import compose;"
         "assert callable(compose) and 'torch' not in sys.modules; compose('seed=3', check=False)"
     )
     subprocess.run([sys.executable, "-c", code], check=True)

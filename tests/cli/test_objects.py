@@ -9,12 +9,12 @@ import math
 
 import pytest
 
-from research_stack import sizes
 from research_stack.backbones.regressor import Regressor
 from research_stack.backbones.transformer import Transformer
-from research_stack.check import check, check_node, preflight
-from research_stack.compose import Composer
-from research_stack.hints import UserError
+from research_stack.config import sizes
+from research_stack.config.check import check, check_node, preflight
+from research_stack.config.compose import Composer
+from research_stack.config.hints import UserError
 from research_stack.latentwire.encoder import ByteEncoder
 from research_stack.latentwire.features.deep_prefix import DeepPrefix
 

@@ -8,10 +8,10 @@ from pathlib import Path
 
 import pytest
 
-from research_stack import paths
-from research_stack.compose import Composer
+from research_stack.config.compose import Composer
 from research_stack.data.cache import Cache, default_root
-from research_stack.results import RunFolder
+from research_stack.records import paths
+from research_stack.records.results import RunFolder
 
 
 @pytest.fixture

@@ -7,11 +7,11 @@ from pathlib import Path
 
 import pytest
 
-from research_stack import results
-from research_stack.command import Command
-from research_stack.compose import Composer, for_run
-from research_stack.phases import is_folder
-from research_stack.results import RunFolder
+from research_stack.cli.command import Command
+from research_stack.config.compose import Composer, for_run
+from research_stack.config.init_from import is_folder
+from research_stack.records import results
+from research_stack.records.results import RunFolder
 
 PROMPTS = [
     "a", "${oc.env:SECRET}", "\\${x}", "\\\\${x}", "${", "${}", "${a", "$", "$$", "$(x)", "a\\b", "\\n", "\\",
@@ -110,7 +110,7 @@ def test_every_folder_that_is_printed_can_be_pasted_back(trained, fake_run, comm
 
 
 def paths_conf():
-    from research_stack import paths
+    from research_stack.records import paths
 
     return paths.CONF
 

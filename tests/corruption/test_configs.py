@@ -8,7 +8,7 @@ import pytest
 import torch
 from hydra import compose, initialize_config_dir
 
-from research_stack.build import build
+from research_stack.config.build import build
 from research_stack.data.vocabulary import Vocabulary
 from research_stack.streams import Draws
 

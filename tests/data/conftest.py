@@ -6,7 +6,7 @@ import hashlib
 
 import pytest
 
-from research_stack.data.sources import Document
+from research_stack.data.sources.base import Document
 
 
 class Corpus:

@@ -10,8 +10,8 @@ from fractions import Fraction
 
 import pytest
 
-from research_stack.data import arithmetic
-from research_stack.data.arithmetic import LONGEST, is_answer, operators, value
+from research_stack.data.sources import arithmetic
+from research_stack.data.sources.arithmetic import LONGEST, is_answer, operators, value
 
 OPERATIONS = {ast.Add: operator.add, ast.Sub: operator.sub, ast.Mult: operator.mul, ast.Div: operator.truediv}
 

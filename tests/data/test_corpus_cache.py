@@ -140,7 +140,7 @@ def test_a_full_disk_is_one_clear_line_and_leaves_nothing(tmp_path):
 import resource
 from research_stack.data.cache import Cache
 from research_stack.data.packing import split, pack
-from research_stack.data.sources import PythonDocs
+from research_stack.data.sources.embedded import PythonDocs
 from research_stack.data.tokenizers import Bytes
 def build(folder):
     source = PythonDocs(docstrings=False)

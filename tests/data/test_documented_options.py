@@ -7,10 +7,10 @@ from pathlib import Path
 import pytest
 import yaml
 
-from research_stack import check
-from research_stack.build import build, target
-from research_stack.compose import Composer
-from research_stack.paths import CONF
+from research_stack.config import check
+from research_stack.config.build import build, target
+from research_stack.config.compose import Composer
+from research_stack.records.paths import CONF
 
 TOKENIZERS = sorted(path.stem for path in (CONF / "data" / "tokenizer").glob("*.yaml"))
 TOKENIZED = sorted(

@@ -9,8 +9,8 @@ from itertools import islice
 import numpy as np
 import pytest
 
-from research_stack.data.facts import ATTRIBUTES, PEOPLE, TOGETHER
-from research_stack.data.sources_facts import Facts
+from research_stack.data.questions.fact_world import ATTRIBUTES, PEOPLE, TOGETHER
+from research_stack.data.questions.facts import Facts
 
 
 @pytest.fixture(scope="module")

@@ -12,11 +12,11 @@ import pyarrow.parquet
 import pytest
 
 from research_stack.data import Bytes, Hub, Instructions, Prompts, Replies, Text, TokenData
-from research_stack.data.questions import QuestionData
-from research_stack.data.record_reader import MAX_NESTING, find_files
-from research_stack.data.sources_hotpotqa import HotpotQA
-from research_stack.data.sources_nq import NaturalQuestions
-from research_stack.data.sources_squad import Squad
+from research_stack.data.questions.hotpotqa import HotpotQA
+from research_stack.data.questions.module import QuestionData
+from research_stack.data.questions.nq import NaturalQuestions
+from research_stack.data.questions.squad import Squad
+from research_stack.data.sources.record_reader import MAX_NESTING, find_files
 
 TURNS = [{"role": "user", "content": "q"}, {"role": "assistant", "content": "a"}]
 SQUAD = {

@@ -7,7 +7,7 @@ import pytest
 
 from research_stack.data import Replies
 from research_stack.data.packing import DUPLICATE, TRAIN, VALIDATION, Rows, pack, split, train_texts
-from research_stack.data.sources_expressions import Expressions
+from research_stack.data.sources.expressions import Expressions
 from research_stack.data.tokenizers import ByteBPE, Bytes
 
 

@@ -12,14 +12,14 @@ import pytest
 import torch
 from omegaconf import OmegaConf
 
-from research_stack.build import build
-from research_stack.data import questions as module
-from research_stack.data.mixture import MixedBatches, Numbers
-from research_stack.data.question import Question
-from research_stack.data.questions import QuestionData
-from research_stack.data.sources_facts import Facts
-from research_stack.data.sources_squad import Squad
-from research_stack.data.windows import window
+from research_stack.config.build import build
+from research_stack.data.questions import module
+from research_stack.data.questions.facts import Facts
+from research_stack.data.questions.mixture import MixedBatches, Numbers
+from research_stack.data.questions.module import QuestionData
+from research_stack.data.questions.question import Question
+from research_stack.data.questions.squad import Squad
+from research_stack.data.questions.windows import window
 
 CONF = Path(module.__file__).parents[2] / "conf" / "data"
 REAL = Path(module.__file__).parents[3] / "shared" / "data" / "squad_v1.1_three_articles.json"

@@ -9,10 +9,10 @@ import pyarrow
 import pyarrow.parquet
 import pytest
 
-from research_stack.data import question_files
-from research_stack.data.sources_hotpotqa import HotpotQA
-from research_stack.data.sources_nq import NaturalQuestions
-from research_stack.data.sources_squad import Squad
+from research_stack.data.questions import files as question_files
+from research_stack.data.questions.hotpotqa import HotpotQA
+from research_stack.data.questions.nq import NaturalQuestions
+from research_stack.data.questions.squad import Squad
 
 REAL = Path(question_files.__file__).parents[3] / "shared" / "data" / "squad_v1.1_three_articles.json"
 CONTEXT = "Rollo led the Norse. He came from Denmark in 911."

@@ -6,9 +6,10 @@ import sys
 
 import pytest
 
-from research_stack.data import sources
 from research_stack.data.packing import TRAIN, VALIDATION, split
-from research_stack.data.sources import Docstrings, PythonCode, PythonDocs, clean, library_docstrings, without_repeats
+from research_stack.data.sources import embedded
+from research_stack.data.sources.base import clean
+from research_stack.data.sources.embedded import Docstrings, PythonCode, PythonDocs, library_docstrings, without_repeats
 
 
 @pytest.fixture(scope="module")
@@ -19,7 +20,7 @@ def library():
 @pytest.fixture
 def parsed(monkeypatch, library):
     """The library is parsed once for all the tests that ask for this."""
-    monkeypatch.setattr(sources, "library_docstrings", lambda: iter(library))
+    monkeypatch.setattr(embedded, "library_docstrings", lambda: iter(library))
 
 
 def test_python_docs_are_megabytes_of_clean_text(parsed):
@@ -31,7 +32,7 @@ def test_python_docs_are_megabytes_of_clean_text(parsed):
 
 def test_documents_come_in_the_same_order_from_another_process():
     script = (
-        "import hashlib; from research_stack.data.sources import PythonDocs as P;"
+        "import hashlib; from research_stack.data.sources.embedded import PythonDocs as P;"
         "print(hashlib.sha256(repr(list(P().documents())).encode()).hexdigest(), P().fingerprint())"
     )
     runs = {subprocess.check_output([sys.executable, "-c", script], text=True) for _ in range(2)}
@@ -40,8 +41,8 @@ def test_documents_come_in_the_same_order_from_another_process():
 
 def test_no_library_module_is_imported_and_no_torch():
     script = (
-        "import sys; from research_stack.data.sources import *; from research_stack.data import sources_text,"
-        " sources_hub;s = Docstrings(); s.check(); list(s.documents());print([m for m in ('antigravity', 'this',"
+        "import sys; from research_stack.data.sources.embedded import *; from research_stack.data.sources import text;"
+        " from research_stack.data.sources import hub; s = Docstrings(); s.check(); list(s.documents());print([m for m in ('antigravity', 'this',"
         " 'tkinter', 'torch', 'lightning', 'datasets', 'transformers') if m in sys.modules])"
     )
     assert subprocess.check_output([sys.executable, "-c", script], text=True).strip() == "[]"
@@ -98,21 +99,21 @@ def test_docstring_options(parsed):
 def test_fingerprint_depends_on_options_and_on_the_extraction(monkeypatch):
     before = PythonDocs().fingerprint()
     assert before != PythonDocs(docstrings=False).fingerprint() != PythonDocs(limit=3).fingerprint()
-    monkeypatch.setattr(sources, "EXTRACTION", 99)
+    monkeypatch.setattr(embedded, "EXTRACTION", 99)
     assert PythonDocs().fingerprint() != before
 
 
 def test_a_library_file_that_does_not_parse_is_left_out(monkeypatch, tmp_path):
     (tmp_path / "bad.py").write_text("def (:\n")
     (tmp_path / "good.py").write_text('if True:\n    def f(a, *, b=1):\n        """Say so."""\n')
-    monkeypatch.setattr(sources.sysconfig, "get_path", lambda name: str(tmp_path))
+    monkeypatch.setattr(embedded.sysconfig, "get_path", lambda name: str(tmp_path))
     assert [(d.module, d.name, d.arguments, d.text) for d in library_docstrings()] == [
         ("good", "f", "a, *, b=1", "Say so.")
     ]
 
 
 def test_a_python_without_library_sources_says_so(monkeypatch, tmp_path):
-    monkeypatch.setattr(sources.sysconfig, "get_path", lambda name: str(tmp_path))
+    monkeypatch.setattr(embedded.sysconfig, "get_path", lambda name: str(tmp_path))
     PythonDocs(docstrings=False).check()
     for source in (PythonDocs(), Docstrings()):
         with pytest.raises(OSError, match="standard library's source files"):

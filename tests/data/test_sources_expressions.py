@@ -10,10 +10,10 @@ from collections import Counter
 import numpy as np
 import pytest
 
-from research_stack.data import sources_expressions
-from research_stack.data.arithmetic import TOKEN, is_answer, operators
 from research_stack.data.module import TokenData
-from research_stack.data.sources_expressions import Expressions, number_of, prompt_of
+from research_stack.data.sources import expressions as sources_expressions
+from research_stack.data.sources.arithmetic import TOKEN, is_answer, operators
+from research_stack.data.sources.expressions import Expressions, number_of, prompt_of
 from research_stack.data.tokenizers import Bytes
 
 

@@ -5,7 +5,7 @@ import json
 import datasets
 import pytest
 
-from research_stack.data.sources_hub import Hub
+from research_stack.data.sources.hub import Hub
 
 RECORDS = {"text": ["one", "  ", "three\r\n"], "question": ["a", "b", "c"], "n": [1, 2, 3]}
 

@@ -10,7 +10,7 @@ from transformers import AutoTokenizer, PreTrainedTokenizerFast
 
 from research_stack.data import ByteBPE, Bytes, Docstrings, Instructions, TokenData
 from research_stack.data.packing import TRAIN, VALIDATION, split
-from research_stack.data.sources_messages import messages_of
+from research_stack.data.sources.messages import messages_of
 from research_stack.data.tokenizers_pretrained import Pretrained, PretrainedCodec
 
 CHATML = (

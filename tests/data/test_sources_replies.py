@@ -9,8 +9,9 @@ import pyarrow
 import pyarrow.parquet
 import pytest
 
-from research_stack.data import Bytes, Replies, TokenData, planted
+from research_stack.data import Bytes, Replies, TokenData
 from research_stack.data.packing import DUPLICATE, TRAIN, VALIDATION, split
+from research_stack.data.sources import planted
 
 
 @pytest.fixture(scope="module")

@@ -9,7 +9,7 @@ import pyarrow
 import pyarrow.parquet
 import pytest
 
-from research_stack.data.sources_text import Text, stretches
+from research_stack.data.sources.text import Text, stretches
 
 
 def texts(path, **options):

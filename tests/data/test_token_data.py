@@ -11,10 +11,10 @@ import torch
 from omegaconf import DictConfig, OmegaConf
 
 from research_stack import compose
-from research_stack.build import build
+from research_stack.config.build import build
+from research_stack.config.hints import UserError
 from research_stack.data import ByteBPE, Bytes, PythonDocs, Text, TokenData, module
 from research_stack.data.module import TrainBatches
-from research_stack.hints import UserError
 
 CONF = Path(module.__file__).parents[2] / "conf" / "data"
 SHAKESPEARE = Path(module.__file__).parents[3] / "shared" / "data" / "tinyshakespeare.txt"

@@ -10,7 +10,7 @@ import torch
 from research_stack.corruption.diffusion import Diffusion
 from research_stack.corruption.process import Hybrid
 from research_stack.data.module import TokenData
-from research_stack.data.sources import Document
+from research_stack.data.sources.base import Document
 from research_stack.data.tokenizers import Bytes
 from research_stack.evaluation.context import Context
 

@@ -13,11 +13,11 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 from research_stack import compose, load, run
 from research_stack.backbones.pretrained import LoRA, PretrainedCausal
 from research_stack.backbones.transformer import Transformer
-from research_stack.cli import main
+from research_stack.cli.main import main
 from research_stack.data.tokenizers import ByteBPE, Bytes
 from research_stack.data.vocabulary import Vocabulary
 from research_stack.evaluation.exporting import export
-from research_stack.files import atomic_folder
+from research_stack.records.files import atomic_folder
 
 sys.path.append(str(Path(__file__).parents[1] / "backbones"))
 import pretrained_models  # noqa: E402

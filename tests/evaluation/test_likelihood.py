@@ -7,8 +7,8 @@ import numpy as np
 import pytest
 import torch
 
-from research_stack.evaluation.interval import few_words, freedom, per_token, student, warn_few
 from research_stack.evaluation.likelihood import Likelihood
+from research_stack.metrics.interval import few_words, freedom, per_token, student, warn_few
 
 
 def test_interval_by_hand():

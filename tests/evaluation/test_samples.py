@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from research_stack.evaluation.samples import Samples
-from research_stack.results import read_jsonl
+from research_stack.records.results import read_jsonl
 
 
 class Scripted:
@@ -88,8 +88,8 @@ def test_mistakes(arguments):
 
 @pytest.mark.parametrize("name", ["llada", "flowlm"])
 def test_the_samplers_of_the_default_evaluation(context, name):
-    from research_stack.build import build
-    from research_stack.compose import compose
+    from research_stack.config.build import build
+    from research_stack.config.compose import compose
 
     node = compose(["eval=samples", "eval.samples.count=2", "eval.samples.length=12"]).eval.samples
     found = build(node, "eval.samples")(context)

@@ -14,7 +14,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from research_stack.evaluation.levels import balanced
+from research_stack.metrics.levels import balanced
 
 pytestmark = pytest.mark.exact
 

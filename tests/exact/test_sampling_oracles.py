@@ -10,8 +10,8 @@ import torch
 import toy
 from scipy import stats
 
-from research_stack.build import build
-from research_stack.compose import Composer
+from research_stack.config.build import build
+from research_stack.config.compose import Composer
 from research_stack.corruption.process import Absorbing, Hybrid, Uniform, to_posterior
 from research_stack.sampling import inits
 from research_stack.sampling.committers import All, PerStep, Remasking, ReMDM, Schedule, Threshold

@@ -11,9 +11,8 @@ import pytest
 import torch
 from tiny_wires import context, facts, folders, wire
 
-from research_stack.check import check_node
-from research_stack.data.question import Question
-from research_stack.evaluation import qa
+from research_stack.config.check import check_node
+from research_stack.data.questions.question import Question
 from research_stack.latentwire import latency, paths
 from research_stack.latentwire.evaluation import LatentWireEvaluation, bytes_table, chosen, groups_of, settings
 from research_stack.latentwire.features.lora import ReaderLoRA
@@ -22,6 +21,7 @@ from research_stack.latentwire.paths import Asker, strangers
 from research_stack.latentwire.receiver import greedy, told
 from research_stack.latentwire.useful_bits import fano_bits, useful_bits
 from research_stack.latentwire.wire import MOST
+from research_stack.metrics import qa
 from research_stack.reporting import latentwire_tables
 from research_stack.reporting.reading import RunFiles
 

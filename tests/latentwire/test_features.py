@@ -15,7 +15,7 @@ import torch.nn.functional as F
 from tiny_latentwire import ASKED, STEPS, method, prepared, reader, sent_of, slope, stirred, train_step
 from torch import nn
 
-from research_stack.check import check, check_node
+from research_stack.config.check import check, check_node
 from research_stack.latentwire.encoder import as_bytes
 from research_stack.latentwire.features.adaptive_tokens import AdaptiveTokens
 from research_stack.latentwire.features.base import Sent, Step
@@ -796,7 +796,7 @@ def test_features_that_exclude_each_other_are_refused_by_name():
 @pytest.mark.parametrize("features, expected", [
     ("deep_prefix,coprocessor", "coprocessor cannot be used with method.features.deep_prefix"), ("deep_prefx", "did you mean 'deep_prefix'?")])  # fmt: skip
 def test_the_command_refuses_in_one_line_and_loads_nothing(features, expected):
-    code = "import sys; sys.modules['torch'] = None; from research_stack.cli import main; sys.exit(main())"
+    code = "import sys; sys.modules['torch'] = None; from research_stack.cli.main import main; sys.exit(main())"
     before = os.times().children_user
     done = subprocess.run(
         [sys.executable, "-c", code, "experiment=latentwire", f"method/features=[{features}]"],

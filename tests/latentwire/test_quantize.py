@@ -13,7 +13,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from research_stack.check import check_node
+from research_stack.config.check import check_node
 from research_stack.latentwire.formats import LARGE_GROUPS, LARGEST, Floats, Groups, Levels, format_of, has_extra
 from research_stack.latentwire.quantize import FSQ, Grouped
 from research_stack.streams import generator

@@ -10,7 +10,8 @@ import pytest
 import torch
 from tiny_wires import context, facts, folders, wire
 
-from research_stack import cli, compose, run
+from research_stack import compose, run
+from research_stack.cli.main import main as cli
 from research_stack.latentwire import sending
 from research_stack.latentwire.receiver import greedy
 from research_stack.latentwire.sending import MESSAGE, send
@@ -35,7 +36,7 @@ def command(here, monkeypatch):
 
     def called(*arguments, given=b"", terminal=False):
         out, errors = SimpleNamespace(buffer=io.BytesIO(), isatty=lambda: terminal), io.StringIO()
-        monkeypatch.setattr(importlib.import_module("research_stack.run"), "load", lambda folder: here)
+        monkeypatch.setattr(importlib.import_module("research_stack.running.run"), "load", lambda folder: here)
         monkeypatch.setattr(sys, "stdin", SimpleNamespace(buffer=io.BytesIO(given)))
         monkeypatch.setattr(sys, "stdout", out)
         monkeypatch.setattr(sys, "stderr", errors)

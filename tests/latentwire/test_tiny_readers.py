@@ -7,7 +7,7 @@ import torch
 from tiny_latentwire import stirred
 
 from research_stack.backbones.transformer import Transformer
-from research_stack.data.sources_facts import Facts
+from research_stack.data.questions.facts import Facts
 from research_stack.latentwire import tiny_readers
 from research_stack.latentwire.reader import PROMPT
 from research_stack.latentwire.tiny_readers import TinyReader, rows_of, saved, tokenizer_of

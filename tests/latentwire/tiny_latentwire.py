@@ -11,7 +11,7 @@ import torch
 import torch.nn.functional as F
 from pretrained_models import llama, qwen
 
-from research_stack.data.question import Question
+from research_stack.data.questions.question import Question
 from research_stack.latentwire.encoder import ByteEncoder, as_bytes
 from research_stack.latentwire.quantize import FSQ
 from research_stack.latentwire.reader import Reader

@@ -5,15 +5,15 @@ from pathlib import Path
 
 import torch
 
-from research_stack.data.questions import QuestionData
-from research_stack.data.sources_facts import Facts
+from research_stack.data.questions.facts import Facts
+from research_stack.data.questions.module import QuestionData
 from research_stack.evaluation.context import Context
-from research_stack.hardware import Hardware
 from research_stack.latentwire.encoder import ByteEncoder
 from research_stack.latentwire.losses import FirstToken
 from research_stack.latentwire.module import LatentWire
 from research_stack.latentwire.quantize import FSQ
 from research_stack.latentwire.reader import Reader
+from research_stack.running.hardware import Hardware
 from research_stack.training.optimization import Optimization
 
 sys.path.append(str(Path(__file__).parents[1] / "backbones"))

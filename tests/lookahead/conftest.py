@@ -9,7 +9,7 @@ import pytest
 from torch.utils.data import DataLoader
 
 from research_stack.data.module import TokenData
-from research_stack.data.sources import Document
+from research_stack.data.sources.base import Document
 from research_stack.data.tokenizers import Bytes
 from research_stack.training.checkpoint import AtomicCheckpointIO, Checkpoints, load_checkpoint
 

@@ -14,16 +14,16 @@ import pytest
 import torch
 from written_out import model
 
-from research_stack.build import build
-from research_stack.compose import compose
+from research_stack.config.build import build
+from research_stack.config.compose import compose
 from research_stack.evaluation.context import Context
-from research_stack.evaluation.decoding import repetition
-from research_stack.evaluation.interval import per_token
 from research_stack.evaluation.samples import Samples
 from research_stack.lookahead.choosers import Abstain, BranchAndRank
 from research_stack.lookahead.module import Lookahead, MiniGPT
 from research_stack.lookahead.own_prefix import OwnPrefix
-from research_stack.results import read_jsonl
+from research_stack.metrics.decoding import repetition
+from research_stack.metrics.interval import per_token
+from research_stack.records.results import read_jsonl
 from research_stack.sampling.autoregressive import Autoregressive
 from research_stack.sampling.choosers import Temperature
 from research_stack.sampling.trace import Trace

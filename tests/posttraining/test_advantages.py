@@ -9,8 +9,8 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from research_stack.build import build
-from research_stack.check import check_node
+from research_stack.config.build import build
+from research_stack.config.check import check_node
 from research_stack.posttraining.advantages import (
     RLOO,
     Group,

@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from research_stack.data.module import TokenData, batch_of
-from research_stack.data.sources_expressions import Expressions
+from research_stack.data.sources.expressions import Expressions
 from research_stack.data.tokenizers import Bytes
 from research_stack.posttraining.answers import Answers, answers, different_prompts, distances, prompts_of
 from research_stack.posttraining.policy import Policy

@@ -682,7 +682,7 @@ def test_proofs_wait_for_rewards_that_differ(grpo, fit):
 # ------------------------------------------------------------------------------------ data, validation, checkpoints
 def test_data_that_does_not_fit_is_refused(grpo, backbone, codec, tmp_path):
     from research_stack.data.module import TokenData
-    from research_stack.data.sources_expressions import Expressions
+    from research_stack.data.sources.expressions import Expressions
     from research_stack.data.tokenizers import Bytes
 
     data = TokenData(Expressions(high=9, answers=0), Bytes(), 4, batch_size=4, cache_dir=str(tmp_path))

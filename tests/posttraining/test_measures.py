@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 import torch
 
-from research_stack.evaluation import diversity
+from research_stack.metrics import diversity
 from research_stack.posttraining import measures as measures_module
 from research_stack.posttraining.measures import Measures, OperatorSets
 from research_stack.posttraining.policy import Policy

@@ -5,8 +5,8 @@ import math
 import pytest
 import torch
 
-from research_stack.build import build
-from research_stack.check import check_node
+from research_stack.config.build import build
+from research_stack.config.check import check_node
 from research_stack.posttraining.advantages import Group
 from research_stack.posttraining.objectives import PolicyLoss, k3
 from research_stack.streams import generator

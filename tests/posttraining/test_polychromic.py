@@ -10,7 +10,7 @@ import torch
 
 from research_stack.backbones.transformer import Transformer
 from research_stack.data.module import TokenData
-from research_stack.data.sources_expressions import Expressions
+from research_stack.data.sources.expressions import Expressions
 from research_stack.data.tokenizers import Bytes, specials_last
 from research_stack.posttraining import polychromic
 from research_stack.posttraining.advantages import SetMarginal

@@ -19,9 +19,9 @@ import yaml
 
 from research_stack import compose
 from research_stack.backbones.regressor import Regressor
-from research_stack.data import sources_replies
 from research_stack.data.scored import ScoredPairs
-from research_stack.data.sources import Document
+from research_stack.data.sources import replies as sources_replies
+from research_stack.data.sources.base import Document
 from research_stack.evaluation.context import Context
 from research_stack.posttraining.reward_evaluation import (
     LENGTH,
@@ -34,10 +34,10 @@ from research_stack.posttraining.reward_evaluation import (
 from research_stack.posttraining.reward_model import RewardModel
 from research_stack.posttraining.rewards.base import RewardError, called
 from research_stack.posttraining.rewards.learned import METHOD, Learned
+from research_stack.records.results import RunFolder
 from research_stack.reporting import reward as figures
 from research_stack.reporting.reading import RunFiles, table_of
 from research_stack.reporting.reward_words import correlation
-from research_stack.results import RunFolder
 from research_stack.training.checkpoint import AtomicCheckpointIO
 from research_stack.training.module import cut
 from research_stack.training.optimization import Optimization

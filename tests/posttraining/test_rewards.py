@@ -6,12 +6,12 @@ import numpy as np
 import pytest
 import yaml
 
-from research_stack.build import build
-from research_stack.paths import CONF
+from research_stack.config.build import build
 from research_stack.posttraining.rewards.base import RewardError, called, shown
 from research_stack.posttraining.rewards.composite import Composite, means, scored
 from research_stack.posttraining.rewards.expressions import Expressions
 from research_stack.posttraining.rewards.heuristic import Format, Length, Relevance, Repetition
+from research_stack.records.paths import CONF
 
 
 class Given:

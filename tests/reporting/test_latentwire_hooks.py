@@ -3,7 +3,7 @@
 import latentwire_runs as runs
 import pytest
 
-from research_stack import sweeps
+from research_stack.records import sweep_table
 from research_stack.reporting import summary
 from research_stack.reporting.sweep_axes import better, metric_words, worth_plotting
 from research_stack.reporting.sweep_figures import metrics_figure
@@ -16,7 +16,7 @@ def sweep(tmp_path):
     def make(**law):
         folders = [runs.make_wire(tmp_path / "sweep" / f"{name}{seed}", seed=seed, shift=shift, method={"features": [name]}, readers={"llama": 0.6, "qwen": 0.5}, **law)
                    for name, shift in (("none", 0.0), ("prefix", 0.2)) for seed in (1, 2)]  # fmt: skip
-        return named(sweeps.collect(folders))
+        return named(sweep_table.collect(folders))
 
     return make
 

@@ -3,7 +3,7 @@
 import latentwire_runs as runs
 import pytest
 
-from research_stack import sweeps
+from research_stack.records import sweep_table
 from research_stack.reporting.latentwire_sizes import section, sizes
 from research_stack.reporting.sweep_figures import write_sweep_figures
 from research_stack.reporting.sweep_names import named
@@ -26,7 +26,7 @@ def table(tmp_path):
     def make(settings, axis="slots"):
         folders = [runs.make_wire(tmp_path / "sweep" / f"{place}-{seed}", seed=seed, method={axis: value}, rows=of_size(slots, best + 0.02 * (seed - 1)))
                    for place, (value, slots, best) in enumerate(settings) for seed in (1, 2)]  # fmt: skip
-        return named(sweeps.collect(folders))
+        return named(sweep_table.collect(folders))
 
     return make
 

@@ -9,7 +9,7 @@ import latentwire_runs as runs
 import pytest
 import yaml
 
-from research_stack import sweeps
+from research_stack.records import sweep_table
 from research_stack.reporting import latentwire_sweep, latentwire_sweep_page
 from research_stack.reporting.sweep_names import named
 
@@ -47,7 +47,7 @@ def sweep(tmp_path):
                     }
                 )
             )
-        return named(sweeps.collect(sorted(folders, key=order) if order else folders))
+        return named(sweep_table.collect(sorted(folders, key=order) if order else folders))
 
     return make
 
@@ -226,7 +226,7 @@ def test_only_the_baseline_passes_the_gate(sweep, tmp_path):
         first1={"llama": 0.01, "qwen": 0.01},
         method={"features": ["lora"]},
     )
-    assert latentwire_sweep.passed(named(sweeps.collect([point.folder for point in table.points])))
+    assert latentwire_sweep.passed(named(sweep_table.collect([point.folder for point in table.points])))
 
 
 def test_a_baseline_without_a_result(sweep, tmp_path):
@@ -238,7 +238,7 @@ def test_a_baseline_without_a_result(sweep, tmp_path):
         method={"features": []},
         overrides=["method.features=[]", "seed=1"],
     )
-    table = named(sweeps.collect([point.folder for point in table.points]))
+    table = named(sweep_table.collect([point.folder for point in table.points]))
     assert latentwire_sweep.baseline(table) is None and not latentwire_sweep.comparable(table)
     assert (
         latentwire_sweep.headline(table)
@@ -281,7 +281,7 @@ def test_the_page_has_a_table_and_a_chart_for_each_reader(sweep):
 
 
 def test_other_sweeps_have_none_of_this(tmp_path, run_folder):
-    table = sweeps.collect([run_folder(tmp_path / "a"), run_folder(tmp_path / "b", seed=2)])
+    table = sweep_table.collect([run_folder(tmp_path / "a"), run_folder(tmp_path / "b", seed=2)])
     assert (
         latentwire_sweep.lines(table) == []
         and latentwire_sweep.headline(table)

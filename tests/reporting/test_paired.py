@@ -7,7 +7,7 @@ import math
 
 import pytest
 
-from research_stack import sweeps
+from research_stack.records import sweep_table
 from research_stack.reporting import budgets, paired, speed
 from research_stack.reporting.calibration import Bin
 from research_stack.reporting.curves import averaged, interpolate
@@ -29,7 +29,7 @@ def compare(tmp_path, lookahead_folder):
             lookahead_folder(tmp_path / "cmp" / f"lookahead,seed={s}", s, shift=d, steps=140, **options)
             for s, d in zip(seeds, shifts, strict=True)
         ]
-        return sweeps.collect(runs)
+        return sweep_table.collect(runs)
 
     return make
 
@@ -81,7 +81,7 @@ def test_many_settings_are_compared_with_the_best(tmp_path, lookahead_folder):
             )
             for s in (1, 2)
         ]
-    found = [one for one in paired.comparisons(sweeps.collect(runs)) if one.metric == "lookahead/nats"]
+    found = [one for one in paired.comparisons(sweep_table.collect(runs)) if one.metric == "lookahead/nats"]
     assert len(found) == 9 and {one.second for one in found} == {"weight=0.4"}
 
 
@@ -91,7 +91,7 @@ def test_it_is_said_in_markdown_and_on_the_page(compare, tmp_path):
     assert "| held-out loss | Lookahead − MiniGPT | -0.060 ± 0.015 | -0.126 to 0.006 | 0.25 | 3 |" in text
     assert "With 3 seeds p cannot be below 0.25" in text
     assert "With 3 seeds p cannot be below 0.25" in render(tmp_path, table)
-    sweeps.write_table(tmp_path, table, text)
+    sweep_table.write_table(tmp_path, table, text)
     assert "Differences, seed by seed" in (tmp_path / "results.md").read_text()
 
 

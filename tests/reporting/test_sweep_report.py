@@ -5,7 +5,7 @@ import re
 
 import pytest
 
-from research_stack import sweeps
+from research_stack.records import sweep_table
 from research_stack.reporting.sweep_axes import better, grid_of, label_of, worth_plotting
 from research_stack.reporting.sweep_report import render, verdict, write_sweep_report
 
@@ -35,7 +35,7 @@ def sweep(tmp_path, run_folder, base_config):
                 }
                 folders.append(run_folder(tmp_path / f"{name},seed={seed}", "failed" if failed else "ok", steps=140, config=config, metrics=metrics,
                                           evaluated=not failed, error="loss=nan <b>at step</b> 70" if failed else None))  # fmt: skip
-        return sweeps.collect(folders)
+        return sweep_table.collect(folders)
 
     return make
 

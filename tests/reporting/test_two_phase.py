@@ -5,7 +5,7 @@ import shutil
 
 import pytest
 
-from research_stack import sweeps
+from research_stack.records import sweep_table
 from research_stack.reporting import two_phase, two_phase_figures, two_phase_page
 from research_stack.reporting.budgets import panels as budget_panels
 from research_stack.reporting.stability import training_key
@@ -34,7 +34,7 @@ def sweep(tmp_path, policy_folder):
                 for j, advantage in enumerate(advantages):
                     folders.append(policy_folder(tmp_path / "multirun" / f"{init},{advantage},{seed}", seed=seed, init_from=phase, init=INITS[init], advantage=advantage,
                                                  good=0.7 + 0.05 * j + 0.01 * seed, wide=3.0 + 2 * j + i))  # fmt: skip
-        return sweeps.collect(folders)
+        return sweep_table.collect(folders)
 
     return make
 
@@ -64,7 +64,7 @@ def test_names_that_would_not_tell_apart_stay(tmp_path, policy_folder):
         )
         for steps in (100, 200)
     ]
-    table = named(sweeps.collect(folders))
+    table = named(sweep_table.collect(folders))
     assert [row.settings["init_from"] for row in table.rows] == [
         "sft trainer.max_steps=100",
         "sft trainer.max_steps=200",
@@ -198,9 +198,9 @@ def test_policies_without_a_first_phase(tmp_path, policy_folder):
     folders = [
         policy_folder(tmp_path / f"{kind}{seed}", kind, seed=seed) for kind in ("sft", "polychromic") for seed in (1, 2)
     ]
-    found = two_phase.lines(named(sweeps.collect(folders)))
+    found = two_phase.lines(named(sweep_table.collect(folders)))
     assert [(line.first, line.row.n) for line in found] == [("", 2), ("", 2)] and all(line.then for line in found)
-    assert "0: the last phase begins" not in render(tmp_path, sweeps.collect(folders))
+    assert "0: the last phase begins" not in render(tmp_path, sweep_table.collect(folders))
     assert all(
         math.isfinite(moment.value)
         for line in found
@@ -210,7 +210,7 @@ def test_policies_without_a_first_phase(tmp_path, policy_folder):
 
 
 def test_other_sweeps_have_none_of_this(tmp_path, run_folder):
-    table = sweeps.collect([run_folder(tmp_path / "a")])
+    table = sweep_table.collect([run_folder(tmp_path / "a")])
     assert (
         two_phase_page.section(table) is None
         and two_phase.as_markdown(table) == ""
@@ -225,9 +225,9 @@ def test_hostile_names_are_text(tmp_path, policy_folder):
         policy_folder(tmp_path / f"r{i}", advantage=advantage, init_from=policy_folder(tmp_path / "p", "sft"))
         for i, advantage in enumerate((hostile, "max"))
     ]
-    page = write_sweep_report(tmp_path / "multirun", sweeps.collect(folders)).read_text()
+    page = write_sweep_report(tmp_path / "multirun", sweep_table.collect(folders)).read_text()
     assert "<b>$" not in page and "&lt;b&gt;$x^{" in page
-    alone = two_phase_figures.figure(named(sweeps.collect([policy_folder(tmp_path / hostile, advantage=hostile)])))
+    alone = two_phase_figures.figure(named(sweep_table.collect([policy_folder(tmp_path / hostile, advantage=hostile)])))
     alone.canvas.draw()
     assert len(alone.axes) == 6  # no plane of a single point
     assert [text.get_text() for text in alone.axes[0].get_legend().get_texts()] == ["the only setting"]

@@ -11,8 +11,8 @@ import torch
 from causal_models import REAL, SMALL, Table, p_value, sequences_law
 from denoisers import CAUSAL, COMPOSER, named, transformer
 
-from research_stack.build import plain
-from research_stack.check import check_node, nodes
+from research_stack.config.build import plain
+from research_stack.config.check import check_node, nodes
 from research_stack.sampling.autoregressive import Autoregressive
 from research_stack.sampling.choosers import (
     Choice,

@@ -6,8 +6,8 @@ import pytest
 import torch
 from denoisers import COMPOSER, NAMES, REAL, VOCAB, M, named, transformer
 
-from research_stack.build import build, plain
-from research_stack.check import check_node, nodes
+from research_stack.config.build import build, plain
+from research_stack.config.check import check_node, nodes
 from research_stack.sampling.proposers import Greedy, Temperature
 from research_stack.sampling.sampler import Sampler
 

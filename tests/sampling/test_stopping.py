@@ -11,11 +11,11 @@ from denoisers import VOCAB, Told
 
 from research_stack import compose, run
 from research_stack.data import Bytes, TokenData
-from research_stack.data.sources import Document
+from research_stack.data.sources.base import Document
 from research_stack.evaluation.samples import Samples
 from research_stack.flowlm.module import FlowLM
 from research_stack.posttraining.sft import SFT
-from research_stack.run import load
+from research_stack.running.run import load
 from research_stack.sampling.committers import Schedule
 from research_stack.sampling.inits import Masks
 from research_stack.sampling.proposers import Greedy

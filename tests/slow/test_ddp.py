@@ -12,9 +12,10 @@ from contextlib import chdir
 import pytest
 from small_runs import SMALL, finish, log_of, losses, rows, run_here, start, wait_for
 
-from research_stack import compose, results
+from research_stack import compose
 from research_stack import run as run_config
-from research_stack.cli import main
+from research_stack.cli.main import main
+from research_stack.records import results
 
 pytestmark = pytest.mark.slow
 
@@ -72,7 +73,7 @@ def workers(cwd) -> list[int]:
         try:
             with open(f"/proc/{pid}/cmdline", "rb") as file:
                 words = file.read().decode().split("\0")
-            if "research_stack.worker" in words and os.readlink(f"/proc/{pid}/cwd") == str(cwd):
+            if "research_stack.running.worker" in words and os.readlink(f"/proc/{pid}/cwd") == str(cwd):
                 found.append(int(pid))
         except OSError:
             continue  # it has just ended

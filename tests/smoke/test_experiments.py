@@ -9,9 +9,10 @@ from pathlib import Path
 import pytest
 from hydra.types import RunMode
 
-from research_stack import check, compose, load, run
-from research_stack.compose import Composer
-from research_stack.paths import CONF
+from research_stack import compose, load, run
+from research_stack.config import check
+from research_stack.config.compose import Composer
+from research_stack.records.paths import CONF
 
 EXPERIMENTS = sorted(path.stem for path in (CONF / "experiment").glob("*.yaml"))
 QUICK = ["trainer=smoke", "trainer.max_steps=6", "trainer.val_check_interval=3"]

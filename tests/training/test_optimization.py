@@ -9,9 +9,9 @@ import torch
 from torch import nn
 from torch.utils.data import DataLoader
 
-from research_stack import hardware
-from research_stack.check import check_node
-from research_stack.run import model_facts
+from research_stack.config.check import check_node
+from research_stack.running import hardware
+from research_stack.running.run import model_facts
 from research_stack.training.checkpoint import AtomicCheckpointIO, Checkpoints, load_checkpoint
 from research_stack.training.ema import Ema
 from research_stack.training.module import TrainingModule

@@ -6,8 +6,8 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from research_stack.data.arithmetic import is_answer
-from research_stack.data.sources_expressions import number_of
+from research_stack.data.sources.arithmetic import is_answer
+from research_stack.data.sources.expressions import number_of
 from research_stack.posttraining.rewards.base import shown
 
 

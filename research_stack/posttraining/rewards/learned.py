@@ -8,9 +8,9 @@ from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 
-from research_stack.build import build
+from research_stack.config.build import build
+from research_stack.records.results import RunFolder, read_json
 from research_stack.require import require
-from research_stack.results import RunFolder, read_json
 
 if TYPE_CHECKING:
     from research_stack.backbones.sentence import SentenceEncoder

@@ -1,0 +1,1 @@
+"""From groups and overrides to one checked config, and from its nodes to objects. No torch, no numpy."""

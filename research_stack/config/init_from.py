@@ -1,0 +1,123 @@
+"""Runs that begin with the weights of another one: `init_from`.
+
+`init_from` is the folder of a finished run, or an experiment with overrides: `sft`, or `"sft trainer=short"`. That one
+then has this run's seed and hardware, and is looked for among the finished runs of its experiment; where there is none
+it is trained first. So the points of a sweep that begin alike share one first phase.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+from typing import Any
+
+from omegaconf import DictConfig, OmegaConf
+
+from research_stack.config.hints import UserError, did_you_mean, nearest
+from research_stack.records import paths, results
+from research_stack.records.paths import expanded
+from research_stack.records.results import RunFolder
+
+#: What the words of a first phase may not set: it is trained, as it is, with this run's seed and hardware.
+RESERVED = ("seed", "hardware", "launcher", "task", "run", "runs", "dry_run", "prompt", "hydra")
+#: Keys of a model under which the same weights compute something else, so that nothing would show when they are loaded.
+MEANING = ("causal", "heads", "activation", "qk_norm", "positions")
+#: Keys of a model that loading would tell apart, but only once the first phase has been trained.
+SIZE = ("_target_", "path", "dim", "layers")
+
+
+def is_folder(init_from: str) -> bool:
+    """Whether it names a folder and not an experiment."""
+    return expanded(init_from).is_dir() or "/" in init_from.split(" ")[0]
+
+
+def first_phase(cfg: DictConfig) -> DictConfig:
+    """The checked config of the experiment that `cfg.init_from` names. Raises UserError in one line."""
+    from research_stack.config.compose import compose
+
+    name, *overrides = str(cfg.init_from).split() or [""]
+    known = paths.groups([paths.CONF])["experiment"]
+    if name not in known:
+        raise UserError(
+            f"init_from={cfg.init_from} is neither the folder of a run nor an experiment{did_you_mean(name, known)}"
+        )
+    for override in overrides:
+        if (key := re.split(r"[./=]", override.lstrip("+~"), maxsplit=1)[0]) in RESERVED:
+            raise UserError(
+                f"init_from={cfg.init_from}: {override} cannot be set there: a first phase is trained with the seed and"
+                f" hardware of this run, so leave {key} out"
+            )
+    try:
+        trial = ["debug=smoke"] if cfg.get("smoke") else []
+        phase = compose(f"experiment={name}", *trial, *overrides, f"seed={cfg.seed}")
+    except UserError as error:
+        raise UserError(f"init_from={cfg.init_from}: {error}") from error
+    OmegaConf.update(phase, "hardware", cfg.hardware, merge=False)
+    return phase
+
+
+def check(cfg: DictConfig) -> None:
+    """Raise UserError in one line when the run cannot begin as `init_from` says; trains nothing.
+
+    A run that has begun has its own checkpoint: it needs no first phase any more.
+    """
+    if not cfg.get("init_from") or has_begun(cfg):
+        return
+    if not is_folder(cfg.init_from):
+        phase = first_phase(cfg)
+        refuse_other_model(cfg, phase, (*SIZE, *MEANING))
+        theirs, ours = (OmegaConf.select(config, "data.tokenizer._target_") for config in (phase, cfg))
+        if theirs != ours:
+            raise UserError(
+                f"init_from={cfg.init_from}: its tokens would mean others: data.tokenizer is {short(theirs)} there,"
+                f" {short(ours)} here"
+            )
+        return
+    place = RunFolder(expanded(cfg.init_from))
+    if not results.is_run(place.path):
+        why = "no such folder" if not place.path.exists() else "has no config.yaml and run.json"
+        near = nearest(str(cfg.init_from), [paths.shown(path) for path in paths.known_runs()], cutoff=0.0)
+        raise UserError(
+            f"init_from={cfg.init_from} is no run folder ({why}){f'; did you mean {near[0]}?' if near else ''}"
+        )
+    if not (place.checkpoints / "last.ckpt").is_file():
+        raise UserError(f"init_from={cfg.init_from} has no checkpoint in {paths.shown(place.checkpoints)}")
+    refuse_other_model(cfg, place.read_config(), MEANING)
+
+
+def has_begun(cfg: DictConfig) -> bool:
+    """Whether `cfg.run` is a folder with a checkpoint of its own: what goes on from it, measures it or samples from
+    it.
+    """
+    return cfg.get("run") not in (None, "new") and (RunFolder(cfg.run).checkpoints / "last.ckpt").is_file()
+
+
+def refuse_other_model(cfg: DictConfig, theirs: Any, keys: Sequence[str]) -> None:
+    """Raise UserError where the first phase's model, in its config `theirs`, differs from this run's in one of the keys
+    that both have.
+    """
+    there, here = (results.plain_config(config).get("model") or {} for config in (theirs, cfg))
+    differing = [
+        f"model.{key}: {short(there[key])} there, {short(here[key])} here"
+        for key in keys
+        if key in there and key in here and there[key] != here[key]
+    ]
+    if differing:
+        raise UserError(
+            f"init_from={cfg.init_from}: that run's model is another one ({'; '.join(differing)}); say the same in both"
+        )
+
+
+def short(value: Any) -> str:
+    """A value, of a class its name alone."""
+    return str(value).rpartition(".")[2] if str(value).startswith("research_stack.") else str(value)
+
+
+def folder_of(cfg: DictConfig) -> RunFolder:
+    """The folder of the first phase; for an experiment the one that its config leads to, whether it has been trained or
+    not.
+    """
+    if is_folder(cfg.init_from):
+        return RunFolder(expanded(cfg.init_from))
+    phase = first_phase(cfg)
+    return RunFolder(paths.OUTPUTS / paths.slug(str(phase.name)) / f"phase_{results.config_hash(phase)}")

@@ -1,0 +1,74 @@
+"""Where the files of a saved run lie now.
+
+Relative paths are those of where it was started, and what has moved may be said again.
+That what lies there is the same, the fingerprints tell when it is opened. No torch, no hydra.
+"""
+
+from __future__ import annotations
+
+import glob
+import os
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+from research_stack.config.hints import UserError, did_you_mean
+from research_stack.records import results
+from research_stack.records.paths import expanded, shown
+from research_stack.records.results import RunFolder
+
+
+def moved(config: dict[str, Any], places: Mapping[str, Any], folder: RunFolder) -> dict[str, Any]:
+    """The plain config of a saved run with the places that the command gives again, its relative paths as found from
+    here.
+
+    - places: {dotted key: value}. What held the same place in the same node changes too: a source copies `data.path`.
+
+    Raises UserError for a place that the run does not have.
+    """
+    leaves = results.flatten(config)
+    for key, value in places.items():
+        if key not in leaves:
+            near = did_you_mean(key, own, "its places") if (own := sorted(filter(results.is_place, leaves))) else ""
+            raise UserError(f"{key}={value} is no place of that run{near} ({shown(folder.config_yaml)})")
+    told = {(key.split(".")[0], results.to_json(leaves[key])): value for key, value in places.items()}
+    told |= {
+        ("data", old): value for (node, old), value in list(told.items()) if node == "model"
+    }  # a tokenizer of the model's folder
+    cwd = _started_in(folder)
+    for key, value in leaves.items():
+        if results.is_location(key, value):
+            _set(config, key, told.get((key.split(".")[0], results.to_json(value)), _found(value, cwd)))
+    for key, value in places.items():
+        _set(config, key, value)
+    return config
+
+
+def _started_in(folder: RunFolder) -> Path | None:
+    """The working directory the run was started in; None where it is this one or is not recorded."""
+    cwd = results.read_json(folder.run_json).get("cwd") if folder.run_json.is_file() else None
+    return Path(cwd) if isinstance(cwd, str) and Path(cwd) != Path.cwd() else None
+
+
+def _found(value: Any, cwd: Path | None) -> Any:
+    """The location as it is found from here: below where the run was started, else as it is written."""
+    if isinstance(value, list | tuple):
+        return [_found(path, cwd) for path in value]
+    path = expanded(value)
+    if cwd is None or path.is_absolute() or not value:
+        return value
+    there = cwd / path
+    return str(there) if os.path.lexists(there) or any(_matches(there)) else value
+
+
+def _matches(pattern: Path) -> Iterator[str]:
+    return glob.iglob(str(pattern), recursive=True) if glob.has_magic(str(pattern)) else iter(())
+
+
+def _set(config: dict[str, Any], key: str, value: Any) -> None:
+    """Set a dotted key; numbers are places in lists."""
+    *above, last = key.split(".")
+    node: Any = config
+    for part in above:
+        node = node[int(part)] if isinstance(node, list) else node[part]
+    node[int(last) if isinstance(node, list) else last] = value

@@ -1,0 +1,1 @@
+"""Questions over contexts: their sources, and the LightningDataModule that serves them."""

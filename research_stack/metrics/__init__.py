@@ -1,0 +1,1 @@
+"""From arrays to numbers with their intervals. numpy and scipy only."""

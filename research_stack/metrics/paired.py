@@ -1,0 +1,114 @@
+"""Two ways to the same questions compared: difference and ratio of their means, and how likely chance makes as much.
+
+Both ways answer the same questions, and some questions are hard for both: their difference varies less than either.
+Questions of one context depend on one another, so give `group_n` where there are several.
+
+Shapes: n questions, g groups of questions.
+"""
+
+from __future__ import annotations
+
+import math
+from typing import NamedTuple
+
+import numpy as np
+from numpy.typing import ArrayLike
+
+from research_stack.metrics.calibration import columns
+from research_stack.metrics.interval import Clustered, Estimate, around, clustered, ratio_interval
+from research_stack.require import require
+
+FLIPS = 9999  # random sign flips where there are too many to try all
+MOST_GROUPS = 16  # up to which all 2^g sign flips are tried
+BLOCK = 1 << 20  # signs that are held at a time
+
+
+class Comparison(NamedTuple):
+    """`difference`, `ratio` and `p` as the functions of these names say; n: questions."""
+
+    difference: Estimate
+    ratio: Estimate
+    p: float
+    n: int
+
+
+def compare(a_n: ArrayLike, b_n: ArrayLike, group_n: ArrayLike | None = None, seed: int = 0) -> Comparison:
+    """All that this module says of scores a_n against scores b_n of the same questions, each >= 0."""
+    a_n, b_n = columns(a_n=a_n, b_n=b_n)
+    return Comparison(
+        paired(a_n, b_n, group_n), ratio(a_n, b_n, group_n), sign_flip(a_n - b_n, group_n, seed=seed), len(a_n)
+    )
+
+
+def mean(a_n: ArrayLike, group_n: ArrayLike | None = None) -> Estimate:
+    """Mean of n values with its 95 % interval over groups (`interval`; None: every question is one)."""
+    (a_n,) = columns(a_n=a_n)
+    return around(float(a_n.mean()), _over_groups(a_n, group_n))
+
+
+def paired(a_n: ArrayLike, b_n: ArrayLike, group_n: ArrayLike | None = None) -> Estimate:
+    """mean(a) - mean(b) with its 95 % interval over groups: that of the differences, question by question.
+
+    - a_n, b_n: a score of each of n questions, in the same order. group_n: what belongs together; None: every question
+      is one group.
+
+    The interval is NaN for fewer than 2 groups. Raises ValueError for values that are not finite, or not of one shape
+    (n,) with n > 0.
+    """
+    a_n, b_n = columns(a_n=a_n, b_n=b_n)
+    return mean(a_n - b_n, group_n)
+
+
+def ratio(a_n: ArrayLike, b_n: ArrayLike, group_n: ArrayLike | None = None) -> Estimate:
+    """mean(a) / mean(b) with its 95 % interval over groups (`ratio_interval`), up to infinity where mean(b) may be 0;
+    the value is infinite where b alone is 0, NaN where both are.
+
+    Raises ValueError as `paired` does, and for values below 0.
+    """
+    a_n, b_n = columns(a_n=a_n, b_n=b_n)
+    require(min(a_n.min(), b_n.min()) >= 0, f"a_n={a_n.min()} and b_n={b_n.min()} at their lowest must be at least 0")
+    above, below = float(a_n.mean()), float(b_n.mean())
+    if not above and not below:
+        return Estimate(math.nan, math.nan, math.nan)
+    return Estimate(
+        above / below if below else math.inf, *ratio_interval(_over_groups(np.stack([a_n, b_n], axis=1), group_n))
+    )
+
+
+def _over_groups(values_nK: np.ndarray, group_n: ArrayLike | None) -> Clustered:
+    return clustered(values_nK, np.ones(len(values_nK)), _groups(group_n, len(values_nK)))
+
+
+def sign_flip(difference_n: ArrayLike, group_n: ArrayLike | None = None, flips: int = FLIPS, seed: int = 0) -> float:
+    """Two-sided p-value of "the sign of each group's total is random": the share of sign flips whose sum is at least as
+    far from 0.
+
+    Groups whose total is 0 have no sign and are left out. Up to 16 others all 2^g flips are tried and p is exact;
+    beyond, random ones are drawn and p = (1 + as far) / (1 + drawn), which is never too small (Phipson and Smyth 2010).
+    1 where all totals are 0.
+
+    - difference_n: of n questions, finite. group_n: as in `paired`. flips: random ones.
+
+    Raises ValueError as `paired` does and for flips < 1.
+    """
+    (difference_n,) = columns(difference_n=difference_n)
+    require(flips >= 1, f"flips={flips} must be at least 1")
+    _, index_n = np.unique(_groups(group_n, len(difference_n)), return_inverse=True)
+    total_g = np.bincount(index_n, weights=difference_n)
+    slack = 1e-12 * np.abs(difference_n).sum()  # equal sums may differ by rounding
+    total_g = total_g[np.abs(total_g) > slack]
+    enough = abs(total_g.sum()) - slack
+    if len(total_g) <= MOST_GROUPS:
+        signs_Sg = np.arange(1 << len(total_g))[:, None] >> np.arange(len(total_g)) & 1
+        return float((np.abs(signs_Sg * 2 @ total_g - total_g.sum()) >= enough).mean())
+    rng, far, rows = np.random.default_rng(seed), 0, max(1, BLOCK // len(total_g))
+    for start in range(0, flips, rows):
+        signs_Sg = rng.integers(2, size=(min(rows, flips - start), len(total_g)), dtype=np.int8)
+        far += np.count_nonzero(np.abs(signs_Sg @ (2 * total_g) - total_g.sum()) >= enough)
+    return (1 + far) / (1 + flips)
+
+
+def _groups(group_n: ArrayLike | None, count: int) -> np.ndarray:
+    group_n = np.arange(count) if group_n is None else np.asarray(group_n)
+    require(group_n.shape == (count,), f"group_n={group_n.shape} must be of shape ({count},)")
+    return group_n
