@@ -27,7 +27,7 @@ def plain_forward(m, ids):
     half = m.head_dim // 2
     angle = torch.arange(ids.shape[1])[:, None] * 10000.0 ** (-torch.arange(half).double() / half)
     turn = torch.complex(angle.cos(), angle.sin())
-    norm = lambda y, w: y / (y.pow(2).mean(-1, keepdim=True) + torch.finfo(torch.float64).eps).sqrt() * w  # noqa: E731
+    norm = lambda y, w: y / (y.pow(2).mean(-1, keepdim=True) + torch.finfo(torch.float64).eps).sqrt() * w
     for block in m.blocks:
         a = block.attention
         q, k, v = (norm(x, block.attention_norm.weight) @ a.qkv.weight.T).split(
@@ -36,10 +36,13 @@ def plain_forward(m, ids):
         heads = []
         for h in range(a.heads):
             g = h * a.kv_heads // a.heads
-            take = lambda y, i: y[..., i * m.head_dim : (i + 1) * m.head_dim]  # noqa: E731
-            spin = lambda y: (
-                torch.view_as_real(torch.complex(y[..., :half], y[..., half:]) * turn).transpose(-1, -2).flatten(-2)
-            )  # noqa: E731
+            take = lambda y, i: y[..., i * m.head_dim : (i + 1) * m.head_dim]
+
+            def spin(y):
+                return (
+                    torch.view_as_real(torch.complex(y[..., :half], y[..., half:]) * turn).transpose(-1, -2).flatten(-2)
+                )
+
             score = spin(take(q, h)) @ spin(take(k, g)).transpose(-1, -2) / math.sqrt(m.head_dim)
             if m.causal:
                 score = score.masked_fill(~torch.ones_like(score, dtype=torch.bool).tril(), -torch.inf)
@@ -146,9 +149,10 @@ def test_rotation_depends_on_distance_only():
     m = model()
     cos, sin = m._turns(slice(0, m.max_length), torch.device("cpu"), torch.float64)
     q, k = torch.randn(2, 1, 1, 1, m.head_dim, dtype=torch.float64)
-    score = lambda i, j: (
-        rotate(q, (cos[i : i + 1], sin[i : i + 1])) * rotate(k, (cos[j : j + 1], sin[j : j + 1]))
-    ).sum()  # noqa: E731
+
+    def score(i, j):
+        return (rotate(q, (cos[i : i + 1], sin[i : i + 1])) * rotate(k, (cos[j : j + 1], sin[j : j + 1]))).sum()
+
     torch.testing.assert_close(score(3, 7), score(20, 24))
     assert not torch.isclose(score(3, 7), score(3, 8))
 
