@@ -172,11 +172,33 @@ def run_trl(folder, size, steps):
             clock.tick(made[-1])
 
     config = GRPOConfig(
-        output_dir=str(folder / "trl"), per_device_train_batch_size=size["prompts"] * size["group"], num_generations=size["group"],
-        max_completion_length=size["length"], max_steps=steps, temperature=1.0, top_p=1.0, top_k=0, beta=0.0, loss_type="dapo",
-        scale_rewards="group", learning_rate=LR, lr_scheduler_type="constant", weight_decay=0.0, max_grad_norm=1.0, adam_beta2=0.95,
-        optim="adamw_torch_fused", bf16=size["precision"] == "bf16-mixed", fp16=False, gradient_checkpointing=False, use_cpu=True,
-        report_to="none", save_strategy="no", disable_tqdm=True, logging_steps=10, seed=0)  # fmt: skip
+        output_dir=str(folder / "trl"),
+        per_device_train_batch_size=size["prompts"] * size["group"],
+        num_generations=size["group"],
+        max_completion_length=size["length"],
+        max_steps=steps,
+        temperature=1.0,
+        top_p=1.0,
+        top_k=0,
+        beta=0.0,
+        loss_type="dapo",
+        scale_rewards="group",
+        learning_rate=LR,
+        lr_scheduler_type="constant",
+        weight_decay=0.0,
+        max_grad_norm=1.0,
+        adam_beta2=0.95,
+        optim="adamw_torch_fused",
+        bf16=size["precision"] == "bf16-mixed",
+        fp16=False,
+        gradient_checkpointing=False,
+        use_cpu=True,
+        report_to="none",
+        save_strategy="no",
+        disable_tqdm=True,
+        logging_steps=10,
+        seed=0,
+    )
     trainer = GRPOTrainer(
         model=AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32, trust_remote_code=False),
         processing_class=AutoTokenizer.from_pretrained(folder, trust_remote_code=False),
@@ -219,13 +241,40 @@ class Rotating:
 def overrides(kind, folder, size, steps):
     """The config of a run of ours."""
     hf = ["model=hf_causal", f"model.path={folder}"]
-    own = ["model=micro", f"model.dim={size['width']}", f"model.layers={size['layers']}", "model.heads=4", "model.kv_heads=2", "model.qk_norm=true",
-           f"model.ffn_dim={ffn(size['width'])}", "model.tie_embeddings=false", "model.max_length=512"]  # fmt: skip
-    return ["experiment=grpo", "callbacks=default", "eval=none", *(hf if kind == "hf" else own), "data=prompts", f"data.path={folder / 'prompts.txt'}", "data.sequence_length=256",
-            "data/tokenizer=pretrained", f"data.tokenizer.path={folder}", f"data.batch_size={size['prompts']}", f"data.cache_dir={folder / 'cache'}", "method/reward=heuristic",
-            f"method.group={size['group']}", f"method.rollouts.length={size['length']}", f"trainer.max_steps={steps}",
-            "trainer.val_check_interval=1000000", "callbacks.checkpoints.every=1000000", f"optimization.lr={LR}", "optimization.warmup_steps=0",
-            f"hardware.threads={size['threads']}", f"hardware.precision={size['precision']}"]  # fmt: skip
+    own = [
+        "model=micro",
+        f"model.dim={size['width']}",
+        f"model.layers={size['layers']}",
+        "model.heads=4",
+        "model.kv_heads=2",
+        "model.qk_norm=true",
+        f"model.ffn_dim={ffn(size['width'])}",
+        "model.tie_embeddings=false",
+        "model.max_length=512",
+    ]
+    return [
+        "experiment=grpo",
+        "callbacks=default",
+        "eval=none",
+        *(hf if kind == "hf" else own),
+        "data=prompts",
+        f"data.path={folder / 'prompts.txt'}",
+        "data.sequence_length=256",
+        "data/tokenizer=pretrained",
+        f"data.tokenizer.path={folder}",
+        f"data.batch_size={size['prompts']}",
+        f"data.cache_dir={folder / 'cache'}",
+        "method/reward=heuristic",
+        f"method.group={size['group']}",
+        f"method.rollouts.length={size['length']}",
+        f"trainer.max_steps={steps}",
+        "trainer.val_check_interval=1000000",
+        "callbacks.checkpoints.every=1000000",
+        f"optimization.lr={LR}",
+        "optimization.warmup_steps=0",
+        f"hardware.threads={size['threads']}",
+        f"hardware.precision={size['precision']}",
+    ]
 
 
 def run_ours(kind, folder, size, steps):
@@ -273,8 +322,12 @@ def measure(kind, folder, size, steps):
     clock, method = run_ours(kind, folder, size, steps)
     width = float(method.rows["width"].float().mean())
     length = round(width) + size["length"]
-    found = {"prompt_tokens": width, "rows": clock.rows[WARM:], "parameters": sum(p.numel() for p in method.parameters()),
-             "flops": size["prompts"] * length * method.training_flops(length)}  # fmt: skip
+    found = {
+        "prompt_tokens": width,
+        "rows": clock.rows[WARM:],
+        "parameters": sum(p.numel() for p in method.parameters()),
+        "flops": size["prompts"] * length * method.training_flops(length),
+    }
     return found | ({"advantages": method.advantage.rows[WARM:]} if kind == "own" else {})
 
 
@@ -339,8 +392,14 @@ def of_advantages(rounds):
             calls.setdefault(name, []).append(seconds)
             steps.setdefault(name, []).append(row["step"])
     plain = statistics.median(steps["group"])
-    return {name: {"ms": round(1000 * statistics.median(calls[name]), 3), "share": round(statistics.median(calls[name]) / statistics.median(steps[name]), 5),
-                   "step_ratio": round(statistics.median(steps[name]) / plain, 3)} for name in calls}  # fmt: skip
+    return {
+        name: {
+            "ms": round(1000 * statistics.median(calls[name]), 3),
+            "share": round(statistics.median(calls[name]) / statistics.median(steps[name]), 5),
+            "step_ratio": round(statistics.median(steps[name]) / plain, 3),
+        }
+        for name in calls
+    }
 
 
 def compared(size, steps, rounds):
@@ -363,8 +422,11 @@ def compared(size, steps, rounds):
         } | {f"{kind}_ratio_by_round": each[kind]}
     for kind in KINDS:
         facts, numbers = runs[0][kind], found[kind]
-        result |= {f"{kind}_seconds": round(numbers["seconds"], 4), f"{kind}_tokens_per_second": round(numbers["tokens_per_second"]),
-                   f"{kind}_tokens_a_step": int(numbers["tokens_a_step"])}  # fmt: skip
+        result |= {
+            f"{kind}_seconds": round(numbers["seconds"], 4),
+            f"{kind}_tokens_per_second": round(numbers["tokens_per_second"]),
+            f"{kind}_tokens_a_step": int(numbers["tokens_a_step"]),
+        }
         result |= {f"{kind}_{part}_seconds": round(numbers[part], 4) for part in PARTS} | {
             f"{kind}_parameters": facts["parameters"]
         }

@@ -114,14 +114,25 @@ def read(run):
             if row["path"] in ("latent", "text_bytes", "text_bytes_tail", "text_zlib")
         )
         found[reader] = {
-            "f1_text": main["text"]["f1"], "f1_latent": main["latent"]["f1"], "share_of_text": ratio(main["latent"]["f1"], main["text"]["f1"]),
-            "bytes": main["latent"]["bytes"], "smaller": main["latent"]["ratio"], "f1_text_bytes": main["text_bytes"]["f1"],
-            "over_text_bytes": [over["ratio"], over["ratio_low"], over["ratio_high"]], "f1_text_tokens": main["text_tokens"]["f1"],
-            "f1_shuffled": main["shuffled"]["f1"] if "shuffled" in main else None, "f1_none": main["none"]["f1"],
-            "curve": {path: [[size, f1] for size, kind, f1 in curve if kind == path] for path in dict.fromkeys(kind for _, kind, _ in curve)},
-            "ms_longest": {row["path"]: row["total_ms"] for row in timed if row["context_bytes"] == longest}, "longest": longest,
-            "faster_from": faster_from(timed, lambda row: row["total_ms"]), "receiver_faster_from": faster_from(timed, lambda row: row["receiver_ms"]),
-        }  # fmt: skip
+            "f1_text": main["text"]["f1"],
+            "f1_latent": main["latent"]["f1"],
+            "share_of_text": ratio(main["latent"]["f1"], main["text"]["f1"]),
+            "bytes": main["latent"]["bytes"],
+            "smaller": main["latent"]["ratio"],
+            "f1_text_bytes": main["text_bytes"]["f1"],
+            "over_text_bytes": [over["ratio"], over["ratio_low"], over["ratio_high"]],
+            "f1_text_tokens": main["text_tokens"]["f1"],
+            "f1_shuffled": main["shuffled"]["f1"] if "shuffled" in main else None,
+            "f1_none": main["none"]["f1"],
+            "curve": {
+                path: [[size, f1] for size, kind, f1 in curve if kind == path]
+                for path in dict.fromkeys(kind for _, kind, _ in curve)
+            },
+            "ms_longest": {row["path"]: row["total_ms"] for row in timed if row["context_bytes"] == longest},
+            "longest": longest,
+            "faster_from": faster_from(timed, lambda row: row["total_ms"]),
+            "receiver_faster_from": faster_from(timed, lambda row: row["receiver_ms"]),
+        }
     return found
 
 

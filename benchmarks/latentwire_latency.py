@@ -85,8 +85,19 @@ def made(folder, name, words):
 def measured(paths, longest, repeats, overrides):
     """A row for each reader, length and way, as `Latency` gives them."""
     readers = [f"method.readers.{key}.path={path}" for key, path in zip("ab", (paths * 2)[:2], strict=True)]
-    cfg = compose("experiment=latentwire", "method/readers=pretrained", *readers, f"method.slots={SLOTS}", "method.private=8", "method.numbers=16", "model.dim=256", "model.patch=4",
-                  f"model.max_length={longest}", "data.sources.qa_facts.contexts=64", *overrides)  # fmt: skip
+    cfg = compose(
+        "experiment=latentwire",
+        "method/readers=pretrained",
+        *readers,
+        f"method.slots={SLOTS}",
+        "method.private=8",
+        "method.numbers=16",
+        "model.dim=256",
+        "model.patch=4",
+        f"model.max_length={longest}",
+        "data.sources.qa_facts.contexts=64",
+        *overrides,
+    )
     parts = assemble(cfg)
     questions, method = parts.data.questions, parts.method.to(parts.hardware.device()).eval()
     with torch.inference_mode(), parts.hardware.autocast():
@@ -100,8 +111,18 @@ def compared(rows):
     found = []
     for size in sorted({row["context_bytes"] for row in rows if row["path"] == "text"}):
         latent, text = by["latent", size], by["text", size]
-        found.append({"bytes": size, "tokens": text["prefill_tokens"] - beside, "encode": latent["encode_ms"], "adapt": latent["adapt_ms"], "prefill": latent["prefill_ms"],
-                      "latent": latent["total_ms"], "text": text["total_ms"], "ratio": text["total_ms"] / latent["total_ms"]})  # fmt: skip
+        found.append(
+            {
+                "bytes": size,
+                "tokens": text["prefill_tokens"] - beside,
+                "encode": latent["encode_ms"],
+                "adapt": latent["adapt_ms"],
+                "prefill": latent["prefill_ms"],
+                "latent": latent["total_ms"],
+                "text": text["total_ms"],
+                "ratio": text["total_ms"] / latent["total_ms"],
+            }
+        )
     return found
 
 
@@ -124,8 +145,11 @@ def main():
         own = [row for row in rows if row["reader"] == key]
         lengths = compared(own)
         for row in lengths:
-            print(f"{name:15s} {millions:12.0f} {row['bytes']:7.0f} {row['tokens']:7.0f} {row['encode']:8.1f} {row['adapt']:7.1f} {row['prefill']:8.1f} "
-                  f"{row['latent']:15.1f} {row['text']:12.1f} {row['ratio']:6.2f}")  # fmt: skip
+            print(
+                f"{name:15s} {millions:12.0f} {row['bytes']:7.0f} {row['tokens']:7.0f} {row['encode']:8.1f}"
+                f" {row['adapt']:7.1f} {row['prefill']:8.1f} {row['latent']:15.1f} {row['text']:12.1f}"
+                f" {row['ratio']:6.2f}"
+            )
         there = next((row for row in lengths if row["tokens"] >= OFTEN * SLOTS), None)
         result["readers"][name] = {
             "faster_from_bytes": faster_from(own, lambda row: row["total_ms"]),

@@ -20,8 +20,16 @@ import subprocess
 import sys
 import time
 
-CONFIG = ["experiment=flowlm", "corruption=gidd", "method.loss.weight=elbo", "method.loss.normalize=tokens", "eval=none",
-          "model.dim=256", "model.heads=4", "data.batch_size=64"]  # fmt: skip
+CONFIG = [
+    "experiment=flowlm",
+    "corruption=gidd",
+    "method.loss.weight=elbo",
+    "method.loss.normalize=tokens",
+    "eval=none",
+    "model.dim=256",
+    "model.heads=4",
+    "data.batch_size=64",
+]
 
 
 def seconds_each(function, warm=2, runs=5):

@@ -354,21 +354,39 @@ def test_a_wrong_import_is_seen(tmp_path, monkeypatch, where, source):
         imports_go_one_way(parse(tmp_path, monkeypatch, where, source))
 
 
-@pytest.mark.parametrize("source", [
-    "print(1)", "import yaml\nyaml.load(x)", "torch.load(x)", "torch.load(x, weights_only=False)",
-    "A.from_pretrained(x)", "AutoModel.from_pretrained(x, trust_remote_code=False)", "getattr(self.cfg, 'x', 1)",
-    "try:\n    x\nexcept Exception:\n    pass", "try:\n    x\nexcept:\n    ...", "def f():\n    raise NotImplementedError", "# TODO", "eval('1')",
-    "from hydra.utils import instantiate\ninstantiate(x)",
-])  # fmt: skip
+@pytest.mark.parametrize(
+    "source",
+    [
+        "print(1)",
+        "import yaml\nyaml.load(x)",
+        "torch.load(x)",
+        "torch.load(x, weights_only=False)",
+        "A.from_pretrained(x)",
+        "AutoModel.from_pretrained(x, trust_remote_code=False)",
+        "getattr(self.cfg, 'x', 1)",
+        "try:\n    x\nexcept Exception:\n    pass",
+        "try:\n    x\nexcept:\n    ...",
+        "def f():\n    raise NotImplementedError",
+        "# TODO",
+        "eval('1')",
+        "from hydra.utils import instantiate\ninstantiate(x)",
+    ],
+)
 def test_a_broken_rule_is_seen(tmp_path, monkeypatch, source):
     with pytest.raises(AssertionError):
         breaks_no_rule(parse(tmp_path, monkeypatch, "x.py", source))
 
 
-@pytest.mark.parametrize("source, heavy", [
-    ("import torch.nn", True), ("class A:\n    import torch", True), ("try:\n    import numpy\nexcept ImportError:\n    raise", True),
-    ("def f():\n    import torch", False), ("from typing import TYPE_CHECKING\nif TYPE_CHECKING:\n    import torch", False),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    "source, heavy",
+    [
+        ("import torch.nn", True),
+        ("class A:\n    import torch", True),
+        ("try:\n    import numpy\nexcept ImportError:\n    raise", True),
+        ("def f():\n    import torch", False),
+        ("from typing import TYPE_CHECKING\nif TYPE_CHECKING:\n    import torch", False),
+    ],
+)
 def test_a_heavy_import_is_seen(tmp_path, monkeypatch, source, heavy):
     path = parse(tmp_path, monkeypatch, "x.py", source)
     assert (heavy_chain(path, HEAVY, {path}) is not None) is heavy

@@ -44,8 +44,8 @@ def build(node: Any, path: str, /, **arguments: Any) -> Any:
     - path: where the node stands in the config; error messages of constructors get it put in front.
     - arguments: objects the config cannot hold (the vocabulary, the model, ...). They win over the node's keys.
 
-    Raises ValueError when a target is none a config may name (`research_stack.config.targets`), or a constructor refuses its
-    arguments.
+    Raises ValueError when a target is none a config may name (`research_stack.config.targets`), or a constructor
+    refuses its arguments.
     """
     node = plain(node)
     if not isinstance(node, Mapping) or "_target_" not in node:

@@ -83,7 +83,13 @@ class Scorer:
         return 1.0
 
 class Holder:
-    def __init__(self, model: Model | None = None, several: Mapping[str, Model] = {}, some: Sequence["Model"] = (), scored: Scores | None = None):
+    def __init__(
+        self,
+        model: Model | None = None,
+        several: Mapping[str, Model] = {},  # noqa: B006
+        some: Sequence["Model"] = (),
+        scored: Scores | None = None,
+    ):
         self.model = model
 
 class Strange:

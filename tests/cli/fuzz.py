@@ -49,18 +49,61 @@ ANSWERS = [
     for option in ("most=2", "measures.count=8", "measures.ks=[1,8]", "measures.rollouts.length=6")
 ]
 POLICY = ["model=smoke", "model.causal=true", *QUICK, *ANSWERS, "callbacks.dynamics.every=3"]
-WIRE = [*(f"method.readers.{reader}.{option}" for reader in ("llama", "qwen") for option in ("steps=2", "batch=2", "dim=32", "layers=1", "heads=2", "tokens=300")),
-        "model.dim=32", "model.layers=1", "data.batch_size=4", "data.sources.qa_facts.contexts=60", "eval.latentwire.most=8",
-        "eval.latentwire.latency.lengths=[32]", *QUICK]  # fmt: skip
+WIRE = [
+    *(
+        f"method.readers.{reader}.{option}"
+        for reader in ("llama", "qwen")
+        for option in ("steps=2", "batch=2", "dim=32", "layers=1", "heads=2", "tokens=300")
+    ),
+    "model.dim=32",
+    "model.layers=1",
+    "data.batch_size=4",
+    "data.sources.qa_facts.contexts=60",
+    "eval.latentwire.most=8",
+    "eval.latentwire.latency.lengths=[32]",
+    *QUICK,
+]
 #: The overrides that make an experiment a matter of seconds.
 SMALL = dict.fromkeys(EXPERIMENTS, ["model=smoke", "data=smoke", *QUICK]) | {
-    "sft": [*POLICY, "data.batch_size=16"], "grpo": [*POLICY, "data.batch_size=2", "method.group=4", "method.rollouts.length=6"],
-    "polychromic": [*POLICY, "data.batch_size=16", "method.group=8", "method.advantage.size=4", "method.rollouts.length=6"],
-    "reward": [*QUICK, "data.source.count=200"], "latentwire": WIRE, "latentwire_curriculum": [*WIRE, "trainer.max_steps=6"],
-}  # fmt: skip
+    "sft": [*POLICY, "data.batch_size=16"],
+    "grpo": [*POLICY, "data.batch_size=2", "method.group=4", "method.rollouts.length=6"],
+    "polychromic": [
+        *POLICY,
+        "data.batch_size=16",
+        "method.group=8",
+        "method.advantage.size=4",
+        "method.rollouts.length=6",
+    ],
+    "reward": [*QUICK, "data.source.count=200"],
+    "latentwire": WIRE,
+    "latentwire_curriculum": [*WIRE, "trainer.max_steps=6"],
+}
 #: Values of every kind, most of them wrong for most keys.
-VALUES = ("null", "[]", "{}", "abc", "''", "true", "-1", "0", "1", "0.5", "1.5", "nan", "inf", "-inf", "1000000000", "1000000000000000000",
-          "1000000000000000000000000000000", "1e308", "[abc]", "[1,2]", "[-1,nan]", "{a: 1}", "{_target_: research_stack.training.progress.Progress}")  # fmt: skip
+VALUES = (
+    "null",
+    "[]",
+    "{}",
+    "abc",
+    "''",
+    "true",
+    "-1",
+    "0",
+    "1",
+    "0.5",
+    "1.5",
+    "nan",
+    "inf",
+    "-inf",
+    "1000000000",
+    "1000000000000000000",
+    "1000000000000000000000000000000",
+    "1e308",
+    "[abc]",
+    "[1,2]",
+    "[-1,nan]",
+    "{a: 1}",
+    "{_target_: research_stack.training.progress.Progress}",
+)
 SECONDS = 20
 
 

@@ -73,10 +73,24 @@ WRONG = {
     "eval.samples.count=1000000000000000000": "eval.samples.count=1000000000000000000 must be at most",
     "sampler.steps=1000000000": "sampler.steps=1000000000 must be at most",
 }
-RIGHT = ["corruption.positions=null", "~callbacks.progress", "eval=none", "trainer.limit_val_batches=0.5", "trainer.limit_val_batches=0",
-         "+trainer.max_time=00:01:00:00", "+trainer.profiler=simple", "data.validation_rows=1000000000", "seed=0", "optimization.clip=null",
-         "experiment=grpo method/reward=heuristic", "experiment=latentwire method/features=[deep_prefix,lora]", "experiment=llada sampler=remdm",
-         "experiment=lookahead sampler=lookahead_abstain", "hardware=gpu model=base", "+width=64 model.dim=${width} model.heads=2"]  # fmt: skip
+RIGHT = [
+    "corruption.positions=null",
+    "~callbacks.progress",
+    "eval=none",
+    "trainer.limit_val_batches=0.5",
+    "trainer.limit_val_batches=0",
+    "+trainer.max_time=00:01:00:00",
+    "+trainer.profiler=simple",
+    "data.validation_rows=1000000000",
+    "seed=0",
+    "optimization.clip=null",
+    "experiment=grpo method/reward=heuristic",
+    "experiment=latentwire method/features=[deep_prefix,lora]",
+    "experiment=llada sampler=remdm",
+    "experiment=lookahead sampler=lookahead_abstain",
+    "hardware=gpu model=base",
+    "+width=64 model.dim=${width} model.heads=2",
+]
 
 
 @pytest.fixture(scope="module")
@@ -109,15 +123,28 @@ def test_what_is_right_passes(composer):
 
 
 def test_files_that_nothing_reads(composer, tmp_path):
-    for name, text in {"nopkg": "optimization:\n  lr: 0.1\n", "typo": "# @package _global_\n# x\nsed: 5\n", "nodefaults": "# @package _global_\nmodel: small\n",
-                       "nullnode": "# @package _global_\noptimization: null\n", "near": "# @package _global_\ndefaults:\n  - override /corruption: absorbin  # x\n",
-                       "able": "# @package _global_\ndefaults:\n  - override /corruption: absorbing\n"}.items():  # fmt: skip
+    for name, text in {
+        "nopkg": "optimization:\n  lr: 0.1\n",
+        "typo": "# @package _global_\n# x\nsed: 5\n",
+        "nodefaults": "# @package _global_\nmodel: small\n",
+        "nullnode": "# @package _global_\noptimization: null\n",
+        "near": "# @package _global_\ndefaults:\n  - override /corruption: absorbin  # x\n",
+        "able": "# @package _global_\ndefaults:\n  - override /corruption: absorbing\n",
+    }.items():
         (tmp_path / "experiment").mkdir(exist_ok=True)
         (tmp_path / "experiment" / f"{name}.yaml").write_text(text)
     own = Composer(extra=tmp_path)
-    for name, text, line in (("nopkg", "begins with `# @package _global_`", 1), ("typo", "did you mean 'seed'", 3), ("nullnode", "optimization=null must be a mapping", 2),
-                             ("nodefaults", "model=small must be a mapping; to choose an option write `- override /model: small` under defaults", 2),
-                             ("near", "did you mean 'absorbing'?", 3)):  # fmt: skip
+    for name, text, line in (
+        ("nopkg", "begins with `# @package _global_`", 1),
+        ("typo", "did you mean 'seed'", 3),
+        ("nullnode", "optimization=null must be a mapping", 2),
+        (
+            "nodefaults",
+            "model=small must be a mapping; to choose an option write `- override /model: small` under defaults",
+            2,
+        ),
+        ("near", "did you mean 'absorbing'?", 3),
+    ):
         with pytest.raises(UserError) as error:
             preflight([own.compose([f"experiment={name}"])], own)
         assert text in str(error.value) and f"{name}.yaml:{line}" in str(error.value) and "\n" not in str(error.value)
@@ -154,9 +181,26 @@ def test_own_classes_are_judged_by_their_sources(conf):
         assert len(messages(_target_="toylib.Holder", **wrong)) == 1, wrong
 
 
-@pytest.mark.parametrize("kind, options", [
-    (Transformer, {"vocab_size": 300, "dim": 96, "layers": 5, "heads": 3}), (ByteEncoder, {"dim": 64, "layers": 3, "patch": 2}), (Regressor, {"inputs": 9, "hidden": [64, 32]}),
-    (Transformer, {"vocab_size": 99, "dim": 64, "layers": 2, "ffn_dim": 128, "spared": 60, "condition_dim": 8, "positions": "learned"})])  # fmt: skip
+@pytest.mark.parametrize(
+    "kind, options",
+    [
+        (Transformer, {"vocab_size": 300, "dim": 96, "layers": 5, "heads": 3}),
+        (ByteEncoder, {"dim": 64, "layers": 3, "patch": 2}),
+        (Regressor, {"inputs": 9, "hidden": [64, 32]}),
+        (
+            Transformer,
+            {
+                "vocab_size": 99,
+                "dim": 64,
+                "layers": 2,
+                "ffn_dim": 128,
+                "spared": 60,
+                "condition_dim": 8,
+                "positions": "learned",
+            },
+        ),
+    ],
+)
 def test_least_numbers_are_at_most_those_there_are(kind, options):
     names = kind.least_numbers.__code__.co_varnames[: kind.least_numbers.__code__.co_argcount]
     defaults = {n: p.default for n, p in inspect.signature(kind).parameters.items()}

@@ -133,8 +133,13 @@ def test_points_share_parsed_files_but_not_values(conf):
 
 def test_points_compose_as_they_would_alone(conf):
     composer = Composer()
-    for point in (["model=small", "model.dim=64", "seed=1"], ["model=small", "seed=2", "+model.dropout=.1"], ["corruption=mask"],
-                  ["experiment=second", "trainer.max_steps=3", "~corruption.mask_ratio"], ["++eval={a: 1}", "model={dim: 4}"]):  # fmt: skip
+    for point in (
+        ["model=small", "model.dim=64", "seed=1"],
+        ["model=small", "seed=2", "+model.dropout=.1"],
+        ["corruption=mask"],
+        ["experiment=second", "trainer.max_steps=3", "~corruption.mask_ratio"],
+        ["++eval={a: 1}", "model={dim: 4}"],
+    ):
         assert composer.compose_point(point).cfg == Composer().compose(point).cfg
     with pytest.raises(UserError, match="did you mean 'dropout'"):
         composer.compose_point(["model=small", "model.drop_out=1"])

@@ -26,8 +26,17 @@ SHORT = ["eval=none", "callbacks=default", "hardware.threads=1"]
 PHRASE = (
     "sft trainer=smoke trainer.max_steps=2 trainer.val_check_interval=2 eval=none callbacks=default data.batch_size=8"
 )
-SECOND = ["experiment=grpo", *SHORT, "trainer=smoke", "trainer.max_steps=3", "trainer.val_check_interval=3", "method.group=4", "data.batch_size=2",
-          "method.rollouts.length=4", "callbacks.checkpoints.every=1"]  # fmt: skip
+SECOND = [
+    "experiment=grpo",
+    *SHORT,
+    "trainer=smoke",
+    "trainer.max_steps=3",
+    "trainer.val_check_interval=3",
+    "method.group=4",
+    "data.batch_size=2",
+    "method.rollouts.length=4",
+    "callbacks.checkpoints.every=1",
+]
 
 
 @pytest.fixture(scope="module")
@@ -122,25 +131,31 @@ def test_its_folder_depends_on_what_it_is_and_not_on_what_follows(tmp_path, monk
 
 
 # ------------------------------------------------------------------------------------------------ one-line mistakes
-@pytest.mark.parametrize("phrase, parts", [
-    ("sftt", ["init_from=sftt is neither the folder of a run nor an experiment", "did you mean 'sft'"]),
-    ("'polychromc trainer=smoke'", ["init_from=polychromc trainer=smoke is neither", "did you mean 'polychromic'"]),
-    ("' '", ["is neither the folder of a run nor an experiment", "grpo", "sft"]),
-    ("'sft trainer=smok'", ["init_from=sft trainer=smok: ", "did you mean 'smoke'"]),
-    ("'sft optimisation.lr=1'", ["init_from=sft optimisation.lr=1: ", "did you mean 'optimization"]),
-    ("'sft data.batch_size=-1'", ["init_from=sft data.batch_size=-1: data.batch_size=-1 must be"]),
-    ("'sft seed=3'", ["init_from=sft seed=3: seed=3 cannot be set there", "leave seed out"]),
-    ("'sft hardware=gpu'", ["hardware=gpu cannot be set there"]),
-    ("'sft hardware.threads=2'", ["hardware.threads=2 cannot be set there"]),
-    ("'sft dry_run=true'", ["dry_run=true cannot be set there"]),
-    ("'sft task=eval'", ["task=eval cannot be set there"]),
-    ("'sft model.dim=32 model.layers=2'", ["that run's model is another one", "model.dim: 32 there, 64 here", "model.layers: 2 there, 3 here"]),
-    ("'sft model.heads=2'", ["model.heads: 2 there, 4 here"]),  # the same shapes, another function
-    ("'sft model.qk_norm=true'", ["model.qk_norm: True there, False here"]),
-    ("'sft data/tokenizer=bpe'", ["data.tokenizer is ByteBPE there, Bytes here"]),
-    ("minigpt", ["that run's model is another one"]),
-    ("./nowhere", ["init_from=./nowhere is no run folder (no such folder)"]),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    "phrase, parts",
+    [
+        ("sftt", ["init_from=sftt is neither the folder of a run nor an experiment", "did you mean 'sft'"]),
+        ("'polychromc trainer=smoke'", ["init_from=polychromc trainer=smoke is neither", "did you mean 'polychromic'"]),
+        ("' '", ["is neither the folder of a run nor an experiment", "grpo", "sft"]),
+        ("'sft trainer=smok'", ["init_from=sft trainer=smok: ", "did you mean 'smoke'"]),
+        ("'sft optimisation.lr=1'", ["init_from=sft optimisation.lr=1: ", "did you mean 'optimization"]),
+        ("'sft data.batch_size=-1'", ["init_from=sft data.batch_size=-1: data.batch_size=-1 must be"]),
+        ("'sft seed=3'", ["init_from=sft seed=3: seed=3 cannot be set there", "leave seed out"]),
+        ("'sft hardware=gpu'", ["hardware=gpu cannot be set there"]),
+        ("'sft hardware.threads=2'", ["hardware.threads=2 cannot be set there"]),
+        ("'sft dry_run=true'", ["dry_run=true cannot be set there"]),
+        ("'sft task=eval'", ["task=eval cannot be set there"]),
+        (
+            "'sft model.dim=32 model.layers=2'",
+            ["that run's model is another one", "model.dim: 32 there, 64 here", "model.layers: 2 there, 3 here"],
+        ),
+        ("'sft model.heads=2'", ["model.heads: 2 there, 4 here"]),  # the same shapes, another function
+        ("'sft model.qk_norm=true'", ["model.qk_norm: True there, False here"]),
+        ("'sft data/tokenizer=bpe'", ["data.tokenizer is ByteBPE there, Bytes here"]),
+        ("minigpt", ["that run's model is another one"]),
+        ("./nowhere", ["init_from=./nowhere is no run folder (no such folder)"]),
+    ],
+)
 def test_a_mistake_is_one_line_before_anything_is_trained(phrase, parts, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     message = refused(phrase.strip("'"))

@@ -217,7 +217,7 @@ def test_protection_by_the_prompt_refuses_rows_without_prompts():
         Absolute(0.5, 0.0, protection=PromptTokens()).bind(VOCAB)(tokens, eligible, Draws(1, total=2))
 
 
-# Draws ----------------------------------------------------------------------------------------------------------------------
+# Draws ----------------------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("name", ALL)
@@ -233,7 +233,7 @@ def test_slices_of_a_batch_see_what_the_whole_batch_sees(name):
     assert not torch.equal(again.z_BL, whole.z_BL)
 
 
-# Arguments ------------------------------------------------------------------------------------------------------------------
+# Arguments ------------------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(

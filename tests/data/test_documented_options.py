@@ -122,8 +122,16 @@ def test_every_advantage_goes_with_every_reward_and_every_loss(accepted):
 def test_every_feature_goes_with_every_quantizer_and_reader(accepted):
     """Each quantizer with each set of readers; the features in turn."""
     features, folders = options("features"), {"pretrained": [f"method.readers.{name}.path=." for name in "ab"]}
-    points = [["experiment=latentwire", f"method/quantizer={quantizer}", f"method/readers={readers}", f"method/features=[{features[number % 8]}]", *folders.get(readers, [])]
-              for number, (quantizer, readers) in enumerate(product(options("quantizer"), options("readers")))]  # fmt: skip
+    points = [
+        [
+            "experiment=latentwire",
+            f"method/quantizer={quantizer}",
+            f"method/readers={readers}",
+            f"method/features=[{features[number % 8]}]",
+            *folders.get(readers, []),
+        ]
+        for number, (quantizer, readers) in enumerate(product(options("quantizer"), options("readers")))
+    ]
     assert len(points) == len(features) == 8 and accepted(points) == {}
 
 

@@ -36,11 +36,19 @@ TINY = {"people": 3, "attributes": 2, "values": 2, "wordings": 1}
 
 
 @pytest.mark.exact
-@pytest.mark.parametrize("options, count", [
-    ({"facts": 1}, 3 * 2 * 2), ({"facts": 2}, 3 * 2**2 * 2), ({"facts": 1, "wordings": 2}, 3 * 2 * 2 * 2),
-    ({"facts": 2, "entities": 2}, 3 * 2 * 2**2 * 2), ({"facts": 1, "hops": 2}, 6 * 2 * 2 * 2), ({"facts": 1, "hops": 3}, 6 * 2 * 2 * 6),
-    ({"facts": 2, "wordings": 2}, 3 * 4 * 2 * 4), ({"facts": 2, "entities": 2, "hops": 2, "people": 4, "attributes": 1}, (24 // 2) * 4 * 24),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    "options, count",
+    [
+        ({"facts": 1}, 3 * 2 * 2),
+        ({"facts": 2}, 3 * 2**2 * 2),
+        ({"facts": 1, "wordings": 2}, 3 * 2 * 2 * 2),
+        ({"facts": 2, "entities": 2}, 3 * 2 * 2**2 * 2),
+        ({"facts": 1, "hops": 2}, 6 * 2 * 2 * 2),
+        ({"facts": 1, "hops": 3}, 6 * 2 * 2 * 6),
+        ({"facts": 2, "wordings": 2}, 3 * 4 * 2 * 4),
+        ({"facts": 2, "entities": 2, "hops": 2, "people": 4, "attributes": 1}, (24 // 2) * 4 * 24),
+    ],
+)
 def test_entropy_is_that_of_equally_likely_contexts(options, count):
     """Every context of a tiny law turns up, none else, and none more often than chance allows."""
     each = 80 if count < 500 else 20
@@ -228,23 +236,50 @@ def test_contexts_with_the_same_facts_are_one_group():
 
 
 def test_every_option_is_part_of_the_fingerprint():
-    options = {"facts": 4, "entities": 5, "hops": 2, "distractors": 1, "contexts": 9, "questions": 2, "bytes": 900, "wordings": 1, "people": 30, "attributes": 11,
-               "values": 15, "seed": 1, "name": "other"}  # fmt: skip
+    options = {
+        "facts": 4,
+        "entities": 5,
+        "hops": 2,
+        "distractors": 1,
+        "contexts": 9,
+        "questions": 2,
+        "bytes": 900,
+        "wordings": 1,
+        "people": 30,
+        "attributes": 11,
+        "values": 15,
+        "seed": 1,
+        "name": "other",
+    }
     assert (
         len({Facts(**{name: value}).fingerprint() for name, value in options.items()} | {Facts().fingerprint()})
         == len(options) + 1
     )
 
 
-@pytest.mark.parametrize("options, message", [
-    ({"facts": 0}, "facts=0 must be at least 1"), ({"entities": 0}, "entities=0 must be at least 1"), ({"entities": 2}, "facts=5 must be a multiple of entities=2: all have the same attributes"),
-    ({"hops": 4}, r"hops=4 must lie in \[1, 3\]"), ({"distractors": -1}, "distractors=-1 must not be negative"), ({"contexts": 1}, "contexts=1 must be at least 2"),
-    ({"questions": 6}, r"questions=6 must lie in \[1, facts=5\]: a fact is asked for once"), ({"bytes": 0}, "bytes=0 must be at least 1, or null for no filling"),
-    ({"wordings": 3}, "wordings=3 must be 1 or 2"), ({"people": 33}, r"people=33 must lie in \[1, 32\]"), ({"attributes": 13}, r"attributes=13 must lie in \[1, 12\]"),
-    ({"values": 0}, r"values=0 must lie in \[1, 16\]"), ({"attributes": 4}, "facts=5 must be at most attributes=4 for each of entities=1"),
-    ({"entities": 5, "hops": 3, "people": 14}, "entities=5 x hops=3 must be at most people=14"),
-    ({"people": 2, "distractors": 13}, "distractors=13 must be at most 12: each is one of attributes=12 of one of 1 people nobody asks about"),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    "options, message",
+    [
+        ({"facts": 0}, "facts=0 must be at least 1"),
+        ({"entities": 0}, "entities=0 must be at least 1"),
+        ({"entities": 2}, "facts=5 must be a multiple of entities=2: all have the same attributes"),
+        ({"hops": 4}, r"hops=4 must lie in \[1, 3\]"),
+        ({"distractors": -1}, "distractors=-1 must not be negative"),
+        ({"contexts": 1}, "contexts=1 must be at least 2"),
+        ({"questions": 6}, r"questions=6 must lie in \[1, facts=5\]: a fact is asked for once"),
+        ({"bytes": 0}, "bytes=0 must be at least 1, or null for no filling"),
+        ({"wordings": 3}, "wordings=3 must be 1 or 2"),
+        ({"people": 33}, r"people=33 must lie in \[1, 32\]"),
+        ({"attributes": 13}, r"attributes=13 must lie in \[1, 12\]"),
+        ({"values": 0}, r"values=0 must lie in \[1, 16\]"),
+        ({"attributes": 4}, "facts=5 must be at most attributes=4 for each of entities=1"),
+        ({"entities": 5, "hops": 3, "people": 14}, "entities=5 x hops=3 must be at most people=14"),
+        (
+            {"people": 2, "distractors": 13},
+            "distractors=13 must be at most 12: each is one of attributes=12 of one of 1 people nobody asks about",
+        ),
+    ],
+)
 def test_options_that_make_no_sense(options, message):
     with pytest.raises(ValueError, match=f"^{message}$"):
         Facts(**options)

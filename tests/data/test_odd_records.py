@@ -33,23 +33,41 @@ HOTPOT = {
     "context": [["T", ["Ada lives."]]],
 }
 SPAN = {"start_token": 0, "end_token": 2}
-NQ = {"example_id": 1, "question_text": "who", "document_text": "Ada lives .", "document_url": "x?title=Ada", "long_answer_candidates": [SPAN],
-      "annotations": [{"long_answer": SPAN, "short_answers": [{"start_token": 0, "end_token": 1}], "yes_no_answer": "NONE"}]}  # fmt: skip
+NQ = {
+    "example_id": 1,
+    "question_text": "who",
+    "document_text": "Ada lives .",
+    "document_url": "x?title=Ada",
+    "long_answer_candidates": [SPAN],
+    "annotations": [
+        {"long_answer": SPAN, "short_answers": [{"start_token": 0, "end_token": 1}], "yes_no_answer": "NONE"}
+    ],
+}
 #: Each source of records with a good record of its own.
 SOURCES = {
     "text": (lambda path, **o: Text(path, "response", "prompt", **o), {"prompt": "p", "response": "r"}),
-    "messages": (Instructions, {"messages": TURNS}), "conversations": (Instructions, {"conversations": [{"from": "human", "value": "q"}, {"from": "gpt", "value": "a"}]}),
+    "messages": (Instructions, {"messages": TURNS}),
+    "conversations": (
+        Instructions,
+        {"conversations": [{"from": "human", "value": "q"}, {"from": "gpt", "value": "a"}]},
+    ),
     "replies": (Replies, {"prompt": "a", "reply": "b", "likes": 2, "shares": 1}),
     "prompts": (lambda path, **o: Prompts(path, group_field="topic", **o), {"prompt": "p", "topic": 1}),
-    "squad": (Squad, SQUAD), "hotpotqa": (HotpotQA, HOTPOT), "nq": (lambda path, **o: NaturalQuestions(path, unanswerable=True, **o), NQ),
-}  # fmt: skip
+    "squad": (Squad, SQUAD),
+    "hotpotqa": (HotpotQA, HOTPOT),
+    "nq": (lambda path, **o: NaturalQuestions(path, unanswerable=True, **o), NQ),
+}
 #: Bytes of a line that is no record of any source, and what is said of it.
 HOSTILE = {
     b'{"prompt": ' + b"[" * 100_000 + b"]" * 100_000 + b"}": f"is nested more than {MAX_NESTING} levels deep",
     b'{"prompt": ' + b"[" * 300 + b"]" * 300 + b"}": f"is nested more than {MAX_NESTING} levels deep",
-    b'{"prompt": ' + b"9" * 100_000 + b"}": "is not JSON: Exceeds the limit", b'{"prompt": "\xff"}': "is not UTF-8 text: invalid byte 0xff at offset",
-    b'{"prompt": "\0"}': "is not text: NUL byte at offset", b"{]": "is not JSON:", b"[1]": "must be a JSON object", b"NaN": "must be a JSON object",
-}  # fmt: skip
+    b'{"prompt": ' + b"9" * 100_000 + b"}": "is not JSON: Exceeds the limit",
+    b'{"prompt": "\xff"}': "is not UTF-8 text: invalid byte 0xff at offset",
+    b'{"prompt": "\0"}': "is not text: NUL byte at offset",
+    b"{]": "is not JSON:",
+    b"[1]": "must be a JSON object",
+    b"NaN": "must be a JSON object",
+}
 
 
 def read(source):
@@ -254,15 +272,26 @@ def test_what_is_left_out_is_told_whether_the_corpus_is_read_or_cached(tmp_path,
     path = lines(tmp_path / "a.jsonl", *rows)
     source = Text(path, "response", "prompt", strict=False)
     _, (line,) = prepared(source, tmp_path, caplog)
-    assert line == (f"of 100 records 10 (10.0 %) are left out, the first of them: path={path}:2 field 'response' holds a int, not a text; "
-                    "10 (10.0 %) have an empty text and are passed over")  # fmt: skip
+    assert (
+        line
+        == f"of 100 records 10 (10.0 %) are left out, the first of them: path={path}:2 field 'response' holds a int,"
+        " not a text; 10 (10.0 %) have an empty text and are passed over"
+    )
     with pytest.raises(ValueError, match="max_dropped=0.01 is exceeded"):
         prepared(source, tmp_path, caplog, max_dropped=0.01)
 
 
 def test_questions_that_are_lost_are_told_and_much_is_refused(tmp_path, caplog):
-    records = [{**SQUAD, "id": str(i), "title": f"t{i}", "context": f"Ada {i} lives in Rome." + "!" * 100 * (i % 4 == 1), "answers": None if i % 4 == 2 else {"text": ["Rome"]}}
-               for i in range(40)]  # fmt: skip
+    records = [
+        {
+            **SQUAD,
+            "id": str(i),
+            "title": f"t{i}",
+            "context": f"Ada {i} lives in Rome." + "!" * 100 * (i % 4 == 1),
+            "answers": None if i % 4 == 2 else {"text": ["Rome"]},
+        }
+        for i in range(40)
+    ]
     source = Squad(lines(tmp_path / "a.jsonl", *records), strict=False)
     options = {"max_context_bytes": 60, "long": "drop"}
     with caplog.at_level(logging.WARNING):

@@ -204,12 +204,18 @@ def test_the_order_of_one_source_does_not_depend_on_the_others():
 SOURCES = {"squad": many("squad", 10), "nq": many("nq", 10)}
 
 
-@pytest.mark.parametrize("weights, message", [
-    ({"squad": 0, "nq": 1}, "weights.squad=0 must be above 0; leave the source out instead"), ({"squad": 1, "nq": -0.5}, "weights.nq=-0.5 must be above 0; leave the source out instead"),
-    ({"squad": float("nan"), "nq": 1}, "weights.squad=nan must be above 0; leave the source out instead"), ({"squad": math.inf, "nq": 1}, "weights.squad=inf must be above 0"),
-    ({"squad": 1, "nq": 1, "qa": 1}, "weights.qa=1 must be of a source; the sources are squad, nq"), ({"squad": 1}, "weights.nq must be given: every source needs a weight"),
-    ({}, "weights.squad must be given"),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    "weights, message",
+    [
+        ({"squad": 0, "nq": 1}, "weights.squad=0 must be above 0; leave the source out instead"),
+        ({"squad": 1, "nq": -0.5}, "weights.nq=-0.5 must be above 0; leave the source out instead"),
+        ({"squad": float("nan"), "nq": 1}, "weights.squad=nan must be above 0; leave the source out instead"),
+        ({"squad": math.inf, "nq": 1}, "weights.squad=inf must be above 0"),
+        ({"squad": 1, "nq": 1, "qa": 1}, "weights.qa=1 must be of a source; the sources are squad, nq"),
+        ({"squad": 1}, "weights.nq must be given: every source needs a weight"),
+        ({}, "weights.squad must be given"),
+    ],
+)
 def test_weights_that_make_no_sense(weights, message):
     with pytest.raises(ValueError, match=f"^{message}"):
         QuestionData(SOURCES, weights)
@@ -305,8 +311,11 @@ def test_windows_hold_the_answer_within_the_bytes(answer, most):
 
 def test_windows_begin_and_end_where_sentences_do():
     found = {window(question(str(key), TEXT, "Rollo"), 70).context for key in range(200)}
-    assert found == {"One sentence here. Another that is longer! Is Rollo the third?", "Another that is longer! Is Rollo the third?",
-                     "Is Rollo the third? The fourth (with a bracket.) ends."}  # fmt: skip
+    assert found == {
+        "One sentence here. Another that is longer! Is Rollo the third?",
+        "Another that is longer! Is Rollo the third?",
+        "Is Rollo the third? The fourth (with a bracket.) ends.",
+    }
     words = {
         window(question(str(key), "the quick brown fox jumps over the lazy dog", "fox"), 15).context
         for key in range(200)

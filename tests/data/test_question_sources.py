@@ -171,18 +171,33 @@ def test_squad_questions_that_cannot_be_asked(tmp_path, content, message):
     assert [q.key for q in read(source)] == ["squad:fine"] and source.describe()["dropped"] == 1
 
 
-@pytest.mark.parametrize("content, message", [
-    (official(asked(), asked()), r"the id of question 'squad:q1' stands twice$"),
-    ([{"id": "q1", "context": CONTEXT, "answers": {"text": ["x"], "answer_start": [0]}}], r"record 1 has no field 'question'; the fields there: id, context, answers$"),
-    ([{**flat(), "context": 3}], r"record 1 field 'context' holds a int, not a text$"),
-    ([{**flat(), "answers": "Rollo"}], r"record 1 field 'answers' must hold a list of records, or equally long lists by name$"),
-    ([{**flat(), "answers": {"text": ["Rollo", "x"], "answer_start": [0]}}], r"field 'answers' must hold a list of records"),
-    ([{**flat(), "answers": {"text": ["Rollo"], "answer_start": ["0"]}}], r"field 'answer_start' must hold a whole number, not '0'$"),
-    ({"data": 3}, r"must hold a list of records, or an object with such a list under 'data'$"),
-    ([], r"holds no question that can be asked$"),
-    ({"data": [{"title": "T", "paragraphs": 5}]}, r"field 'paragraphs' must hold a list of records"),
-    ({"data": [{"title": "T", "paragraphs": ["x"]}]}, r"field 'paragraphs' must hold a list of records"),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    "content, message",
+    [
+        (official(asked(), asked()), r"the id of question 'squad:q1' stands twice$"),
+        (
+            [{"id": "q1", "context": CONTEXT, "answers": {"text": ["x"], "answer_start": [0]}}],
+            r"record 1 has no field 'question'; the fields there: id, context, answers$",
+        ),
+        ([{**flat(), "context": 3}], r"record 1 field 'context' holds a int, not a text$"),
+        (
+            [{**flat(), "answers": "Rollo"}],
+            r"record 1 field 'answers' must hold a list of records, or equally long lists by name$",
+        ),
+        (
+            [{**flat(), "answers": {"text": ["Rollo", "x"], "answer_start": [0]}}],
+            r"field 'answers' must hold a list of records",
+        ),
+        (
+            [{**flat(), "answers": {"text": ["Rollo"], "answer_start": ["0"]}}],
+            r"field 'answer_start' must hold a whole number, not '0'$",
+        ),
+        ({"data": 3}, r"must hold a list of records, or an object with such a list under 'data'$"),
+        ([], r"holds no question that can be asked$"),
+        ({"data": [{"title": "T", "paragraphs": 5}]}, r"field 'paragraphs' must hold a list of records"),
+        ({"data": [{"title": "T", "paragraphs": ["x"]}]}, r"field 'paragraphs' must hold a list of records"),
+    ],
+)
 def test_squad_of_another_layout(tmp_path, content, message):
     path, fine = write(tmp_path / "a.json", content), write(tmp_path / "b.json", official(asked("fine")))
     with pytest.raises(ValueError, match=rf"^path=[^\n]*{message.removesuffix('$')}[^\n]*$"):
@@ -245,8 +260,20 @@ def test_the_hub_without_a_network_is_one_line():
 def test_fingerprints_follow_bytes_and_options(tmp_path):
     a, b = write(tmp_path / "a.json", official(asked())), write(tmp_path / "b.json", official(asked("other")))
     assert Squad(a).fingerprint() == Squad(a).fingerprint()
-    prints = [source.fingerprint() for source in (Squad(a), Squad(b), Squad(a, limit=3), Squad(a, strict=False), HotpotQA(a), HotpotQA(a, distractors=1), NaturalQuestions(a),
-                                                  NaturalQuestions(a, context="document"), NaturalQuestions(a, unanswerable=True))]  # fmt: skip
+    prints = [
+        source.fingerprint()
+        for source in (
+            Squad(a),
+            Squad(b),
+            Squad(a, limit=3),
+            Squad(a, strict=False),
+            HotpotQA(a),
+            HotpotQA(a, distractors=1),
+            NaturalQuestions(a),
+            NaturalQuestions(a, context="document"),
+            NaturalQuestions(a, unanswerable=True),
+        )
+    ]
     assert len(set(prints)) == len(prints)
 
 
@@ -261,16 +288,27 @@ PARAGRAPHS = [
 
 
 def hotpot(key="h1", answer="Norway", paragraphs=PARAGRAPHS, supporting=(("Mira", 0), ("Oslo", 1))):
-    return {"_id": key, "question": "In which country does Mira live?", "answer": answer, "type": "bridge", "level": "easy",
-            "supporting_facts": [list(fact) for fact in supporting], "context": [list(paragraph) for paragraph in paragraphs]}  # fmt: skip
+    return {
+        "_id": key,
+        "question": "In which country does Mira live?",
+        "answer": answer,
+        "type": "bridge",
+        "level": "easy",
+        "supporting_facts": [list(fact) for fact in supporting],
+        "context": [list(paragraph) for paragraph in paragraphs],
+    }
 
 
 def hotpot_hub(**options):
     record = hotpot(**options)
     titles, sentences = zip(*record["context"], strict=True)
     names, numbers = zip(*record["supporting_facts"], strict=True)
-    return {"id": record["_id"], **{key: record[key] for key in ("question", "answer", "type", "level")},
-            "supporting_facts": {"title": list(names), "sent_id": list(numbers)}, "context": {"title": list(titles), "sentences": list(sentences)}}  # fmt: skip
+    return {
+        "id": record["_id"],
+        **{key: record[key] for key in ("question", "answer", "type", "level")},
+        "supporting_facts": {"title": list(names), "sent_id": list(numbers)},
+        "context": {"title": list(titles), "sentences": list(sentences)},
+    }
 
 
 @pytest.mark.parametrize(
@@ -308,12 +346,23 @@ def test_hotpotqa_layout_of_the_hub_is_the_same(tmp_path, suffix):
     assert wanted[1].answers == ("yes",) and wanted[1].start == -1
 
 
-@pytest.mark.parametrize("record, options, message", [
-    (hotpot(answer="Peru"), {}, r"question h1: the answer 'Peru' does not stand in its context \(distractors=all\); set strict=false"),
-    (hotpot(answer="wet"), {"distractors": "supporting"}, r"question h1: the answer 'wet' does not stand in its context \(distractors=supporting\)"),
-    (hotpot(answer=" "), {}, r"question h1: the answer '' does not stand"),
-    (hotpot(paragraphs=[]), {}, r"question h1: the context is empty"),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    "record, options, message",
+    [
+        (
+            hotpot(answer="Peru"),
+            {},
+            r"question h1: the answer 'Peru' does not stand in its context \(distractors=all\); set strict=false",
+        ),
+        (
+            hotpot(answer="wet"),
+            {"distractors": "supporting"},
+            r"question h1: the answer 'wet' does not stand in its context \(distractors=supporting\)",
+        ),
+        (hotpot(answer=" "), {}, r"question h1: the answer '' does not stand"),
+        (hotpot(paragraphs=[]), {}, r"question h1: the context is empty"),
+    ],
+)
 def test_hotpotqa_questions_that_cannot_be_asked(tmp_path, record, options, message):
     path = write(tmp_path / "h.json", [record, hotpot("fine")])
     with pytest.raises(ValueError, match=rf"^path={path}:record 1 {message}[^\n]*$"):
@@ -322,11 +371,25 @@ def test_hotpotqa_questions_that_cannot_be_asked(tmp_path, record, options, mess
     assert [q.key for q in read(source)] == ["hotpotqa:fine"] and source.describe()["dropped"] == 1
 
 
-@pytest.mark.parametrize("change, message", [
-    ({"context": "Oslo"}, "field 'context' must hold a list of records"), ({"context": [["Oslo", "no list"]]}, "field 'context' must hold pairs of title and sentences; set strict=false"),
-    ({"supporting_facts": [{"title": "Oslo"}]}, "field 'supporting_facts' must hold pairs of title and sent_id; set strict=false"), ({"answer": None}, "field 'answer' holds a NoneType"),
-    ({"context": [["Oslo", ["It rains.", 3]]]}, "field 'context' must hold a title and a list of sentences for each paragraph; set strict=false"),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    "change, message",
+    [
+        ({"context": "Oslo"}, "field 'context' must hold a list of records"),
+        (
+            {"context": [["Oslo", "no list"]]},
+            "field 'context' must hold pairs of title and sentences; set strict=false",
+        ),
+        (
+            {"supporting_facts": [{"title": "Oslo"}]},
+            "field 'supporting_facts' must hold pairs of title and sent_id; set strict=false",
+        ),
+        ({"answer": None}, "field 'answer' holds a NoneType"),
+        (
+            {"context": [["Oslo", ["It rains.", 3]]]},
+            "field 'context' must hold a title and a list of sentences for each paragraph; set strict=false",
+        ),
+    ],
+)
 def test_hotpotqa_of_another_layout(tmp_path, change, message):
     with pytest.raises(ValueError, match=rf"^path=[^\n]*:record 1 {message}"):
         read(HotpotQA(write(tmp_path / "h.json", [{**hotpot(), **change}])))
@@ -356,8 +419,14 @@ def annotation(long=LONG, short=((10, 11),), yes_no="NONE"):
 
 
 def nq(*annotations, key=5, page=PAGE):
-    return {"example_id": key, "question_text": "where does rain fall", "document_text": page, "document_url": "https://en.wikipedia.org//w/index.php?title=Rain&amp;oldid=3",
-            "long_answer_candidates": [{**row, "top_level": True} for row in span(LONG, TABLE)], "annotations": list(annotations or [annotation()])}  # fmt: skip
+    return {
+        "example_id": key,
+        "question_text": "where does rain fall",
+        "document_text": page,
+        "document_url": "https://en.wikipedia.org//w/index.php?title=Rain&amp;oldid=3",
+        "long_answer_candidates": [{**row, "top_level": True} for row in span(LONG, TABLE)],
+        "annotations": list(annotations or [annotation()]),
+    }
 
 
 def nq_tokens(record):
@@ -371,12 +440,28 @@ def nq_tokens(record):
 def nq_hub(record):
     words = record["document_text"].split(" ")
     codes = {"YES": 1, "NO": 0, "NONE": -1}
-    rows = [{**row, "short_answers": {key: [s[key] for s in row["short_answers"]] for key in ("start_token", "end_token")}, "yes_no_answer": codes[row["yes_no_answer"]]}
-            for row in record["annotations"]]  # fmt: skip
-    return {"id": str(record["example_id"]), "question": {"text": record["question_text"], "tokens": []},
-            "document": {"title": "Rain", "url": record["document_url"], "html": "", "tokens": {"token": words, "is_html": [word.startswith("<") for word in words]}},
-            "annotations": {key: [row[key] for row in rows] for key in ("long_answer", "short_answers", "yes_no_answer")},
-            "long_answer_candidates": {key: [row[key] for row in record["long_answer_candidates"]] for key in ("start_token", "end_token")}}  # fmt: skip
+    rows = [
+        {
+            **row,
+            "short_answers": {key: [s[key] for s in row["short_answers"]] for key in ("start_token", "end_token")},
+            "yes_no_answer": codes[row["yes_no_answer"]],
+        }
+        for row in record["annotations"]
+    ]
+    return {
+        "id": str(record["example_id"]),
+        "question": {"text": record["question_text"], "tokens": []},
+        "document": {
+            "title": "Rain",
+            "url": record["document_url"],
+            "html": "",
+            "tokens": {"token": words, "is_html": [word.startswith("<") for word in words]},
+        },
+        "annotations": {key: [row[key] for row in rows] for key in ("long_answer", "short_answers", "yes_no_answer")},
+        "long_answer_candidates": {
+            key: [row[key] for row in record["long_answer_candidates"]] for key in ("start_token", "end_token")
+        },
+    }
 
 
 def test_the_spans_of_these_tests_are_what_they_are_meant_to_be():
@@ -437,15 +522,26 @@ def test_nq_the_whole_document(tmp_path):
     ].startswith("Bergen")
 
 
-@pytest.mark.parametrize("annotations, answers", [
-    ([annotation(short=((7, 11),))], ("wet Bergen",)),  # tags within are left out
-    ([annotation(short=((10, 11), (12, 13)))], ("Bergen", "Oslo")),  # each stretch is right by itself
-    # five annotators: all within the same paragraph count
-    ([annotation(), annotation(), annotation(short=((12, 13),))], ("Bergen", "Oslo")),
-    # the first who answers chooses it
-    ([annotation(long=(-1, -1), short=()), annotation(short=((4, 5),)), annotation(long=TABLE, short=((18, 19),))], ("Rain",)),
-    ([annotation(short=(), yes_no="YES")], ("yes",)), ([annotation(short=(), yes_no="NO")], ("no",)),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    "annotations, answers",
+    [
+        ([annotation(short=((7, 11),))], ("wet Bergen",)),  # tags within are left out
+        ([annotation(short=((10, 11), (12, 13)))], ("Bergen", "Oslo")),  # each stretch is right by itself
+        # five annotators: all within the same paragraph count
+        ([annotation(), annotation(), annotation(short=((12, 13),))], ("Bergen", "Oslo")),
+        # the first who answers chooses it
+        (
+            [
+                annotation(long=(-1, -1), short=()),
+                annotation(short=((4, 5),)),
+                annotation(long=TABLE, short=((18, 19),)),
+            ],
+            ("Rain",),
+        ),
+        ([annotation(short=(), yes_no="YES")], ("yes",)),
+        ([annotation(short=(), yes_no="NO")], ("no",)),
+    ],
+)
 def test_nq_answers(tmp_path, annotations, answers):
     (question,) = read(NaturalQuestions(write(tmp_path / "nq.jsonl", [nq(*annotations)])))
     assert question.answers == answers and (question.start == -1) is (answers[0] in ("yes", "no"))
@@ -470,26 +566,42 @@ def test_nq_without_an_answer_is_left_out_and_counted_unless_it_is_asked(tmp_pat
     )
 
 
-@pytest.mark.parametrize("record, message", [
-    ({"question": "where does rain fall", "answer": ["Bergen"]}, r":1 has a question and its answers and no context \(NQ-open\)"),
-    (nq(annotation(long=(0, 3), short=((0, 1),))), r":1: the short answer of 'Rain' is empty; set strict=false"),
-    (nq(annotation(long=(3, 4), short=((3, 4),))), r":1: the context is empty"),
-    (nq({**annotation(), "short_answers": [{"start_byte": 3}]}), r":1 has an answer without start_token and end_token; set strict"),
-    (nq(annotation(yes_no=["YES"])), r":1 field 'yes_no_answer' holds a list, not YES, NO or NONE; set strict"),
-    (nq(annotation(short=((10, 999),))), r":1 has an answer that ends at token 999 of a page of \d+; set strict"),
-    ({**nq(), "annotations": None}, r":1 field 'annotations' must hold a list of records"),
-    ({key: value for key, value in nq().items() if key != "question_text"}, r":1 has no field 'question_text'"),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    "record, message",
+    [
+        (
+            {"question": "where does rain fall", "answer": ["Bergen"]},
+            r":1 has a question and its answers and no context \(NQ-open\)",
+        ),
+        (nq(annotation(long=(0, 3), short=((0, 1),))), r":1: the short answer of 'Rain' is empty; set strict=false"),
+        (nq(annotation(long=(3, 4), short=((3, 4),))), r":1: the context is empty"),
+        (
+            nq({**annotation(), "short_answers": [{"start_byte": 3}]}),
+            r":1 has an answer without start_token and end_token; set strict",
+        ),
+        (nq(annotation(yes_no=["YES"])), r":1 field 'yes_no_answer' holds a list, not YES, NO or NONE; set strict"),
+        (nq(annotation(short=((10, 999),))), r":1 has an answer that ends at token 999 of a page of \d+; set strict"),
+        ({**nq(), "annotations": None}, r":1 field 'annotations' must hold a list of records"),
+        ({key: value for key, value in nq().items() if key != "question_text"}, r":1 has no field 'question_text'"),
+    ],
+)
 def test_nq_that_cannot_be_asked(tmp_path, record, message):
     path = write(tmp_path / "nq.jsonl", [record])
     with pytest.raises(ValueError, match=rf"^path={path}{message}[^\n]*"):
         read(NaturalQuestions(path))
 
 
-@pytest.mark.parametrize("kind, options, message", [
-    (Squad, {"limit": 1}, "limit=1 must be at least 2"), (HotpotQA, {"limit": 0}, "limit=0 must be"), (HotpotQA, {"distractors": -1}, "distractors=-1 must be all, supporting or a number"),
-    (HotpotQA, {"distractors": "some"}, "distractors=some must be"), (NaturalQuestions, {"context": "short"}, "context=short must be long or document"), (NaturalQuestions, {"limit": 1}, "limit=1"),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    "kind, options, message",
+    [
+        (Squad, {"limit": 1}, "limit=1 must be at least 2"),
+        (HotpotQA, {"limit": 0}, "limit=0 must be"),
+        (HotpotQA, {"distractors": -1}, "distractors=-1 must be all, supporting or a number"),
+        (HotpotQA, {"distractors": "some"}, "distractors=some must be"),
+        (NaturalQuestions, {"context": "short"}, "context=short must be long or document"),
+        (NaturalQuestions, {"limit": 1}, "limit=1"),
+    ],
+)
 def test_options_that_make_no_sense(kind, options, message):
     with pytest.raises(ValueError, match=f"^{message}"):
         kind("x.json", **options)

@@ -42,8 +42,8 @@ def test_documents_come_in_the_same_order_from_another_process():
 def test_no_library_module_is_imported_and_no_torch():
     script = (
         "import sys; from research_stack.data.sources.embedded import *; from research_stack.data.sources import text;"
-        " from research_stack.data.sources import hub; s = Docstrings(); s.check(); list(s.documents());print([m for m in ('antigravity', 'this',"
-        " 'tkinter', 'torch', 'lightning', 'datasets', 'transformers') if m in sys.modules])"
+        " from research_stack.data.sources import hub; s = Docstrings(); s.check(); list(s.documents());print([m for m"
+        " in ('antigravity', 'this', 'tkinter', 'torch', 'lightning', 'datasets', 'transformers') if m in sys.modules])"
     )
     assert subprocess.check_output([sys.executable, "-c", script], text=True).strip() == "[]"
 

@@ -83,9 +83,14 @@ def test_no_answers_are_the_prompts_alone():
     assert [(d.prompt, d.text) for d in documents] == [("3=", ""), ("4=", ""), ("5=", ""), ("6=", "")]
 
 
-@pytest.mark.parametrize("options", [
-    {"answers": 500, "high": 2, "longest": 5}, {"low": 1000, "high": 1001, "answers": 1, "largest": 5}, {"high": 30, "answers": 40, "longest": 3},
-])  # fmt: skip
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"answers": 500, "high": 2, "longest": 5},
+        {"low": 1000, "high": 1001, "answers": 1, "largest": 5},
+        {"high": 30, "answers": 40, "longest": 3},
+    ],
+)
 def test_counts_that_cannot_be_had_are_one_line(options, monkeypatch):
     monkeypatch.setattr(sources_expressions, "PATIENCE", 2_000)
     with pytest.raises(
@@ -122,10 +127,17 @@ def test_what_is_rare_is_found_all_the_same():
     }
 
 
-@pytest.mark.parametrize("options, message", [
-    ({"low": -1}, "low=-1 must be at least 0"), ({"low": 5, "high": 5}, "high=5 must be greater than low=5"), ({"answers": -1}, "answers=-1 must be at least 0"),
-    ({"operations": 0}, "operations=0 must be at least 1"), ({"largest": 1}, "largest=1 must be at least 2"), ({"longest": 2}, "longest=2 must be at least 3"),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    "options, message",
+    [
+        ({"low": -1}, "low=-1 must be at least 0"),
+        ({"low": 5, "high": 5}, "high=5 must be greater than low=5"),
+        ({"answers": -1}, "answers=-1 must be at least 0"),
+        ({"operations": 0}, "operations=0 must be at least 1"),
+        ({"largest": 1}, "largest=1 must be at least 2"),
+        ({"longest": 2}, "longest=2 must be at least 3"),
+    ],
+)
 def test_options_that_make_no_sense(options, message):
     with pytest.raises(ValueError, match=f"^{message}$"):
         Expressions(**options)

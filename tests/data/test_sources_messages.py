@@ -22,9 +22,12 @@ THINKING = CHATML.replace(
     "{% if loop.last and m['role'] == 'assistant' %}<think>\n\n</think>\n\n{% endif %}{{ m['content'] | trim }}",
 )
 TURNS = [
-    {"role": "system", "content": "Be brief."}, {"role": "user", "content": "What is 2+2?"}, {"role": "assistant", "content": "Four."},
-    {"role": "user", "content": "And 3+3?"}, {"role": "assistant", "content": " Six, of course.\nNo doubt."},
-]  # fmt: skip
+    {"role": "system", "content": "Be brief."},
+    {"role": "user", "content": "What is 2+2?"},
+    {"role": "assistant", "content": "Four."},
+    {"role": "user", "content": "And 3+3?"},
+    {"role": "assistant", "content": " Six, of course.\nNo doubt."},
+]
 
 
 def write(path, *records):
@@ -91,8 +94,13 @@ def test_both_layouts_in_both_formats_say_the_same(tmp_path):
 
 def test_a_conversation_stays_on_one_side_and_so_do_equal_questions(tmp_path):
     def conversation(i):
-        return [{"role": "system", "content": "Be brief."}, {"role": "user", "content": f"question {i % 60}"}, {"role": "assistant", "content": f"answer {i}"},
-                {"role": "user", "content": "more"}, {"role": "assistant", "content": f"and {i}"}]  # fmt: skip
+        return [
+            {"role": "system", "content": "Be brief."},
+            {"role": "user", "content": f"question {i % 60}"},
+            {"role": "assistant", "content": f"answer {i}"},
+            {"role": "user", "content": "more"},
+            {"role": "assistant", "content": f"and {i}"},
+        ]
 
     source = Instructions(write(tmp_path / "a.jsonl", *({"messages": conversation(i)} for i in range(120))))
     documents, sides = list(source.documents()), split(source, 0.3)
@@ -199,21 +207,44 @@ def complaint(source):
 USER, REPLY = {"role": "user", "content": "q"}, {"role": "assistant", "content": "a"}
 
 
-@pytest.mark.parametrize("record, line", [
-    ({"messages": [USER, {"role": "robot", "content": "a"}]}, ":2 message 2 has the unknown role 'robot'; known: system user assistant tool human gpt"),
-    ({"messages": [USER, {"role": "system", "content": "s"}]}, ":2 has no turn of the assistant, so nothing can be learned from it"),
-    ({"messages": [USER, {"role": "assistant", "content": " \n"}]}, ":2 message 2 (assistant) has an empty content"),
-    ({"messages": [USER, {"role": "assistant", "content": None}]}, ":2 message 2 (assistant) has an empty content"),
-    ({"messages": [USER, {"role": "assistant", "content": [{"type": "text"}]}]}, ":2 message 2 field 'content' part 1 has no field 'text'; the fields there: type"),
-    ({"messages": [USER, {"role": "assistant"}]}, ":2 message 2 has no field 'content'; the fields there: role"),
-    ({"messages": [{"sender": "human", "value": "q"}]}, ":2 message 1 has no field 'role'; the fields there: sender, value"),
-    ({"messages": ["q", "a"]}, ":2 message 1 must be an object with 'role' and 'content', not a str"),
-    ({"messages": []}, ":2 field 'messages' must be a list of messages, not an empty one"),
-    ({"messages": "q"}, ":2 field 'messages' must be a list of messages, not str"),
-    ({"conversations": [{"from": "human", "value": "q"}, {"from": "bard", "value": "a"}]},
-     ":2 message 2 has the unknown from 'bard'; known: system user assistant tool human gpt"),
-    ({"prompt": "q", "response": "a"}, ":2 has neither the field 'messages' nor 'conversations'; the fields there: prompt, response"),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    "record, line",
+    [
+        (
+            {"messages": [USER, {"role": "robot", "content": "a"}]},
+            ":2 message 2 has the unknown role 'robot'; known: system user assistant tool human gpt",
+        ),
+        (
+            {"messages": [USER, {"role": "system", "content": "s"}]},
+            ":2 has no turn of the assistant, so nothing can be learned from it",
+        ),
+        (
+            {"messages": [USER, {"role": "assistant", "content": " \n"}]},
+            ":2 message 2 (assistant) has an empty content",
+        ),
+        ({"messages": [USER, {"role": "assistant", "content": None}]}, ":2 message 2 (assistant) has an empty content"),
+        (
+            {"messages": [USER, {"role": "assistant", "content": [{"type": "text"}]}]},
+            ":2 message 2 field 'content' part 1 has no field 'text'; the fields there: type",
+        ),
+        ({"messages": [USER, {"role": "assistant"}]}, ":2 message 2 has no field 'content'; the fields there: role"),
+        (
+            {"messages": [{"sender": "human", "value": "q"}]},
+            ":2 message 1 has no field 'role'; the fields there: sender, value",
+        ),
+        ({"messages": ["q", "a"]}, ":2 message 1 must be an object with 'role' and 'content', not a str"),
+        ({"messages": []}, ":2 field 'messages' must be a list of messages, not an empty one"),
+        ({"messages": "q"}, ":2 field 'messages' must be a list of messages, not str"),
+        (
+            {"conversations": [{"from": "human", "value": "q"}, {"from": "bard", "value": "a"}]},
+            ":2 message 2 has the unknown from 'bard'; known: system user assistant tool human gpt",
+        ),
+        (
+            {"prompt": "q", "response": "a"},
+            ":2 has neither the field 'messages' nor 'conversations'; the fields there: prompt, response",
+        ),
+    ],
+)
 def test_a_wrong_record_is_one_line_with_its_place(tmp_path, record, line):
     path = write(tmp_path / "a.jsonl", {"messages": [USER, REPLY]}, record)
     assert complaint(Instructions(path)) == f"path={path}{line}; set strict=false to leave such records out"

@@ -115,7 +115,9 @@ def test_it_says_plainly_that_it_is_synthetic(tmp_path, caplog):
         data.prepare()
         source.check()
     assert [record.message for record in caplog.records if "SYNTHETIC" in record.message] == [
-        "these replies are SYNTHETIC: made up, with engagement drawn from a planted preference; set data.path=FILE for real ones"]  # fmt: skip
+        "these replies are SYNTHETIC: made up, with engagement drawn from a planted preference; set data.path=FILE for"
+        " real ones"
+    ]
     said = data.describe()
     assert (
         said["source_synthetic"] is True
@@ -168,16 +170,28 @@ def test_other_names_and_blank_records(tmp_path):
     assert [(d.prompt, d.text, d.value) for d in source.documents()] == [("a?\n", "b", 3.0), ("d\n", "e", 2.5)]
 
 
-@pytest.mark.parametrize("record, line", [
-    ({"prompt": "p", "reply": "r", "likes": -1, "shares": 0}, ":2 field 'likes' must not be negative: -1"),
-    ({"prompt": "p", "reply": "r", "likes": "many", "shares": 0}, ":2 field 'likes' must hold a number, not 'many'"),
-    ({"prompt": "p", "reply": "r", "likes": 1, "shares": None}, ":2 field 'shares' must hold a number, not None"),
-    ({"prompt": "p", "reply": "r", "likes": True, "shares": 0}, ":2 field 'likes' must hold a number, not True"),
-    ({"prompt": "p", "reply": "r", "likes": math.nan, "shares": 0}, ":2 field 'likes' must hold a number, not nan"),
-    ({"prompt": "p", "reply": "r", "likes": 1}, ":2 has no field 'shares' (engagement_fields); the fields there: prompt, reply, likes"),
-    ({"prompt": "p", "answer": "r", "likes": 1, "shares": 0}, ":2 has no field 'reply'; the fields there: prompt, answer, likes, shares"),
-    ({"prompt": 1, "reply": "r", "likes": 1, "shares": 0}, ":2 field 'prompt' holds a int, not a text"),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    "record, line",
+    [
+        ({"prompt": "p", "reply": "r", "likes": -1, "shares": 0}, ":2 field 'likes' must not be negative: -1"),
+        (
+            {"prompt": "p", "reply": "r", "likes": "many", "shares": 0},
+            ":2 field 'likes' must hold a number, not 'many'",
+        ),
+        ({"prompt": "p", "reply": "r", "likes": 1, "shares": None}, ":2 field 'shares' must hold a number, not None"),
+        ({"prompt": "p", "reply": "r", "likes": True, "shares": 0}, ":2 field 'likes' must hold a number, not True"),
+        ({"prompt": "p", "reply": "r", "likes": math.nan, "shares": 0}, ":2 field 'likes' must hold a number, not nan"),
+        (
+            {"prompt": "p", "reply": "r", "likes": 1},
+            ":2 has no field 'shares' (engagement_fields); the fields there: prompt, reply, likes",
+        ),
+        (
+            {"prompt": "p", "answer": "r", "likes": 1, "shares": 0},
+            ":2 has no field 'reply'; the fields there: prompt, answer, likes, shares",
+        ),
+        ({"prompt": 1, "reply": "r", "likes": 1, "shares": 0}, ":2 field 'prompt' holds a int, not a text"),
+    ],
+)
 def test_a_wrong_record_is_one_line_with_its_place(tmp_path, record, line):
     good = {"prompt": "p", "reply": "r", "likes": 1, "shares": 0}
     path = tmp_path / "a.jsonl"
@@ -198,9 +212,12 @@ def test_wrong_files(tmp_path):
     (tmp_path / "empty.jsonl").touch()
     (tmp_path / "blank.jsonl").write_text('{"prompt": "p", "reply": "", "likes": 1, "shares": 0}\n')
     lines = {
-        "a.parquet": "has no field 'shares' (engagement_fields); the fields there: prompt, reply, likes", "a.txt": "has the unknown suffix '.txt'; known: .jsonl .parquet",
-        "empty.jsonl": "is an empty file", "blank.jsonl": "holds no text: every record is empty", "nowhere.jsonl": "does not exist",
-    }  # fmt: skip
+        "a.parquet": "has no field 'shares' (engagement_fields); the fields there: prompt, reply, likes",
+        "a.txt": "has the unknown suffix '.txt'; known: .jsonl .parquet",
+        "empty.jsonl": "is an empty file",
+        "blank.jsonl": "holds no text: every record is empty",
+        "nowhere.jsonl": "does not exist",
+    }
     for name, line in lines.items():
         with pytest.raises((ValueError, OSError), match="^path=") as caught:
             Replies(str(tmp_path / name)).check()

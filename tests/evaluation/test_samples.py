@@ -35,8 +35,13 @@ class Scripted:
         for b, ids in enumerate(prompts):
             tokens[b, len(ids)] = ord("z")
         history.append(tokens)
-        return SimpleNamespace(tokens_BL=tokens, generated_BL=generated, calls_B=torch.full((len(prompts),), len(history) - 1),
-                               history=torch.stack(history), confidence=torch.full((len(history), *tokens.shape), 0.12345))  # fmt: skip
+        return SimpleNamespace(
+            tokens_BL=tokens,
+            generated_BL=generated,
+            calls_B=torch.full((len(prompts),), len(history) - 1),
+            history=torch.stack(history),
+            confidence=torch.full((len(history), *tokens.shape), 0.12345),
+        )
 
 
 def test_rows_films_and_metrics(context):

@@ -98,7 +98,7 @@ def test_estimator_matches_log_vocabulary_for_a_uniform_predictor_at_any_length(
         assert error < 0.1 * length * math.log(n)
 
 
-# Small joint laws -------------------------------------------------------------------------------------------------------
+# Small joint laws -----------------------------------------------------------------------------------------------------
 
 
 def test_sum_over_subsets_of_true_conditionals_is_the_log_probability():
@@ -228,7 +228,7 @@ def test_a_denoiser_of_posteriors_gets_the_same_bound_as_one_of_leave_one_out_pr
     )
 
 
-# Fixed k ------------------------------------------------------------------------------------------------------------------
+# Fixed k --------------------------------------------------------------------------------------------------------------
 
 
 def test_constant_cross_entropy_gives_length_times_it_without_variance():
@@ -289,7 +289,7 @@ def test_exact_likelihood_is_never_below_the_bound(process, seed):
     assert max(gaps) < 1.5
 
 
-# Schedules ------------------------------------------------------------------------------------------------------------------
+# Schedules ------------------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(
@@ -325,7 +325,7 @@ def test_absorbing_bound_is_the_same_under_every_schedule(schedule):
         assert total == pytest.approx(-math.log(law[tuple(x)]), abs=1e-5)
 
 
-# Variance -------------------------------------------------------------------------------------------------------------------
+# Variance -------------------------------------------------------------------------------------------------------------
 
 
 def sharper_with_context(n, share_clean):

@@ -77,17 +77,26 @@ def test_without_stages_nothing_changes():
     )
 
 
-@pytest.mark.parametrize("stages, message", [
-    ([{"share": 0.5}], r"^stages=\[0.5\] must have shares that add up to 1, not 0.5$"),
-    ([{"share": 0.0}], r"^stages\.0\.share=0.0 must lie in \(0, 1\]$"),
-    ([{"slots": 3}], r"^stages\.0\.share must be given$"),
-    ([{"share": 1.0, "slot": 3}], r"^stages\.0\.slot is no key of a stage; did you mean 'slots'\?$"),
-    ([{"share": 1.0, "losses": {"kdd": 1.0}}], r"^stages\.0\.losses\.kdd is no loss; did you mean 'kd'\?$"),
-    ([{"share": 1.0, "losses": {"kd": -1.0}}], r"^stages\.0\.losses\.kd=-1.0 must not be negative$"),
-    ([{"share": 0.5, "slots": 8}, {"share": 0.5, "slots": 2}], r"^stages\.1\.slots=2 must be more than private=2 and at most slots=8$"),
-    ([{"share": 1.0, "slots": 9}], r"^stages\.0\.slots=9 must be more than private=2 and at most slots=8$"),
-    ([{"share": 1.0, "losses": {"first": 0.0, "answer": 0.0}}], r"^stages\.0\.losses=.* must leave a loss with a weight above 0$"),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    "stages, message",
+    [
+        ([{"share": 0.5}], r"^stages=\[0.5\] must have shares that add up to 1, not 0.5$"),
+        ([{"share": 0.0}], r"^stages\.0\.share=0.0 must lie in \(0, 1\]$"),
+        ([{"slots": 3}], r"^stages\.0\.share must be given$"),
+        ([{"share": 1.0, "slot": 3}], r"^stages\.0\.slot is no key of a stage; did you mean 'slots'\?$"),
+        ([{"share": 1.0, "losses": {"kdd": 1.0}}], r"^stages\.0\.losses\.kdd is no loss; did you mean 'kd'\?$"),
+        ([{"share": 1.0, "losses": {"kd": -1.0}}], r"^stages\.0\.losses\.kd=-1.0 must not be negative$"),
+        (
+            [{"share": 0.5, "slots": 8}, {"share": 0.5, "slots": 2}],
+            r"^stages\.1\.slots=2 must be more than private=2 and at most slots=8$",
+        ),
+        ([{"share": 1.0, "slots": 9}], r"^stages\.0\.slots=9 must be more than private=2 and at most slots=8$"),
+        (
+            [{"share": 1.0, "losses": {"first": 0.0, "answer": 0.0}}],
+            r"^stages\.0\.losses=.* must leave a loss with a weight above 0$",
+        ),
+    ],
+)
 def test_stages_that_cannot_be_are_one_line(stages, message):
     with pytest.raises(ValueError, match=message):
         Curriculum(stages).bind(LOSSES, 8, 2)
@@ -130,9 +139,23 @@ class Watched(LatentWire):
 def wire(places, data, stages):
     losses = {"first": FirstToken(0.5), "answer": AnswerTokens(), "kd": KD(0.0, hard=1.0), "rms": RawRMS(0.0)}
     method = Watched(
-        ByteEncoder(dim=16, layers=1, heads=2, grams=[2], buckets=32, max_length=256), FSQ(16), {n: Reader(p, length=4) for n, p in places.items()}, losses,
-        data.questions, Optimization(lr=0.01, optimizer="muon", warmup_steps=2), 1, slots=8, private=2, numbers=4, tokens=3, pooling_heads=2, adapter_dim=16,
-        adapter_heads=2, stages=stages, lr_factors={"adapter": 2.0})  # fmt: skip
+        ByteEncoder(dim=16, layers=1, heads=2, grams=[2], buckets=32, max_length=256),
+        FSQ(16),
+        {n: Reader(p, length=4) for n, p in places.items()},
+        losses,
+        data.questions,
+        Optimization(lr=0.01, optimizer="muon", warmup_steps=2),
+        1,
+        slots=8,
+        private=2,
+        numbers=4,
+        tokens=3,
+        pooling_heads=2,
+        adapter_dim=16,
+        adapter_heads=2,
+        stages=stages,
+        lr_factors={"adapter": 2.0},
+    )
     method.seen, method.validated = [], set()
     return method
 
@@ -143,9 +166,26 @@ def fit(places, data, folder, stop=10, resume=False, stages=THREE):
     data.start_step = start = load_checkpoint(last)["global_step"] if resume else 0
     method, logger = wire(places, data, stages), JsonlLogger(folder, start_step=start)
     trainer = lightning.Trainer(
-        max_steps=10, accelerator="cpu", logger=[logger], enable_progress_bar=False, enable_model_summary=False, log_every_n_steps=1, use_distributed_sampler=False,
-        callbacks=[RowBeforeCheckpoint(logger), StageHandoff(), Checkpoints(every=2, monitor="val/loss_answer"), Killed(stop)], plugins=[AtomicCheckpointIO()],
-        default_root_dir=folder, num_sanity_val_steps=0, val_check_interval=5, check_val_every_n_epoch=None, limit_val_batches=2)  # fmt: skip
+        max_steps=10,
+        accelerator="cpu",
+        logger=[logger],
+        enable_progress_bar=False,
+        enable_model_summary=False,
+        log_every_n_steps=1,
+        use_distributed_sampler=False,
+        callbacks=[
+            RowBeforeCheckpoint(logger),
+            StageHandoff(),
+            Checkpoints(every=2, monitor="val/loss_answer"),
+            Killed(stop),
+        ],
+        plugins=[AtomicCheckpointIO()],
+        default_root_dir=folder,
+        num_sanity_val_steps=0,
+        val_check_interval=5,
+        check_val_every_n_epoch=None,
+        limit_val_batches=2,
+    )
     with pytest.raises(EOFError) if stop < 10 else contextlib.nullcontext():
         trainer.fit(method, datamodule=data, ckpt_path=str(last) if resume else None, weights_only=True)
     return method
@@ -321,9 +361,23 @@ def test_the_experiment_runs_small(tmp_path, monkeypatch):
         f"method.readers.a.path={llama(tmp_path / 'a', **ROOM)}",
         f"method.readers.b.path={qwen(tmp_path / 'b', **ROOM)}",
     ]
-    small = ["data.sources.qa_facts.bytes=null", "data.sources.qa_facts.contexts=40", "data.batch_size=4", "model.dim=16", "model.layers=1", "model.heads=2",
-             "method.adapter_dim=16", "method.pooling_heads=2", "method.features.deep_prefix.texts=4", "trainer.max_steps=6", "trainer.val_check_interval=3",
-             "trainer.limit_val_batches=1", "hardware.threads=1", "hardware.precision=32", "eval=none"]  # fmt: skip
+    small = [
+        "data.sources.qa_facts.bytes=null",
+        "data.sources.qa_facts.contexts=40",
+        "data.batch_size=4",
+        "model.dim=16",
+        "model.layers=1",
+        "model.heads=2",
+        "method.adapter_dim=16",
+        "method.pooling_heads=2",
+        "method.features.deep_prefix.texts=4",
+        "trainer.max_steps=6",
+        "trainer.val_check_interval=3",
+        "trainer.limit_val_batches=1",
+        "hardware.threads=1",
+        "hardware.precision=32",
+        "eval=none",
+    ]
     cfg = compose(["experiment=latentwire_curriculum", "method/readers=pretrained", *readers, *small])
     result = run(cfg, tmp_path / "run")
     assert result.status == "ok" and result.steps == 6

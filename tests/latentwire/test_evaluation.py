@@ -76,8 +76,13 @@ def test_each_path_answers_as_one_question_at_a_time_does(method, asked, answere
     for i, question in enumerate(asked):
         own, other = (method.encode([q.context], name)[0] for q in (question, asked[others[i]]))
         text, budget = question.context, len(own)
-        ids = {"none": [], "text": reader.ids(text), "text_bytes": reader.ids(text[:budget]), "text_bytes_tail": reader.ids(text[-budget:]),
-               "text_tokens": reader.ids(text)[:5]}  # fmt: skip
+        ids = {
+            "none": [],
+            "text": reader.ids(text),
+            "text_bytes": reader.ids(text[:budget]),
+            "text_bytes_tail": reader.ids(text[-budget:]),
+            "text_tokens": reader.ids(text)[:5],
+        }
         opened = {path: told(reader, [tokens]) for path, tokens in ids.items()}
         opened |= {
             path: method.opened(name, method.decode([message], name))

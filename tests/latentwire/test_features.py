@@ -33,11 +33,15 @@ from research_stack.streams import generator
 from research_stack.training.optimization import Optimization
 
 MAKERS = {
-    "lora": lambda: ReaderLoRA(rank=2), "layer_adapters": lambda: LayerAdapters(width=8, heads=2), "deep_prefix": lambda: DeepPrefix(texts=4),
-    "coprocessor": lambda: Coprocessor(texts=4), "latent_dropout": lambda: LatentDropout(keep_to=0.0, ramp=0.0),
+    "lora": lambda: ReaderLoRA(rank=2),
+    "layer_adapters": lambda: LayerAdapters(width=8, heads=2),
+    "deep_prefix": lambda: DeepPrefix(texts=4),
+    "coprocessor": lambda: Coprocessor(texts=4),
+    "latent_dropout": lambda: LatentDropout(keep_to=0.0, ramp=0.0),
     "adaptive_tokens": lambda: AdaptiveTokens(by="accuracy", least=1, threshold=0.05, momentum=0.5, hold=1),
-    "gist": lambda: Gist(grams=2, buckets=16, width=8), "reconstruction": lambda: Reconstruction(bytes=20, width=8, heads=2),
-}  # fmt: skip
+    "gist": lambda: Gist(grams=2, buckets=16, width=8),
+    "reconstruction": lambda: Reconstruction(bytes=20, width=8, heads=2),
+}
 COSTLESS = ["lora", "layer_adapters", "coprocessor"]  # at the start they change nothing
 ALL = {
     "with_prefix": [n for n in MAKERS if n != "coprocessor"],
@@ -68,7 +72,7 @@ def close(found, expected):
     torch.testing.assert_close(found, expected, rtol=1e-5, atol=1e-5)
 
 
-# At the start -----------------------------------------------------------------------------------------------------------
+# At the start ---------------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.exact
@@ -107,7 +111,7 @@ def test_texts_that_are_all_shorter_than_the_prefix_leave_the_lead_out():
     close(mean[:, 0], torch.stack([x.keys[:, :, len(own.lead) :].mean((0, 2)) for x in layers]))
 
 
-# Gradients --------------------------------------------------------------------------------------------------------------
+# Gradients ------------------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("name", [*COSTLESS, "deep_prefix"])
@@ -193,7 +197,7 @@ def test_all_features_together_train_everything_but_the_readers(names):
         assert name == "deep_prefix" or any(key.startswith(f"{name}/") for key in made.said), name
 
 
-# Groups -----------------------------------------------------------------------------------------------------------------
+# Groups ---------------------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("names", [*([n] for n in MAKERS), *ALL.values()], ids=[*MAKERS, *ALL])
@@ -264,7 +268,7 @@ def test_adapters_have_a_learning_rate_of_their_own():
     assert [(g.name, g.factor) for g in made.optimizer_groups() if g.name.startswith("lora")] == [("lora.qwen", 0.25)]
 
 
-# LoRA -------------------------------------------------------------------------------------------------------------------
+# LoRA -----------------------------------------------------------------------------------------------------------------
 
 
 def test_adapters_go_to_the_readers_that_are_named_and_to_maps_that_are_named():
@@ -432,7 +436,7 @@ def test_what_a_reader_is_given_depends_on_its_latents_and_their_places(name):
     assert not torch.allclose(logits_of(made, other, "qwen"), logits_of(made, sent, "qwen"), atol=1e-4)
 
 
-# Latent dropout -----------------------------------------------------------------------------------------------------------
+# Latent dropout -------------------------------------------------------------------------------------------------------
 
 
 def drawn(feature, steps, private=1, slots=9, total=100):
@@ -503,7 +507,7 @@ def test_more_slots_than_are_shared_cannot_be_kept():
         method({"latent_dropout": LatentDropout(least=5)})
 
 
-# Adaptive K ---------------------------------------------------------------------------------------------------------------
+# Adaptive K -----------------------------------------------------------------------------------------------------------
 
 
 def test_k_grows_by_schedule():
@@ -589,7 +593,7 @@ def test_more_tokens_than_the_method_has_are_refused(options, message):
         method({"adaptive_tokens": AdaptiveTokens(**options)})
 
 
-# Heads --------------------------------------------------------------------------------------------------------------------
+# Heads ----------------------------------------------------------------------------------------------------------------
 
 
 def grams(data, n):
@@ -696,7 +700,7 @@ def test_losses_of_pieces_add_up_and_count_with_their_weight(name):
     )  # 4 rows, 2 readers
 
 
-# Checkpoints --------------------------------------------------------------------------------------------------------------
+# Checkpoints ----------------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("names", ALL.values(), ids=ALL.keys())
@@ -764,7 +768,7 @@ def test_features_are_listed_with_status_and_parameters():
     assert len(table) == 1 + len(KNOWN) and len({len(line) for line in table}) == 1
 
 
-# What is refused ------------------------------------------------------------------------------------------------------------
+# What is refused ------------------------------------------------------------------------------------------------------
 
 
 def test_features_that_exclude_each_other_are_refused_by_name():
@@ -793,8 +797,13 @@ def test_features_that_exclude_each_other_are_refused_by_name():
     )
 
 
-@pytest.mark.parametrize("features, expected", [
-    ("deep_prefix,coprocessor", "coprocessor cannot be used with method.features.deep_prefix"), ("deep_prefx", "did you mean 'deep_prefix'?")])  # fmt: skip
+@pytest.mark.parametrize(
+    "features, expected",
+    [
+        ("deep_prefix,coprocessor", "coprocessor cannot be used with method.features.deep_prefix"),
+        ("deep_prefx", "did you mean 'deep_prefix'?"),
+    ],
+)
 def test_the_command_refuses_in_one_line_and_loads_nothing(features, expected):
     code = "import sys; sys.modules['torch'] = None; from research_stack.cli.main import main; sys.exit(main())"
     before = os.times().children_user
@@ -810,12 +819,28 @@ def test_the_command_refuses_in_one_line_and_loads_nothing(features, expected):
 BAD = {
     "lora.ReaderLoRA": [{"rank": 0}, {"alpha": 0}, {"dropout": 1.0}, {"factor": 0}, {"targets": "q_proj"}],
     "layer_adapters.LayerAdapters": [{"width": 0}, {"heads": 3}, {"dropout": 1}, {"depths": 1.5}],
-    "coprocessor.Coprocessor": [{"texts": -1}], "deep_prefix.DeepPrefix": [{"gate": 0}],
-    "latent_dropout.LatentDropout": [{"keep_from": 1.1}, {"keep_to": -0.1}, {"ramp": 2}, {"least": 0}, {"law": "normal"}, {"ratio": 1}],
-    "adaptive_tokens.AdaptiveTokens": [{"by": "loss"}, {"least": 0}, {"most": 1}, {"share": 0}, {"threshold": 0}, {"momentum": 1}, {"hold": 0}],
+    "coprocessor.Coprocessor": [{"texts": -1}],
+    "deep_prefix.DeepPrefix": [{"gate": 0}],
+    "latent_dropout.LatentDropout": [
+        {"keep_from": 1.1},
+        {"keep_to": -0.1},
+        {"ramp": 2},
+        {"least": 0},
+        {"law": "normal"},
+        {"ratio": 1},
+    ],
+    "adaptive_tokens.AdaptiveTokens": [
+        {"by": "loss"},
+        {"least": 0},
+        {"most": 1},
+        {"share": 0},
+        {"threshold": 0},
+        {"momentum": 1},
+        {"hold": 0},
+    ],
     "heads.Gist": [{"weight": 0}, {"grams": 8}, {"buckets": 1}, {"width": 0}],
     "heads.Reconstruction": [{"weight": -1}, {"bytes": 0}, {"heads": 3}, {"layers": 0}],
-}  # fmt: skip
+}
 
 
 @pytest.mark.parametrize("target, bad", [(target, bad) for target, every in BAD.items() for bad in every], ids=str)

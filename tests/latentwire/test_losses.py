@@ -61,8 +61,16 @@ def made(places, data, losses, batch=6, **options):
         "pooling_heads": 2,
         "tokens": 3,
     }
-    method = LatentWire(ByteEncoder(dim=16, layers=1, heads=2, grams=[2], buckets=32, max_length=256), FSQ(16, normalize=False), readers, losses,
-                        data.questions, Optimization(), 1, **(sizes | options))  # fmt: skip
+    method = LatentWire(
+        ByteEncoder(dim=16, layers=1, heads=2, grams=[2], buckets=32, max_length=256),
+        FSQ(16, normalize=False),
+        readers,
+        losses,
+        data.questions,
+        Optimization(),
+        1,
+        **(sizes | options),
+    )
     method._trainer = SimpleNamespace(max_steps=10, global_step=0, world_size=1)
     with torch.no_grad():
         for adapter in method.adapters.values():

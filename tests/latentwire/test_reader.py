@@ -67,7 +67,7 @@ def test_the_layers_of_another_architecture_are_found(tmp_path):
     )
 
 
-# What leads a text -----------------------------------------------------------------------------------------------------
+# What leads a text ----------------------------------------------------------------------------------------------------
 
 
 def test_the_lead_is_what_the_tokenizer_puts_in_front_or_the_end(tmp_path):
@@ -87,7 +87,7 @@ def test_the_lead_is_what_the_tokenizer_puts_in_front_or_the_end(tmp_path):
         assert not {begin, end} & set(own.ids("Ada eats rice"))  # pieces come without them
 
 
-# Prompt and answer -----------------------------------------------------------------------------------------------------
+# Prompt and answer ----------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.exact
@@ -146,18 +146,23 @@ def test_an_empty_question_is_asked_and_answered(own):
     assert 1 <= len(answers[0]) <= 3 and answers[0][0] == int(first.argmax())
 
 
-# Padding ---------------------------------------------------------------------------------------------------------------
+# Padding --------------------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("left, tokens, seen", [
-    (True, [[9, 9, 1], [2, 3, 4], [9, 9, 9]], [[0, 0, 1], [1, 1, 1], [0, 0, 0]]), (False, [[1, 9, 9], [2, 3, 4], [9, 9, 9]], [[1, 0, 0], [1, 1, 1], [0, 0, 0]])])  # fmt: skip
+@pytest.mark.parametrize(
+    "left, tokens, seen",
+    [
+        (True, [[9, 9, 1], [2, 3, 4], [9, 9, 9]], [[0, 0, 1], [1, 1, 1], [0, 0, 0]]),
+        (False, [[1, 9, 9], [2, 3, 4], [9, 9, 9]], [[1, 0, 0], [1, 1, 1], [0, 0, 0]]),
+    ],
+)
 def test_rows_are_padded(left, tokens, seen):
     found, where = padded([[1], [2, 3, 4], []], 9, left)
     assert found.tolist() == tokens and where.int().tolist() == seen and where.dtype == torch.bool
     assert [t.shape for t in padded([[]], 9, left)] == [(1, 1)] * 2
 
 
-# What is no reader -----------------------------------------------------------------------------------------------------
+# What is no reader ----------------------------------------------------------------------------------------------------
 
 
 def refused(path, **options):

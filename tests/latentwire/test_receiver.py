@@ -167,7 +167,7 @@ def test_latents_of_several_rows_are_those_of_each(own):
         torch.testing.assert_close(first[row : row + 1], first_alone, **CLOSE)
 
 
-# Generation ------------------------------------------------------------------------------------------------------------
+# Generation -----------------------------------------------------------------------------------------------------------
 
 
 def generated(own, seen_BL, length, **given):
@@ -297,7 +297,7 @@ def test_hooks_are_taken_away_after_an_error(own):
     assert not any(block._forward_hooks for block in own.blocks())
 
 
-# Gradients -------------------------------------------------------------------------------------------------------------
+# Gradients ------------------------------------------------------------------------------------------------------------
 
 
 def test_gradients_reach_every_layers_keys_and_values_and_no_weight(own):

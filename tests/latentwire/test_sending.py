@@ -78,8 +78,13 @@ def test_what_cannot_be_sent_is_said_in_one_line(command, given, said):
 def test_what_cannot_be_received_is_said_in_one_line(here, command):
     message = send(here, "llama", b"Ada lives in Oslo.")
     flipped = bytes([*message[:5], message[5] ^ 4, *message[6:]])
-    for reader, given, said in (("llama", flipped, "damaged"), ("llama", message[:-1], "cut short"), ("llama", b"", "must be more"),
-                                ("qwen", message, "for another reader"), ("lama", message, "did you mean 'llama'")):  # fmt: skip
+    for reader, given, said in (
+        ("llama", flipped, "damaged"),
+        ("llama", message[:-1], "cut short"),
+        ("llama", b"", "must be more"),
+        ("qwen", message, "for another reader"),
+        ("lama", message, "did you mean 'llama'"),
+    ):
         code, out, error = command("receive", "RUN", reader, QUESTION, given=given)
         assert (code, out) == (2, b"") and said in error and error.count("\n") == 1, error
     too_much = "tokens with its prompt, and reader=llama takes at most "
@@ -109,9 +114,21 @@ def test_another_method_sends_nothing(here):
 @pytest.mark.slow
 def test_two_processes_share_a_run_and_a_file_of_bytes(places, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    options = ["experiment=latentwire", "method/readers=pretrained", *(f"method.readers.{key}.path={path}" for key, path in zip("ab", places.values(), strict=True)),
-               "trainer=smoke", "trainer.max_steps=2", "trainer.val_check_interval=2", "eval=none", "model.dim=16", "model.layers=1", "data.sources.qa_facts.contexts=60",
-               "data.batch_size=4", "method.features.deep_prefix.texts=4", "hardware.threads=1"]  # fmt: skip
+    options = [
+        "experiment=latentwire",
+        "method/readers=pretrained",
+        *(f"method.readers.{key}.path={path}" for key, path in zip("ab", places.values(), strict=True)),
+        "trainer=smoke",
+        "trainer.max_steps=2",
+        "trainer.val_check_interval=2",
+        "eval=none",
+        "model.dim=16",
+        "model.layers=1",
+        "data.sources.qa_facts.contexts=60",
+        "data.batch_size=4",
+        "method.features.deep_prefix.texts=4",
+        "hardware.threads=1",
+    ]
     assert run(compose(options), "run").status == "ok"
 
     def process(*arguments, given):

@@ -19,14 +19,24 @@ from research_stack.latentwire.text_baselines import (
     tail,
 )
 
-TEXT = ("Mira lives in Oslo. Mira eats rye bread. Mira works as a baker. Mira plays the cello. Mira drives a green van. "
-        "Mira has a grey cat. Mira drinks mint tea. Mira was born on a Monday. ")  # fmt: skip
+TEXT = (
+    "Mira lives in Oslo. Mira eats rye bread. Mira works as a baker. Mira plays the cello. Mira drives a green van. "
+    "Mira has a grey cat. Mira drinks mint tea. Mira was born on a Monday. "
+)
 
 
 @pytest.mark.exact
-@pytest.mark.parametrize("text, budget, expected", [
-    ("naïve café", 3, "na"), ("naïve café", 4, "naï"), ("a🙂b", 4, "a"), ("a🙂b", 5, "a🙂"), ("a🙂b", 0, ""), ("a🙂b", 99, "a🙂b"),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    "text, budget, expected",
+    [
+        ("naïve café", 3, "na"),
+        ("naïve café", 4, "naï"),
+        ("a🙂b", 4, "a"),
+        ("a🙂b", 5, "a🙂"),
+        ("a🙂b", 0, ""),
+        ("a🙂b", 99, "a🙂b"),
+    ],
+)
 def test_the_vectors_of_byte_equal_text(text, budget, expected):
     assert head(text, budget) == expected == text.encode()[:budget].decode("utf-8", "ignore")
 

@@ -250,12 +250,21 @@ def test_any_bytes_are_refused_or_are_a_message(data):
         assert encode(found) == data
 
 
-@pytest.mark.parametrize("change, said", [
-    ({"slots": 0}, "^slots=0 must lie in 1"), ({"slots": 257}, "^slots=257"), ({"width": 0}, "^width=0"), ({"width": 257}, "^width=257"),
-    ({"hint": 256}, "^hint=256"), ({"hint": -1}, "^hint=-1"), ({"codes_N": np.zeros(3, np.int64)}, r"^codes_N=\(3,\) must"),
-    ({"codes_N": np.full(64, 16)}, "^codes_N=16 .. 16 must lie in 0 .. 15"), ({"codes_N": np.full(64, -1)}, "^codes_N=-1 .. -1 must lie"),
-    ({"scales_G": np.ones(1, np.float16)}, r"^scales_G=\(1,\) must be of shape \(0,\)"),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    "change, said",
+    [
+        ({"slots": 0}, "^slots=0 must lie in 1"),
+        ({"slots": 257}, "^slots=257"),
+        ({"width": 0}, "^width=0"),
+        ({"width": 257}, "^width=257"),
+        ({"hint": 256}, "^hint=256"),
+        ({"hint": -1}, "^hint=-1"),
+        ({"codes_N": np.zeros(3, np.int64)}, r"^codes_N=\(3,\) must"),
+        ({"codes_N": np.full(64, 16)}, "^codes_N=16 .. 16 must lie in 0 .. 15"),
+        ({"codes_N": np.full(64, -1)}, "^codes_N=-1 .. -1 must lie"),
+        ({"scales_G": np.ones(1, np.float16)}, r"^scales_G=\(1,\) must be of shape \(0,\)"),
+    ],
+)
 def test_what_cannot_be_written_is_named(change, said):
     content = {
         "codes_N": np.zeros(64, np.int64),
@@ -288,10 +297,19 @@ def test_broadcast_and_unicast():
 
 
 # ------------------------------------------------------------------------------------------------------- batches
-@pytest.mark.parametrize("make", [
-    lambda: FSQ(16), lambda: FSQ(5), lambda: FSQ(256, normalize=False), lambda: Grouped(4, 32), lambda: Grouped(6, 7), lambda: Grouped(8, 65536),
-    lambda: Grouped(16), lambda: Grouped(32),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    "make",
+    [
+        lambda: FSQ(16),
+        lambda: FSQ(5),
+        lambda: FSQ(256, normalize=False),
+        lambda: Grouped(4, 32),
+        lambda: Grouped(6, 7),
+        lambda: Grouped(8, 65536),
+        lambda: Grouped(16),
+        lambda: Grouped(32),
+    ],
+)
 @pytest.mark.parametrize("hints", [None, [1, 2, 0, 255, 9]])
 def test_readers_get_exactly_the_quantisers_output(make, hints):
     quantizer = make().bind(6)

@@ -17,8 +17,12 @@ from research_stack.latentwire.quantize import FSQ
 from research_stack.latentwire.reader import Reader
 from research_stack.streams import Draws, generator
 
-FACTS = [("Ada eats rice. Ada is nine.", "What does Ada eat?", "rice"), ("Ben has a cat.", "Which pet does Ben have?", "cat"),
-         ("Mira lives in New York and drinks cocoa.", "Where does Mira live?", "New York"), ("Omar drives a van.", "What does Omar drive?", "van")]  # fmt: skip
+FACTS = [
+    ("Ada eats rice. Ada is nine.", "What does Ada eat?", "rice"),
+    ("Ben has a cat.", "Which pet does Ben have?", "cat"),
+    ("Mira lives in New York and drinks cocoa.", "Where does Mira live?", "New York"),
+    ("Omar drives a van.", "What does Omar drive?", "van"),
+]
 ASKED = [
     Question(f"test:{i}", "qa_facts", context, question, (answer,), "squad", str(i))
     for i, (context, question, answer) in enumerate(FACTS)
@@ -64,11 +68,26 @@ def method(features=None, double=False, train=True, **options):
     from research_stack.latentwire.module import LatentWire
     from research_stack.training.optimization import Optimization
 
-    made = LatentWire(**{
-        "model": ByteEncoder(dim=16, layers=1, heads=2, grams=[2], buckets=32, max_length=64), "quantizer": FSQ(8, normalize=False),
-        "readers": {"llama": reader("llama"), "qwen": reader("qwen")}, "losses": {"first": FirstToken(), "answer": AnswerTokens()}, "questions": ASKED,
-        "optimization": Optimization(lr=1e-2, warmup_steps=0), "seed": 0, "features": features, "slots": 5, "private": 1, "numbers": 3, "tokens": 4,
-        "pooling_heads": 2, "adapter_dim": 8, "adapter_heads": 2, **options})  # fmt: skip
+    made = LatentWire(
+        **{
+            "model": ByteEncoder(dim=16, layers=1, heads=2, grams=[2], buckets=32, max_length=64),
+            "quantizer": FSQ(8, normalize=False),
+            "readers": {"llama": reader("llama"), "qwen": reader("qwen")},
+            "losses": {"first": FirstToken(), "answer": AnswerTokens()},
+            "questions": ASKED,
+            "optimization": Optimization(lr=1e-2, warmup_steps=0),
+            "seed": 0,
+            "features": features,
+            "slots": 5,
+            "private": 1,
+            "numbers": 3,
+            "tokens": 4,
+            "pooling_heads": 2,
+            "adapter_dim": 8,
+            "adapter_heads": 2,
+            **options,
+        }
+    )
     made._trainer = SimpleNamespace(max_steps=STEPS, world_size=1, global_step=0, global_rank=0)
     made.train(train)
     return doubled(made) if double else made

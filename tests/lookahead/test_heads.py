@@ -56,9 +56,20 @@ def test_two_hot_predicts_the_mean_of_its_distribution():
     assert float(head.prediction(certain)) == (1.25 + 2.0) / 2
 
 
-@pytest.mark.parametrize("target, low, share", [
-    (0.0, 0, 0.0), (0.1, 0, 0.4), (0.25, 1, 0.0), (1.0, 4, 0.0), (3.1875, 12, 0.75), (11.9, 47, 0.6), (12.0, 47, 1.0), (37.0, 47, 1.0), (-0.5, 0, 0.0),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    "target, low, share",
+    [
+        (0.0, 0, 0.0),
+        (0.1, 0, 0.4),
+        (0.25, 1, 0.0),
+        (1.0, 4, 0.0),
+        (3.1875, 12, 0.75),
+        (11.9, 47, 0.6),
+        (12.0, 47, 1.0),
+        (37.0, 47, 1.0),
+        (-0.5, 0, 0.0),
+    ],
+)
 def test_two_hot_is_cross_entropy_against_the_two_centres_around_the_target(target, low, share):
     raw = random(BINS)
     by_hand = torch.zeros(BINS, dtype=torch.float64)

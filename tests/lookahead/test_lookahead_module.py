@@ -30,7 +30,7 @@ def by_hand(*rows, prompt=()):
     return {"tokens": tokens, "eligible": ~special & ~prompt_BL, "attend": tokens != PAD, "prompt": prompt_BL}
 
 
-# Counts ----------------------------------------------------------------------------------------------------------------
+# Counts ---------------------------------------------------------------------------------------------------------------
 
 ROWS = by_hand(
     [1, 2, 3, 4, 5, 6, 7, 8],
@@ -107,7 +107,7 @@ def test_a_real_target_is_the_loss_of_the_first_pass_behind(horizon):
     assert float(module.loss_sum(rows)[1].detach()) == pytest.approx(expected, rel=1e-12)
 
 
-# What is fed in --------------------------------------------------------------------------------------------------------
+# What is fed in -------------------------------------------------------------------------------------------------------
 
 
 def test_no_confidence_crosses_the_end_of_a_document():
@@ -296,7 +296,7 @@ def test_other_modes_ignore_that_rows_go_on():
     assert "first" not in prepared(lookahead(previous="carry"), batch())[0]  # validation rows stand alone
 
 
-# Runs ------------------------------------------------------------------------------------------------------------------
+# Runs -----------------------------------------------------------------------------------------------------------------
 
 
 def lookahead_of(data, model=None, seen=None, **options):
@@ -398,17 +398,31 @@ def test_minigpt_is_lookahead_without_a_confidence_loss():
     assert far(plain.loss_sum(rows) / total, (module.loss_sum(both) / totals)[:1]) < 1e-14
 
 
-# Refusals --------------------------------------------------------------------------------------------------------------
+# Refusals -------------------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("options, opening", [
-    ({"alpha": -0.1}, "alpha=-0.1"), ({"lookahead": "all"}, "lookahead=all"), ({"head": "linear"}, "head=linear"),
-    ({"ratio": 0.0}, "ratio=0.0"), ({"ratio": -1.0}, "ratio=-1.0"), ({"target": "own_real"}, "target=own_real"), ({"previous": "last"}, "previous=last"),
-    ({"passes": 0}, "passes=0"), ({"dropout": 1.5}, "dropout=1.5"), ({"dropout": -0.1}, "dropout=-0.1"),
-    ({"fraction": 0.0}, "fraction=0.0"), ({"fraction": 1.1}, "fraction=1.1"), ({"form": "fast"}, "form=fast"),
-    ({"lookahead": "last", "fraction": 0.5}, "fraction=0.5 with lookahead=last"), ({"lookahead": "last", "target": "real"}, "target=real with lookahead=last"),
-    ({"horizon": 1}, "horizon=1"),
-], ids=lambda value: value if isinstance(value, str) else "")  # fmt: skip
+@pytest.mark.parametrize(
+    "options, opening",
+    [
+        ({"alpha": -0.1}, "alpha=-0.1"),
+        ({"lookahead": "all"}, "lookahead=all"),
+        ({"head": "linear"}, "head=linear"),
+        ({"ratio": 0.0}, "ratio=0.0"),
+        ({"ratio": -1.0}, "ratio=-1.0"),
+        ({"target": "own_real"}, "target=own_real"),
+        ({"previous": "last"}, "previous=last"),
+        ({"passes": 0}, "passes=0"),
+        ({"dropout": 1.5}, "dropout=1.5"),
+        ({"dropout": -0.1}, "dropout=-0.1"),
+        ({"fraction": 0.0}, "fraction=0.0"),
+        ({"fraction": 1.1}, "fraction=1.1"),
+        ({"form": "fast"}, "form=fast"),
+        ({"lookahead": "last", "fraction": 0.5}, "fraction=0.5 with lookahead=last"),
+        ({"lookahead": "last", "target": "real"}, "target=real with lookahead=last"),
+        ({"horizon": 1}, "horizon=1"),
+    ],
+    ids=lambda value: value if isinstance(value, str) else "",
+)
 def test_a_wrong_option_is_named(options, opening):
     with pytest.raises(ValueError) as raised:
         lookahead(**options)
@@ -420,9 +434,19 @@ def test_and_for_minigpt():
         minigpt(horizon=1)
 
 
-@pytest.mark.parametrize("options", [
-    {"alpha": 0.0}, {"dropout": 1.0}, {"fraction": 1e-6}, {"ratio": 1e-9}, {"horizon": 4}, {"passes": 5}, {"lookahead": "last", "horizon": 3},
-], ids=str)  # fmt: skip
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"alpha": 0.0},
+        {"dropout": 1.0},
+        {"fraction": 1e-6},
+        {"ratio": 1e-9},
+        {"horizon": 4},
+        {"passes": 5},
+        {"lookahead": "last", "horizon": 3},
+    ],
+    ids=str,
+)
 def test_the_edges_of_the_options_work(options):
     module = lookahead(**options)
     rows, total = prepared(module, batch(length=10, plain=True))
@@ -433,15 +457,43 @@ def data_of(**options):
     return SimpleNamespace(**{"sequence_length": 16, "order": "shuffled", "overlap": 0, **options})
 
 
-@pytest.mark.parametrize("make, data, line", [
-    (lambda: minigpt({"causal": False}), data_of(), "model.causal=False"), (lambda: lookahead({"causal": False}), data_of(), "model.causal=False"),
-    (minigpt, data_of(sequence_length=4), "data.sequence_length=4 leaves 2 positions .* set data.sequence_length=5 or more"),
-    (lookahead, data_of(sequence_length=4), "data.sequence_length=4 leaves 2 positions .* set data.sequence_length=5 or more"),
-    (lambda: lookahead(horizon=4), data_of(sequence_length=6), "data.sequence_length=6 leaves 2 positions .* set data.sequence_length=7 or more"),
-    (lambda: lookahead(previous="carry"), data_of(), "method.previous=carry with data.order=shuffled.* set data.order=contiguous data.overlap=2"),
-    (lambda: lookahead(previous="carry"), data_of(order="contiguous", overlap=1), "method.previous=carry with data.order=contiguous, data.overlap=1"),
-    (lambda: lookahead(previous="carry", horizon=3), data_of(order="contiguous", overlap=2), "method.previous=carry .* data.overlap=3$"),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    "make, data, line",
+    [
+        (lambda: minigpt({"causal": False}), data_of(), "model.causal=False"),
+        (lambda: lookahead({"causal": False}), data_of(), "model.causal=False"),
+        (
+            minigpt,
+            data_of(sequence_length=4),
+            "data.sequence_length=4 leaves 2 positions .* set data.sequence_length=5 or more",
+        ),
+        (
+            lookahead,
+            data_of(sequence_length=4),
+            "data.sequence_length=4 leaves 2 positions .* set data.sequence_length=5 or more",
+        ),
+        (
+            lambda: lookahead(horizon=4),
+            data_of(sequence_length=6),
+            "data.sequence_length=6 leaves 2 positions .* set data.sequence_length=7 or more",
+        ),
+        (
+            lambda: lookahead(previous="carry"),
+            data_of(),
+            "method.previous=carry with data.order=shuffled.* set data.order=contiguous data.overlap=2",
+        ),
+        (
+            lambda: lookahead(previous="carry"),
+            data_of(order="contiguous", overlap=1),
+            "method.previous=carry with data.order=contiguous, data.overlap=1",
+        ),
+        (
+            lambda: lookahead(previous="carry", horizon=3),
+            data_of(order="contiguous", overlap=2),
+            "method.previous=carry .* data.overlap=3$",
+        ),
+    ],
+)
 def test_data_that_cannot_serve_is_refused(make, data, line):
     with pytest.raises(ValueError, match=f"^{line}") as raised:
         make().check_data(data)
@@ -463,10 +515,21 @@ def test_the_head_is_clipped_apart_and_nothing_is_left_out(name):
     assert groups[0] | groups[1] == {id(p) for p in module.parameters()}
 
 
-@pytest.mark.parametrize("options", [
-    {"previous": "zeros", "target": "real"}, {"previous": "zeros"}, {}, {"passes": 3}, {"fraction": 0.5}, {"horizon": 3}, {"lookahead": "last"},
-    {"model": {"condition_dim": 0}}, {"model": {"condition_dim": 0}, "passes": 3},
-], ids=str)  # fmt: skip
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"previous": "zeros", "target": "real"},
+        {"previous": "zeros"},
+        {},
+        {"passes": 3},
+        {"fraction": 0.5},
+        {"horizon": 3},
+        {"lookahead": "last"},
+        {"model": {"condition_dim": 0}},
+        {"model": {"condition_dim": 0}, "passes": 3},
+    ],
+    ids=str,
+)
 def test_flops_are_those_counted_by_torch(options):
     """All forward passes of a step, those without a graph too."""
     from torch.nn.attention import SDPBackend, sdpa_kernel

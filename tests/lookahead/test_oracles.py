@@ -153,17 +153,36 @@ def test_dense_is_the_loop_over_positions(positions, kv_heads, conditioning, for
 
 
 @pytest.mark.parametrize("form", FORMS)
-@pytest.mark.parametrize("options", [
-    {"horizon": 3}, {"fraction": 0.5}, {"fraction": 0.5, "horizon": 3}, {"passes": 2}, {"previous": "zeros"}, {"dropout": 0.5},
-    {"head": "softplus"}, {"head": "two_hot"}, {"detach": True},
-], ids=str)  # fmt: skip
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"horizon": 3},
+        {"fraction": 0.5},
+        {"fraction": 0.5, "horizon": 3},
+        {"passes": 2},
+        {"previous": "zeros"},
+        {"dropout": 0.5},
+        {"head": "softplus"},
+        {"head": "two_hot"},
+        {"detach": True},
+    ],
+    ids=str,
+)
 def test_and_so_is_every_variant_of_it(options, form):
     agrees(lookahead({"kv_heads": 1}, form=form, **options), data=batch(length=9))
 
 
-@pytest.mark.parametrize("model", [
-    {"qk_norm": True}, {"checkpoint_blocks": True}, {"tie_embeddings": False}, {"activation": "relu2"}, {"positions": "learned", "kv_heads": 2},
-], ids=str)  # fmt: skip
+@pytest.mark.parametrize(
+    "model",
+    [
+        {"qk_norm": True},
+        {"checkpoint_blocks": True},
+        {"tie_embeddings": False},
+        {"activation": "relu2"},
+        {"positions": "learned", "kv_heads": 2},
+    ],
+    ids=str,
+)
 @pytest.mark.parametrize("fraction", [1.0, 0.6])
 def test_and_of_the_backbone(model, fraction):
     agrees(lookahead(model, fraction=fraction, horizon=3), data=batch(length=9))
@@ -294,7 +313,7 @@ def test_a_graph_behind_the_second_pass_changes_no_gradient(horizon):
     )  # one that is not cut off would
 
 
-# 4. Causality ----------------------------------------------------------------------------------------------------------
+# 4. Causality ---------------------------------------------------------------------------------------------------------
 
 
 def influence(function, tokens):
@@ -359,7 +378,7 @@ def test_a_future_loss_knows_its_prefix_and_its_target_only(mode, form, horizon)
     assert torch.equal(influence(future, tokens), (i >= j) | ((i + 2 <= j) & (j <= i + horizon)))
 
 
-# 5. The start ----------------------------------------------------------------------------------------------------------
+# 5. The start ---------------------------------------------------------------------------------------------------------
 
 NORMAL = [math.exp(-((k / 4 - 2) ** 2) / 2) for k in range(49)]  # at the centres 0, 1/4, ..., 12
 CUT_NORMAL = sum(k / 4 * p for k, p in enumerate(NORMAL)) / sum(NORMAL)  # 2.042
@@ -386,7 +405,7 @@ def test_a_model_with_conditions_is_as_large_as_one_without(options):
     assert sizes[1] == pytest.approx(sizes[0], rel=1e-3)
 
 
-# 6. The shift ----------------------------------------------------------------------------------------------------------
+# 6. The shift ---------------------------------------------------------------------------------------------------------
 
 
 def test_what_it_learns_is_the_next_token_and_so_is_what_it_then_says():
@@ -414,7 +433,7 @@ def test_what_it_learns_is_the_next_token_and_so_is_what_it_then_says():
     assert torch.equal(torch.cat(said, 1), tokens[:, 1:])
 
 
-# 7. The cache ----------------------------------------------------------------------------------------------------------
+# 7. The cache ---------------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("conditioning", ["adaptive", "additive"])
@@ -451,7 +470,7 @@ def test_the_rollout_feeds_back_what_the_model_then_says():
     assert float(a[1, 5]) == 0 and float(a[1, 4]) != 0  # tokens[1, 4] ends a document
 
 
-# 8. Mutants ------------------------------------------------------------------------------------------------------------
+# 8. Mutants -----------------------------------------------------------------------------------------------------------
 
 
 def one_place_on(monkeypatch, module):
@@ -532,8 +551,15 @@ def pairs_of_another_pass(monkeypatch, module):
 
 def pairs_of_another_block(monkeypatch, module):
     call = Recorder.__call__
-    monkeypatch.setattr(Recorder, "__call__", lambda self, q, k, v, block: call(self, q, k, v, block) if block == 0 else (
-        self.pairs.update({block: self.pairs[0]}), self.look(q, k, v, block))[1])  # fmt: skip
+    monkeypatch.setattr(
+        Recorder,
+        "__call__",
+        lambda self, q, k, v, block: (
+            call(self, q, k, v, block)
+            if block == 0
+            else (self.pairs.update({block: self.pairs[0]}), self.look(q, k, v, block))[1]
+        ),
+    )
 
 
 def pairs_without_the_last_token(monkeypatch, module):
@@ -605,10 +631,23 @@ def ahead_with_graph(module, rows, i):
 
 
 MUTANTS = [
-    one_place_on, zeros_for_confidence, no_own_key, prefix_by(-1, "short_prefix"), prefix_by(1, "long_prefix"), branches_see_each_other, earlier_target, pairs_of_another_pass,
-    pairs_of_another_block, pairs_without_the_last_token, likeliest_token, real_token, own_token_one_late, confidence_one_late,
-    confidence_not_normalised, graph_through_the_target,
-]  # fmt: skip
+    one_place_on,
+    zeros_for_confidence,
+    no_own_key,
+    prefix_by(-1, "short_prefix"),
+    prefix_by(1, "long_prefix"),
+    branches_see_each_other,
+    earlier_target,
+    pairs_of_another_pass,
+    pairs_of_another_block,
+    pairs_without_the_last_token,
+    likeliest_token,
+    real_token,
+    own_token_one_late,
+    confidence_one_late,
+    confidence_not_normalised,
+    graph_through_the_target,
+]
 
 
 @pytest.mark.parametrize("fraction", [1.0, 0.5])
@@ -658,10 +697,18 @@ def test_only_the_pass_over_the_real_tokens_keeps_a_graph(monkeypatch):
 # -----------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("options", [
-    {}, {"ratio": 0.05}, {"ratio": 0.05, "dropout": 0.4, "fraction": 0.5}, {"lookahead": "last", "ratio": 0.5}, {"target": "real", "ratio": 0.1},
-    {"horizon": 3, "head": "two_hot", "ratio": 0.01},
-], ids=str)  # fmt: skip
+@pytest.mark.parametrize(
+    "options",
+    [
+        {},
+        {"ratio": 0.05},
+        {"ratio": 0.05, "dropout": 0.4, "fraction": 0.5},
+        {"lookahead": "last", "ratio": 0.5},
+        {"target": "real", "ratio": 0.1},
+        {"horizon": 3, "head": "two_hot", "ratio": 0.01},
+    ],
+    ids=str,
+)
 @pytest.mark.parametrize("pieces", [2, 3, 6])
 def test_no_cut_of_the_batch_changes_loss_or_gradient(options, pieces):
     data = {name: torch.cat((batch(length=9)[name], batch(length=9, seed=1, plain=True)[name])) for name in batch()}

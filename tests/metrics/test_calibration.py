@@ -89,10 +89,16 @@ def test_constants_are_nan_without_a_warning():
     assert single.bias == -1.0 and single.n == 1 and np.isnan([single.r2, single.pearson, single.slope]).all()
 
 
-@pytest.mark.parametrize("predicted, actual, message", [
-    ([1.0, 2.0], [1.0], "one shape"), ([], [], "n > 0"), ([[1.0]], [[1.0]], "one shape"), ([1.0, NAN], [1.0, 2.0], "predicted_n: 1 of 2"),
-    ([1.0, 2.0], [np.inf, 2.0], "actual_n: 1 of 2"),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    "predicted, actual, message",
+    [
+        ([1.0, 2.0], [1.0], "one shape"),
+        ([], [], "n > 0"),
+        ([[1.0]], [[1.0]], "one shape"),
+        ([1.0, NAN], [1.0, 2.0], "predicted_n: 1 of 2"),
+        ([1.0, 2.0], [np.inf, 2.0], "actual_n: 1 of 2"),
+    ],
+)
 def test_records_that_do_not_fit_are_refused(predicted, actual, message):
     with pytest.raises(ValueError, match=message):
         agreement(np.array(predicted), np.array(actual))
@@ -379,7 +385,11 @@ def test_ridge_shrinks_as_documented_and_ignores_constants():
 
 def test_ridge_refuses_what_it_cannot_fit():
     features_nD, y_n = np.eye(3), np.arange(3.0)
-    for features, penalty, message in [(features_nD[:2], 1, "one row of features"), (y_n, 1, "one row"), (features_nD, 0, "penalty=0"),
-                                       (features_nD * NAN, 1, "not finite")]:  # fmt: skip
+    for features, penalty, message in [
+        (features_nD[:2], 1, "one row of features"),
+        (y_n, 1, "one row"),
+        (features_nD, 0, "penalty=0"),
+        (features_nD * NAN, 1, "not finite"),
+    ]:
         with pytest.raises(ValueError, match=message):
             fit_ridge(features, y_n, penalty)

@@ -16,9 +16,13 @@ GENERATED = np.array([[False, True, True, True]])
 def test_states_by_hand():
     names = [[STATES[code] for code in row] for row in states(HISTORY, GENERATED, M)[:, 0]]
     assert names == [
-        ["prompt", "mask", "mask", "mask"], ["prompt", "filled", "mask", "filled"], ["prompt", "kept", "mask", "kept"],
-        ["prompt", "changed", "filled", "kept"], ["prompt", "kept", "kept", "mask"], ["prompt", "kept", "kept", "filled"],
-    ]  # fmt: skip
+        ["prompt", "mask", "mask", "mask"],
+        ["prompt", "filled", "mask", "filled"],
+        ["prompt", "kept", "mask", "kept"],
+        ["prompt", "changed", "filled", "kept"],
+        ["prompt", "kept", "kept", "mask"],
+        ["prompt", "kept", "kept", "filled"],
+    ]
 
 
 def test_changed_after_fill_by_hand():

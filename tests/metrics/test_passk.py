@@ -27,9 +27,15 @@ from research_stack.metrics.passk import (
 )
 
 PASS = {
-    (10, 3, 1): 0.3, (10, 3, 5): 0.9166666667, (10, 3, 10): 1, (5, 0, 3): 0, (5, 1, 5): 1, (100, 1, 10): 0.1,
-    (200, 10, 100): 0.9992289739, (4, 2, 2): 0.8333333333,
-}  # fmt: skip
+    (10, 3, 1): 0.3,
+    (10, 3, 5): 0.9166666667,
+    (10, 3, 10): 1,
+    (5, 0, 3): 0,
+    (5, 1, 5): 1,
+    (100, 1, 10): 0.1,
+    (200, 10, 100): 0.9992289739,
+    (4, 2, 2): 0.8333333333,
+}
 
 
 # ---------------------------------------------------------------------------------------------------- pass@k
@@ -210,9 +216,12 @@ def test_selectors_over_prompts():
 def test_what_a_selector_may_not_hand_in():
     one = np.arange(3.0)
     for score, quality, k, text in [
-        (one[:2], one, 1, "score_n="), ([0, np.nan, 1], one, 1, "must score every attempt"), (one, [0, np.inf, 1], 1, "quality_n="),
-        (one, one, 4, "k=4"), (one, one, 0, "k=0"),
-    ]:  # fmt: skip
+        (one[:2], one, 1, "score_n="),
+        ([0, np.nan, 1], one, 1, "must score every attempt"),
+        (one, [0, np.inf, 1], 1, "quality_n="),
+        (one, one, 4, "k=4"),
+        (one, one, 0, "k=0"),
+    ]:
         with pytest.raises(ValueError, match=text):
             picked(score, quality, k)
     assert picked([-np.inf, 0, np.inf], one, 3) == 2

@@ -114,10 +114,16 @@ def test_scores_of_several_data_sets():
     assert scores([], []).f1_n.shape == (0,)
 
 
-@pytest.mark.parametrize("call, said", [
-    (lambda: exact("x", []), r"^golds=\[\] must"), (lambda: f1("x", "x"), "^golds='x' must"), (lambda: f1("x", ["x"], "trivia"), "^rule=trivia must be one of"),
-    (lambda: scores(["x"], []), "^predictions=1 must"), (lambda: scores(["x"], [["x"]], ["squad", "nq"]), "^predictions=1 must"),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    "call, said",
+    [
+        (lambda: exact("x", []), r"^golds=\[\] must"),
+        (lambda: f1("x", "x"), "^golds='x' must"),
+        (lambda: f1("x", ["x"], "trivia"), "^rule=trivia must be one of"),
+        (lambda: scores(["x"], []), "^predictions=1 must"),
+        (lambda: scores(["x"], [["x"]], ["squad", "nq"]), "^predictions=1 must"),
+    ],
+)
 def test_a_mistake_is_named(call, said):
     with pytest.raises(ValueError, match=said):
         call()
@@ -158,11 +164,17 @@ def test_rows_without_a_first_token_have_no_score():
     assert first_token_at(np.array([[-math.inf, 0.0]]), [{0}], (1, 2)).tolist() == [[0, 1]]
 
 
-@pytest.mark.parametrize("arguments, said", [
-    ((np.zeros(3), [{0}]), "^logits_BV="), ((np.zeros((2, 3)), [{0}]), "^logits_BV="), ((np.full((1, 3), np.nan), [{0}]), "^logits_BV=.* NaN"),
-    ((np.zeros((1, 3)), [{3}]), r"^gold_ids=\[3\] must lie in 0 .. 2"), ((np.zeros((1, 3)), [{-1}]), r"^gold_ids=\[-1\]"),
-    ((np.zeros((1, 3)), [{0}], (0, 1)), r"^ks=\(0, 1\) must"),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    "arguments, said",
+    [
+        ((np.zeros(3), [{0}]), "^logits_BV="),
+        ((np.zeros((2, 3)), [{0}]), "^logits_BV="),
+        ((np.full((1, 3), np.nan), [{0}]), "^logits_BV=.* NaN"),
+        ((np.zeros((1, 3)), [{3}]), r"^gold_ids=\[3\] must lie in 0 .. 2"),
+        ((np.zeros((1, 3)), [{-1}]), r"^gold_ids=\[-1\]"),
+        ((np.zeros((1, 3)), [{0}], (0, 1)), r"^ks=\(0, 1\) must"),
+    ],
+)
 def test_mistakes_of_first_tokens(arguments, said):
     with pytest.raises(ValueError, match=said):
         first_token_at(*arguments)

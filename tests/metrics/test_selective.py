@@ -129,9 +129,19 @@ def test_learn_then_test_by_hand():
     score_n, loss_n = np.arange(1.0, 13), np.array([0, 0, 0, 0, 0, 1, 0, 0, 1, 1, 1, 1])
     tails = {t: scipy.stats.binom.cdf(loss_n[:t].sum(), t, 0.5) for t in range(1, 13)}
     assert [t for t in range(1, 13) if tails[t] <= 0.1] == [4, 5, 7, 8, 9]
-    found = {tuple(grid): learn_then_test(score_n, loss_n, 0.5, 0.1, np.array(grid)) for grid in [
-        (1, 2, 3, 4, 5, 6), (4, 5, 6, 7, 8), (5, 8, 9, 12), (12, 9, 8, 5), (3, 6, 8), (1, 2, 3), (4.5, 8.5, 100), (5, 10, 9.9),
-    ]}  # fmt: skip
+    found = {
+        tuple(grid): learn_then_test(score_n, loss_n, 0.5, 0.1, np.array(grid))
+        for grid in [
+            (1, 2, 3, 4, 5, 6),
+            (4, 5, 6, 7, 8),
+            (5, 8, 9, 12),
+            (12, 9, 8, 5),
+            (3, 6, 8),
+            (1, 2, 3),
+            (4.5, 8.5, 100),
+            (5, 10, 9.9),
+        ]
+    }
     assert list(found.values()) == [
         5.0,  # the first three accept too few to be tested
         5.0,  # 6 fails: 7 and 8 are not looked at

@@ -145,10 +145,19 @@ def test_pass_at_k_training(k, right, wrong):
 
 
 @pytest.mark.exact
-@pytest.mark.parametrize("n, kind, reward, baseline, expected", [
-    (2, [0, 0, 1, 2], [1, 1, 1, 0], 0.5833333, [-0.0833333, -0.0833333, 0.25, -0.0833333]),
-    (4, [0, 0, 0, 1, 2, 2, 3, 4], [1, 1, 1, 1, 0, 0, 0, 1], 0.454762, [-0.011905] * 3 + [0.090476] + [-0.064286] * 2 + [-0.016667, 0.090476]),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    "n, kind, reward, baseline, expected",
+    [
+        (2, [0, 0, 1, 2], [1, 1, 1, 0], 0.5833333, [-0.0833333, -0.0833333, 0.25, -0.0833333]),
+        (
+            4,
+            [0, 0, 0, 1, 2, 2, 3, 4],
+            [1, 1, 1, 1, 0, 0, 0, 1],
+            0.454762,
+            [-0.011905] * 3 + [0.090476] + [-0.064286] * 2 + [-0.016667, 0.090476],
+        ),
+    ],
+)
 def test_polychromic(n, kind, reward, baseline, expected):
     reward_PN, kind_PN = f64(reward), torch.tensor([kind])
     close(SetMarginal("polychromic", n)(reward_PN, kind_PN), [expected], atol=1e-6)
@@ -172,9 +181,17 @@ def all_kinds_of(N, n):
     return [Group(), Group("batch"), Group("none"), RLOO(), *plain, *sampled]
 
 
-@pytest.mark.parametrize("N, n, kind", [
-    (7, 3, [0] * 7), (7, 3, list(range(7))), (4, 3, [0, 0, 1, 1]), (4, 3, [1, 0, 1, 0]), (7, 6, [0, 1, 2, 0, 1, 2, 0]), (33, 2, [5] * 33),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    "N, n, kind",
+    [
+        (7, 3, [0] * 7),
+        (7, 3, list(range(7))),
+        (4, 3, [0, 0, 1, 1]),
+        (4, 3, [1, 0, 1, 0]),
+        (7, 6, [0, 1, 2, 0, 1, 2, 0]),
+        (33, 2, [5] * 33),
+    ],
+)
 @pytest.mark.parametrize("reward", [0.1, 0.0, -1 / 3])
 def test_a_group_of_equal_sets_gets_exactly_nothing(N, n, kind, reward):
     reward_PN, distance_PNN = (
@@ -222,8 +239,20 @@ def test_a_prompt_gets_alone_what_it_gets_in_a_batch(advantage):
     close(torch.cat([advantage(*(x[p : p + 1] for x in rows)) for p in range(3)]), advantage(*rows))
 
 
-@pytest.mark.parametrize("advantage", [Group(), Group("none"), Group("batch"), RLOO(), SetMarginal("mean", 3), SetMarginal("max", 3),
-                                       SetMarginal("max", 3, scale="sigma"), SetMarginal("mean", 3, subsets=4)], ids=repr)  # fmt: skip
+@pytest.mark.parametrize(
+    "advantage",
+    [
+        Group(),
+        Group("none"),
+        Group("batch"),
+        RLOO(),
+        SetMarginal("mean", 3),
+        SetMarginal("max", 3),
+        SetMarginal("max", 3, scale="sigma"),
+        SetMarginal("mean", 3, subsets=4),
+    ],
+    ids=repr,
+)
 def test_a_constant_added_to_all_rewards_changes_nothing(advantage):
     reward_PN = random_groups()[0]
     plain_PN = advantage(reward_PN, generator=generator(0, "test"))
@@ -326,9 +355,14 @@ def test_bad_arguments_are_refused_when_built_and_before(arguments, message):
     assert [p.message for p in check_node("advantage", node)][0].startswith(f"advantage.{told}")
 
 
-@pytest.mark.parametrize("node", [
-    {"_target_": "Group", "scale": "batch"}, {"_target_": "RLOO"}, {"_target_": "SetMarginal", "objective": "polychromic", "size": 4, "subsets": None},
-])  # fmt: skip
+@pytest.mark.parametrize(
+    "node",
+    [
+        {"_target_": "Group", "scale": "batch"},
+        {"_target_": "RLOO"},
+        {"_target_": "SetMarginal", "objective": "polychromic", "size": 4, "subsets": None},
+    ],
+)
 def test_a_config_builds_them(node):
     node = node | {"_target_": f"research_stack.posttraining.advantages.{node['_target_']}"}
     assert not list(check_node("advantage", node))
@@ -349,11 +383,21 @@ def test_what_they_need():
     ]
 
 
-@pytest.mark.parametrize("advantage, group, message", [
-    (Group(), 1, "group=1 must be at least 2"), (RLOO(), 1, "group=1 must"), (SetMarginal("mean", 1), 1, "group=1 must"),
-    (SetMarginal("max", 8), 8, "size=8 must be less than group=8"), (SetMarginal("max", 9), 8, "size=9 must"),
-    (SetMarginal("polychromic", 8, scale="sigma"), 64, "subsets=null must be a number: scale=sigma of objective=polychromic .* 4426165368 of them"),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    "advantage, group, message",
+    [
+        (Group(), 1, "group=1 must be at least 2"),
+        (RLOO(), 1, "group=1 must"),
+        (SetMarginal("mean", 1), 1, "group=1 must"),
+        (SetMarginal("max", 8), 8, "size=8 must be less than group=8"),
+        (SetMarginal("max", 9), 8, "size=9 must"),
+        (
+            SetMarginal("polychromic", 8, scale="sigma"),
+            64,
+            "subsets=null must be a number: scale=sigma of objective=polychromic .* 4426165368 of them",
+        ),
+    ],
+)
 def test_groups_that_do_not_do(advantage, group, message):
     with pytest.raises(ValueError, match=message):
         advantage.check(group)

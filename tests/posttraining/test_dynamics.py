@@ -33,8 +33,19 @@ PASSK = [
     "eval.passk.most=3",
     "eval.passk.measures.rollouts.length=6",
 ]
-SFT = ["experiment=sft", "trainer=smoke", "trainer.max_steps=5", "trainer.val_check_interval=5", "callbacks.checkpoints.every=3", "data.batch_size=8", "hardware.threads=1",
-       "hardware.precision=32", "optimization.ema=.9", *DYNAMICS, *PASSK]  # fmt: skip
+SFT = [
+    "experiment=sft",
+    "trainer=smoke",
+    "trainer.max_steps=5",
+    "trainer.val_check_interval=5",
+    "callbacks.checkpoints.every=3",
+    "data.batch_size=8",
+    "hardware.threads=1",
+    "hardware.precision=32",
+    "optimization.ema=.9",
+    *DYNAMICS,
+    *PASSK,
+]
 
 
 def contains_letters(self, prompts, completions):
@@ -238,11 +249,21 @@ def test_a_method_without_answers_is_one_line_before_the_first_step(monkeypatch)
     assert calls == [] and read_json("run/result.json")["status"] == "failed"
 
 
-@pytest.mark.parametrize("option, message", [
-    ("callbacks.dynamics.every=0", "callbacks.dynamics.every=0 must be at least 1"), ("callbacks.dynamics.measures.ks=[1,64]", r"callbacks.dynamics.measures.ks=\[1, 64\] must lie in 1 .. count=32"),
-    ("eval.passk.most=0", "eval.passk.most=0 must be at least 1"),
-    (f"eval.passk.measures.count={10**18}", "eval.passk.measures.count=1000000000000000000 must be at most 100,000"),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    "option, message",
+    [
+        ("callbacks.dynamics.every=0", "callbacks.dynamics.every=0 must be at least 1"),
+        (
+            "callbacks.dynamics.measures.ks=[1,64]",
+            r"callbacks.dynamics.measures.ks=\[1, 64\] must lie in 1 .. count=32",
+        ),
+        ("eval.passk.most=0", "eval.passk.most=0 must be at least 1"),
+        (
+            f"eval.passk.measures.count={10**18}",
+            "eval.passk.measures.count=1000000000000000000 must be at most 100,000",
+        ),
+    ],
+)
 def test_options_that_cannot_be(option, message):
     with pytest.raises(ValueError, match=message):
         compose(["experiment=sft", option])

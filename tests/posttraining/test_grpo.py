@@ -23,8 +23,15 @@ from research_stack.training.optimization import Optimization
 
 VOCAB = specials_last(9)
 LONGEST, GROUP = 5, 4
-LOSSES = [PolicyLoss("grpo"), PolicyLoss("dapo", 0.2, 0.28), PolicyLoss("dapo", 0.1, delta=1.3), PolicyLoss("bnpo", 0.05), PolicyLoss("dr_grpo"), PolicyLoss("gspo", 0.02, 0.03),
-          PolicyLoss("cispo", epsilon_high=1.1)]  # fmt: skip
+LOSSES = [
+    PolicyLoss("grpo"),
+    PolicyLoss("dapo", 0.2, 0.28),
+    PolicyLoss("dapo", 0.1, delta=1.3),
+    PolicyLoss("bnpo", 0.05),
+    PolicyLoss("dr_grpo"),
+    PolicyLoss("gspo", 0.02, 0.03),
+    PolicyLoss("cispo", epsilon_high=1.1),
+]
 PROMPTS = ([3], [0, 4, 2], [7, 1])
 
 
@@ -460,8 +467,16 @@ def test_truncated_completions_carry_no_loss(grpo, naive_laws, codec, loss):
     rows, denominator = method.prepare(batch(), draws())
     assert 0 < int(rows["ended"].sum()) < 12
     laws, references = (naive_laws(model, *texts(rows)) for model in (method.model, method.reference))
-    wanted = naive_loss(laws=laws, olds=logps(laws), advantages=naive_advantages(rows, codec, Vowels(), PROMPTS), counted=rows["ended"].tolist(),
-                        references=logps(references), beta=0.3, entropy=0.2, **settings(loss))  # fmt: skip
+    wanted = naive_loss(
+        laws=laws,
+        olds=logps(laws),
+        advantages=naive_advantages(rows, codec, Vowels(), PROMPTS),
+        counted=rows["ended"].tolist(),
+        references=logps(references),
+        beta=0.3,
+        entropy=0.2,
+        **settings(loss),
+    )
     found, parameters = whole_loss(method, rows, denominator), list(method.trained().values())
     torch.testing.assert_close(found, wanted, rtol=1e-6, atol=1e-7)
     for ours, theirs in zip(
@@ -688,9 +703,18 @@ def test_data_that_does_not_fit_is_refused(grpo, backbone, codec, tmp_path):
     data = TokenData(Expressions(high=9, answers=0), Bytes(), 4, batch_size=4, cache_dir=str(tmp_path))
     data.prepare()
     grpo(groups=4, minibatches=16).check_data(data)
-    for options, message in (({"groups": 5}, "method.groups=5 must be at most data.batch_size=4"), ({"minibatches": 17}, "method.minibatches=17 must be at most the 16 completions"),
-                             ({"groups": 2, "minibatches": 9}, "method.minibatches=9 must be at most the 8 completions"),
-                             ({"rollouts": Rollouts(15)}, "method.rollouts.length=15 behind the longest prompt of 2 tokens exceeds model.max_length=16; lower it to 14")):  # fmt: skip
+    for options, message in (
+        ({"groups": 5}, "method.groups=5 must be at most data.batch_size=4"),
+        ({"minibatches": 17}, "method.minibatches=17 must be at most the 16 completions"),
+        ({"groups": 2, "minibatches": 9}, "method.minibatches=9 must be at most the 8 completions"),
+        (
+            {"rollouts": Rollouts(15)},
+            (
+                "method.rollouts.length=15 behind the longest prompt of 2 tokens exceeds model.max_length=16; lower it"
+                " to 14"
+            ),
+        ),
+    ):
         with pytest.raises(ValueError, match=f"^{message}"):
             grpo(**options).check_data(data)
 

@@ -147,12 +147,25 @@ def test_a_run_begins_with_the_policy_of_another_one_and_so_does_its_reference(d
         assert read_json(f"mistake{len(message)}/result.json")["status"] == "failed"
 
 
-@pytest.mark.parametrize("worth, message", [
-    (lambda prompts, texts: np.full(len(texts), np.nan), "reward=expressions gave nan to 16 of 16 completions, the first one"),
-    (lambda prompts, texts: np.ones(3), r"reward=expressions returned shape \(3,\) for 16 completions, it must be \(16,\)"),
-    (lambda prompts, texts: [1.0] * len(texts), "reward=expressions returned a list, it must return a numpy array"),
-    (lambda prompts, texts: 1 / 0, "reward=expressions failed on prompt '[0-9]+=' and completion '.*': ZeroDivisionError: division by zero"),
-], ids=["nan", "shape", "type", "raises"])  # fmt: skip
+@pytest.mark.parametrize(
+    "worth, message",
+    [
+        (
+            lambda prompts, texts: np.full(len(texts), np.nan),
+            "reward=expressions gave nan to 16 of 16 completions, the first one",
+        ),
+        (
+            lambda prompts, texts: np.ones(3),
+            r"reward=expressions returned shape \(3,\) for 16 completions, it must be \(16,\)",
+        ),
+        (lambda prompts, texts: [1.0] * len(texts), "reward=expressions returned a list, it must return a numpy array"),
+        (
+            lambda prompts, texts: 1 / 0,
+            "reward=expressions failed on prompt '[0-9]+=' and completion '.*': ZeroDivisionError: division by zero",
+        ),
+    ],
+    ids=["nan", "shape", "type", "raises"],
+)
 def test_a_reward_that_breaks_its_contract_is_one_line_and_a_failed_run(monkeypatch, worth, message):
     monkeypatch.setattr(Expressions, "__call__", lambda self, prompts, texts: worth(prompts, texts))
     with pytest.raises(ValueError, match=f"^{message}[^\n]*$"):

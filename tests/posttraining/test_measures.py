@@ -217,8 +217,11 @@ def test_a_reward_that_fails_or_breaks_its_contract_raises(policy, codec):
         def __call__(self, prompts, completions):
             return self.how(completions)
 
-    for how, message in ((lambda texts: 1 / 0, "reward=vowels failed on prompt 'ab' and completion .*: ZeroDivisionError"), (lambda texts: np.full(len(texts), np.nan), "reward=vowels gave nan"),
-                         (lambda texts: np.ones(2), r"reward=vowels returned shape \(2,\)")):  # fmt: skip
+    for how, message in (
+        (lambda texts: 1 / 0, "reward=vowels failed on prompt 'ab' and completion .*: ZeroDivisionError"),
+        (lambda texts: np.full(len(texts), np.nan), "reward=vowels gave nan"),
+        (lambda texts: np.ones(2), r"reward=vowels returned shape \(2,\)"),
+    ):
         with pytest.raises(RewardError, match=message):
             made(reward=Breaks(how))(policy, codec, PROMPTS, 3)
 
@@ -254,10 +257,16 @@ def test_as_json_has_null_where_nothing_is_known():
 
 
 # ------------------------------------------------------------------------------------------------------- options
-@pytest.mark.parametrize("options, message", [
-    ({"count": 1, "ks": (1,)}, "count=1 must be at least 2"), ({"ks": (1, 9)}, r"ks=\(1, 9\) must lie in 1 .. count=8"), ({"ks": ()}, r"ks=\(\) must lie in 1 .. count=8"),
-    ({"ks": (0, 1)}, r"ks=\(0, 1\) must lie in"), ({"unit": "token"}, "unit=token must be word or char"),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    "options, message",
+    [
+        ({"count": 1, "ks": (1,)}, "count=1 must be at least 2"),
+        ({"ks": (1, 9)}, r"ks=\(1, 9\) must lie in 1 .. count=8"),
+        ({"ks": ()}, r"ks=\(\) must lie in 1 .. count=8"),
+        ({"ks": (0, 1)}, r"ks=\(0, 1\) must lie in"),
+        ({"unit": "token"}, "unit=token must be word or char"),
+    ],
+)
 def test_options_that_cannot_be(options, message):
     with pytest.raises(ValueError, match=f"^{message}"):
         made(**options)

@@ -12,8 +12,15 @@ from research_stack.posttraining.objectives import PolicyLoss, k3
 from research_stack.streams import generator
 
 NAN = math.nan
-EVERY = [PolicyLoss("grpo"), PolicyLoss("dapo", 0.2, 0.28), PolicyLoss("bnpo"), PolicyLoss("dr_grpo", delta=1.5), PolicyLoss("gspo", 0.02, 0.03),
-         PolicyLoss("gspo", delta=1.3), PolicyLoss("cispo", epsilon_high=1.2)]  # fmt: skip
+EVERY = [
+    PolicyLoss("grpo"),
+    PolicyLoss("dapo", 0.2, 0.28),
+    PolicyLoss("bnpo"),
+    PolicyLoss("dr_grpo", delta=1.5),
+    PolicyLoss("gspo", 0.02, 0.03),
+    PolicyLoss("gspo", delta=1.3),
+    PolicyLoss("cispo", epsilon_high=1.2),
+]
 
 
 def padded(rows, with_=NAN):
@@ -51,8 +58,13 @@ def random_batch(B=6, T=7, shift=0.4):
     logp, noise, other = (torch.rand(B, T, generator=rng, dtype=torch.float64) for _ in range(3))
     length = torch.tensor([7, 3, 1, 5, 2, 6])
     logp = -2 * logp
-    return {"logp": logp, "old": logp + shift * (2 * noise - 1), "ref": logp + 2 * other - 1, "mask": torch.arange(T) < length[:, None],
-            "advantage": torch.tensor([1.3, -0.7, 0.4, -1.1, 0.9, -0.2], dtype=torch.float64)}  # fmt: skip
+    return {
+        "logp": logp,
+        "old": logp + shift * (2 * noise - 1),
+        "ref": logp + 2 * other - 1,
+        "mask": torch.arange(T) < length[:, None],
+        "advantage": torch.tensor([1.3, -0.7, 0.4, -1.1, 0.9, -0.2], dtype=torch.float64),
+    }
 
 
 # --------------------------------------------------------------------------------------------------- vectors
@@ -253,9 +265,15 @@ def test_the_clipped_objective_is_the_smaller_of_two(policy):
         torch.testing.assert_close(found, expected, atol=1e-12, rtol=0)
 
 
-@pytest.mark.parametrize("policy, sign", [
-    (PolicyLoss("grpo"), 1), (PolicyLoss("grpo", delta=1.3), -1), (PolicyLoss("gspo"), 1), (PolicyLoss("gspo", delta=1.3), -1),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    "policy, sign",
+    [
+        (PolicyLoss("grpo"), 1),
+        (PolicyLoss("grpo", delta=1.3), -1),
+        (PolicyLoss("gspo"), 1),
+        (PolicyLoss("gspo", delta=1.3), -1),
+    ],
+)
 def test_a_ratio_beyond_all_numbers_is_cut_without_nan(policy, sign):
     logp = torch.tensor([[-1.0, -1.0]], requires_grad=True)
     found, cut = policy.per_token(
@@ -282,17 +300,23 @@ def test_behind_the_end_of_a_completion_each_token_is_nothing(policy):
 
 
 # -------------------------------------------------------------------------------------------------- refusals
-@pytest.mark.parametrize("arguments, message", [
-    ({"epsilon": 1.0}, "epsilon=1.0 must lie in"), ({"epsilon_high": -0.1}, "epsilon_high=-0.1 must be positive"),
-    ({"epsilon": NAN}, "epsilon=nan must lie in"), ({"epsilon_high": NAN}, "epsilon_high=nan must be positive"),
-    ({"epsilon_high": math.inf}, "epsilon_high=inf must be positive and at most 1000"),
-    ({"delta": NAN}, "delta=nan must be"),
-    ({"delta": math.inf}, "delta=inf must be above 1 . epsilon=1.2 and at most 1000"),
-    ({"kind": "cispo"}, "epsilon_high=None must be at least 1 for kind=cispo"),
-    ({"kind": "cispo", "epsilon_high": 0.28}, "epsilon_high=0.28 must be at least 1"),
-    ({"kind": "cispo", "epsilon_high": 5.0, "delta": 9.0}, "delta=9.0 must be null for kind=cispo"), ({"delta": 1.1}, "delta=1.1 must be above 1 . epsilon"),
-    ({"delta": 1.25, "epsilon_high": 0.28}, "delta=1.25 must be above 1 . epsilon_high"),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    "arguments, message",
+    [
+        ({"epsilon": 1.0}, "epsilon=1.0 must lie in"),
+        ({"epsilon_high": -0.1}, "epsilon_high=-0.1 must be positive"),
+        ({"epsilon": NAN}, "epsilon=nan must lie in"),
+        ({"epsilon_high": NAN}, "epsilon_high=nan must be positive"),
+        ({"epsilon_high": math.inf}, "epsilon_high=inf must be positive and at most 1000"),
+        ({"delta": NAN}, "delta=nan must be"),
+        ({"delta": math.inf}, "delta=inf must be above 1 . epsilon=1.2 and at most 1000"),
+        ({"kind": "cispo"}, "epsilon_high=None must be at least 1 for kind=cispo"),
+        ({"kind": "cispo", "epsilon_high": 0.28}, "epsilon_high=0.28 must be at least 1"),
+        ({"kind": "cispo", "epsilon_high": 5.0, "delta": 9.0}, "delta=9.0 must be null for kind=cispo"),
+        ({"delta": 1.1}, "delta=1.1 must be above 1 . epsilon"),
+        ({"delta": 1.25, "epsilon_high": 0.28}, "delta=1.25 must be above 1 . epsilon_high"),
+    ],
+)
 def test_bad_arguments_are_refused_when_built_and_before(arguments, message):
     node = {"_target_": "research_stack.posttraining.objectives.PolicyLoss", **arguments}
     with pytest.raises(ValueError, match=f"loss.{message}"):

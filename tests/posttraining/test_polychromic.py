@@ -393,14 +393,17 @@ def test_what_is_worth_nothing_adds_nothing_to_the_surrogate(make):
 # ---------------------------------------------------------------------------------------------------- what is refused
 def test_options_that_cannot_be(make):
     for options, message in (
-        ({"group": 1}, "group=1 must be at least 2: diversity is a property of several answers"), ({"weight": 0.0}, "weight=0.0 must be above 0; without diversity it is experiment=sft"),
-        ({"weight": -0.5}, "weight=-0.5 must be above 0"), ({"weight": math.nan}, "weight=nan must be above 0"),
-        ({"weight": math.inf}, "weight=inf must be at most 1000"), ({"warmup": math.nan}, "warmup=nan must lie in"),
+        ({"group": 1}, "group=1 must be at least 2: diversity is a property of several answers"),
+        ({"weight": 0.0}, "weight=0.0 must be above 0; without diversity it is experiment=sft"),
+        ({"weight": -0.5}, "weight=-0.5 must be above 0"),
+        ({"weight": math.nan}, "weight=nan must be above 0"),
+        ({"weight": math.inf}, "weight=inf must be at most 1000"),
+        ({"warmup": math.nan}, "warmup=nan must lie in"),
         ({"group": 10**18}, "group=1000000000000000000 must be at most 10,000"),
         ({"estimator": "hard"}, "estimator=hard must be score or soft"),
         ({"warmup": 1.0}, r"warmup=1.0 must lie in \[0, 1\)"),
         ({"group": 2}, "size=2 must be less than group=2"),
-    ):  # fmt: skip
+    ):
         with pytest.raises(ValueError, match=f"^{message}"):
             make(**options)
     with pytest.raises(
@@ -429,8 +432,9 @@ def test_batches_that_are_not_of_whole_groups(tmp_path, alone):
         model = Transformer(data.vocab.size, dim=8, layers=1, heads=2, causal=True, max_length=32)
         optimization = Optimization(accumulate=options.pop("accumulate", 1))
         rollouts, advantage = Rollouts(options.pop("length", 4)), SetMarginal("polychromic", 2)
-        method = PolychromicSFT(model, data.vocab, data.codec, optimization, 1, rollouts, advantage, Worth(),
-                                group=group, **options)  # fmt: skip
+        method = PolychromicSFT(
+            model, data.vocab, data.codec, optimization, 1, rollouts, advantage, Worth(), group=group, **options
+        )
         method.check_data(data)
         method.check_devices(data, 1)
 

@@ -167,11 +167,19 @@ def test_dropout_leaves_out_the_units_whose_numbers_are_below_it():
     assert torch.equal(model.train()(x), model.eval()(x)) and not torch.equal(model(x, u), model(x))
 
 
-@pytest.mark.parametrize("options, message", [
-    ({}, "inputs=null: this data gives tokens"), ({"inputs": 0}, "inputs=0 must be at least 1"), ({"inputs": 4, "hidden": [0]}, r"hidden=\[0\] must be"),
-    ({"inputs": 4, "hidden": [10**18]}, r"hidden=\[1000000000000000000\] must be numbers of units, each at most 1,000,000"),
-    ({"inputs": 4, "dropout": 1.0}, r"dropout=1.0 must lie in \[0, 1\)"),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    "options, message",
+    [
+        ({}, "inputs=null: this data gives tokens"),
+        ({"inputs": 0}, "inputs=0 must be at least 1"),
+        ({"inputs": 4, "hidden": [0]}, r"hidden=\[0\] must be"),
+        (
+            {"inputs": 4, "hidden": [10**18]},
+            r"hidden=\[1000000000000000000\] must be numbers of units, each at most 1,000,000",
+        ),
+        ({"inputs": 4, "dropout": 1.0}, r"dropout=1.0 must lie in \[0, 1\)"),
+    ],
+)
 def test_a_wrong_regressor_is_one_line(options, message):
     with pytest.raises(ValueError, match=message):
         Regressor(**options)
@@ -273,8 +281,12 @@ def test_each_text_is_embedded_once_and_the_cache_asks_no_more(tmp_path):
 
 
 def test_the_fingerprint_changes_with_all_that_changes_rows(tmp_path):
-    found = [pairs(tmp_path), pairs(tmp_path, encoder=Counting("other")), pairs(tmp_path, Replies(change={"value": 99.0})),
-             pairs(tmp_path, validation_fraction=0.3)]  # fmt: skip
+    found = [
+        pairs(tmp_path),
+        pairs(tmp_path, encoder=Counting("other")),
+        pairs(tmp_path, Replies(change={"value": 99.0})),
+        pairs(tmp_path, validation_fraction=0.3),
+    ]
     assert len({data.fingerprint for data in found}) == 4
     assert pairs(tmp_path, seed=9, batch_size=4).fingerprint == found[0].fingerprint
 
@@ -299,11 +311,16 @@ def test_validation_rows_are_spread(tmp_path, data):
     assert len(few) == 5 and set(few.target_N) <= set(data.validation.target_N) and len(set(few.group_N)) > 1
 
 
-@pytest.mark.parametrize("change, message", [
-    ({"value": None}, "source: line 8 has no engagement"), ({"value": math.nan}, "source: line 8 has the engagement nan"),
-    ({"value": -1.0}, "source: line 8 has the engagement -1.0, it must be a finite number of at least 0"), ({"prompt": None}, "source: line 8 has no prompt"),
-    ({"prompt": " "}, "source: line 8 has no prompt"),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    "change, message",
+    [
+        ({"value": None}, "source: line 8 has no engagement"),
+        ({"value": math.nan}, "source: line 8 has the engagement nan"),
+        ({"value": -1.0}, "source: line 8 has the engagement -1.0, it must be a finite number of at least 0"),
+        ({"prompt": None}, "source: line 8 has no prompt"),
+        ({"prompt": " "}, "source: line 8 has no prompt"),
+    ],
+)
 def test_a_wrong_pair_is_one_line_that_says_where(tmp_path, change, message):
     with pytest.raises(ValueError, match=message) as caught:
         pairs(tmp_path, Replies(change=change))
@@ -357,8 +374,17 @@ def trained(data, folder, steps=300, **options):
         **data.for_method(),
         **options,
     )
-    trainer = lightning.Trainer(max_steps=steps, accelerator="cpu", logger=False, enable_progress_bar=False, enable_model_summary=False,
-                                plugins=[AtomicCheckpointIO()], default_root_dir=folder, limit_val_batches=0, enable_checkpointing=False)  # fmt: skip
+    trainer = lightning.Trainer(
+        max_steps=steps,
+        accelerator="cpu",
+        logger=False,
+        enable_progress_bar=False,
+        enable_model_summary=False,
+        plugins=[AtomicCheckpointIO()],
+        default_root_dir=folder,
+        limit_val_batches=0,
+        enable_checkpointing=False,
+    )
     trainer.fit(module, data.train_dataloader())
     trainer.save_checkpoint(folder / "checkpoints" / "last.ckpt")
     return module
@@ -459,8 +485,17 @@ def test_ranking_within_a_prompt_by_enumeration():
 def test_the_card_says_what_it_was_made_of(run):
     data, module, folder, metrics = run
     text = (folder / "reward_card.md").read_text()
-    for part in (data.fingerprint, "counting", "12 -> 32 -> 1", "by prompt", f"{metrics['pearson']:.3f} ({metrics['pearson_low']:.3f} to", "log(1 + engagement)",
-                 f"{data.target_mean:.4f} and {data.target_std:.4f}", LENGTH, "not whether a reply is true"):  # fmt: skip
+    for part in (
+        data.fingerprint,
+        "counting",
+        "12 -> 32 -> 1",
+        "by prompt",
+        f"{metrics['pearson']:.3f} ({metrics['pearson_low']:.3f} to",
+        "log(1 + engagement)",
+        f"{data.target_mean:.4f} and {data.target_std:.4f}",
+        LENGTH,
+        "not whether a reply is true",
+    ):
         assert part in text, part
     assert "SYNTHETIC" not in text
 
@@ -525,9 +560,18 @@ def finished(folder, encoder_path, steps=3, method_target=METHOD):
     encoder = SentenceEncoder(str(encoder_path), max_length=40)
     data = pairs(folder, encoder=encoder)
     config = {
-        "name": "reward", "seed": 1, "method": {"_target_": method_target}, "model": {"_target_": "research_stack.backbones.regressor.Regressor", "hidden": [32]},
-        "data": {"encoder": {"_target_": "research_stack.backbones.sentence.SentenceEncoder", "path": str(encoder_path), "max_length": 40}},
-    }  # fmt: skip
+        "name": "reward",
+        "seed": 1,
+        "method": {"_target_": method_target},
+        "model": {"_target_": "research_stack.backbones.regressor.Regressor", "hidden": [32]},
+        "data": {
+            "encoder": {
+                "_target_": "research_stack.backbones.sentence.SentenceEncoder",
+                "path": str(encoder_path),
+                "max_length": 40,
+            }
+        },
+    }
     (folder / "config.yaml").write_text(yaml.safe_dump(config))
     (folder / "run.json").write_text(json.dumps({"data": data.describe()}))
     return data, trained(data, folder, steps)
@@ -541,8 +585,17 @@ def bert(tmp_path_factory):
 
     folder = tmp_path_factory.mktemp("encoder")
     torch.manual_seed(0)
-    BertModel(BertConfig(vocab_size=40, hidden_size=16, num_hidden_layers=1, num_attention_heads=2, intermediate_size=16, max_position_embeddings=40,
-                         pad_token_id=0)).save_pretrained(folder)  # fmt: skip
+    BertModel(
+        BertConfig(
+            vocab_size=40,
+            hidden_size=16,
+            num_hidden_layers=1,
+            num_attention_heads=2,
+            intermediate_size=16,
+            max_position_embeddings=40,
+            pad_token_id=0,
+        )
+    ).save_pretrained(folder)
     tokenizer = Tokenizer(
         models.WordLevel(
             {word: i for i, word in enumerate(["[PAD]", "[UNK]", "reply", "prompt", *WORDS])}, unk_token="[UNK]"
@@ -633,14 +686,19 @@ def test_the_experiment_composes_and_passes_the_static_check(overrides, tmp_path
     assert cfg.trainer.max_steps == (20 if "trainer=smoke" in overrides else 300)
 
 
-@pytest.mark.parametrize("override, message", [
-    ("method.loss=mae", "method.loss=mae must be one of mse, huber"), ("model.dropout=1.5", r"model.dropout=1.5 must lie in \[0, 1\)"),
-    (f"eval.reward.bins={10**18}", "eval.reward.bins=1000000000000000000 must be at most 10,000"),
-    ("eval.reward.ridge=inf", "eval.reward.ridge=inf must be a finite number"),
-    ("method.delta=nan", "method.delta=nan must be a finite number"),
-    ("eval.reward.bins=1", "eval.reward.bins=1 must be at least 2"), ("data.validation_fraction=0", "data.validation_fraction=0 must lie between 0 and 1"),
-    ("data.source.noise=-1", r"data.source.noise=-1 must lie in \[0, 10\]"),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    "override, message",
+    [
+        ("method.loss=mae", "method.loss=mae must be one of mse, huber"),
+        ("model.dropout=1.5", r"model.dropout=1.5 must lie in \[0, 1\)"),
+        (f"eval.reward.bins={10**18}", "eval.reward.bins=1000000000000000000 must be at most 10,000"),
+        ("eval.reward.ridge=inf", "eval.reward.ridge=inf must be a finite number"),
+        ("method.delta=nan", "method.delta=nan must be a finite number"),
+        ("eval.reward.bins=1", "eval.reward.bins=1 must be at least 2"),
+        ("data.validation_fraction=0", "data.validation_fraction=0 must lie between 0 and 1"),
+        ("data.source.noise=-1", r"data.source.noise=-1 must lie in \[0, 10\]"),
+    ],
+)
 def test_a_mistake_in_the_config_comes_before_the_run(override, message):
     with pytest.raises(ValueError, match=message):
         compose(["experiment=reward", override])

@@ -33,18 +33,24 @@ PROMPTS, TEXTS = ["a", "b", "c"], ["x", "y", "z"]
 
 
 # ------------------------------------------------------------------------------------------------- the contract
-@pytest.mark.parametrize("result, message", [
-    (np.zeros(2), r"returned shape \(2,\) for 3 completions, it must be \(3,\)"),
-    (np.zeros((3, 1)), r"returned shape \(3, 1\) for 3 completions"),
-    (np.array([0.0, np.nan, 1.0]), r"gave nan to 1 of 3 completions, the first one 'y' to the prompt 'b'; rewards must be finite"),
-    (np.array([0.0, 1.0, -np.inf]), r"gave -inf to 1 of 3 completions, the first one 'z'"),
-    ([0.0, 1.0, 2.0], "returned a list, it must return a numpy array"),
-    (None, "returned a NoneType"),
-    (0.5, "returned a float"),
-    (np.array(["1", "2", "3"]), "returned an array of <U1, it must hold real numbers"),
-    (np.zeros(3, dtype=complex), "returned an array of complex128"),
-    (np.array([1, 2, 3], dtype=object), "returned an array of object"),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    "result, message",
+    [
+        (np.zeros(2), r"returned shape \(2,\) for 3 completions, it must be \(3,\)"),
+        (np.zeros((3, 1)), r"returned shape \(3, 1\) for 3 completions"),
+        (
+            np.array([0.0, np.nan, 1.0]),
+            r"gave nan to 1 of 3 completions, the first one 'y' to the prompt 'b'; rewards must be finite",
+        ),
+        (np.array([0.0, 1.0, -np.inf]), r"gave -inf to 1 of 3 completions, the first one 'z'"),
+        ([0.0, 1.0, 2.0], "returned a list, it must return a numpy array"),
+        (None, "returned a NoneType"),
+        (0.5, "returned a float"),
+        (np.array(["1", "2", "3"]), "returned an array of <U1, it must hold real numbers"),
+        (np.zeros(3, dtype=complex), "returned an array of complex128"),
+        (np.array([1, 2, 3], dtype=object), "returned an array of object"),
+    ],
+)
 def test_a_broken_contract_is_one_line(result, message):
     with pytest.raises(ValueError, match=message) as caught:
         called(Given(result), PROMPTS, TEXTS)
@@ -107,11 +113,32 @@ def test_long_and_broken_texts_are_shown_in_one_short_line():
 
 
 # -------------------------------------------------------------------------------------------------- expressions
-@pytest.mark.parametrize("n, text, worth", [
-    (13, "3*4+1", 1), (13, "13", 0), (13, "(13)", 0), (13, "12+1+0", 1), (13, "1/3*39", 1), (13, "(1+12", 0), (13, "3*4+2", 0), (13, "", 0),
-    (13, "13+", 0), (13, "12++1", 0), (13, "14-1 ", 0), (13, "13/0", 0), (13, "013+0", 0), (13, "1e1+3", 0), (13, "__import__('os')", 0),
-    (8, "2**3", 0), (7, "(15-1)/2", 1), (7, "15/2", 0), (0, "1-1", 1), (3, "2-5", 0), (1, "3*(1/3)", 1),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    "n, text, worth",
+    [
+        (13, "3*4+1", 1),
+        (13, "13", 0),
+        (13, "(13)", 0),
+        (13, "12+1+0", 1),
+        (13, "1/3*39", 1),
+        (13, "(1+12", 0),
+        (13, "3*4+2", 0),
+        (13, "", 0),
+        (13, "13+", 0),
+        (13, "12++1", 0),
+        (13, "14-1 ", 0),
+        (13, "13/0", 0),
+        (13, "013+0", 0),
+        (13, "1e1+3", 0),
+        (13, "__import__('os')", 0),
+        (8, "2**3", 0),
+        (7, "(15-1)/2", 1),
+        (7, "15/2", 0),
+        (0, "1-1", 1),
+        (3, "2-5", 0),
+        (1, "3*(1/3)", 1),
+    ],
+)
 def test_only_a_true_expression_is_worth_something(n, text, worth):
     assert Expressions()([f"{n}="], [text]).tolist() == [worth]
 

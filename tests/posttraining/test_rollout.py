@@ -182,14 +182,20 @@ def test_what_does_not_fit_is_one_line(model):
         Rollouts(2)(model, VOCAB, BIAS, [PROMPTS[0], PROMPTS[0][:0]], uniforms(2, 2, 2))
 
 
-@pytest.mark.parametrize(("arguments", "line"), [
-    ({"length": 10**18}, f"length={10**18} must be at most"),
-    ({"temperature": math.nan}, "temperature=nan must be above 0"),
-    ({"temperature": math.inf}, "temperature=inf must be at least 1e-06 and at most"),
-    ({"top_p": math.nan}, "top_p=nan must"),
-    ({"temperature": 1e-30}, "temperature=1e-30 must be at least 1e-06"),
-    ({"length": 0}, "length=0 must be"), ({"temperature": 0.0}, "temperature=0.0 must be"), ({"top_p": 0.0}, "top_p=0.0 must"), ({"top_p": 1.1}, "top_p=1.1 must"),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    ("arguments", "line"),
+    [
+        ({"length": 10**18}, f"length={10**18} must be at most"),
+        ({"temperature": math.nan}, "temperature=nan must be above 0"),
+        ({"temperature": math.inf}, "temperature=inf must be at least 1e-06 and at most"),
+        ({"top_p": math.nan}, "top_p=nan must"),
+        ({"temperature": 1e-30}, "temperature=1e-30 must be at least 1e-06"),
+        ({"length": 0}, "length=0 must be"),
+        ({"temperature": 0.0}, "temperature=0.0 must be"),
+        ({"top_p": 0.0}, "top_p=0.0 must"),
+        ({"top_p": 1.1}, "top_p=1.1 must"),
+    ],
+)
 def test_arguments_are_checked(arguments, line):
     with pytest.raises(ValueError, match=f"^{line}"):
         Rollouts(**arguments)

@@ -13,8 +13,10 @@ THETA = torch.tensor([0.3, -0.5, 1.1], dtype=torch.float64)
 REWARD = torch.tensor([1.0, 0.0, 0.6], dtype=torch.float64)
 APART = torch.tensor([[0, 0.3, 1.1], [0.3, 0, 0.8], [1.1, 0.8, 0]], dtype=torch.float64)
 VECTORS = {
-    "mean": [0.09919128, -0.0777012, -0.02149008], "max": [0.12021905, -0.03512113, -0.08509792], "polychromic": [0.11115832, -0.00577982, -0.1053785],
-}  # fmt: skip
+    "mean": [0.09919128, -0.0777012, -0.02149008],
+    "max": [0.12021905, -0.03512113, -0.08509792],
+    "polychromic": [0.11115832, -0.00577982, -0.1053785],
+}
 CASES = [
     (o, d)
     for o in ("mean", "max", "polychromic", "diversity")

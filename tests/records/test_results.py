@@ -20,8 +20,14 @@ from omegaconf import OmegaConf
 from research_stack.records import results
 from research_stack.records.results import Result, RunFolder
 
-CONFIG = {"name": "flowlm", "seed": 1, "task": "train", "model": {"_target_": "x.Y", "dim": 128, "dropout": 0.0},
-          "hardware": {"precision": "bf16-mixed", "devices": 1, "resources": {"gpus": 0}}, "trainer": {"max_steps": 10}}  # fmt: skip
+CONFIG = {
+    "name": "flowlm",
+    "seed": 1,
+    "task": "train",
+    "model": {"_target_": "x.Y", "dim": 128, "dropout": 0.0},
+    "hardware": {"precision": "bf16-mixed", "devices": 1, "resources": {"gpus": 0}},
+    "trainer": {"max_steps": 10},
+}
 
 
 def full(*_, **__):
@@ -51,7 +57,9 @@ signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
 results.write_json(folder + "/a.json", "old")
 results.append_jsonl(folder + "/b.jsonl", {"old": "x" * 50})
 resource.setrlimit(resource.RLIMIT_FSIZE, (100, 100))
-for write in (lambda: results.write_json(folder + "/a.json", "x" * 1000), lambda: results.append_jsonl(folder + "/b.jsonl", {"new": "x" * 1000})):
+writes = (lambda: results.write_json(folder + "/a.json", "x" * 1000),
+          lambda: results.append_jsonl(folder + "/b.jsonl", {"new": "x" * 1000}))
+for write in writes:
     try:
         write()
     except OSError as error:
@@ -204,19 +212,43 @@ def changed(key, value):
     return config
 
 
-@pytest.mark.parametrize("key, value", [
-    ("task", "eval"), ("run", "x"), ("prompt", "hello"), ("dry_run", True), ("name", "other"), ("logger", {"wandb": {"project": "x"}}),
-    ("callbacks", {"x": 1}), ("hardware.devices", 8), ("hardware.resources.gpus", 4), ("launcher", "slurm"), ("data.cache_dir", "/tmp"),
-    ("trainer.log_every_n_steps", 5), ("model.dropout", 0), ("model.dim", 128.0),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    "key, value",
+    [
+        ("task", "eval"),
+        ("run", "x"),
+        ("prompt", "hello"),
+        ("dry_run", True),
+        ("name", "other"),
+        ("logger", {"wandb": {"project": "x"}}),
+        ("callbacks", {"x": 1}),
+        ("hardware.devices", 8),
+        ("hardware.resources.gpus", 4),
+        ("launcher", "slurm"),
+        ("data.cache_dir", "/tmp"),
+        ("trainer.log_every_n_steps", 5),
+        ("model.dropout", 0),
+        ("model.dim", 128.0),
+    ],
+)
 def test_what_changes_no_number_changes_no_hash(key, value):
     assert results.config_hash(changed(key, value)) == results.config_hash(CONFIG)
 
 
-@pytest.mark.parametrize("key, value", [
-    ("seed", 2), ("model.dim", 256), ("model.dropout", 0.1), ("model.new", None), ("hardware.precision", "32-true"), ("model._target_", "x.Z"),
-    ("trainer.max_steps", 11), ("model.dim", "128"), ("model.dropout", False),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    "key, value",
+    [
+        ("seed", 2),
+        ("model.dim", 256),
+        ("model.dropout", 0.1),
+        ("model.new", None),
+        ("hardware.precision", "32-true"),
+        ("model._target_", "x.Z"),
+        ("trainer.max_steps", 11),
+        ("model.dim", "128"),
+        ("model.dropout", False),
+    ],
+)
 def test_what_changes_a_number_changes_the_hash(key, value):
     assert results.config_hash(changed(key, value)) != results.config_hash(CONFIG)
 

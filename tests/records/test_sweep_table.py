@@ -10,10 +10,16 @@ from research_stack.records.results import RunFolder
 
 HYBRID = {"_target_": "research_stack.corruption.Hybrid", "mask_ratio": 0.5, "corruption_rate": 0.2}
 SAMPLERS = {
-    name: {"_target_": "research_stack.sampling.Sampler", **{part: {"_target_": f"research_stack.sampling.{name}{part}"} for part in
-           ("init", "proposer", "selector", "committer", "stopper")}, **extra}
+    name: {
+        "_target_": "research_stack.sampling.Sampler",
+        **{
+            part: {"_target_": f"research_stack.sampling.{name}{part}"}
+            for part in ("init", "proposer", "selector", "committer", "stopper")
+        },
+        **extra,
+    }
     for name, extra in {"llada": {"steps": 64}, "flowlm": {"threshold": 0.9}}.items()
-}  # fmt: skip
+}
 
 
 def make(folder, seed=1, metrics=None, status="ok", error="boom", name="flowlm", **nodes):
@@ -73,9 +79,17 @@ def test_one_seed_has_no_error(tmp_path):
 
 
 def test_a_grid_without_what_does_not_matter(tmp_path):
-    runs = [make(tmp_path / f"{m}-{r}-{threads}", 1, {"b": m + r}, corruption=HYBRID | {"mask_ratio": m, "corruption_rate": r},
-                 hardware={"threads": threads}, logger={"x": threads})
-            for (m, r), threads in zip([(0.3, 0), (0.3, 0.2), (0.5, 0), (0.5, 0.2)], (1, 2, 3, 4), strict=True)]  # fmt: skip
+    runs = [
+        make(
+            tmp_path / f"{m}-{r}-{threads}",
+            1,
+            {"b": m + r},
+            corruption=HYBRID | {"mask_ratio": m, "corruption_rate": r},
+            hardware={"threads": threads},
+            logger={"x": threads},
+        )
+        for (m, r), threads in zip([(0.3, 0), (0.3, 0.2), (0.5, 0), (0.5, 0.2)], (1, 2, 3, 4), strict=True)
+    ]
     table = sweep_table.collect(runs)
     assert table.axes == ["corruption.mask_ratio", "corruption.corruption_rate"]
     assert len(table.rows) == 4
@@ -151,8 +165,18 @@ def test_an_ablation_is_one_axis_by_its_name_beside_others(tmp_path):
 
 
 def test_experiments_are_told_apart_by_name(tmp_path):
-    runs = [make(tmp_path / name, 1, {"b": len(name)}, name=name, sampler=node, method={"_target_": f"research_stack.{name}"},
-                 corruption=HYBRID | {"_target_": f"research_stack.{name}C"}) for name, node in SAMPLERS.items()]  # fmt: skip
+    runs = [
+        make(
+            tmp_path / name,
+            1,
+            {"b": len(name)},
+            name=name,
+            sampler=node,
+            method={"_target_": f"research_stack.{name}"},
+            corruption=HYBRID | {"_target_": f"research_stack.{name}C"},
+        )
+        for name, node in SAMPLERS.items()
+    ]
     table = sweep_table.collect(runs)
     assert table.axes == ["name"]
     assert [row.settings["name"] for row in table.rows] == ["flowlm", "llada"]
@@ -314,9 +338,23 @@ def test_the_table_loads_back(tmp_path):
     assert sweep_table.SweepTable.load(tmp_path / "empty" / "results.json") == empty
 
 
-@pytest.mark.parametrize("value", [
-    {"a": [1, 2.5, "x", None, True]}, (1, (2, 3)), {"$path": "no path"}, {"": {}}, math.inf, -math.inf, {1: "one"}, [], {}, 1e300, 2**70, "ü\u2028\U0001f600",
-])  # fmt: skip
+@pytest.mark.parametrize(
+    "value",
+    [
+        {"a": [1, 2.5, "x", None, True]},
+        (1, (2, 3)),
+        {"$path": "no path"},
+        {"": {}},
+        math.inf,
+        -math.inf,
+        {1: "one"},
+        [],
+        {},
+        1e300,
+        2**70,
+        "ü\u2028\U0001f600",
+    ],
+)
 def test_values_are_packed_and_unpacked(value):
     again = sweep_table.unpacked(results.json.loads(results.to_json(sweep_table.packed(value))))
     assert again == value and type(again) is type(value)

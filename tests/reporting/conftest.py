@@ -9,8 +9,10 @@ import random
 
 import pytest
 
-WORDS = ("The function returns a new list of the items that are in the given mapping , and raises ValueError if "
-         "no key is found . When the argument is None the default value of the module is used instead").split()  # fmt: skip
+WORDS = (
+    "The function returns a new list of the items that are in the given mapping , and raises ValueError if "
+    "no key is found . When the argument is None the default value of the module is used instead"
+).split()
 
 
 def metrics_rows(steps, seed=0, start=7.6, end=4.6, spike=None):
@@ -49,24 +51,60 @@ def fake_film(name, length=64, steps=24, seed=0, edits=True, text=None):
 
 
 LIKELIHOOD = [
-    ("hybrid p_u=0.05 (matched)", "upper bound, headline", 4.912, 4.861, 4.963), ("absorbing", "upper bound", 5.034, 4.98, 5.088),
-    ("unigram", "baseline", 6.421, 6.371, 6.471), ("trigram", "baseline", 5.288, 5.241, 5.335),
-]  # fmt: skip
+    ("hybrid p_u=0.05 (matched)", "upper bound, headline", 4.912, 4.861, 4.963),
+    ("absorbing", "upper bound", 5.034, 4.98, 5.088),
+    ("unigram", "baseline", 6.421, 6.371, 6.471),
+    ("trigram", "baseline", 5.288, 5.241, 5.335),
+]
 CONFIG = {
-    "name": "flowlm", "seed": 1,
-    "method": {"_target_": "research_stack.flowlm.module.FlowLM", "loss": {"positions": "all", "weight": "none", "normalize": "positions"}},
-    "corruption": {"_target_": "research_stack.corruption.modes.Absolute", "mask_ratio": [0.0, 0.9], "corruption_rate": [0.0, 0.1]},
-    "trainer": {"max_steps": 700}, "optimization": {"lr": 0.003, "clip": 1.0},
-}  # fmt: skip
+    "name": "flowlm",
+    "seed": 1,
+    "method": {
+        "_target_": "research_stack.flowlm.module.FlowLM",
+        "loss": {"positions": "all", "weight": "none", "normalize": "positions"},
+    },
+    "corruption": {
+        "_target_": "research_stack.corruption.modes.Absolute",
+        "mask_ratio": [0.0, 0.9],
+        "corruption_rate": [0.0, 0.1],
+    },
+    "trainer": {"max_steps": 700},
+    "optimization": {"lr": 0.003, "clip": 1.0},
+}
 RUN = {
-    "command": "research-stack corruption.mask_ratio=[.0,.9]", "name": "flowlm", "seed": 1, "hash": "3f1b2c4d5e6f",
-    "git": {"sha": "0123456789abcdef0123456789abcdef01234567", "branch": "main", "dirty": True, "untracked": [], "diff": "diff.patch"},
-    "python": "3.12.4", "versions": {"torch": "2.13.0", "lightning": "2.6.6", "hydra-core": "1.3.8"},
-    "machine": {"host": "box", "platform": "Linux", "cpu": "AMD EPYC 9B45", "cores": 2, "memory_gib": 7.8, "cpu_flags": ["avx512_bf16"], "gpus": []},
-    "data": {"fingerprint": "0dc573dd73d557edf75a", "vocab_size": 2048, "sequence_length": 128, "train_documents": 5102,
-             "train_tokens": 604123, "validation_tokens": 31877, "bytes_per_token": 3.4113},
+    "command": "research-stack corruption.mask_ratio=[.0,.9]",
+    "name": "flowlm",
+    "seed": 1,
+    "hash": "3f1b2c4d5e6f",
+    "git": {
+        "sha": "0123456789abcdef0123456789abcdef01234567",
+        "branch": "main",
+        "dirty": True,
+        "untracked": [],
+        "diff": "diff.patch",
+    },
+    "python": "3.12.4",
+    "versions": {"torch": "2.13.0", "lightning": "2.6.6", "hydra-core": "1.3.8"},
+    "machine": {
+        "host": "box",
+        "platform": "Linux",
+        "cpu": "AMD EPYC 9B45",
+        "cores": 2,
+        "memory_gib": 7.8,
+        "cpu_flags": ["avx512_bf16"],
+        "gpus": [],
+    },
+    "data": {
+        "fingerprint": "0dc573dd73d557edf75a",
+        "vocab_size": 2048,
+        "sequence_length": 128,
+        "train_documents": 5102,
+        "train_tokens": 604123,
+        "validation_tokens": 31877,
+        "bytes_per_token": 3.4113,
+    },
     "model": {"parameters": 3412224, "trained": 3412224, "state_bytes": 54595584},
-}  # fmt: skip
+}
 
 
 def write_likelihood(folder, rows=LIKELIHOOD):
@@ -92,14 +130,30 @@ def make_run(
     (folder / "config.yaml").write_text(yaml.safe_dump(config, sort_keys=False))
     (folder / "run.json").write_text(json.dumps(RUN | {"seed": config["seed"]}))
     (folder / "metrics.jsonl").write_text("".join(json.dumps(row) + "\n" for row in metrics_rows(steps, seed, **curve)))
-    found = {"likelihood/bound": 4.912, "likelihood/bound_low": 4.861, "likelihood/bound_high": 4.963, "likelihood/perplexity": math.exp(4.912),
-             "likelihood/bits_per_byte": 2.077, "likelihood/unigram": 6.421, "likelihood/trigram": 5.288, "likelihood/gain_over_trigram": 0.376,
-             "likelihood/gain_low": 0.341, "likelihood/gain_high": 0.411}  # fmt: skip
+    found = {
+        "likelihood/bound": 4.912,
+        "likelihood/bound_low": 4.861,
+        "likelihood/bound_high": 4.963,
+        "likelihood/perplexity": math.exp(4.912),
+        "likelihood/bits_per_byte": 2.077,
+        "likelihood/unigram": 6.421,
+        "likelihood/trigram": 5.288,
+        "likelihood/gain_over_trigram": 0.376,
+        "likelihood/gain_low": 0.341,
+        "likelihood/gain_high": 0.411,
+    }
     for name, calls, changed in (("llada", 64.0, 0.0), ("flowlm", 24.0, 0.161)):
         found |= {f"samples/{name}/calls": calls, f"samples/{name}/distinct_2": 0.83, f"samples/{name}/entropy": 3.6,
                   f"samples/{name}/changed": changed, f"samples/{name}/idle": 0.04}  # fmt: skip
-    result = {"status": status, "hash": "3f1b2c4d5e6f", "metrics": (metrics or found) if evaluated else {}, "seconds": 178.2,
-              "started": "2026-11-21T00:40:11+00:00", "finished": "2026-11-21T00:43:09+00:00", "steps": steps}  # fmt: skip
+    result = {
+        "status": status,
+        "hash": "3f1b2c4d5e6f",
+        "metrics": (metrics or found) if evaluated else {},
+        "seconds": 178.2,
+        "started": "2026-11-21T00:40:11+00:00",
+        "finished": "2026-11-21T00:43:09+00:00",
+        "steps": steps,
+    }
     (folder / "result.json").write_text(json.dumps(result | ({"error": error} if error else {})))
     if evaluated:
         write_likelihood(folder)
@@ -138,12 +192,24 @@ def lookahead_rows(steps, seed=0, head=True, pace=0.25, end=2.6):
     for step in range(1, steps + 1):
         fall = math.exp(-step / (steps / 6))
         lm, conf = end + 5 * fall + rng.gauss(0, 0.12), 0.09 + 2.4 * fall**2 + abs(rng.gauss(0, 0.01))
-        row = {"step": step, "time": round(pace * step + pause, 3), "train/loss": lm + 0.3 * conf * head, "train/loss_lm": lm, "train/lr": 0.003,
-               "train/grad_norm": math.exp(rng.gauss(-0.4, 0.3)) * (1 + 6 * math.exp(-step / 20))}  # fmt: skip
+        row = {
+            "step": step,
+            "time": round(pace * step + pause, 3),
+            "train/loss": lm + 0.3 * conf * head,
+            "train/loss_lm": lm,
+            "train/lr": 0.003,
+            "train/grad_norm": math.exp(rng.gauss(-0.4, 0.3)) * (1 + 6 * math.exp(-step / 20)),
+        }
         if head:
-            row |= {"train/loss_confidence": conf, "train/grad_lm": 0.02 * row["train/grad_norm"], "train/grad_confidence": 0.004 * row["train/grad_norm"] * math.exp(rng.gauss(0, 0.2)),
-                    "train/confidence_mean": end + 5 * fall + rng.gauss(0, 0.1), "train/confidence_std": 1.3 * (1 - fall) + 0.02,
-                    "train/future_mean": end + 0.1 + 5 * fall + rng.gauss(0, 0.1), "train/future_std": 2.1 - 0.8 * fall}  # fmt: skip
+            row |= {
+                "train/loss_confidence": conf,
+                "train/grad_lm": 0.02 * row["train/grad_norm"],
+                "train/grad_confidence": 0.004 * row["train/grad_norm"] * math.exp(rng.gauss(0, 0.2)),
+                "train/confidence_mean": end + 5 * fall + rng.gauss(0, 0.1),
+                "train/confidence_std": 1.3 * (1 - fall) + 0.02,
+                "train/future_mean": end + 0.1 + 5 * fall + rng.gauss(0, 0.1),
+                "train/future_std": 2.1 - 0.8 * fall,
+            }
         if step % (steps // 7) == 0:
             row["val/loss"] = row["val/loss_lm"] = end + 0.06 + 0.03 * rng.random() + 5 * fall
             row |= {"val/loss_confidence": 0.1 + 2.4 * fall**2} if head else {}
@@ -155,14 +221,43 @@ def lookahead_rows(steps, seed=0, head=True, pace=0.25, end=2.6):
 def write_lookahead_tables(folder, head=True, seed=0):
     """tables/*.csv as the evaluations of a next-token model write them."""
     rng = random.Random(seed)
-    write_table(folder, "next_token", "name,nats,low,high,bits_per_byte,accuracy,ece,ece_equal_mass,brier,tokens", [
-        ["this run", 2.612, 2.551, 2.673, 1.105, 0.463, 0.021, 0.023, 0.661, 31877], ["unigram", 6.421, 6.371, 6.471, 2.716, *[EMPTY] * 4, 31877],
-        ["trigram", 3.712, 3.655, 3.769, 1.57, *[EMPTY] * 4, 31877]])  # fmt: skip
-    predictors = [("entropy fit", "control", 0.381), ("max probability fit", "control", 0.342), ("margin fit", "control", 0.29), ("linear probe", "control", 0.402),
-                  ("noise ceiling", "ceiling", 0.517)]  # fmt: skip
+    write_table(
+        folder,
+        "next_token",
+        "name,nats,low,high,bits_per_byte,accuracy,ece,ece_equal_mass,brier,tokens",
+        [
+            ["this run", 2.612, 2.551, 2.673, 1.105, 0.463, 0.021, 0.023, 0.661, 31877],
+            ["unigram", 6.421, 6.371, 6.471, 2.716, *[EMPTY] * 4, 31877],
+            ["trigram", 3.712, 3.655, 3.769, 1.57, *[EMPTY] * 4, 31877],
+        ],
+    )
+    predictors = [
+        ("entropy fit", "control", 0.381),
+        ("max probability fit", "control", 0.342),
+        ("margin fit", "control", 0.29),
+        ("linear probe", "control", 0.402),
+        ("noise ceiling", "ceiling", 0.517),
+    ]
     predictors = [("confidence head", "head", 0.431), *predictors] if head else predictors
-    write_table(folder, "future_loss", "name,kind,r2,low,high,pearson,spearman,slope,bias,calibration_error,n",
-                [[n, k, r, r - 0.018, r + 0.019, r**0.5, r**0.5 - 0.02, *((0.98, 0.012, 0.041) if k != "ceiling" else ("nan",) * 3), 31365] for n, k, r in predictors])  # fmt: skip
+    write_table(
+        folder,
+        "future_loss",
+        "name,kind,r2,low,high,pearson,spearman,slope,bias,calibration_error,n",
+        [
+            [
+                n,
+                k,
+                r,
+                r - 0.018,
+                r + 0.019,
+                r**0.5,
+                r**0.5 - 0.02,
+                *((0.98, 0.012, 0.041) if k != "ceiling" else ("nan",) * 3),
+                31365,
+            ]
+            for n, k, r in predictors
+        ],
+    )
     names = {
         "confidence head": (0, 1),
         "confidence head, own token right": (-0.35, 0.95),
@@ -185,13 +280,39 @@ def write_lookahead_tables(folder, head=True, seed=0):
                 rows += [[score, loss, coverage, risk, aurc, aurc - whole / 3.6] for coverage, risk in curve]
     write_table(folder, "risk_coverage", "score,loss,coverage,risk,aurc,excess", rows)
     scores = ("confidence head", "entropy", "max probability") if head else ("entropy", "max probability")
-    write_table(folder, "abstention", "promise,score,target,delta,coverage,risk,low,high,violations,splits", [
-        [promise, score, target, delta, max(0.0, reach - 0.04 * i), target - 0.011 if reach else "nan", target - 0.02, target - 0.002, 0.03, 200]
-        for promise, delta in (("conformal", ""), ("learn-then-test", 0.05))
-        for i, score in enumerate(scores) for target, reach in ((0.05, 0.0), (0.1, 0.21), (0.2, 0.38), (0.3, 0.56))])  # fmt: skip
-    write_table(folder, "own_prefix", "decoder,setting,future_nats,low,high,repetition,distinct_2,entropy,calls,texts", [
-        ["greedy", "", 3.41, 3.3, 3.52, 0.412, 0.31, 3.1, 32, 256], ["sampling", "temperature 1", 3.62, 3.5, 3.74, 0.03, 0.91, 5.2, 32, 256],
-        ["top-p", "p 0.9", 3.35, 3.24, 3.46, 0.06, 0.84, 4.7, 32, 256], ["lookahead", "8 candidates", 3.22, 3.11, 3.33, 0.09, 0.8, 4.5, 64, 256]])  # fmt: skip
+    write_table(
+        folder,
+        "abstention",
+        "promise,score,target,delta,coverage,risk,low,high,violations,splits",
+        [
+            [
+                promise,
+                score,
+                target,
+                delta,
+                max(0.0, reach - 0.04 * i),
+                target - 0.011 if reach else "nan",
+                target - 0.02,
+                target - 0.002,
+                0.03,
+                200,
+            ]
+            for promise, delta in (("conformal", ""), ("learn-then-test", 0.05))
+            for i, score in enumerate(scores)
+            for target, reach in ((0.05, 0.0), (0.1, 0.21), (0.2, 0.38), (0.3, 0.56))
+        ],
+    )
+    write_table(
+        folder,
+        "own_prefix",
+        "decoder,setting,future_nats,low,high,repetition,distinct_2,entropy,calls,texts",
+        [
+            ["greedy", "", 3.41, 3.3, 3.52, 0.412, 0.31, 3.1, 32, 256],
+            ["sampling", "temperature 1", 3.62, 3.5, 3.74, 0.03, 0.91, 5.2, 32, 256],
+            ["top-p", "p 0.9", 3.35, 3.24, 3.46, 0.06, 0.84, 4.7, 32, 256],
+            ["lookahead", "8 candidates", 3.22, 3.11, 3.33, 0.09, 0.8, 4.5, 64, 256],
+        ],
+    )
 
 
 def make_lookahead(folder, seed=1, head=True, steps=700, tables=True, pace=0.25, flops=2.1e10, config=None, shift=0.0):
@@ -207,8 +328,19 @@ def make_lookahead(folder, seed=1, head=True, steps=700, tables=True, pace=0.25,
         )
     )
     result = json.loads((folder / "result.json").read_text())
-    metrics = {"nats": 2.612 + shift + 0.01 * seed, "nats_low": 2.551, "nats_high": 2.673, "bits_per_byte": 1.105, "unigram": 6.421, "trigram": 3.712, "gain_over_trigram": 1.1 - shift,
-               "gain_low": 1.04, "gain_high": 1.16, "ece": 0.021 + 0.001 * seed, "brier": 0.661 + shift}  # fmt: skip
+    metrics = {
+        "nats": 2.612 + shift + 0.01 * seed,
+        "nats_low": 2.551,
+        "nats_high": 2.673,
+        "bits_per_byte": 1.105,
+        "unigram": 6.421,
+        "trigram": 3.712,
+        "gain_over_trigram": 1.1 - shift,
+        "gain_low": 1.04,
+        "gain_high": 1.16,
+        "ece": 0.021 + 0.001 * seed,
+        "brier": 0.661 + shift,
+    }
     metrics |= (
         {"r2": 0.431 + 0.002 * seed, "r2_low": 0.41, "r2_high": 0.45, "r2_entropy": 0.381, "r2_over_entropy": 0.05}
         if head
@@ -252,10 +384,24 @@ def dynamics_of(points, prompts=28, which="trained", count=32, method="GRPO"):
     def band(value, wide=0.04, n=prompts):
         return {"value": value, "low": value - wide, "high": value + wide, "n": n, "undefined": prompts - n}
 
-    found = [{"step": step, "metrics": {"pass@1": band(good), "pass@8": band(min(1.0, 2 * good)), "pass@32": band(1.0, 0.0), "reward": band(good),
-              "distinct_right@32": band(wide, 1.0), "self_bleu": band(60.0 + step / 10), "distinct_2": band(0.4), "entropy": band(1.2 - good),
-              "self_bleu_right": {"value": None, "low": None, "high": None, "n": 0, "undefined": prompts}}, "per_prompt": {}}
-             for step, (good, wide) in points.items()]  # fmt: skip
+    found = [
+        {
+            "step": step,
+            "metrics": {
+                "pass@1": band(good),
+                "pass@8": band(min(1.0, 2 * good)),
+                "pass@32": band(1.0, 0.0),
+                "reward": band(good),
+                "distinct_right@32": band(wide, 1.0),
+                "self_bleu": band(60.0 + step / 10),
+                "distinct_2": band(0.4),
+                "entropy": band(1.2 - good),
+                "self_bleu_right": {"value": None, "low": None, "high": None, "n": 0, "undefined": prompts},
+            },
+            "per_prompt": {},
+        }
+        for step, (good, wide) in points.items()
+    ]
     return {
         "method": method,
         "count": count,
@@ -271,9 +417,17 @@ def policy_rows(steps, kind, seed=0):
     for step in range(1, steps + 1):
         row = {"step": step, "time": 0.1 * step, "train/grad_norm": math.exp(rng.gauss(0, 0.3)), "train/lr": 0.001}
         if kind == "grpo":
-            row |= {"train/loss": rng.gauss(0, 0.01), "train/loss_policy": rng.gauss(0, 0.01), "train/reward": 0.5 + 0.4 * step / steps + rng.gauss(0, 0.02),
-                    "train/entropy": 1 - 0.7 * step / steps, "train/clip_fraction": 0.0, "train/length": 5 + rng.random(), "train/truncated": 0.01 * rng.random(),
-                    "train/zero_variance": 0.25 * rng.random(), "train/distinct": 1 - 0.5 * step / steps}  # fmt: skip
+            row |= {
+                "train/loss": rng.gauss(0, 0.01),
+                "train/loss_policy": rng.gauss(0, 0.01),
+                "train/reward": 0.5 + 0.4 * step / steps + rng.gauss(0, 0.02),
+                "train/entropy": 1 - 0.7 * step / steps,
+                "train/clip_fraction": 0.0,
+                "train/length": 5 + rng.random(),
+                "train/truncated": 0.01 * rng.random(),
+                "train/zero_variance": 0.25 * rng.random(),
+                "train/distinct": 1 - 0.5 * step / steps,
+            }
             row |= {"val/loss": -0.2, "val/reward": 0.2} if step % 20 == 0 else {}
         else:
             row |= {"train/loss": 1 + rng.random(), "train/loss_reply": 1 + rng.random()} | (
@@ -286,8 +440,18 @@ def policy_rows(steps, kind, seed=0):
 
 def answers_of(good, wide):
     """{metric: (value, half of its interval)} of the trained prompts."""
-    return {"pass@1": (good, 0.05), "pass@8": (min(1.0, 2 * good), 0.02), "pass@32": (1.0, 0.0), "reward": (good, 0.05), "distinct_right@32": (wide, 0.4),
-            "distinct@32": (wide + 4, 0.5), "self_bleu": (80.0, 1.0), "distinct_2": (0.12, 0.01), "hidden_pass@32": (0.3, 0.02), "entropy": (1.2 - good, 0.03)}  # fmt: skip
+    return {
+        "pass@1": (good, 0.05),
+        "pass@8": (min(1.0, 2 * good), 0.02),
+        "pass@32": (1.0, 0.0),
+        "reward": (good, 0.05),
+        "distinct_right@32": (wide, 0.4),
+        "distinct@32": (wide + 4, 0.5),
+        "self_bleu": (80.0, 1.0),
+        "distinct_2": (0.12, 0.01),
+        "hidden_pass@32": (0.3, 0.02),
+        "entropy": (1.2 - good, 0.03),
+    }
 
 
 def write_passk(folder, good, wide, prompts=28, texts=("1+1", "4-2")):
@@ -302,8 +466,16 @@ def write_passk(folder, good, wide, prompts=28, texts=("1+1", "4-2")):
     ]
     other.append(["held_out", "self_bleu_right", 70.0, 60.0, 80.0, 1, 1])
     write_table(folder, "passk", "prompts,metric,value,low,high,n,undefined", own + other)
-    write_table(folder, "passk_curve", "prompts,k,pass,low,high",
-                [[side, k, min(1.0, share * good * k), share * good, 1.0] for side, share in (("trained", 1), ("held_out", 0.5)) for k in (1, 2, 4, 8, 16, 32)])  # fmt: skip
+    write_table(
+        folder,
+        "passk_curve",
+        "prompts,k,pass,low,high",
+        [
+            [side, k, min(1.0, share * good * k), share * good, 1.0]
+            for side, share in (("trained", 1), ("held_out", 0.5))
+            for k in (1, 2, 4, 8, 16, 32)
+        ],
+    )
     lines = [
         ["trained", f"{i}=", 128, 10 * (i % 10), 3, "  ".join(f"{text} x{i}" for text in texts)] for i in range(prompts)
     ]
@@ -340,11 +512,29 @@ def make_policy(
             "scale": "unbiased",
         }
         method["advantage"] = kinds.get(advantage, marginal)
-    config = {"name": kind, "seed": seed, "init_from": init if init_from else None, "method": method, "eval": {"passk": {"most": 64}},
-              "callbacks": {"dynamics": {"every": 50}}, "optimization": {"clip": 1.0, "ema": 0.99}, "trainer": {"max_steps": steps}}  # fmt: skip
+    config = {
+        "name": kind,
+        "seed": seed,
+        "init_from": init if init_from else None,
+        "method": method,
+        "eval": {"passk": {"most": 64}},
+        "callbacks": {"dynamics": {"every": 50}},
+        "optimization": {"clip": 1.0, "ema": 0.99},
+        "trainer": {"max_steps": steps},
+    }
     make_run(folder, config=config, steps=max(steps, 7), evaluated=False)
-    (folder / "run.json").write_text(json.dumps({"command": "research-stack", "name": kind, "seed": seed, "cwd": str(folder.parent), "overrides": [f"method/advantage={advantage}"]
-                                                 if kind == "grpo" else [], **({"init_from": str(init_from)} if init_from else {})}))  # fmt: skip
+    (folder / "run.json").write_text(
+        json.dumps(
+            {
+                "command": "research-stack",
+                "name": kind,
+                "seed": seed,
+                "cwd": str(folder.parent),
+                "overrides": [f"method/advantage={advantage}"] if kind == "grpo" else [],
+                **({"init_from": str(init_from)} if init_from else {}),
+            }
+        )
+    )
     (folder / "metrics.jsonl").write_text("".join(json.dumps(row) + "\n" for row in policy_rows(steps, kind, seed)))
     points = points or (
         {0: (0.0, 0.0), 50: (0.3, 8.0), 100: (0.55, 15.7)}

@@ -14,10 +14,15 @@ PATHS = ("latent", "shuffled", "none", "text", "text_bytes", "text_tokens")
 FULL = {"llama": 0.93, "qwen": 0.99}
 GUESS = {"llama": 0.11, "qwen": 0.12}
 CONFIG = {
-    "name": "latentwire", "seed": 1,
-    "method": {"_target_": "research_stack.latentwire.module.LatentWire", "losses": {"first": {"weight": 0.5}, "kd": {"weight": 0.1}}},
-    "optimization": {"clip": 1.0}, "trainer": {"max_steps": 500},
-}  # fmt: skip
+    "name": "latentwire",
+    "seed": 1,
+    "method": {
+        "_target_": "research_stack.latentwire.module.LatentWire",
+        "losses": {"first": {"weight": 0.5}, "kd": {"weight": 0.1}},
+    },
+    "optimization": {"clip": 1.0},
+    "trainer": {"max_steps": 500},
+}
 HEADER = (
     "dataset,reader,path,slots,bits,bytes,ratio,ratio_mean,prefill_tokens,f1,f1_low,f1_high,em,em_low,em_high,first1,first5,first10,questions,main"
 ).split(",")
@@ -296,11 +301,28 @@ def make_wire(
         for reader in readers:
             own = [line[4] for line in asked if line[1] == reader and line[2] == "latent"]
             f1, text = sum(own) / len(own), FULL.get(reader, 0.95)
-            found = {"f1_latent": f1, "f1_text": text, "share_of_text": f1 / text, "over_text_bytes": f1 / 0.34, "over_text_bytes_low": f1 / 0.36,
-                     "over_text_bytes_high": f1 / 0.32,
-                     "f1_shuffled": 0.12, "f1_none": 0.11, "first1": (first1 or {}).get(reader, f1), "bytes": 36.0, "ratio": 136 / 36}  # fmt: skip
+            found = {
+                "f1_latent": f1,
+                "f1_text": text,
+                "share_of_text": f1 / text,
+                "over_text_bytes": f1 / 0.34,
+                "over_text_bytes_low": f1 / 0.36,
+                "over_text_bytes_high": f1 / 0.32,
+                "f1_shuffled": 0.12,
+                "f1_none": 0.11,
+                "first1": (first1 or {}).get(reader, f1),
+                "bytes": 36.0,
+                "ratio": 136 / 36,
+            }
             metrics |= {f"latentwire/{reader}/{key}": value for key, value in found.items()}
-    result = {"status": status, "hash": "3f1b2c4d5e6f", "metrics": metrics, "seconds": 178.2, "started": "2026-11-21T00:40:11+00:00",
-              "finished": f"2026-11-21T00:43:{seed:02d}+00:00", "steps": steps}  # fmt: skip
+    result = {
+        "status": status,
+        "hash": "3f1b2c4d5e6f",
+        "metrics": metrics,
+        "seconds": 178.2,
+        "started": "2026-11-21T00:40:11+00:00",
+        "finished": f"2026-11-21T00:43:{seed:02d}+00:00",
+        "steps": steps,
+    }
     (folder / "result.json").write_text(json.dumps(result))
     return folder

@@ -31,8 +31,10 @@ def text_of(folder):
 def test_a_run_with_a_head_shows_everything(tmp_path, lookahead_folder):
     folder = lookahead_folder(tmp_path / "run")
     text = text_of(folder)
-    assert ("2.62 nats per held-out token (2.55 to 2.67), 1.10 below a trigram; the confidence head explains 43 % of the variance of the future loss "
-            "(41 to 45 %), an entropy fit 38 %.") in text  # fmt: skip
+    assert (
+        "2.62 nats per held-out token (2.55 to 2.67), 1.10 below a trigram; the confidence head explains 43 % of the"
+        " variance of the future loss (41 to 45 %), an entropy fit 38 %." in text
+    )
     for words in (
         *HEADINGS,
         "noise ceiling",
@@ -80,16 +82,40 @@ def test_sections_need_their_files(tmp_path, lookahead_folder, run_folder):
     assert not any(f"<h2>{words}" in flow for words in HEADINGS[1:])
 
 
-@pytest.mark.parametrize("metrics, words", [
-    ({"nats": 2.5}, "2.50 nats per held-out token."),
-    ({"nats": 2.5, "nats_low": 2.4, "nats_high": 2.6, "gain_over_trigram": -0.3, "gain_low": -0.4, "gain_high": -0.2},
-     "2.50 nats per held-out token (2.40 to 2.60), still 0.30 above a trigram."),
-    ({"nats": 2.5, "gain_over_trigram": 0.01, "gain_low": -0.02, "gain_high": 0.04}, "2.50 nats per held-out token, level with a trigram (difference +0.01, within its interval)."),
-    ({"r2": 0.431, "r2_low": 0.41, "r2_high": 0.45}, "The confidence head explains 43 % of the variance of the future loss (41 to 45 %)."),
-    ({"nats": 2.5, "r2": -0.031, "r2_low": -0.05, "r2_high": -0.01, "r2_entropy": 0.2},
-     "2.50 nats per held-out token; the confidence head explains none of the variance of the future loss: R² -0.03 (-0.05 to -0.01), an entropy fit 20 %."),
-    ({"nats": math.nan, "r2": math.nan}, ""), ({}, ""),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    "metrics, words",
+    [
+        ({"nats": 2.5}, "2.50 nats per held-out token."),
+        (
+            {
+                "nats": 2.5,
+                "nats_low": 2.4,
+                "nats_high": 2.6,
+                "gain_over_trigram": -0.3,
+                "gain_low": -0.4,
+                "gain_high": -0.2,
+            },
+            "2.50 nats per held-out token (2.40 to 2.60), still 0.30 above a trigram.",
+        ),
+        (
+            {"nats": 2.5, "gain_over_trigram": 0.01, "gain_low": -0.02, "gain_high": 0.04},
+            "2.50 nats per held-out token, level with a trigram (difference +0.01, within its interval).",
+        ),
+        (
+            {"r2": 0.431, "r2_low": 0.41, "r2_high": 0.45},
+            "The confidence head explains 43 % of the variance of the future loss (41 to 45 %).",
+        ),
+        (
+            {"nats": 2.5, "r2": -0.031, "r2_low": -0.05, "r2_high": -0.01, "r2_entropy": 0.2},
+            (
+                "2.50 nats per held-out token; the confidence head explains none of the variance of the future loss: R²"
+                " -0.03 (-0.05 to -0.01), an entropy fit 20 %."
+            ),
+        ),
+        ({"nats": math.nan, "r2": math.nan}, ""),
+        ({}, ""),
+    ],
+)
 def test_verdict_follows_the_numbers(tmp_path, metrics, words):
     run = read(tmp_path)
     run.metrics = {f"lookahead/{key}": value for key, value in metrics.items()}

@@ -14,8 +14,18 @@ from research_stack.reporting.sweep_report import as_markdown, as_text, verdict,
 @pytest.fixture
 def sweep(tmp_path):
     def make(**law):
-        folders = [runs.make_wire(tmp_path / "sweep" / f"{name}{seed}", seed=seed, shift=shift, method={"features": [name]}, readers={"llama": 0.6, "qwen": 0.5}, **law)
-                   for name, shift in (("none", 0.0), ("prefix", 0.2)) for seed in (1, 2)]  # fmt: skip
+        folders = [
+            runs.make_wire(
+                tmp_path / "sweep" / f"{name}{seed}",
+                seed=seed,
+                shift=shift,
+                method={"features": [name]},
+                readers={"llama": 0.6, "qwen": 0.5},
+                **law,
+            )
+            for name, shift in (("none", 0.0), ("prefix", 0.2))
+            for seed in (1, 2)
+        ]
         return named(sweep_table.collect(folders))
 
     return make

@@ -35,8 +35,11 @@ def made(tmp_path, **law):
 
 def test_the_verdict_says_what_the_readers_keep_beside_equal_bytes(tmp_path):
     run = made(tmp_path, curve=False)
-    assert verdict(run) == ("36 bytes of latents keep 94 % (llama) and 84 % (qwen) of what the readers answer from the whole text of 136 bytes (F1); "
-                            "the same bytes of text keep at most 33 % and 37 %.")  # fmt: skip
+    assert (
+        verdict(run)
+        == "36 bytes of latents keep 94 % (llama) and 84 % (qwen) of what the readers answer from the whole text of 136"
+        " bytes (F1); the same bytes of text keep at most 33 % and 37 %."
+    )
     facts = glance(run)
     assert (
         facts["on the wire"] == "36 bytes"
@@ -47,8 +50,11 @@ def test_the_verdict_says_what_the_readers_keep_beside_equal_bytes(tmp_path):
 
 def test_latents_no_better_than_those_of_another_example_give_nothing(tmp_path):
     run = made(tmp_path, readers={"llama": 0.13, "qwen": 0.14})
-    assert verdict(run) == ("The readers get nothing from the latents: F1 0.13 (llama) and 0.14 (qwen) with 36 bytes of them, 0.12 and 0.13 with those of "
-                            "another example, 0.93 and 0.99 with the whole text.")  # fmt: skip
+    assert (
+        verdict(run)
+        == "The readers get nothing from the latents: F1 0.13 (llama) and 0.14 (qwen) with 36 bytes of them, 0.12 and"
+        " 0.13 with those of another example, 0.93 and 0.99 with the whole text."
+    )
 
 
 def test_a_high_score_that_another_examples_latents_reach_too_is_nothing(tmp_path):
@@ -325,14 +331,25 @@ def test_times_are_told_as_they_are(tmp_path):
     )
 
 
-@pytest.mark.parametrize("answer, gold, dataset, right", [
-    ("The Cat!", "cat", "", True), ("a an the", "", "", True), ("", "Paris", "", False), ("Paris", "the Paris, France", "", False),
-    ("red red fox", "red fox", "", False),
-    ("no", "No.", "", True), ("10,000", "10000", "", True), ("well-known", "well known", "", False), ("U.S.A.", "usa", "", True),
-    ("“fox”", "fox", "", False),
-    ("theatre", "atre", "", False), ("Saint Bernadette Soubirous", "Bernadette Soubirous", "", False),
-    ("Z\u00fcrich", "Zu\u0308rich", "squad", False), ("Z\u00fcrich", "Zu\u0308rich", "nq", True),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    "answer, gold, dataset, right",
+    [
+        ("The Cat!", "cat", "", True),
+        ("a an the", "", "", True),
+        ("", "Paris", "", False),
+        ("Paris", "the Paris, France", "", False),
+        ("red red fox", "red fox", "", False),
+        ("no", "No.", "", True),
+        ("10,000", "10000", "", True),
+        ("well-known", "well known", "", False),
+        ("U.S.A.", "usa", "", True),
+        ("“fox”", "fox", "", False),
+        ("theatre", "atre", "", False),
+        ("Saint Bernadette Soubirous", "Bernadette Soubirous", "", False),
+        ("Z\u00fcrich", "Zu\u0308rich", "squad", False),
+        ("Z\u00fcrich", "Zu\u0308rich", "nq", True),
+    ],
+)
 def test_right_answers_are_marked_as_squad_does(answer, gold, dataset, right):
     assert latentwire_page.is_right(answer, ["something else", gold], dataset) is right
 
@@ -367,9 +384,17 @@ def test_every_part_of_the_loss_is_drawn(tmp_path):
     run = made(tmp_path, evaluated=False)
     assert latentwire_losses.parts(run) == ["first", "answer", "kd"]
     page = "".join(latentwire_losses.training(run))
-    for words in ("weighted sum of its parts", "Loss of the first token", "cross entropy, nats, weight 0.5", "Loss of the answer", "Distillation",
-                  "First token right", "Collapse alarm",
-                  "llama, dots: validation", "Gradient norm"):  # fmt: skip
+    for words in (
+        "weighted sum of its parts",
+        "Loss of the first token",
+        "cross entropy, nats, weight 0.5",
+        "Loss of the answer",
+        "Distillation",
+        "First token right",
+        "Collapse alarm",
+        "llama, dots: validation",
+        "Gradient norm",
+    ):
         assert words in page, words
     assert page.count("<svg") == 7
 

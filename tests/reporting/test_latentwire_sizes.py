@@ -24,8 +24,16 @@ def of_size(slots, best, numbers=8):
 @pytest.fixture
 def table(tmp_path):
     def make(settings, axis="slots"):
-        folders = [runs.make_wire(tmp_path / "sweep" / f"{place}-{seed}", seed=seed, method={axis: value}, rows=of_size(slots, best + 0.02 * (seed - 1)))
-                   for place, (value, slots, best) in enumerate(settings) for seed in (1, 2)]  # fmt: skip
+        folders = [
+            runs.make_wire(
+                tmp_path / "sweep" / f"{place}-{seed}",
+                seed=seed,
+                method={axis: value},
+                rows=of_size(slots, best + 0.02 * (seed - 1)),
+            )
+            for place, (value, slots, best) in enumerate(settings)
+            for seed in (1, 2)
+        ]
         return named(sweep_table.collect(folders))
 
     return make

@@ -76,9 +76,16 @@ def test_the_baseline_is_the_first_value_whatever_the_order(sweep):
     )
 
 
-@pytest.mark.parametrize("text, values", [
-    ("a,b", ["a", "b"]), ("[],[a,b],c", ["[]", "[a,b]", "c"]), ("{x:1,y:2},'p,q'", ["{x:1,y:2}", "'p,q'"]), ("range(1,4)", ["range(1,4)"]), ("1", ["1"]),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    "text, values",
+    [
+        ("a,b", ["a", "b"]),
+        ("[],[a,b],c", ["[]", "[a,b]", "c"]),
+        ("{x:1,y:2},'p,q'", ["{x:1,y:2}", "'p,q'"]),
+        ("range(1,4)", ["range(1,4)"]),
+        ("1", ["1"]),
+    ],
+)
 def test_choices(text, values):
     assert latentwire_sweep.choices(text) == values
 
@@ -97,8 +104,14 @@ def test_a_difference_is_paired_by_question_over_the_seeds(sweep):
     one = latentwire_sweep.difference(table, row, first, "llama")
     by_question = {}
     for a, b in zip(row.points, first.points, strict=True):
-        own, other = ({line["question"]: float(line["f1"]) for line in csv.DictReader((folder / "tables" / "latentwire_scores.csv").open())
-                       if (line["reader"], line["path"]) == ("llama", "latent")} for folder in (a, b))  # fmt: skip
+        own, other = (
+            {
+                line["question"]: float(line["f1"])
+                for line in csv.DictReader((folder / "tables" / "latentwire_scores.csv").open())
+                if (line["reader"], line["path"]) == ("llama", "latent")
+            }
+            for folder in (a, b)
+        )
         for question in own:
             by_question.setdefault(question, []).append(own[question] - other[question])
     values = [statistics.fmean(v) for v in by_question.values()]

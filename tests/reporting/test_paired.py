@@ -46,10 +46,19 @@ def test_paired_by_hand():
         paired.paired([1.0], [2.0])
 
 
-@pytest.mark.parametrize("differences, p", [
-    ([1.0, 2.0], 0.5), ([1.0, -1.0], 1.0), ([1.0, 2.0, -3.0], 1.0), ([0.0, 0.0, 0.0], 1.0), ([0.1] * 5, 2 / 32), ([-0.1] * 5, 2 / 32),
-    ([1.0, 1.0, 1.0, -1.0], 10 / 16), ([0.1, 0.2, 0.3], 0.25),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    "differences, p",
+    [
+        ([1.0, 2.0], 0.5),
+        ([1.0, -1.0], 1.0),
+        ([1.0, 2.0, -3.0], 1.0),
+        ([0.0, 0.0, 0.0], 1.0),
+        ([0.1] * 5, 2 / 32),
+        ([-0.1] * 5, 2 / 32),
+        ([1.0, 1.0, 1.0, -1.0], 10 / 16),
+        ([0.1, 0.2, 0.3], 0.25),
+    ],
+)
 def test_sign_flips(differences, p):
     assert paired.paired(differences, [0.0] * len(differences))[-1] == p
 
@@ -212,8 +221,18 @@ def test_bins_are_averaged_over_seeds():
 def test_the_page_of_a_comparison(compare, tmp_path):
     table = compare()
     text = write_sweep_report(tmp_path / "out", table).read_text()
-    for words in ("Validation loss over each budget", "Over compute", "Calibration, risk and coverage", "Lookahead: confidence head, AURC", "MiniGPT: entropy, AURC",
-                  "MiniGPT: entropy fit, dashed", "Speed", "1.00 ×", "Differences, seed by seed", "of the language model, smoothed"):  # fmt: skip
+    for words in (
+        "Validation loss over each budget",
+        "Over compute",
+        "Calibration, risk and coverage",
+        "Lookahead: confidence head, AURC",
+        "MiniGPT: entropy, AURC",
+        "MiniGPT: entropy fit, dashed",
+        "Speed",
+        "1.00 ×",
+        "Differences, seed by seed",
+        "of the language model, smoothed",
+    ):
         assert words in text, words
     assert {p.name for p in (tmp_path / "out" / "figures").iterdir()} == {"sweep.png", "stability.png", "budgets.png"}
     assert text.count("<svg") == text.count("</svg>") and len(text) < 1_000_000
@@ -232,8 +251,19 @@ def test_a_comparison_of_torn_runs(compare, tmp_path):
 
 def test_metrics_have_words_and_directions(compare):
     assert worth_plotting(compare())[:2] == ["lookahead/nats", "lookahead/r2"]
-    assert [better(m) for m in ("lookahead/nats", "a/ece", "a/b/aurc", "x/calibration_error", "x/future_nats", "lookahead/r2", "lookahead/r2_over_entropy", "lookahead/r2_entropy")] == [
-        True, True, True, True, True, False, False, None]  # fmt: skip
+    assert [
+        better(m)
+        for m in (
+            "lookahead/nats",
+            "a/ece",
+            "a/b/aurc",
+            "x/calibration_error",
+            "x/future_nats",
+            "lookahead/r2",
+            "lookahead/r2_over_entropy",
+            "lookahead/r2_entropy",
+        )
+    ] == [True, True, True, True, True, False, False, None]
     assert metric_words("lookahead/r2") == "R² of the confidence head"
     assert (
         metric_words("selective/entropy/aurc") == "selective: entropy, AURC"

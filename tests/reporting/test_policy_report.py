@@ -15,8 +15,12 @@ HOSTILE = "</script><img src=x onerror=alert(1)>&"
 
 
 def test_the_verdict_says_where_it_began(two_phases):
-    assert verdict(read(two_phases[1])) == ("Right at the first try 84 % of the time (79 to 89 %), with 2.3 different right answers among 32 (1.9 to 2.7); "
-                                            "after SFT it was 55 % and 15.7.")  # fmt: skip
+    assert (
+        verdict(read(two_phases[1]))
+        == "Right at the first try 84 % of the time (79 to 89 %), with 2.3 different right answers among 32 (1.9 to"
+        " 2.7); "
+        "after SFT it was 55 % and 15.7."
+    )
     assert (
         verdict(read(two_phases[0]))
         == "Right at the first try 55 % of the time (50 to 60 %), with 15.7 different right answers among 32 (15.3 to"
@@ -177,11 +181,19 @@ def test_torn_tables_are_survived(two_phases):
     assert "50.0 %" in write_report(two_phases[1]).read_text()
 
 
-@pytest.mark.parametrize("metric, words, group", [
-    ("pass@1", "right at the first try", "Right"), ("pass@8", "right within 8 tries", "Right"), ("distinct_right@32", "different right answers among 32", "Diverse"),
-    ("distinct_2_right", "distinct-2, right answers", "Diverse"), ("self_bleu", "self-BLEU", "Diverse"), ("entropy", "entropy, nats per token", "Sure"),
-    ("hidden_pass@32", "hidden preference met within 32 tries", "Right"), ("some_other", "some other", "Diverse"),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    "metric, words, group",
+    [
+        ("pass@1", "right at the first try", "Right"),
+        ("pass@8", "right within 8 tries", "Right"),
+        ("distinct_right@32", "different right answers among 32", "Diverse"),
+        ("distinct_2_right", "distinct-2, right answers", "Diverse"),
+        ("self_bleu", "self-BLEU", "Diverse"),
+        ("entropy", "entropy, nats per token", "Sure"),
+        ("hidden_pass@32", "hidden preference met within 32 tries", "Right"),
+        ("some_other", "some other", "Diverse"),
+    ],
+)
 def test_metrics_have_names(metric, words, group):
     assert measured.words(metric) == words and measured.group_of(metric) == group
 

@@ -75,9 +75,19 @@ def test_intervals_over_few_documents_say_so(tmp_path, run_folder):
 def test_a_finished_run_shows_everything(tmp_path, run_folder):
     text, page = page_of(run_folder(tmp_path / "run"))
     shown = " ".join(page.text)
-    for words in ("At most 4.91 nats per held-out token", "0.38 below a trigram model", "Likelihood of held-out text", "Gradient norm",
-                  "cross entropy at all eligible positions, unweighted", "Refinement, step by step", "AMD EPYC 9B45", "0123456789ab on main",
-                  "git checkout 0123456789ab", "mask_ratio", "604,123"):  # fmt: skip
+    for words in (
+        "At most 4.91 nats per held-out token",
+        "0.38 below a trigram model",
+        "Likelihood of held-out text",
+        "Gradient norm",
+        "cross entropy at all eligible positions, unweighted",
+        "Refinement, step by step",
+        "AMD EPYC 9B45",
+        "0123456789ab on main",
+        "git checkout 0123456789ab",
+        "mask_ratio",
+        "604,123",
+    ):
         assert words in shown, words
     assert page.tags.count("svg") == 2
     assert page.tags.count("svg") == text.count("</svg>")
@@ -180,10 +190,15 @@ def test_the_training_loss_is_never_a_perplexity(tmp_path, run_folder):
     assert "perplexity" not in summary(folder)
 
 
-@pytest.mark.parametrize("gain, words", [
-    ((0.4, 0.3, 0.5), "0.40 below a trigram"), ((-0.4, -0.5, -0.3), "still 0.40 above a trigram"), ((0.1, -0.1, 0.3), "level with a trigram"),
-    ((math.nan,) * 3, ""),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    "gain, words",
+    [
+        ((0.4, 0.3, 0.5), "0.40 below a trigram"),
+        ((-0.4, -0.5, -0.3), "still 0.40 above a trigram"),
+        ((0.1, -0.1, 0.3), "level with a trigram"),
+        ((math.nan,) * 3, ""),
+    ],
+)
 def test_comparison_follows_the_interval(gain, words):
     assert words in comparison(gain) and (words or comparison(gain) == "")
 

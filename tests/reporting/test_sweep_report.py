@@ -33,8 +33,17 @@ def sweep(tmp_path, run_folder, base_config):
                     "likelihood/bound_low": bound,
                     "samples/flowlm/calls": 20.0 + seed,
                 }
-                folders.append(run_folder(tmp_path / f"{name},seed={seed}", "failed" if failed else "ok", steps=140, config=config, metrics=metrics,
-                                          evaluated=not failed, error="loss=nan <b>at step</b> 70" if failed else None))  # fmt: skip
+                folders.append(
+                    run_folder(
+                        tmp_path / f"{name},seed={seed}",
+                        "failed" if failed else "ok",
+                        steps=140,
+                        config=config,
+                        metrics=metrics,
+                        evaluated=not failed,
+                        error="loss=nan <b>at step</b> 70" if failed else None,
+                    )
+                )
         return sweep_table.collect(folders)
 
     return make

@@ -78,8 +78,11 @@ def test_the_plane_and_the_panels(two_phases):
         "Entropy",
     ]
     assert panels(phases)[0].metrics == ["pass@1", "pass@8", "pass@32"] and panels(phases)[0].factor == 100
-    assert story(phases) == ("SFT went from 0 to 55 % right at the first try and from 0.0 to 15.7 different right answers among 32; GRPO went from 54 to 84 % "
-                             "right at the first try and from 15.0 to 2.3 different right answers among 32.")  # fmt: skip
+    assert (
+        story(phases)
+        == "SFT went from 0 to 55 % right at the first try and from 0.0 to 15.7 different right answers among 32; GRPO"
+        " went from 54 to 84 % right at the first try and from 15.0 to 2.3 different right answers among 32."
+    )
 
 
 def test_page_and_figure(two_phases):

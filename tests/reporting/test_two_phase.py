@@ -32,8 +32,17 @@ def sweep(tmp_path, policy_folder):
                     wide=10.0 + i,
                 )
                 for j, advantage in enumerate(advantages):
-                    folders.append(policy_folder(tmp_path / "multirun" / f"{init},{advantage},{seed}", seed=seed, init_from=phase, init=INITS[init], advantage=advantage,
-                                                 good=0.7 + 0.05 * j + 0.01 * seed, wide=3.0 + 2 * j + i))  # fmt: skip
+                    folders.append(
+                        policy_folder(
+                            tmp_path / "multirun" / f"{init},{advantage},{seed}",
+                            seed=seed,
+                            init_from=phase,
+                            init=INITS[init],
+                            advantage=advantage,
+                            good=0.7 + 0.05 * j + 0.01 * seed,
+                            wide=3.0 + 2 * j + i,
+                        )
+                    )
         return sweep_table.collect(folders)
 
     return make
@@ -81,8 +90,15 @@ def test_a_choice_that_some_runs_do_not_name_stays(sweep):
 def test_first_phases_are_lines_of_their_own(sweep):
     found = two_phase.lines(named(sweep()))
     assert [(line.first, line.then, line.row.n) for line in found] == [
-        ("polychromic", "", 2), ("polychromic", "group", 2), ("polychromic", "max", 2), ("polychromic", "polychromic", 2),
-        ("sft", "", 2), ("sft", "group", 2), ("sft", "max", 2), ("sft", "polychromic", 2)]  # fmt: skip
+        ("polychromic", "", 2),
+        ("polychromic", "group", 2),
+        ("polychromic", "max", 2),
+        ("polychromic", "polychromic", 2),
+        ("sft", "", 2),
+        ("sft", "group", 2),
+        ("sft", "max", 2),
+        ("sft", "polychromic", 2),
+    ]
     assert two_phase.head(found) == [
         "first phase",
         "then",

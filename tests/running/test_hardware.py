@@ -221,12 +221,20 @@ def test_several_machines_need_slurm():
         worker.guard(Hardware(num_nodes=2))
 
 
-@pytest.mark.parametrize(("exitcode", "message", "error", "text"), [
-    (1, "UserError: data.path=nowhere.txt: there is no such file", ValueError, r"^data.path=nowhere.txt: there is no such file$"),
-    (1, "KeyError: 'x'", worker.WorkerFailed, r"^rank 1 failed \(KeyError: 'x'\)"),
-    (-int(signal.SIGKILL), "Signal 9 (SIGKILL) received by PID 3", worker.WorkerFailed, r"^rank 1 died of SIGKILL"),
-    (143, "", SystemExit, "143"),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    ("exitcode", "message", "error", "text"),
+    [
+        (
+            1,
+            "UserError: data.path=nowhere.txt: there is no such file",
+            ValueError,
+            r"^data.path=nowhere.txt: there is no such file$",
+        ),
+        (1, "KeyError: 'x'", worker.WorkerFailed, r"^rank 1 failed \(KeyError: 'x'\)"),
+        (-int(signal.SIGKILL), "Signal 9 (SIGKILL) received by PID 3", worker.WorkerFailed, r"^rank 1 died of SIGKILL"),
+        (143, "", SystemExit, "143"),
+    ],
+)
 def test_the_failing_rank_is_said_in_one_line(exitcode, message, error, text):
     with pytest.raises(error) as caught:
         worker._raise_for(1, exitcode, message)

@@ -129,10 +129,17 @@ def test_is_the_same_for_shifted_logits_and_leaves_them_alone():
     assert torch.equal(logits, before)
 
 
-@pytest.mark.parametrize("spoil", [
-    lambda row: row.fill_(-torch.inf), lambda row: row[67:68].fill_(torch.nan), lambda row: row.fill_(torch.nan), lambda row: row[5:6].fill_(torch.inf),
-    lambda row: row[66:].fill_(torch.inf),
-], ids=["all ruled out", "a nan", "all nan", "infinite", "infinite in the last block"])  # fmt: skip
+@pytest.mark.parametrize(
+    "spoil",
+    [
+        lambda row: row.fill_(-torch.inf),
+        lambda row: row[67:68].fill_(torch.nan),
+        lambda row: row.fill_(torch.nan),
+        lambda row: row[5:6].fill_(torch.inf),
+        lambda row: row[66:].fill_(torch.inf),
+    ],
+    ids=["all ruled out", "a nan", "all nan", "infinite", "infinite in the last block"],
+)
 def test_a_row_without_a_law_is_refused_or_gives_token_0(spoil):
     logits, u = logits_of(4, 70, dtype=torch.float32), uniform(4)
     sound = draw(logits, u)

@@ -77,9 +77,14 @@ def test_rows_of_pairs_are_filled_with_ends_that_may_be_corrupted(tmp_path):
     )
 
 
-@pytest.mark.parametrize("items, method", [
-    ([Document(f"text {i} of some length", None, str(i)) for i in range(40)], FlowLM), ([Document("", f"prompt {i}", str(i)) for i in range(40)], FlowLM), (PAIRS, SFT),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    "items, method",
+    [
+        ([Document(f"text {i} of some length", None, str(i)) for i in range(40)], FlowLM),
+        ([Document("", f"prompt {i}", str(i)) for i in range(40)], FlowLM),
+        (PAIRS, SFT),
+    ],
+)
 def test_documents_prompts_and_other_methods_get_what_they_got(tmp_path, items, method):
     data, before, after = prepared(items, tmp_path, method)
     assert data.vocab is data.codec.vocab and "writes_end" not in data.describe()

@@ -18,8 +18,15 @@ from research_stack import run as run_config
 
 ROOT = Path(__file__).resolve().parents[2]
 RESEARCH_STACK = [sys.executable, "-m", "research_stack"]
-SMALL = ["model=smoke", "data=smoke", "trainer=smoke", "eval=none", "trainer.val_check_interval=10", "callbacks.checkpoints.every=1000",
-         "hardware.threads=1"]  # fmt: skip
+SMALL = [
+    "model=smoke",
+    "data=smoke",
+    "trainer=smoke",
+    "eval=none",
+    "trainer.val_check_interval=10",
+    "callbacks.checkpoints.every=1000",
+    "hardware.threads=1",
+]
 
 
 def start(*arguments: str, cwd: Path, environment: Mapping[str, str] | None = None) -> subprocess.Popen[str]:
@@ -29,8 +36,15 @@ def start(*arguments: str, cwd: Path, environment: Mapping[str, str] | None = No
         filter(None, [str(ROOT), environment.get("PYTHONPATH")])
     )  # of a checkout not installed
     with open(cwd / "command.log", "a") as log:
-        return subprocess.Popen([*RESEARCH_STACK, *arguments], cwd=cwd, env=environment, stdout=log, stderr=log, text=True,
-                                start_new_session=True)  # fmt: skip
+        return subprocess.Popen(
+            [*RESEARCH_STACK, *arguments],
+            cwd=cwd,
+            env=environment,
+            stdout=log,
+            stderr=log,
+            text=True,
+            start_new_session=True,
+        )
 
 
 def finish(process: subprocess.Popen[str], cwd: Path, seconds: float = 240) -> int:

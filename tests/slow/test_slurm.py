@@ -22,8 +22,17 @@ pytestmark = pytest.mark.slow
 
 STEPS = 600  # about seven seconds: SLURM takes some to preempt
 SIGNALLED = 150  # for a signal that is sent at once
-COMMAND = ["-m", *SMALL, f"trainer.max_steps={STEPS}", "launcher=slurm", "hardware=slurm_cpu", "hardware.resources.timeout_min=60",
-           "hardware.resources.mem_gb=2", "hardware.resources.cpus_per_task=1", "seed=1,2"]  # fmt: skip
+COMMAND = [
+    "-m",
+    *SMALL,
+    f"trainer.max_steps={STEPS}",
+    "launcher=slurm",
+    "hardware=slurm_cpu",
+    "hardware.resources.timeout_min=60",
+    "hardware.resources.mem_gb=2",
+    "hardware.resources.cpus_per_task=1",
+    "seed=1,2",
+]
 
 
 @pytest.fixture(scope="module")

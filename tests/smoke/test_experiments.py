@@ -65,11 +65,17 @@ def test_mistakes_that_only_building_shows_come_before_training(tmp_path, monkey
         assert not (tmp_path / "run" / "checkpoints").exists()
 
 
-@pytest.mark.parametrize("sweep, axes", [
-    ("corruption_matrix", {"corruption"}), ("lookahead_vs_minigpt", {"experiment"}), ("lookahead_frontier", {"method.ratio"}),
-    ("two_phase", {"init_from", "method/advantage"}), ("latentwire_ablation", {"ablation"}),
-    ("latentwire_bytes", {"method.slots"}),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    "sweep, axes",
+    [
+        ("corruption_matrix", {"corruption"}),
+        ("lookahead_vs_minigpt", {"experiment"}),
+        ("lookahead_frontier", {"method.ratio"}),
+        ("two_phase", {"init_from", "method/advantage"}),
+        ("latentwire_ablation", {"ablation"}),
+        ("latentwire_bytes", {"method.slots"}),
+    ],
+)
 def test_every_point_of_a_named_sweep_composes_and_is_checked(sweep, axes):
     composer = Composer()
     master, points = composer.points([f"sweep={sweep}", "seed=1,2"])

@@ -121,9 +121,19 @@ class Watch(Callback):
 def test_last_is_written_behind_a_due_validation_and_when_training_stops(tmp_path, stop, last):
     watch, rows = Watch(tmp_path, stop), torch.utils.data.DataLoader(torch.ones(100, 1))
     trainer = Trainer(
-        max_steps=8, val_check_interval=4, check_val_every_n_epoch=None, limit_val_batches=1, num_sanity_val_steps=0, logger=False,
-        accelerator="cpu", default_root_dir=str(tmp_path), enable_progress_bar=False, enable_model_summary=False,
-        callbacks=[watch, Checkpoints(every=2), ConfigInside({"seed": 3})], plugins=[AtomicCheckpointIO()])  # fmt: skip
+        max_steps=8,
+        val_check_interval=4,
+        check_val_every_n_epoch=None,
+        limit_val_batches=1,
+        num_sanity_val_steps=0,
+        logger=False,
+        accelerator="cpu",
+        default_root_dir=str(tmp_path),
+        enable_progress_bar=False,
+        enable_model_summary=False,
+        callbacks=[watch, Checkpoints(every=2), ConfigInside({"seed": 3})],
+        plugins=[AtomicCheckpointIO()],
+    )
     trainer.fit(Line(), rows, rows)
     assert stop == 3 or watch.seen[0] == (4, 2)  # a kill in the validation must not skip it on resume
     saved = load_checkpoint(tmp_path / "checkpoints" / "last.ckpt")

@@ -43,9 +43,19 @@ class Line(LightningModule):
 
 
 def fit(folder, loggers, steps=6, module=None, callbacks=(), **arguments):
-    trainer = Trainer(max_steps=steps, logger=loggers, accelerator="cpu", enable_progress_bar=False, enable_model_summary=False,
-                      enable_checkpointing=False, log_every_n_steps=1, val_check_interval=3, num_sanity_val_steps=0,
-                      callbacks=list(callbacks), default_root_dir=str(folder))  # fmt: skip
+    trainer = Trainer(
+        max_steps=steps,
+        logger=loggers,
+        accelerator="cpu",
+        enable_progress_bar=False,
+        enable_model_summary=False,
+        enable_checkpointing=False,
+        log_every_n_steps=1,
+        val_check_interval=3,
+        num_sanity_val_steps=0,
+        callbacks=list(callbacks),
+        default_root_dir=str(folder),
+    )
     trainer.fit(module or Line(), **arguments)
     return trainer
 
@@ -118,8 +128,16 @@ def test_a_failed_run_keeps_its_rows(folder):
     assert folder.metrics_csv.is_file()
 
 
-@pytest.mark.parametrize("key, netrc, expected", [("", "", False), ("k" * 40, "", True), ("", "machine api.wandb.ai login user password k\n", True),
-                                                  ("", "machine elsewhere.org login user password k\n", False), ("", "not a netrc", False)])  # fmt: skip
+@pytest.mark.parametrize(
+    "key, netrc, expected",
+    [
+        ("", "", False),
+        ("k" * 40, "", True),
+        ("", "machine api.wandb.ai login user password k\n", True),
+        ("", "machine elsewhere.org login user password k\n", False),
+        ("", "not a netrc", False),
+    ],
+)
 def test_logged_in(monkeypatch, tmp_path, key, netrc, expected):
     (tmp_path / "netrc").write_text(netrc)
     monkeypatch.setenv("NETRC", str(tmp_path / "netrc"))

@@ -356,9 +356,17 @@ class Small(TrainingModule):
 
     def fit(self, folder, stop, last=None):
         trainer = lightning.Trainer(
-            max_steps=self.steps, accelerator="cpu", logger=False, enable_progress_bar=False, enable_model_summary=False,
-            callbacks=[Checkpoints(every=2), Ema(0.9), Stop(stop)], plugins=[AtomicCheckpointIO()], default_root_dir=folder,
-            num_sanity_val_steps=0, limit_val_batches=0)  # fmt: skip
+            max_steps=self.steps,
+            accelerator="cpu",
+            logger=False,
+            enable_progress_bar=False,
+            enable_model_summary=False,
+            callbacks=[Checkpoints(every=2), Ema(0.9), Stop(stop)],
+            plugins=[AtomicCheckpointIO()],
+            default_root_dir=folder,
+            num_sanity_val_steps=0,
+            limit_val_batches=0,
+        )
         start = load_checkpoint(last)["global_step"] if last else 0
         rows = [
             {"tokens": torch.randn(6, 3, generator=torch.Generator().manual_seed(step))}

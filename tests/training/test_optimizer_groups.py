@@ -61,8 +61,14 @@ def test_each_trained_parameter_is_in_one_group_with_its_name_and_decay(kind):
         for p in group["params"]
     ]
     assert sorted(found) == [
-        ("first.bias", "low", 0.0), ("first.weight", "low", 0.1), ("norm.bias", "low", 0.0), ("norm.weight", "low", 0.0),
-        ("second.bias", "high", 0.0), ("second.weight", "high", 0.1), ("table.weight", "low", 0.0)]  # fmt: skip
+        ("first.bias", "low", 0.0),
+        ("first.weight", "low", 0.1),
+        ("norm.bias", "low", 0.0),
+        ("norm.weight", "low", 0.0),
+        ("second.bias", "high", 0.0),
+        ("second.weight", "high", 0.1),
+        ("table.weight", "low", 0.0),
+    ]
     if kind == "muon":
         muon, adamw = optimizer.parts
         assert [[names[id(p)] for p in group["params"]] for group in muon.param_groups] == [
@@ -158,12 +164,18 @@ def test_a_save_in_the_middle_changes_no_bit(kind, tmp_path):
     assert all(map(torch.equal, second.parameters(), whole.parameters()))
 
 
-@pytest.mark.parametrize("mistake, message", [
-    (lambda net: net.groups()[:1], r"^groups=\['low'\] must hold each trained parameter once: second.weight is in none of them$"),
-    (lambda net: [*net.groups(), Group("more", [net.first.weight])], "first.weight is in low and in more$"),
-    (lambda net: [Group("low", list(net.parameters())), Group("low", [])], "must have different names$"),
-    (lambda net: net.groups(1.0, 0.0), "^factor=0.0 of group high must be positive$"),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    "mistake, message",
+    [
+        (
+            lambda net: net.groups()[:1],
+            r"^groups=\['low'\] must hold each trained parameter once: second.weight is in none of them$",
+        ),
+        (lambda net: [*net.groups(), Group("more", [net.first.weight])], "first.weight is in low and in more$"),
+        (lambda net: [Group("low", list(net.parameters())), Group("low", [])], "must have different names$"),
+        (lambda net: net.groups(1.0, 0.0), "^factor=0.0 of group high must be positive$"),
+    ],
+)
 def test_groups_that_do_not_fit_are_refused(mistake, message):
     net = Net()
     with pytest.raises(ValueError, match=message):

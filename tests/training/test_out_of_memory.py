@@ -80,8 +80,17 @@ def batches(start, steps):
 def fit(module, folder, steps=4, last=None):
     start = load_checkpoint(last)["global_step"] if last else 0
     trainer = lightning.Trainer(
-        max_steps=steps, accelerator="cpu", logger=False, enable_progress_bar=False, enable_model_summary=False, callbacks=[Checkpoints(every=2)],
-        plugins=[AtomicCheckpointIO()], default_root_dir=folder, num_sanity_val_steps=0, limit_val_batches=0)  # fmt: skip
+        max_steps=steps,
+        accelerator="cpu",
+        logger=False,
+        enable_progress_bar=False,
+        enable_model_summary=False,
+        callbacks=[Checkpoints(every=2)],
+        plugins=[AtomicCheckpointIO()],
+        default_root_dir=folder,
+        num_sanity_val_steps=0,
+        limit_val_batches=0,
+    )
     trainer.fit(module, DataLoader(batches(start, steps), batch_size=None), ckpt_path=last, weights_only=True)
     return module
 
