@@ -20,7 +20,7 @@ def as_llama(model: Transformer, vocab: Vocabulary) -> PreTrainedModel:
 
     Raises ValueError in one line, opening with the key of the model, for what neither of them can do.
     """
-    refuse_what_llama_lacks(model)
+    require_llama_form(model)
     attention = model.blocks[0].attention
     normed = isinstance(attention.q_norm, RMSNorm)
     kind, config = (Qwen3ForCausalLM, Qwen3Config) if normed else (LlamaForCausalLM, LlamaConfig)
@@ -45,13 +45,13 @@ def as_llama(model: Transformer, vocab: Vocabulary) -> PreTrainedModel:
             pad_token_id=vocab.pad,
         )
     )
-    own.load_state_dict(weights(model), strict=True)
+    own.load_state_dict(llama_weights(model), strict=True)
     never = [token for token in vocab.special if token != vocab.end]  # our samplers give them no probability either
     own.generation_config = GenerationConfig(eos_token_id=vocab.end, pad_token_id=vocab.pad, suppress_tokens=never)
     return own.eval()
 
 
-def refuse_what_llama_lacks(model: Transformer) -> None:
+def require_llama_form(model: Transformer) -> None:
     """Raise ValueError, opening with the key, for a model that neither Llama nor Qwen3 is."""
     lacks = {
         "causal=false": not model.causal and "a denoiser reads in both directions",
@@ -65,8 +65,8 @@ def refuse_what_llama_lacks(model: Transformer) -> None:
             raise ValueError(f"{key} has no counterpart among the models of transformers: {reason}")
 
 
-def weights(model: Transformer) -> dict[str, Tensor]:
-    """The weights under the names of transformers."""
+def llama_weights(model: Transformer) -> dict[str, Tensor]:
+    """Copies of the weights, float32, under the names that Llama and Qwen3 of transformers share."""
     found = {
         "model.embed_tokens.weight": model.embedding.weight,
         "model.norm.weight": model.norm.weight,

@@ -14,7 +14,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from contextlib import AbstractContextManager
-from typing import TYPE_CHECKING, Literal
+from typing import Literal
 
 import torch
 import torch.nn.functional as F
@@ -27,11 +27,6 @@ from research_stack.backbones.attention import Cache, Everything, Look
 from research_stack.backbones.norm import RMSNorm
 from research_stack.require import require
 from research_stack.streams import generator
-
-if TYPE_CHECKING:
-    from transformers import PreTrainedModel
-
-    from research_stack.data.vocabulary import Vocabulary
 
 TIME_FEATURES = 64  # sines and cosines that describe a noise level
 Rope = tuple[Tensor, Tensor]  # cos and sin, (L, 1, E/2) or (B, L, 1, E/2)
@@ -387,12 +382,6 @@ class Transformer(nn.Module):
                 self._rope[key] = (angles.cos().to(device, dtype), angles.sin().to(device, dtype))
         cos, sin = self._rope[key]
         return cos[places], sin[places]
-
-    def to_transformers(self, vocab: Vocabulary) -> PreTrainedModel:
-        """The same function as a Llama or Qwen3 of transformers. Raises ValueError in one line where there is none."""
-        from research_stack.backbones.as_llama import as_llama
-
-        return as_llama(self, vocab)
 
     def parameters_count(self, embeddings: bool = False) -> int:
         """Parameters, by default without embedding and unembedding."""

@@ -9,11 +9,13 @@ from pathlib import Path
 from typing import Protocol, runtime_checkable
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel
 
+from research_stack.backbones.as_llama import as_llama
 from research_stack.backbones.causal import CausalBackbone
 from research_stack.backbones.pretrained_loading import without_progress_bars
+from research_stack.backbones.transformer import Transformer
 from research_stack.data.vocabulary import Vocabulary
 from research_stack.evaluation.context import Context
 from research_stack.records.files import atomic_folder
@@ -24,7 +26,7 @@ CLOSE = 1e-3  # nats; float32 sums in another order differ by a hundredth of it
 
 @runtime_checkable
 class Exportable(Protocol):
-    """A backbone that transformers has a class for."""
+    """A backbone, other than our `Transformer`, that transformers has a class for."""
 
     def to_transformers(self, vocab: Vocabulary) -> PreTrainedModel:
         """The model that transformers or PEFT saves."""
@@ -39,19 +41,24 @@ def export(context: Context, folder: Path) -> float:
     Raises ValueError in one line for a model without a counterpart in transformers, and when what is read back says
     something else.
     """
-    model, codec = context.method.model, context.data.codec
-    if not isinstance(model, Exportable):
-        raise ValueError(
-            f"task=export: model={type(model).__name__} has no counterpart among the models of transformers"
-        )
-    try:
-        own = model.to_transformers(codec.vocab)
-    except ValueError as error:
-        raise ValueError(f"task=export: model.{error}") from error
+    codec = context.data.codec
+    own = to_transformers(context.method.model, codec.vocab)
     with without_progress_bars(), atomic_folder(folder) as unfinished:
         own.save_pretrained(unfinished)
         codec.to_transformers().save_pretrained(unfinished)
         return difference(context, unfinished)
+
+
+def to_transformers(model: nn.Module, vocab: Vocabulary) -> PreTrainedModel:
+    """The model as one that transformers or PEFT saves. Raises ValueError in one line where there is none."""
+    try:
+        if isinstance(model, Transformer):
+            return as_llama(model, vocab)
+        if isinstance(model, Exportable):
+            return model.to_transformers(vocab)
+    except ValueError as error:
+        raise ValueError(f"task=export: model.{error}") from error
+    raise ValueError(f"task=export: model={type(model).__name__} has no counterpart among the models of transformers")
 
 
 def difference(context: Context, folder: Path) -> float:

@@ -26,6 +26,7 @@ from torch import Tensor
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast, Qwen3Config, Qwen3ForCausalLM
 from transformers.utils import logging as hub_logging
 
+from research_stack.backbones.as_llama import llama_weights
 from research_stack.backbones.transformer import Transformer
 from research_stack.data.cache import Cache
 from research_stack.data.questions.fact_world import Law, Made
@@ -33,8 +34,8 @@ from research_stack.data.questions.facts import Facts
 from research_stack.latentwire.reader import PROMPT, QUESTION, Reader, padded
 from research_stack.latentwire.receiver import greedy, told
 from research_stack.require import require
-from research_stack.running.hardware import cpu_multiplies_bf16
 from research_stack.streams import seed_of
+from research_stack.training.machine import cpu_multiplies_bf16
 from research_stack.training.optimization import Optimization
 
 log = logging.getLogger(__name__)
@@ -273,33 +274,7 @@ def saved(model: Transformer, tokenizer: PreTrainedTokenizerFast, qwen: bool) ->
         "bos_token_id": tokenizer.bos_token_id,
     }
     own = Qwen3ForCausalLM(Qwen3Config(**sizes)) if qwen else LlamaForCausalLM(LlamaConfig(**sizes))
-    weights = {"model.embed_tokens.weight": model.embedding.weight, "model.norm.weight": model.norm.weight}
-    for i, block in enumerate(model.blocks):
-        query, key, value = block.attention.qkv.weight.split(
-            [h * model.head_dim for h in (attention.heads, attention.kv_heads, attention.kv_heads)]
-        )
-        gate, up = block.ffn.gate_up.weight.chunk(2)
-        named = {
-            "self_attn.q_proj": query,
-            "self_attn.k_proj": key,
-            "self_attn.v_proj": value,
-            "self_attn.o_proj": block.attention.out.weight,
-            "mlp.gate_proj": gate,
-            "mlp.up_proj": up,
-            "mlp.down_proj": block.ffn.down.weight,
-            "input_layernorm": block.attention_norm.weight,
-            "post_attention_layernorm": block.ffn_norm.weight,
-        }
-        if qwen:
-            named |= {
-                "self_attn.q_norm": block.attention.q_norm.weight,
-                "self_attn.k_norm": block.attention.k_norm.weight,
-            }
-        weights |= {f"model.layers.{i}.{name}.weight": weight for name, weight in named.items()}
-    own.load_state_dict(
-        {name: weight.detach().clone() for name, weight in weights.items()}
-        | {"lm_head.weight": model.embedding.weight.detach().clone()}
-    )
+    own.load_state_dict(llama_weights(model))
     return own.eval()
 
 

@@ -22,7 +22,7 @@ from typing import TYPE_CHECKING, NoReturn
 from research_stack.config import targets
 from research_stack.records.results import Refused, Stopped
 from research_stack.running import outlet
-from research_stack.running.hardware import under_srun, under_torchrun
+from research_stack.training.machine import under_srun, under_torchrun
 
 if TYPE_CHECKING:
     from research_stack.running.hardware import Hardware

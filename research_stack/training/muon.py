@@ -18,7 +18,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from research_stack.running.hardware import cpu_multiplies_bf16
+from research_stack.training.machine import cpu_multiplies_bf16
 from research_stack.training.sharding import on_whole
 
 

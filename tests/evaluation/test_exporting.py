@@ -11,6 +11,7 @@ import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from research_stack import compose, load, run
+from research_stack.backbones.as_llama import as_llama
 from research_stack.backbones.pretrained import LoRA, PretrainedCausal
 from research_stack.backbones.transformer import Transformer
 from research_stack.cli.main import main
@@ -42,7 +43,7 @@ def test_our_transformer_is_a_llama_or_a_qwen3_with_the_same_logits(tmp_path):
     }
     for kind, shape in ((k, s) for k, several in shapes.items() for s in several):
         model = stirred(Transformer(40, dim=32, layers=2, heads=4, causal=True, max_length=24, **shape))
-        model.to_transformers(VOCAB).save_pretrained(tmp_path / "model")
+        as_llama(model, VOCAB).save_pretrained(tmp_path / "model")
         again = AutoModelForCausalLM.from_pretrained(tmp_path / "model")
         assert type(again).__name__ == kind and again.generation_config.suppress_tokens == [37, 38]
         assert again.config.eos_token_id == 39 and again.config.max_position_embeddings == 24
@@ -59,7 +60,7 @@ def test_what_no_class_of_transformers_does_is_named():
     }.items():
         model = Transformer(40, dim=32, layers=1, heads=2, **{"causal": True, **shape})
         with pytest.raises(ValueError, match=f"^{key} has no counterpart"):
-            model.to_transformers(VOCAB)
+            as_llama(model, VOCAB)
 
 
 def test_our_tokenizers_give_the_same_ids_in_transformers(tmp_path):

@@ -12,9 +12,9 @@ import torch
 import yaml
 
 from research_stack.records.paths import CONF
-from research_stack.running import hardware as machine
-from research_stack.running import worker
+from research_stack.running import hardware, worker
 from research_stack.running.hardware import Hardware
+from research_stack.training import machine
 
 NODES = sorted((CONF / "hardware").glob("*.yaml"))
 SRUN = {"SLURM_JOB_ID": "7", "SLURM_STEP_ID": "0", "SLURM_PROCID": "0", "SLURM_LOCALID": "0", "SLURM_NODEID": "0",
@@ -47,7 +47,7 @@ def test_every_node_builds_and_says_when_to_use_it(path):
     built = Hardware(**node)
     assert built.processes == node["devices"] * node["num_nodes"]
     if path.stem.startswith("slurm"):
-        assert set(node["resources"]) <= set(machine.RESOURCES)
+        assert set(node["resources"]) <= set(hardware.RESOURCES)
         assert built.resources["tasks_per_node"] == built.devices and built.resources["timeout_min"] > 10
     assert built.submit is False, "only launcher=slurm sets it"
 
@@ -89,7 +89,7 @@ def test_autocast_has_the_precision_of_training(precision, dtype):
 
 
 def test_threads_share_the_usable_cores(monkeypatch):
-    monkeypatch.setattr(machine, "usable_cores", lambda: 12)
+    monkeypatch.setattr(hardware, "usable_cores", lambda: 12)
     assert Hardware().resolved_threads() == Hardware(devices=4).resolved_threads() == 12, (
         "alone, or waiting for the others"
     )
@@ -100,7 +100,7 @@ def test_threads_share_the_usable_cores(monkeypatch):
 
 
 def test_a_task_of_a_job_has_its_cores_for_itself(monkeypatch):
-    monkeypatch.setattr(machine, "usable_cores", lambda: 12)
+    monkeypatch.setattr(hardware, "usable_cores", lambda: 12)
     srun(monkeypatch, tasks=4)
     assert Hardware(devices=4).resolved_threads() == 12
 

@@ -10,8 +10,8 @@ from torch import nn
 from torch.utils.data import DataLoader
 
 from research_stack.config.check import check_node
-from research_stack.running import hardware
 from research_stack.running.run import model_facts
+from research_stack.training import machine
 from research_stack.training.checkpoint import AtomicCheckpointIO, Checkpoints, load_checkpoint
 from research_stack.training.ema import Ema
 from research_stack.training.module import TrainingModule
@@ -230,7 +230,7 @@ def test_the_iteration_is_its_polynomial_of_the_singular_values(shape):
     ("flags", "dtype"), [("amx_bf16", torch.bfloat16), ("avx512_bf16", torch.bfloat16), ("avx2", torch.float32)]
 )
 def test_a_cpu_without_products_of_bfloat16_iterates_in_float32(monkeypatch, flags, dtype):
-    monkeypatch.setattr(hardware, "cpu_flags", lambda: {flags})
+    monkeypatch.setattr(machine, "cpu_flags", lambda: {flags})
     assert Muon([nn.Parameter(torch.zeros(2, 2))], 0.01, 0.0).on_cpu == dtype
 
 
