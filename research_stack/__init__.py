@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     from research_stack.config.compose import compose
     from research_stack.running.run import load, run
 
+__version__ = "0.1.0"
 __all__ = ["compose", "load", "run"]
 _MODULES = {"compose": "config.compose", "load": "running.run", "run": "running.run"}
 

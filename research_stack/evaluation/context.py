@@ -11,6 +11,8 @@ from typing import TYPE_CHECKING, Protocol
 import torch
 
 if TYPE_CHECKING:
+    from torch import nn
+
     from research_stack.corruption.base import Corruption
     from research_stack.data.module import TokenData
     from research_stack.sampling.denoiser import Denoiser
@@ -20,6 +22,7 @@ if TYPE_CHECKING:
         """A denoiser that knows the (bound) corruption it was trained under."""
 
         corruption: Corruption
+        model: nn.Module
 
 
 @dataclass
@@ -58,3 +61,4 @@ class Evaluation(Protocol):
 
     def __call__(self, context: Context) -> dict[str, float]:
         """The numbers by name; they land in result.json as `<name of the evaluation>/<key>`."""
+        ...

@@ -6,7 +6,7 @@ What is written is read back before the folder gets its name, and must give the 
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Protocol, runtime_checkable
+from typing import Protocol, cast, runtime_checkable
 
 import torch
 from torch import Tensor, nn
@@ -73,9 +73,14 @@ def difference(context: Context, folder: Path) -> float:
     own = AutoModelForCausalLM.from_pretrained(
         folder, dtype=torch.float32, trust_remote_code=False, use_safetensors=True
     )
-    again = own.eval().to(context.device)
+    again = nn.Module.to(own.eval(), context.device)
     real = torch.from_numpy(context.data.codec.vocab.real).to(context.device)
-    found = (again(ids_BL).logits[..., real] - logits(context.method.model, ids_BL)[..., real]).abs().max().item()
+    found = (
+        (again(ids_BL).logits[..., real] - logits(cast(CausalBackbone, context.method.model), ids_BL)[..., real])
+        .abs()
+        .max()
+        .item()
+    )
     if not found <= CLOSE:
         raise ValueError(f"task=export: what was written gives logits that differ by {found:.3g}; nothing is kept")
     return found
