@@ -103,8 +103,8 @@ def save_encoder(folder):
 def prepare(place, experiments, ways, steps=4, more=()):
     """Folders of runs that are ready to train: {way: {experiment: folder}}."""
     from research_stack import compose
-    from research_stack.records import results
-    from research_stack.records.results import RunFolder
+    from research_stack.records.files import write_json
+    from research_stack.records.run_folder import RunFolder
 
     found = {}
     encoder = place / "encoder"
@@ -127,7 +127,7 @@ def prepare(place, experiments, ways, steps=4, more=()):
             folder = found.setdefault(way, {})[name] = place / way / name
             folder.mkdir(parents=True)
             RunFolder(folder).write_config(cfg)
-            results.write_json(folder / "run.json", {})
+            write_json(folder / "run.json", {})
     return found
 
 

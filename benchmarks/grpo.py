@@ -282,7 +282,7 @@ def run_ours(kind, folder, size, steps):
     from research_stack import compose
     from research_stack.posttraining.rollout import Rollouts
     from research_stack.records import provenance
-    from research_stack.records.results import RunFolder
+    from research_stack.records.run_folder import RunFolder
 
     run = importlib.import_module("research_stack.running.run")  # the package's `run` is its function
     clock, place, assemble, found = Clock(), RunFolder(folder / f"{kind}-{time.time_ns()}"), run.assemble, []

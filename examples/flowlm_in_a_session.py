@@ -24,7 +24,7 @@ print(context.data.codec.decode(trace.tokens_BL[0].tolist()))
 # %% Plot the loss
 import matplotlib.pyplot as plt  # noqa: E402
 
-from research_stack.records.results import read_jsonl  # noqa: E402
+from research_stack.records.files import read_jsonl  # noqa: E402
 
 rows = [row for row in read_jsonl(result.folder / "metrics.jsonl") if "train/loss" in row]
 plt.plot([row["step"] for row in rows], [row["train/loss"] for row in rows], lw=0.8)

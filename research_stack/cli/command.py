@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from research_stack.config.hints import UserError, choices, nearest
-from research_stack.config.texts import as_text
+from research_stack.config.quoting import as_text
 from research_stack.records import paths, terminal
 from research_stack.records.redaction import redact
 

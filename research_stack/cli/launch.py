@@ -15,9 +15,9 @@ from typing import TYPE_CHECKING
 
 from research_stack.cli.command import Command, complain
 from research_stack.config.hints import UserError
-from research_stack.config.texts import quoted
+from research_stack.config.quoting import quoted
 from research_stack.records import paths, terminal
-from research_stack.records.results import InUse
+from research_stack.records.run_folder import InUse
 
 if TYPE_CHECKING:
     from omegaconf import DictConfig
@@ -137,7 +137,8 @@ def unfinished_run(cfg: DictConfig) -> Path | None:
     run=new.
     """
     from research_stack.config.compose import sound_checkpoint
-    from research_stack.records.results import Result, RunFolder, config_hash
+    from research_stack.records.config_hash import config_hash
+    from research_stack.records.run_folder import Result, RunFolder
 
     wanted, earlier = config_hash(cfg), (paths.OUTPUTS / paths.slug(cfg.name)).glob("*/result.json")
     for path in sorted(earlier, reverse=True) if cfg.run is None else ():
@@ -251,7 +252,8 @@ def put_aside(point: Point) -> None:
     """Rename a point's folder that holds a run of another config (or any, with run=new): neither overwrites the
     other.
     """
-    from research_stack.records.results import Result, RunFolder, config_hash
+    from research_stack.records.config_hash import config_hash
+    from research_stack.records.run_folder import Result, RunFolder
 
     place = RunFolder(point.folder)
     if (

@@ -15,7 +15,7 @@ from research_stack.cli import completion, listing
 from research_stack.cli.command import Command, complain, composer_of, folders_of
 from research_stack.config import targets
 from research_stack.config.hints import UserError
-from research_stack.config.texts import require_utf8
+from research_stack.config.quoting import require_utf8
 from research_stack.records import redaction, terminal
 from research_stack.running import outlet
 

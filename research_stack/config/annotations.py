@@ -12,7 +12,7 @@ import re
 from collections.abc import Callable, Mapping
 from typing import Any
 
-from research_stack.config import kinds
+from research_stack.config import inheritance
 from research_stack.config.signatures import Module
 
 SCALARS: dict[str, Callable[[Any], bool]] = {
@@ -41,13 +41,13 @@ def fits(value: Any, annotation: ast.expr | None, where: Module | None, depth: i
         return _fits_generic(value, annotation, where, depth)
     name = _last(annotation)
     if name in SCALARS:
-        return kinds.is_number(value) if is_node(value) and name != "None" else SCALARS[name](value)
+        return inheritance.is_number(value) if is_node(value) and name != "None" else SCALARS[name](value)
     if name in LISTS | TUPLES | MAPPINGS:
         return _is_collection(value, name)
     if alias := _alias(annotation, where):
         return fits(value, alias[1], alias[0], depth + 1)
-    wanted = kinds.class_of(annotation, where)
-    return kinds.stands_for(value, wanted) if wanted is not None else None
+    wanted = inheritance.class_of(annotation, where)
+    return inheritance.stands_for(value, wanted) if wanted is not None else None
 
 
 def arms(annotation: ast.expr | None) -> list[ast.expr]:
@@ -68,14 +68,14 @@ def _items(annotation: ast.Subscript) -> list[ast.expr]:
 
 def _is_collection(value: Any, name: str) -> bool | None:
     if is_node(value):
-        return kinds.is_collection(value)
+        return inheritance.is_collection(value)
     return isinstance(value, Mapping if name in MAPPINGS else (list, tuple))
 
 
 def _fits_generic(value: Any, annotation: ast.Subscript, where: Module | None, depth: int) -> bool | None:
     name, items = _last(annotation.value), _items(annotation)
     if name == "Literal" and is_node(value):
-        return kinds.is_number(value)
+        return inheritance.is_number(value)
     if name == "Literal":
         return any(value == a and type(value) is type(a) for a in literals(annotation))
     if name in ("Annotated", "Final"):
@@ -111,7 +111,7 @@ def misfit(
 
 def _alias(annotation: ast.expr, where: Module | None) -> tuple[Module, ast.expr] | None:
     """(module, expression) of a name that stands for another annotation."""
-    found = kinds.definition(annotation.id, where) if where and isinstance(annotation, ast.Name) else None
+    found = inheritance.definition(annotation.id, where) if where and isinstance(annotation, ast.Name) else None
     return found if found is not None and isinstance(found[1], ast.BinOp | ast.Subscript) else None
 
 

@@ -16,17 +16,18 @@ from dataclasses import dataclass
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
-from research_stack.config import init_from, sizes, trainer_keys
+from research_stack.config import init_from, memory, trainer_keys
 from research_stack.config.annotations import arms, fits, is_built, is_node, literals, misfit, written
 from research_stack.config.expressions import CannotSay, Evaluator, Opaque
 from research_stack.config.hints import UserError, choices, did_you_mean, nearest, one_line
-from research_stack.config.kinds import class_of, definition
+from research_stack.config.inheritance import class_of, definition
 from research_stack.config.signatures import Module, Parameter, Signature, UnknownTarget, resolve, signature
 from research_stack.config.targets import SPECIAL, refused
 from research_stack.records import paths
+from research_stack.records.config_hash import flatten, is_movable_path
 from research_stack.records.paths import key_of
 from research_stack.records.redaction import refuse_masked
-from research_stack.records.results import RunFolder, flatten, is_place
+from research_stack.records.run_folder import RunFolder
 
 if TYPE_CHECKING:
     from omegaconf import DictConfig
@@ -280,7 +281,7 @@ def check(cfg: DictConfig | Mapping[str, Any]) -> list[Problem]:
 
 def _with_sizes(config: Mapping[str, Any], problems: list[Problem]) -> list[Problem]:
     """The mistakes; where there are none, what no memory holds."""
-    return problems or [Problem(key, text, also) for key, text, also in sizes.mistakes(config)]
+    return problems or [Problem(key, text, also) for key, text, also in memory.mistakes(config)]
 
 
 def _first_of_each(problems: Iterable[Problem]) -> list[Problem]:
@@ -466,7 +467,7 @@ def _origin(cfg: Any, key: str) -> str:
     value = raw(cfg, key)
     if link := re.fullmatch(r"\$\{([\w.]+)\}", str(value)):
         return link[1]
-    same = (k for k, v in flatten(raw(cfg, "data")).items() if v == value and is_place(f"data.{k}", v))
+    same = (k for k, v in flatten(raw(cfg, "data")).items() if v == value and is_movable_path(f"data.{k}", v))
     return min((f"data.{k}" for k in same), key=len, default=key)
 
 
@@ -528,7 +529,7 @@ def _told(problems: Sequence[Problem], point: Composed, composer: Composer, numb
     except (HydraException, OSError):
         place = ""
     notes = [place] if place else []
-    if point.saved is not None and not named and is_place(first.key):
+    if point.saved is not None and not named and is_movable_path(first.key):
         notes.append(f"if it has moved, say where it is: {first.key}=...")
     notes += [f"point {number} of {count}: {' '.join(point.overrides)}"] if count > 1 else []
     notes += [f"and {len(problems) - 1} more mistakes"] if len(problems) > 2 else []

@@ -29,14 +29,15 @@ from hydra.plugins.config_source import ConfigResult, ConfigSource
 from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf, open_dict
 
-from research_stack.config import hints, locations
+from research_stack.config import hints, moved_paths
 from research_stack.config.hints import UserError
+from research_stack.config.quoting import quoted, with_places
 from research_stack.config.smoke import shrink
-from research_stack.config.texts import quoted, with_places
-from research_stack.records import paths, provenance, redaction, results
-from research_stack.records.literal import as_config, escaped
+from research_stack.records import paths, provenance, redaction
+from research_stack.records.config_hash import MAX_STEPS, differences, extension, flatten, is_hashed, is_movable_path
+from research_stack.records.escaping import as_config, escaped
 from research_stack.records.paths import key_of, known_runs, shown
-from research_stack.records.results import RunFolder
+from research_stack.records.run_folder import RunFolder, is_run
 
 CONFIG = "config"
 #: Tasks about a finished run, of which the command line changes little.
@@ -186,7 +187,7 @@ class Composer:
         """Raise UserError for `${hydra:...}` in the config of a run, which does not keep Hydra's own node."""
         from research_stack.config.why import Origins
 
-        for key, value in results.flatten(OmegaConf.to_container(cfg)).items():
+        for key, value in flatten(OmegaConf.to_container(cfg)).items():
             if re.search(r"(?<!\\)\$\{hydra[:.]", str(value)):
                 raise UserError(
                     f"{key}={value} refers to Hydra's own config, which a run does not keep: write "
@@ -318,8 +319,8 @@ def of_saved_run(cfg: DictConfig, overrides: Sequence[str]) -> DictConfig:
     """
     folder = run_folder(str(cfg.run))
     said = [o for o in overrides if not is_hydra(o)]
-    places = {key_of(o): OmegaConf.select(cfg, key_of(o)) for o in said if results.is_place(key_of(o))}
-    moved = locations.moved(folder.read_config(), places, folder)
+    places = {key_of(o): OmegaConf.select(cfg, key_of(o)) for o in said if is_movable_path(key_of(o))}
+    moved = moved_paths.moved(folder.read_config(), places, folder)
     saved, said = _given_again(moved, cfg, [o for o in said if key_of(o) not in places])
     named = {key_of(o).split(".")[0].split("/")[0]: o for o in said}
     if cfg.task in OF_A_RUN:
@@ -356,7 +357,7 @@ def _given_again(saved: dict[str, Any], cfg: DictConfig, overrides: Sequence[str
 def _of_resuming(key: str) -> bool:
     """Whether a key may stand beside `run=FOLDER` without the rest of the run's config."""
     if key.startswith("trainer."):
-        return key == results.LENGTH or not results.is_science(key)
+        return key == MAX_STEPS or not is_hashed(key)
     return key.split(".")[0].split("/")[0] in OF_RESUMING
 
 
@@ -375,19 +376,19 @@ def _with_nodes(saved: DictConfig, cfg: DictConfig, overrides: Iterable[str]) ->
 
 def _refuse_another(folder: RunFolder, saved: DictConfig, cfg: DictConfig, typed: Sequence[str]) -> None:
     """Raise UserError for another config, but for one that makes the run longer."""
-    said = results.differences(saved, cfg, typed)
-    if said and results.extension(saved, cfg) is None:
+    said = differences(saved, cfg, typed)
+    if said and extension(saved, cfg) is None:
         run = f"run={shlex.quote(shown(folder.path))}"
         raise UserError(
             f"{run} was started with another config ({said}); give the same overrides, or only {run} to go on with its"
-            f" own, and {results.LENGTH}=N to make it longer"
+            f" own, and {MAX_STEPS}=N to make it longer"
         )
 
 
 def run_folder(path: str) -> RunFolder:
     """The run folder at the path; UserError with the nearest runs if it is none."""
     folder = RunFolder(Path(path))
-    if results.is_run(folder):
+    if is_run(folder):
         return folder
     why = "no such folder" if not folder.path.exists() else "has no config.yaml and run.json"
     if folder.path.is_file():

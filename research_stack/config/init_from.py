@@ -14,9 +14,10 @@ from typing import Any
 from omegaconf import DictConfig, OmegaConf
 
 from research_stack.config.hints import UserError, did_you_mean, nearest
-from research_stack.records import paths, results
+from research_stack.records import paths
+from research_stack.records.config_hash import config_hash, plain_config
 from research_stack.records.paths import expanded
-from research_stack.records.results import RunFolder
+from research_stack.records.run_folder import RunFolder, is_run
 
 #: What the words of a first phase may not set: it is trained, as it is, with this run's seed and hardware.
 RESERVED = ("seed", "hardware", "launcher", "task", "run", "runs", "dry_run", "prompt", "hydra")
@@ -74,7 +75,7 @@ def check(cfg: DictConfig) -> None:
             )
         return
     place = RunFolder(expanded(cfg.init_from))
-    if not results.is_run(place.path):
+    if not is_run(place.path):
         why = "no such folder" if not place.path.exists() else "has no config.yaml and run.json"
         near = nearest(str(cfg.init_from), [paths.shown(path) for path in paths.known_runs()], cutoff=0.0)
         raise UserError(
@@ -96,7 +97,7 @@ def refuse_other_model(cfg: DictConfig, theirs: Any, keys: Sequence[str]) -> Non
     """Raise UserError where the first phase's model, in its config `theirs`, differs from this run's in one of the keys
     that both have.
     """
-    there, here = (results.plain_config(config).get("model") or {} for config in (theirs, cfg))
+    there, here = (plain_config(config).get("model") or {} for config in (theirs, cfg))
     differing = [
         f"model.{key}: {short(there[key])} there, {short(here[key])} here"
         for key in keys
@@ -120,4 +121,4 @@ def folder_of(cfg: DictConfig) -> RunFolder:
     if is_folder(cfg.init_from):
         return RunFolder(expanded(cfg.init_from))
     phase = first_phase(cfg)
-    return RunFolder(paths.OUTPUTS / paths.slug(str(phase.name)) / f"phase_{results.config_hash(phase)}")
+    return RunFolder(paths.OUTPUTS / paths.slug(str(phase.name)) / f"phase_{config_hash(phase)}")

@@ -184,7 +184,7 @@ def report(key: str, overrides: Sequence[str], composer: Composer) -> str:
     from omegaconf import OmegaConf
 
     from research_stack.config.hints import UserError, did_you_mean
-    from research_stack.records.results import flatten
+    from research_stack.records.config_hash import flatten
 
     cfg = composer.compose(overrides).cfg
     places = Origins(composer, overrides).of(key)

@@ -33,7 +33,8 @@ from research_stack.metrics.interval import Estimate, per_token, warn_few
 from research_stack.metrics.levels import balanced
 from research_stack.metrics.ngram import Baseline
 from research_stack.records.csv_tables import as_csv
-from research_stack.records.results import RunFolder, atomic_write
+from research_stack.records.files import atomic_write
+from research_stack.records.run_folder import RunFolder
 from research_stack.require import require
 from research_stack.streams import Draws
 

@@ -20,7 +20,8 @@ from torch import Tensor
 
 from research_stack.evaluation.context import Context
 from research_stack.metrics.decoding import STATES, changed_after_fill, distinct, idle_steps, states, token_entropy
-from research_stack.records.results import RunFolder, atomic_write, read_jsonl, to_json
+from research_stack.records.files import atomic_write, read_jsonl, to_json
+from research_stack.records.run_folder import RunFolder
 from research_stack.require import require
 
 if TYPE_CHECKING:

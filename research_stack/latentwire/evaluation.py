@@ -31,7 +31,8 @@ from research_stack.latentwire.wire import MOST
 from research_stack.metrics import paired
 from research_stack.metrics.interval import warn_few, within
 from research_stack.records.csv_tables import as_csv
-from research_stack.records.results import RunFolder, atomic_write
+from research_stack.records.files import atomic_write
+from research_stack.records.run_folder import RunFolder
 from research_stack.require import require
 
 if TYPE_CHECKING:

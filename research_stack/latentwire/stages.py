@@ -9,8 +9,8 @@ from typing import Any
 from lightning.pytorch import Callback, LightningModule, Trainer
 
 from research_stack.latentwire.module import LatentWire
-from research_stack.records import results
-from research_stack.records.results import RunFolder
+from research_stack.records.files import read_jsonl, write_json
+from research_stack.records.run_folder import RunFolder
 from research_stack.training.checkpoint import Checkpoints, validation_follows
 
 log = logging.getLogger(__name__)
@@ -71,7 +71,7 @@ class StageHandoff(Callback):
         if trainer.is_global_zero:
             steps = [0, *ends][number - 1 : number + 1]
             row = {"stage": number, "steps": steps, **done, "next": follows, "metrics": _metrics(trainer)}
-            results.write_json(Path(trainer.default_root_dir) / "stages" / f"{number}.json", row)
+            write_json(Path(trainer.default_root_dir) / "stages" / f"{number}.json", row)
             log.info(
                 "stage %d of %d ends at step %d (%s)%s",
                 number,
@@ -104,7 +104,7 @@ def _words(law: dict[str, Any]) -> str:
 def _metrics(trainer: Trainer) -> dict[str, float]:
     """The last value of each number logged so far, earlier parts of a resumed run included."""
     path = RunFolder(trainer.default_root_dir).metrics_jsonl
-    rows = results.read_jsonl(path) if path.is_file() else []
+    rows = read_jsonl(path) if path.is_file() else []
     found = {name: value for row in rows if row["step"] <= trainer.global_step for name, value in row.items()}
     found = found or {name: float(value) for name, value in trainer.callback_metrics.items()}
     return {name: value for name, value in found.items() if name.startswith(("train/", "val/"))}

@@ -24,7 +24,8 @@ from research_stack.lookahead.records import Records, batches, records
 from research_stack.metrics import calibration, selective
 from research_stack.metrics.interval import per_token, warn_few
 from research_stack.records.csv_tables import as_csv
-from research_stack.records.results import RunFolder, atomic_path, atomic_write
+from research_stack.records.files import atomic_path, atomic_write
+from research_stack.records.run_folder import RunFolder
 from research_stack.require import require
 
 if TYPE_CHECKING:

@@ -25,7 +25,7 @@ from research_stack.lookahead.module import MiniGPT
 from research_stack.lookahead.records import batches
 from research_stack.metrics.decoding import distinct, repetition, token_entropy
 from research_stack.metrics.interval import Estimate, per_token, warn_few
-from research_stack.records.results import RunFolder
+from research_stack.records.run_folder import RunFolder
 from research_stack.require import require
 from research_stack.sampling.autoregressive import Autoregressive
 

@@ -19,7 +19,7 @@ from research_stack.data.module import TokenData
 from research_stack.posttraining.answers import different_prompts
 from research_stack.posttraining.measures import Measures
 from research_stack.posttraining.policy import Policy
-from research_stack.records import results
+from research_stack.records.files import read_json, write_json
 from research_stack.require import require
 
 FILE = "dynamics.json"
@@ -79,10 +79,10 @@ class DiversityDynamics(Callback):
         with averaged(trainer, policy):
             found = self.measures(policy, data.codec, prompts, policy.seed)
         path, step = Path(trainer.default_root_dir) / FILE, int(trainer.global_step)
-        kept = results.read_json(path) if path.is_file() else {"points": []}
+        kept = read_json(path) if path.is_file() else {"points": []}
         points = [point for point in kept["points"] if point["step"] < step]
         asked = [data.codec.decode(prompt.tolist()) for prompt in prompts]
-        results.write_json(
+        write_json(
             path,
             {
                 "method": type(policy).__name__,

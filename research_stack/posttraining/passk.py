@@ -17,8 +17,8 @@ from research_stack.metrics.passk import SHARE, over_prompts, pass_at_k
 from research_stack.posttraining.answers import different_prompts
 from research_stack.posttraining.measures import Measured, Measures
 from research_stack.posttraining.policy import Policy
-from research_stack.records import results
 from research_stack.records.csv_tables import as_csv
+from research_stack.records.files import atomic_write
 from research_stack.require import require
 
 SHOWN = 3  # answers of a prompt in its line
@@ -102,4 +102,4 @@ def one_line(text: str) -> str:
 
 
 def _table(path: Path, header: Sequence[str], rows: Sequence[Sequence[object]]) -> None:
-    results.atomic_write(path, as_csv(header, rows))
+    atomic_write(path, as_csv(header, rows))

@@ -25,7 +25,8 @@ from research_stack.metrics.interval import CORRELATION, Estimate, jackknife, pe
 from research_stack.posttraining.reward_card import card
 from research_stack.posttraining.reward_model import RewardModel
 from research_stack.records.csv_tables import as_csv
-from research_stack.records.results import RunFolder, atomic_write
+from research_stack.records.files import atomic_write
+from research_stack.records.run_folder import RunFolder
 from research_stack.require import require
 
 if TYPE_CHECKING:

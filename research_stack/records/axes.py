@@ -11,8 +11,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from research_stack.records import results
-from research_stack.records.results import ABSENT
+from research_stack.records.config_hash import ABSENT, canonical
 
 PRESET = "ablation"  # a group whose choices change keys anywhere: where it was swept, it says best what differs
 LEAVES_SHOWN = 3  # keys of one group choice that are shown each by itself (mask_ratio, corruption_rate)
@@ -76,7 +75,7 @@ def _dependent(
 
 def partition_of(column: Sequence[Any]) -> tuple[int, ...]:
     """The number of the distinct value at each place: [.3, .5, .3] -> (0, 1, 0)."""
-    texts = [json.dumps(results.canonical(value), sort_keys=True, default=str) for value in column]
+    texts = [json.dumps(canonical(value), sort_keys=True, default=str) for value in column]
     order = {text: index for index, text in enumerate(dict.fromkeys(texts))}
     return tuple(order[text] for text in texts)
 

@@ -23,9 +23,10 @@ from pathlib import Path
 from typing import Any
 
 import research_stack
-from research_stack.records import results
+from research_stack.records.config_hash import canonical, config_hash, differences, extension, hashed_keys, plain_config
+from research_stack.records.files import append_jsonl, atomic_write, read_json, read_jsonl, to_json, write_json
 from research_stack.records.redaction import redact, redact_override
-from research_stack.records.results import RunFolder
+from research_stack.records.run_folder import Refused, RunFolder, now
 
 log = logging.getLogger(__name__)
 
@@ -189,7 +190,7 @@ def begin(
     weights it began with stays, to be compared with what it goes on with; code that has changed is told in the log.
     """
     place, argv = RunFolder(folder), list(sys.argv if argv is None else argv)
-    plain = results.plain_config(config)
+    plain = plain_config(config)
     git, difference = code()
     facts = {
         "command": command_line(argv),
@@ -199,17 +200,17 @@ def begin(
         "pid": os.getpid(),
         "name": plain.get("name"),
         "seed": plain.get("seed"),
-        "hash": results.config_hash(plain),
+        "hash": config_hash(plain),
         "git": git,
         "python": platform.python_version(),
         "versions": versions(),
         "machine": machine(),
         "slurm": {name: os.environ[name] for name in SLURM_NAMES if name in os.environ} or None,
-        "started": results.now(),
+        "started": now(),
         "data": None,
     }
     if place.run_json.is_file():
-        old = results.read_json(place.run_json)
+        old = read_json(place.run_json)
         facts["earlier"] = _earlier(place, old)
         if resumed:
             facts |= {key: old[key] for key in KEPT if old.get(key) is not None}
@@ -217,7 +218,7 @@ def begin(
     facts["config"] = _leaves(place)
     if difference:
         facts["git"]["diff"] = _keep(place.path / "diff.patch", difference)
-    results.write_json(place.run_json, facts)
+    write_json(place.run_json, facts)
     return facts
 
 
@@ -226,22 +227,22 @@ def _keep(path: Path, difference: str) -> str | None:
     if len(difference) > DIFF_LIMIT:
         log.warning("the code differs from its commit by %d characters: the difference is not kept", len(difference))
         return None
-    results.atomic_write(path, difference)
+    atomic_write(path, difference)
     return path.name
 
 
 def _earlier(place: RunFolder, old: Mapping[str, Any]) -> list[dict[str, Any]]:
     part = {key: old.get(key) for key in ("command", "started", "slurm")}
     part |= {"sha": (old.get("git") or {}).get("sha"), "host": (old.get("machine") or {}).get("host")}
-    if place.result_json.is_file() and (result := results.read_json(place.result_json)).get("status") == "ok":
+    if place.result_json.is_file() and (result := read_json(place.result_json)).get("status") == "ok":
         part["result"] = result
     return [*old.get("earlier", []), part]
 
 
 def _leaves(place: RunFolder) -> dict[str, Any]:
     """What config.yaml says of the numbers, as JSON keeps it; {} without one."""
-    leaves = results.science(place.read_config()) if place.config_yaml.is_file() else {}
-    return {key: results.canonical(value) for key, value in leaves.items()}
+    leaves = hashed_keys(place.read_config()) if place.config_yaml.is_file() else {}
+    return {key: canonical(value) for key, value in leaves.items()}
 
 
 def refuse_edited(place: RunFolder) -> None:
@@ -249,10 +250,10 @@ def refuse_edited(place: RunFolder) -> None:
 
     One that makes the run longer is no other: it is written first, and a kill may leave it so.
     """
-    known = results.read_json(place.run_json).get("config") if place.run_json.is_file() else None
+    known = read_json(place.run_json).get("config") if place.run_json.is_file() else None
     found = place.read_config() if known else {}
-    if known and (said := results.differences(known, found)) and results.extension(known, found) is None:
-        raise results.Refused(
+    if known and (said := differences(known, found)) and extension(known, found) is None:
+        raise Refused(
             f"{place.config_yaml} has been edited since its run was started ({said}): bring the old "
             "one back, or train the new one in a folder of its own"
         )
@@ -261,7 +262,7 @@ def refuse_edited(place: RunFolder) -> None:
 def tell_changes(place: RunFolder) -> None:
     """Say in the log when code or libraries are not those that the run was last trained with."""
     if place.run_json.is_file():
-        _tell_changes(results.read_json(place.run_json), {"git": code()[0], "versions": versions()})
+        _tell_changes(read_json(place.run_json), {"git": code()[0], "versions": versions()})
 
 
 def _tell_changes(old: Mapping[str, Any], new: Mapping[str, Any]) -> None:
@@ -284,7 +285,7 @@ def _commit(git: Mapping[str, Any]) -> str:
 def add(folder: str | os.PathLike[str], facts: Mapping[str, Any]) -> None:
     """Add facts that are known later (the data's fingerprint, the model's size, the device) to run.json."""
     place = RunFolder(folder)
-    results.write_json(place.run_json, {**results.read_json(place.run_json), **facts})
+    write_json(place.run_json, {**read_json(place.run_json), **facts})
 
 
 # ------------------------------------------------------------------------------------------------ history
@@ -297,7 +298,7 @@ def choices(config: Any) -> dict[str, str]:
     """{group: last part of its `_target_`} for the groups that have one; evaluations and loggers by their names."""
     found = {}
     for group in GROUPS:
-        node = results.plain_config(config).get(group)
+        node = plain_config(config).get(group)
         if not isinstance(node, Mapping):
             continue
         if "_target_" in node:
@@ -316,15 +317,15 @@ def history(
 
     A history that cannot be written is reported in the log and does not take the run down with it.
     """
-    place, plain = RunFolder(folder), results.plain_config(config)
-    started = results.read_json(place.run_json) if place.run_json.is_file() else {}
-    result = results.read_json(place.result_json) if place.result_json.is_file() else {}
+    place, plain = RunFolder(folder), plain_config(config)
+    started = read_json(place.run_json) if place.run_json.is_file() else {}
+    result = read_json(place.result_json) if place.result_json.is_file() else {}
     line = {
         "folder": str(place.path),
         "task": task,
         "name": plain.get("name"),
         "status": result.get("status"),
-        "hash": results.config_hash(plain),
+        "hash": config_hash(plain),
         "sha": (started.get("git") or {}).get("sha"),
         "seed": plain.get("seed"),
         "command": command_line(sys.argv),
@@ -333,14 +334,14 @@ def history(
         "choices": choices(plain),
         "host": socket.gethostname(),
         "started": result.get("started"),
-        "finished": results.now(),
+        "finished": now(),
         "seconds": result.get("seconds"),
         "steps": result.get("steps"),
         "metrics": result.get("metrics", {}),
         "error": result.get("error"),
     }
     try:
-        results.append_jsonl(path or history_file(), line)
+        append_jsonl(path or history_file(), line)
     except OSError as error:
         log.error("%s", error)
     return line
@@ -348,5 +349,5 @@ def history(
 
 def search_history(*words: str, path: Path | None = None) -> list[dict[str, Any]]:
     """The lines of the history that hold every word (any case) in any of their values, oldest first."""
-    rows = results.read_jsonl(path or history_file())
-    return [row for row in rows if all(word.lower() in results.to_json(row).lower() for word in words)]
+    rows = read_jsonl(path or history_file())
+    return [row for row in rows if all(word.lower() in to_json(row).lower() for word in words)]

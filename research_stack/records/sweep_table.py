@@ -20,9 +20,11 @@ from dataclasses import dataclass, field, fields, is_dataclass
 from pathlib import Path
 from typing import Any
 
-from research_stack.records import csv_tables, results
+from research_stack.records import csv_tables
 from research_stack.records.axes import PRESET, find_axes, shortest
-from research_stack.records.results import ABSENT, RunFolder
+from research_stack.records.config_hash import ABSENT, canonical, hashed_keys
+from research_stack.records.files import atomic_write, read_json, to_json
+from research_stack.records.run_folder import RunFolder, is_run
 
 log = logging.getLogger(__name__)
 
@@ -129,7 +131,7 @@ class SweepTable:
         """The table that `as_json` wrote (a sweep's results.json); ValueError in one line if the file is torn or is
         none.
         """
-        value = results.read_json(path)
+        value = read_json(path)
         if not isinstance(value, dict) or value.get("format") != FORMAT:
             raise ValueError(f"{path} is not the table of a sweep: it is not marked {FORMAT!r}")
         try:
@@ -176,7 +178,7 @@ def expand(runs: Sequence[str | os.PathLike[str]]) -> list[Path]:
 
 
 def _runs_below(folder: Path) -> Iterator[Path]:
-    if results.is_run(folder):
+    if is_run(folder):
         yield folder
     elif folder.is_dir():
         for child in sorted((p for p in folder.iterdir() if p.is_dir()), key=lambda p: _natural(p.name)):
@@ -202,7 +204,7 @@ def read_point(folder: Path) -> Point:
     config = settings_of(plain)
     seed, name = plain.get("seed"), plain.get("name")
     try:
-        result, kept = place.load_result(), results.read_json(place.result_json)
+        result, kept = place.load_result(), read_json(place.result_json)
     except ValueError as error:
         return Point(folder, config, seed, name, "missing", {}, error=str(error))
     finished, measured = kept.get("finished"), kept.get("measured")
@@ -217,11 +219,11 @@ def read_point(folder: Path) -> Point:
 
 def settings_of(plain: Mapping[str, Any]) -> dict[str, Any]:
     """{dotted key: value} of what changes the numbers, but for seeds."""
-    return {k: v for k, v in results.science(plain).items() if k.rpartition(".")[2] != "seed"}
+    return {k: v for k, v in hashed_keys(plain).items() if k.rpartition(".")[2] != "seed"}
 
 
 def _choices(place: RunFolder, plain: Mapping[str, Any]) -> dict[str, str]:
-    overrides = results.read_json(place.run_json).get("overrides", []) if place.run_json.is_file() else []
+    overrides = read_json(place.run_json).get("overrides", []) if place.run_json.is_file() else []
     pairs = (override.lstrip("+").partition("=") for override in overrides)
     return {group: choice for group, _, choice in pairs if isinstance(plain.get(group), Mapping) or group == PRESET}
 
@@ -246,9 +248,7 @@ def _rows(points: Sequence[Point], settings: Mapping[Path, Mapping[str, Any]]) -
     """Group by settings; of two runs with one seed the one that finished last counts."""
     groups: dict[str, dict[Any, Point]] = {}
     for point in sorted(points, key=lambda point: point.finished):
-        group = groups.setdefault(
-            json.dumps(results.canonical(settings[point.folder]), sort_keys=True, default=str), {}
-        )
+        group = groups.setdefault(json.dumps(canonical(settings[point.folder]), sort_keys=True, default=str), {})
         if point.seed in group:
             log.warning(
                 "%s and %s are the same experiment with the same seed: the later one counts",
@@ -390,7 +390,7 @@ FORMAT = "research-stack sweep 1"  # of results.json
 
 def as_json(table: SweepTable) -> str:
     """The whole table, failures included, as JSON that `SweepTable.load` reads back equal."""
-    return results.to_json({"format": FORMAT, **packed(table)}, indent=1) + "\n"
+    return to_json({"format": FORMAT, **packed(table)}, indent=1) + "\n"
 
 
 def packed(value: Any) -> Any:
@@ -439,6 +439,6 @@ def write_table(folder: str | os.PathLike[str], table: SweepTable, more: str = "
     - more: Markdown that is put below the table.
     """
     folder = Path(folder)
-    results.atomic_write(folder / "results.csv", as_csv(table, folder))
-    results.atomic_write(folder / "results.md", as_markdown(table) + (f"\n{more.rstrip()}\n" if more else ""))
-    results.atomic_write(folder / "results.json", as_json(table))
+    atomic_write(folder / "results.csv", as_csv(table, folder))
+    atomic_write(folder / "results.md", as_markdown(table) + (f"\n{more.rstrip()}\n" if more else ""))
+    atomic_write(folder / "results.json", as_json(table))

@@ -10,8 +10,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from research_stack.records import results
-from research_stack.records.results import RunFolder
+from research_stack.records.files import read_json, read_jsonl
+from research_stack.records.run_folder import RunFolder
 from research_stack.records.sweep_table import Row, SweepTable
 from research_stack.reporting.charts import Axis, Series, axis_of, line_chart
 from research_stack.reporting.curves import Band, Point, averaged, is_number
@@ -64,7 +64,7 @@ def panels(table: SweepTable) -> list[Panel]:
     """
     rows = table.rows[:MOST]
     runs = {
-        folder: (results.read_jsonl(RunFolder(folder).metrics_jsonl), run_facts(folder))
+        folder: (read_jsonl(RunFolder(folder).metrics_jsonl), run_facts(folder))
         for row in rows
         for folder in row.points
     }
@@ -107,7 +107,7 @@ def run_facts(folder: Path) -> dict[str, Any]:
     """run.json of a run; {} if it is missing or torn."""
     path = RunFolder(folder).run_json
     try:
-        value = results.read_json(path) if path.is_file() else {}
+        value = read_json(path) if path.is_file() else {}
     except (ValueError, OSError):
         return {}
     return value if isinstance(value, dict) else {}

@@ -7,7 +7,8 @@ import warnings
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from research_stack.records.results import RunFolder, atomic_path
+from research_stack.records.files import atomic_path
+from research_stack.records.run_folder import RunFolder
 from research_stack.reporting.curves import quantile, series, smooth
 from research_stack.reporting.film import window
 from research_stack.reporting.html import clean

@@ -19,7 +19,7 @@ from typing import Any, NamedTuple
 import yaml
 
 from research_stack.metrics.interval import per_token
-from research_stack.records.results import RunFolder
+from research_stack.records.run_folder import RunFolder
 from research_stack.records.sweep_table import Row, SweepTable, aligned, failure_line, show_mean
 from research_stack.reporting.budgets import run_facts
 from research_stack.reporting.curves import is_number

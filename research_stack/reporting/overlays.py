@@ -6,7 +6,7 @@ import math
 import statistics
 from collections.abc import Sequence
 
-from research_stack.records.results import RunFolder
+from research_stack.records.run_folder import RunFolder
 from research_stack.records.sweep_table import Row, SweepTable
 from research_stack.reporting.calibration import CONTROL, HEAD, Bin, bins, calibration_chart
 from research_stack.reporting.charts import Series, axis_of, line_chart

@@ -1,4 +1,4 @@
-"""A run folder as a report needs it: whatever of it can be read. Standard library and results.py only.
+"""A run folder as a report needs it: whatever of it can be read. Standard library and records alone.
 
 A report is written for failed and interrupted runs too, so a file that is missing or torn is an absence that the
 report names, never an error.
@@ -14,10 +14,10 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from research_stack.records import results
 from research_stack.records.csv_tables import read_csv
+from research_stack.records.files import read_json, read_jsonl
 from research_stack.records.paths import expanded
-from research_stack.records.results import RunFolder
+from research_stack.records.run_folder import RunFolder
 
 log = logging.getLogger(__name__)
 
@@ -91,8 +91,8 @@ def read(folder: str | Path, status: str | None = None) -> RunFiles:
     """
     place, found = RunFolder(folder), read_phase(folder, status)
     found.earlier = _earlier(found)
-    found.history = results.read_jsonl(place.metrics_jsonl)
-    found.samples = results.read_jsonl(place.samples_jsonl)
+    found.history = read_jsonl(place.metrics_jsonl)
+    found.samples = read_jsonl(place.samples_jsonl)
     found.likelihood = table_of(place, "likelihood", found.problems)
     found.tables = {name: rows for name in TABLES if (rows := table_of(place, name, found.problems))}
     if place.films.is_dir():
@@ -194,7 +194,7 @@ def _json(path: Path, found: RunFiles) -> dict[str, Any]:
     if not path.is_file():
         return {}
     try:
-        value = results.read_json(path)
+        value = read_json(path)
     except (ValueError, OSError) as error:
         found.problems.append(str(error))
         return {}

@@ -8,7 +8,8 @@ import os
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
-from research_stack.records.results import RunFolder, atomic_write
+from research_stack.records.files import atomic_write
+from research_stack.records.run_folder import RunFolder
 from research_stack.reporting import latentwire, latentwire_losses, loss_parts, passk, policy_training, sections
 from research_stack.reporting.calibration import predictors
 from research_stack.reporting.figures import write_figures

@@ -9,8 +9,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from research_stack.records import results
-from research_stack.records.results import RunFolder
+from research_stack.records.files import read_jsonl
+from research_stack.records.run_folder import RunFolder
 from research_stack.records.sweep_table import Row, SweepTable, show_mean
 from research_stack.reporting.budgets import flops_of, run_facts
 from research_stack.reporting.curves import is_number, number
@@ -62,7 +62,7 @@ def speed_of(folder: Path, config: Mapping[str, Any]) -> Speed:
     batch, length = known(config, "data.batch_size"), known(data, "sequence_length")
     tokens = known(model, "tokens_per_step")
     return Speed(
-        seconds_per_step(results.read_jsonl(RunFolder(folder).metrics_jsonl)),
+        seconds_per_step(read_jsonl(RunFolder(folder).metrics_jsonl)),
         batch * length if math.isnan(tokens) else tokens,
         known(model, "parameters"),
         flops_of(facts) or math.nan,

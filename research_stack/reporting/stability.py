@@ -6,8 +6,8 @@ import math
 from collections.abc import Sequence
 from pathlib import Path
 
-from research_stack.records import results
-from research_stack.records.results import RunFolder
+from research_stack.records.files import read_jsonl
+from research_stack.records.run_folder import RunFolder
 from research_stack.records.sweep_table import SweepTable
 from research_stack.reporting.charts import Series, axis_of, line_chart
 from research_stack.reporting.curves import Point, even, quantile, series, smooth
@@ -28,7 +28,7 @@ WORDS = {
 
 def curve(folder: Path, key: str, log: bool = False) -> list[Point]:
     """A run's smoothed curve, at most 200 points; on a log scale the logarithm is what is averaged."""
-    points = series(results.read_jsonl(RunFolder(folder).metrics_jsonl), key)
+    points = series(read_jsonl(RunFolder(folder).metrics_jsonl), key)
     if not log:
         return even(smooth(points))
     return [(x, math.exp(y)) for x, y in even(smooth([(x, math.log(y)) for x, y in points if y > 0]))]

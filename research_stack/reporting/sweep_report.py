@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from research_stack.records.results import atomic_write
+from research_stack.records.files import atomic_write
 from research_stack.records.sweep_table import Row, SweepTable, show, show_mean
 from research_stack.reporting import (
     budgets,

@@ -16,10 +16,10 @@ from omegaconf import DictConfig, OmegaConf
 from research_stack.config import targets
 from research_stack.config.compose import Composed, settle
 from research_stack.config.hints import UserError, one_line
-from research_stack.records import results
+from research_stack.records.config_hash import config_hash
 from research_stack.records.paths import PACKAGE, point_name, shown
 from research_stack.records.redaction import Formatter
-from research_stack.records.results import Refused, Result, RunFolder, Stopped
+from research_stack.records.run_folder import Refused, Result, RunFolder, Stopped, is_run
 
 log = logging.getLogger(__name__)
 #: Overrides that hand the naming of points, and nothing of logging or config files, to us. A cluster job resolves
@@ -131,10 +131,10 @@ def point(cfg: DictConfig, folder: Path) -> Result:
 
 def finished(cfg: DictConfig, folder: Path) -> Result | None:
     """The folder's result if it is ok and of this config."""
-    if cfg.task != "train" or not results.is_run(folder) or not (folder / "result.json").is_file():
+    if cfg.task != "train" or not is_run(folder) or not (folder / "result.json").is_file():
         return None
     result = Result.load(folder)
-    return result if result.status == "ok" and result.hash == results.config_hash(cfg) else None
+    return result if result.status == "ok" and result.hash == config_hash(cfg) else None
 
 
 def record(cfg: DictConfig, folder: Path, error: Exception) -> Result:

@@ -17,9 +17,11 @@ from typing import TYPE_CHECKING
 
 from omegaconf import DictConfig
 
-from research_stack.records import provenance, results, terminal
+from research_stack.records import provenance, terminal
+from research_stack.records.config_hash import MAX_STEPS, config_hash, differences, differing_keys, extension
+from research_stack.records.files import atomic_write, read_json, read_jsonl
 from research_stack.records.redaction import Formatter
-from research_stack.records.results import Refused, Result, RunFolder, Stopped
+from research_stack.records.run_folder import Refused, Result, RunFolder, Stopped, is_run
 
 if TYPE_CHECKING:
     from lightning import LightningDataModule
@@ -39,7 +41,7 @@ def recorded(cfg: DictConfig, place: RunFolder) -> Iterator[dict[str, float]]:
 
     resumed = (place.checkpoints / "last.ckpt").is_file()
     before = _records(place) if resumed else {}
-    _begin(cfg, place, resumed and results.is_run(place))
+    _begin(cfg, place, resumed and is_run(place))
     metrics: dict[str, float] = {}
     reporting = False
     try:
@@ -64,7 +66,7 @@ def _begin(cfg: DictConfig, place: RunFolder, resumed: bool) -> None:
         refuse_another(cfg, place)
     place.write_config(cfg)
     provenance.begin(place.path, cfg, resumed=resumed)
-    place.start(results.config_hash(cfg), resumed=resumed)
+    place.start(config_hash(cfg), resumed=resumed)
 
 
 def _end_badly(cfg: DictConfig, place: RunFolder, error: BaseException, report: bool) -> None:
@@ -92,23 +94,21 @@ def _records(place: RunFolder) -> dict[Path, bytes]:
 
 def _put_back(records: Mapping[Path, bytes]) -> None:
     for path, content in records.items():
-        results.atomic_write(path, content)
+        atomic_write(path, content)
 
 
 def is_finished(cfg: DictConfig, place: RunFolder) -> bool:
     """Whether the folder holds this very run with status ok."""
-    if not results.is_run(place) or not place.result_json.is_file():
+    if not is_run(place) or not place.result_json.is_file():
         return False
     result, saved = place.load_result(), place.read_config()
-    its_own = result.hash == results.config_hash(saved)  # not of the config before it was made longer
-    return (
-        result.status == "ok" and its_own and not results.differing_keys(saved, cfg)
-    )  # where its files lie may differ
+    its_own = result.hash == config_hash(saved)  # not of the config before it was made longer
+    return result.status == "ok" and its_own and not differing_keys(saved, cfg)  # where its files lie may differ
 
 
 def refuse_other_data(place: RunFolder, data: TokenData) -> None:
     """Raise Refused when corpus or tokenizer are not those the run was trained on: ids would mean other tokens."""
-    facts = results.read_json(place.run_json) if place.run_json.is_file() else {}
+    facts = read_json(place.run_json) if place.run_json.is_file() else {}
     trained = (facts.get("data") or {}).get("fingerprint")
     if trained not in (None, data.fingerprint):
         raise Refused(
@@ -119,7 +119,7 @@ def refuse_other_data(place: RunFolder, data: TokenData) -> None:
 
 def refuse_other_codec(first: RunFolder, data: TokenData) -> None:
     """Raise ValueError when the weights to begin with were trained on ids of another tokenizer."""
-    theirs, ours = (results.read_json(first.run_json).get("data") or {}).get("codec"), data.describe().get("codec")
+    theirs, ours = (read_json(first.run_json).get("data") or {}).get("codec"), data.describe().get("codec")
     if theirs not in (None, ours):
         raise ValueError(
             f"init_from={first.path} was trained with another tokenizer than data.tokenizer gives here: "
@@ -149,24 +149,24 @@ def keep_codec(data: LightningDataModule, place: RunFolder, anew: bool) -> None:
 def refuse_another(cfg: DictConfig, place: RunFolder) -> None:
     """Raise Refused when the folder holds a run of another config, unless `run=FOLDER` makes that one longer."""
     saved = place.read_config()
-    said = results.differences(saved, cfg)
+    said = differences(saved, cfg)
     if not said:
         return
-    longer = results.extension(saved, cfg)
-    if longer is None and [key for key, _, _ in results.differing_keys(saved, cfg)] == [results.LENGTH]:
+    longer = extension(saved, cfg)
+    if longer is None and [key for key, _, _ in differing_keys(saved, cfg)] == [MAX_STEPS]:
         raise Refused(f"run={place.path}: a run can be made longer, not shorter ({said})")
     if longer is None:
         raise Refused(f"run={place.path} was started with another config ({said})")
     if cfg.get("run") is None:
         raise Refused(
-            f"run={place.path} was started with {results.LENGTH}={longer[0]}; to make it longer: "
-            f"run={place.path} {results.LENGTH}={longer[1]}"
+            f"run={place.path} was started with {MAX_STEPS}={longer[0]}; to make it longer: "
+            f"run={place.path} {MAX_STEPS}={longer[1]}"
         )
     result = place.load_result()
     if result.status == "ok" and result.steps < longer[0]:
         raise Refused(
             f"run={place.path} was stopped early, at step {result.steps} of {longer[0]}: "
-            f"{results.LENGTH}={longer[1]} would not make it longer"
+            f"{MAX_STEPS}={longer[1]} would not make it longer"
         )
 
 
@@ -187,7 +187,7 @@ def finished(place: RunFolder) -> Result:
 
 def steps_done(place: RunFolder) -> int:
     """Optimizer steps logged so far."""
-    rows = results.read_jsonl(place.metrics_jsonl)
+    rows = read_jsonl(place.metrics_jsonl)
     return max((row["step"] for row in rows), default=0)
 
 

@@ -20,10 +20,11 @@ from omegaconf import DictConfig, OmegaConf
 from research_stack.config import init_from
 from research_stack.config.build import build, named, needs, plain, takes, target
 from research_stack.config.hints import one_line
-from research_stack.records import paths, provenance, results, terminal
-from research_stack.records.literal import as_config
+from research_stack.records import paths, provenance, terminal
+from research_stack.records.escaping import as_config
+from research_stack.records.files import append_jsonl, read_json
 from research_stack.records.redaction import hand_over, masked
-from research_stack.records.results import Result, RunFolder
+from research_stack.records.run_folder import InUse, Result, RunFolder
 from research_stack.running.recording import (
     finished,
     is_finished,
@@ -107,7 +108,7 @@ def assemble(cfg: DictConfig, codec_of: RunFolder | None = None) -> Parts:
         if codec_of is None:
             data.prepare()
         else:
-            said = results.read_json(codec_of.run_json).get("data") or {}
+            said = read_json(codec_of.run_json).get("data") or {}
             data.prepare_codec(codec_of.tokenizer, bool(said.get("prompts_only")), bool(said.get("writes_end")))
     model = build(cfg.model, "model", **taken(cfg, "model", data.for_model() | {"seed": cfg.seed}))
     with named("data"):
@@ -142,7 +143,7 @@ def first_phase(cfg: DictConfig) -> RunFolder:
             log.info("first phase: init_from=%s, in %s", cfg.init_from, place.path)
             run(init_from.first_phase(cfg), place.path)
             break
-        except results.InUse:
+        except InUse:
             log.info("waiting for %s, which another process trains", place.path)
             time.sleep(WAIT)
     return place
@@ -194,7 +195,7 @@ def train(cfg: DictConfig, place: RunFolder) -> Result:
     refuse_idle(plain(cfg.trainer), plain(cfg.callbacks) or {})
     if worker.is_helper_rank():  # another rank of the same SLURM job keeps the folder
         fit(cfg, place.path)
-        return results.Result(place.path, "running")
+        return Result(place.path, "running")
     if is_finished(cfg, place):
         log.info("%s is finished; run=new trains it again, task=eval measures it", place.path)
         return finished(place)
@@ -442,7 +443,7 @@ def sample_run(cfg: DictConfig, place: RunFolder) -> Result:
     samples = Samples(samplers={}, count=1 if cfg.prompt else 3, prompts=[cfg.prompt] if cfg.prompt else None)
     with context.inference():
         rows = samples.decode(context, name=context.sampler.name, sampler=context.sampler)
-    results.append_jsonl(place.samples_jsonl, rows)  # before they are shown: a terminal may refuse what it cannot write
+    append_jsonl(place.samples_jsonl, rows)  # before they are shown: a terminal may refuse what it cannot write
     for row in rows:
         terminal.write(f"{row['prompt']}{row['text']}\n{'-' * 40}\n")
     return place.load_result()
@@ -508,4 +509,4 @@ def describe(cfg: DictConfig, place: RunFolder) -> Result:
     width = max(map(len, rows))
     terminal.write(OmegaConf.to_yaml(as_config(masked(plain(cfg)))) + "\n")
     terminal.write("".join(f"{key:<{width}}  {value}\n" for key, value in rows.items()))
-    return results.Result(place.path, "ok", {"parameters": float(facts["parameters"]), "tokens": float(tokens)})
+    return Result(place.path, "ok", {"parameters": float(facts["parameters"]), "tokens": float(tokens)})

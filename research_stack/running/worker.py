@@ -20,7 +20,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, NoReturn
 
 from research_stack.config import targets
-from research_stack.records.results import Refused, Stopped
+from research_stack.records.run_folder import Refused, Stopped
 from research_stack.running import outlet
 from research_stack.training.machine import under_srun, under_torchrun
 
@@ -202,9 +202,9 @@ def main(folder: str) -> int:
     """Train the saved config of the folder on this rank; the exit code. Errors are handed to the launching process."""
     from torch.distributed.elastic.multiprocessing.errors import get_error_handler
 
-    from research_stack.records.literal import as_config
+    from research_stack.records.escaping import as_config
     from research_stack.records.redaction import handed
-    from research_stack.records.results import RunFolder
+    from research_stack.records.run_folder import RunFolder
     from research_stack.running.run import fit
 
     try:

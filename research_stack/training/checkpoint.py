@@ -12,7 +12,7 @@ from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.callbacks import Callback, Checkpoint
 from lightning.pytorch.plugins.io import TorchCheckpointIO
 
-from research_stack.records.results import atomic_path
+from research_stack.records.files import atomic_path
 from research_stack.require import require
 from research_stack.training.checksum import Summed, damage, seal
 

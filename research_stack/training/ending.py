@@ -13,8 +13,8 @@ from lightning.pytorch.callbacks import Callback, Checkpoint, EarlyStopping, Tim
 from lightning.pytorch.callbacks.early_stopping import EarlyStoppingReason
 from torch import Tensor
 
-from research_stack.records import results
-from research_stack.records.results import RunFolder, Stopped
+from research_stack.records.files import read_jsonl
+from research_stack.records.run_folder import RunFolder, Stopped
 from research_stack.training.checkpoint import validation_follows
 
 log = logging.getLogger(__name__)
@@ -107,7 +107,7 @@ class Monitors(Callback):
         monitored, self.monitored = self.monitored, {}
         if set(monitored.values()) <= set(trainer.callback_metrics):
             return
-        rows = results.read_jsonl(RunFolder(trainer.default_root_dir).metrics_jsonl)  # earlier parts of a resumed run
+        rows = read_jsonl(RunFolder(trainer.default_root_dir).metrics_jsonl)  # earlier parts of a resumed run
         known = {*trainer.callback_metrics, *(key for row in rows for key in row)} - {"step", "time", "epoch"}
         for name, wanted in monitored.items():
             if wanted not in known:

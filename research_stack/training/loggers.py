@@ -21,10 +21,18 @@ from lightning.pytorch.loggers import TensorBoardLogger, WandbLogger
 from lightning.pytorch.loggers.logger import Logger
 from lightning.pytorch.utilities import rank_zero_only
 
-from research_stack.records import csv_tables, results
+from research_stack.records import csv_tables
+from research_stack.records.config_hash import config_hash
+from research_stack.records.files import (
+    append_jsonl,
+    atomic_write,
+    read_jsonl,
+    replace_last_jsonl,
+    truncate_jsonl_after_step,
+)
 from research_stack.records.paths import expanded
 from research_stack.records.redaction import redact_override
-from research_stack.records.results import RunFolder
+from research_stack.records.run_folder import RunFolder
 from research_stack.require import require
 
 
@@ -54,8 +62,8 @@ class JsonlLogger(Logger):
         if self._start_step is None:
             return
         path, start_step, self._start_step = self.folder.metrics_jsonl, self._start_step, None
-        results.truncate_jsonl_after_step(path, start_step if start_step > 0 else -1)
-        rows = results.read_jsonl(path)
+        truncate_jsonl_after_step(path, start_step if start_step > 0 else -1)
+        rows = read_jsonl(path)
         self._row = rows[-1] if rows else {}
         self._before = max((float(row.get("time") or 0.0) for row in rows), default=0.0)
 
@@ -88,17 +96,17 @@ class JsonlLogger(Logger):
         values = {name: value for name, value in metrics.items() if name != "epoch"}  # batches are endless: always 0
         if self._row.get("step") != done:
             self._row = {"step": done, "time": round(self._before + time.monotonic() - self._begun, 3), **values}
-            results.append_jsonl(self.folder.metrics_jsonl, self._row)
+            append_jsonl(self.folder.metrics_jsonl, self._row)
         elif any(name not in self._row or self._row[name] != value for name, value in values.items()):
             self._row |= values
-            results.replace_last_jsonl(self.folder.metrics_jsonl, self._row)
+            replace_last_jsonl(self.folder.metrics_jsonl, self._row)
 
     @rank_zero_only
     def finalize(self, status: str) -> None:
         """Write metrics.csv: one column per metric, in order of first appearance."""
-        rows = results.read_jsonl(self.folder.metrics_jsonl)
+        rows = read_jsonl(self.folder.metrics_jsonl)
         if rows:
-            results.atomic_write(self.folder.metrics_csv, _csv(rows))
+            atomic_write(self.folder.metrics_csv, _csv(rows))
 
 
 def _csv(rows: Sequence[Mapping[str, Any]]) -> str:
@@ -156,7 +164,7 @@ class Wandb(WandbLogger):
         identity = re.sub(
             r"[^\w-]+",
             "-",
-            f"{config.get('name')}-{results.config_hash(config)}-{hashlib.sha256(str(place.path.resolve()).encode()).hexdigest()[:6]}",
+            f"{config.get('name')}-{config_hash(config)}-{hashlib.sha256(str(place.path.resolve()).encode()).hexdigest()[:6]}",
         )
         mode = os.environ.get("WANDB_MODE") if offline is None else None
         if mode is None:
@@ -227,7 +235,7 @@ class Tensorboard(TensorBoardLogger):
     """
 
     def __init__(self, folder: str | os.PathLike[str], flush_seconds: int = 30) -> None:
-        rows = results.read_jsonl(RunFolder(folder).metrics_jsonl)
+        rows = read_jsonl(RunFolder(folder).metrics_jsonl)
         purge = {"purge_step": rows[-1]["step"]} if rows else {}
         try:
             super().__init__(

@@ -12,8 +12,8 @@ from pathlib import Path
 
 import pytest
 
-from research_stack.records import files, paths, results
-from research_stack.records.results import RunFolder
+from research_stack.records import files, paths
+from research_stack.records.run_folder import InUse, Refused, Result, RunFolder, Stopped, is_run
 
 OFFLINE = """
 import sys
@@ -41,7 +41,7 @@ def without_torch(*arguments, env=None):
 def test_a_run_gets_a_new_folder(conf, fake_run, command):
     assert command("model=small")[0] == 0
     ((cfg, folder),) = fake_run.calls
-    assert cfg.model.dim == 16 and folder.parent == Path("outputs/flowlm") and results.is_run(folder)
+    assert cfg.model.dim == 16 and folder.parent == Path("outputs/flowlm") and is_run(folder)
     assert sorted(p.name for p in folder.iterdir() if not p.name.startswith(".")) == [
         "config.yaml",
         "result.json",
@@ -81,10 +81,10 @@ def test_an_unfinished_run_that_two_commands_take_up_at_once_is_gone_on_with_by_
     command("seed=2")
     first = fake_run.calls[0][1]
     monkeypatch.setattr(RunFolder, "is_live", lambda self: False)  # as it was when this command looked
-    fake_run.raises[2] = results.InUse(f"run={first} is in use by pid 1")
+    fake_run.raises[2] = InUse(f"run={first} is in use by pid 1")
     code, _, err = command("seed=2")
     assert code == 0 and fake_run.calls[1][1] == first and fake_run.calls[2][1] not in (first, None), err
-    fake_run.raises[4] = results.InUse(f"run={first} is in use by pid 1")
+    fake_run.raises[4] = InUse(f"run={first} is in use by pid 1")
     code, _, err = command(f"run={first}")
     assert code == 2 and "in use by pid 1" in err and len(fake_run.calls) == 4
 
@@ -168,16 +168,16 @@ def test_run_folder_resumes_its_own_config(conf, fake_run, command):
 
 
 def test_a_run_that_was_stopped_or_refused_keeps_its_status(conf, fake_run, command):
-    fake_run.raises[2] = results.Stopped("training was stopped at step 3 of 9: its time is used up")
+    fake_run.raises[2] = Stopped("training was stopped at step 3 of 9: its time is used up")
     code, _, err = command("-m", "seed=1,2,3")
     assert code == 1 and len(fake_run.calls) == 3 and "Traceback" not in err and "stopped at step 3 of 9" in err
     last = err.splitlines()[-1]
     assert last.startswith("research-stack: 1 of 3 points failed (seed=2: interrupted); the same command")
-    fake_run.raises[4] = results.Refused("data: the corpus has changed")
+    fake_run.raises[4] = Refused("data: the corpus has changed")
     code, _, err = command("-m", "seed=1,2,3")
-    assert code == 1 and len(fake_run.calls) == 4 and results.Result.load(fake_run.calls[3][1]).error is None
+    assert code == 1 and len(fake_run.calls) == 4 and Result.load(fake_run.calls[3][1]).error is None
     assert command("-m", "seed=1,2,3")[0] == 0 and [c.seed for c, _ in fake_run.calls[3:]] == [2, 2]
-    fake_run.raises[6] = results.Stopped("training was stopped at step 3 of 9: its time is used up")
+    fake_run.raises[6] = Stopped("training was stopped at step 3 of 9: its time is used up")
     code, _, err = command("seed=7")
     (fake_run.calls[5][1] / "checkpoints").mkdir()
     assert code == 2 and err.splitlines()[-1].endswith(
@@ -219,11 +219,11 @@ def test_eval_takes_the_saved_config(trained, conf, fake_run, command):
     assert command("task=eval", f"run={trained}", "eval=likelihood")[0] == 0
     ((cfg, folder),) = fake_run.calls
     assert folder == trained and cfg.model.dim == 16 and cfg.seed == 4 and cfg.eval.bound._target_ == "toylib.Model"
-    assert cfg.task == "eval" and results.RunFolder(trained).read_config()["task"] == "train"
+    assert cfg.task == "eval" and RunFolder(trained).read_config()["task"] == "train"
 
 
 def test_eval_changes_single_keys_of_saved_nodes(trained, fake_run, command):
-    saved = results.RunFolder(trained)
+    saved = RunFolder(trained)
     saved.write_config(saved.read_config() | {"sampler": {"steps": 4, "width": 2}})
     assert command("task=sample", f"run={trained}", "++sampler.steps=9", "prompt=def f(x, y): [1]")[0] == 0
     cfg = fake_run.calls[0][0]

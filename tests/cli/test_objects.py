@@ -11,7 +11,7 @@ import pytest
 
 from research_stack.backbones.regressor import Regressor
 from research_stack.backbones.transformer import Transformer
-from research_stack.config import sizes
+from research_stack.config import memory
 from research_stack.config.check import check, check_node, preflight
 from research_stack.config.compose import Composer
 from research_stack.config.hints import UserError
@@ -219,16 +219,16 @@ def test_sizes_ask_the_machine_that_will_run(monkeypatch):
         "layers": 64,
         "heads": 64,
     }  # a terabyte
-    monkeypatch.setattr(sizes, "machine_bytes", lambda: 2**36)
-    monkeypatch.setattr(sizes, "gpu_bytes", lambda: 2**37)
+    monkeypatch.setattr(memory, "machine_bytes", lambda: 2**36)
+    monkeypatch.setattr(memory, "gpu_bytes", lambda: 2**37)
     config = {"model": node, "hardware": {"accelerator": "cpu"}}
-    ((key, text, _),) = sizes.mistakes(config)
+    ((key, text, _),) = memory.mistakes(config)
     assert key == "model.dim" and "64 GiB" in text
-    assert "128 GiB" in next(sizes.mistakes(config | {"hardware": {"accelerator": "gpu"}}))[1]
+    assert "128 GiB" in next(memory.mistakes(config | {"hardware": {"accelerator": "gpu"}}))[1]
     monkeypatch.delenv("SLURM_JOB_ID", raising=False)
-    assert list(sizes.mistakes(config | {"hardware": {"accelerator": "gpu", "submit": True}})) == []
-    assert list(sizes.mistakes({"model": {"_target_": "toylib.Unknown", "layers": 10**18}})) == [] and math.isfinite(
-        sizes.machine_bytes()
+    assert list(memory.mistakes(config | {"hardware": {"accelerator": "gpu", "submit": True}})) == []
+    assert list(memory.mistakes({"model": {"_target_": "toylib.Unknown", "layers": 10**18}})) == [] and math.isfinite(
+        memory.machine_bytes()
     )
 
 

@@ -11,7 +11,7 @@ import pytest
 from research_stack.config.compose import Composer
 from research_stack.data.cache import Cache, default_root
 from research_stack.records import paths
-from research_stack.records.results import RunFolder
+from research_stack.records.run_folder import RunFolder
 
 
 @pytest.fixture

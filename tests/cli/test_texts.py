@@ -10,8 +10,8 @@ import pytest
 from research_stack.cli.command import Command
 from research_stack.config.compose import Composer, for_run
 from research_stack.config.init_from import is_folder
-from research_stack.records import results
-from research_stack.records.results import RunFolder
+from research_stack.records.config_hash import differing_keys
+from research_stack.records.run_folder import RunFolder
 
 PROMPTS = [
     "a", "${oc.env:SECRET}", "\\${x}", "\\\\${x}", "${", "${}", "${a", "$", "$$", "$(x)", "a\\b", "\\n", "\\",
@@ -71,7 +71,7 @@ def test_a_saved_config_keeps_texts_that_look_like_references(trained):
     place, text = RunFolder(trained), "echo ${HOME} \\${x}"
     place.write_config(place.read_config() | {"eval": {"prompts": [text]}})
     assert for_run(trained).eval.prompts[0] == text
-    assert results.differing_keys({"a": {"path": "x"}}, {"a": {"path": "y"}}) == [
+    assert differing_keys({"a": {"path": "x"}}, {"a": {"path": "y"}}) == [
         ("a.path", "x", "y")
     ]  # not judged by a fingerprint
 

@@ -18,7 +18,9 @@ from research_stack.config import init_from
 from research_stack.config.hints import UserError
 from research_stack.data.module import TokenData
 from research_stack.posttraining.grpo import GRPO
-from research_stack.records.results import RunFolder, config_hash, read_json, read_jsonl, write_json
+from research_stack.records.config_hash import config_hash
+from research_stack.records.files import read_json, read_jsonl, write_json
+from research_stack.records.run_folder import RunFolder
 from research_stack.training.checkpoint import load_checkpoint
 from research_stack.training.module import TrainingModule
 

@@ -15,9 +15,10 @@ from research_stack.config import targets
 from research_stack.config.build import build
 from research_stack.config.check import check_node
 from research_stack.config.hints import UserError
-from research_stack.records import results
-from research_stack.records.literal import as_config, escaped, unescaped
-from research_stack.records.results import RunFolder
+from research_stack.records.config_hash import config_hash
+from research_stack.records.escaping import as_config, escaped, unescaped
+from research_stack.records.files import atomic_write, write_json
+from research_stack.records.run_folder import RunFolder
 
 FOREIGN = {
     "torch.utils.collect_env.run": "outside",
@@ -34,12 +35,11 @@ FOREIGN = {
     "lightning.fabric.utilities.cloud_io._load": "outside",
     "lightning": "outside",
     "research_stack.records.files.atomic_write": "function",
-    "research_stack.records.results.atomic_write": "function",
     "research_stack.records.provenance._git": "function",
     "research_stack.running.run": "function",
     "research_stack.config.build.build": "function",
-    "research_stack.records.results.RunFolder.write_config": "function",
-    "research_stack.records.results.Result.load": "function",
+    "research_stack.records.run_folder.RunFolder.write_config": "function",
+    "research_stack.records.run_folder.Result.load": "function",
     "research_stack.records.files.Path": "pathlib.Path",
     "research_stack.records.provenance.subprocess.Popen": "subprocess.Popen",
     "research_stack.records.provenance.subprocess.run": "subprocess.run",
@@ -148,7 +148,7 @@ def test_a_saved_config_is_read_as_it_was_written_and_its_interpolations_are_ref
     place = RunFolder(tmp_path)
     kept = {"name": "a", "prompt": "${oc.env:SOME_VARIABLE}", "deep": [{"x": r"\${y}"}, "plain", None, 1.5]}
     place.write_config(kept)
-    assert place.read_config() == kept and results.config_hash(place.read_config()) == results.config_hash(kept)
+    assert place.read_config() == kept and config_hash(place.read_config()) == config_hash(kept)
     for line, number in {
         "  x: ${oc.env:SOME_VARIABLE}": 3,
         "  x: ${name}": 3,
@@ -258,9 +258,9 @@ def foreign(tmp_path, monkeypatch):
         config = as_config(kept)
         OmegaConf.update(config, key, value, force_add=True)
         place = RunFolder(tmp_path / "theirs")
-        results.atomic_write(place.config_yaml, OmegaConf.to_yaml(config))
-        results.write_json(place.run_json, {})
-        place.start(results.config_hash(config))
+        atomic_write(place.config_yaml, OmegaConf.to_yaml(config))
+        write_json(place.run_json, {})
+        place.start(config_hash(config))
         place.finish({}, 3)
         place.checkpoints.mkdir(exist_ok=True)
         with zipfile.ZipFile(place.checkpoints / "last.ckpt", "w") as archive:

@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from research_stack.evaluation.samples import Samples
-from research_stack.records.results import read_jsonl
+from research_stack.records.files import read_jsonl
 
 
 class Scripted:

@@ -23,7 +23,7 @@ from research_stack.lookahead.module import Lookahead, MiniGPT
 from research_stack.lookahead.own_prefix import OwnPrefix
 from research_stack.metrics.decoding import repetition
 from research_stack.metrics.interval import per_token
-from research_stack.records.results import read_jsonl
+from research_stack.records.files import read_jsonl
 from research_stack.sampling.autoregressive import Autoregressive
 from research_stack.sampling.choosers import Temperature
 from research_stack.sampling.trace import Trace

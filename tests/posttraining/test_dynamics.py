@@ -17,7 +17,7 @@ from research_stack.metrics.passk import pass_at_k
 from research_stack.posttraining import dynamics, measures, passk
 from research_stack.posttraining.answers import different_prompts
 from research_stack.posttraining.rewards.expressions import Expressions
-from research_stack.records.results import read_json, read_jsonl
+from research_stack.records.files import read_json, read_jsonl
 from research_stack.training.module import TrainingModule
 
 DYNAMICS = [

@@ -13,7 +13,7 @@ import torch
 from research_stack import compose, load, run
 from research_stack.posttraining.grpo import GRPO
 from research_stack.posttraining.rewards.expressions import Expressions
-from research_stack.records.results import read_json, read_jsonl
+from research_stack.records.files import read_json, read_jsonl
 from research_stack.training.checkpoint import load_checkpoint
 from research_stack.training.module import TrainingModule
 

@@ -34,7 +34,7 @@ from research_stack.posttraining.reward_evaluation import (
 from research_stack.posttraining.reward_model import RewardModel
 from research_stack.posttraining.rewards.base import RewardError, called
 from research_stack.posttraining.rewards.learned import METHOD, Learned
-from research_stack.records.results import RunFolder
+from research_stack.records.run_folder import RunFolder
 from research_stack.reporting import reward as figures
 from research_stack.reporting.reading import RunFiles, table_of
 from research_stack.reporting.reward_words import correlation

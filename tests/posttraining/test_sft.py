@@ -10,7 +10,7 @@ from research_stack.data.module import TokenData, batch_of
 from research_stack.data.sources.expressions import Expressions
 from research_stack.data.tokenizers import Bytes
 from research_stack.posttraining.sft import SFT
-from research_stack.records.results import read_jsonl
+from research_stack.records.files import read_jsonl
 from research_stack.streams import Draws
 from research_stack.training.module import cut
 from research_stack.training.optimization import Optimization

@@ -10,8 +10,10 @@ import sys
 import pytest
 from omegaconf import OmegaConf
 
-from research_stack.records import provenance, results
-from research_stack.records.results import RunFolder
+from research_stack.records import provenance
+from research_stack.records.config_hash import config_hash
+from research_stack.records.files import read_json, read_jsonl
+from research_stack.records.run_folder import RunFolder
 
 CONFIG = {"name": "flowlm", "seed": 3, "corruption": {"_target_": "research_stack.corruption.Hybrid"},
           "eval": {"likelihood": {"_target_": "x.L"}, "samples": {"_target_": "x.S"}}, "logger": {}}  # fmt: skip
@@ -51,7 +53,7 @@ def test_run_json(tmp_path, monkeypatch):
     facts = json.loads(text)
     assert facts["command"] == "research-stack -m seed=3 logger.api_key=*** --cfg=job"
     assert facts["overrides"] == ["seed=3", "logger.api_key=***"]
-    assert facts["hash"] == results.config_hash(CONFIG) and facts["seed"] == 3 and facts["name"] == "flowlm"
+    assert facts["hash"] == config_hash(CONFIG) and facts["seed"] == 3 and facts["name"] == "flowlm"
     assert facts["data"] == {"fingerprint": "f00"} and facts["slurm"]["SLURM_JOB_ID"] == "4711"
     assert facts["machine"]["cores"] == len(os.sched_getaffinity(0)) and facts["machine"]["memory_gib"] > 0
     assert facts["versions"]["torch"] and facts["python"] == ".".join(map(str, sys.version_info[:3]))
@@ -61,7 +63,7 @@ def test_run_json(tmp_path, monkeypatch):
 def test_a_resumed_run_remembers_its_earlier_parts(tmp_path):
     for part in ("one", "two", "three"):
         provenance.begin(tmp_path, CONFIG, ["research-stack", f"x={part}"])
-    facts = results.read_json(tmp_path / "run.json")
+    facts = read_json(tmp_path / "run.json")
     assert facts["command"].endswith("x=three")
     assert [part["command"] for part in facts["earlier"]] == ["research-stack x=one", "research-stack x=two"]
 
@@ -83,7 +85,7 @@ def checkout(tmp_path, monkeypatch):
     shutil.copytree(
         provenance.PACKAGE,
         package,
-        ignore=lambda folder, names: [n for n in names if n not in ("__init__.py", "results.py")],
+        ignore=lambda folder, names: [n for n in names if n not in ("__init__.py", "run_folder.py")],
     )
     git(tmp_path / "repo", "init", "-q")
     git(tmp_path / "repo", "add", ".")
@@ -143,10 +145,10 @@ def test_a_line_of_the_history(tmp_path, monkeypatch):
     place.start("abc")
     place.fail(ValueError("bad"), 2)
     provenance.history(place, CONFIG)
-    (line,) = results.read_jsonl(tmp_path / "outputs" / "history.jsonl")
+    (line,) = read_jsonl(tmp_path / "outputs" / "history.jsonl")
     assert (line["status"], line["error"], line["steps"], line["task"]) == ("failed", "ValueError: bad", 2, "train")
     assert line["choices"] == {"corruption": "Hybrid", "eval": "likelihood,samples"}
-    assert line["overrides"] == ["seed=3", "data.token=***"] and line["hash"] == results.config_hash(CONFIG)
+    assert line["overrides"] == ["seed=3", "data.token=***"] and line["hash"] == config_hash(CONFIG)
     assert line["folder"] == str(place.path) and line["started"] <= line["finished"]
     assert provenance.search_history("FAILED", "hybrid") == [line]
     assert provenance.search_history("failed", "absorbing") == []

@@ -15,9 +15,10 @@ from omegaconf import open_dict
 from research_stack import compose, run
 from research_stack.config.build import build
 from research_stack.config.compose import for_run
-from research_stack.records import files, paths, redaction, results
+from research_stack.records import files, paths, redaction
+from research_stack.records.config_hash import config_hash, differing_keys
 from research_stack.records.redaction import MASKED, masked, redact
-from research_stack.records.results import RunFolder
+from research_stack.records.run_folder import RunFolder
 
 VALUE = 'Env1ronment-s3cret"<&é'  # has another form in JSON, in HTML and in a URL
 SECRETS = {
@@ -132,11 +133,7 @@ def test_a_masked_config_is_the_same_run_and_asks_for_what_it_lacks(tmp_path, mo
         and read["list"][1]["password"] == [MASKED] * 2
     )
     assert read["nested"] == [{"token": MASKED, "n": 3}] and read["data"]["_target_"] == config["data"]["_target_"]
-    assert (
-        results.config_hash(read) == results.config_hash(config)
-        and results.differing_keys(read, config) == []
-        and masked(read) == read
-    )
+    assert config_hash(read) == config_hash(config) and differing_keys(read, config) == [] and masked(read) == read
     with pytest.raises(
         ValueError,
         match=r"data\.path=https://me:\*\*\*masked\*\*\*@host/x: a secret .* masked .* give it again: \+\+data\.path=",
@@ -233,7 +230,7 @@ def test_no_file_of_a_run_holds_a_secret(leaky_run):
 
 def test_a_masked_run_is_measured_when_what_it_lacks_is_not_needed_or_given(leaky_run):
     cfg, place = leaky_run
-    assert place.load_result().hash == results.config_hash(cfg) == results.config_hash(place.read_config())
+    assert place.load_result().hash == config_hash(cfg) == config_hash(place.read_config())
     again = for_run(place.path, ["++callbacks.leaks.api_key='given again'"])  # callbacks are not needed to measure
     assert again.callbacks.leaks.api_key == "given again" and again.callbacks.leaks.url == f"https://me:{MASKED}@host/x"
     with pytest.raises(ValueError, match=r"callbacks\.leaks\.texts\.0=.* give it again"):

@@ -1,12 +1,15 @@
 """The table of a sweep: axes, statistics, failures, order, text."""
 
 import csv
+import json
 import math
 
 import pytest
 
-from research_stack.records import results, sweep_table
-from research_stack.records.results import RunFolder
+from research_stack.records import sweep_table
+from research_stack.records.config_hash import ABSENT, config_hash
+from research_stack.records.files import read_json, to_json, write_json
+from research_stack.records.run_folder import RunFolder
 
 HYBRID = {"_target_": "research_stack.corruption.Hybrid", "mask_ratio": 0.5, "corruption_rate": 0.2}
 SAMPLERS = {
@@ -33,7 +36,7 @@ def make(folder, seed=1, metrics=None, status="ok", error="boom", name="flowlm",
         **nodes,
     }
     place.write_config(config)
-    place.start(results.config_hash(config))
+    place.start(config_hash(config))
     if status == "ok":
         place.finish(metrics or {"bound": 5.0}, steps=3)
     elif status == "failed":
@@ -103,7 +106,7 @@ def test_a_choice_of_class_is_one_axis(tmp_path):
     )
     assert table.axes == ["corruption", "corruption.mask_ratio"]
     assert [list(row.settings.values()) for row in table.rows] == [
-        ["Absorbing", results.ABSENT],
+        ["Absorbing", ABSENT],
         ["Hybrid", 0.3],
         ["Hybrid", 0.5],
     ]
@@ -132,7 +135,7 @@ def test_a_choice_of_many_keys_is_one_axis(tmp_path):
 def test_a_choice_goes_by_the_name_that_was_typed(tmp_path):
     runs = [make(tmp_path / name, 1, {"b": len(name)}, sampler=node) for name, node in SAMPLERS.items()]
     for run in runs:
-        results.write_json(run / "run.json", {"overrides": [f"sampler={run.name}", "seed=1"]})
+        write_json(run / "run.json", {"overrides": [f"sampler={run.name}", "seed=1"]})
     table = sweep_table.collect(runs)
     assert [row.settings for row in table.rows] == [{"sampler": "flowlm"}, {"sampler": "llada"}]
 
@@ -155,7 +158,7 @@ def test_an_ablation_is_one_axis_by_its_name_beside_others(tmp_path):
                     **{"model": {"dim": 3}, "data": {"size": 1}, "optimization": {"lr": lr}} | change,
                 )
             )
-            results.write_json(runs[-1] / "run.json", {"overrides": [f"ablation={name}", "seed=1"]})
+            write_json(runs[-1] / "run.json", {"overrides": [f"ablation={name}", "seed=1"]})
     table = sweep_table.collect(runs)
     assert table.axes == ["ablation", "optimization.lr"]
     assert [tuple(row.settings.values()) for row in table.rows] == [
@@ -231,8 +234,8 @@ def test_values_are_ordered_by_nature(tmp_path):
 
 def test_the_same_experiment_twice_counts_once(tmp_path, caplog):
     runs = [make(tmp_path / name, 1, {"b": value}) for name, value in (("old", 1.0), ("new", 2.0))]
-    old = results.read_json(runs[0] / "result.json")
-    results.write_json(runs[0] / "result.json", old | {"finished": "2020-01-01T00:00:00+00:00"})
+    old = read_json(runs[0] / "result.json")
+    write_json(runs[0] / "result.json", old | {"finished": "2020-01-01T00:00:00+00:00"})
     table = sweep_table.collect(runs[::-1])
     (row,) = table.rows
     assert row.values["b"] == [2.0] and row.points == [runs[1]]
@@ -356,7 +359,7 @@ def test_the_table_loads_back(tmp_path):
     ],
 )
 def test_values_are_packed_and_unpacked(value):
-    again = sweep_table.unpacked(results.json.loads(results.to_json(sweep_table.packed(value))))
+    again = sweep_table.unpacked(json.loads(to_json(sweep_table.packed(value))))
     assert again == value and type(again) is type(value)
 
 

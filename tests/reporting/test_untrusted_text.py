@@ -10,8 +10,9 @@ import pytest
 
 from research_stack.cli.command import complain
 from research_stack.data.cache import Cache
-from research_stack.records import csv_tables, files, results, sweep_table, terminal
-from research_stack.records.results import RunFolder
+from research_stack.records import csv_tables, files, sweep_table, terminal
+from research_stack.records.files import atomic_write
+from research_stack.records.run_folder import RunFolder
 from research_stack.running.run import log_file
 from research_stack.training.loggers import _csv
 
@@ -134,5 +135,5 @@ def test_what_is_appended_follows_no_link(tmp_path):
             attempt()
     with pytest.raises(OSError, match="run.log is a link"), log_file(tmp_path / "run.log"):
         pass
-    results.atomic_write(tmp_path / "a.jsonl", "new")
+    atomic_write(tmp_path / "a.jsonl", "new")
     assert victim.read_text() == "precious\n" and not (tmp_path / "a.jsonl").is_symlink()

@@ -18,8 +18,10 @@ from research_stack import compose, load, reporting, run
 from research_stack.cli import launch
 from research_stack.evaluation.likelihood import Likelihood
 from research_stack.evaluation.samples import Samples
-from research_stack.records import files, provenance, results
-from research_stack.records.results import Refused, Result, RunFolder, Stopped
+from research_stack.records import files, provenance
+from research_stack.records.config_hash import config_hash, differing_keys
+from research_stack.records.files import read_json, read_jsonl, write_json
+from research_stack.records.run_folder import Refused, Result, RunFolder, Stopped
 from research_stack.running import recording
 from research_stack.training.checkpoint import Checkpoints, load_checkpoint
 from research_stack.training.loggers import Tensorboard
@@ -96,14 +98,14 @@ def rows(folder):
     """metrics.jsonl without the times."""
     return [
         {key: value for key, value in row.items() if key != "time"}
-        for row in results.read_jsonl(Path(folder) / "metrics.jsonl")
+        for row in read_jsonl(Path(folder) / "metrics.jsonl")
     ]
 
 
 def unfinished(run, folder):
     """A copy of a run that is not yet ok."""
     shutil.copytree(run, folder)
-    results.write_json(folder / "result.json", results.read_json(folder / "result.json") | {"status": "running"})
+    write_json(folder / "result.json", read_json(folder / "result.json") | {"status": "running"})
 
 
 def numbers(result):
@@ -154,7 +156,7 @@ def test_killed_at_every_boundary_it_ends_in_the_same_folder_with_the_same_numbe
 
 def test_a_run_is_ok_only_when_its_page_says_so(whole):
     _, folder = whole
-    page, result = (folder / "report.html").read_text(), results.read_json(folder / "result.json")
+    page, result = (folder / "report.html").read_text(), read_json(folder / "result.json")
     assert '<span class="pill ok">ok</span>' in page and result["status"] == "ok" and result["trained"]
     assert (folder / "result.json").stat().st_mtime_ns >= max(
         path.stat().st_mtime_ns for path in (folder / "figures").iterdir()
@@ -186,17 +188,17 @@ def test_one_that_ends_while_another_looks_is_ok_and_is_not_made_again(whole, tm
     cfg, alone = whole
     folder = tmp_path / "run"
     shutil.copytree(alone, folder)
-    ended = results.read_json(folder / "result.json")
-    results.write_json(folder / "result.json", ended | {"status": "running"})
+    ended = read_json(folder / "result.json")
+    write_json(folder / "result.json", ended | {"status": "running"})
 
     def lets_go(place):
-        results.write_json(place.result_json, ended)
+        write_json(place.result_json, ended)
         return False
 
     monkeypatch.setattr(RunFolder, "is_live", lets_go)
     assert Result.load(folder).status == "ok"
     monkeypatch.undo()
-    results.write_json(folder / "result.json", ended | {"status": "running"})
+    write_json(folder / "result.json", ended | {"status": "running"})
     looks = iter([False, True])  # finished between the first look and the lock
     monkeypatch.setattr(recording.provenance, "begin", lambda *a, **k: pytest.fail("it began again"))
     monkeypatch.setattr(
@@ -272,7 +274,7 @@ def test_an_evaluation_that_fails_keeps_the_numbers_of_the_others(whole, tmp_pat
         )
         with pytest.raises(ValueError, match="too many"):
             run(again, folder)
-    kept = results.read_json(folder / "result.json")
+    kept = read_json(folder / "result.json")
     assert (
         kept["status"] == "ok"
         and kept["metrics"]["likelihood/bound"] == 7.0
@@ -298,7 +300,7 @@ def test_evaluations_of_one_run_take_turns_and_texts_are_kept_before_they_are_sh
     monkeypatch.setattr("sys.stdout", open(tmp_path / "ascii", "w", encoding="ascii"))
     run(sampled, folder)
     monkeypatch.undo()
-    assert results.read_jsonl(folder / "samples.jsonl")[-1]["text"] == "é"
+    assert read_jsonl(folder / "samples.jsonl")[-1]["text"] == "é"
 
 
 # ------------------------------------------------------------------------------------------------- loggers
@@ -309,7 +311,7 @@ def test_a_logger_that_fails_behind_the_evaluation_is_a_warning(whole, tmp_path,
     seen = []
 
     def lost(self, metrics, step=None):
-        kept = results.read_json(folder / "result.json")
+        kept = read_json(folder / "result.json")
         seen.append((kept["status"], set(metrics) <= set(kept["metrics"]), step, (folder / "report.html").is_file()))
         raise ConnectionError("the network is gone")
 
@@ -409,9 +411,9 @@ def test_a_finished_run_is_made_longer(whole, tmp_path, monkeypatch, killed, ste
     monkeypatch.chdir(tmp_path)
     caplog.set_level("INFO")
     shutil.copytree(alone, "run")
-    whole_rows, before = rows("run"), results.read_json(Path("run/result.json"))
+    whole_rows, before = rows("run"), read_json(Path("run/result.json"))
     long = compose(["run=run", "trainer.max_steps=6"])
-    assert OmegaConf.select(long, "trainer.max_steps") == 6 and results.differing_keys(cfg, long) == [
+    assert OmegaConf.select(long, "trainer.max_steps") == 6 and differing_keys(cfg, long) == [
         ("trainer.max_steps", 3, 6)
     ]
     assert (
@@ -425,8 +427,8 @@ def test_a_finished_run_is_made_longer(whole, tmp_path, monkeypatch, killed, ste
     assert launch.unfinished_run(long) is None, "another folder than outputs/kept"
     assert run(compose(["run=run"]), "run").status == "ok"
     assert "made longer, 6 steps instead of 3: from step 3 on" in caplog.text and len(steps) == 1 + 2
-    result, provenance_ = Result.load("run"), results.read_json(Path("run/run.json"))
-    assert result.steps == 6 and result.hash == results.config_hash(long) == provenance_["hash"] != before["hash"]
+    result, provenance_ = Result.load("run"), read_json(Path("run/run.json"))
+    assert result.steps == 6 and result.hash == config_hash(long) == provenance_["hash"] != before["hash"]
     assert RunFolder("run").read_config()["trainer"]["max_steps"] == 6
     assert [part["result"] for part in provenance_["earlier"] if "result" in part] == [before], (
         "the numbers of the old length are kept"
@@ -453,8 +455,8 @@ def test_a_finished_run_is_made_longer(whole, tmp_path, monkeypatch, killed, ste
         assert says in str(caught.value) and "\n" not in str(caught.value)
     with pytest.raises(Refused, match=r"to make it longer: run=run trainer\.max_steps=8"):
         run(compose([*(o for o in MEASURED if "max_steps" not in o), "trainer.max_steps=8"]), "run")
-    results.write_json(
-        Path("run/result.json"), results.read_json(Path("run/result.json")) | {"steps": 5}
+    write_json(
+        Path("run/result.json"), read_json(Path("run/result.json")) | {"steps": 5}
     )  # as early stopping leaves it
     with pytest.raises(Refused, match="stopped early, at step 5 of 6"):
         run(compose(["run=run", "trainer.max_steps=8"]), "run")
@@ -470,7 +472,7 @@ def test_a_stop_below_max_steps_is_an_interruption_and_the_same_command_goes_on(
         compose([*SMALL, "eval=none", "trainer.max_steps=4", "+trainer.max_time={milliseconds: 1}"]),
         Path("outputs/kept/timed"),
     )
-    assert results.config_hash(cfg) == results.config_hash(plain), "when a run stops changes no number of it"
+    assert config_hash(cfg) == config_hash(plain), "when a run stops changes no number of it"
     for step in (1, 2, 3):
         with pytest.raises(
             Stopped, match=rf"training was stopped at step {step} of 4: its time \(trainer\.max_time\) is used up"

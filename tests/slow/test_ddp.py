@@ -15,7 +15,8 @@ from small_runs import SMALL, finish, log_of, losses, rows, run_here, start, wai
 from research_stack import compose
 from research_stack import run as run_config
 from research_stack.cli.main import main
-from research_stack.records import results
+from research_stack.records.files import write_json
+from research_stack.records.run_folder import Result, Stopped
 
 pytestmark = pytest.mark.slow
 
@@ -100,11 +101,11 @@ def test_ranks_that_are_stopped_below_max_steps_go_on_and_train_nothing_twice(tm
     """How a rank ends reaches the process that launched it: stopped, then ended, then ended before it began."""
     command = [*SMALL, "hardware=cpu_ddp", "trainer.max_steps=4"]
     folder = tmp_path / "run"
-    with chdir(tmp_path), pytest.raises(results.Stopped, match="stopped at step 1 of 4: its time"):
+    with chdir(tmp_path), pytest.raises(Stopped, match="stopped at step 1 of 4: its time"):
         run_config(compose([*command, "+trainer.max_time={milliseconds: 1}"]), folder)
-    assert results.Result.load(folder).status == "interrupted"
+    assert Result.load(folder).status == "interrupted"
     run_here(*command, folder=folder)
     before = (folder / "checkpoints" / "last.ckpt").stat().st_mtime_ns
-    results.write_json(folder / "result.json", json.loads((folder / "result.json").read_text()) | {"status": "running"})
+    write_json(folder / "result.json", json.loads((folder / "result.json").read_text()) | {"status": "running"})
     run_here(*command, folder=folder)
     assert (folder / "checkpoints" / "last.ckpt").stat().st_mtime_ns == before and len(rows(folder)) == 4

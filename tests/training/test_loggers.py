@@ -9,8 +9,9 @@ import torch
 from lightning import LightningModule, Trainer
 from lightning.pytorch.loggers.logger import Logger
 
-from research_stack.records import results
-from research_stack.records.results import RunFolder
+from research_stack.records.config_hash import config_hash
+from research_stack.records.files import append_jsonl, read_jsonl
+from research_stack.records.run_folder import RunFolder
 from research_stack.training.loggers import JsonlLogger, RowBeforeCheckpoint, Tensorboard, Wandb, logged_in
 from research_stack.training.outside import Outside
 
@@ -73,7 +74,7 @@ def numbers(rows):
 
 def test_rows_of_one_step_are_one_row_and_steps_count_updates_done(folder):
     fit(folder.path, [JsonlLogger(folder)])
-    rows = results.read_jsonl(folder.metrics_jsonl)
+    rows = read_jsonl(folder.metrics_jsonl)
     assert [row["step"] for row in rows] == [1, 2, 3, 4, 5, 6]
     assert ["val/loss" in row for row in rows] == [False, False, True, False, False, True]
     assert rows[0]["train/loss"] == 1.0  # before the first update
@@ -88,18 +89,18 @@ def test_rows_of_one_step_are_one_row_and_steps_count_updates_done(folder):
 def test_a_resumed_run_leaves_the_rows_of_an_uninterrupted_one(folder, tmp_path):
     fit(tmp_path, [JsonlLogger(tmp_path / "whole")], steps=8)
     fit(folder.path, [JsonlLogger(folder)], steps=4).save_checkpoint(tmp_path / "4.ckpt")
-    results.append_jsonl(folder.metrics_jsonl, {"step": 5, "time": 9.0, "train/loss": 99.0})  # lost with the kill
-    before = results.read_jsonl(folder.metrics_jsonl)[3]["time"]
+    append_jsonl(folder.metrics_jsonl, {"step": 5, "time": 9.0, "train/loss": 99.0})  # lost with the kill
+    before = read_jsonl(folder.metrics_jsonl)[3]["time"]
     fit(folder.path, [JsonlLogger(folder, start_step=4)], steps=8, ckpt_path=tmp_path / "4.ckpt")
-    resumed = results.read_jsonl(folder.metrics_jsonl)
-    assert numbers(resumed) == numbers(results.read_jsonl(tmp_path / "whole" / "metrics.jsonl"))
+    resumed = read_jsonl(folder.metrics_jsonl)
+    assert numbers(resumed) == numbers(read_jsonl(tmp_path / "whole" / "metrics.jsonl"))
     assert before < resumed[4]["time"] < 9.0 + before
 
 
 def test_a_fresh_start_drops_old_rows(folder):
-    results.append_jsonl(folder.metrics_jsonl, [{"step": 1, "train/loss": 7.0}, {"step": 2, "train/loss": 7.0}])
+    append_jsonl(folder.metrics_jsonl, [{"step": 1, "train/loss": 7.0}, {"step": 2, "train/loss": 7.0}])
     fit(folder.path, [JsonlLogger(folder)], steps=1)
-    assert [row["train/loss"] for row in results.read_jsonl(folder.metrics_jsonl)] == [1.0]
+    assert [row["train/loss"] for row in read_jsonl(folder.metrics_jsonl)] == [1.0]
 
 
 class Rows(RowBeforeCheckpoint):
@@ -107,7 +108,7 @@ class Rows(RowBeforeCheckpoint):
 
     def on_train_batch_end(self, trainer, *rest):
         super().on_train_batch_end(trainer, *rest)
-        self.seen = [*getattr(self, "seen", []), numbers(results.read_jsonl(self.logger.folder.metrics_jsonl))]
+        self.seen = [*getattr(self, "seen", []), numbers(read_jsonl(self.logger.folder.metrics_jsonl))]
 
 
 def test_the_row_of_a_step_is_on_disk_before_a_checkpoint_of_it(folder, tmp_path):
@@ -116,15 +117,13 @@ def test_the_row_of_a_step_is_on_disk_before_a_checkpoint_of_it(folder, tmp_path
     fit(folder.path, [logger], steps=3, callbacks=[rows])
     assert [len(seen) for seen in rows.seen] == [1, 2, 3]
     fit(tmp_path, [JsonlLogger(tmp_path / "plain")], steps=3)
-    assert numbers(results.read_jsonl(folder.metrics_jsonl)) == numbers(
-        results.read_jsonl(tmp_path / "plain" / "metrics.jsonl")
-    )
+    assert numbers(read_jsonl(folder.metrics_jsonl)) == numbers(read_jsonl(tmp_path / "plain" / "metrics.jsonl"))
 
 
 def test_a_failed_run_keeps_its_rows(folder):
     with pytest.raises(RuntimeError, match="broken"):
         fit(folder.path, [JsonlLogger(folder)], module=Line(fail_at=2))
-    assert [row["step"] for row in results.read_jsonl(folder.metrics_jsonl)] == [1, 2]
+    assert [row["step"] for row in read_jsonl(folder.metrics_jsonl)] == [1, 2]
     assert folder.metrics_csv.is_file()
 
 
@@ -170,7 +169,7 @@ def test_two_wandb_runs_of_one_process_stay_apart(tmp_path, monkeypatch):
         content = b"".join(file.read_bytes() for file in runs[0].rglob("*") if file.is_file())
         assert b"hidden-9" not in content and sys.argv[1].endswith("hidden-9")
     assert ids[0] != ids[1] and all(
-        results.config_hash({"name": "x", "seed": s}) in i for s, i in zip((1, 2), ids, strict=True)
+        config_hash({"name": "x", "seed": s}) in i for s, i in zip((1, 2), ids, strict=True)
     )
     assert "WANDB_MODE" not in os.environ
     assert seen == [["logger.wandb.api_key=***", "data.path=https://me:***@host/x"]] * 2  # wandb keeps the command
@@ -233,7 +232,7 @@ def test_a_service_that_fails_anywhere_is_one_warning_and_loses_no_number(tmp_pa
             return services[-1]
 
         fit(folder, [JsonlLogger(folder), Outside("logger.service", make)], steps=3)
-        rows, whole = (results.read_jsonl(place / "metrics.jsonl") for place in (folder, tmp_path / "whole"))
+        rows, whole = (read_jsonl(place / "metrics.jsonl") for place in (folder, tmp_path / "whole"))
         assert numbers(rows) == numbers(whole)
         warnings = [record.getMessage() for record in caplog.records if "left out" in record.getMessage()]
         assert len(warnings) == (where != "failed"), "the trainer ends well: nothing was asked to fail"

@@ -9,7 +9,8 @@ from typing import TYPE_CHECKING, Any, Literal
 import numpy as np
 
 from research_stack.config.build import build
-from research_stack.records.results import RunFolder, read_json
+from research_stack.records.files import read_json
+from research_stack.records.run_folder import RunFolder
 from research_stack.require import require
 
 if TYPE_CHECKING:

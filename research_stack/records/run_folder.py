@@ -1,4 +1,4 @@
-"""Run folders on disk: atomic files, the lock, the status of a run, the hash of its config. No torch, no hydra.
+"""A run folder on disk: the names of its files, its lock, and the status and metrics of the run. No torch, no hydra.
 
 Everything a run leaves behind is a file that is either whole or absent (see `files`). JSON has no NaN: a metric that
 is not finite stands as null in result.json and is read as NaN.
@@ -7,106 +7,33 @@ is not finite stands as null in result.json and is read as NaN.
 from __future__ import annotations
 
 import fcntl
-import hashlib
 import io
-import json
 import math
 import os
 import socket
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, Literal
 
+from research_stack.records.config_hash import plain_config
+from research_stack.records.escaping import as_config, refuse_interpolations, unescaped
 from research_stack.records.files import (
-    append_jsonl,
-    atomic_path,
     atomic_write,
     flock,
     open_lock,
     read_json,
     read_jsonl,
     remove_stale,
-    replace_last_jsonl,
-    to_json,
-    truncate_jsonl_after_step,
     unwritable,
     write_json,
 )
-from research_stack.records.literal import as_config, refuse_interpolations, unescaped
 from research_stack.records.redaction import masked, redact
 
-__all__ = [
-    "ABSENT",
-    "InUse",
-    "Refused",
-    "Result",
-    "RunFolder",
-    "Status",
-    "Stopped",
-    "append_jsonl",
-    "atomic_path",
-    "atomic_write",
-    "canonical",
-    "config_hash",
-    "differences",
-    "differing_keys",
-    "extension",
-    "flatten",
-    "is_location",
-    "is_place",
-    "is_run",
-    "is_science",
-    "now",
-    "plain_config",
-    "read_json",
-    "read_jsonl",
-    "replace_last_jsonl",
-    "science",
-    "to_json",
-    "truncate_jsonl_after_step",
-    "write_json",
-]
-
 Status = Literal["running", "ok", "failed", "interrupted"]
-ABSENT = "(absent)"  # stands for a key that one of two configs lacks, in `differing_keys`
-
-# Keys that change where, when or how visibly a run happens but not its numbers: left out of the config hash.
-# Of `hardware` only the precision is kept: devices, threads and resources change nothing but rounding.
-NOT_SCIENCE = (
-    "task",
-    "run",
-    "runs",
-    "prompt",
-    "format",
-    "dry_run",
-    "smoke",
-    "name",
-    "logger",
-    "callbacks",
-    "launcher",
-    "sweep",
-    "debug",
-    "hydra",
-    "experiment",
-    "trainer.enable_progress_bar",
-    "trainer.enable_model_summary",
-    "trainer.log_every_n_steps",
-    "trainer.default_root_dir",
-    "trainer.max_time",
-    "data.cache_dir",
-)
-HARDWARE_SCIENCE = ("precision",)
-LENGTH = "trainer.max_steps"  # the one key of science that a run which has begun may be given anew, if it grows
-# Last parts of keys that say where something lies, not what it is: `data.path`, `model.path`, `data.source.template`,
-# ...
-LOCATIONS = ("path", "template", "squad", "hotpotqa", "nq", "run")
-# The nodes whose places are judged by a fingerprint when they are opened (corpus, tokenizer, frozen models). Their
-# texts count in the hash, since they name points and first phases, but not where a folder's own config is compared.
-FINGERPRINTED = ("data.", "model.", "method.readers.")
 
 
 class Stopped(ValueError):
@@ -117,105 +44,6 @@ class Refused(ValueError):
     """A run that has begun cannot go on as it is asked to: its records are left as they were."""
 
 
-# ----------------------------------------------------------------------------------------------- config
-def plain_config(config: Any) -> dict[str, Any]:
-    """A config as plain, resolved Python: a mapping passes through, a DictConfig is resolved."""
-    if isinstance(config, Mapping) and not hasattr(config, "_metadata"):
-        return dict(config)
-    from omegaconf import OmegaConf
-
-    return OmegaConf.to_container(config, resolve=True)
-
-
-def flatten(tree: Any, prefix: str = "") -> dict[str, Any]:
-    """{dotted key: leaf}; lists of plain values are leaves, lists of mappings are numbered, empty ones are leaves."""
-    if isinstance(tree, Mapping) and tree:
-        pairs = tree.items()
-    elif isinstance(tree, list | tuple) and any(isinstance(v, Mapping) for v in tree):
-        pairs = enumerate(tree)
-    else:
-        return {prefix: tree}
-    return {k: v for key, node in pairs for k, v in flatten(node, f"{prefix}.{key}" if prefix else str(key)).items()}
-
-
-def is_science(key: str) -> bool:
-    """Whether a dotted config key can change the numbers of a run."""
-    if key.startswith("hardware."):
-        return key.split(".")[1] in HARDWARE_SCIENCE
-    return key != "hardware" and not any(key == k or key.startswith(k + ".") for k in NOT_SCIENCE)
-
-
-def is_location(key: str, value: Any = "") -> bool:
-    """Whether a dotted key, and its value, say where something lies: files, folders, a name on the hub."""
-    texts = [value] if isinstance(value, str) else value
-    named = "." in key and key.rpartition(".")[2] in LOCATIONS
-    return named and isinstance(texts, list | tuple) and all(isinstance(text, str) for text in texts)
-
-
-def is_place(key: str, value: Any = "") -> bool:
-    """Whether it is a location that may change without the run being another: a fingerprint judges what lies there."""
-    return key.startswith(FINGERPRINTED) and is_location(key, value)
-
-
-def science(config: Any) -> dict[str, Any]:
-    """{dotted key: value} of the keys that can change the numbers; secrets are masked, as in a saved config."""
-    return {key: value for key, value in flatten(masked(plain_config(config))).items() if is_science(key)}
-
-
-def canonical(value: Any) -> Any:
-    """1.0 and 1 are the same setting; tuples are lists; NaN and infinity have names."""
-    if isinstance(value, float):
-        return int(value) if value.is_integer() else value if math.isfinite(value) else repr(value)
-    if isinstance(value, list | tuple):
-        return [canonical(v) for v in value]
-    if isinstance(value, Mapping):
-        return {str(k): canonical(v) for k, v in value.items()}
-    return value
-
-
-def config_hash(config: Any) -> str:
-    """12 hexadecimal digits of SHA-256 over the canonical JSON of `science(config)`; the seed counts."""
-    leaves = {key: canonical(value) for key, value in science(config).items()}
-    text = json.dumps(leaves, sort_keys=True, separators=(",", ":"), default=str)
-    return hashlib.sha256(text.encode()).hexdigest()[:12]
-
-
-def differing_keys(old: Any, new: Any) -> list[tuple[str, Any, Any]]:
-    """(dotted key, old value, new value) where two configs differ in what changes the numbers, sorted by key.
-
-    That something lies in another place does not count.
-    """
-    a, b = science(old), science(new)
-    pairs = ((key, a.get(key, ABSENT), b.get(key, ABSENT)) for key in sorted(a.keys() | b.keys()))
-    changed = ((key, x, y) for key, x, y in pairs if canonical(x) != canonical(y))
-    return [(key, x, y) for key, x, y in changed if not (is_place(key, x) and is_place(key, y))]
-
-
-def extension(old: Any, new: Any) -> tuple[int, int] | None:
-    """(steps before, steps now) where a config differs from an earlier one by more steps alone; None otherwise."""
-    differing = differing_keys(old, new)
-    if [key for key, _, _ in differing] != [LENGTH]:
-        return None
-    _, before, now = differing[0]
-    return (before, now) if isinstance(before, int) and isinstance(now, int) and before < now else None
-
-
-def differences(old: Any, new: Any, typed: Sequence[str] = ()) -> str:
-    """The first four keys in which two configs differ, as text, those that were typed before all others; "" for none.
-
-    - typed: keys of the command line, of groups too.
-    """
-    own = [key.replace("/", ".") for key in typed]
-
-    def order(row: tuple[str, Any, Any]) -> tuple[bool, bool]:
-        return row[0] not in own, not any(row[0].startswith(f"{key}.") for key in own)
-
-    differing = sorted(differing_keys(old, new), key=order)
-    shown = "; ".join(f"{key}: {there} there, {here} now" for key, there, here in differing[:4])
-    return shown + (f"; and {len(differing) - 4} more" if len(differing) > 4 else "")
-
-
-# ---------------------------------------------------------------------------------------------- folders
 def now() -> str:
     """The time in UTC, ISO 8601, whole seconds."""
     return datetime.now(UTC).isoformat(timespec="seconds")

@@ -17,8 +17,18 @@ from hypothesis import given
 from hypothesis import strategies as st
 from omegaconf import OmegaConf
 
-from research_stack.records import results
-from research_stack.records.results import Result, RunFolder
+from research_stack.records.config_hash import ABSENT, config_hash, differing_keys
+from research_stack.records.files import (
+    append_jsonl,
+    atomic_path,
+    atomic_write,
+    read_json,
+    read_jsonl,
+    replace_last_jsonl,
+    truncate_jsonl_after_step,
+    write_json,
+)
+from research_stack.records.run_folder import Result, RunFolder, is_run
 
 CONFIG = {
     "name": "flowlm",
@@ -38,27 +48,27 @@ def full(*_, **__):
 @pytest.mark.parametrize("broken", ["write_bytes", "fsync", "replace"])
 def test_a_full_disk_leaves_the_old_file_and_nothing_else(tmp_path, monkeypatch, broken):
     path = tmp_path / "result.json"
-    results.write_json(path, {"old": 1})
+    write_json(path, {"old": 1})
     monkeypatch.setattr(Path if broken == "write_bytes" else os, broken, full)
     with pytest.raises(OSError) as caught:
-        results.write_json(path, {"new": 2})
+        write_json(path, {"new": 2})
     monkeypatch.undo()
     assert str(caught.value) == f"{path} cannot be written: No space left on device"
     assert caught.value.errno == errno.ENOSPC
-    assert results.read_json(path) == {"old": 1}
+    assert read_json(path) == {"old": 1}
     assert os.listdir(tmp_path) == ["result.json"]
 
 
 LIMIT = """
 import resource, signal, sys
-from research_stack.records import results
+from research_stack.records import files
 folder = sys.argv[1]
 signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
-results.write_json(folder + "/a.json", "old")
-results.append_jsonl(folder + "/b.jsonl", {"old": "x" * 50})
+files.write_json(folder + "/a.json", "old")
+files.append_jsonl(folder + "/b.jsonl", {"old": "x" * 50})
 resource.setrlimit(resource.RLIMIT_FSIZE, (100, 100))
-writes = (lambda: results.write_json(folder + "/a.json", "x" * 1000),
-          lambda: results.append_jsonl(folder + "/b.jsonl", {"new": "x" * 1000}))
+writes = (lambda: files.write_json(folder + "/a.json", "x" * 1000),
+          lambda: files.append_jsonl(folder + "/b.jsonl", {"new": "x" * 1000}))
 for write in writes:
     try:
         write()
@@ -72,12 +82,12 @@ def test_when_the_kernel_stops_a_write_in_the_middle(tmp_path):
     first, second = done.stdout.splitlines()
     assert first == f"{tmp_path}/a.json cannot be written: File too large"
     assert second.startswith(f"{tmp_path}/b.jsonl cannot be written: ")
-    assert results.read_json(tmp_path / "a.json") == "old" and sorted(os.listdir(tmp_path)) == ["a.json", "b.jsonl"]
+    assert read_json(tmp_path / "a.json") == "old" and sorted(os.listdir(tmp_path)) == ["a.json", "b.jsonl"]
     assert (tmp_path / "b.jsonl").read_text() == json.dumps({"old": "x" * 50}) + "\n"
 
 
 def test_whatever_stops_the_writer_leaves_nothing(tmp_path):
-    with pytest.raises(KeyboardInterrupt), results.atomic_path(tmp_path / "figure.png") as temporary:
+    with pytest.raises(KeyboardInterrupt), atomic_path(tmp_path / "figure.png") as temporary:
         temporary.write_text("half")
         assert temporary.suffix == ".png" and temporary.parent == tmp_path
         raise KeyboardInterrupt
@@ -87,12 +97,12 @@ def test_whatever_stops_the_writer_leaves_nothing(tmp_path):
 def test_a_folder_that_cannot_be(tmp_path):
     (tmp_path / "file").write_text("")
     with pytest.raises(OSError, match=r"file/x\.json cannot be written: "):
-        results.write_json(tmp_path / "file" / "x.json", 1)
+        write_json(tmp_path / "file" / "x.json", 1)
 
 
 def test_text_and_bytes_and_folders(tmp_path):
-    results.atomic_write(tmp_path / "a" / "b" / "text", "größer")
-    results.atomic_write(tmp_path / "bytes", b"\xff")
+    atomic_write(tmp_path / "a" / "b" / "text", "größer")
+    atomic_write(tmp_path / "bytes", b"\xff")
     assert (tmp_path / "a" / "b" / "text").read_bytes() == "größer".encode() and (
         tmp_path / "bytes"
     ).read_bytes() == b"\xff"
@@ -102,7 +112,7 @@ def test_text_and_bytes_and_folders(tmp_path):
 
 
 def test_json_is_strict_and_takes_numpy(tmp_path):
-    results.write_json(
+    write_json(
         tmp_path / "x",
         {"nan": math.nan, "inf": [math.inf], "np": numpy.float32(0.5), "a": numpy.arange(3), "p": tmp_path, 1: True},
     )
@@ -116,7 +126,7 @@ def test_damaged_json_is_one_line(tmp_path, content):
     path = tmp_path / "result.json"
     path.write_bytes(content)
     with pytest.raises(ValueError) as caught:
-        results.read_json(path)
+        read_json(path)
     assert str(caught.value).startswith(str(path)) and "\n" not in str(caught.value)
     assert "is not valid JSON" in str(caught.value)
 
@@ -124,7 +134,7 @@ def test_damaged_json_is_one_line(tmp_path, content):
 # ---------------------------------------------------------------------------------------------- histories
 def append(path, writer, count):
     for index in range(count):
-        results.append_jsonl(path, {"writer": writer, "index": index, "text": "x" * (997 * (index % 7))})
+        append_jsonl(path, {"writer": writer, "index": index, "text": "x" * (997 * (index % 7))})
 
 
 def test_eight_writers_of_fifty_lines(tmp_path):
@@ -147,37 +157,37 @@ def test_a_torn_last_line_costs_only_itself(cut):
 
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "m.jsonl"
-        results.append_jsonl(path, [{"step": 1, "loss": 0.123456}, {"step": 2, "loss": 0.123456}])
+        append_jsonl(path, [{"step": 1, "loss": 0.123456}, {"step": 2, "loss": 0.123456}])
         os.truncate(path, path.stat().st_size - cut)
-        assert [row["step"] for row in results.read_jsonl(path)] == ([1, 2] if cut == 1 else [1])
-        results.append_jsonl(path, {"step": 3})
-        assert [row["step"] for row in results.read_jsonl(path)] == ([1, 2, 3] if cut == 1 else [1, 3])
+        assert [row["step"] for row in read_jsonl(path)] == ([1, 2] if cut == 1 else [1])
+        append_jsonl(path, {"step": 3})
+        assert [row["step"] for row in read_jsonl(path)] == ([1, 2, 3] if cut == 1 else [1, 3])
 
 
 def test_a_torn_line_in_the_middle_is_reported(tmp_path, caplog):
     path = tmp_path / "m.jsonl"
     path.write_bytes(b'{"step": 1}\n{"st\n\xff\n[]\n{"step": 2}\n{"s')
-    assert results.read_jsonl(path) == [{"step": 1}, {"step": 2}]
+    assert read_jsonl(path) == [{"step": 1}, {"step": 2}]
     assert [f"{path}:{line}" in caplog.text for line in (2, 3, 6)] == [True, True, False]
-    assert results.read_jsonl(tmp_path / "none") == []
+    assert read_jsonl(tmp_path / "none") == []
 
 
 def test_a_short_write_is_taken_back(tmp_path, monkeypatch):
     path = tmp_path / "m.jsonl"
-    results.append_jsonl(path, {"step": 1})
+    append_jsonl(path, {"step": 1})
     write = os.write
     monkeypatch.setattr(os, "write", lambda descriptor, data: write(descriptor, data[: len(data) // 2]))
     with pytest.raises(OSError, match="No space left"):
-        results.append_jsonl(path, {"step": 2})
+        append_jsonl(path, {"step": 2})
     assert path.read_text() == '{"step": 1}\n'
 
 
 def test_the_last_row_can_grow(tmp_path, monkeypatch):
     path = tmp_path / "m.jsonl"
-    results.append_jsonl(path, [{"step": 1}, {"step": 2}])
-    results.replace_last_jsonl(path, {"step": 2, "val/loss": 3.0})
+    append_jsonl(path, [{"step": 1}, {"step": 2}])
+    replace_last_jsonl(path, {"step": 2, "val/loss": 3.0})
     assert path.read_text() == '{"step": 1}\n{"step": 2, "val/loss": 3.0}\n'
-    results.replace_last_jsonl(path, {"step": 2})
+    replace_last_jsonl(path, {"step": 2})
     assert path.read_text() == '{"step": 1}\n{"step": 2}\n'
     write, calls = os.pwrite, []
 
@@ -187,22 +197,22 @@ def test_the_last_row_can_grow(tmp_path, monkeypatch):
 
     monkeypatch.setattr(os, "pwrite", short)
     with pytest.raises(OSError, match="No space left"):
-        results.replace_last_jsonl(path, {"step": 7, "more": 1})
+        replace_last_jsonl(path, {"step": 7, "more": 1})
     assert path.read_text() == '{"step": 1}\n{"step": 2}\n'
     one = tmp_path / "one.jsonl"
-    results.append_jsonl(one, {"step": 1})
-    results.replace_last_jsonl(one, {"step": 1, "x": 2})
-    assert results.read_jsonl(one) == [{"step": 1, "x": 2}]
+    append_jsonl(one, {"step": 1})
+    replace_last_jsonl(one, {"step": 1, "x": 2})
+    assert read_jsonl(one) == [{"step": 1, "x": 2}]
 
 
 def test_truncate_after_step(tmp_path):
     path = tmp_path / "m.jsonl"
-    results.append_jsonl(path, [{"step": step} for step in range(1, 6)] + [{"note": "kept"}])
-    assert results.truncate_jsonl_after_step(path, 3) == 2
-    assert results.read_jsonl(path) == [{"step": 1}, {"step": 2}, {"step": 3}, {"note": "kept"}]
+    append_jsonl(path, [{"step": step} for step in range(1, 6)] + [{"note": "kept"}])
+    assert truncate_jsonl_after_step(path, 3) == 2
+    assert read_jsonl(path) == [{"step": 1}, {"step": 2}, {"step": 3}, {"note": "kept"}]
     before = path.stat().st_ino
-    assert results.truncate_jsonl_after_step(path, 3) == 0 and path.stat().st_ino == before
-    assert results.truncate_jsonl_after_step(tmp_path / "none", 3) == 0 and not (tmp_path / "none").exists()
+    assert truncate_jsonl_after_step(path, 3) == 0 and path.stat().st_ino == before
+    assert truncate_jsonl_after_step(tmp_path / "none", 3) == 0 and not (tmp_path / "none").exists()
 
 
 # --------------------------------------------------------------------------------------------------- hash
@@ -232,7 +242,7 @@ def changed(key, value):
     ],
 )
 def test_what_changes_no_number_changes_no_hash(key, value):
-    assert results.config_hash(changed(key, value)) == results.config_hash(CONFIG)
+    assert config_hash(changed(key, value)) == config_hash(CONFIG)
 
 
 @pytest.mark.parametrize(
@@ -250,18 +260,18 @@ def test_what_changes_no_number_changes_no_hash(key, value):
     ],
 )
 def test_what_changes_a_number_changes_the_hash(key, value):
-    assert results.config_hash(changed(key, value)) != results.config_hash(CONFIG)
+    assert config_hash(changed(key, value)) != config_hash(CONFIG)
 
 
 def test_a_hash_is_of_the_resolved_config_in_any_order():
     a = OmegaConf.create({"model": {"dim": 4, "x": "${seed}"}, "seed": 3, "l": [1, {"a": 2}]})
     b = {"l": (1, {"a": 2.0}), "seed": 3, "model": {"x": 3, "dim": 4}}
-    assert results.config_hash(a) == results.config_hash(b)
-    assert len(results.config_hash(a)) == 12 and set(results.config_hash(a)) <= set("0123456789abcdef")
+    assert config_hash(a) == config_hash(b)
+    assert len(config_hash(a)) == 12 and set(config_hash(a)) <= set("0123456789abcdef")
 
 
 def test_a_hash_is_the_same_in_another_process():
-    code = f"from research_stack.records.results import config_hash; print(config_hash({CONFIG!r}))"
+    code = f"from research_stack.records.config_hash import config_hash; print(config_hash({CONFIG!r}))"
     done = subprocess.run(
         [sys.executable, "-c", code],
         capture_output=True,
@@ -269,7 +279,7 @@ def test_a_hash_is_the_same_in_another_process():
         check=True,
         env=os.environ | {"PYTHONHASHSEED": "7"},
     )
-    assert done.stdout.strip() == results.config_hash(CONFIG)
+    assert done.stdout.strip() == config_hash(CONFIG)
 
 
 def test_differing_keys():
@@ -277,26 +287,26 @@ def test_differing_keys():
     OmegaConf.update(new, "model.extra", [1, 2], force_add=True)
     new.task, new.model.dropout = "eval", 0
     del new.trainer.max_steps
-    assert results.differing_keys(CONFIG, new) == [
-        ("model.dim", 128, 256), ("model.extra", results.ABSENT, [1, 2]), ("trainer", results.ABSENT, {}),
-        ("trainer.max_steps", 10, results.ABSENT)]  # fmt: skip
+    assert differing_keys(CONFIG, new) == [
+        ("model.dim", 128, 256), ("model.extra", ABSENT, [1, 2]), ("trainer", ABSENT, {}),
+        ("trainer.max_steps", 10, ABSENT)]  # fmt: skip
 
 
 # ----------------------------------------------------------------------------------------------- folders
 def test_the_life_of_a_run(tmp_path):
     place = RunFolder(tmp_path / "run")
-    assert not results.is_run(place)
+    assert not is_run(place)
     with place.lock():
         place.write_config(OmegaConf.create({"a": 1e-5, "b": "${a}", "c": [1, "x"], "d": None}))
         place.start("abc")
-        assert Result.load(place.path).status == "running" and results.is_run(place)
+        assert Result.load(place.path).status == "running" and is_run(place)
         done = place.finish({"eval/bound": 5.25, "eval/odd": math.nan}, steps=7)
     assert place.read_config() == {"a": 1e-5, "b": 1e-5, "c": [1, "x"], "d": None}
     assert (done.status, done.steps, done.hash, done.error) == ("ok", 7, "abc", None)
     assert done.metrics["eval/bound"] == 5.25 and math.isnan(done.metrics["eval/odd"])
     assert Result.load(place).metrics["eval/bound"] == 5.25
     assert place.merge_metrics({"eval/bound": 5.0, "new": 1}).metrics["eval/bound"] == 5.0
-    value = results.read_json(place.result_json)
+    value = read_json(place.result_json)
     assert value["status"] == "ok" and value["metrics"]["new"] == 1 and value["started"] <= value["finished"]
 
 
@@ -312,13 +322,13 @@ def test_failed_and_interrupted(tmp_path):
 def test_a_resumed_run_counts_its_time_on(tmp_path):
     place = RunFolder(tmp_path)
     place.start("abc")
-    started = results.read_json(place.result_json)["started"]
-    results.append_jsonl(place.metrics_jsonl, {"step": 1, "time": 100.0})  # then killed
+    started = read_json(place.result_json)["started"]
+    append_jsonl(place.metrics_jsonl, {"step": 1, "time": 100.0})  # then killed
     time.sleep(0.02)
     again = RunFolder(tmp_path)
     again.start("abc", resumed=True)
     assert 100 < again.finish({}, 2).seconds < 101
-    assert results.read_json(place.result_json)["started"] == started
+    assert read_json(place.result_json)["started"] == started
     fresh = RunFolder(tmp_path)
     fresh.start("abc")
     assert fresh.finish({}, 2).seconds < 1
@@ -342,7 +352,7 @@ def test_evaluations_at_the_same_time_lose_nothing(tmp_path):
 
 HOLD = """
 import sys, time
-from research_stack.records.results import RunFolder
+from research_stack.records.run_folder import RunFolder
 place = RunFolder(sys.argv[1])
 with place.lock():
     place.start("abc")

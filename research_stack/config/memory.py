@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from research_stack.config.expressions import CannotSay, Evaluator
-from research_stack.config.kinds import lineage, made_by
+from research_stack.config.inheritance import lineage, made_by
 from research_stack.config.signatures import Found, signature
 
 FORMULA = "least_numbers"

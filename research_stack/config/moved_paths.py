@@ -13,9 +13,10 @@ from pathlib import Path
 from typing import Any
 
 from research_stack.config.hints import UserError, did_you_mean
-from research_stack.records import results
+from research_stack.records.config_hash import flatten, is_movable_path, is_path
+from research_stack.records.files import read_json, to_json
 from research_stack.records.paths import expanded, shown
-from research_stack.records.results import RunFolder
+from research_stack.records.run_folder import RunFolder
 
 
 def moved(config: dict[str, Any], places: Mapping[str, Any], folder: RunFolder) -> dict[str, Any]:
@@ -26,19 +27,19 @@ def moved(config: dict[str, Any], places: Mapping[str, Any], folder: RunFolder) 
 
     Raises UserError for a place that the run does not have.
     """
-    leaves = results.flatten(config)
+    leaves = flatten(config)
     for key, value in places.items():
         if key not in leaves:
-            near = did_you_mean(key, own, "its places") if (own := sorted(filter(results.is_place, leaves))) else ""
+            near = did_you_mean(key, own, "its places") if (own := sorted(filter(is_movable_path, leaves))) else ""
             raise UserError(f"{key}={value} is no place of that run{near} ({shown(folder.config_yaml)})")
-    told = {(key.split(".")[0], results.to_json(leaves[key])): value for key, value in places.items()}
+    told = {(key.split(".")[0], to_json(leaves[key])): value for key, value in places.items()}
     told |= {
         ("data", old): value for (node, old), value in list(told.items()) if node == "model"
     }  # a tokenizer of the model's folder
     cwd = _started_in(folder)
     for key, value in leaves.items():
-        if results.is_location(key, value):
-            _set(config, key, told.get((key.split(".")[0], results.to_json(value)), _found(value, cwd)))
+        if is_path(key, value):
+            _set(config, key, told.get((key.split(".")[0], to_json(value)), _found(value, cwd)))
     for key, value in places.items():
         _set(config, key, value)
     return config
@@ -46,7 +47,7 @@ def moved(config: dict[str, Any], places: Mapping[str, Any], folder: RunFolder) 
 
 def _started_in(folder: RunFolder) -> Path | None:
     """The working directory the run was started in; None where it is this one or is not recorded."""
-    cwd = results.read_json(folder.run_json).get("cwd") if folder.run_json.is_file() else None
+    cwd = read_json(folder.run_json).get("cwd") if folder.run_json.is_file() else None
     return Path(cwd) if isinstance(cwd, str) and Path(cwd) != Path.cwd() else None
 
 

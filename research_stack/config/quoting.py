@@ -14,9 +14,9 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from research_stack.config.hints import UserError
-from research_stack.records.literal import escaped
+from research_stack.records.config_hash import is_movable_path, is_path
+from research_stack.records.escaping import escaped
 from research_stack.records.paths import expanded, key_of
-from research_stack.records.results import is_location, is_place
 
 FOLDERS = ("run", "init_from")
 NO_FOLDER = ("", "null", "new")
@@ -38,7 +38,7 @@ def as_text(overrides: Sequence[str], multirun: bool) -> list[str]:
 
 def with_places(overrides: Sequence[str]) -> list[str]:
     """The overrides of a command about a saved run: its places (`data.path=...`) are set whatever is composed."""
-    return [f"++{o.lstrip('+')}" if is_place(key_of(o)) and not o.startswith("~") else o for o in overrides]
+    return [f"++{o.lstrip('+')}" if is_movable_path(key_of(o)) and not o.startswith("~") else o for o in overrides]
 
 
 def _of_a_run(overrides: Sequence[str]) -> bool:
@@ -68,7 +68,7 @@ def _written(override: str, multirun: bool) -> str:
         return f"{key}={_folders(value, NO_FOLDER) if multirun else _folder(value)}"
     if name == "runs" and value.startswith("[") and value.endswith("]"):
         return f"{key}=[{_folders(value[1:-1])}]"
-    if is_location(name) and not re.fullmatch(PLAIN, value):
+    if is_path(name) and not re.fullmatch(PLAIN, value):
         found = _pieces(value) if multirun else [value]
         return f"{key}={','.join(map(_plain, found))}" if all(map(_is_there, found)) else override
     return override
