@@ -86,10 +86,10 @@ def second(**values):
     return cfg
 
 
-def refused(init_from, **values):
+def refused(first, **values):
     """The one line that says why a run cannot begin so."""
     with pytest.raises(UserError) as caught:
-        init_from.check(second(init_from=str(init_from), **values))
+        init_from.check(second(init_from=str(first), **values))
     assert "\n" not in str(caught.value)
     return str(caught.value)
 
@@ -121,8 +121,8 @@ def test_a_phase_has_the_seed_and_the_hardware_of_the_run_and_its_own_overrides(
 def test_its_folder_depends_on_what_it_is_and_not_on_what_follows(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
 
-    def folder(init_from, **values):
-        return init_from.folder_of(second(init_from=init_from, **values)).path
+    def folder(first, **values):
+        return init_from.folder_of(second(init_from=first, **values)).path
 
     base, other = folder("sft"), folder("polychromic")
     assert base == folder("sft", method__group=8, optimization__lr=0.1, trainer__max_steps=3)

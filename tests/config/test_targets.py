@@ -36,7 +36,7 @@ FOREIGN = {
     "lightning": "outside",
     "research_stack.records.files.atomic_write": "function",
     "research_stack.records.provenance._git": "function",
-    "research_stack.running.run": "function",
+    "research_stack.running.run.run": "function",
     "research_stack.config.build.build": "function",
     "research_stack.records.run_folder.RunFolder.write_config": "function",
     "research_stack.records.run_folder.Result.load": "function",
