@@ -40,7 +40,7 @@ from research_stack.require import require
 from research_stack.streams import generator
 
 if TYPE_CHECKING:
-    from research_stack.sampling.denoiser import Bounded
+    from research_stack.sampling.denoiser import HasMaxLength
     from research_stack.training.module import TrainingModule
 
 PACKING = 1  # raise it when split, packing or file format change: it is part of the fingerprint
@@ -373,7 +373,7 @@ class TokenData(lightning.LightningDataModule):
         """Constructor arguments that a method may take from the data."""
         return {"vocab": self.vocab, "codec": self.codec}
 
-    def check_fit(self, model: Bounded, method: type[TrainingModule]) -> None:
+    def check_fit(self, model: HasMaxLength, method: type[TrainingModule]) -> None:
         """Raise ValueError when rows are longer than the model, or packed and the method does not keep their pairs
         apart.
         """

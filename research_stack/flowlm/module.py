@@ -8,7 +8,6 @@ from __future__ import annotations
 
 from typing import Literal
 
-import torch
 from torch import Tensor
 
 from research_stack.backbones.linear_loss import linear_loss
@@ -16,6 +15,7 @@ from research_stack.backbones.transformer import Transformer
 from research_stack.corruption.base import Corruption
 from research_stack.data.vocabulary import Vocabulary
 from research_stack.flowlm.losses import Loss
+from research_stack.sampling.logits import special_token_bias
 from research_stack.streams import Draws
 from research_stack.training.module import Rows, TrainingModule
 from research_stack.training.optimization import Optimization
@@ -45,10 +45,8 @@ class FlowLM(TrainingModule):
     ) -> None:
         super().__init__(optimization, seed)
         self.model, self.corruption, self.loss, self.vocab = model, corruption, loss.bind(corruption), vocab
-        bias_V = torch.zeros(vocab.size)
-        bias_V[list(vocab.special)] = -torch.inf
         self.bias_V: Tensor
-        self.register_buffer("bias_V", bias_V, persistent=False)
+        self.register_buffer("bias_V", special_token_bias(vocab), persistent=False)
 
     @property
     def predicts(self) -> Literal["posterior", "leave_one_out"]:

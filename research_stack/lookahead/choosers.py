@@ -13,7 +13,8 @@ import torch
 from torch import Tensor
 
 from research_stack.require import require
-from research_stack.sampling.choosers import Choice, Chooser, Here, tempered
+from research_stack.sampling.choosers import Choice, Chooser, ChooserInput
+from research_stack.sampling.logits import scale_by_temperature
 
 
 @dataclass(frozen=True)
@@ -32,13 +33,13 @@ class ConfidenceTemperature(Chooser):
     def __post_init__(self) -> None:
         require(self.base >= 0, f"base={self.base} must be at least 0")
 
-    def temperature(self, standing_n: Tensor) -> Tensor:
+    def temperature(self, zscore_n: Tensor) -> Tensor:
         """(n,) T for confidences in running deviations."""
-        return self.base * torch.exp(-self.slope * torch.tanh(standing_n))
+        return self.base * torch.exp(-self.slope * torch.tanh(zscore_n))
 
-    def law(self, here: Here) -> Tensor:
-        assert here.standing_n is not None, "checked by the sampler"
-        return tempered(here.logits_nV, self.temperature(here.standing_n))
+    def log_weights(self, inputs: ChooserInput) -> Tensor:
+        assert inputs.zscore_n is not None, "checked by the sampler"
+        return scale_by_temperature(inputs.logits_nV, self.temperature(inputs.zscore_n))
 
 
 @dataclass(frozen=True)
@@ -73,16 +74,16 @@ class BranchAndRank(Chooser):
         """The pass of the branches."""
         return int(self.beta != 0)
 
-    def uniforms(self, vocab_size: int) -> int:
+    def n_uniforms(self, vocab_size: int) -> int:
         return vocab_size if self.temperature > 0 else 0
 
-    def __call__(self, here: Here, u_nU: Tensor) -> Choice:
-        score_nV = here.logits_nV.log_softmax(-1).double()
+    def __call__(self, inputs: ChooserInput, u_nU: Tensor) -> Choice:
+        score_nV = inputs.logits_nV.log_softmax(-1).double()
         if self.temperature > 0:
             score_nV = score_nV / self.temperature + gumbel(u_nU)
         score_nk, token_nk = score_nV.topk(min(self.candidates, score_nV.shape[1]))
         if self.beta != 0:
-            score_nk = score_nk - self.beta * here.weigh(token_nk)
+            score_nk = score_nk - self.beta * inputs.confidence_at(token_nk)
         return Choice(token_nk.gather(1, score_nk.argmax(1, keepdim=True)).squeeze(1))
 
 
@@ -102,13 +103,13 @@ class Abstain(Chooser):
         """Those of the inner one."""
         return self.inner.calls
 
-    def uniforms(self, vocab_size: int) -> int:
-        return self.inner.uniforms(vocab_size)
+    def n_uniforms(self, vocab_size: int) -> int:
+        return self.inner.n_uniforms(vocab_size)
 
-    def __call__(self, here: Here, u_nU: Tensor) -> Choice:
-        assert here.confidence_n is not None, "checked by the sampler"
-        token_n, ends_n = self.inner(here, u_nU)
-        over_n = here.confidence_n > self.threshold
+    def __call__(self, inputs: ChooserInput, u_nU: Tensor) -> Choice:
+        assert inputs.confidence_n is not None, "checked by the sampler"
+        token_n, ends_n = self.inner(inputs, u_nU)
+        over_n = inputs.confidence_n > self.threshold
         return Choice(token_n, over_n if ends_n is None else over_n | ends_n)
 
 

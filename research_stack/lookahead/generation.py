@@ -16,14 +16,14 @@ from torch import Tensor
 
 from research_stack.lookahead.branches import Branches
 from research_stack.lookahead.previous import after
-from research_stack.sampling.causal import Outlook
+from research_stack.sampling.causal import NextTokenPrediction
 
 if TYPE_CHECKING:
     from research_stack.lookahead.module import MiniGPT
 
 
 class CachedReader:
-    """B texts that a method is reading (`causal.Reader`).
+    """B texts that a method is reading (`causal.IncrementalReader`).
 
     - told_B: what the next token of each will be told; None before the first.
     """
@@ -33,7 +33,7 @@ class CachedReader:
         self.predicts_loss, self.listens = method.predicts_loss, method.listens
         self.told_B: Tensor | None = None
 
-    def read(self, tokens_BL: Tensor) -> Outlook:
+    def read(self, tokens_BL: Tensor) -> NextTokenPrediction:
         """Read these tokens, which follow those read before."""
         hidden_BLD, confidence_BL = tokens_BL, None
         for piece_Bl in tokens_BL.split(1, dim=1) if self.listens else (tokens_BL,):
@@ -45,8 +45,8 @@ class CachedReader:
                 )
         logits_BV = self._logits(hidden_BLD[:, -1])
         if confidence_BL is None:
-            return Outlook(logits_BV)
-        return Outlook(logits_BV, confidence_BL[:, -1], self.method.normalised(confidence_BL)[:, -1])
+            return NextTokenPrediction(logits_BV)
+        return NextTokenPrediction(logits_BV, confidence_BL[:, -1], self.method.normalised(confidence_BL)[:, -1])
 
     def _told(self, tokens_BL: Tensor) -> Tensor:
         """(B,) what the next token is told."""
@@ -64,7 +64,7 @@ class CachedReader:
         self.told_B = None if self.told_B is None else self.told_B[rows]
 
     @torch.no_grad()
-    def weigh(self, tokens_nk: Tensor, rows: Tensor | None = None) -> Tensor:
+    def confidence_at(self, tokens_nk: Tensor, rows: Tensor | None = None) -> Tensor:
         """(n, k) confidences at candidates for the next token, from one pass of k branches off the cache, which stays
         as it is.
 

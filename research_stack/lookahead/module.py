@@ -29,6 +29,7 @@ from research_stack.lookahead.heads import HEADS
 from research_stack.lookahead.previous import Normaliser, after, features, shifted
 from research_stack.require import require
 from research_stack.sampling.categorical import draw
+from research_stack.sampling.logits import special_token_bias
 from research_stack.streams import Draws
 from research_stack.training.module import Rows, TrainingModule
 from research_stack.training.optimization import Optimization
@@ -55,10 +56,8 @@ class MiniGPT(TrainingModule):
         super().__init__(optimization, seed)
         require(horizon >= 2, f"horizon={horizon} must be at least 2: a choice at i + 1 is judged by the loss at i + 2")
         self.model, self.vocab, self.horizon = model, vocab, horizon
-        bias_V = torch.zeros(vocab.size)
-        bias_V[list(vocab.special)] = -torch.inf
         self.bias_V: Tensor
-        self.register_buffer("bias_V", bias_V, persistent=False)
+        self.register_buffer("bias_V", special_token_bias(vocab), persistent=False)
 
     @property
     def max_length(self) -> int:

@@ -147,7 +147,7 @@ class OwnPrefix:
 
     def _fitting(self, context: Context) -> dict[str, Autoregressive]:
         """The decoders that the model can serve."""
-        lacking = [name for name, sampler in self.samplers.items() if sampler.lacks(context.method.reader())]
+        lacking = [name for name, sampler in self.samplers.items() if sampler.lacks_confidence(context.method.reader())]
         if lacking:
             log.info("%s has no confidence head: left out %s", type(context.method).__name__, ", ".join(lacking))
         return {name: sampler for name, sampler in self.samplers.items() if name not in lacking}

@@ -104,7 +104,9 @@ def record(context: Context, rows: Rows, document: np.ndarray, numbers: np.ndarr
     confidence_BL = method.confidence(reading.hidden_BLD)
     if confidence_BL is not None and not bool(torch.isfinite(confidence_BL).all()):
         raise ValueError("method.head gives a confidence that is not finite: the run has diverged")
-    seen, own_BLm = outlook(method, reading.hidden_BLD, batch["tokens"][:, 1 : length + 1], u_BLmh[..., 0], where_BL)
+    seen, own_BLm = next_token_statistics(
+        method, reading.hidden_BLD, batch["tokens"][:, 1 : length + 1], u_BLmh[..., 0], where_BL
+    )
     given = {"tokens": batch["tokens"], "counts": counts_BL}
     futures = [
         method.future(reading, own_BLm[..., k], confidence_BL, given | {"u": u_BLmh[:, :, k]})[where_BL]
@@ -124,7 +126,7 @@ def record(context: Context, rows: Rows, document: np.ndarray, numbers: np.ndarr
     )
 
 
-def outlook(
+def next_token_statistics(
     method: MiniGPT, hidden_BLD: Tensor, target_BL: Tensor, u_BLm: Tensor, where_BL: Tensor
 ) -> tuple[list[Tensor], Tensor]:
     """([target, nats, probability, square, entropy, largest, margin, correct] each (n,), own tokens (B, L, m), targets

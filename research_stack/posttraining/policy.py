@@ -24,7 +24,8 @@ from research_stack.backbones.token_logps import token_logps
 from research_stack.data.vocabulary import Vocabulary
 from research_stack.posttraining.shared_prompts import hidden_before
 from research_stack.require import require
-from research_stack.sampling.reading import BackboneReader
+from research_stack.sampling.backbone_reader import BackboneReader
+from research_stack.sampling.logits import special_token_bias
 from research_stack.training.module import TrainingModule
 from research_stack.training.optimization import Optimization
 from research_stack.training.sharding import local
@@ -60,9 +61,7 @@ class Policy(TrainingModule):
         super().__init__(optimization, seed)
         require(model.causal, f"model.causal={model.causal}: a policy writes from left to right; set model.causal=true")
         self.model, self.vocab = model, vocab
-        bias_V = torch.zeros(len(model.unembedding))
-        bias_V[vocab.size :] = -torch.inf
-        bias_V[[token for token in vocab.special if token != vocab.end]] = -torch.inf
+        bias_V = special_token_bias(vocab.with_end_written(), len(model.unembedding))
         self.bias_V: Tensor
         self.register_buffer("bias_V", bias_V, persistent=False)
         self._witnesses: dict[str, Tensor] | None = None

@@ -21,7 +21,7 @@ from research_stack.backbones.causal import CausalBackbone
 from research_stack.data.vocabulary import Vocabulary
 from research_stack.require import require
 from research_stack.sampling.categorical import draw
-from research_stack.sampling.choosers import nucleus, tempered
+from research_stack.sampling.logits import keep_top_p, scale_by_temperature
 
 # texts that have ended leave the batch when no more than this share goes on: to leave costs a copy of the cache
 STAY = 0.75
@@ -183,5 +183,5 @@ class _Writing:
     def _draw(self, hidden_nD: Tensor, step: int, how: Rollouts) -> Tensor:
         logits_nV = self.model.head(hidden_nD).float() + self.bias_V
         if how.temperature != 1 or how.top_p < 1:
-            logits_nV = nucleus(tempered(logits_nV, how.temperature), how.top_p)
+            logits_nV = keep_top_p(scale_by_temperature(logits_nV, how.temperature), how.top_p)
         return draw(logits_nV, self.u_BT[self.live_n, step], trusted=True)

@@ -22,8 +22,8 @@ from torch.nn.utils.rnn import pad_sequence
 
 from research_stack.data.vocabulary import Vocabulary
 from research_stack.require import require
-from research_stack.sampling.causal import Causal, Outlook, Reader
-from research_stack.sampling.choosers import Chooser, Here
+from research_stack.sampling.causal import CausalModel, IncrementalReader, NextTokenPrediction
+from research_stack.sampling.choosers import Chooser, ChooserInput
 from research_stack.sampling.layout import Layout
 from research_stack.sampling.prompts import check_fit, prompt_ids
 from research_stack.sampling.state import RowStreams
@@ -47,7 +47,7 @@ class Autoregressive:
         """What tells it from other decoders: its chooser."""
         return f"{type(self).__name__} {type(self.chooser).__name__}"
 
-    def lacks(self, read: Reader) -> bool:
+    def lacks_confidence(self, read: IncrementalReader) -> bool:
         """Whether the chooser asks for predicted losses that the model does not give."""
         return self.chooser.needs_confidence and not read.predicts_loss
 
@@ -66,7 +66,7 @@ class Autoregressive:
     @torch.inference_mode()
     def sample(
         self,
-        model: Causal,
+        model: CausalModel,
         prompts: Sequence[Tensor | Sequence[int]] | None = None,
         count: int | None = None,
         length: int = 64,
@@ -93,7 +93,7 @@ class Autoregressive:
         read = model.reader()
         kind = type(self.chooser).__name__
         require(
-            not self.lacks(read),
+            not self.lacks_confidence(read),
             f"sampler.chooser={kind} needs a predicted future loss, which {type(model).__name__} does not give; "
             "sampler=gpt, gpt_min_p or gpt_entropy fits it, or a run of experiment=lookahead",
         )
@@ -108,16 +108,16 @@ class Autoregressive:
             log.info("%d of %d texts ended before length=%d", ended, len(ids), length)
         return texts.trace(record)
 
-    def _write(self, read: Reader, texts: Texts) -> None:
+    def _write(self, read: IncrementalReader, texts: Texts) -> None:
         """Write all texts to their ends."""
         if texts.length == 0:
             return
         tokens_nL = texts.first()
         while True:
-            outlook = read.read(tokens_nL)
+            prediction = read.read(tokens_nL)
             texts.seen += tokens_nL.shape[1]
-            token_n = self._step(read, texts, outlook)
-            going_n = texts.going_on()
+            token_n = self._step(read, texts, prediction)
+            going_n = texts.unfinished()
             if not len(going_n):
                 return
             if len(going_n) < len(token_n):
@@ -125,20 +125,20 @@ class Autoregressive:
                 texts.live, token_n = texts.live[going_n], token_n[going_n]
             tokens_nL = token_n.unsqueeze(1)
 
-    def _step(self, read: Reader, texts: Texts, outlook: Outlook) -> Tensor:
+    def _step(self, read: IncrementalReader, texts: Texts, prediction: NextTokenPrediction) -> Tensor:
         """(n,) the next tokens of the live texts: of the prompt where that is not used up, else chosen and written."""
         token_n, rows = texts.given()
         if not len(rows):
             return token_n
         at, every = texts.live[rows], len(rows) == len(token_n)
-        here = Here(
-            *(None if part is None else part[rows] for part in outlook),
-            weigh=lambda tokens: read.weigh(tokens, None if every else rows),
+        inputs = ChooserInput(
+            *(None if part is None else part[rows] for part in prediction),
+            confidence_at=lambda tokens: read.confidence_at(tokens, None if every else rows),
         )
         token, ends = self.chooser(
-            here, texts.streams.uniform(at.tolist(), self.chooser.uniforms(here.logits_nV.shape[1]))
+            inputs, texts.streams.uniform(at.tolist(), self.chooser.n_uniforms(inputs.logits_nV.shape[1]))
         )
-        p = here.logits_nV.softmax(-1).gather(1, token.unsqueeze(1)).squeeze(1)
+        p = inputs.logits_nV.softmax(-1).gather(1, token.unsqueeze(1)).squeeze(1)
         texts.calls_B[at] += 1 + self.chooser.calls
         texts.put(at, token, p, ends, self.stop)
         token_n[rows] = token
@@ -183,29 +183,31 @@ class Texts:
     def put(self, at: Tensor, token_n: Tensor, p_n: Tensor, ends_n: Tensor | None, stop: bool) -> None:
         """Write a token of probability p to each of the texts `at`, or end it."""
         ends_n = torch.zeros_like(token_n, dtype=torch.bool) if ends_n is None else ends_n
-        place = (at, self.made_B[at])
-        self.z_BG[place] = token_n.masked_fill(ends_n, self.vocab.pad)
-        self.p_BG[place] = p_n.float().masked_fill(ends_n, 1.0)
+        where = (at, self.made_B[at])
+        self.z_BG[where] = token_n.masked_fill(ends_n, self.vocab.pad)
+        self.p_BG[where] = p_n.float().masked_fill(ends_n, 1.0)
         self.made_B[at] += (~ends_n).long()
         self.done_B[at] = ends_n | (self.made_B[at] == self.length) | ((token_n == self.vocab.end) & stop)
 
-    def going_on(self) -> Tensor:
+    def unfinished(self) -> Tensor:
         """Indices of the live texts that are not done."""
         return (~self.done_B[self.live]).nonzero()[:, 0]
 
     def trace(self, record: bool) -> Trace:
         """The result."""
-        place, everything = self.layout, torch.arange(len(self.z_BG), device=self.z_BG.device)
+        layout, all_rows = self.layout, torch.arange(len(self.z_BG), device=self.z_BG.device)
         order_G = torch.arange(self.length, device=self.z_BG.device)
         written_BG = order_G < self.made_B.unsqueeze(1)
         history = confidence = None
         if record:
             ahead_SBG = [written_BG & (order_G >= step) for step in range(int(self.made_B.max()) + 1)]
             history = torch.stack(
-                [place.tokens(self.z_BG.masked_fill(ahead_BG, self.vocab.mask), everything) for ahead_BG in ahead_SBG]
+                [layout.tokens(self.z_BG.masked_fill(ahead_BG, self.vocab.mask), all_rows) for ahead_BG in ahead_SBG]
             )
-            confidence = torch.stack([place.whole(self.p_BG.masked_fill(ahead_BG, 0.0), 1.0) for ahead_BG in ahead_SBG])
-        generated_BL = place.spread(written_BG, everything)
+            confidence = torch.stack(
+                [layout.full_width(self.p_BG.masked_fill(ahead_BG, 0.0), 1.0) for ahead_BG in ahead_SBG]
+            )
+        generated_BL = layout.to_columns(written_BG, all_rows)
         return Trace(
-            place.tokens(self.z_BG, everything), generated_BL, self.calls_B, history, confidence, self.vocab.mask
+            layout.tokens(self.z_BG, all_rows), generated_BL, self.calls_B, history, confidence, self.vocab.mask
         )

@@ -1,14 +1,15 @@
-"""Which token comes next: from what a model says behind a text to the token that is written.
+"""Which token is written: from what a model predicts for a position to a token.
 
-A chooser is a law over tokens and how it is drawn from. Its random numbers are given to it, so that a text comes out
-the same alone and in any batch. Temperatures are applied to the model's logits; 0 is the likeliest token.
+A chooser is a distribution over tokens and how it is drawn from. Its random numbers are given to it, so that a text
+comes out the same alone and in any batch. Temperatures are applied to the model's logits; 0 is greedy: the likeliest
+token. `Temperature` serves both kinds of samplers: as `chooser` of those that write from left to right, and as
+`proposer` of those that fill masks (`proposers`).
 
-Shapes: n texts, V tokens, U random numbers a choice takes, k candidates.
+Shapes: n texts or positions, V tokens, U random numbers a choice takes, k candidates.
 """
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import NamedTuple
@@ -17,23 +18,25 @@ import torch
 from torch import Tensor
 
 from research_stack.require import require
-from research_stack.sampling.categorical import draw
+from research_stack.sampling.categorical import draw, draw_from_probabilities
+from research_stack.sampling.logits import keep_min_p, keep_top_p, scale_by_temperature, sharpen, sort_by_top_p
+from research_stack.sampling.state import Positions, State
 
 
 @dataclass
-class Here:
-    """Where n texts stand.
+class ChooserInput:
+    """What a choice is made from, for each of n texts.
 
     - logits_nV: of the next token, -inf at tokens that cannot come.
-    - confidence_n, standing_n: predicted future loss in nats and in running deviations (`causal.Outlook`); None
+    - confidence_n, zscore_n: predicted future loss in nats and as a z-score (`causal.NextTokenPrediction`); None
       without.
-    - weigh: (n, k) candidates to the confidences (n, k) there would be at each.
+    - confidence_at: (n, k) candidates to the confidences (n, k) there would be at each.
     """
 
     logits_nV: Tensor
     confidence_n: Tensor | None
-    standing_n: Tensor | None
-    weigh: Callable[[Tensor], Tensor]
+    zscore_n: Tensor | None
+    confidence_at: Callable[[Tensor], Tensor]
 
 
 class Choice(NamedTuple):
@@ -49,23 +52,23 @@ class Chooser:
     needs_confidence: bool = False  #: whether the model must predict its future loss
     calls: int = 0  #: model calls that a choice takes
 
-    def uniforms(self, vocab_size: int) -> int:
+    def n_uniforms(self, vocab_size: int) -> int:
         """U: how many numbers of [0, 1) a choice takes."""
         return 1
 
-    def __call__(self, here: Here, u_nU: Tensor) -> Choice:
-        """The choice; the same numbers give the same one. By default a draw from `law`, by inversion."""
-        return Choice(draw(self.law(here), u_nU[:, 0]))
+    def __call__(self, inputs: ChooserInput, u_nU: Tensor) -> Choice:
+        """The choice; the same numbers give the same one. By default a draw from `log_weights`, by inversion."""
+        return Choice(draw(self.log_weights(inputs), u_nU[:, 0]))
 
-    def law(self, here: Here) -> Tensor:
+    def log_weights(self, inputs: ChooserInput) -> Tensor:
         """(n, V) unnormalised log-probabilities."""
-        return here.logits_nV
+        return inputs.logits_nV
 
 
 @dataclass(frozen=True)
 class Temperature(Chooser):
     """p^(1 / temperature), then the fewest tokens that together have probability `top_p` (nucleus, Holtzman et al.
-    2020).
+    2020). Temperature 0 is greedy: the likeliest token, the first of equals.
     """
 
     temperature: float = 1.0
@@ -75,8 +78,23 @@ class Temperature(Chooser):
         require(self.temperature >= 0, f"temperature={self.temperature} must be at least 0")
         require(0 < self.top_p <= 1, f"top_p={self.top_p} must lie in (0, 1]")
 
-    def law(self, here: Here) -> Tensor:
-        return nucleus(tempered(here.logits_nV, self.temperature), self.top_p)
+    def log_weights(self, inputs: ChooserInput) -> Tensor:
+        return keep_top_p(scale_by_temperature(inputs.logits_nV, self.temperature), self.top_p)
+
+    def propose(self, at: Positions, state: State) -> Tensor:
+        """(n,) tokens for the positions of a denoising sampler."""
+        return self.proposed(at, self.temperature)
+
+    def proposed(self, at: Positions, temperature: float) -> Tensor:
+        """(n,) tokens drawn at this temperature; those of a nucleus in the order of their probabilities."""
+        if temperature == 0:
+            return at.p_nV.argmax(1)
+        p_nV = sharpen(at.p_nV, temperature)
+        if self.top_p == 1:
+            return draw_from_probabilities(p_nV, at.draw_n)
+        sorted_nV, ids_nV, outside_nV = sort_by_top_p(p_nV, self.top_p)
+        index_n = draw_from_probabilities(sorted_nV.masked_fill(outside_nV, 0), at.draw_n)
+        return ids_nV.gather(1, index_n.unsqueeze(1)).squeeze(1)
 
 
 @dataclass(frozen=True)
@@ -92,10 +110,8 @@ class MinP(Chooser):
         require(0 <= self.min_p <= 1, f"min_p={self.min_p} must lie in [0, 1]")
         require(self.temperature >= 0, f"temperature={self.temperature} must be at least 0")
 
-    def law(self, here: Here) -> Tensor:
-        logits_nV = tempered(here.logits_nV, self.temperature)
-        least = math.log(self.min_p) if self.min_p > 0 else -math.inf
-        return logits_nV.masked_fill(logits_nV < least, -torch.inf)
+    def log_weights(self, inputs: ChooserInput) -> Tensor:
+        return keep_min_p(scale_by_temperature(inputs.logits_nV, self.temperature), self.min_p)
 
 
 @dataclass(frozen=True)
@@ -117,30 +133,9 @@ class EntropyTemperature(Chooser):
 
     def temperature(self, entropy_n: Tensor) -> Tensor:
         """(n,) T for entropies in nats."""
-        least = torch.finfo(entropy_n.dtype).tiny
-        return self.low + (self.high - self.low) * torch.exp(-self.scale / entropy_n.clamp_min(least))
+        smallest = torch.finfo(entropy_n.dtype).tiny
+        return self.low + (self.high - self.low) * torch.exp(-self.scale / entropy_n.clamp_min(smallest))
 
-    def law(self, here: Here) -> Tensor:
-        entropy_n = torch.special.entr(here.logits_nV.softmax(-1)).sum(-1)
-        return tempered(here.logits_nV, self.temperature(entropy_n))
-
-
-def tempered(logits_nV: Tensor, temperature: float | Tensor) -> Tensor:
-    """(n, V) logits / temperature, the largest of each row 0; where the temperature is 0 the (first) likeliest token
-    alone is left.
-
-    - temperature: one for all, or (n,).
-    """
-    over_nV = logits_nV - logits_nV.amax(-1, keepdim=True)
-    t_n1 = torch.as_tensor(temperature, dtype=over_nV.dtype, device=over_nV.device).expand(len(over_nV)).unsqueeze(1)
-    likeliest_nV = torch.full_like(over_nV, -torch.inf).scatter_(1, over_nV.argmax(-1, keepdim=True), 0.0)
-    return torch.where(t_n1 > 0, over_nV / t_n1.clamp_min(torch.finfo(over_nV.dtype).tiny), likeliest_nV)
-
-
-def nucleus(logits_nV: Tensor, top_p: float) -> Tensor:
-    """The logits of the fewest tokens that together have probability `top_p`, the likeliest first; -inf elsewhere."""
-    if top_p == 1:
-        return logits_nV
-    p_nV, ids_nV = logits_nV.softmax(-1).sort(dim=-1, descending=True, stable=True)
-    out_nV = p_nV.cumsum(-1) - p_nV >= top_p
-    return logits_nV.masked_fill(torch.zeros_like(out_nV).scatter(1, ids_nV, out_nV), -torch.inf)
+    def log_weights(self, inputs: ChooserInput) -> Tensor:
+        entropy_n = torch.special.entr(inputs.logits_nV.softmax(-1)).sum(-1)
+        return scale_by_temperature(inputs.logits_nV, self.temperature(entropy_n))

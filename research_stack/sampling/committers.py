@@ -172,8 +172,8 @@ class ReMDM(Committer):
     def probabilities(self, t: Tensor, s: Tensor) -> tuple[Tensor, Tensor]:
         """(sigma, probability that a mask is written) of the step from t to s < t."""
         before, after = self.alpha(t), self.alpha(s)
-        most = ((1 - after) / before).clamp(0, 1)
-        sigma = self.eta * most if self.variant == "rescale" else most.clamp_max(self.eta)
+        max_sigma = ((1 - after) / before).clamp(0, 1)
+        sigma = self.eta * max_sigma if self.variant == "rescale" else max_sigma.clamp_max(self.eta)
         if self.variant == "loop":
             sigma = torch.where((t <= self.t_on) & (s >= self.t_off), sigma, 0.0)
         return sigma, (after - (1 - sigma) * before) / (1 - before)

@@ -77,8 +77,8 @@ class Decoding:
     def _steps(self) -> Tensor:
         """(B,) steps in all."""
         wanted = self.sampler.steps or max(self.length, 1)
-        limit_B, steps_B = self.sampler.stopper.limit(self.cost_B), torch.full_like(self.cost_B, wanted)
-        steps_B = steps_B if limit_B is None else torch.minimum(steps_B, limit_B)
+        max_steps_B, steps_B = self.sampler.stopper.max_steps(self.cost_B), torch.full_like(self.cost_B, wanted)
+        steps_B = steps_B if max_steps_B is None else torch.minimum(steps_B, max_steps_B)
         least = int(steps_B.min())
         if least < self.blocks:
             paid = ", all that the stopper's calls pay for," if least < wanted else ""
@@ -93,13 +93,13 @@ class Decoding:
         return (self.block_B < self.blocks).nonzero()[:, 0]
 
     def _inside(self, at: Tensor) -> Tensor:
-        place_G = torch.arange(self.length, device=at.device) // self.block_length
-        return place_G == self.block_B[at].unsqueeze(1)
+        index_G = torch.arange(self.length, device=at.device) // self.block_length
+        return index_G == self.block_B[at].unsqueeze(1)
 
     def _masks(self, at: Tensor) -> Tensor:
         return self._inside(at) & (self.z_BG[at] == self.vocab.mask)
 
-    def look(self, at: Tensor) -> State:
+    def state_of(self, at: Tensor) -> State:
         """The rows `at`, without draws (those are zeros)."""
         share_B = self.steps_B[at] // max(self.blocks, 1)
         total_B = share_B + (self.block_B[at] < self.steps_B[at] % max(self.blocks, 1)).long()
@@ -153,7 +153,7 @@ class Decoding:
         risen_B = accuracy_B > self.self_accuracy_B[at]
         self.self_accuracy_B[at] = torch.maximum(accuracy_B, self.self_accuracy_B[at])
         self.stale_B[at] = torch.where(risen_B, 0, self.stale_B[at] + 1)
-        return self.sampler.stopper.gives_up(self.stale_B[at]) & ~state.mask_BG.any(1)
+        return self.sampler.stopper.is_stalled(self.stale_B[at]) & ~state.mask_BG.any(1)
 
     def advance(self, at: Tensor) -> None:
         """Go on to the next block in the rows `at`; after the last one they are done, and after one in which the text
@@ -183,18 +183,18 @@ class Decoding:
 
     def trace(self) -> Trace:
         """The result: a text ends with its first end token, and what stands behind it becomes padding."""
-        place = self.layout
-        everything = torch.arange(len(self.z_BG), device=self.z_BG.device)
+        layout = self.layout
+        all_rows = torch.arange(len(self.z_BG), device=self.z_BG.device)
         history = confidence = None
         if self.states:
-            history = torch.stack([place.tokens(z_BG, everything) for z_BG, _ in self.states])
-            confidence = torch.stack([place.whole(values_BG, 1.0) for _, values_BG in self.states])
+            history = torch.stack([layout.tokens(z_BG, all_rows) for z_BG, _ in self.states])
+            confidence = torch.stack([layout.full_width(values_BG, 1.0) for _, values_BG in self.states])
             if self.draft is not None:  # whose last state is the first one here
                 history = torch.cat([self.draft.history, history[1:]])
                 confidence = torch.cat([self.draft.confidence, confidence[1:]])
-        tokens_BL, generated_BL = place.tokens(self.z_BG, everything), place.generated_BL
+        tokens_BL, generated_BL = layout.tokens(self.z_BG, all_rows), layout.generated_BL
         if self.vocab.writes_end and self.length:
-            own_BG = torch.arange(self.length, device=self.z_BG.device) <= self._end(everything).unsqueeze(1)
-            generated_BL = place.spread(own_BG, everything)
-            tokens_BL = tokens_BL.masked_fill(place.generated_BL & ~generated_BL, self.vocab.pad)
+            own_BG = torch.arange(self.length, device=self.z_BG.device) <= self._end(all_rows).unsqueeze(1)
+            generated_BL = layout.to_columns(own_BG, all_rows)
+            tokens_BL = tokens_BL.masked_fill(layout.generated_BL & ~generated_BL, self.vocab.pad)
         return Trace(tokens_BL, generated_BL, self.calls_B, history, confidence, self.vocab.mask)

@@ -11,7 +11,7 @@ from research_stack.data.vocabulary import Vocabulary
 if TYPE_CHECKING:
     from research_stack.corruption.base import Corruption
 
-Meaning = Literal["posterior", "leave_one_out"]
+PredictionKind = Literal["posterior", "leave_one_out"]
 
 
 class Denoiser(Protocol):
@@ -25,7 +25,7 @@ class Denoiser(Protocol):
     vocab: Vocabulary
 
     @property
-    def predicts(self) -> Meaning:
+    def predicts(self) -> PredictionKind:
         """The meaning of the logits at visible positions."""
 
     def logits(
@@ -39,14 +39,14 @@ class Denoiser(Protocol):
 
 
 @runtime_checkable
-class Corrupted(Protocol):
+class HasCorruption(Protocol):
     """A denoiser that knows the (bound) corruption it was trained under."""
 
     corruption: Corruption
 
 
 @runtime_checkable
-class Bounded(Protocol):
+class HasMaxLength(Protocol):
     """A denoiser that tells how many tokens it takes at most."""
 
     @property

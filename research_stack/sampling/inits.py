@@ -35,16 +35,16 @@ class Masks:
         return torch.full_like(draw_B2G[:, 0], vocab.mask, dtype=torch.int64)
 
 
-class Random:
+class RandomTokens:
     """Real tokens, uniformly at random."""
 
     def __call__(
         self, draw_B2G: Tensor, prompts: Sequence[Tensor], vocab: Vocabulary, process: Process | None
     ) -> Tensor:
-        return chosen(torch.from_numpy(vocab.real).to(draw_B2G.device), draw_B2G[:, 0])
+        return pick_uniformly(torch.from_numpy(vocab.real).to(draw_B2G.device), draw_B2G[:, 0])
 
 
-class Hybrid:
+class MasksAndTokens:
     """Each position is a mask with probability `mask_ratio`, else a real token uniformly at random."""
 
     def __init__(self, mask_ratio: float = 0.5) -> None:
@@ -54,7 +54,7 @@ class Hybrid:
     def __call__(
         self, draw_B2G: Tensor, prompts: Sequence[Tensor], vocab: Vocabulary, process: Process | None
     ) -> Tensor:
-        z_BG = Random()(draw_B2G, prompts, vocab, process)
+        z_BG = RandomTokens()(draw_B2G, prompts, vocab, process)
         return z_BG.masked_fill(draw_B2G[:, 1] < self.mask_ratio, vocab.mask)
 
 
@@ -68,7 +68,7 @@ class FromPrompt:
         rows = []
         for draw_G, prompt in zip(draw_B2G[:, 0], prompts, strict=True):
             own = prompt[torch.isin(prompt, real)]
-            rows.append(chosen(own if len(own) else real, draw_G))
+            rows.append(pick_uniformly(own if len(own) else real, draw_G))
         return torch.stack(rows)
 
 
@@ -80,9 +80,9 @@ class Noise:
     ) -> Tensor:
         if process is None:
             raise ValueError("process=null must be a process: the init takes its noise from it")
-        return (Masks() if process.has_masks else Random())(draw_B2G, prompts, vocab, process)
+        return (Masks() if process.has_masks else RandomTokens())(draw_B2G, prompts, vocab, process)
 
 
-def chosen(options: Tensor, draw: Tensor) -> Tensor:
+def pick_uniformly(options: Tensor, draw: Tensor) -> Tensor:
     """Uniform choices among the options by U[0, 1) draws."""
     return options[(draw * len(options)).long().clamp_max(len(options) - 1)]

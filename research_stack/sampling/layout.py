@@ -22,9 +22,9 @@ class Layout:
         self.base_BL = torch.full((len(prompts), columns), vocab.pad, dtype=torch.int64, device=device)
         for b, prompt in enumerate(prompts):
             self.base_BL[b, : len(prompt)] = prompt
-        place_L = torch.arange(columns, device=device)
-        self.prompt_BL = place_L < self.width_B.unsqueeze(1)
-        self.attend_BL = place_L < self.width_B.unsqueeze(1) + length
+        index_L = torch.arange(columns, device=device)
+        self.prompt_BL = index_L < self.width_B.unsqueeze(1)
+        self.attend_BL = index_L < self.width_B.unsqueeze(1) + length
         self.generated_BL = self.attend_BL & ~self.prompt_BL
         self.column_BG = self.width_B.unsqueeze(1) + torch.arange(length, device=device)
 
@@ -36,11 +36,11 @@ class Layout:
         """The rows `at` whole, (len(at), columns(at)), with z at their generated positions."""
         return self.base_BL[at, : self.columns(at)].scatter(1, self.column_BG[at], z_BG)
 
-    def spread(self, flag_BG: Tensor, at: Tensor) -> Tensor:
+    def to_columns(self, flag_BG: Tensor, at: Tensor) -> Tensor:
         """Flags of generated positions as flags of columns. True ones keep their row-major order."""
         empty = torch.zeros(len(at), self.columns(at), dtype=torch.bool, device=flag_BG.device)
         return empty.scatter(1, self.column_BG[at], flag_BG)
 
-    def whole(self, values_BG: Tensor, outside: float) -> Tensor:
+    def full_width(self, values_BG: Tensor, outside: float) -> Tensor:
         """(B, L) values of the generated positions, `outside` elsewhere."""
         return torch.full_like(self.base_BL, outside, dtype=values_BG.dtype).scatter(1, self.column_BG, values_BG)

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from research_stack.data.vocabulary import Vocabulary
-from research_stack.sampling.denoiser import Bounded
+from research_stack.sampling.denoiser import HasMaxLength
 
 
 def prompt_ids(
@@ -35,7 +35,7 @@ def check_fit(model: object, vocab: Vocabulary, prompts: Sequence[Tensor], lengt
     longest, size = max(len(prompt) for prompt in prompts), vocab.size
     if any(bool(((prompt < 0) | (prompt >= size)).any()) for prompt in prompts):
         raise ValueError(f"prompts=... must hold token ids in [0, {size})")
-    if isinstance(model, Bounded) and longest + length > model.max_length:
+    if isinstance(model, HasMaxLength) and longest + length > model.max_length:
         room = model.max_length - longest
         near = (
             f"length can be at most {room}"

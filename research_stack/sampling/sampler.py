@@ -23,7 +23,7 @@ from research_stack.corruption.process import Process, to_leave_one_out, to_post
 from research_stack.require import require
 from research_stack.sampling.committers import Committer
 from research_stack.sampling.decoding import Decoding
-from research_stack.sampling.denoiser import Corrupted, Denoiser
+from research_stack.sampling.denoiser import Denoiser, HasCorruption
 from research_stack.sampling.guidance import guided_logits
 from research_stack.sampling.inits import Init
 from research_stack.sampling.prompts import check_fit, prompt_ids
@@ -144,7 +144,7 @@ class Sampler:
         run = Decoding(self, ids, length, denoiser.vocab, self._process(denoiser), seed, first_row, device, draft)
         run.record(record)
         while len(at := run.live()):
-            state = run.look(at)
+            state = run.state_of(at)
             where_BG = self._where(state)
             over_B = ~where_BG.any(1) & ~state.mask_BG.any(1)
             if not self.committer.remasks and bool(over_B.any()):
@@ -173,8 +173,8 @@ class Sampler:
 
     def _settled(self, run: Decoding, at: Tensor) -> Tensor:
         """(len(at),) bool: rows whose block is done after the step."""
-        state = run.look(at)
-        return (state.left_B == 0) | (self.stopper.settled(state) & ~state.mask_BG.any(1))
+        state = run.state_of(at)
+        return (state.left_B == 0) | (self.stopper.is_done(state) & ~state.mask_BG.any(1))
 
     def _propose(self, denoiser: Denoiser, run: Decoding, at: Tensor, state: State, where_BG: Tensor) -> Proposal:
         """Call the model for the rows that have something to ask, and fill a Proposal."""
@@ -187,7 +187,7 @@ class Sampler:
             where = torch.zeros_like(where_BG)
             where[rows] = where_BG[rows]
             at_n = self._positions(denoiser, run, at, state, where, rows)
-            token_n = self.proposer(at_n, state)
+            token_n = self.proposer.propose(at_n, state)
             p_token_n = at_n.p_nV.gather(1, token_n.unsqueeze(1)).squeeze(1)
             p_current_n = at_n.p_nV.gather(1, at_n.z_n.unsqueeze(1)).squeeze(1)
             score_n = self.selector.score(at_n, token_n, p_token_n, p_current_n).double()
@@ -202,17 +202,17 @@ class Sampler:
         self, denoiser: Denoiser, run: Decoding, at: Tensor, state: State, where_BG: Tensor, rows: Tensor
     ) -> Positions:
         """One model call for `rows` of the live ones, with what the proposer needs beside the probabilities."""
-        own, place = at[rows], run.layout
-        columns = place.columns(own)
-        attend_BL = place.attend_BL[own, :columns]
+        own, layout = at[rows], run.layout
+        columns = layout.columns(own)
+        attend_BL = layout.attend_BL[own, :columns]
         logits_nV = guided_logits(
             denoiser,
             self.guidance,
-            place.tokens(state.z_BG[rows], own),
+            layout.tokens(state.z_BG[rows], own),
             None if bool(attend_BL.all()) else attend_BL,
             state.t_B[rows].float(),
-            place.spread(where_BG[rows], own),
-            place.prompt_BL[own, :columns],
+            layout.to_columns(where_BG[rows], own),
+            layout.prompt_BL[own, :columns],
         )
         run.calls_B[own] += run.cost_B[own]
         row_n, z_n = where_BG.nonzero()[:, 0], state.z_BG[where_BG]
@@ -232,12 +232,12 @@ class Sampler:
     def _process(self, denoiser: Denoiser) -> Process | None:
         if self.process is not None:
             return self.process.bind(denoiser.vocab.n_real)
-        return denoiser.corruption.process if isinstance(denoiser, Corrupted) else None
+        return denoiser.corruption.process if isinstance(denoiser, HasCorruption) else None
 
 
 def _chunks(where_BG: Tensor, vocab_size: int) -> Iterator[Tensor]:
     """Indices of the rows that ask for logits, as many at a time as one call's logits may be large."""
     asking = where_BG.any(1).nonzero()[:, 0]
     if len(asking):
-        most = int(where_BG.sum(1).max())
-        yield from asking.split(max(1, _CALL_BYTES // (4 * vocab_size * most)))
+        max_positions = int(where_BG.sum(1).max())
+        yield from asking.split(max(1, _CALL_BYTES // (4 * vocab_size * max_positions)))

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from research_stack.require import require
-from research_stack.sampling.proposers import sharpened
+from research_stack.sampling.logits import sharpen
 from research_stack.sampling.state import Positions, State
 
 
@@ -60,7 +60,7 @@ class Entropy(Selector):
         return torch.special.entr(at.p_nV).sum(1).neg()
 
 
-class Random(Selector):
+class RandomOrder(Selector):
     """A random order."""
 
     def score(self, at: Positions, token_n: Tensor, p_token_n: Tensor, p_current_n: Tensor) -> Tensor:
@@ -113,10 +113,10 @@ class Resampled(Selector):
         self.temperature = temperature
 
     def score(self, at: Positions, token_n: Tensor, p_token_n: Tensor, p_current_n: Tensor) -> Tensor:
-        return sharpened(at.p_nV, self.temperature).gather(1, token_n.unsqueeze(1)).squeeze(1)
+        return sharpen(at.p_nV, self.temperature).gather(1, token_n.unsqueeze(1)).squeeze(1)
 
 
-class Everything(Selector):
+class AllPositions(Selector):
     """Every position the process can still change, all with the same score."""
 
     def __init__(self) -> None:

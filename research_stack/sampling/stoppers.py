@@ -15,15 +15,15 @@ class Steps:
     #: Whether it must know the likeliest token of every position of a step.
     reads_likeliest: bool = False
 
-    def limit(self, cost_B: Tensor) -> Tensor | None:
+    def max_steps(self, cost_B: Tensor) -> Tensor | None:
         """(B,) the most steps a sequence may take when each costs `cost_B` model calls; None: no limit."""
         return None
 
-    def settled(self, state: State) -> Tensor:
+    def is_done(self, state: State) -> Tensor:
         """(B,) bool: whether the block of a sequence without masks is done. `state` is the one after the step."""
         return torch.zeros_like(state.idle_B, dtype=torch.bool)
 
-    def gives_up(self, stale_B: Tensor) -> Tensor:
+    def is_stalled(self, stale_B: Tensor) -> Tensor:
         """(B,) bool: sequences whose step is not written any more, `stale_B` steps after their self-accuracy last
         rose.
         """
@@ -40,7 +40,7 @@ class FixedPoint(Steps):
         require(patience >= 1, f"patience={patience} must be at least 1")
         self.patience = patience
 
-    def settled(self, state: State) -> Tensor:
+    def is_done(self, state: State) -> Tensor:
         """Whether nothing has changed for `patience` steps."""
         return state.idle_B >= self.patience
 
@@ -60,26 +60,26 @@ class SelfAccuracy(FixedPoint):
         super().__init__(patience=1)
         self.stale = patience
 
-    def gives_up(self, stale_B: Tensor) -> Tensor:
+    def is_stalled(self, stale_B: Tensor) -> Tensor:
         """Whether self-accuracy has not risen for too long."""
         return stale_B > self.stale
 
 
 class Confident(FixedPoint):
-    """Every token of the block has at least the probability `level`; or a fixed point.
+    """Every token of the block has at least the probability `threshold`; or a fixed point.
 
-    - level: in (0, 1]. patience: see `FixedPoint`.
+    - threshold: in (0, 1]. patience: see `FixedPoint`.
     """
 
-    def __init__(self, level: float = 0.9, patience: int = 1) -> None:
-        require(0 < level <= 1, f"level={level} must lie in (0, 1]")
+    def __init__(self, threshold: float = 0.9, patience: int = 1) -> None:
+        require(0 < threshold <= 1, f"threshold={threshold} must lie in (0, 1]")
         super().__init__(patience)
-        self.level = level
+        self.threshold = threshold
 
-    def settled(self, state: State) -> Tensor:
+    def is_done(self, state: State) -> Tensor:
         """Whether every token is sure, or nothing has changed for `patience` steps."""
-        sure_B = ((state.confidence_BG >= self.level) | ~state.inside_BG).all(1)
-        return sure_B | super().settled(state)
+        sure_B = ((state.confidence_BG >= self.threshold) | ~state.inside_BG).all(1)
+        return sure_B | super().is_done(state)
 
 
 class Budget(FixedPoint):
@@ -93,7 +93,7 @@ class Budget(FixedPoint):
         super().__init__(patience)
         self.calls = calls
 
-    def limit(self, cost_B: Tensor) -> Tensor | None:
+    def max_steps(self, cost_B: Tensor) -> Tensor | None:
         """Steps that the budget pays for."""
         if int(cost_B.max()) > self.calls:
             raise ValueError(

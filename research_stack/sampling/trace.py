@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 
-class Kind(IntEnum):
+class PositionChange(IntEnum):
     """What a step did to a position."""
 
     KEPT = 0
@@ -40,10 +40,10 @@ class Trace:
 
     @property
     def kinds(self) -> Tensor:
-        """(S, B, L) uint8 `Kind` of each step at each position; needs the history."""
+        """(S, B, L) uint8 `PositionChange` of each step at each position; needs the history."""
         if self.history is None:
             raise ValueError("record=False keeps no history; sample with record=True")
         before, after = self.history[:-1], self.history[1:]
-        kinds = torch.where(before != after, Kind.CHANGED, Kind.KEPT)
-        kinds = torch.where((before == self.mask) & (after != self.mask), Kind.FILLED, kinds)
-        return torch.where((before != self.mask) & (after == self.mask), Kind.REMASKED, kinds).to(torch.uint8)
+        kinds = torch.where(before != after, PositionChange.CHANGED, PositionChange.KEPT)
+        kinds = torch.where((before == self.mask) & (after != self.mask), PositionChange.FILLED, kinds)
+        return torch.where((before != self.mask) & (after == self.mask), PositionChange.REMASKED, kinds).to(torch.uint8)

@@ -14,11 +14,12 @@ from research_stack.config.build import build
 from research_stack.config.compose import Composer
 from research_stack.corruption.process import Absorbing, Hybrid, Uniform, to_posterior
 from research_stack.sampling import inits
+from research_stack.sampling.choosers import Temperature
 from research_stack.sampling.committers import All, PerStep, Remasking, ReMDM, Schedule, Threshold
 from research_stack.sampling.inits import FromPrompt, Masks, Noise
-from research_stack.sampling.proposers import Greedy, Nucleus, Reverse, Temperature
+from research_stack.sampling.proposers import Reverse
 from research_stack.sampling.sampler import Sampler
-from research_stack.sampling.selectors import AnyPosition, Confidence, Entropy, Everything, Margin, Random
+from research_stack.sampling.selectors import AllPositions, AnyPosition, Confidence, Entropy, Margin, RandomOrder
 from research_stack.sampling.state import RowStreams
 from research_stack.sampling.stoppers import Budget, FixedPoint, Steps
 
@@ -40,7 +41,7 @@ def masked(selector, committer, proposer=None, **settings):
 
 
 def ancestral(process, **settings):
-    parts = Noise(), Reverse(), Everything(), All(), Steps()
+    parts = Noise(), Reverse(), AllPositions(), All(), Steps()
     return Sampler(*parts, reads="leave_one_out", times="schedule", process=process, **settings)
 
 
@@ -50,11 +51,11 @@ def states(tokens):
     return tokens - toy.OFFSET
 
 
-def agrees(found, law):
+def agrees(found, distribution):
     """Whether decoded states (rows, L) follow the law, a tensor (N,) * L."""
-    size = torch.tensor([law.shape[0] ** i for i in reversed(range(law.dim()))])
-    counts = torch.bincount((found * size).sum(1), minlength=law.numel())
-    expected = law.flatten() / law.sum() * len(found)
+    size = torch.tensor([distribution.shape[0] ** i for i in reversed(range(distribution.dim()))])
+    counts = torch.bincount((found * size).sum(1), minlength=distribution.numel())
+    expected = distribution.flatten() / distribution.sum() * len(found)
     possible = expected > 1e-9
     assert int(counts[~possible].sum()) == 0
     counts, expected = counts[possible].numpy(), expected[possible].numpy()
@@ -66,14 +67,14 @@ def agrees(found, law):
 ONE = {
     **{f"ancestral {process}": lambda steps, process=process: ancestral(process, steps=steps) for process in PROCESSES},
     "confidence": lambda steps: masked(Confidence(), Schedule(), steps=steps),
-    "random, cosine": lambda steps: masked(Random(), Schedule("cosine"), steps=steps),
+    "random, cosine": lambda steps: masked(RandomOrder(), Schedule("cosine"), steps=steps),
     "one per step": lambda steps: masked(Entropy(), PerStep(), steps=steps),
     "threshold": lambda steps: masked(Margin(), Threshold(0.5), steps=steps),
     "remasking": lambda steps: masked(Confidence(), Remasking(), steps=steps),
     "masks only": lambda steps: masked(AnyPosition(visible_prior=0), Schedule(), steps=steps),
-    "remdm rescale": lambda steps: masked(Random(), ReMDM("rescale", eta=0.7), steps=steps, times="schedule"),
-    "remdm cap": lambda steps: masked(Random(), ReMDM("cap", eta=0.5), steps=steps, times="schedule"),
-    "remdm loop": lambda steps: masked(Random(), ReMDM("loop", eta=0.1), steps=steps, times="schedule"),
+    "remdm rescale": lambda steps: masked(RandomOrder(), ReMDM("rescale", eta=0.7), steps=steps, times="schedule"),
+    "remdm cap": lambda steps: masked(RandomOrder(), ReMDM("cap", eta=0.5), steps=steps, times="schedule"),
+    "remdm loop": lambda steps: masked(RandomOrder(), ReMDM("loop", eta=0.1), steps=steps, times="schedule"),
 }
 
 
@@ -122,10 +123,10 @@ def test_temperature_sharpens_the_law(temperature):
 def test_nucleus_cuts_the_tail_and_keeps_the_rest_in_proportion(top_p, temperature, kept):
     order = torch.tensor([2, 0, 3, 1])  # the likeliest token is not the first id
     denoiser = toy.Denoiser(4, lambda z, t: P[order].log().expand(*z.shape, 4))
-    trace = masked(Confidence(), Schedule(), Nucleus(top_p, temperature)).sample(denoiser, count=4000, length=1)
-    law = P ** (1 / temperature)
-    law[kept:] = 0
-    assert agrees(states(trace.tokens_BL), law[order])
+    trace = masked(Confidence(), Schedule(), Temperature(temperature, top_p)).sample(denoiser, count=4000, length=1)
+    distribution = P ** (1 / temperature)
+    distribution[kept:] = 0
+    assert agrees(states(trace.tokens_BL), distribution[order])
 
 
 # Exact laws of whole decoders, by enumeration -------------------------------------------------------------------------
@@ -151,9 +152,9 @@ def chain(start, kernel, steps, n, length, blocks=1):
     - steps: of each block; t runs from 1 to 0 in each.
     """
     z, width, stay = toy.sequences(n + 1, length), length // blocks, torch.eye(n + 1, dtype=torch.float64)
-    law = torch.ones(len(z), dtype=torch.float64)
+    distribution = torch.ones(len(z), dtype=torch.float64)
     for i in range(length):
-        law = law * start[z[:, i]]
+        distribution = distribution * start[z[:, i]]
     for block in range(blocks):
         for left in range(steps, 0, -1):
             jump = torch.ones(len(z), len(z), dtype=torch.float64)
@@ -161,9 +162,9 @@ def chain(start, kernel, steps, n, length, blocks=1):
                 inside = block * width <= i < (block + 1) * width
                 row = kernel(z, i, left / steps, (left - 1) / steps) if inside else stay[z[:, i]]
                 jump = jump * row[:, z[:, i]]
-            law = law @ jump
-    law = law.reshape((n + 1,) * length)
-    inner = law[(slice(0, n),) * length]
+            distribution = distribution @ jump
+    distribution = distribution.reshape((n + 1,) * length)
+    inner = distribution[(slice(0, n),) * length]
     assert float(inner.sum()) == pytest.approx(1, abs=1e-9)  # no mask is left
     return inner
 
@@ -184,10 +185,10 @@ def test_ancestral_samples_have_the_law_of_the_reverse_chain(process, steps, blo
         p = predict(z, torch.full((len(z),), t, dtype=torch.float32)).exp()
         return process.reverse(p[:, i], z[:, i], scalar(s), scalar(t))
 
-    law = chain(start, kernel, steps, 3, 2, blocks)
+    distribution = chain(start, kernel, steps, 3, 2, blocks)
     sampler = ancestral(process, steps=steps * blocks, block_length=2 // blocks)
     trace = sampler.sample(toy.Denoiser(3, predict), count=12000, length=2)
-    assert agrees(states(trace.tokens_BL), law)
+    assert agrees(states(trace.tokens_BL), distribution)
 
 
 def test_the_bound_is_not_one_of_samplers_of_few_steps():
@@ -228,8 +229,8 @@ def remdm_kernel(committer, predict, n):
 
     def kernel(z, i, t, s):
         before, after = (float(committer.alpha(scalar(v))) for v in (t, s))
-        most = min(1.0, (1 - after) / before) if before else 1.0
-        sigma = committer.eta * most if committer.variant == "rescale" else min(committer.eta, most)
+        max_positions = min(1.0, (1 - after) / before) if before else 1.0
+        sigma = committer.eta * max_positions if committer.variant == "rescale" else min(committer.eta, max_positions)
         if committer.variant == "loop" and not (t <= committer.t_on and s >= committer.t_off):
             sigma = 0.0
         write = (after - (1 - sigma) * before) / (1 - before)
@@ -247,10 +248,10 @@ def remdm_kernel(committer, predict, n):
 def test_remdm_samples_have_the_law_of_its_chain(name):
     committer, predict = ReMDM(*REMDM[name]), random_table(3, 2, seed=5)
     start = torch.tensor([0, 0, 0, 1], dtype=torch.float64)
-    law = chain(start, remdm_kernel(committer, predict, 3), 6, 3, 2)
-    sampler = masked(Random(), committer, steps=6, times="schedule")
+    distribution = chain(start, remdm_kernel(committer, predict, 3), 6, 3, 2)
+    sampler = masked(RandomOrder(), committer, steps=6, times="schedule")
     trace = sampler.sample(toy.Denoiser(3, predict), count=12000, length=2)
-    assert agrees(states(trace.tokens_BL), law)
+    assert agrees(states(trace.tokens_BL), distribution)
 
 
 @pytest.mark.parametrize("name", REMDM)
@@ -258,7 +259,7 @@ def test_remdm_keeps_the_marginals_of_the_absorbing_process(name):
     """After every step the share of masks is 1 - alpha, remasking or not; and tokens do become masks again."""
     committer, rows, steps = ReMDM(*REMDM[name]), 4000, 20
     denoiser = toy.Denoiser(4, lambda z, t: P.log().expand(*z.shape, 4))
-    sampler = masked(Random(), committer, steps=steps, times="schedule")
+    sampler = masked(RandomOrder(), committer, steps=steps, times="schedule")
     trace = sampler.sample(denoiser, count=rows, length=1, record=True)
     share = (trace.history == trace.mask).double().mean((1, 2))
     alpha = torch.stack([committer.alpha(scalar((steps - k) / steps)) for k in range(steps + 1)])
@@ -269,7 +270,7 @@ def test_remdm_keeps_the_marginals_of_the_absorbing_process(name):
 @pytest.mark.parametrize(
     ("selector", "committer", "block_length"),
     [
-        (Random(), Schedule(), None),
+        (RandomOrder(), Schedule(), None),
         (Margin(), Schedule("cosine"), None),
         (Entropy(), PerStep(), None),
         (Confidence(), Threshold(0.0), 1),
@@ -279,27 +280,27 @@ def test_remdm_keeps_the_marginals_of_the_absorbing_process(name):
 )
 def test_one_token_per_step_with_true_conditionals_follows_the_joint_law(selector, committer, block_length):
     """The chain rule, for every order that does not look at what was drawn."""
-    law = toy.joint(3, 3, seed=2)
+    distribution = toy.joint(3, 3, seed=2)
     sampler = masked(selector, committer, block_length=block_length)
-    trace = sampler.sample(toy.Denoiser(3, toy.conditionals(law)), count=12000, length=3)
-    assert agrees(states(trace.tokens_BL), law)
+    trace = sampler.sample(toy.Denoiser(3, toy.conditionals(distribution)), count=12000, length=3)
+    assert agrees(states(trace.tokens_BL), distribution)
 
 
 def test_confidence_of_the_drawn_token_has_the_law_of_its_own_enumeration():
     """LLaDA at temperature 1 writes the draw that came out likelier first, which is not the joint law."""
     joint = toy.joint(3, 2, seed=4)
     first, second = joint.sum(1), joint.sum(0)
-    law = torch.zeros(3, 3, dtype=torch.float64)
+    distribution = torch.zeros(3, 3, dtype=torch.float64)
     for a in range(3):
         for b in range(3):
             if first[a] >= second[b]:
-                law[a] += first[a] * second[b] * joint[a] / first[a]
+                distribution[a] += first[a] * second[b] * joint[a] / first[a]
             else:
-                law[:, b] += first[a] * second[b] * joint[:, b] / second[b]
+                distribution[:, b] += first[a] * second[b] * joint[:, b] / second[b]
     trace = named("llada", "sampler.proposer.temperature=1", "sampler.steps=2").sample(
         toy.Denoiser(3, toy.conditionals(joint)), count=12000, length=2
     )
-    assert agrees(states(trace.tokens_BL), law)
+    assert agrees(states(trace.tokens_BL), distribution)
     assert not agrees(states(trace.tokens_BL), joint)
 
 
@@ -317,15 +318,15 @@ class Context:
         self.embedding = torch.randn(self.vocab.size, 8, generator=generator, dtype=torch.float64)
         self.output = torch.randn(8, self.vocab.size, generator=generator, dtype=torch.float64)
         self.output[:, : toy.OFFSET] = -torch.inf
-        self.place = torch.randn(8, generator=generator, dtype=torch.float64)
+        self.layout = torch.randn(8, generator=generator, dtype=torch.float64)
 
     def logits(self, z_BL, attend_BL=None, t_B=None, where_BL=None):
         self.calls.append(len(z_BL))
         attend_BL = torch.ones_like(z_BL, dtype=torch.bool) if attend_BL is None else attend_BL
-        place = torch.arange(z_BL.shape[1], dtype=torch.float64)
-        near = (-0.5 * (place[:, None] - place[None]).abs()).exp()
+        layout = torch.arange(z_BL.shape[1], dtype=torch.float64)
+        near = (-0.5 * (layout[:, None] - layout[None]).abs()).exp()
         hidden = near @ (self.embedding[z_BL] * attend_BL[..., None])
-        hidden = hidden + (place[:, None] * self.place).sin() + t_B.double()[:, None, None]
+        hidden = hidden + (layout[:, None] * self.layout).sin() + t_B.double()[:, None, None]
         logits = self.sharpness * (hidden.tanh() @ self.output.nan_to_num(neginf=0.0))
         logits[..., : toy.OFFSET] = -torch.inf
         return (logits if where_BL is None else logits[where_BL]).float()
@@ -411,7 +412,7 @@ def test_an_edit_that_changes_nothing_costs_no_budget(selector):
     """Three positions are surest of what they hold; the two that would change are written, one per step."""
     table = [(1, 0.99), (1, 0.99), (2, 0.6), (1, 0.99), (3, 0.5)]
     denoiser = wants([(1, 0.99), *table])
-    sampler = Sampler(FromPrompt(), Greedy(), selector, PerStep(1), FixedPoint(), steps=20)
+    sampler = Sampler(FromPrompt(), Temperature(0.0), selector, PerStep(1), FixedPoint(), steps=20)
     trace = sampler.sample(denoiser, prompts=[[1 + toy.OFFSET]], length=5, record=True)
     expected = torch.tensor([[1, 1, 1, 1, 1], [1, 1, 2, 1, 1], [1, 1, 2, 1, 3], [1, 1, 2, 1, 3]]) + toy.OFFSET
     assert torch.equal(trace.history[:, 0, 1:], expected)
@@ -423,7 +424,7 @@ def test_an_edit_that_changes_nothing_costs_no_budget(selector):
 def test_a_fixed_point_stops(name, filling, patience):
     """Filled with what the model wants, nothing changes any more: `patience` further calls see that."""
     sampler = named(name, "sampler.steps=40", "++sampler.reads=as_is")
-    sampler.proposer = Greedy()
+    sampler.proposer = Temperature(0.0)
     trace = sampler.sample(wants([(i % 4, 0.5 + 0.06 * i) for i in range(8)]), length=8)
     assert states(trace.tokens_BL)[0].tolist() == [0, 1, 2, 3, 0, 1, 2, 3]
     assert trace.calls_B.tolist() == [filling + patience]
@@ -444,9 +445,11 @@ NAMES = [
 #: rows of these start with different numbers of masks, so that their blocks end at different steps
 UNEVEN = {
     "uneven schedule": Sampler(
-        inits.Hybrid(0.5), Temperature(), Random(), Schedule(), Steps(), steps=12, block_length=5
+        inits.MasksAndTokens(0.5), Temperature(), RandomOrder(), Schedule(), Steps(), steps=12, block_length=5
     ),
-    "uneven remasking": Sampler(inits.Hybrid(0.5), Temperature(), Confidence(), Remasking("cosine"), Steps(), steps=8),
+    "uneven remasking": Sampler(
+        inits.MasksAndTokens(0.5), Temperature(), Confidence(), Remasking("cosine"), Steps(), steps=8
+    ),
     "uneven fixed points": Sampler(FromPrompt(), Temperature(0.5), AnyPosition(), PerStep(2), FixedPoint(), steps=20),
     "uneven budget": Sampler(
         Masks(), Temperature(), Confidence(), Remasking(), Budget(9), guidance=1.5, block_length=5
@@ -469,16 +472,16 @@ def test_a_batch_gives_what_each_sequence_alone_gives(name):
     """Prompts of different lengths: tokens, calls and every step on the way, from the streams of the rows."""
     sampler, denoiser = blocked(name), Context(seed=3)
     prompts = [[3, 4, 5], [], [9], [7, 7, 3, 5, 6], [8, 4], [6], [5, 5]]
-    whole = sampler.sample(denoiser, prompts=prompts, length=10, seed=5, record=True)
+    full_width = sampler.sample(denoiser, prompts=prompts, length=10, seed=5, record=True)
     for b, prompt in enumerate(prompts):
         alone = sampler.sample(denoiser, prompts=[prompt], length=10, seed=5, record=True, first_row=b)
         width, states_alone = len(prompt) + 10, alone.history[:, 0]
-        assert torch.equal(whole.tokens_BL[b, :width], alone.tokens_BL[0])
-        assert whole.calls_B[b] == alone.calls_B[0]
-        assert torch.equal(whole.tokens_BL[b, : len(prompt)], torch.tensor(prompt, dtype=torch.int64))
-        assert (whole.tokens_BL[b, width:] == denoiser.vocab.pad).all()
-        assert int(whole.tokens_BL[b, len(prompt) : width].min()) >= toy.OFFSET
-        steps = whole.history[:, b, :width]
+        assert torch.equal(full_width.tokens_BL[b, :width], alone.tokens_BL[0])
+        assert full_width.calls_B[b] == alone.calls_B[0]
+        assert torch.equal(full_width.tokens_BL[b, : len(prompt)], torch.tensor(prompt, dtype=torch.int64))
+        assert (full_width.tokens_BL[b, width:] == denoiser.vocab.pad).all()
+        assert int(full_width.tokens_BL[b, len(prompt) : width].min()) >= toy.OFFSET
+        steps = full_width.history[:, b, :width]
         assert torch.equal(steps[: len(states_alone)], states_alone)
         assert (steps[len(states_alone) :] == states_alone[-1]).all()
 
@@ -544,7 +547,7 @@ def plain_flowlm(best_p, current, best, z, step):
 def test_editing_decoders_equal_plain_loops_step_by_step(name, decide, patience, seed):
     denoiser, prompt = Context(seed=seed, sharpness=3.0), torch.tensor([4, 8])
     sampler = named(name, "sampler.steps=40", "++sampler.block_length=null", "++sampler.reads=as_is")
-    sampler.proposer = Greedy()
+    sampler.proposer = Temperature(0.0)
     trace = sampler.sample(denoiser, prompts=[prompt], length=35, record=True)
     assert torch.equal(trace.history[:, 0], plain(denoiser, prompt, 35, 40, decide, patience))
     assert name == "editing" or bool((trace.kinds == 2).any())  # something was rewritten

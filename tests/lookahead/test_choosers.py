@@ -18,7 +18,7 @@ from research_stack.lookahead.choosers import Abstain, BranchAndRank, Confidence
 from research_stack.lookahead.module import Lookahead, MiniGPT
 from research_stack.sampling.autoregressive import Autoregressive
 from research_stack.sampling.categorical import draw
-from research_stack.sampling.choosers import Here, MinP, Temperature
+from research_stack.sampling.choosers import ChooserInput, MinP, Temperature
 from research_stack.sampling.state import RowStreams
 
 PROMPTS = [[1, 2, 3], [], [3], [0, 4, END, 2, 2], [2, END]]
@@ -49,17 +49,17 @@ def test_reading_with_the_cache_is_recomputing(kind):
     texts[1, 4] = texts[2, 0] = END
     read, at, rows = method.reader(), 0, [0, 1, 2]
     for length in (4, 1, 1, 2, 3):
-        outlook = read.read(texts[rows, at : at + length])
+        prediction = read.read(texts[rows, at : at + length])
         at += length
         for place, b in enumerate(rows):
             logits_V, confidence = behind(method, texts[b, :at].tolist())
-            assert torch.allclose(outlook.logits_BV[place], logits_V, **close)
+            assert torch.allclose(prediction.logits_BV[place], logits_V, **close)
             if method.__class__ is MiniGPT:
-                assert outlook.confidence_B is None and outlook.standing_B is None and not read.predicts_loss
+                assert prediction.confidence_B is None and prediction.zscore_B is None and not read.predicts_loss
                 continue
-            assert float(outlook.confidence_B[place]) == pytest.approx(confidence, abs=1e-12)
+            assert float(prediction.confidence_B[place]) == pytest.approx(confidence, abs=1e-12)
             standing = (confidence - 1.8) / math.sqrt(0.5)
-            assert float(outlook.standing_B[place]) == pytest.approx(
+            assert float(prediction.zscore_B[place]) == pytest.approx(
                 standing, abs=1e-6
             )  # the deviation is a float32 buffer's square root
         if at == 5:
@@ -78,7 +78,10 @@ def test_branches_off_the_cache_are_reading_on_with_each_candidate(kind):
     read.read(texts)
     before = [(k.clone(), v.clone()) for k, v in read.cache.pairs]
     candidates_nk = torch.tensor([[0, 3, 4], [2, 2, 1], [4, 0, END]])
-    found_nk, some_nk = read.weigh(candidates_nk), read.weigh(candidates_nk[[2, 0]], torch.tensor([2, 0]))
+    found_nk, some_nk = (
+        read.confidence_at(candidates_nk),
+        read.confidence_at(candidates_nk[[2, 0]], torch.tensor([2, 0])),
+    )
     for b, k in itertools.product(range(3), range(3)):
         _, confidence = behind(method, [*texts[b].tolist(), int(candidates_nk[b, k])])
         assert float(found_nk[b, k]) == pytest.approx(confidence, abs=1e-12)
@@ -149,14 +152,14 @@ def law_of_two(method, prompt, step_law):
     return {(u, v): float(first_V[u] * second) for u in range(5) for v, second in enumerate(p_V([*prompt, u])[:5])}
 
 
-def fit(texts_n2, law):
+def fit(texts_n2, distribution):
     """p-value of the chi-square test; sequences below five expected ones count as one."""
-    n, counts = len(texts_n2), dict.fromkeys(law, 0)
+    n, counts = len(texts_n2), dict.fromkeys(distribution, 0)
     for text in map(tuple, texts_n2.tolist()):
         counts[text] += 1
-    assert abs(sum(law.values()) - 1) < 1e-9
-    often = [s for s in law if law[s] * n >= 5]
-    expected, observed = [law[s] * n for s in often], [counts[s] for s in often]
+    assert abs(sum(distribution.values()) - 1) < 1e-9
+    often = [s for s in distribution if distribution[s] * n >= 5]
+    expected, observed = [distribution[s] * n for s in often], [counts[s] for s in often]
     if n - sum(expected) > 1:
         expected, observed = [*expected, n - sum(expected)], [*observed, n - sum(observed)]
     return chisquare(observed, [e * sum(observed) / sum(expected) for e in expected]).pvalue
@@ -197,22 +200,22 @@ def test_candidates_are_draws_without_replacement():
     """The first k of Gumbel-top-k follow the law of drawing one after another from what is left."""
     seen, p_V = [], torch.tensor([0.5, 0.3, 0.15, 0.05], dtype=torch.float64)
 
-    def weigh(token_nk):
+    def confidence_at(token_nk):
         seen.append(token_nk)
         return torch.zeros(token_nk.shape)
 
     u = torch.rand(20_000, 4, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
-    BranchAndRank(2, 1.0)(Here(p_V.log().expand(20_000, -1), None, None, weigh), u)
-    law = {(a, b): float(p_V[a] * p_V[b] / (1 - p_V[a])) for a in range(4) for b in range(4) if a != b}
-    assert fit(seen[0], law) > 1e-3
+    BranchAndRank(2, 1.0)(ChooserInput(p_V.log().expand(20_000, -1), None, None, confidence_at), u)
+    distribution = {(a, b): float(p_V[a] * p_V[b] / (1 - p_V[a])) for a in range(4) for b in range(4) if a != b}
+    assert fit(seen[0], distribution) > 1e-3
 
 
 def test_the_best_of_the_likeliest_without_noise():
     logits = torch.tensor([[3.0, 2.5, 2.0, -1.0]])
     costs = torch.tensor([[4.0, 1.0, 0.2, -99.0]])
-    here = Here(logits, None, None, lambda token_nk: costs.gather(1, token_nk))
+    inputs = ChooserInput(logits, None, None, lambda token_nk: costs.gather(1, token_nk))
     chosen = {
-        (k, beta): int(BranchAndRank(k, beta, 0.0)(here, torch.empty(1, 0)).token_n)
+        (k, beta): int(BranchAndRank(k, beta, 0.0)(inputs, torch.empty(1, 0)).token_n)
         for k in (1, 2, 3, 9)
         for beta in (0.0, 0.1, 0.5, 2.0)
     }
@@ -221,7 +224,7 @@ def test_the_best_of_the_likeliest_without_noise():
 
 
 def test_tokens_that_cannot_come_are_no_candidates_that_win():
-    here = Here(
+    inputs = ChooserInput(
         torch.tensor([[0.0, -torch.inf, 0.0]]).expand(500, -1),
         None,
         None,
@@ -231,7 +234,7 @@ def test_tokens_that_cannot_come_are_no_candidates_that_win():
     u[0] = 0.0  # the least number there is
     for temperature in (0.0, 1.0):
         tokens = BranchAndRank(3, 1.0, temperature)(
-            here, u[:, : BranchAndRank(3, 1.0, temperature).uniforms(3)]
+            inputs, u[:, : BranchAndRank(3, 1.0, temperature).n_uniforms(3)]
         ).token_n
         assert set(tokens.tolist()) <= {0, 2}
     assert torch.isfinite(gumbel(u)).all()

@@ -96,10 +96,10 @@ def test_two_hot_learns_the_distribution_of_the_targets():
     entropy.
     """
     targets = torch.tensor([1.25, 1.25, 1.25, 3.8, 3.8], dtype=torch.float64)
-    law = torch.stack([spread(float(t)) for t in targets]).mean(0)
-    raw, head = law.clamp_min(1e-30).log().requires_grad_(), TwoHot(4).double()
+    distribution = torch.stack([spread(float(t)) for t in targets]).mean(0)
+    raw, head = distribution.clamp_min(1e-30).log().requires_grad_(), TwoHot(4).double()
     loss = head.losses(raw.expand(5, -1), targets).mean()
-    assert float(loss.detach()) == pytest.approx(float(torch.special.entr(law).sum()), rel=1e-9)
+    assert float(loss.detach()) == pytest.approx(float(torch.special.entr(distribution).sum()), rel=1e-9)
     assert torch.autograd.grad(loss, raw)[0].abs().max() < 1e-12
     assert float(head.prediction(raw.detach())) == pytest.approx(float(targets.mean()))
     for seed in range(20):

@@ -73,7 +73,7 @@ class Knowing:
             0,
         )
 
-    def lacks(self, read):
+    def lacks_confidence(self, read):
         return False
 
     def sample(self, method, prompts, *, length, seed, record, device, first_row):

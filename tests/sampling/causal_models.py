@@ -8,7 +8,7 @@ import torch
 from scipy.stats import chisquare
 
 from research_stack.data.vocabulary import Vocabulary
-from research_stack.sampling.causal import Outlook
+from research_stack.sampling.causal import NextTokenPrediction
 
 SMALL = Vocabulary(size=7, mask=4, pad=5, end=6, special=(4, 5, 6))
 REAL = [0, 1, 2, 3]
@@ -53,39 +53,39 @@ class TableReader:
         self.text_BL = torch.cat((self.text_BL, tokens_BL), 1)
         u, v = self.text_BL[:, -2], self.text_BL[:, -1]
         confidence_B = self.table.confidence_uv[u, v]
-        return Outlook(
+        return NextTokenPrediction(
             self.table.logits_uvV[u, v], *([confidence_B, (confidence_B - 2) / 0.7] if self.predicts_loss else [])
         )
 
     def keep(self, rows):
         self.text_BL = self.text_BL[rows]
 
-    def weigh(self, tokens_nk, rows=None):
+    def confidence_at(self, tokens_nk, rows=None):
         last = self.text_BL[:, -1:] if rows is None else self.text_BL[rows, -1:]
         return self.table.confidence_uv[last.expand_as(tokens_nk), tokens_nk]
 
 
 def sequences_law(step_law, steps, prompt=(), tokens=REAL):
     """{sequence: probability} of `steps` tokens, from step_law(text) -> p_V."""
-    law = {}
+    distribution = {}
     for sequence in itertools.product(tokens, repeat=steps):
         p = 1.0
         for i, token in enumerate(sequence):
             p *= float(step_law([*prompt, *sequence[:i]])[token])
-        law[sequence] = p
-    assert abs(sum(law.values()) - 1) < 1e-9
-    return law
+        distribution[sequence] = p
+    assert abs(sum(distribution.values()) - 1) < 1e-9
+    return distribution
 
 
-def p_value(texts_nL, law):
+def p_value(texts_nL, distribution):
     """Of the chi-square test of texts against a law; no text that the law excludes. Rare sequences count as one."""
-    counts = dict.fromkeys(law, 0)
+    counts = dict.fromkeys(distribution, 0)
     for text in map(tuple, texts_nL.tolist()):
-        assert law.get(text, 0) > 0, f"{text} cannot come"
+        assert distribution.get(text, 0) > 0, f"{text} cannot come"
         counts[text] += 1
     n = len(texts_nL)
-    often = [s for s in law if law[s] * n >= 5]
-    observed, expected = [counts[s] for s in often], [law[s] * n for s in often]
+    often = [s for s in distribution if distribution[s] * n >= 5]
+    observed, expected = [counts[s] for s in often], [distribution[s] * n for s in often]
     rest = n - sum(expected)
     if rest >= 5:
         observed, expected = [*observed, n - sum(observed)], [*expected, rest]

@@ -8,9 +8,9 @@ import pytest
 import torch
 from denoisers import REAL, M, Told, named, proposal, state, transformer, wants
 
+from research_stack.sampling.choosers import Temperature
 from research_stack.sampling.committers import All, PerStep, Remasking, ReMDM, Schedule, Threshold, best
 from research_stack.sampling.inits import FromPrompt, Masks
-from research_stack.sampling.proposers import Greedy
 from research_stack.sampling.sampler import Sampler
 from research_stack.sampling.selectors import AnyPosition, Confidence
 from research_stack.sampling.stoppers import FixedPoint, Steps
@@ -48,57 +48,59 @@ def test_threshold_writes_what_reaches_it_and_goes_on_where_no_mask_does():
     assert written(Threshold(0)(proposal([[NO, 0.0, NO, 0.1]]), state([[3, M, 3, M]]))) == [[0, 1, 0, 1]]
 
 
-@pytest.mark.parametrize(("masks", "steps"), [(10, 10), (10, 3), (7, 4), (1, 1), (12, 5), (3, 8), (64, 64)])
-def test_linear_schedule_writes_the_quotient_and_the_remainder_first(masks, steps):
+def test_linear_schedule_writes_the_quotient_and_the_remainder_first():
     """LLaDA's get_num_transfer_tokens: every step masks // steps, and one more in the first masks % steps."""
-    trace = Sampler(Masks(), Greedy(), Confidence(), Schedule(), Steps(), steps=steps).sample(
-        Told(wants(*[(3, 0.5)] * masks)), length=masks, record=True
-    )
-    left = [(tokens == M).sum().item() for tokens in trace.history]
-    quotient, remainder = divmod(masks, steps)
-    expected = [quotient + (i < remainder) for i in range(steps)]
-    counts = [before - after for before, after in zip(left, left[1:], strict=False)]
-    assert counts == [count for count in expected if count]
+    for masks, steps in ((10, 10), (10, 3), (7, 4), (1, 1), (12, 5), (3, 8), (64, 64)):
+        trace = Sampler(Masks(), Temperature(0.0), Confidence(), Schedule(), Steps(), steps=steps).sample(
+            Told(wants(*[(3, 0.5)] * masks)), length=masks, record=True
+        )
+        left = [(tokens == M).sum().item() for tokens in trace.history]
+        quotient, remainder = divmod(masks, steps)
+        expected = [quotient + (i < remainder) for i in range(steps)]
+        counts = [before - after for before, after in zip(left, left[1:], strict=False)]
+        assert counts == [count for count in expected if count]
 
 
-@pytest.mark.parametrize(("masks", "steps"), [(40, 10), (20, 7), (9, 9), (30, 1), (3, 9)])
-def test_cosine_schedule_leaves_the_cosine_and_never_stands_still(masks, steps):
-    trace = Sampler(Masks(), Greedy(), Confidence(), Schedule("cosine"), Steps(), steps=steps).sample(
-        Told(wants(*[(3, 0.5)] * masks)), length=masks, record=True
-    )
-    left = [(tokens == M).sum().item() for tokens in trace.history]
-    expected = [masks]
-    for k in range(1, steps + 1):
-        if expected[-1]:
-            expected.append(min(math.floor(masks * math.cos(math.pi / 2 * k / steps) + 1e-9), expected[-1] - 1))
-    assert left == expected and left[-1] == 0
+def test_cosine_schedule_leaves_the_cosine_and_never_stands_still():
+    for masks, steps in ((40, 10), (20, 7), (9, 9), (30, 1), (3, 9)):
+        trace = Sampler(Masks(), Temperature(0.0), Confidence(), Schedule("cosine"), Steps(), steps=steps).sample(
+            Told(wants(*[(3, 0.5)] * masks)), length=masks, record=True
+        )
+        left = [(tokens == M).sum().item() for tokens in trace.history]
+        expected = [masks]
+        for k in range(1, steps + 1):
+            if expected[-1]:
+                expected.append(min(math.floor(masks * math.cos(math.pi / 2 * k / steps) + 1e-9), expected[-1] - 1))
+        assert left == expected and left[-1] == 0
 
 
 def test_each_block_has_a_schedule_of_its_own():
     """Eight positions and then four, two steps each, by the cosine: 8 -> 5, 0 and 4 -> 2, 0."""
-    sampler = Sampler(Masks(), Greedy(), Confidence(), Schedule("cosine"), Steps(), steps=4, block_length=8)
+    sampler = Sampler(Masks(), Temperature(0.0), Confidence(), Schedule("cosine"), Steps(), steps=4, block_length=8)
     trace = sampler.sample(Told(wants(*[(3, 0.5)] * 12)), length=12, record=True)
     assert (trace.history == M).sum((1, 2)).tolist() == [12, 9, 4, 2, 0]
 
 
 @pytest.mark.parametrize("shape", ["linear", "cosine"])
-@pytest.mark.parametrize(("fill", "steps"), [(0.5, 8), (0.75, 12), (0.1, 20), (0.3, 4)])
-def test_masks_are_gone_after_the_share_of_steps_that_fill(shape, fill, steps):
+def test_masks_are_gone_after_the_share_of_steps_that_fill(shape):
     """Also where rewrites of visible tokens score higher than masks, as FlowLM's can."""
-    sampler = Sampler(Masks(), Greedy(), AnyPosition(), Schedule(shape, fill), Steps(), steps=steps, min_time=0.1)
-    trace = sampler.sample(transformer("hybrid"), prompts=[[i] for i in REAL], length=16, record=True)
-    filling = max(1, round(steps * fill))
-    left = (trace.history == M).sum((1, 2))
-    assert int(left[filling - 1]) > 0 and int(left[filling:].sum()) == 0
-    rewritten = (trace.history[filling:-1] != trace.history[filling + 1 :]).sum(2)
-    assert rewritten.numel() == 0 or int(rewritten.max()) <= math.ceil(16 / filling)
+    for fill, steps in ((0.5, 8), (0.75, 12), (0.1, 20), (0.3, 4)):
+        sampler = Sampler(
+            Masks(), Temperature(0.0), AnyPosition(), Schedule(shape, fill), Steps(), steps=steps, min_time=0.1
+        )
+        trace = sampler.sample(transformer("hybrid"), prompts=[[i] for i in REAL], length=16, record=True)
+        filling = max(1, round(steps * fill))
+        left = (trace.history == M).sum((1, 2))
+        assert int(left[filling - 1]) > 0 and int(left[filling:].sum()) == 0
+        rewritten = (trace.history[filling:-1] != trace.history[filling + 1 :]).sum(2)
+        assert rewritten.numel() == 0 or int(rewritten.max()) <= math.ceil(16 / filling)
 
 
 @pytest.mark.parametrize(("revisions", "writes"), [(None, 3), (1, 1), (5, 5)])
 def test_revisions_are_the_writes_per_step_where_visible_tokens_gain(revisions, writes):
     table = wants(*[(7, 0.9)] * 13)
     committer = Schedule(fill=0.5, revisions=revisions)
-    sampler = Sampler(FromPrompt(), Greedy(), AnyPosition(), committer, FixedPoint(), steps=8)
+    sampler = Sampler(FromPrompt(), Temperature(0.0), AnyPosition(), committer, FixedPoint(), steps=8)
     trace = sampler.sample(Told(table), prompts=[[3]], length=12, record=True)
     changed = (trace.history[1:] != trace.history[:-1]).sum((1, 2)).tolist()
     assert set(changed[: 12 // writes - 1]) == {writes}
@@ -121,8 +123,8 @@ def test_remasking_masks_the_least_probable_tokens_old_or_new():
 
 @pytest.mark.parametrize("shape", ["linear", "cosine"])
 def test_remasking_keeps_the_schedule_and_does_remask(shape):
-    sampler = Sampler(Masks(), Greedy(), Confidence(), Remasking(shape), Steps(), steps=8)
-    plain = Sampler(Masks(), Greedy(), Confidence(), Schedule(shape), Steps(), steps=8)
+    sampler = Sampler(Masks(), Temperature(0.0), Confidence(), Remasking(shape), Steps(), steps=8)
+    plain = Sampler(Masks(), Temperature(0.0), Confidence(), Schedule(shape), Steps(), steps=8)
     prompts = [[i] for i in REAL]
     one, other = (s.sample(transformer("hybrid"), prompts=prompts, length=16, record=True) for s in (sampler, plain))
     assert torch.equal((one.history == M).sum(2), (other.history == M).sum(2))
@@ -134,17 +136,17 @@ def test_all_writes_all_that_is_proposed():
 
 
 @pytest.mark.parametrize("variant", ["rescale", "cap", "loop"])
-@pytest.mark.parametrize("eta", [0.0, 0.02, 0.5, 1.0])
-def test_remdm_probabilities_are_probabilities_and_keep_the_share_of_tokens(variant, eta):
-    committer = ReMDM(variant, eta)
-    grid = torch.linspace(0, 1, 41, dtype=torch.float64)
-    t, s = grid[2:], grid[1:-1]  # from t = 1 nothing stands that could be masked
-    sigma, write = committer.probabilities(t, s)
-    for p in (sigma, write):
-        assert float(p.min()) >= -1e-12 and float(p.max()) <= 1 + 1e-12
-    before, after = committer.alpha(t), committer.alpha(s)
-    assert torch.allclose(before * (1 - sigma) + (1 - before) * write, after, atol=1e-12)
-    assert (sigma > 0).any().item() is (eta > 0)
+def test_remdm_probabilities_are_probabilities_and_keep_the_share_of_tokens(variant):
+    for eta in (0.0, 0.02, 0.5, 1.0):
+        committer = ReMDM(variant, eta)
+        grid = torch.linspace(0, 1, 41, dtype=torch.float64)
+        t, s = grid[2:], grid[1:-1]  # from t = 1 nothing stands that could be masked
+        sigma, write = committer.probabilities(t, s)
+        for p in (sigma, write):
+            assert float(p.min()) >= -1e-12 and float(p.max()) <= 1 + 1e-12
+        before, after = committer.alpha(t), committer.alpha(s)
+        assert torch.allclose(before * (1 - sigma) + (1 - before) * write, after, atol=1e-12)
+        assert (sigma > 0).any().item() is (eta > 0)
 
 
 def test_remdm_remasks_only_within_the_loop():

@@ -9,7 +9,7 @@ from scipy import stats
 
 from research_stack.corruption.process import Absorbing, Uniform
 from research_stack.corruption.process import Hybrid as HybridProcess
-from research_stack.sampling.inits import FromPrompt, Hybrid, Masks, Noise, Random, chosen
+from research_stack.sampling.inits import FromPrompt, Masks, MasksAndTokens, Noise, RandomTokens, pick_uniformly
 
 EMPTY = torch.zeros(0, dtype=torch.int64)
 
@@ -27,13 +27,13 @@ def uniform_over(tokens, options):
 
 def test_masks_and_random_tokens():
     assert (start(Masks(), [EMPTY, EMPTY]) == M).all()
-    tokens = start(Random(), [EMPTY, EMPTY])
+    tokens = start(RandomTokens(), [EMPTY, EMPTY])
     assert uniform_over(tokens[0], REAL) and uniform_over(tokens[1], REAL) and not torch.equal(tokens[0], tokens[1])
 
 
 @pytest.mark.parametrize("ratio", [0.0, 0.3, 1.0])
 def test_hybrid_masks_a_share_and_the_rest_is_uniform(ratio):
-    tokens = start(Hybrid(ratio), [EMPTY])[0]
+    tokens = start(MasksAndTokens(ratio), [EMPTY])[0]
     assert float((tokens == M).double().mean()) == pytest.approx(ratio, abs=4.5 * 0.5 / 4000**0.5)
     assert ratio == 1 or uniform_over(tokens[tokens != M], REAL)
 
@@ -55,4 +55,4 @@ def test_noise_is_the_noisiest_state_of_the_process():
 
 def test_choices_at_the_edges():
     draw = torch.tensor([0.0, 0.3333, 0.3334, 0.9999999, 1 - 2**-53], dtype=torch.float64)
-    assert chosen(torch.tensor([3, 5, 7]), draw).tolist() == [3, 3, 5, 7, 7]
+    assert pick_uniformly(torch.tensor([3, 5, 7]), draw).tolist() == [3, 3, 5, 7, 7]

@@ -8,13 +8,12 @@ from denoisers import REAL, VOCAB, M, Told, named, transformer, wants
 
 from research_stack.corruption.process import Absorbing, Hybrid, Uniform, to_leave_one_out, to_posterior
 from research_stack.sampling import sampler as module
+from research_stack.sampling.choosers import Temperature
 from research_stack.sampling.committers import All, PerStep, Remasking, Schedule, Threshold
-from research_stack.sampling.inits import FromPrompt, Masks, Noise
-from research_stack.sampling.inits import Hybrid as HybridInit
-from research_stack.sampling.inits import Random as RandomInit
-from research_stack.sampling.proposers import Greedy, Reverse, Temperature
+from research_stack.sampling.inits import FromPrompt, Masks, MasksAndTokens, Noise, RandomTokens
+from research_stack.sampling.proposers import Reverse
 from research_stack.sampling.sampler import Sampler
-from research_stack.sampling.selectors import AnyPosition, Confidence, Everything, Random
+from research_stack.sampling.selectors import AllPositions, AnyPosition, Confidence, RandomOrder
 from research_stack.sampling.state import Decision, RowStreams
 from research_stack.sampling.stoppers import Budget, FixedPoint, Steps
 
@@ -22,24 +21,24 @@ SAME = wants(*[(3, 0.5)] * 40)
 
 
 def llada(**settings):
-    return Sampler(Masks(), Greedy(), Confidence(), Schedule(), Steps(), **settings)
+    return Sampler(Masks(), Temperature(0.0), Confidence(), Schedule(), Steps(), **settings)
 
 
 # Blocks and steps -----------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("name", ["editing", "fill_then_correct", "flowlm", "remdm"])
-@pytest.mark.parametrize(("steps", "block_length"), [(12, 4), (10, 1), (4, 3)])
-def test_blocks_are_decoded_left_to_right_and_then_left_alone(name, steps, block_length):
-    sampler = named(name, f"++sampler.steps={steps}", f"++sampler.block_length={block_length}")
-    trace = sampler.sample(transformer(), prompts=[[1, 2], [3, 4]], length=10, record=True)
-    changed = (trace.history[1:] != trace.history[:-1])[:, :, 2:]
-    for b in range(2):
-        last = -1
-        for start in range(0, 10, block_length):
-            changes = changed[:, b, start : start + block_length].any(1).nonzero()
-            assert int(changes.min()) > last
-            last = int(changes.max())
+def test_blocks_are_decoded_left_to_right_and_then_left_alone(name):
+    for steps, block_length in ((12, 4), (10, 1), (4, 3)):
+        sampler = named(name, f"++sampler.steps={steps}", f"++sampler.block_length={block_length}")
+        trace = sampler.sample(transformer(), prompts=[[1, 2], [3, 4]], length=10, record=True)
+        changed = (trace.history[1:] != trace.history[:-1])[:, :, 2:]
+        for b in range(2):
+            last = -1
+            for start in range(0, 10, block_length):
+                changes = changed[:, b, start : start + block_length].any(1).nonzero()
+                assert int(changes.min()) > last
+                last = int(changes.max())
 
 
 @pytest.mark.parametrize(
@@ -48,23 +47,25 @@ def test_blocks_are_decoded_left_to_right_and_then_left_alone(name, steps, block
 )
 def test_steps_are_shared_out_evenly_earlier_blocks_first(steps, block_length, shares):
     denoiser = Told(SAME)
-    sampler = Sampler(Masks(), Greedy(), Confidence(), PerStep(), Steps(), steps=steps, block_length=block_length)
+    sampler = Sampler(
+        Masks(), Temperature(0.0), Confidence(), PerStep(), Steps(), steps=steps, block_length=block_length
+    )
     sampler.sample(denoiser, length=10)
     width = block_length or 10
     firsts = [int(asked["where"][0].nonzero()[0]) // width for asked in denoiser.asked]
     assert [firsts.count(block) for block in range(len(shares))] == shares
 
 
-@pytest.mark.parametrize("steps", [1, 3, 7, 10])
-def test_every_step_of_the_budget_is_taken(steps):
-    trace = named("llada", f"sampler.steps={steps}").sample(transformer(), length=10, record=True)
-    assert len(trace.history) == steps + 1
-    written = (trace.history[1:] != trace.history[:-1]).sum((1, 2))
-    assert int(written.sum()) == 10 and int(written.max()) - int(written.min()) <= 1
+def test_every_step_of_the_budget_is_taken():
+    for steps in (1, 3, 7, 10):
+        trace = named("llada", f"sampler.steps={steps}").sample(transformer(), length=10, record=True)
+        assert len(trace.history) == steps + 1
+        written = (trace.history[1:] != trace.history[:-1]).sum((1, 2))
+        assert int(written.sum()) == 10 and int(written.max()) - int(written.min()) <= 1
 
 
 def test_too_few_steps_fill_the_rest_in_the_last_one():
-    sampler = Sampler(Masks(), Greedy(), Confidence(), PerStep(2), Steps(), steps=3)
+    sampler = Sampler(Masks(), Temperature(0.0), Confidence(), PerStep(2), Steps(), steps=3)
     trace = sampler.sample(Told(SAME), length=10, record=True)
     assert [(step == M).sum().item() for step in trace.history] == [10, 8, 6, 0]
     table = wants(*[(token, 0.9 - 0.05 * i) for i, token in enumerate(REAL)])
@@ -76,7 +77,7 @@ def test_the_last_step_of_a_block_masks_nothing_again():
         def __call__(self, proposal, state):
             return Decision(state.mask_BG, state.inside_BG & ~state.mask_BG)
 
-    sampler = Sampler(Masks(), Greedy(), Confidence(), Undoing(), Steps(), steps=8, block_length=4)
+    sampler = Sampler(Masks(), Temperature(0.0), Confidence(), Undoing(), Steps(), steps=8, block_length=4)
     trace = sampler.sample(Told(SAME), length=8, record=True)
     assert (trace.history == M).sum((1, 2)).tolist() == [8, 4, 8, 4, 4, 0, 4, 0, 0]
 
@@ -98,7 +99,7 @@ def test_only_positions_that_may_be_written_get_logits():
         assert torch.equal(asked["where"] & (asked["z"] == M), asked["where"])
     assert [int(asked["where"].sum()) for asked in denoiser.asked] == [8, 4, 8, 4]
     remasking = Told(SAME)  # ranks what stands, too
-    Sampler(Masks(), Greedy(), Confidence(), Remasking(), Steps(), steps=2).sample(remasking, length=6)
+    Sampler(Masks(), Temperature(0.0), Confidence(), Remasking(), Steps(), steps=2).sample(remasking, length=6)
     assert [int(asked["where"].sum()) for asked in remasking.asked] == [6, 6]
 
 
@@ -112,7 +113,7 @@ def test_rows_that_are_done_leave_the_batch_and_shrink_the_columns():
             .lerp(wants(*[(3, 0.5)] * z.shape[1]), (z[:, :1, None] == 4).double())
         )
     )
-    sampler = Sampler(Masks(), Greedy(), Confidence(), Threshold(0.9), Steps())
+    sampler = Sampler(Masks(), Temperature(0.0), Confidence(), Threshold(0.9), Steps())
     trace = sampler.sample(denoiser, prompts=[[4], [1, 1, 1]], length=3)
     assert trace.calls_B.tolist() == [3, 1]
     assert [tuple(asked["z"].shape) for asked in denoiser.asked] == [(2, 6), (1, 4), (1, 4)]
@@ -124,13 +125,13 @@ def test_rows_that_are_done_leave_the_batch_and_shrink_the_columns():
 def test_large_batches_go_through_the_model_in_parts(monkeypatch, rows):
     prompts = [[1, 2, 3], [], [4], [9, 9], [6]]
     sampler = named("flowlm", "sampler.steps=8", "sampler.proposer.temperature=1")
-    whole = sampler.sample(transformer(), prompts=prompts, length=6, record=True)
+    batch = sampler.sample(transformer(), prompts=prompts, length=6, record=True)
     monkeypatch.setattr(module, "_CALL_BYTES", rows * 6 * 4 * VOCAB.size)
     asked, kind = [], type(transformer())
     logits = kind.logits
     monkeypatch.setattr(kind, "logits", lambda self, z, *rest: asked.append(len(z)) or logits(self, z, *rest))
     parts = sampler.sample(transformer(), prompts=prompts, length=6, record=True)
-    assert torch.equal(parts.history, whole.history) and torch.equal(parts.calls_B, whole.calls_B)
+    assert torch.equal(parts.history, batch.history) and torch.equal(parts.calls_B, batch.calls_B)
     assert max(asked) == rows
 
 
@@ -166,7 +167,7 @@ def test_predictions_are_converted_to_what_the_sampler_reads(predicts, reads, co
     denoiser.predicts = predicts
     sampler = Sampler(
         FromPrompt(),
-        Greedy(),
+        Temperature(0.0),
         Confidence(visible=True),
         Threshold(1.0),
         FixedPoint(),
@@ -196,18 +197,25 @@ def test_each_row_has_a_stream_of_its_own():
 
 
 @pytest.mark.parametrize(
-    "committer", [Schedule(), Schedule("cosine"), Remasking(), Remasking("cosine"), Threshold(0.4), PerStep(2)]
+    ("init", "committer"),
+    [
+        (MasksAndTokens(0.4), Schedule()),
+        (Masks(), Schedule("cosine")),
+        (MasksAndTokens(0.4), Remasking()),
+        (Masks(), Remasking("cosine")),
+        (RandomTokens(), Threshold(0.4)),
+        (Masks(), PerStep(2)),
+    ],
 )
-@pytest.mark.parametrize("init", [HybridInit(0.4), Masks(), RandomInit()], ids=lambda init: type(init).__name__)
 def test_rows_that_end_at_different_steps_do_not_disturb_each_other(init, committer):
-    sampler = Sampler(init, Temperature(1.5), Random(), committer, Steps(), steps=9, block_length=4)
+    sampler = Sampler(init, Temperature(1.5), RandomOrder(), committer, Steps(), steps=9, block_length=4)
     prompts = [[1, 2, 3], [], [4], [9, 9, 7, 7], [6], [12, 1]]
-    whole = sampler.sample(transformer(), prompts=prompts, length=8, seed=2, record=True)
+    batch = sampler.sample(transformer(), prompts=prompts, length=8, seed=2, record=True)
     for b, prompt in enumerate(prompts):
         alone = sampler.sample(transformer(), prompts=[prompt], length=8, seed=2, record=True, first_row=b)
-        own = whole.history[: len(alone.history), b, : len(prompt) + 8]
-        assert torch.equal(own, alone.history[:, 0]) and whole.calls_B[b] == alone.calls_B[0]
-        assert torch.equal(whole.tokens_BL[b, : len(prompt) + 8], alone.tokens_BL[0])
+        own = batch.history[: len(alone.history), b, : len(prompt) + 8]
+        assert torch.equal(own, alone.history[:, 0]) and batch.calls_B[b] == alone.calls_B[0]
+        assert torch.equal(batch.tokens_BL[b, : len(prompt) + 8], alone.tokens_BL[0])
 
 
 def test_one_prompt_serves_many_rows():
@@ -241,7 +249,9 @@ def test_steps_must_cover_the_blocks():
     blocks = "must be at least 3, one for each block of block_length=4 in length=10$"
     with pytest.raises(ValueError, match=f"^steps=2 {blocks}"):
         llada(steps=2, block_length=4).sample(Told(SAME), length=10)
-    few = Sampler(Masks(), Greedy(), Confidence(), Schedule(), Budget(5), steps=20, block_length=4, guidance=2.0)
+    few = Sampler(
+        Masks(), Temperature(0.0), Confidence(), Schedule(), Budget(5), steps=20, block_length=4, guidance=2.0
+    )
     with pytest.raises(ValueError, match=f"^steps=2, all that the stopper's calls pay for, {blocks}"):
         few.sample(Told(SAME), prompts=[[1]], length=10)
 
@@ -264,10 +274,10 @@ def test_a_sequence_too_long_for_the_model_is_refused_with_what_would_fit(prompt
 @pytest.mark.parametrize(
     "sampler",
     [
-        Sampler(Noise(), Greedy(), Confidence(), Schedule(), Steps()),
-        Sampler(Masks(), Greedy(), Everything(), All(), Steps()),
+        Sampler(Noise(), Temperature(0.0), Confidence(), Schedule(), Steps()),
+        Sampler(Masks(), Temperature(0.0), AllPositions(), All(), Steps()),
         Sampler(Masks(), Reverse(), Confidence(), All(), Steps()),
-        Sampler(RandomInit(), Greedy(), AnyPosition(), PerStep(), Steps(), reads="leave_one_out"),
+        Sampler(RandomTokens(), Temperature(0.0), AnyPosition(), PerStep(), Steps(), reads="leave_one_out"),
     ],
     ids=["init", "selector", "proposer", "reads"],
 )
@@ -286,7 +296,7 @@ def test_the_process_is_that_of_the_models_corruption_unless_one_is_given():
 
 
 def test_masks_under_a_process_that_has_none_are_refused():
-    parts = Masks(), Reverse(), Everything(), All(), Steps()
+    parts = Masks(), Reverse(), AllPositions(), All(), Steps()
     sampler = Sampler(*parts, reads="leave_one_out", times="schedule", process=Uniform(), steps=3)
     with pytest.raises(ValueError, match="^init=... must not put masks where process=Uniform has none"):
         sampler.sample(Told(SAME), length=4)

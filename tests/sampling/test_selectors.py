@@ -10,13 +10,13 @@ from denoisers import M, positions, state
 
 from research_stack.corruption.process import Absorbing, Hybrid, Uniform
 from research_stack.sampling.selectors import (
+    AllPositions,
     AnyPosition,
     Confidence,
     Entropy,
-    Everything,
     FillThenCorrect,
     Margin,
-    Random,
+    RandomOrder,
 )
 
 P = torch.tensor([[0.5, 0.3, 0.2, 0.0], [0.25, 0.25, 0.25, 0.25], [0.0, 0.0, 0.0, 1.0]], dtype=torch.float64)
@@ -49,11 +49,11 @@ def test_scores_by_hand(selector, expected):
 
 def test_random_scores_are_the_coins_and_everything_is_equal():
     coin = torch.tensor([0.3, 0.9, 0.1], dtype=torch.float64)
-    assert scores(Random(), coin) == coin.tolist()
-    assert scores(Everything()) == [0.0, 0.0, 0.0]
+    assert scores(RandomOrder(), coin) == coin.tolist()
+    assert scores(AllPositions()) == [0.0, 0.0, 0.0]
 
 
-@pytest.mark.parametrize("selector", [Confidence, Margin, Entropy, Random])
+@pytest.mark.parametrize("selector", [Confidence, Margin, Entropy, RandomOrder])
 def test_standard_selectors_look_at_masks_unless_told(selector):
     before = state([[M, 3, M], [3, 3, 3]], inside_BG=torch.tensor([[True, True, True], [True, True, False]]))
     assert torch.equal(selector().where(before), before.mask_BG)
@@ -68,4 +68,4 @@ def test_which_positions_may_be_written():
     for process in (Absorbing(), Hybrid(p_u=0.2), Uniform()):
         before.process = process
         expected = before.inside_BG if process.has_uniform else before.mask_BG
-        assert torch.equal(Everything().where(before), expected)
+        assert torch.equal(AllPositions().where(before), expected)

@@ -16,9 +16,9 @@ from research_stack.evaluation.samples import Samples
 from research_stack.flowlm.module import FlowLM
 from research_stack.posttraining.sft import SFT
 from research_stack.running.run import load
+from research_stack.sampling.choosers import Temperature
 from research_stack.sampling.committers import Schedule
 from research_stack.sampling.inits import Masks
-from research_stack.sampling.proposers import Greedy
 from research_stack.sampling.sampler import Sampler
 from research_stack.sampling.selectors import Confidence
 from research_stack.sampling.stoppers import Steps
@@ -92,7 +92,7 @@ def test_documents_prompts_and_other_methods_get_what_they_got(tmp_path, items, 
 
 
 def sampler(**options):
-    return Sampler(Masks(), Greedy(), Confidence(), Schedule(), Steps(), **options)
+    return Sampler(Masks(), Temperature(0.0), Confidence(), Schedule(), Steps(), **options)
 
 
 class Ending(Told):
@@ -116,9 +116,9 @@ class Ending(Told):
 def test_an_answer_is_cut_at_its_first_end():
     prompts = [[1], [3], [6]]
     trace = sampler().sample(Ending(VOCAB.with_end_written()), prompts=prompts, length=8)
-    for row, generated, (place,) in zip(trace.tokens_BL, trace.generated_BL, prompts, strict=True):
-        assert row[generated].tolist() == [3] * (place - 1) + [END]
-        assert row[place + 1 :].tolist() == [VOCAB.pad] * (8 - place) and generated.sum() == place
+    for row, generated, (layout,) in zip(trace.tokens_BL, trace.generated_BL, prompts, strict=True):
+        assert row[generated].tolist() == [3] * (layout - 1) + [END]
+        assert row[layout + 1 :].tolist() == [VOCAB.pad] * (8 - layout) and generated.sum() == layout
 
 
 def test_blocks_behind_the_end_are_not_decoded():

@@ -9,11 +9,11 @@ import torch
 from torch import Tensor
 
 from research_stack.backbones.causal import CausalBackbone
-from research_stack.sampling.causal import Outlook
+from research_stack.sampling.causal import NextTokenPrediction
 
 
 class BackboneReader:
-    """B texts that a backbone is reading (`causal.Reader`); it predicts no losses.
+    """B texts that a backbone is reading (`causal.IncrementalReader`); it predicts no losses.
 
     - bias_V: added to the logits, -inf at tokens that must not come.
     """
@@ -23,15 +23,15 @@ class BackboneReader:
     def __init__(self, model: CausalBackbone, bias_V: Tensor) -> None:
         self.model, self.bias_V, self.cache = model, bias_V, model.new_cache()
 
-    def read(self, tokens_BL: Tensor) -> Outlook:
+    def read(self, tokens_BL: Tensor) -> NextTokenPrediction:
         """Read these tokens, which follow those read before."""
         logits_BV = self.model.head(self.model.read(tokens_BL, cache=self.cache)[:, -1])
-        return Outlook(logits_BV.to(torch.promote_types(logits_BV.dtype, torch.float32)) + self.bias_V)
+        return NextTokenPrediction(logits_BV.to(torch.promote_types(logits_BV.dtype, torch.float32)) + self.bias_V)
 
     def keep(self, rows: Tensor) -> None:
         """Go on with these texts only."""
         self.cache = self.cache.select(rows)
 
-    def weigh(self, tokens_nk: Tensor, rows: Tensor | None = None) -> Tensor:
-        """There is nothing to weigh."""
-        raise ValueError("weigh: this model predicts no losses")
+    def confidence_at(self, tokens_nk: Tensor, rows: Tensor | None = None) -> Tensor:
+        """This model has no confidences."""
+        raise ValueError("confidence_at: this model predicts no losses")
