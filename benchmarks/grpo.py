@@ -15,8 +15,8 @@ one to the end of the next, all of it.
 The split of a step: rollout (TRL's `_generate_single_turn`), reward (the rest of what makes the batch: texts, rewards,
 advantages; TRL's `_prepare_inputs`) and learning: forward, backward, optimizer, with all that is left.
 
-In `own` the advantage changes from step to step: Group, pass@k and the polychromic one, exact in both scales. Its time
-is that of the call, and `step_ratio` the median step with it over that with Group.
+In `own` the advantage changes from step to step: GroupRelative, pass@k and the polychromic one, exact in both scales.
+Its time is that of the call, and `step_ratio` the median step with it over that with GroupRelative.
 
 Two workloads: `short` prompts (a third of the tokens of a text) and `long` ones (most of them). What bounds them: a
 short workload's learning is products and activations of a small model, the same for both on the same model; its rollout
@@ -219,9 +219,9 @@ class Rotating:
     needs = "kinds"
 
     def __init__(self):
-        from research_stack.posttraining.advantages import Group, SetMarginal
+        from research_stack.posttraining.advantages import GroupRelative, SetMarginal
 
-        self.members = {"group": Group(), "pass_at_k": SetMarginal("max", 4, scale="sigma"),
+        self.members = {"group": GroupRelative(), "pass_at_k": SetMarginal("max", 4, scale="sigma"),
                         "polychromic_unbiased": SetMarginal("polychromic", 4, scale="unbiased"),
                         "polychromic_sigma": SetMarginal("polychromic", 4, scale="sigma")}  # fmt: skip
         self.rows = []
@@ -385,7 +385,7 @@ def summary(kind, rounds):
 
 
 def of_advantages(rounds):
-    """{name: milliseconds of the call, its share of the step, the step over that with Group}."""
+    """{name: milliseconds of the call, its share of the step, the step over that with GroupRelative}."""
     calls, steps = {}, {}
     for found in rounds:
         for (name, seconds), row in zip(found["own"]["advantages"], found["own"]["rows"], strict=True):

@@ -13,8 +13,7 @@ from __future__ import annotations
 import hashlib
 import logging
 import math
-from collections.abc import Iterable, Mapping, Sequence
-from pathlib import Path
+from collections.abc import Iterable, Sequence
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -30,9 +29,7 @@ from research_stack.latentwire.useful_bits import useful_bits
 from research_stack.latentwire.wire import MOST
 from research_stack.metrics import paired
 from research_stack.metrics.interval import warn_few, within
-from research_stack.records.csv_tables import as_csv
-from research_stack.records.files import atomic_write
-from research_stack.records.run_folder import RunFolder
+from research_stack.records.csv_tables import write_table
 from research_stack.require import require
 
 if TYPE_CHECKING:
@@ -351,16 +348,3 @@ def known_mean(values_n: np.ndarray) -> float:
     """The mean of those that are no NaN; NaN without any."""
     known = values_n[~np.isnan(values_n)]
     return float(known.mean()) if len(known) else math.nan
-
-
-def write_table(folder: Path, name: str, table: Sequence[Mapping[str, Any]]) -> None:
-    """tables/<name>.csv with the columns of the first row; numbers to six digits, nothing where one is None or NaN."""
-    rows = ({key: cell(value) for key, value in row.items()} for row in table)
-    atomic_write(RunFolder(folder).tables / f"{name}.csv", as_csv(list(table[0]), rows))
-
-
-def cell(value: Any) -> Any:
-    """As a table holds it."""
-    if value is None or (isinstance(value, float | np.floating) and math.isnan(value)):
-        return ""
-    return f"{value:.6g}" if isinstance(value, float | np.floating) else value

@@ -23,8 +23,8 @@ from research_stack.lookahead.module import Lookahead, MiniGPT
 from research_stack.lookahead.records import Records, batches, records
 from research_stack.metrics import calibration, selective
 from research_stack.metrics.interval import per_token, warn_few
-from research_stack.records.csv_tables import as_csv
-from research_stack.records.files import atomic_path, atomic_write
+from research_stack.records.csv_tables import write_table
+from research_stack.records.files import atomic_path
 from research_stack.records.run_folder import RunFolder
 from research_stack.require import require
 
@@ -151,7 +151,7 @@ class LookaheadCalibration:
             for name, e in estimates.items()
         ]
         columns = ("name", "nats", "low", "high", "bits_per_byte", *quality, "tokens", "documents")
-        write_table(context.folder, "next_token", columns, table)
+        write_table(context.folder, "next_token", table, columns)
         nats, low, high = estimates["this run"]
         return {
             "nats": nats,
@@ -193,7 +193,6 @@ class LookaheadCalibration:
         write_table(
             folder,
             "future_loss",
-            tuple(table[0]),
             [*table, {"name": "noise ceiling", "kind": "ceiling", "r2": ceiling, "n": len(found)}],
         )
         by_name = {row["name"]: row for row in table}
@@ -267,7 +266,7 @@ class LookaheadCalibration:
             for name, predicted_n, actual_n, at in drawn
             for index, row in enumerate(calibration.reliability(predicted_n[at], actual_n[at], 10, found.document[at]))
         ]
-        write_table(folder, "reliability", ("name", "bin", "predicted", "actual", "low", "high", "count"), table)
+        write_table(folder, "reliability", table, ("name", "bin", "predicted", "actual", "low", "high", "count"))
 
     # Using it ------------------------------------------------------------------------------------------------------
 
@@ -290,7 +289,7 @@ class LookaheadCalibration:
                 ]
                 key = f"{score.replace(' ', '_')}_{loss.split()[0].split('-')[0]}"
                 metrics |= {f"aurc_{key}": area} if score in (HEAD, "entropy") else {}
-        write_table(folder, "risk_coverage", ("score", "loss", "coverage", "risk", "aurc", "excess"), table)
+        write_table(folder, "risk_coverage", table, ("score", "loss", "coverage", "risk", "aurc", "excess"))
         return metrics
 
     def _abstention(self, folder: Path, found: Records, seed: int) -> dict[str, float]:
@@ -307,7 +306,7 @@ class LookaheadCalibration:
                     delta = "" if of_all else self.delta
                     table.append({"promise": promise, "score": name, "target": target, "delta": delta, **row})
         columns = ("promise", "score", "target", "delta", "coverage", "risk", "low", "high", "violations", "splits")
-        write_table(folder, "abstention", columns, table)
+        write_table(folder, "abstention", table, columns)
         return {
             f"coverage_at_{row['target']:g}": row["coverage"]
             for row in table
@@ -351,10 +350,3 @@ def held_out(context: Context, rows: Rows) -> tuple[np.ndarray, np.ndarray]:
         nats.append(nats_BL.double().sum(1).cpu().numpy())
         scored[at, 1 : length + 1] = counts_BL.cpu().numpy() > 0
     return np.concatenate(nats), scored
-
-
-def write_table(folder: Path, name: str, columns: Sequence[str], table: Sequence[Mapping[str, Any]]) -> None:
-    """tables/<name>.csv; numbers to six digits, nothing where a row has no value."""
-    kinds = float | np.floating
-    rows = ({key: f"{v:.6g}" if isinstance(v, kinds) else v for key, v in row.items()} for row in table)
-    atomic_write(RunFolder(folder).tables / f"{name}.csv", as_csv(columns, rows))

@@ -20,11 +20,11 @@ import torch
 
 from research_stack.data.packing import Rows
 from research_stack.evaluation.samples import describe, write_samples
-from research_stack.lookahead.calibration import write_table
 from research_stack.lookahead.module import MiniGPT
 from research_stack.lookahead.records import batches
 from research_stack.metrics.decoding import distinct, repetition, token_entropy
 from research_stack.metrics.interval import Estimate, per_token, warn_few
+from research_stack.records.csv_tables import write_table
 from research_stack.records.run_folder import RunFolder
 from research_stack.require import require
 from research_stack.sampling.autoregressive import Autoregressive
@@ -139,7 +139,7 @@ class OwnPrefix:
                 row["future_nats"],
                 100 * row["repetition"],
             )
-        write_table(context.folder, "own_prefix", COLUMNS, table)
+        write_table(context.folder, "own_prefix", table, COLUMNS)
         write_samples(
             RunFolder(context.folder), [row for found in written.values() for row in found.shown], self.samplers
         )

@@ -1,9 +1,10 @@
 """What one completion of a group is worth: the number that its log-probability's gradient is multiplied with.
 
-A group is N completions of one prompt. `Group` and `RLOO` compare a completion's reward with the group's. `SetMarginal`
-asks what a completion adds to a *set* of n: the mean of an objective f over the subsets of size n that hold it, less
-the mean over all of them. With f = mean that is `RLOO` up to a factor, with f = max it is pass@k training, with reward
-times diversity the polychromic objective. A number that is the same for the whole group cancels in all of them.
+A group is N completions of one prompt. `GroupRelative` and `RLOO` compare a completion's reward with the group's.
+`SetMarginal` asks what a completion adds to a *set* of n: the mean of an objective f over the subsets of size n that
+hold it, less the mean over all of them. With f = mean that is `RLOO` up to a factor, with f = max it is pass@k
+training, with reward times diversity the polychromic objective. A number that is the same for the whole group cancels
+in all of them.
 
 Everything is computed in float64 and returned in the dtype of the rewards; a group whose f are all equal gets exactly
 0. Rewards are taken to be finite.
@@ -57,7 +58,7 @@ class Advantage(Protocol):
 
 # ------------------------------------------------------------------------------------------------ one reward
 @dataclass(frozen=True)
-class Group:
+class GroupRelative:
     """Reward less the group's mean, over a standard deviation: (r_i - mean) / (std + eps), std with ddof 1 (Shao et al.
     2024).
 

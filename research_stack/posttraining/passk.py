@@ -17,8 +17,7 @@ from research_stack.metrics.passk import SHARE, over_prompts, pass_at_k
 from research_stack.posttraining.answers import different_prompts
 from research_stack.posttraining.measures import Measured, Measures
 from research_stack.posttraining.policy import Policy
-from research_stack.records.csv_tables import as_csv
-from research_stack.records.files import atomic_write
+from research_stack.records.csv_tables import write_table
 from research_stack.require import require
 
 SHOWN = 3  # answers of a prompt in its line
@@ -64,24 +63,22 @@ class PassK:
 
     def _write(self, folder: Path, asked: Mapping[str, Sequence[str]], found: Mapping[str, Measured]) -> None:
         bands = [[side, name, *band] for side, measured in found.items() for name, band in measured.bands.items()]
-        _table(folder / "tables" / "passk.csv", ["prompts", "metric", "value", "low", "high", "n", "undefined"], bands)
+        columns = ["prompts", "metric", "value", "low", "high", "n", "undefined"]
+        write_table(folder, "passk", bands, columns, digits=None)
         ks = [2**power for power in range(20) if 2**power <= self.measures.count]
         curve = [
             [side, k, *over_prompts(pass_at_k(self.measures.count, measured.right_PN.sum(1), k), SHARE)[:3]]
             for side, measured in found.items()
             for k in ks
         ]
-        _table(folder / "tables" / "passk_curve.csv", ["prompts", "k", "pass", "low", "high"], curve)
+        write_table(folder, "passk_curve", curve, ["prompts", "k", "pass", "low", "high"], digits=None)
         lines = [
             [side, one_line(prompt), self.measures.count, *_line(texts, right_N)]
             for side, measured in found.items()
             for prompt, texts, right_N in zip(asked[side], measured.texts, measured.right_PN, strict=True)
         ]
-        _table(
-            folder / "tables" / "passk_prompts.csv",
-            ["prompts", "prompt", "answers", "right", "distinct_right", "most_frequent_right"],
-            lines,
-        )
+        columns = ["prompts", "prompt", "answers", "right", "distinct_right", "most_frequent_right"]
+        write_table(folder, "passk_prompts", lines, columns)
 
 
 def _line(texts: Sequence[str], right_N: np.ndarray) -> list[object]:
@@ -99,7 +96,3 @@ def one_line(text: str) -> str:
     there.
     """
     return "".join(letter if letter.isprintable() else repr(letter)[1:-1] for letter in text)
-
-
-def _table(path: Path, header: Sequence[str], rows: Sequence[Sequence[object]]) -> None:
-    atomic_write(path, as_csv(header, rows))

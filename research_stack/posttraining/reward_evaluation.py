@@ -10,10 +10,10 @@ from __future__ import annotations
 
 import logging
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
@@ -24,9 +24,8 @@ from research_stack.metrics import calibration
 from research_stack.metrics.interval import CORRELATION, Estimate, jackknife, per_token, warn_few, within
 from research_stack.posttraining.reward_card import card
 from research_stack.posttraining.reward_model import RewardModel
-from research_stack.records.csv_tables import as_csv
+from research_stack.records.csv_tables import write_table
 from research_stack.records.files import atomic_write
-from research_stack.records.run_folder import RunFolder
 from research_stack.require import require
 
 if TYPE_CHECKING:
@@ -239,10 +238,3 @@ def within_prompt(predicted_n: np.ndarray, actual_n: np.ndarray, group_n: np.nda
         if any(count)
         else Estimate(np.nan, np.nan, np.nan)
     )
-
-
-def write_table(folder: Path, name: str, table: Sequence[Mapping[str, Any]]) -> None:
-    """tables/<name>.csv with the columns of the first row; numbers to six digits."""
-    kinds = float | np.floating
-    rows = ({key: f"{v:.6g}" if isinstance(v, kinds) else v for key, v in row.items()} for row in table)
-    atomic_write(RunFolder(folder).tables / f"{name}.csv", as_csv(list(table[0]), rows))

@@ -7,9 +7,15 @@ from __future__ import annotations
 
 import csv
 import io
+import math
+import os
 import re
 from collections.abc import Iterable, Mapping, Sequence
+from numbers import Integral, Real
 from typing import Any
+
+from research_stack.records.files import atomic_write
+from research_stack.records.run_folder import RunFolder
 
 _FORMULA = re.compile(r"'*[=+\-@\t].", re.DOTALL)  # as programs that open tables see it
 
@@ -40,6 +46,36 @@ def as_csv(columns: Sequence[str], rows: Iterable[Sequence[Any] | Mapping[str, A
             [cell(value) for value in ([row.get(name, "") for name in columns] if isinstance(row, Mapping) else row)]
         )
     return text.getvalue()
+
+
+def write_table(
+    folder: str | os.PathLike[str],
+    name: str,
+    rows: Iterable[Sequence[Any] | Mapping[str, Any]],
+    columns: Sequence[str] | None = None,
+    digits: int | None = 6,
+) -> None:
+    """Write tables/<name>.csv of a run, atomically; None and NaN are empty cells.
+
+    - columns: None: the keys of the first row, a mapping. digits: significant ones of a number that is no integer;
+      None: all.
+    """
+    rows = list(rows)
+    written = (
+        {key: _shown(value, digits) for key, value in row.items()}
+        if isinstance(row, Mapping)
+        else [_shown(value, digits) for value in row]
+        for row in rows
+    )
+    atomic_write(RunFolder(folder).tables / f"{name}.csv", as_csv(columns or list(rows[0]), written))
+
+
+def _shown(value: Any, digits: int | None) -> Any:
+    if value is None or (isinstance(value, Real) and math.isnan(value)):
+        return ""
+    if digits is None or not isinstance(value, Real) or isinstance(value, Integral):
+        return value
+    return f"{value:.{digits}g}"
 
 
 def read_csv(text: str) -> list[dict[str, str]]:

@@ -13,7 +13,7 @@ from research_stack.config.build import build
 from research_stack.config.check import check_node
 from research_stack.posttraining.advantages import (
     RLOO,
-    Group,
+    GroupRelative,
     SetMarginal,
     all_subsets,
     marginal,
@@ -125,14 +125,16 @@ def test_pass_at_k_of_a_large_group():
 
 # --------------------------------------------------------------------------------------------------- vectors
 @pytest.mark.exact
-@pytest.mark.parametrize("advantage, expected", [(Group(), 0.8658754298), (Group("none"), 0.5), (RLOO(), 2 / 3)])
+@pytest.mark.parametrize(
+    "advantage, expected", [(GroupRelative(), 0.8658754298), (GroupRelative("none"), 0.5), (RLOO(), 2 / 3)]
+)
 def test_one_reward_against_the_group(advantage, expected):
     close(advantage(f64([1, 0, 0, 1])), [[expected, -expected, -expected, expected]], atol=1e-9)
 
 
 @pytest.mark.exact
 def test_rewards_with_a_tie():
-    close(Group()(f64([0.1, 0.4, 0.4, 0.9])), [[-1.0549716, -0.1507102, -0.1507102, 1.3563921]], atol=1e-7)
+    close(GroupRelative()(f64([0.1, 0.4, 0.4, 0.9])), [[-1.0549716, -0.1507102, -0.1507102, 1.3563921]], atol=1e-7)
 
 
 @pytest.mark.exact
@@ -178,7 +180,7 @@ def test_the_mean_of_sets_is_the_reward_less_the_mean():
 def all_kinds_of(N, n):
     plain = [SetMarginal(o, n, diversity=d, scale=s) for o, d in OBJECTIVES for s in ("none", "unbiased", "sigma")]
     sampled = [SetMarginal(o, n, diversity=d, subsets=30) for o, d in OBJECTIVES]
-    return [Group(), Group("batch"), Group("none"), RLOO(), *plain, *sampled]
+    return [GroupRelative(), GroupRelative("batch"), GroupRelative("none"), RLOO(), *plain, *sampled]
 
 
 @pytest.mark.parametrize(
@@ -231,7 +233,7 @@ def test_advantages_follow_the_order_of_the_completions(advantage):
 
 @pytest.mark.parametrize(
     "advantage",
-    [a for a in all_kinds_of(8, 3) if a != Group("batch") and getattr(a, "subsets", None) is None],
+    [a for a in all_kinds_of(8, 3) if a != GroupRelative("batch") and getattr(a, "subsets", None) is None],
     ids=repr,
 )
 def test_a_prompt_gets_alone_what_it_gets_in_a_batch(advantage):
@@ -242,9 +244,9 @@ def test_a_prompt_gets_alone_what_it_gets_in_a_batch(advantage):
 @pytest.mark.parametrize(
     "advantage",
     [
-        Group(),
-        Group("none"),
-        Group("batch"),
+        GroupRelative(),
+        GroupRelative("none"),
+        GroupRelative("batch"),
         RLOO(),
         SetMarginal("mean", 3),
         SetMarginal("max", 3),
@@ -257,7 +259,7 @@ def test_a_constant_added_to_all_rewards_changes_nothing(advantage):
     reward_PN = random_groups()[0]
     plain_PN = advantage(reward_PN, generator=generator(0, "test"))
     close(advantage(reward_PN + 5.25, generator=generator(0, "test")), plain_PN, atol=1e-11)
-    if advantage != Group("batch"):  # the deviation over all of a batch sees constants that differ
+    if advantage != GroupRelative("batch"):  # the deviation over all of a batch sees constants that differ
         close(advantage(reward_PN + f64([3.5], [-2], [0.75]), generator=generator(0, "test")), plain_PN, atol=1e-11)
 
 
@@ -265,7 +267,7 @@ def test_a_bonus_for_the_whole_group_cancels_and_one_for_each_set_does_not():
     reward_PN, kind_PN, _ = random_groups()
     distinct_P1 = torch.tensor([[len(set(row))] for row in kind_PN.tolist()])
     assert len(set(distinct_P1.flatten().tolist())) > 1
-    close(Group()(reward_PN + distinct_P1), Group()(reward_PN))
+    close(GroupRelative()(reward_PN + distinct_P1), GroupRelative()(reward_PN))
     flat_PN = torch.ones_like(reward_PN)
     assert (SetMarginal("polychromic", 3)(flat_PN, kind_PN).abs().amax(1) > 1e-3).all()
     close(SetMarginal("polychromic", 3)(flat_PN, kind_PN), SetMarginal("diversity", 3)(flat_PN, kind_PN))
@@ -273,17 +275,17 @@ def test_a_bonus_for_the_whole_group_cancels_and_one_for_each_set_does_not():
 
 def test_the_deviation_of_a_batch_is_that_of_all_its_rewards():
     reward_PN = random_groups()[0] + f64([0], [1], [1e4])
-    close(Group("batch")(reward_PN), (reward_PN - reward_PN.mean(1, keepdim=True)) / (reward_PN.std() + 1e-4))
+    close(GroupRelative("batch")(reward_PN), (reward_PN - reward_PN.mean(1, keepdim=True)) / (reward_PN.std() + 1e-4))
 
 
 def test_the_dtype_of_the_rewards_is_kept_and_their_digits_are_not_lost():
     reward = [[1e4 + 0.25, 1e4, 1e4, 1e4 + 0.5]]
-    single = Group("none")(torch.tensor(reward, dtype=torch.float32))
+    single = GroupRelative("none")(torch.tensor(reward, dtype=torch.float32))
     assert single.dtype == torch.float32
     close(single, [[0.0625, -0.1875, -0.1875, 0.3125]], atol=0)
     for whole in (torch.tensor([[1, 0, 0, 1]]), torch.tensor([[True, False, False, True]])):
         assert SetMarginal("max", 2)(whole).dtype == torch.float32
-        close(Group("none")(whole), [[0.5, -0.5, -0.5, 0.5]], atol=0)
+        close(GroupRelative("none")(whole), [[0.5, -0.5, -0.5, 0.5]], atol=0)
 
 
 @pytest.mark.parametrize("advantage", all_kinds_of(4, 2), ids=repr)
@@ -358,7 +360,7 @@ def test_bad_arguments_are_refused_when_built_and_before(arguments, message):
 @pytest.mark.parametrize(
     "node",
     [
-        {"_target_": "Group", "scale": "batch"},
+        {"_target_": "GroupRelative", "scale": "batch"},
         {"_target_": "RLOO"},
         {"_target_": "SetMarginal", "objective": "polychromic", "size": 4, "subsets": None},
     ],
@@ -386,7 +388,7 @@ def test_what_they_need():
 @pytest.mark.parametrize(
     "advantage, group, message",
     [
-        (Group(), 1, "group=1 must be at least 2"),
+        (GroupRelative(), 1, "group=1 must be at least 2"),
         (RLOO(), 1, "group=1 must"),
         (SetMarginal("mean", 1), 1, "group=1 must"),
         (SetMarginal("max", 8), 8, "size=8 must be less than group=8"),

@@ -12,7 +12,7 @@ import torch
 
 from research_stack.backbones.pretrained import LoRA
 from research_stack.data.tokenizers import specials_last
-from research_stack.posttraining.advantages import RLOO, Group, SetMarginal
+from research_stack.posttraining.advantages import RLOO, GroupRelative, SetMarginal
 from research_stack.posttraining.grpo import GRPO
 from research_stack.posttraining.objectives import PolicyLoss
 from research_stack.posttraining.rollout import Rollouts
@@ -98,7 +98,7 @@ def grpo(backbone, codec, alone):
                 seed=1,
                 reward=reward or Vowels(),
                 rollouts=rollouts or Rollouts(LONGEST),
-                advantage=advantage or Group(),
+                advantage=advantage or GroupRelative(),
                 loss=loss or PolicyLoss("dapo"),
                 **{"group": GROUP, **options},
             )

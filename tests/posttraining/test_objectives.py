@@ -7,7 +7,7 @@ import torch
 
 from research_stack.config.build import build
 from research_stack.config.check import check_node
-from research_stack.posttraining.advantages import Group
+from research_stack.posttraining.advantages import GroupRelative
 from research_stack.posttraining.objectives import PolicyLoss, k3
 from research_stack.streams import generator
 
@@ -32,7 +32,7 @@ LOGP = padded([[-1, -0.5, -2, -0.1], [-0.7, -1.2], [-0.3, -0.9, -1.5], [-2.5]])
 OLD = padded([[-1.2, -0.5, -1.6, -0.4], [-0.4, -1.2], [-0.3, -1.4, -1.5], [-2.2]])
 REF = padded([[-1.1, -0.6, -1.8, -0.2], [-0.7, -1], [-0.5, -0.9, -1.4], [-2]])
 MASK = ~LOGP.isnan()
-A = Group()(torch.tensor([[1.0, 0, 0, 1]], dtype=torch.float64))[0]
+A = GroupRelative()(torch.tensor([[1.0, 0, 0, 1]], dtype=torch.float64))[0]
 
 
 def parts(policy, logp, old, advantage, mask, ref=None, beta=0.0, longest=8):
@@ -150,7 +150,7 @@ def test_at_one_iteration_the_gradient_is_that_of_the_policy_times_the_advantage
 
 @pytest.mark.parametrize("policy", EVERY, ids=repr)
 def test_a_group_of_equal_rewards_has_no_gradient(policy):
-    advantage = Group()(torch.full((1, 6), 0.3))[0]
+    advantage = GroupRelative()(torch.full((1, 6), 0.3))[0]
     batch = random_batch(shift=3.0) | {"advantage": advantage}
     assert torch.equal(gradient(policy, **batch), torch.zeros(6, 7, dtype=torch.float64))
     assert gradient(policy, beta=0.1, **batch).abs().max() > 1e-4  # the penalty goes on

@@ -11,7 +11,7 @@ import torch
 
 from research_stack.backbones.regressor import Regressor
 from research_stack.data.tokenizers import specials_last
-from research_stack.posttraining.advantages import Group, SetMarginal
+from research_stack.posttraining.advantages import GroupRelative, SetMarginal
 from research_stack.posttraining.grpo import GRPO
 from research_stack.posttraining.objectives import PolicyLoss
 from research_stack.posttraining.policy import Policy
@@ -155,7 +155,7 @@ def with_replies(prompts=PROMPTS):
 @pytest.mark.parametrize("options", [
     {}, {"loss": PolicyLoss("bnpo"), "entropy": 0.2, "beta": 0.3}, {"groups": 2, "loss": PolicyLoss("grpo")},
     {"loss": PolicyLoss("dr_grpo"), "minibatches": 2, "entropy": 0.2},
-    {"loss": PolicyLoss("gspo"), "minibatches": 4, "iterations": 2, "advantage": Group("batch")},
+    {"loss": PolicyLoss("gspo"), "minibatches": 4, "iterations": 2, "advantage": GroupRelative("batch")},
     {"groups": 4, "minibatches": 3, "advantage": SetMarginal("polychromic", 2, subsets=6)},
     {"advantage": SetMarginal("diversity", 2, diversity="distance"), "encoder": Lengths()},
     {"groups": 1, "mask_truncated": True},
@@ -165,7 +165,7 @@ def test_grpo(backbone, codec, monkeypatch, options):
     model = backbone()
 
     def make():
-        given = {"advantage": Group(), "loss": PolicyLoss("dapo"), **options}
+        given = {"advantage": GroupRelative(), "loss": PolicyLoss("dapo"), **options}
         return GRPO(copy.deepcopy(model), VOCAB, codec, Optimization(), 1, Vowels(), Rollouts(5), group=4, **given)
 
     assert_shared(monkeypatch, make, prompts_alone(), steps=make().steps_per_batch)
@@ -233,7 +233,7 @@ def test_a_device_without_a_completion_of_a_minibatch_is_refused_and_dropout_is_
             1,
             Vowels(),
             Rollouts(5),
-            Group(),
+            GroupRelative(),
             PolicyLoss("dapo"),
             group=4,
             **options,

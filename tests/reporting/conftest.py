@@ -504,7 +504,7 @@ def make_policy(
     """The run folder of a phase: {step: (pass@1, distinct right)} while training, `good` and `wide` after it."""
     method = {"_target_": f"research_stack.posttraining.{PHASES[kind]}"}
     if kind == "grpo":
-        kinds = {"group": {"_target_": "research_stack.posttraining.advantages.Group", "scale": "group"}}
+        kinds = {"group": {"_target_": "research_stack.posttraining.advantages.GroupRelative", "scale": "group"}}
         marginal = {
             "_target_": "research_stack.posttraining.advantages.SetMarginal",
             "objective": advantage,
