@@ -9,8 +9,9 @@ built on this never raises a false alarm.
 from __future__ import annotations
 
 import ast
-from collections.abc import Iterator
-from dataclasses import dataclass, field
+import builtins
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field, replace
 from functools import cache, cached_property
 from importlib.util import find_spec
 from pathlib import Path
@@ -298,7 +299,8 @@ def _of_class(found: Found, name: str) -> Signature | None:
     assert isinstance(node, ast.ClassDef)
     methods = {s.name: s for s in node.body if isinstance(s, ast.FunctionDef)}
     if "__init__" in methods:
-        return _of_function(where, methods["__init__"], name, skip=1)
+        own = _of_function(where, methods["__init__"], name, skip=1)
+        return replace(own, body=tuple(part for statement in own.body for part in _with_base(found, own, statement)))
     if "__new__" in methods or node.keywords:
         return Signature(name, where)
     if any(ast.unparse(d).partition("(")[0].endswith("dataclass") for d in node.decorator_list):
@@ -318,6 +320,24 @@ def _of_class(found: Found, name: str) -> Signature | None:
         if inherited is not None:
             return inherited
     return None
+
+
+def _with_base(found: Found, own: Signature, statement: ast.stmt) -> Sequence[ast.stmt]:
+    """The statement; of `super().__init__(a, b)` that of the base, where each of its parameters that the call gives is
+    given the parameter of the same name. Only what names nothing but those parameters is taken over.
+    """
+    call = statement.value if isinstance(statement, ast.Expr) else None
+    if not isinstance(call, ast.Call) or ast.unparse(call.func) != "super().__init__":
+        return [statement]
+    bases = [base for node in found.node.bases if (base := _base(found.module, node))]  # type: ignore[union-attr]
+    above = _of_class(bases[0], own.name) if len(bases) == 1 else None
+    if above is None or above.open or above.fields:
+        return [statement]
+    given = [*zip(above.parameters, call.args, strict=False), *((word.arg, word.value) for word in call.keywords)]
+    same = {name for name, value in given if isinstance(value, ast.Name) and value.id == name in own.parameters}
+    known = {"require", *same, *(name for name in dir(builtins) if name not in found.module.names)}
+    used = ((s, {n.id for n in ast.walk(s) if isinstance(n, ast.Name)}) for s in above.body)
+    return [s for s, names in used if isinstance(s, ast.Expr) and names <= known] or [statement]
 
 
 def _base(where: Module, base: ast.expr) -> Found | None:

@@ -1,6 +1,6 @@
 """A folder that is built once: whole or absent, whoever is killed and however many processes want it. No torch.
 
-`Cache.folder(build)` returns the folder of a fingerprint. The first process that holds the lock builds into a
+`FolderCache.folder(build)` returns the folder of a fingerprint. The first process that holds the lock builds into a
 temporary folder and renames it; the others wait and find it. Only the holder of the lock ever writes, so any
 temporary folder found under the lock was left by a killed process and is removed. Each file's size and CRC-32 stand in
 meta.json, and its own too: a damaged cache is noticed, logged and built again.
@@ -50,7 +50,7 @@ def seal_of(meta: dict[str, Any]) -> int:
     return zlib.crc32(json.dumps({key: value for key, value in meta.items() if key != "seal"}, sort_keys=True).encode())
 
 
-class Cache:
+class FolderCache:
     """The cache folder of one fingerprint.
 
     - root: the folder of all caches; None for `default_root()`.

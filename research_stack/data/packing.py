@@ -266,7 +266,7 @@ def train_texts(source: Source, sides: np.ndarray) -> Iterator[str]:
             yield (document.prompt or "") + document.text
 
 
-class Rows:
+class PackedRows:
     """Packed rows, read from the cache without loading them.
 
     - tokens: (N, L) memmap, uint16 or uint32.
@@ -292,7 +292,7 @@ class Rows:
         self._special[list(vocab.special)] = True
 
     @classmethod
-    def load(cls, folder: Path, name: str, vocab: Vocabulary, length: int) -> Rows:
+    def load(cls, folder: Path, name: str, vocab: Vocabulary, length: int) -> PackedRows:
         """The rows that `pack` wrote under the name."""
         tokens = np.memmap(folder / f"{name}.tokens", token_type(vocab), "r").reshape(-1, length)
         spans = np.memmap(folder / f"{name}.spans", np.int32, "r").reshape(-1, 2)
@@ -302,16 +302,16 @@ class Rows:
     def __len__(self) -> int:
         return len(self.tokens)
 
-    def take(self, rows: np.ndarray | slice) -> Rows:
+    def take(self, rows: np.ndarray | slice) -> PackedRows:
         """Some of the rows, in the order asked for, as arrays in memory."""
         marks = None if self.marks is None else np.asarray(self.marks[rows])
-        return Rows(np.asarray(self.tokens[rows]), np.asarray(self.spans[rows]), self.vocab, marks, self.ended)
+        return PackedRows(np.asarray(self.tokens[rows]), np.asarray(self.spans[rows]), self.vocab, marks, self.ended)
 
-    def filled_with_ends(self) -> Rows:
+    def filled_with_ends(self) -> PackedRows:
         """The same rows for a method that learns where a response ends (Nie et al. 2025, section 2.3): see `ended`."""
-        return Rows(self.tokens, self.spans, self.vocab, self.marks, ended=True)
+        return PackedRows(self.tokens, self.spans, self.vocab, self.marks, ended=True)
 
-    def spread(self, count: int) -> Rows:
+    def spread(self, count: int) -> PackedRows:
         """`count` rows evenly spread over all (all of them when there are fewer)."""
         return self if count >= len(self) else self.take(self.spread_indices(count))
 
@@ -342,11 +342,11 @@ class Rows:
         """The share of the positions that are not padding."""
         return int(self.spans[:, 1].sum(dtype=np.int64)) / max(self.tokens.size, 1)
 
-    def windows(self, starts_B: np.ndarray) -> Rows:
+    def windows(self, starts_B: np.ndarray) -> PackedRows:
         """Rows (B, L) of plain text that begin at these tokens of the rows laid end to end, as arrays in memory."""
         length = self.tokens.shape[1]
         tokens_BL = np.asarray(self.tokens.reshape(-1)[starts_B[:, None] + np.arange(length)])
-        return Rows(tokens_BL, np.tile(np.array([0, length], np.int32), (len(starts_B), 1)), self.vocab)
+        return PackedRows(tokens_BL, np.tile(np.array([0, length], np.int32), (len(starts_B), 1)), self.vocab)
 
     @property
     def document(self) -> np.ndarray:

@@ -9,8 +9,6 @@ Shapes: U distinct texts, N pairs, D numbers of an embedding, B pairs of a batch
 
 from __future__ import annotations
 
-import hashlib
-import json
 import logging
 import math
 from collections.abc import Iterator
@@ -19,17 +17,14 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Protocol
 
-import lightning
 import numpy as np
-import torch
-from torch.utils.data import DataLoader
 
-from research_stack.data.cache import Cache
+from research_stack.data.batches import StepBatches, TrainBatches
 from research_stack.data.kept import judge_losses, judge_split
-from research_stack.data.module import TrainBatches, ValidationBatches, place
 from research_stack.data.packing import DUPLICATE, TRAIN, VALIDATION, split
-from research_stack.data.sources.base import Described, Document, Source
+from research_stack.data.sources.base import Document, Source
 from research_stack.data.sources.record_reader import Selective
+from research_stack.data.step_data import StepData, source_facts
 from research_stack.require import require
 
 log = logging.getLogger(__name__)
@@ -97,7 +92,7 @@ class ScoredRows:
         return {"features": self.features, "target": self.target_N.astype(np.float32)}
 
 
-class ScoredPairs(lightning.LightningDataModule):
+class ScoredPairs(StepData):
     """Prompts, replies and their engagement, embedded, cached and served in batches {"features": (B, F), "target":
     (B,)}, float32.
 
@@ -135,28 +130,12 @@ class ScoredPairs(lightning.LightningDataModule):
         path: str | list[str] | None = None,
         max_dropped: float = 0.5,
     ) -> None:
-        super().__init__()
-        require(batch_size >= 1, f"batch_size={batch_size} must be at least 1")
-        require(0 < validation_fraction < 1, f"validation_fraction={validation_fraction} must lie between 0 and 1")
-        require(
-            validation_rows is None or validation_rows >= 1,
-            f"validation_rows={validation_rows} must be at least 1, or null for all",
+        super().__init__(
+            batch_size, validation_fraction, validation_rows, num_workers, seed, path, max_dropped, cache_dir
         )
-        require(num_workers >= 0, f"num_workers={num_workers} must not be negative")
-        require(num_workers <= 1_024, f"num_workers={num_workers} must be at most 1,024")
-        require(0 <= max_dropped <= 1, f"max_dropped={max_dropped} must lie in [0, 1]")
-        self.source, self.encoder, self.path, self.max_dropped = source, encoder, path, max_dropped
-        self.batch_size, self.validation_fraction, self.validation_rows = (
-            batch_size,
-            validation_fraction,
-            validation_rows,
-        )
-        self.cache_dir, self.num_workers, self.seed = cache_dir, num_workers, seed
-        self.start_step = 0
+        self.source, self.encoder = source, encoder
         self.train: ScoredRows
         self.validation: ScoredRows
-        self.fingerprint: str
-        self._meta: dict[str, Any] | None = None
 
     def check(self) -> None:
         """Raise ValueError or OSError with one line when corpus or encoder cannot be had; reads little."""
@@ -164,27 +143,23 @@ class ScoredPairs(lightning.LightningDataModule):
         with _encoding():
             self.encoder.check()
 
-    def prepare(self) -> None:
+    def load(self) -> None:
         """Embed, or open the cache. Raises ValueError (a pair without prompt, reply or engagement; a constant target)
         or OSError in one line.
         """
-        if self._meta is not None:
-            return
-        self.check()
         with _encoding():
             encoder = self.encoder.fingerprint()
         parts = [LAYOUT, self.source.fingerprint(), encoder, self.validation_fraction]
-        self.fingerprint = hashlib.sha256(json.dumps(["scored", *parts]).encode()).hexdigest()[:20]
-        folder, meta = Cache(self.cache_dir, self.fingerprint).folder(self._build)
-        sides = meta["train"]["pairs"], meta["validation"]["pairs"]
-        judge_losses(sum(sides), 0, meta.get("odd", {}), self.max_dropped, "")
+        self.set_fingerprint(["scored", *parts])
+        folder = self.open_cache()
+        sides = self.meta["train"]["pairs"], self.meta["validation"]["pairs"]
+        judge_losses(sum(sides), 0, self.meta.get("odd", {}), self.max_dropped, "")
         judge_split(*sides, self.validation_fraction, "pairs")
         texts_UD = np.load(folder / "texts.npy", mmap_mode="r")
         self.train, self.validation = (self._rows(folder, name, texts_UD) for name in ("train", "validation"))
         self.validation = self.validation.spread(self.validation_rows or len(self.validation))
-        self._meta = meta
 
-    def _build(self, folder: Path) -> dict[str, Any]:
+    def build(self, folder: Path) -> dict[str, Any]:
         source = ByPrompt(self.source)
         sides = split(source, self.validation_fraction)
         places: dict[str, int] = {}
@@ -235,13 +210,6 @@ class ScoredPairs(lightning.LightningDataModule):
         group_N, length_N, number_N = columns[:, 3:].T.astype(np.int64)
         return ScoredRows(texts_UD, columns[:, :2].astype(np.int64), columns[:, 2], group_N, length_N, number_N)
 
-    @property
-    def meta(self) -> dict[str, Any]:
-        """What the cache says of itself. Raises RuntimeError before `prepare()`."""
-        if self._meta is None:
-            raise RuntimeError("call prepare() first")
-        return self._meta
-
     @staticmethod
     def least_numbers(batch_size: int) -> int:
         """Of one batch at the very least; the check reads it."""
@@ -254,9 +222,6 @@ class ScoredPairs(lightning.LightningDataModule):
     def for_method(self) -> dict[str, Any]:
         """Constructor arguments that a method may take from the data."""
         return {"target_mean": self.target_mean, "target_std": self.target_std}
-
-    def serve(self, method: type) -> None:
-        """Every method gets the same rows."""
 
     def check_fit(self, model: Any, method: type) -> None:
         """Raise ValueError when the model does not take what the encoder gives."""
@@ -286,8 +251,6 @@ class ScoredPairs(lightning.LightningDataModule):
         """Fingerprints and sizes of both sides; mean and standard deviation of the target. What a source says of itself
         comes as `source_...`.
         """
-        facts = self.source.describe() if isinstance(self.source, Described) else {}
-        sides = {f"{side}_{name}": n for side in ("train", "validation") for name, n in self.meta[side].items()}
         return {
             "fingerprint": self.fingerprint,
             "path": self.path,
@@ -296,36 +259,14 @@ class ScoredPairs(lightning.LightningDataModule):
             "target": "log1p(engagement)",
             "features": self.features,
             "duplicates": self.meta["duplicates"],
-            **{key: round(value, 6) if isinstance(value, float) else value for key, value in sides.items()},
+            **{key: round(value, 6) if isinstance(value, float) else value for key, value in self.of_sides().items()},
             "validation_rows_used": len(self.validation),
-            **{f"source_{name}": fact for name, fact in facts.items()},
+            **source_facts(self.source),
         }
 
-    def prepare_data(self) -> None:
-        """Lightning's hook on one process per node."""
-        self.prepare()
-
-    def setup(self, stage: str | None = None) -> None:
-        """Lightning's hook on every process."""
-        self.prepare()
-
-    def train_dataloader(self) -> DataLoader:
-        """Endless; item i is the batch of step `start_step + i`: this rank's B/world pairs."""
-        rank, world = place()
-        if self.batch_size % world:
-            raise ValueError(f"batch_size={self.batch_size} must be a multiple of the {world} devices it is shared by")
-        return self._loader(
-            TrainBatches(self.train, self.batch_size, self.seed, self.start_step, rank, world), self.num_workers
-        )
-
-    def val_dataloader(self) -> DataLoader:
-        """Finite, in a fixed order; with w devices the last len(validation) % w pairs are left out."""
-        rank, world = place()
-        return self._loader(ValidationBatches(self.validation, max(1, self.batch_size // world), rank, world), 0)
-
-    @staticmethod
-    def _loader(dataset: TrainBatches | ValidationBatches, workers: int) -> DataLoader:
-        return DataLoader(dataset, batch_size=None, num_workers=workers, pin_memory=torch.cuda.is_available())
+    def train_batches(self, rank: int, world: int) -> StepBatches:
+        """Shuffled anew each epoch."""
+        return TrainBatches(self.train, self.batch_size, self.seed, self.start_step, rank, world, self.repeat)
 
 
 @contextmanager

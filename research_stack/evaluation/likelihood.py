@@ -26,8 +26,8 @@ import torch
 
 from research_stack.corruption.bound import fixed_k_by_level, nelbo_by_level
 from research_stack.corruption.process import Absorbing, Hybrid, Process, Uniform
-from research_stack.data.module import batch_of
-from research_stack.data.packing import Rows
+from research_stack.data.batches import batch_of
+from research_stack.data.packing import PackedRows
 from research_stack.evaluation.context import Context
 from research_stack.metrics.interval import Estimate, per_token, warn_few
 from research_stack.metrics.levels import balanced
@@ -167,7 +167,7 @@ class Likelihood:
         share = f" p_u={process.p_u:.3g}" if isinstance(process, Hybrid) else ""
         return f"{kind}{share}{' (matched)' if name == 'matched' else ''}"
 
-    def _bound(self, context: Context, rows: Rows, process: Process) -> Bound:
+    def _bound(self, context: Context, rows: PackedRows, process: Process) -> Bound:
         """The NELBO of each row."""
         parts, label = [], NAMES.get(type(process), type(process).__name__)
         for start in range(0, len(rows), BATCH):
@@ -219,7 +219,7 @@ class Likelihood:
         atomic_write(RunFolder(context.folder).tables / "likelihood.csv", as_csv(COLUMNS, rows))
 
 
-def baseline_nats(context: Context, rows: Rows, scored_BL: np.ndarray | None = None) -> dict[str, np.ndarray]:
+def baseline_nats(context: Context, rows: PackedRows, scored_BL: np.ndarray | None = None) -> dict[str, np.ndarray]:
     """{"unigram", "trigram": (rows,) nats of each row}, trained on the run's training rows (the first 20 million
     tokens).
 

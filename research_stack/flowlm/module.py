@@ -13,11 +13,12 @@ from torch import Tensor
 from research_stack.backbones.linear_loss import linear_loss
 from research_stack.backbones.transformer import Transformer
 from research_stack.corruption.base import Corruption
+from research_stack.data.batches import Batch
 from research_stack.data.vocabulary import Vocabulary
 from research_stack.flowlm.losses import Loss
 from research_stack.sampling.logits import special_token_bias
 from research_stack.streams import Draws
-from research_stack.training.module import Rows, TrainingModule
+from research_stack.training.module import TrainingModule
 from research_stack.training.optimization import Optimization
 
 
@@ -58,7 +59,7 @@ class FlowLM(TrainingModule):
         """Longest sequence, in tokens."""
         return self.model.max_length
 
-    def prepare(self, batch: Rows, draws: Draws) -> tuple[Rows, Tensor]:
+    def prepare(self, batch: Batch, draws: Draws) -> tuple[Batch, Tensor]:
         """Corrupt the batch; where loss is carried, with which weight, and what the sum is divided by."""
         corrupted = self.corruption(batch["tokens"], batch["eligible"], draws, batch["prompt"])
         carry_BL, weight_BL = self.loss.weights(corrupted, batch["tokens"], batch["eligible"])
@@ -72,7 +73,7 @@ class FlowLM(TrainingModule):
         }
         return rows, self.loss.denominator(corrupted, batch)
 
-    def loss_sum(self, rows: Rows) -> Tensor:
+    def loss_sum(self, rows: Batch) -> Tensor:
         """The sum of weight * loss over the positions of these rows that carry loss."""
         carry_BL = rows["carry"]
         hidden_nD = self.model(rows["z"], rows["attend"], rows["t"])[carry_BL]

@@ -16,9 +16,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from research_stack.data.batches import Batch
 from research_stack.latentwire.features.base import Sent
 from research_stack.require import require
-from research_stack.training.module import Rows
 
 if TYPE_CHECKING:
     from research_stack.latentwire.module import LatentWire
@@ -42,7 +42,7 @@ class Read:
     target_BA: Tensor
     counts_BA: Tensor
     tokens: int
-    rows: Rows
+    rows: Batch
 
 
 class Loss(ABC):

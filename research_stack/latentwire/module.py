@@ -21,6 +21,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from research_stack.data.batches import Batch
 from research_stack.data.questions.question import Question
 from research_stack.latentwire import wire as bytes_of_wire
 from research_stack.latentwire.adapter import HINTS, Adapter
@@ -35,7 +36,7 @@ from research_stack.latentwire.reader import Reader, padded
 from research_stack.latentwire.receiver import Condition, Opened, opened, read
 from research_stack.require import require
 from research_stack.streams import Draws, generator
-from research_stack.training.module import Rows, TrainingModule, cut
+from research_stack.training.module import TrainingModule, cut
 from research_stack.training.optimization import Optimization
 
 if TYPE_CHECKING:
@@ -312,7 +313,7 @@ class LatentWire(TrainingModule):
             [q.context for q in self.questions], self.model.max_length, "; raise it, or set data.long=window or drop"
         )
 
-    def prepare(self, batch: Rows, draws: Draws) -> tuple[Rows, Tensor]:
+    def prepare(self, batch: Batch, draws: Draws) -> tuple[Batch, Tensor]:
         """Bytes of the contexts; for each reader prompt and answer, and which tokens are the answer's."""
         asked = [self.questions[i] for number in batch["question"].tolist() for i in self._with_others(number)]
         step = self._step_started()
@@ -329,7 +330,7 @@ class LatentWire(TrainingModule):
         self._now = step
         return rows, self._denominators(rows, step)
 
-    def _once_over_devices(self, asked: Sequence[Question]) -> Rows:
+    def _once_over_devices(self, asked: Sequence[Question]) -> Batch:
         """share (B,): one over the number of devices that encode the row's context.
 
         Nothing where no statistics of a batch are taken.
@@ -349,7 +350,7 @@ class LatentWire(TrainingModule):
         at = same.index(number)
         return [*same[at:], *same[:at]][: self.asked]
 
-    def tokens_of(self, batch: Rows) -> int:
+    def tokens_of(self, batch: Batch) -> int:
         """Questions of the step."""
         return sum(len(self._with_others(number)) for number in batch["question"].tolist())
 
@@ -364,7 +365,7 @@ class LatentWire(TrainingModule):
         """What the losses count in a step: those of its stage."""
         return self.curriculum.weights(step, int(self.trainer.max_steps), self.parts)
 
-    def _denominators(self, rows: Rows, step: Step) -> Tensor:
+    def _denominators(self, rows: Batch, step: Step) -> Tensor:
         """(P,) what the sums of `parts` are divided by."""
         counts = [rows[f"counts.{name}"] for name in self.readers]
         of_losses = [sum(loss.count(counts_BA, step.tokens) for counts_BA in counts) for loss in self.losses.values()]
@@ -374,7 +375,7 @@ class LatentWire(TrainingModule):
             [torch.as_tensor(c, dtype=torch.float32, device=self.device) for c in of_losses] + [each] * rest
         )
 
-    def loss_sum(self, rows: Rows) -> Tensor:
+    def loss_sum(self, rows: Batch) -> Tensor:
         """(P,) the sums of the losses over rows and readers."""
         first_C, which_B = once(rows["context"])
         raw_CMd = self.raw(rows["bytes"][first_C], rows["seen"][first_C])
@@ -384,18 +385,18 @@ class LatentWire(TrainingModule):
         return self._sums(rows, raw_CMd[which_B], latents_BMd)
 
     @staticmethod
-    def _shares(rows: Rows, first_C: Tensor) -> Tensor | None:
+    def _shares(rows: Batch, first_C: Tensor) -> Tensor | None:
         """(C,) what each context counts in statistics of a batch; None: all 1."""
         return rows["share"][first_C] if "share" in rows else None
 
-    def _sums(self, rows: Rows, raw_BMd: Tensor, latents_BMd: Tensor | None) -> Tensor:
+    def _sums(self, rows: Batch, raw_BMd: Tensor, latents_BMd: Tensor | None) -> Tensor:
         sums: dict[str, Tensor] = {}
         for name in self.readers:
             for part, value in self._of_reader(name, raw_BMd, latents_BMd, rows).items():
                 sums[part] = sums[part] + value if part in sums else value
         return torch.stack([sums[part] for part in self.parts])
 
-    def _piece_by_piece(self, rows: Rows, denominator: Tensor, weights: Tensor) -> Tensor:
+    def _piece_by_piece(self, rows: Batch, denominator: Tensor, weights: Tensor) -> Tensor:
         """As for every method; where the quantiser takes statistics of a batch, they are those of the whole batch, not
         of a piece.
 
@@ -410,7 +411,7 @@ class LatentWire(TrainingModule):
             self._mean_gradients()
         return means
 
-    def _through_latents(self, rows: Rows, denominator: Tensor, weights: Tensor) -> Tensor:
+    def _through_latents(self, rows: Batch, denominator: Tensor, weights: Tensor) -> Tensor:
         first_C, which_B = once(rows["context"])
         pieces = min(len(first_C), self._pieces_of(len(first_C)))
         parts = [(rows["bytes"][some], rows["seen"][some]) for some in first_C.tensor_split(pieces)]
@@ -429,7 +430,7 @@ class LatentWire(TrainingModule):
                 self.manual_backward(self(self.raw, *part), gradient)
         return means
 
-    def _of_reader(self, name: str, raw_BMd: Tensor, latents_BMd: Tensor | None, rows: Rows) -> dict[str, Tensor]:
+    def _of_reader(self, name: str, raw_BMd: Tensor, latents_BMd: Tensor | None, rows: Batch) -> dict[str, Tensor]:
         slots_M = self.slots_of(name, self._now.slots)
         counts_BA, target_BA = rows[f"counts.{name}"], rows[f"target.{name}"]
         own_BMd = self.quantizer(raw_BMd[:, slots_M]) if latents_BMd is None else latents_BMd[:, slots_M]
@@ -448,7 +449,7 @@ class LatentWire(TrainingModule):
             found |= feature.on_loss_aggregate(given)
         return found
 
-    def answer_logits(self, name: str, given: Opened, rows: Rows) -> Tensor:
+    def answer_logits(self, name: str, given: Opened, rows: Batch) -> Tensor:
         """(B, A, V): what the reader says of each token of the answer, behind the prompt."""
         reader, at_BA = self.readers[name], rows[f"at.{name}"]
         hidden_BLD = read(reader, given, rows[f"tokens.{name}"], rows[f"told.{name}"])

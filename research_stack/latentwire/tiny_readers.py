@@ -28,7 +28,7 @@ from transformers.utils import logging as hub_logging
 
 from research_stack.backbones.as_llama import llama_weights
 from research_stack.backbones.transformer import Transformer
-from research_stack.data.cache import Cache
+from research_stack.data.cache import FolderCache
 from research_stack.data.questions.fact_world import Law, Made
 from research_stack.data.questions.facts import Facts
 from research_stack.latentwire.reader import PROMPT, QUESTION, Reader, padded
@@ -115,7 +115,7 @@ class TinyReader(Reader):
             "prompt": prompt,
         }
         fingerprint = hashlib.sha256(json.dumps(["reader", recipe], sort_keys=True).encode()).hexdigest()[:20]
-        folder, self.facts = Cache(cache_dir, fingerprint).folder(lambda empty: trained(empty, recipe, law))
+        folder, self.facts = FolderCache(cache_dir, fingerprint).folder(lambda empty: trained(empty, recipe, law))
         super().__init__(
             str(folder), prompt=prompt, length=length, attention="eager"
         )  # for few keys on a CPU several times faster than sdpa

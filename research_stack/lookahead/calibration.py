@@ -14,8 +14,8 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from research_stack.data.module import batch_of
-from research_stack.data.packing import Rows
+from research_stack.data.batches import batch_of
+from research_stack.data.packing import PackedRows
 from research_stack.evaluation.likelihood import baseline_nats
 from research_stack.lookahead.abstention import conformal, kept, tested
 from research_stack.lookahead.controls import fitted, probe, scores, states
@@ -121,7 +121,9 @@ class LookaheadCalibration:
 
     # The next token ------------------------------------------------------------------------------------------------
 
-    def _next_token(self, context: Context, rows: Rows, document_B: np.ndarray, found: Records) -> dict[str, float]:
+    def _next_token(
+        self, context: Context, rows: PackedRows, document_B: np.ndarray, found: Records
+    ) -> dict[str, float]:
         nats_B, scored_BS = held_out(context, rows)
         tokens_B = scored_BS.sum(1)
         all_nats = {"this run": nats_B} | baseline_nats(context, rows, scored_BS)
@@ -168,7 +170,7 @@ class LookaheadCalibration:
 
     # The future loss -----------------------------------------------------------------------------------------------
 
-    def _predictors(self, context: Context, rows: Rows, found: Records) -> dict[str, np.ndarray]:
+    def _predictors(self, context: Context, rows: PackedRows, found: Records) -> dict[str, np.ndarray]:
         """(n,) predicted future losses in nats by name, the head first."""
         future_n = found.future_nm.mean(1)
         curves = {
@@ -313,7 +315,7 @@ class LookaheadCalibration:
             if row["promise"] == "conformal" and row["score"] == names[0]
         }
 
-    def _rollout(self, context: Context, rows: Rows) -> dict[str, float]:
+    def _rollout(self, context: Context, rows: PackedRows) -> dict[str, float]:
         """`rollout_gap`: next-token nats with confidences fed token by token, less those with the run's own way."""
         method = context.method
         if not (isinstance(method, Lookahead) and method.model.condition_dim and self.rollout_sequences):
@@ -336,7 +338,7 @@ class LookaheadCalibration:
             parquet.write_table(pyarrow.table(found.columns()), temporary)
 
 
-def held_out(context: Context, rows: Rows) -> tuple[np.ndarray, np.ndarray]:
+def held_out(context: Context, rows: PackedRows) -> tuple[np.ndarray, np.ndarray]:
     """((rows,) nats of each row's next tokens, (rows, S) bool which tokens are counted)."""
     method: MiniGPT = context.method  # type: ignore[assignment]
     nats, scored = [], np.zeros(rows.tokens.shape, dtype=bool)

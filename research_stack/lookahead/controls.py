@@ -12,8 +12,8 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from research_stack.data.module import batch_of
-from research_stack.data.packing import Rows
+from research_stack.data.batches import batch_of
+from research_stack.data.packing import PackedRows
 from research_stack.lookahead.module import MiniGPT
 from research_stack.lookahead.records import Records, batches
 from research_stack.metrics.calibration import Ridge, fit_curve, fit_ridge
@@ -49,7 +49,7 @@ def fitted(x_n: np.ndarray, y_n: np.ndarray, document_n: np.ndarray) -> np.ndarr
     return predicted_n
 
 
-def states(context: Context, rows: Rows) -> np.ndarray:
+def states(context: Context, rows: PackedRows) -> np.ndarray:
     """(n, D) float32 last hidden states at the positions of `records`, in the same order."""
     method: MiniGPT = context.method  # type: ignore[assignment]
     parts = []
@@ -61,6 +61,6 @@ def states(context: Context, rows: Rows) -> np.ndarray:
     return np.concatenate(parts)
 
 
-def probe(context: Context, rows: Rows, known: Records) -> Ridge:
+def probe(context: Context, rows: PackedRows, known: Records) -> Ridge:
     """A linear probe of the future loss, trained on the frozen states of these (training) rows and their records."""
     return fit_ridge(states(context, rows), known.future_nm.mean(1), penalty=10.0)

@@ -21,6 +21,7 @@ from torch import Tensor, nn
 from research_stack.backbones.attention import Cache, Everything
 from research_stack.backbones.linear_loss import linear_loss
 from research_stack.backbones.transformer import Transformer
+from research_stack.data.batches import Batch
 from research_stack.data.vocabulary import Vocabulary
 from research_stack.lookahead.apart import Norms, apart
 from research_stack.lookahead.branches import FORMS, Branches, Form, Reading, Recorder, pick
@@ -31,7 +32,7 @@ from research_stack.require import require
 from research_stack.sampling.categorical import draw
 from research_stack.sampling.logits import special_token_bias
 from research_stack.streams import Draws
-from research_stack.training.module import Rows, TrainingModule
+from research_stack.training.module import TrainingModule
 from research_stack.training.optimization import Optimization
 
 if TYPE_CHECKING:
@@ -92,16 +93,16 @@ class MiniGPT(TrainingModule):
 
     # Training ------------------------------------------------------------------------------------------------------
 
-    def prepare(self, batch: Rows, draws: Draws) -> tuple[Rows, Tensor]:
+    def prepare(self, batch: Batch, draws: Draws) -> tuple[Batch, Tensor]:
         """Targets and where they count."""
         weight_BL = self.next_counts(batch)
         return {"tokens": batch["tokens"], "weight": weight_BL}, weight_BL.sum().unsqueeze(0)
 
-    def next_counts(self, batch: Rows) -> Tensor:
+    def next_counts(self, batch: Batch) -> Tensor:
         """(B, L) float32: 1 where the next token is real, no prompt and no padding."""
         return batch["eligible"][:, 1 : batch["tokens"].shape[1] - self.horizon + 1].float()
 
-    def loss_sum(self, rows: Rows) -> Tensor:
+    def loss_sum(self, rows: Batch) -> Tensor:
         """(1,) the summed cross entropy."""
         length = rows["weight"].shape[1]
         reading = self.read(rows["tokens"][:, :length])
@@ -169,7 +170,7 @@ class MiniGPT(TrainingModule):
 
     @torch.no_grad()
     def future(
-        self, reading: Reading, own_BL: Tensor, confidence_BL: Tensor | None, rows: Rows, form: Form = "auto"
+        self, reading: Reading, own_BL: Tensor, confidence_BL: Tensor | None, rows: Batch, form: Form = "auto"
     ) -> Tensor:
         """(B, n) future loss f_i in nats: mean cross entropy against x_{i+2}, ..., x_{i+h} behind own tokens.
 
@@ -188,7 +189,7 @@ class MiniGPT(TrainingModule):
             total_Bn = total_Bn + nats_Bn
         return total_Bn / (self.horizon - 1)
 
-    def future_counts(self, batch: Rows) -> Tensor:
+    def future_counts(self, batch: Batch) -> Tensor:
         """(B, L) float32: 1 where x_{i+1}, ..., x_{i+h} are real tokens of the document of x_i, no prompt and no
         padding.
         """
@@ -337,7 +338,7 @@ class Lookahead(MiniGPT):
 
     # Training ------------------------------------------------------------------------------------------------------
 
-    def prepare(self, batch: Rows, draws: Draws) -> tuple[Rows, Tensor]:
+    def prepare(self, batch: Batch, draws: Draws) -> tuple[Batch, Tensor]:
         """Targets, where each loss counts, and all random numbers of the step."""
         weight_BL, counts_BL = self.next_counts(batch), self.future_counts(batch)
         length = weight_BL.shape[1]
@@ -370,7 +371,7 @@ class Lookahead(MiniGPT):
         count = max(1, round(self.fraction * length))
         return draws.uniform(length).argsort(1)[:, :count].sort(1).values
 
-    def _first(self, batch: Rows) -> Rows:
+    def _first(self, batch: Batch) -> Batch:
         """What the first position of each row is told: nothing, or with `carry` the last confidence of the row
         before.
         """
@@ -383,7 +384,7 @@ class Lookahead(MiniGPT):
         )
         return {"first": carried_B.masked_fill(batch["fresh"], 0.0)}
 
-    def loss_sum(self, rows: Rows) -> Tensor:
+    def loss_sum(self, rows: Batch) -> Tensor:
         """(2,) the summed cross entropy and the summed confidence loss."""
         at_Bn, length = rows.get("at"), rows["weight"].shape[1]
         tokens_BL, target_BL = rows["tokens"][:, :length], rows["tokens"][:, 1 : length + 1]
@@ -403,7 +404,7 @@ class Lookahead(MiniGPT):
         self._note(rows, previous_BL, confidence_BL, future_Bn)
         return torch.stack([lm, (self.head.losses(raw_n, future_Bn) * rows["counts"]).sum()])
 
-    def _note(self, rows: Rows, previous_BL: Tensor, confidence_BL: Tensor, future_Bn: Tensor) -> None:
+    def _note(self, rows: Batch, previous_BL: Tensor, confidence_BL: Tensor, future_Bn: Tensor) -> None:
         """Sums for the log and the running statistics; they add up over pieces and devices."""
         if not self.training:
             return

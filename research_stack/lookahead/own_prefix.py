@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import torch
 
-from research_stack.data.packing import Rows
+from research_stack.data.packing import PackedRows
 from research_stack.evaluation.samples import describe, write_samples
 from research_stack.lookahead.module import MiniGPT
 from research_stack.lookahead.records import batches
@@ -152,7 +152,7 @@ class OwnPrefix:
             log.info("%s has no confidence head: left out %s", type(context.method).__name__, ", ".join(lacking))
         return {name: sampler for name, sampler in self.samplers.items() if name not in lacking}
 
-    def _rows(self, context: Context) -> tuple[Rows, np.ndarray]:
+    def _rows(self, context: Context) -> tuple[PackedRows, np.ndarray]:
         """The validation rows that reach behind the own tokens, and the document of each."""
         data, needed = context.data, self.lead + self.own + self.after
         require(
@@ -171,7 +171,7 @@ class OwnPrefix:
 
     # One decoder ---------------------------------------------------------------------------------------------------
 
-    def _real(self, context: Context, rows: Rows) -> Written:
+    def _real(self, context: Context, rows: PackedRows) -> Written:
         """The real text in place of a decoder's."""
         span = slice(self.lead, self.lead + self.length)
         texts = [
@@ -181,7 +181,7 @@ class OwnPrefix:
         nats_B, scored_B = self._scored(context, rows, own_BO)
         return Written(nats_B, scored_B, texts, np.zeros(len(rows)))
 
-    def _written(self, context: Context, rows: Rows, name: str, sampler: Autoregressive) -> Written:
+    def _written(self, context: Context, rows: PackedRows, name: str, sampler: Autoregressive) -> Written:
         """What the decoder writes behind the leads, and how the model goes on from it."""
         leads = [torch.from_numpy(tokens[: self.lead].astype(np.int64)) for tokens in rows.tokens]
         texts, calls, shown = [], [], []
@@ -214,7 +214,7 @@ class OwnPrefix:
         nats_B, scored_B = self._scored(context, rows, own_BO)
         return Written(nats_B * whole_B, scored_B * whole_B, texts, np.concatenate(calls), shown)
 
-    def _scored(self, context: Context, rows: Rows, own_BO: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    def _scored(self, context: Context, rows: PackedRows, own_BO: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         """((B,) summed nats, (B,) number) of the scored tokens behind these own ones, from one parallel pass a
         batch.
         """

@@ -13,8 +13,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from research_stack.data.module import batch_of
-from research_stack.data.packing import Rows
+from research_stack.data.batches import batch_of
+from research_stack.data.packing import PackedRows
 from research_stack.lookahead.module import MiniGPT
 from research_stack.sampling.categorical import draw
 from research_stack.streams import Draws
@@ -71,7 +71,7 @@ class Records:
 
 
 def records(
-    context: Context, rows: Rows, document: np.ndarray, samples: int, first_row: np.ndarray | None = None
+    context: Context, rows: PackedRows, document: np.ndarray, samples: int, first_row: np.ndarray | None = None
 ) -> Records:
     """The records of these rows, in order.
 
@@ -84,14 +84,14 @@ def records(
     return Records(*(np.concatenate([getattr(part, field.name) for part in parts]) for field in fields(Records)))
 
 
-def batches(rows: Rows) -> Iterator[tuple[slice, Rows]]:
+def batches(rows: PackedRows) -> Iterator[tuple[slice, PackedRows]]:
     """The rows, BATCH at a time, and where they stand."""
     for start in range(0, len(rows), BATCH):
         at = slice(start, start + BATCH)
         yield at, rows.take(at)
 
 
-def record(context: Context, rows: Rows, document: np.ndarray, numbers: np.ndarray, samples: int) -> Records:
+def record(context: Context, rows: PackedRows, document: np.ndarray, numbers: np.ndarray, samples: int) -> Records:
     """The records of one batch."""
     method: MiniGPT = context.method  # type: ignore[assignment]
     batch = {name: tensor.to(context.device) for name, tensor in batch_of(rows).items()}

@@ -14,7 +14,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from research_stack.data.packing import Rows
+from research_stack.data.packing import PackedRows
 from research_stack.data.tokenizers import Codec
 from research_stack.metrics.diversity import cosine_distances, kinds
 from research_stack.posttraining.rewards.base import Reward
@@ -104,7 +104,7 @@ def prompts_of(batch: dict[str, Tensor]) -> list[Tensor]:
     return [tokens[mask] for tokens, mask in zip(batch["tokens"], given, strict=True)]
 
 
-def different_prompts(rows: Rows, most: int | None = None) -> list[Tensor]:
+def different_prompts(rows: PackedRows, most: int | None = None) -> list[Tensor]:
     """The different prompts of some rows as int64 ids, in the order they come, at most so many of them, spread
     evenly.
     """

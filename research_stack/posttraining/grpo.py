@@ -28,6 +28,7 @@ from torch import Tensor, nn
 from torch.distributed.tensor import DTensor
 
 from research_stack.backbones.causal import CausalBackbone
+from research_stack.data.batches import Batch
 from research_stack.data.tokenizers import Codec
 from research_stack.data.vocabulary import Vocabulary
 from research_stack.metrics.passk import pass_at_k
@@ -40,7 +41,6 @@ from research_stack.posttraining.rewards.composite import means
 from research_stack.posttraining.rollout import Rollouts
 from research_stack.require import require
 from research_stack.streams import Draws
-from research_stack.training.module import Rows
 from research_stack.training.optimization import Optimization
 from research_stack.training.sharding import whole
 
@@ -147,7 +147,7 @@ class GRPO(Policy):
         self.reference = self._frozen() if beta and reference == "copy" else None
         if beta and reference == "adapters":
             _require_adapters(model)
-        self.rows: Rows | None = None  # what the current completions gave, for the steps that go over them again
+        self.rows: Batch | None = None  # what the current completions gave, for the steps that go over them again
         self._numbers: dict[str, Tensor] = {}
         self._sums: dict[str, Tensor] = {}
         self._warned = -SILENT
@@ -227,13 +227,13 @@ class GRPO(Policy):
         passes = drawn / self.steps_per_batch + 3 / self.minibatches
         return self.group * passes * whole / length * self.model.flops_per_token(whole)
 
-    def tokens_of(self, batch: Rows) -> int:
+    def tokens_of(self, batch: Batch) -> int:
         """Tokens of completions."""
         return 0 if self.rows is None else int(self.rows["made"].sum()) // self.minibatches
 
     # A batch of completions ----------------------------------------------------------------------------------------
 
-    def prepare(self, batch: Rows, draws: Draws) -> tuple[Rows, Tensor]:
+    def prepare(self, batch: Batch, draws: Draws) -> tuple[Batch, Tensor]:
         """This step's share of the completions, drawn anew where the steps on the last ones are done; and the
         denominators.
         """
@@ -246,7 +246,7 @@ class GRPO(Policy):
         of_policy, tokens = self.policy_loss.denominator(mask_BT, self.rollouts.length), mask_BT.sum().float()
         return rows, torch.stack([tokens if name == "entropy" else of_policy for name in self.parts])
 
-    def experience(self, batch: Rows, draws: Draws) -> Rows:
+    def experience(self, batch: Batch, draws: Draws) -> Batch:
         """This device's share of the completions of all devices' prompts, with their advantages, one row each."""
         prompts = [prompt for theirs in self.of_all_devices(prompts_of(batch)) for prompt in theirs]
         draws = draws.whole()
@@ -259,7 +259,7 @@ class GRPO(Policy):
         self._numbers = self._describe(found, kind_PN, advantage_PN)
         return rows
 
-    def _shared_out(self, rows: Rows) -> Rows:
+    def _shared_out(self, rows: Batch) -> Batch:
         """This device's rows of each minibatch, and of which one each is."""
         count, parts = len(rows["tokens"]), []
         for number in range(self.minibatches):
@@ -301,9 +301,9 @@ class GRPO(Policy):
         """Completions of these prompts and what they are worth."""
         return answers(self, self.codec, self.rollouts, self.reward, prompts, u_PNT)
 
-    def _other_laws(self, rows: Rows) -> Rows:
+    def _other_laws(self, rows: Batch) -> Batch:
         """Log-probabilities (B, T) of the completions under the policy that drew them and under the reference."""
-        found: Rows = {}
+        found: Batch = {}
         begins = "kl" in self._unproven and self.global_step == 0
         with self.quiet():
             own_BT = self._scores(rows).logp_BT if self.steps_per_batch > 1 or begins else None
@@ -319,10 +319,10 @@ class GRPO(Policy):
             )
         return found if self.steps_per_batch == 1 else {**found, "old": own_BT}
 
-    def _scores(self, rows: Rows, model: nn.Module | None = None) -> Scores:
+    def _scores(self, rows: Batch, model: nn.Module | None = None) -> Scores:
         return self.scores(rows["tokens"], rows["width"], rows["made"], self.rollouts.temperature, model)
 
-    def _mask(self, rows: Rows) -> Tensor:
+    def _mask(self, rows: Batch) -> Tensor:
         """(B, T) the tokens that carry loss."""
         length = int(rows["made"].max())
         mask_BT = torch.arange(length, device=rows["made"].device) < rows["made"].unsqueeze(1)
@@ -330,7 +330,7 @@ class GRPO(Policy):
 
     # The loss ------------------------------------------------------------------------------------------------------
 
-    def loss_sum(self, rows: Rows) -> Tensor:
+    def loss_sum(self, rows: Batch) -> Tensor:
         """(P,) sums of the parts over these completions."""
         scores, mask_BT = self._scores(rows), self._mask(rows)
         length = mask_BT.shape[1]
@@ -416,7 +416,7 @@ class GRPO(Policy):
         super().on_validation_epoch_start()
         self._right: list[Tensor] = []
 
-    def validation_step(self, batch: Rows, batch_idx: int) -> None:
+    def validation_step(self, batch: Batch, batch_idx: int) -> None:
         """Completions of held-out prompts, always from the same random numbers."""
         world, rank = self.trainer.world_size, self.global_rank
         total = len(batch["tokens"]) * world

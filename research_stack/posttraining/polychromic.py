@@ -27,6 +27,7 @@ from torch import Tensor
 from torch.utils.checkpoint import checkpoint
 
 from research_stack.backbones.causal import CausalBackbone
+from research_stack.data.batches import Batch
 from research_stack.data.tokenizers import Codec
 from research_stack.data.vocabulary import Vocabulary
 from research_stack.posttraining.advantages import Advantage
@@ -37,7 +38,7 @@ from research_stack.posttraining.rollout import Rollouts
 from research_stack.posttraining.sft import SFT
 from research_stack.require import require
 from research_stack.streams import Draws
-from research_stack.training.module import Rows, count_rows
+from research_stack.training.module import count_rows
 from research_stack.training.optimization import Optimization
 
 if TYPE_CHECKING:
@@ -118,7 +119,7 @@ class PolychromicSFT(SFT):
         )
         self._check_pieces(data.batch_size // devices)
 
-    def prepare(self, batch: Rows, draws: Draws) -> tuple[Rows, Tensor]:
+    def prepare(self, batch: Batch, draws: Draws) -> tuple[Batch, Tensor]:
         """The pairs, and a completion beside each; denominators: reply tokens, completions."""
         rows, replies_1 = super().prepare(batch, draws)
         if self._waits() or not self.training:  # validation is of the replies alone
@@ -160,7 +161,7 @@ class PolychromicSFT(SFT):
             " cannot cut a group apart; choose another, or estimator=score",
         )
 
-    def finer(self, rows: Rows) -> int | None:
+    def finer(self, rows: Batch) -> int | None:
         """As for every method; with estimator=soft into pieces of whole groups."""
         if self.estimator == "score":
             return super().finer(rows)
@@ -171,7 +172,7 @@ class PolychromicSFT(SFT):
         """Whether the diversity term has not begun."""
         return self.trainer.max_steps > 0 and self.global_step < self.warmup * self.trainer.max_steps
 
-    def loss_sum(self, rows: Rows) -> Tensor:
+    def loss_sum(self, rows: Batch) -> Tensor:
         """(2,) the summed cross entropy of the replies, and what diversity is the gradient of."""
         reply = self.reply(rows)
         if "advantage" not in rows:
@@ -180,12 +181,12 @@ class PolychromicSFT(SFT):
         self.prove_reply(rows, sums_P, {"diversity": "all sets of answers are equally good"})
         return sums_P
 
-    def _scored(self, rows: Rows) -> Tensor:
+    def _scored(self, rows: Batch) -> Tensor:
         """sum_i A_i ln p(y_i) over the completions."""
         scores = self.scores(rows["own_tokens"], rows["own_width"], rows["own_made"], self.rollouts.temperature)
         return (rows["advantage"] * scores.logp_BT.sum(1)).sum()
 
-    def _soft(self, rows: Rows) -> Tensor:
+    def _soft(self, rows: Batch) -> Tensor:
         """N times the sum over whole groups of the gated mean cosine distance of their completions' soft embeddings."""
         mean_BD = F.normalize(self.soft_embeddings(rows), dim=-1)
         total = mean_BD.new_zeros(())
@@ -196,7 +197,7 @@ class PolychromicSFT(SFT):
             total = total + self.group * (weight_NN * (1 - e_ND @ e_ND.T)).sum() / (self.group * (self.group - 1))
         return total
 
-    def soft_embeddings(self, rows: Rows) -> Tensor:
+    def soft_embeddings(self, rows: Batch) -> Tensor:
         """(B, D): mean over a completion's places of the mean (constant) embedding under the policy's law there."""
         row_n, step_n, column_n = completion_columns(rows["own_width"], rows["own_made"])
         hidden_BLD = self.model.read(rows["own_tokens"][:, :-1])

@@ -16,10 +16,11 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from research_stack.backbones.regressor import Regressor
+from research_stack.data.batches import Batch
 from research_stack.data.scored import ScoredPairs
 from research_stack.require import require
 from research_stack.streams import Draws
-from research_stack.training.module import Rows, TrainingModule
+from research_stack.training.module import TrainingModule
 from research_stack.training.optimization import Optimization
 
 
@@ -65,11 +66,11 @@ class RewardModel(TrainingModule):
                 " data=replies_scored"
             )
 
-    def tokens_of(self, batch: Rows) -> int:
+    def tokens_of(self, batch: Batch) -> int:
         """Pairs."""
         return len(batch["features"])
 
-    def prepare(self, batch: Rows, draws: Draws) -> tuple[Rows, Tensor]:
+    def prepare(self, batch: Batch, draws: Draws) -> tuple[Batch, Tensor]:
         """Features, standardised targets and, in training, what dropout leaves out; the number of pairs."""
         target_B = (batch["target"] - self.mean) / self.std
         rows = {"features": batch["features"], "target": target_B}
@@ -77,7 +78,7 @@ class RewardModel(TrainingModule):
             rows["uniform"] = draws.uniform(sum(self.model.hidden))
         return rows, torch.tensor(float(len(target_B)), device=target_B.device)
 
-    def loss_sum(self, rows: Rows) -> Tensor:
+    def loss_sum(self, rows: Batch) -> Tensor:
         """The summed loss of these pairs, in units of the standardised target."""
         output_B = self.model(rows["features"], rows.get("uniform"))
         if self.loss == "huber":

@@ -14,9 +14,9 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from research_stack.backbones.linear_loss import linear_loss
+from research_stack.data.batches import Batch
 from research_stack.posttraining.policy import Policy
 from research_stack.streams import Draws
-from research_stack.training.module import Rows
 
 if TYPE_CHECKING:
     from research_stack.data.module import TokenData
@@ -36,24 +36,24 @@ class SFT(Policy):
                 " docstrings, instructions or replies"
             )
 
-    def prepare(self, batch: Rows, draws: Draws) -> tuple[Rows, Tensor]:
+    def prepare(self, batch: Batch, draws: Draws) -> tuple[Batch, Tensor]:
         """Where a next token is a reply's, and how many are."""
         counts_BL = (batch["attend"] & ~batch["prompt"])[:, 1:]
         rows = {name: batch[name] for name in ("tokens", "place", "sample") if name in batch}
         return {**rows, "counts": counts_BL}, counts_BL.sum().unsqueeze(0)
 
-    def loss_sum(self, rows: Rows) -> Tensor:
+    def loss_sum(self, rows: Batch) -> Tensor:
         """(1,) the summed cross entropy."""
         sums_P = torch.stack([self.reply(rows)])
         self.prove_reply(rows, sums_P, {})
         return sums_P
 
-    def prove_reply(self, rows: Rows, sums_P: Tensor, may_vanish: Mapping[str, str]) -> None:
+    def prove_reply(self, rows: Batch, sums_P: Tensor, may_vanish: Mapping[str, str]) -> None:
         """As `prove`, once a piece holds tokens of replies: it may hold prompts alone."""
         if bool(self._unproven) and bool(rows["counts"].any()):
             self.prove(sums_P, may_vanish)
 
-    def reply(self, rows: Rows) -> Tensor:
+    def reply(self, rows: Batch) -> Tensor:
         """The summed cross entropy of the replies, in nats."""
         hidden_BLD = self.model.read(rows["tokens"][:, :-1], *alone(rows))
         target_n = rows["tokens"][:, 1:][rows["counts"]]
@@ -70,7 +70,7 @@ class SFT(Policy):
         return {}
 
 
-def alone(rows: Rows) -> tuple[Tensor | None, Tensor | None]:
+def alone(rows: Batch) -> tuple[Tensor | None, Tensor | None]:
     """Positions and what is seen when each pair of a packed row sees itself alone; None for rows of one pair, padded on
     the right.
     """

@@ -20,6 +20,7 @@ from lightning import LightningModule
 from torch import Tensor, nn
 from torch.distributed.fsdp import FSDPModule
 
+from research_stack.data.batches import Batch
 from research_stack.streams import Draws, seed_of
 from research_stack.training.memory import Statistics, TooLarge, is_out_of_memory
 from research_stack.training.optimization import Group, Optimization
@@ -29,8 +30,6 @@ if TYPE_CHECKING:
     from research_stack.data.module import TokenData
 
 log = logging.getLogger(__name__)
-
-Rows = dict[str, Tensor]  # tensors that share their first dimension, one row per sequence
 
 
 class NotFinite(ValueError):
@@ -67,13 +66,13 @@ class TrainingModule(LightningModule):
     # What a family implements -------------------------------------------------------------------------------------
 
     @abstractmethod
-    def prepare(self, batch: Rows, draws: Draws) -> tuple[Rows, Tensor]:
+    def prepare(self, batch: Batch, draws: Draws) -> tuple[Batch, Tensor]:
         """The rows to compute on, and this device's share of the denominator: a scalar, or (P,) for P parts; shares add
         up.
         """
 
     @abstractmethod
-    def loss_sum(self, rows: Rows) -> Tensor:
+    def loss_sum(self, rows: Batch) -> Tensor:
         """The summed loss of these rows with gradient: a scalar, or (P,) for P parts."""
 
     # What a family may say besides ---------------------------------------------------------------------------------
@@ -117,7 +116,7 @@ class TrainingModule(LightningModule):
         """
         return None
 
-    def finer(self, rows: Rows) -> int | None:
+    def finer(self, rows: Batch) -> int | None:
         """Into how many pieces to cut the rows when `pieces` were too large for the memory; None when no finer cut is
         possible.
         """
@@ -128,7 +127,7 @@ class TrainingModule(LightningModule):
         restored without it.
         """
 
-    def tokens_of(self, batch: Rows) -> int:
+    def tokens_of(self, batch: Batch) -> int:
         """How much this device has worked on in the last step, for the progress line."""
         return next(iter(batch.values())).numel()
 
@@ -188,7 +187,7 @@ class TrainingModule(LightningModule):
         factor = self.optimization.factor(int(self.trainer.max_steps))
         return {"optimizer": optimizer, "lr_scheduler": torch.optim.lr_scheduler.LambdaLR(optimizer, factor)}
 
-    def training_step(self, batch: Rows, batch_idx: int) -> Tensor:
+    def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
         """One optimizer step; returns the batch's loss over all devices, without gradient."""
         step = self.global_step
         self._seed_dropout()
@@ -215,7 +214,7 @@ class TrainingModule(LightningModule):
         scheduler.step()
         return loss
 
-    def validation_step(self, batch: Rows, batch_idx: int) -> None:
+    def validation_step(self, batch: Batch, batch_idx: int) -> None:
         """The training loss on held-out rows, always under the same draws, so that steps can be compared."""
         world, rank = self.trainer.world_size, self.global_rank
         total = count_rows(batch) * world
@@ -240,7 +239,7 @@ class TrainingModule(LightningModule):
 
     # Pieces --------------------------------------------------------------------------------------------------------
 
-    def _gradients(self, rows: Rows, denominator: Tensor, weights: Tensor) -> Tensor:
+    def _gradients(self, rows: Batch, denominator: Tensor, weights: Tensor) -> Tensor:
         """This device's share of the parts' means, () or (P,), with the gradient of the loss left in the parameters.
 
         A step that does not fit into memory begins again in more pieces, which later steps keep. That changes no number
@@ -262,7 +261,7 @@ class TrainingModule(LightningModule):
             if self.device.type == "cuda":
                 torch.cuda.empty_cache()
 
-    def _piece_by_piece(self, rows: Rows, denominator: Tensor, weights: Tensor) -> Tensor:
+    def _piece_by_piece(self, rows: Batch, denominator: Tensor, weights: Tensor) -> Tensor:
         pieces, means = list(cut(rows, self._pieces_of(count_rows(rows)))), torch.zeros((), device=self.device)
         for index, piece in enumerate(pieces):
             with self._gradients_stay_here(index < len(pieces) - 1):
@@ -282,7 +281,7 @@ class TrainingModule(LightningModule):
         fewest = self.trainer.strategy.reduce(torch.tensor(count, device=self.device), reduce_op="min")
         return min(self.pieces, max(1, int(fewest)))
 
-    def _cut_finer(self, rows: Rows, error: RuntimeError) -> None:
+    def _cut_finer(self, rows: Batch, error: RuntimeError) -> None:
         """Raise `pieces`. Raises TooLarge in one line where they cannot be, or where other devices would not do the
         same.
         """
@@ -313,7 +312,7 @@ class TrainingModule(LightningModule):
         """Dropout draws from the global stream."""
         torch.manual_seed(seed_of(self.seed, "dropout", self.global_step, self.global_rank))
 
-    def draws(self, stream: str, step: int, batch: Rows) -> Draws:
+    def draws(self, stream: str, step: int, batch: Batch) -> Draws:
         """The numbers of this device's rows, out of those drawn for the whole batch."""
         rows, world, rank = count_rows(batch), self.trainer.world_size, self.global_rank
         return Draws(
@@ -364,12 +363,12 @@ class TrainingModule(LightningModule):
             )
 
 
-def count_rows(rows: Rows) -> int:
+def count_rows(rows: Batch) -> int:
     """How many rows there are."""
     return len(next(iter(rows.values())))
 
 
-def cut(rows: Rows, pieces: int) -> Iterator[Rows]:
+def cut(rows: Batch, pieces: int) -> Iterator[Batch]:
     """The rows in `pieces` parts of nearly equal size; empty parts are left out."""
     count = count_rows(rows)
     bounds = [round(i * count / pieces) for i in range(pieces + 1)]

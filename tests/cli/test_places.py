@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from research_stack.config.compose import Composer
-from research_stack.data.cache import Cache, default_root
+from research_stack.data.cache import FolderCache, default_root
 from research_stack.records import paths
 from research_stack.records.run_folder import RunFolder
 
@@ -96,7 +96,7 @@ def test_a_user_without_a_home_folder_is_told_where_the_cache_may_be(tmp_path, m
     with pytest.raises(
         OSError, match="cannot be written: .*; set data.cache_dir or RESEARCH_STACK_CACHE to a writable folder"
     ):
-        Cache(None, "x").folder(lambda folder: {})
+        FolderCache(None, "x").folder(lambda folder: {})
     monkeypatch.delenv("HOME")
     monkeypatch.setattr("pwd.getpwuid", lambda uid: {}[uid])  # as for a user that no one has named
     with pytest.raises(

@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 
-from research_stack.data.cache import Cache, default_root
+from research_stack.data.cache import FolderCache, default_root
 
 SPAWN = multiprocessing.get_context("spawn")
 
@@ -36,7 +36,7 @@ def slow_build(folder):
 
 
 def prepare(root, queue):
-    path, meta = Cache(root, "f").folder(slow_build)
+    path, meta = FolderCache(root, "f").folder(slow_build)
     queue.put(((path / "a.bin").read_bytes(), meta["answer"]))
 
 
@@ -46,13 +46,13 @@ def hang(root):
         (Path(root) / "started").touch()
         time.sleep(60)
 
-    Cache(root, "f").folder(half)
+    FolderCache(root, "f").folder(half)
 
 
 def test_built_once_then_read(tmp_path):
-    path, meta = Cache(tmp_path / "deep" / "root", "f").folder(build)
+    path, meta = FolderCache(tmp_path / "deep" / "root", "f").folder(build)
     assert path == tmp_path / "deep" / "root" / "f" and meta["answer"] == 42
-    assert Cache(tmp_path / "deep" / "root", "f").folder(never) == (path, meta)
+    assert FolderCache(tmp_path / "deep" / "root", "f").folder(never) == (path, meta)
     assert sorted(p.name for p in path.parent.iterdir()) == ["f", "f.lock"]
 
 
@@ -76,21 +76,21 @@ def test_a_killed_builder_leaves_no_half_cache_and_its_rest_is_cleaned(tmp_path)
     os.kill(process.pid, signal.SIGKILL)
     process.join()
     assert not (tmp_path / "f").exists() and len(list(tmp_path.glob("f.tmp-*"))) == 1
-    assert Cache(tmp_path, "f").folder(build)[1]["answer"] == 42
+    assert FolderCache(tmp_path, "f").folder(build)[1]["answer"] == 42
     assert not list(tmp_path.glob("f.tmp-*"))
 
 
 @pytest.mark.parametrize("name", ["a.bin", "sub/b.bin", "meta.json"])
 @pytest.mark.parametrize("damage", ["cut", "flipped", "missing"])
 def test_damage_is_noticed_logged_and_mended(tmp_path, name, damage, caplog):
-    path, _ = Cache(tmp_path, "f").folder(build)
+    path, _ = FolderCache(tmp_path, "f").folder(build)
     content = (path / name).read_bytes()
     if damage == "missing":
         (path / name).unlink()
     else:
         (path / name).write_bytes(content[:1] if damage == "cut" else b"\xff" + content[1:])
     with caplog.at_level(logging.WARNING):
-        Cache(tmp_path, "f").folder(build)
+        FolderCache(tmp_path, "f").folder(build)
     assert (path / name).read_bytes() == content
     assert (
         [r.levelname for r in caplog.records] == ["WARNING"]
@@ -100,15 +100,15 @@ def test_damage_is_noticed_logged_and_mended(tmp_path, name, damage, caplog):
 
 
 def test_a_changed_count_in_the_description_is_noticed(tmp_path, caplog):
-    path, _ = Cache(tmp_path, "f").folder(build)
+    path, _ = FolderCache(tmp_path, "f").folder(build)
     meta = path / "meta.json"
     for changed in (meta.read_text().replace("42", "43"), '{"files": ["a.bin"]}', "[" * 100_000):
         meta.write_text(changed)
-        assert Cache(tmp_path, "f").folder(build)[1]["answer"] == 42 and caplog.text.count("is damaged") == 1
+        assert FolderCache(tmp_path, "f").folder(build)[1]["answer"] == 42 and caplog.text.count("is damaged") == 1
         caplog.clear()
     old = {key: value for key, value in json.loads(meta.read_text()).items() if key != "seal"}
     meta.write_text(json.dumps(old))
-    assert Cache(tmp_path, "f").folder(never)[1]["answer"] == 42  # caches of earlier versions have no seal
+    assert FolderCache(tmp_path, "f").folder(never)[1]["answer"] == 42  # caches of earlier versions have no seal
 
 
 def test_errors_of_the_builder_pass_and_leave_nothing(tmp_path):
@@ -120,9 +120,9 @@ def test_errors_of_the_builder_pass_and_leave_nothing(tmp_path):
         open("/nonexistent/corpus.txt")
 
     with pytest.raises(ValueError, match="^no row$"):
-        Cache(tmp_path, "f").folder(wrong)
+        FolderCache(tmp_path, "f").folder(wrong)
     with pytest.raises(FileNotFoundError, match="corpus.txt"):
-        Cache(tmp_path, "f").folder(corpus_gone)
+        FolderCache(tmp_path, "f").folder(corpus_gone)
     assert [p.name for p in tmp_path.iterdir()] == ["f.lock"]
 
 
@@ -130,7 +130,7 @@ def test_a_root_that_cannot_be_written_is_one_clear_line(tmp_path):
     (tmp_path / "file").touch()
     for root in (tmp_path / "file" / "root", Path("/proc/research_stack")):
         with pytest.raises(OSError) as caught:
-            Cache(root, "f").folder(build)
+            FolderCache(root, "f").folder(build)
         assert str(caught.value).startswith(f"cache_dir={root} cannot be written: ") and "\n" not in str(caught.value)
 
 
@@ -157,19 +157,19 @@ except OSError as error:
 
 
 def test_a_whole_cache_is_read_without_writing(tmp_path):
-    path, _ = Cache(tmp_path, "f").folder(build)
+    path, _ = FolderCache(tmp_path, "f").folder(build)
     (tmp_path / "f.lock").unlink()
-    Cache(tmp_path, "f").folder(never)
+    FolderCache(tmp_path, "f").folder(never)
     assert not (tmp_path / "f.lock").exists()
 
 
 def test_meta_lists_every_file(tmp_path):
-    path, _ = Cache(tmp_path, "f").folder(build)
+    path, _ = FolderCache(tmp_path, "f").folder(build)
     assert json.loads((path / "meta.json").read_text())["files"].keys() == {"a.bin", "sub/b.bin"}
 
 
 def test_default_root(monkeypatch, tmp_path):
     monkeypatch.setenv("RESEARCH_STACK_CACHE", str(tmp_path))
-    assert default_root() == Cache(None, "f").root == tmp_path
+    assert default_root() == FolderCache(None, "f").root == tmp_path
     monkeypatch.delenv("RESEARCH_STACK_CACHE")
     assert default_root() == Path.home() / ".cache" / "research_stack"

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from research_stack.data import Replies
-from research_stack.data.packing import DUPLICATE, TRAIN, VALIDATION, Rows, pack, split, train_texts
+from research_stack.data.packing import DUPLICATE, TRAIN, VALIDATION, PackedRows, pack, split, train_texts
 from research_stack.data.sources.expressions import Expressions
 from research_stack.data.tokenizers import ByteBPE, Bytes
 
@@ -17,7 +17,9 @@ def packed(source, folder, length=16, fraction=0.2, tokenizer=None):
     tokenizer = tokenizer or Bytes()
     codec = tokenizer.fit(train_texts(source, sides))
     counts = pack(source, sides, codec, length, folder)
-    rows = [Rows.load(folder, name, codec.vocab, length) for name in ("train", "validation") if counts[name]["rows"]]
+    rows = [
+        PackedRows.load(folder, name, codec.vocab, length) for name in ("train", "validation") if counts[name]["rows"]
+    ]
     return *rows, counts, codec
 
 

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 import torch
 
-from research_stack.data import Bytes, PythonDocs, TokenData, module
+from research_stack.data import Bytes, PythonDocs, TokenData, step_data
 from research_stack.data.packing import OPEN_ROWS
 
 PAIRS = [(f"p{i}:", "abc" * (i % 9 + 1) + str(i)) for i in range(400)]
@@ -158,7 +158,7 @@ def test_ranks_and_resumption_of_packed_rows(data, monkeypatch):
     d.start_step = 3
     shares = []
     for rank in range(2):
-        monkeypatch.setattr(module, "place", lambda rank=rank: (rank, 2))
+        monkeypatch.setattr(step_data, "rank_and_world_size", lambda rank=rank: (rank, 2))
         shares.append(list(islice(d.train_dataloader(), 5)))
     for step, batch in enumerate(whole[3:]):
         for name in batch:

@@ -5,7 +5,6 @@ import logging
 import math
 from collections import Counter
 from itertools import islice
-from pathlib import Path
 
 import numpy as np
 import pytest
@@ -13,16 +12,17 @@ import torch
 from omegaconf import OmegaConf
 
 from research_stack.config.build import build
-from research_stack.data.questions import module
+from research_stack.data import step_data
 from research_stack.data.questions.facts import Facts
-from research_stack.data.questions.mixture import MixedBatches, Numbers
+from research_stack.data.questions.mixture import MixedBatches, QuestionRows
 from research_stack.data.questions.module import QuestionData
 from research_stack.data.questions.question import Question
 from research_stack.data.questions.squad import Squad
 from research_stack.data.questions.windows import window
+from research_stack.records import paths
 
-CONF = Path(module.__file__).parents[2] / "conf" / "data"
-REAL = Path(module.__file__).parents[3] / "shared" / "data" / "squad_v1.1_three_articles.json"
+CONF = paths.CONF / "data"
+REAL = paths.CONF.parents[1] / "shared" / "data" / "squad_v1.1_three_articles.json"
 
 
 class Held:
@@ -141,7 +141,7 @@ def test_resume_goes_on_exactly(start, repeat, workers):
 
 def test_ranks_share_the_batch_and_each_sees_every_source():
     data = made(weights={"a": 1.0, "b": 1.0})
-    parts, names = [Numbers(part["train"]) for part in data.parts.values()], list(data.parts)
+    parts, names = [QuestionRows(part["train"]) for part in data.parts.values()], list(data.parts)
     whole = MixedBatches(parts, [1, 1], names, 8, 0, 0, 0, 1)
     ranks = [MixedBatches(parts, [1, 1], names, 8, 0, 0, rank, 4) for rank in range(4)]
     of_a = set(data.parts["a"]["train"].tolist())
@@ -154,7 +154,7 @@ def test_ranks_share_the_batch_and_each_sees_every_source():
 
 
 def test_a_batch_that_the_devices_cannot_share(monkeypatch):
-    monkeypatch.setattr(module, "place", lambda: (0, 3))
+    monkeypatch.setattr(step_data, "rank_and_world_size", lambda: (0, 3))
     with pytest.raises(ValueError, match="^batch_size=8 must be a multiple of the 3 devices"):
         made().train_dataloader()
 
@@ -168,7 +168,7 @@ def test_a_batch_that_the_devices_cannot_share(monkeypatch):
 )
 @pytest.mark.parametrize("batch", [1, 8, 32])
 def test_rows_of_each_source_follow_the_weights(weights, batch):
-    parts = [Numbers(np.arange(10)) for _ in weights]
+    parts = [QuestionRows(np.arange(10)) for _ in weights]
     counts_SK = MixedBatches(parts, weights, [str(i) for i in range(len(weights))], batch, 3, 0, 0, 1).counts(
         np.arange(20_000)
     )
@@ -185,7 +185,7 @@ def test_rows_of_each_source_follow_the_weights(weights, batch):
 
 
 def test_rows_before_a_step_are_the_same_however_one_gets_there():
-    parts = [Numbers(np.arange(5)), Numbers(np.arange(5, 12))]
+    parts = [QuestionRows(np.arange(5)), QuestionRows(np.arange(5, 12))]
     walked, jumped = (MixedBatches(parts, [1, 2.5], ["a", "b"], 6, 0, 0, 0, 1) for _ in range(2))
     for step in (0, 1, 2, 5, 100):
         before = walked.before(step)

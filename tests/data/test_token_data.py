@@ -13,11 +13,12 @@ from omegaconf import DictConfig, OmegaConf
 from research_stack import compose
 from research_stack.config.build import build
 from research_stack.config.hints import UserError
-from research_stack.data import ByteBPE, Bytes, PythonDocs, Text, TokenData, module
-from research_stack.data.module import TrainBatches
+from research_stack.data import ByteBPE, Bytes, PythonDocs, Text, TokenData, module, step_data
+from research_stack.data.batches import TrainBatches
+from research_stack.records import paths
 
-CONF = Path(module.__file__).parents[2] / "conf" / "data"
-SHAKESPEARE = Path(module.__file__).parents[3] / "shared" / "data" / "tinyshakespeare.txt"
+CONF = paths.CONF / "data"
+SHAKESPEARE = paths.CONF.parents[1] / "shared" / "data" / "tinyshakespeare.txt"
 
 
 @pytest.fixture
@@ -93,7 +94,7 @@ def test_ranks_share_each_global_batch(data, monkeypatch, world):
     whole, validation = steps(d, 5), torch.cat([b["tokens"] for b in d.val_dataloader()])
     shares, parts = [], []
     for rank in range(world):
-        monkeypatch.setattr(module, "place", lambda rank=rank: (rank, world))
+        monkeypatch.setattr(step_data, "rank_and_world_size", lambda rank=rank: (rank, world))
         shares.append(steps(d, 5))
         parts.append([b["tokens"] for b in d.val_dataloader()])
     for step in range(5):
@@ -104,7 +105,7 @@ def test_ranks_share_each_global_batch(data, monkeypatch, world):
 
 
 def test_a_batch_that_ranks_cannot_share_is_refused(data, monkeypatch):
-    monkeypatch.setattr(module, "place", lambda: (0, 4))
+    monkeypatch.setattr(step_data, "rank_and_world_size", lambda: (0, 4))
     with pytest.raises(ValueError, match="^batch_size=6 must be a multiple of the 4 devices"):
         data().train_dataloader()
 
@@ -331,7 +332,7 @@ def test_ranks_and_workers_share_each_contiguous_batch(stream, monkeypatch, worl
     whole = list(islice(stream(overlap=3).train_dataloader(), 150))
     d, shares = stream(overlap=3, num_workers=workers), []
     for rank in range(world):
-        monkeypatch.setattr(module, "place", lambda rank=rank: (rank, world))
+        monkeypatch.setattr(step_data, "rank_and_world_size", lambda rank=rank: (rank, world))
         shares.append(list(islice(d.train_dataloader(), 150)))
     assert any(batch["fresh"].any() for batch in whole[1:])
     for step, batch in enumerate(whole):

@@ -6,7 +6,8 @@ import numpy as np
 import pytest
 import torch
 
-from research_stack.data.module import TokenData, batch_of
+from research_stack.data.batches import batch_of
+from research_stack.data.module import TokenData
 from research_stack.data.sources.expressions import Expressions
 from research_stack.data.tokenizers import Bytes
 from research_stack.posttraining.answers import Answers, answers, different_prompts, distances, prompts_of

@@ -6,7 +6,8 @@ import torch
 from research_stack import compose, load, run
 from research_stack.backbones.pretrained import LoRA, PretrainedCausal
 from research_stack.backbones.transformer import Transformer
-from research_stack.data.module import TokenData, batch_of
+from research_stack.data.batches import batch_of
+from research_stack.data.module import TokenData
 from research_stack.data.sources.expressions import Expressions
 from research_stack.data.tokenizers import Bytes
 from research_stack.posttraining.sft import SFT

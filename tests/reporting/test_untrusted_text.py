@@ -9,7 +9,7 @@ import sys
 import pytest
 
 from research_stack.cli.command import complain
-from research_stack.data.cache import Cache
+from research_stack.data.cache import FolderCache
 from research_stack.records import csv_tables, files, sweep_table, terminal
 from research_stack.records.files import atomic_write
 from research_stack.records.run_folder import RunFolder
@@ -95,7 +95,7 @@ def test_a_lock_is_a_plain_file(tmp_path, monkeypatch):
         root.mkdir()
         path.rename(root / "f00.lock")
         with pytest.raises(OSError, match="must be a plain file") as error:
-            Cache(root, "f00").folder(lambda folder: {})
+            FolderCache(root, "f00").folder(lambda folder: {})
         assert (
             "\n" not in str(error.value)
             and victim.read_text() == "precious"

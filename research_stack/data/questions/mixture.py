@@ -16,14 +16,14 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 
-from research_stack.data.module import Batch, StepBatches, TrainBatches
+from research_stack.data.batches import Batch, StepBatches, TrainBatches
 from research_stack.streams import generator, seed_of
 
 GOLDEN = 0x9E3779B97F4A7C15  # 2^64 over the golden ratio
 
 
 @dataclass(frozen=True)
-class Numbers:
+class QuestionRows:
     """Questions by number, int64 (N,), in the form that the batches of `module` ask for."""
 
     number_N: np.ndarray
@@ -31,9 +31,9 @@ class Numbers:
     def __len__(self) -> int:
         return len(self.number_N)
 
-    def take(self, rows: np.ndarray | slice) -> Numbers:
+    def take(self, rows: np.ndarray | slice) -> QuestionRows:
         """Some of them, in the order asked for."""
-        return Numbers(self.number_N[rows])
+        return QuestionRows(self.number_N[rows])
 
     def arrays(self) -> dict[str, np.ndarray]:
         """`question`, int64 (N,)."""
@@ -50,7 +50,7 @@ class MixedBatches(StepBatches):
 
     def __init__(
         self,
-        parts: Sequence[Numbers],
+        parts: Sequence[QuestionRows],
         weights: Sequence[float],
         names: Sequence[str],
         batch_size: int,
@@ -61,12 +61,12 @@ class MixedBatches(StepBatches):
         repeat: int = 1,
     ) -> None:
         # no rows of its own: they lie in the parts
-        super().__init__(None, batch_size, start_step, rank, world, repeat)  # type: ignore[arg-type]
+        super().__init__(None, batch_size, start_step, rank, world, repeat)
         self.parts, self.seed = parts, seed
         self.epochs = [
             TrainBatches(part, 1, seed_of(seed, "source", name), 0, 0, 1)
             for part, name in zip(parts, names, strict=True)
-        ]  # type: ignore[arg-type]
+        ]
         self.bounds_K = np.round(np.cumsum(weights) / np.sum(weights) * batch_size, 9)
         self._seen: tuple[int, np.ndarray] = (
             0,

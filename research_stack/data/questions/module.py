@@ -8,8 +8,6 @@ Shapes: N questions, B questions of a global batch.
 
 from __future__ import annotations
 
-import hashlib
-import json
 import logging
 import math
 from collections.abc import Iterator, Mapping, Sequence
@@ -17,20 +15,17 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any, Literal
 
-import lightning
 import numpy as np
-import torch
-from torch.utils.data import DataLoader
 
 from research_stack.data.kept import judge_losses, judge_split
-from research_stack.data.module import ValidationBatches, place
 from research_stack.data.packing import DUPLICATE, TRAIN, VALIDATION, split
 from research_stack.data.questions.files import QuestionFiles
-from research_stack.data.questions.mixture import MixedBatches, Numbers
+from research_stack.data.questions.mixture import MixedBatches, QuestionRows
 from research_stack.data.questions.question import Question, QuestionSource
 from research_stack.data.questions.windows import window
 from research_stack.data.sources.base import Described, Document
 from research_stack.data.sources.record_reader import Selective
+from research_stack.data.step_data import StepData
 from research_stack.require import require
 
 log = logging.getLogger(__name__)
@@ -39,7 +34,7 @@ LAYOUT = 1  # raise it when split, windows or numbering change: it is part of th
 LONG = "raise max_context_bytes, or set long=window or long=drop"
 
 
-class QuestionData(lightning.LightningDataModule):
+class QuestionData(StepData):
     """Questions about contexts, of one data set or a mixture, served in batches {"question": int64 (B,)}: numbers into
     `for_method()["questions"]`.
 
@@ -83,13 +78,7 @@ class QuestionData(lightning.LightningDataModule):
         nq: str | list[str] | None = None,
         max_dropped: float = 0.5,
     ) -> None:
-        super().__init__()
-        require(batch_size >= 1, f"batch_size={batch_size} must be at least 1")
-        require(0 < validation_fraction < 1, f"validation_fraction={validation_fraction} must lie between 0 and 1")
-        require(
-            validation_rows is None or validation_rows >= 1,
-            f"validation_rows={validation_rows} must be at least 1, or null for all",
-        )
+        super().__init__(batch_size, validation_fraction, validation_rows, num_workers, seed, path, max_dropped)
         require(
             max_context_bytes is None or max_context_bytes >= 1,
             f"max_context_bytes={max_context_bytes} must be at least 1, or null for no limit",
@@ -99,10 +88,6 @@ class QuestionData(lightning.LightningDataModule):
             long == "refuse" or max_context_bytes is not None,
             f"long={long} needs max_context_bytes: without a limit no context is too long",
         )
-        require(num_workers >= 0, f"num_workers={num_workers} must not be negative")
-        require(0 <= max_dropped <= 1, f"max_dropped={max_dropped} must lie in [0, 1]")
-        self.max_dropped = max_dropped
-        require(num_workers <= 1_024, f"num_workers={num_workers} must be at most 1,024")
         self.absent = [
             name
             for name, source in sources.items()
@@ -115,18 +100,10 @@ class QuestionData(lightning.LightningDataModule):
                 " one of them"
             )
         self.weights = _weights(weights, list(sources), list(self.sources))
-        self.batch_size, self.validation_fraction, self.validation_rows = (
-            batch_size,
-            validation_fraction,
-            validation_rows,
-        )
-        self.max_context_bytes, self.long, self.num_workers, self.seed = max_context_bytes, long, num_workers, seed
-        self.path, self.squad, self.hotpotqa, self.nq = path, squad, hotpotqa, nq
-        self.start_step = 0
-        self.repeat = 1  # so many steps one after another see the same batch; the method says it
+        self.max_context_bytes, self.long = max_context_bytes, long
+        self.squad, self.hotpotqa, self.nq = squad, hotpotqa, nq
         self.train: np.ndarray
         self.validation: np.ndarray
-        self.fingerprint: str
         self._questions: list[Question] | None = None
 
     def check(self) -> None:
@@ -135,13 +112,10 @@ class QuestionData(lightning.LightningDataModule):
             with _named(name):
                 source.check()
 
-    def prepare(self) -> None:
+    def load(self) -> None:
         """Read, cut, split and number the questions. Raises ValueError (no question, too long a context, no validation
         side) or OSError in one line.
         """
-        if self._questions is not None:
-            return
-        self.check()
         if self.absent:
             log.info("left out, since no path is given: %s", ", ".join(self.absent))
         kept: list[Question] = []
@@ -162,7 +136,7 @@ class QuestionData(lightning.LightningDataModule):
         self.validation = _interleaved([part["validation"] for part in self.parts.values()])
         prints = {name: source.fingerprint() for name, source in self.sources.items()}
         parts = [LAYOUT, prints, self.validation_fraction, self.max_context_bytes, self.long]
-        self.fingerprint = hashlib.sha256(json.dumps(parts).encode()).hexdigest()[:20]
+        self.set_fingerprint(parts)
         self._questions = kept
 
     def _read(self, name: str, source: QuestionSource) -> list[Question]:
@@ -243,9 +217,6 @@ class QuestionData(lightning.LightningDataModule):
         """Constructor arguments that a method may take from the data."""
         return {"questions": self.questions, "trained_on": self.train}
 
-    def serve(self, method: type) -> None:
-        """Every method gets the same rows."""
-
     def check_fit(self, model: Any, method: type) -> None:
         """Raise ValueError in one line when a context is longer than `model.max_length`, bytes of an encoder of bytes,
         where the model has such a limit.
@@ -279,22 +250,10 @@ class QuestionData(lightning.LightningDataModule):
             **facts,
         }
 
-    def prepare_data(self) -> None:
-        """Lightning's hook on one process per node."""
-        self.prepare()
-
-    def setup(self, stage: str | None = None) -> None:
-        """Lightning's hook on every process."""
-        self.prepare()
-
-    def train_dataloader(self) -> DataLoader:
-        """Endless; item i is the batch of step `start_step + i`: this rank's B/world questions."""
-        rank, world = place()
-        if self.batch_size % world:
-            raise ValueError(f"batch_size={self.batch_size} must be a multiple of the {world} devices it is shared by")
-        parts = [Numbers(part["train"]) for part in self.parts.values()]
-        batches = MixedBatches(
-            parts,
+    def train_batches(self, rank: int, world: int) -> MixedBatches:
+        """Each source in epochs of its own, mixed by the weights."""
+        return MixedBatches(
+            [QuestionRows(part["train"]) for part in self.parts.values()],
             list(self.weights.values()),
             list(self.weights),
             self.batch_size,
@@ -304,20 +263,10 @@ class QuestionData(lightning.LightningDataModule):
             world,
             self.repeat,
         )
-        return self._loader(batches, self.num_workers)
 
-    def val_dataloader(self) -> DataLoader:
-        """Finite, in a fixed order in which the sources take turns; with w devices the last len(validation) % w
-        questions are left out.
-        """
-        rank, world = place()
-        return self._loader(
-            ValidationBatches(Numbers(self.validation), max(1, self.batch_size // world), rank, world), 0
-        )  # type: ignore[arg-type]
-
-    @staticmethod
-    def _loader(dataset: MixedBatches | ValidationBatches, workers: int) -> DataLoader:
-        return DataLoader(dataset, batch_size=None, num_workers=workers, pin_memory=torch.cuda.is_available())
+    def validation_table(self) -> QuestionRows:
+        """The validation questions by number; the sources take turns."""
+        return QuestionRows(self.validation)
 
 
 def require_contexts(questions: Sequence[Question], most: int, what: str, hint: str) -> None:
