@@ -23,7 +23,7 @@ import tempfile
 import time
 from pathlib import Path
 
-SLOTS = "[3,4,5,6]"  # further points of the curve, of one training
+NUM_LATENTS = "[3,4,5,6]"  # further points of the curve, of one training
 PARTS = {
     "readers": r"the tiny \w+ reader answers .*; (\d+) s",
     "training": r"trained \d+ steps in (\d+) s",
@@ -39,7 +39,7 @@ def trained(folder, overrides):
         "-m",
         "research_stack",
         "experiment=latentwire",
-        f"eval.latentwire.slots={SLOTS}",
+        f"eval.latentwire.num_latents={NUM_LATENTS}",
         f"hydra.run.dir={folder / 'run'}",
         *overrides,
     ]

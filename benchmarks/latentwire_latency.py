@@ -25,7 +25,7 @@ from research_stack.data.sources.embedded import PythonDocs
 from research_stack.latentwire.latency import Latency
 from research_stack.running.run import assemble
 
-SLOTS, OFTEN = 32, 4
+NUM_LATENTS, OFTEN = 32, 4
 SHAPES = {
     "smollm2_135m": (
         LlamaForCausalLM,
@@ -89,9 +89,9 @@ def measured(paths, longest, repeats, overrides):
         "experiment=latentwire",
         "method/readers=pretrained",
         *readers,
-        f"method.slots={SLOTS}",
-        "method.private=8",
-        "method.numbers=16",
+        f"method.num_latents={NUM_LATENTS}",
+        "method.num_private=8",
+        "method.latent_dim=16",
         "model.dim=256",
         "model.patch=4",
         f"model.max_length={longest}",
@@ -107,7 +107,7 @@ def measured(paths, longest, repeats, overrides):
 def compared(rows):
     """[{bytes, tokens, latent milliseconds and their parts, text milliseconds, ratio}] of one reader, by length."""
     by = {(row["path"], row["context_bytes"]): row for row in rows}
-    beside = min(row["prefill_tokens"] for row in rows if row["path"] == "latent") - SLOTS  # the question
+    beside = min(row["prefill_tokens"] for row in rows if row["path"] == "latent") - NUM_LATENTS  # the question
     found = []
     for size in sorted({row["context_bytes"] for row in rows if row["path"] == "text"}):
         latent, text = by["latent", size], by["text", size]
@@ -133,7 +133,7 @@ def main():
     parser.add_argument("--repeats", type=int, default=5, help="passes of which the median counts")
     parser.add_argument("overrides", nargs="*", help="of the config: hardware=gpu, method.readers.a.dtype=bfloat16")
     arguments = parser.parse_args()
-    result = {"slots": SLOTS, "readers": {}}
+    result = {"num_latents": NUM_LATENTS, "readers": {}}
     with tempfile.TemporaryDirectory() as place:
         folder, words = Path(place), tokenizer()
         readers = {name: made(folder, name, words) for name in arguments.readers}
@@ -150,7 +150,7 @@ def main():
                 f" {row['adapt']:7.1f} {row['prefill']:8.1f} {row['latent']:15.1f} {row['text']:12.1f}"
                 f" {row['ratio']:6.2f}"
             )
-        there = next((row for row in lengths if row["tokens"] >= OFTEN * SLOTS), None)
+        there = next((row for row in lengths if row["tokens"] >= OFTEN * NUM_LATENTS), None)
         result["readers"][name] = {
             "faster_from_bytes": faster_from(own, lambda row: row["total_ms"]),
             "ratio_from_four_times": there and there["ratio"],

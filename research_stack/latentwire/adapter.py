@@ -1,6 +1,7 @@
-"""What a reader makes of its latents first: states of the wire's slots, and input embeddings made of them.
+"""What a reader makes of its latents first: states of the wire's latents, and input embeddings made of them.
 
-Shapes: B rows, M slots, d numbers of a slot, P = M * expand positions, H width of the states, D width of the reader.
+Shapes: B rows, M latents, d dimensions of a latent, P = M * expand positions, H width of the states, D width of the
+reader.
 """
 
 from __future__ import annotations
@@ -11,7 +12,7 @@ from torch import Tensor, nn
 from research_stack.backbones.attention import Everything
 from research_stack.backbones.norm import RMSNorm
 from research_stack.backbones.transformer import Attention, Block, SwiGLU
-from research_stack.latentwire.reader import Reader
+from research_stack.latentwire.reader import FrozenReader
 from research_stack.require import require
 from research_stack.streams import generator
 
@@ -21,61 +22,61 @@ HINTS = 33  # an answer length in tokens, 0 to 32
 class Adapter(nn.Module):
     """Numbers from the wire to states of each position, and to vectors as large as the reader's embeddings.
 
-    - slots, numbers: M and d at most. dim, layers, heads: of the blocks in which the positions see one another.
-    - expand: positions of the reader to a slot.
+    - latents, numbers: M and d at most. dim, layers, heads: of the blocks in which the positions see one another.
+    - expand: positions of the reader to a latent.
     - hint: whether an answer length comes with the latents.
     - seed, name: of the initial weights; the name is that of the reader in the config.
     """
 
     def __init__(
         self,
-        reader: Reader,
-        slots: int,
-        numbers: int,
+        reader: FrozenReader,
+        num_latents: int,
+        latent_dim: int,
         dim: int,
         layers: int,
         heads: int,
-        expand: int,
-        hint: bool,
+        positions_per_latent: int,
+        length_hint: bool,
         seed: int,
         name: str,
     ) -> None:
         super().__init__()
-        require(expand >= 1, f"expand={expand} must be at least 1")
-        require(expand <= 10_000, f"expand={expand} must be at most 10,000")
+        require(positions_per_latent >= 1, f"positions_per_latent={positions_per_latent} must be at least 1")
+        require(positions_per_latent <= 10_000, f"positions_per_latent={positions_per_latent} must be at most 10,000")
         require(heads >= 1 and dim >= 1 and dim % heads == 0, f"heads={heads} must divide dim={dim}")
-        self.dim, self.expand = dim, expand
-        self.enter = nn.Linear(numbers, expand * dim)
-        self.place_PH = nn.Parameter(torch.empty(slots * expand, dim))
-        self.hint = nn.Embedding(HINTS, dim) if hint else None
+        self.dim, self.positions_per_latent = dim, positions_per_latent
+        self.enter = nn.Linear(latent_dim, positions_per_latent * dim)
+        self.position_PH = nn.Parameter(torch.empty(num_latents * positions_per_latent, dim))
+        self.length_hint = nn.Embedding(HINTS, dim) if length_hint else None
         self.blocks = nn.ModuleList(
             Block(dim, Attention(dim, heads, heads, False), SwiGLU(dim, -(-8 * dim // 96) * 32), 0.0, 0)
             for _ in range(layers)
         )
         self.norm = RMSNorm(dim)
-        self.leave = nn.Linear(dim, reader.width)
-        mean_D, size = calibration(reader)
+        self.leave = nn.Linear(dim, reader.hidden_size)
+        mean_D, size = embedding_mean_and_std(reader)
         self.mean_D = nn.Parameter(mean_D)
         self.size = nn.Parameter(size.unsqueeze(0))  # one number in a row: shards are cut along rows
         stream = generator(seed, "adapter", name)
         for key, parameter in self.named_parameters():
             if parameter.ndim == 2:
-                std = 0.5 if key == "place_PH" else 0.02 if key.startswith("hint") else parameter.shape[1] ** -0.5
+                std = 0.5 if key == "position_PH" else 0.02 if key.startswith("hint") else parameter.shape[1] ** -0.5
                 nn.init.normal_(
                     parameter, std=std * (0.3 if ".out." in key or ".down." in key else 1.0), generator=stream
                 )
         nn.init.zeros_(self.enter.bias)
         nn.init.zeros_(self.leave.bias)
 
-    def forward(self, latents_BMd: Tensor, slots_M: Tensor, hint_B: Tensor | None = None) -> Tensor:
+    def forward(self, latents_BMd: Tensor, index_M: Tensor, hint_B: Tensor | None = None) -> Tensor:
         """States (B, P, H).
 
-        - slots_M: which slots these are. hint_B: int64, a length in tokens; longer ones count as the longest.
+        - index_M: which latents these are. hint_B: int64, a length in tokens; longer ones count as the longest.
         """
-        place_PH = self.place_PH.unflatten(0, (-1, self.expand))[slots_M].flatten(0, 1)
-        x_BPH = self.enter(latents_BMd).unflatten(-1, (self.expand, self.dim)).flatten(1, 2) + place_PH
-        if self.hint is not None and hint_B is not None:
-            x_BPH = x_BPH + self.hint(hint_B.clamp(0, HINTS - 1)).unsqueeze(1)
+        position_PH = self.position_PH.unflatten(0, (-1, self.positions_per_latent))[index_M].flatten(0, 1)
+        x_BPH = self.enter(latents_BMd).unflatten(-1, (self.positions_per_latent, self.dim)).flatten(1, 2) + position_PH
+        if self.length_hint is not None and hint_B is not None:
+            x_BPH = x_BPH + self.length_hint(hint_B.clamp(0, HINTS - 1)).unsqueeze(1)
         for index, block in enumerate(self.blocks):
             x_BPH = block(x_BPH, None, Everything(), None, index)
         return self.norm(x_BPH)
@@ -86,7 +87,7 @@ class Adapter(nn.Module):
 
 
 @torch.no_grad()
-def calibration(reader: Reader) -> tuple[Tensor, Tensor]:
+def embedding_mean_and_std(reader: FrozenReader) -> tuple[Tensor, Tensor]:
     """(mean (D,), standard deviation ()) of the reader's input embeddings over its tokens and dimensions, on CPU."""
     table_VD = reader.embeddings.weight[: len(reader.tokenizer)].float()
     return table_VD.mean(0).cpu(), (table_VD - table_VD.mean(0)).square().mean().sqrt().cpu()

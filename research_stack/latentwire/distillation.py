@@ -21,10 +21,9 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from research_stack.backbones.pretrained import DIGEST
-from research_stack.latentwire.losses import Loss, Read, exact, once
-from research_stack.latentwire.reader import Reader
-from research_stack.latentwire.receiver import Opened, told
-from research_stack.latentwire.receiver import read as read_on
+from research_stack.latentwire.losses import LatentWireLoss, LossInputs, at_least_float32, unique_contexts
+from research_stack.latentwire.reader import FrozenReader
+from research_stack.latentwire.receiver import Prefilled, forward_cached, prefill_text
 from research_stack.require import require
 
 if TYPE_CHECKING:
@@ -33,15 +32,15 @@ if TYPE_CHECKING:
 RATE = 0.01  # of the running mean of the difficulty
 
 
-class KD(Loss):
+class KD(LatentWireLoss):
     """Kullback-Leibler divergence from teachers who read the context as text, in nats a token.
 
     - temperature: T.
-    - hard: h of the weights w = (1 + h d) / (1 + h m) of the rows. d, the difficulty, is 0 where the student's
+    - hard_weight: h of the weights w = (1 + h d) / (1 + h m) of the rows. d, the difficulty, is 0 where the student's
       likeliest first token is the answer's, and else the teacher's uncertainty: the entropy of its first token (at
       temperature 1) as a share of ln V. m is the running mean of d over the steps before, for each reader, so that the
       weights are 1 on average, and the pieces of a batch can be weighed one by one. 0: all rows count 1.
-    - own: whether the reader itself is a teacher, without adapters on its weights.
+    - self_teacher: whether the reader itself is a teacher, without adapters on its weights.
     - teachers: further ones, {reader: {name: Reader}}: frozen, with the reader's vocabulary, and used for nothing else.
 
     Rows whose answer runs into the prompt count nothing. The gradient is the student's alone.
@@ -53,16 +52,21 @@ class KD(Loss):
         self,
         weight: float = 1.0,
         temperature: float = 2.0,
-        hard: float = 0.0,
-        own: bool = True,
-        teachers: dict[str, dict[str, Reader]] | None = None,
+        hard_weight: float = 0.0,
+        self_teacher: bool = True,
+        teachers: dict[str, dict[str, FrozenReader]] | None = None,
     ) -> None:
         require(weight >= 0, f"weight={weight} must not be negative; 0 leaves the loss out")
         require(temperature > 0, f"temperature={temperature} must be positive")
-        require(hard >= 0, f"hard={hard} must not be negative")
-        self.weight, self.temperature, self.hard, self.own = weight, temperature, hard, own
+        require(hard_weight >= 0, f"hard_weight={hard_weight} must not be negative")
+        self.weight, self.temperature, self.hard_weight, self.self_teacher = (
+            weight,
+            temperature,
+            hard_weight,
+            self_teacher,
+        )
         self.further = {reader: dict(named) for reader, named in (teachers or {}).items()}
-        self.teachers: dict[str, dict[str, Reader]] = {}
+        self.teachers: dict[str, dict[str, FrozenReader]] = {}
         self.difficulty: Difficulty | None = None
 
     def prepare(self, method: LatentWire) -> None:
@@ -74,10 +78,10 @@ class KD(Loss):
                 f"teachers.{name} belongs to no reader; the readers are {', '.join(method.readers)}",
             )
         for name, reader in method.readers.items():
-            self.teachers[name] = {**({"own": reader} if self.own else {}), **self.further.get(name, {})}
+            self.teachers[name] = {**({"own": reader} if self.self_teacher else {}), **self.further.get(name, {})}
             require(
                 bool(self.teachers[name]),
-                f"own={self.own}: reader {name} has no teacher; name one under teachers.{name}",
+                f"self_teacher={self.self_teacher}: reader {name} has no teacher; name one under teachers.{name}",
             )
             for label, teacher in self.further.get(name, {}).items():
                 require(
@@ -85,58 +89,60 @@ class KD(Loss):
                     f"teachers.{name}.{label}={teacher.path} must have the vocabulary of its reader, {reader.path}:"
                     " they would say different tokens",
                 )
-        if self.hard:
+        if self.hard_weight:
             self.difficulty = Difficulty(len(method.readers))
             method.add_module(
                 f"difficulty_{next(name for name, own in method.losses.items() if own is self)}", self.difficulty
             )
 
-    def count(self, counts_BA: Tensor, tokens: int) -> Tensor:
+    def count(self, answer_mask_BA: Tensor, tokens: int) -> Tensor:
         """Tokens."""
-        return counts_BA[:, :tokens].sum()
+        return answer_mask_BA[:, :tokens].sum()
 
-    def __call__(self, read: Read) -> Tensor:
-        kept_BK = read.counts_BA[:, : read.tokens]
-        taught_BKV, uncertain_B = self.taught(read)
-        said_BKV = (exact(read.logits_BAV[:, : read.tokens]) / self.temperature).log_softmax(-1)
+    def __call__(self, inputs: LossInputs) -> Tensor:
+        kept_BK = inputs.answer_mask_BA[:, : inputs.tokens]
+        taught_BKV, uncertain_B = self.taught(inputs)
+        said_BKV = (at_least_float32(inputs.logits_BAV[:, : inputs.tokens]) / self.temperature).log_softmax(-1)
         nats_B = (F.kl_div(said_BKV, taught_BKV.to(said_BKV), reduction="none").sum(-1) * kept_BK).sum(1)
-        return self.temperature**2 * (self._weights(read, uncertain_B).to(nats_B) * nats_B).sum()
+        return self.temperature**2 * (self._weights(inputs, uncertain_B).to(nats_B) * nats_B).sum()
 
     @torch.no_grad()
-    def taught(self, read: Read) -> tuple[Tensor, Tensor]:
+    def taught(self, inputs: LossInputs) -> tuple[Tensor, Tensor]:
         """(what the teachers say of the first K tokens, probabilities (B, K, V) at the temperature; (B,) uncertainty in
         0 .. 1 of the first).
         """
-        all_BKV = [exact(self._logits(teacher, read)) for teacher in self.teachers[read.name].values()]
+        all_BKV = [at_least_float32(self._logits(teacher, inputs)) for teacher in self.teachers[inputs.name].values()]
         taught_BKV = torch.stack([(logits_BKV / self.temperature).softmax(-1) for logits_BKV in all_BKV]).mean(0)
         first_BV = torch.stack([logits_BKV[:, 0].softmax(-1) for logits_BKV in all_BKV]).mean(0)
         return taught_BKV, torch.special.entr(first_BV).sum(-1) / math.log(first_BV.shape[-1])
 
-    def _logits(self, teacher: Reader, read: Read) -> Tensor:
+    def _logits(self, teacher: FrozenReader, inputs: LossInputs) -> Tensor:
         """(B, K, V) behind the context as text, which is read once for all its questions."""
-        teacher.to(read.logits_BAV.device)
-        first_C, which_B = once(read.rows["context"])
+        teacher.to(inputs.logits_BAV.device)
+        first_C, which_B = unique_contexts(inputs.rows["context"])
         tokens_CN, lengths_C = (
-            read.rows[f"context.{read.name}"][first_C].tolist(),
-            read.rows[f"context_seen.{read.name}"][first_C].sum(1).tolist(),
+            inputs.rows[f"context.{inputs.name}"][first_C].tolist(),
+            inputs.rows[f"context_mask.{inputs.name}"][first_C].sum(1).tolist(),
         )
         with without_adapters(teacher):
-            texts = told(teacher, [ids[:length] for ids, length in zip(tokens_CN, lengths_C, strict=True)])
-            given = Opened(texts.cache.select(which_B), texts.seen_BP[which_B])
-            hidden_BLD = read_on(teacher, given, read.rows[f"tokens.{read.name}"], read.rows[f"told.{read.name}"])
-        at_BK = read.rows[f"at.{read.name}"][:, : read.tokens]
+            texts = prefill_text(teacher, [ids[:length] for ids, length in zip(tokens_CN, lengths_C, strict=True)])
+            given = Prefilled(texts.cache.select(which_B), texts.mask_BP[which_B])
+            hidden_BLD = forward_cached(
+                teacher, given, inputs.rows[f"tokens.{inputs.name}"], inputs.rows[f"mask.{inputs.name}"]
+            )
+        at_BK = inputs.rows[f"answer_index.{inputs.name}"][:, : inputs.tokens]
         return teacher.model.head(hidden_BLD.gather(1, at_BK.unsqueeze(-1).expand(-1, -1, hidden_BLD.shape[-1])))
 
     @torch.no_grad()
-    def _weights(self, read: Read, uncertain_B: Tensor) -> Tensor:
+    def _weights(self, inputs: LossInputs, uncertain_B: Tensor) -> Tensor:
         """(B,)."""
         if self.difficulty is None:
             return torch.ones_like(uncertain_B)
-        hard_B = (read.logits_BAV[:, 0].argmax(-1) != read.target_BA[:, 0]) * uncertain_B
-        reader = list(self.teachers).index(read.name)
+        hard_B = (inputs.logits_BAV[:, 0].argmax(-1) != inputs.target_BA[:, 0]) * uncertain_B
+        reader = list(self.teachers).index(inputs.name)
         if self.method.training:
-            self.difficulty.note(reader, hard_B[read.counts_BA[:, 0]])
-        return (1 + self.hard * hard_B) / (1 + self.hard * self.difficulty.mean_R[reader])
+            self.difficulty.note(reader, hard_B[inputs.answer_mask_BA[:, 0]])
+        return (1 + self.hard_weight * hard_B) / (1 + self.hard_weight * self.difficulty.mean_R[reader])
 
     def after_update(self) -> None:
         """Move the running mean of the difficulty."""
@@ -149,7 +155,12 @@ class KD(Loss):
             name: {label: f"{teacher.path} {config_hash(teacher)}" for label, teacher in named.items()}
             for name, named in self.teachers.items()
         }
-        return {**super().describe(), "temperature": self.temperature, "hard": self.hard, "teachers": teachers}
+        return {
+            **super().describe(),
+            "temperature": self.temperature,
+            "hard_weight": self.hard_weight,
+            "teachers": teachers,
+        }
 
 
 class Difficulty(nn.Module):
@@ -178,12 +189,12 @@ class Difficulty(nn.Module):
         self.now_R2.zero_()
 
 
-def without_adapters(reader: Reader) -> AbstractContextManager[None]:
+def without_adapters(reader: FrozenReader) -> AbstractContextManager[None]:
     """Within it, the reader's weights are those it was loaded with."""
     return reader.model.without_adapters() if reader.model.kept_names() else nullcontext()
 
 
-def config_hash(reader: Reader) -> str:
+def config_hash(reader: FrozenReader) -> str:
     """12 hexadecimal digits of SHA-256 over the model's config and the digest of its weights; where they lie plays no
     part.
     """

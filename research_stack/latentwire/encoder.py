@@ -1,11 +1,12 @@
-"""The sender: the bytes of a context to M latents of d numbers.
+"""The sender: the bytes of a context to M latents of d dimensions.
 
 Bytes become vectors with hashed n-grams (as in the Byte Latent Transformer, Pagnoni et al. 2024), optionally in patches
 by a strided convolution, and go through a bidirectional transformer (`ByteEncoder`). M learned queries pool what comes
 out; a gated second pooling reads the bytes' own vectors, a shortcut around patches and blocks that lets the latents
 learn before the blocks do (`Pooling`).
 
-Shapes: B contexts, N bytes, T = ceil(N / patch) patches, D width, M slots, d numbers of a slot, H heads of E numbers.
+Shapes: B contexts, N bytes, T = ceil(N / patch) patches, D width, M latents, d dimensions of a latent, H heads of E
+numbers.
 """
 
 from __future__ import annotations
@@ -124,10 +125,10 @@ class ByteEncoder(nn.Module):
             + rows * dim * max(1, layers // 2)
         )
 
-    def forward(self, bytes_BN: Tensor, seen_BN: Tensor) -> Encoded:
+    def forward(self, bytes_BN: Tensor, mask_BN: Tensor) -> Encoded:
         """What was read, patch by patch.
 
-        - bytes_BN: int64, 0 to 255, anything at padding. seen_BN: bool, False at padding, which changes nothing.
+        - bytes_BN: int64, 0 to 255, anything at padding. mask_BN: bool, False at padding, which changes nothing.
 
         Raises ValueError for more than max_length bytes.
         """
@@ -135,20 +136,20 @@ class ByteEncoder(nn.Module):
             bytes_BN.shape[1] <= self.max_length,
             f"max_length={self.max_length} is less than the {bytes_BN.shape[1]} bytes of a context",
         )
-        entered_BND = self.embed(torch.where(seen_BN, bytes_BN, BYTES - 1)) * seen_BN.unsqueeze(-1)
-        x_BTD, seen_BT = self._patched(entered_BND, seen_BN)
+        entered_BND = self.embed(torch.where(mask_BN, bytes_BN, BYTES - 1)) * mask_BN.unsqueeze(-1)
+        x_BTD, mask_BT = self._patched(entered_BND, mask_BN)
         states_BTD = self.transformer.through_vectors(
-            x_BTD, slice(0, x_BTD.shape[1]), Everything(seen_BT[:, None, None, :])
+            x_BTD, slice(0, x_BTD.shape[1]), Everything(mask_BT[:, None, None, :])
         )
-        return Encoded(entered_BND, seen_BN, states_BTD, seen_BT)
+        return Encoded(entered_BND, mask_BN, states_BTD, mask_BT)
 
-    def _patched(self, x_BND: Tensor, seen_BN: Tensor) -> tuple[Tensor, Tensor]:
+    def _patched(self, x_BND: Tensor, mask_BN: Tensor) -> tuple[Tensor, Tensor]:
         """Vectors (B, T, D) of the patches, and which of them are no padding (B, T)."""
         if self.patches is None:
-            return x_BND, seen_BN
+            return x_BND, mask_BN
         rest = -x_BND.shape[1] % self.patch
         x_BDT = self.patches(F.pad(x_BND, (0, 0, 0, rest + self.patch)).transpose(1, 2))
-        return x_BDT.transpose(1, 2), F.pad(seen_BN, (0, rest)).unflatten(1, (-1, self.patch)).any(-1)
+        return x_BDT.transpose(1, 2), F.pad(mask_BN, (0, rest)).unflatten(1, (-1, self.patch)).any(-1)
 
     @property
     def blocks(self) -> nn.ModuleList:
@@ -167,49 +168,49 @@ class Encoded(NamedTuple):
     """
 
     entered_BND: Tensor
-    seen_BN: Tensor
+    mask_BN: Tensor
     states_BTD: Tensor
-    seen_BT: Tensor
+    mask_BT: Tensor
 
 
-class Attend(nn.Module):
+class AttentionPooling(nn.Module):
     """Attention of M learned queries over some vectors, heads side by side.
 
-    - dim: D. slots: M. heads: H.
+    - dim: D. latents: M. heads: H.
     """
 
-    def __init__(self, dim: int, slots: int, heads: int) -> None:
+    def __init__(self, dim: int, num_latents: int, heads: int) -> None:
         super().__init__()
         self.heads = heads
-        self.query_MD = nn.Parameter(torch.empty(slots, dim))
+        self.query_MD = nn.Parameter(torch.empty(num_latents, dim))
         self.key, self.value = nn.Linear(dim, dim, bias=False), nn.Linear(dim, dim, bias=False)
 
-    def forward(self, x_BTD: Tensor, seen_BT: Tensor) -> Tensor:
+    def forward(self, x_BTD: Tensor, mask_BT: Tensor) -> Tensor:
         """(B, M, D)."""
         key_BHTE, value_BHTE = (
             part.unflatten(-1, (self.heads, -1)).transpose(1, 2) for part in (self.key(x_BTD), self.value(x_BTD))
         )
         query_HME = self.query_MD.unflatten(-1, (self.heads, -1)).transpose(0, 1).to(key_BHTE.dtype)
         scores_BHMT = query_HME @ key_BHTE.transpose(-1, -2) / math.sqrt(key_BHTE.shape[-1])
-        weights_BHMT = scores_BHMT.masked_fill(~seen_BT[:, None, None, :], torch.finfo(scores_BHMT.dtype).min).softmax(
+        weights_BHMT = scores_BHMT.masked_fill(~mask_BT[:, None, None, :], torch.finfo(scores_BHMT.dtype).min).softmax(
             -1
         )
         return (weights_BHMT.to(value_BHTE.dtype) @ value_BHTE).transpose(1, 2).flatten(2)
 
 
 class Pooling(nn.Module):
-    """States to M latents of d numbers: pooled states, plus a gate for each slot times what is pooled of the bytes' own
-    vectors.
+    """States to M latents of d dimensions: pooled states, plus a gate for each latent times what is pooled of the
+    bytes' own vectors.
 
-    - dim: D of the encoder. slots, numbers: M and d. heads: of the queries. seed: of the initial weights.
+    - dim: D of the encoder. latents, numbers: M and d. heads: of the queries. seed: of the initial weights.
     """
 
-    def __init__(self, dim: int, slots: int, numbers: int, heads: int, seed: int) -> None:
+    def __init__(self, dim: int, num_latents: int, latent_dim: int, heads: int, seed: int) -> None:
         super().__init__()
         require(heads >= 1 and dim % heads == 0, f"heads={heads} must divide the encoder's dim={dim}")
-        self.after, self.before = Attend(dim, slots, heads), Attend(dim, slots, heads)
-        self.gate_M1 = nn.Parameter(torch.ones(slots, 1))
-        self.norm, self.out = RMSNorm(dim), nn.Linear(dim, numbers)
+        self.after, self.before = AttentionPooling(dim, num_latents, heads), AttentionPooling(dim, num_latents, heads)
+        self.gate_M1 = nn.Parameter(torch.ones(num_latents, 1))
+        self.norm, self.out = RMSNorm(dim), nn.Linear(dim, latent_dim)
         stream = generator(seed, "pooling")
         for name, parameter in self.named_parameters():
             if parameter.ndim == 2 and name != "gate_M1":
@@ -219,8 +220,8 @@ class Pooling(nn.Module):
     def forward(self, encoded: Encoded) -> Tensor:
         """(B, M, d)."""
         after_BMD, before_BMD = (
-            self.after(encoded.states_BTD, encoded.seen_BT),
-            self.before(encoded.entered_BND, encoded.seen_BN),
+            self.after(encoded.states_BTD, encoded.mask_BT),
+            self.before(encoded.entered_BND, encoded.mask_BN),
         )
         return self.out(self.norm(after_BMD + self.gate_M1 * before_BMD))
 
@@ -229,7 +230,7 @@ def as_bytes(texts: list[str]) -> tuple[Tensor, Tensor]:
     """(bytes int64 (B, N), seen bool (B, N)) of texts in UTF-8, padded on the right; N is at least 1."""
     raw = [text.encode() for text in texts]
     longest = max(1, *map(len, raw)) if raw else 1
-    bytes_BN, seen_BN = (
+    bytes_BN, mask_BN = (
         torch.zeros(len(raw), longest, dtype=torch.long),
         torch.zeros(len(raw), longest, dtype=torch.bool),
     )
@@ -237,5 +238,5 @@ def as_bytes(texts: list[str]) -> tuple[Tensor, Tensor]:
         bytes_BN[row, : len(own)] = (
             torch.frombuffer(bytearray(own), dtype=torch.uint8) if own else torch.zeros(0, dtype=torch.uint8)
         )
-        seen_BN[row, : len(own)] = True
-    return bytes_BN, seen_BN
+        mask_BN[row, : len(own)] = True
+    return bytes_BN, mask_BN

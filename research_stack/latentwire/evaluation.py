@@ -21,12 +21,12 @@ import numpy as np
 from research_stack.data.questions.module import QuestionData
 from research_stack.data.questions.question import Question
 from research_stack.latentwire import paths, wire
+from research_stack.latentwire.information import message_information
 from research_stack.latentwire.latency import Latency
 from research_stack.latentwire.module import LatentWire
-from research_stack.latentwire.paths import HEAD, LATENT, NONE, SHUFFLED, TEXT, TOKENS, Answered, Asker
+from research_stack.latentwire.paths import HEAD, LATENT, NONE, SHUFFLED, TEXT, TOKENS, AnswerGenerator, PathAnswers
 from research_stack.latentwire.text_baselines import ratio_of_bytes
-from research_stack.latentwire.useful_bits import useful_bits
-from research_stack.latentwire.wire import MOST
+from research_stack.latentwire.wire import MAX_LATENTS
 from research_stack.metrics import paired
 from research_stack.metrics.interval import warn_few, within
 from research_stack.records.csv_tables import write_table
@@ -53,41 +53,45 @@ class LatentWireEvaluation:
     Latents go through real bytes: the message is written, counted and read back. Intervals are 95 %, over the groups
     of questions that depend on one another (`evaluation.interval`); they do not cover a new training run.
 
-    - most: questions of each data set, spread evenly over the validation side; None for all. batch: questions read
+    - max_questions: of each data set, spread evenly over the validation side; None for all. batch_size: questions read
       together.
-    - slots: further M to send, of more than the method's private slots and at most all of its slots; others are left
-      out. The first shared ones are sent. None: half and three quarters of those that were trained.
-    - curve: times the bytes of a message in which head and tail of the text are measured too, beside those in as many.
+    - num_latents: further M to send, of more than the method's private latents and at most all of its latents; others
+      are left out. The first shared ones are sent. None: half and three quarters of those that were trained.
+    - byte_factors: times the bytes of a message in which head and tail of the text are measured too, beside those in as
+      many.
     - examples: questions of each data set whose answers are kept as texts.
     - latency: how times are taken; None: not at all.
     """
 
     #: See research_stack.config.smoke.
-    smoke = {"most": 8, "batch": 8, "slots": [], "curve": [], "latency": None}
+    smoke = {"max_questions": 8, "batch_size": 8, "num_latents": [], "byte_factors": [], "latency": None}
 
     def __init__(
         self,
-        most: int | None = 512,
-        batch: int = 64,
-        slots: list[int] | None = None,
-        curve: list[float] | None = None,
+        max_questions: int | None = 512,
+        batch_size: int = 64,
+        num_latents: list[int] | None = None,
+        byte_factors: list[float] | None = None,
         examples: int = 6,
         latency: Latency | None = None,
     ) -> None:
-        require(most is None or most >= 2, f"most={most} must be at least 2, or null for all")
-        require(batch >= 1, f"batch={batch} must be at least 1")
+        require(
+            max_questions is None or max_questions >= 2,
+            f"max_questions={max_questions} must be at least 2, or null for all",
+        )
+        require(batch_size >= 1, f"batch_size={batch_size} must be at least 1")
         require(examples >= 1, f"examples={examples} must be at least 1")
         if any(
-            not 1 <= number <= 256 for number in slots or []
+            not 1 <= number <= 256 for number in num_latents or []
         ):  # wire.MOST, as a number: what is checked before anything is imported
-            raise ValueError(f"slots={slots} must be numbers from 1 to 256")
-        if any(factor <= 0 for factor in curve or []):
-            raise ValueError(f"curve={curve} must be numbers above 0")
-        self.most, self.batch, self.slots, self.curve, self.examples, self.latency = (
-            most,
-            batch,
-            slots,
-            curve or [],
+            raise ValueError(f"num_latents={num_latents} must be numbers from 1 to 256")
+        if any(factor <= 0 for factor in byte_factors or []):
+            raise ValueError(f"byte_factors={byte_factors} must be numbers above 0")
+        self.max_questions, self.batch_size, self.num_latents, self.byte_factors, self.examples, self.latency = (
+            max_questions,
+            batch_size,
+            num_latents,
+            byte_factors or [],
             examples,
             latency,
         )
@@ -104,9 +108,9 @@ class LatentWireEvaluation:
         """
         method, data = context.method, context.data
         assert isinstance(method, LatentWire) and isinstance(data, QuestionData)
-        questions = chosen([data.questions[i] for i in data.validation], self.most)
+        questions = chosen([data.questions[i] for i in data.validation], self.max_questions)
         found = self._answers(method, questions, context.seed)
-        scores = Scores(questions, found, method, context.seed)
+        scores = ScoreTables(questions, found, method, context.seed)
         warn_few(scores.group_n, "groups of questions")
         write_table(context.folder, "latentwire", scores.rows())
         write_table(context.folder, "latentwire_paired", scores.paired())
@@ -121,37 +125,37 @@ class LatentWireEvaluation:
             )
         return {name: value for name, value in scores.metrics(data).items() if math.isfinite(value)}
 
-    def _answers(self, method: LatentWire, questions: Sequence[Question], seed: int) -> list[Answered]:
+    def _answers(self, method: LatentWire, questions: Sequence[Question], seed: int) -> list[PathAnswers]:
         """Every reader along every path."""
-        others = paths.strangers(questions, seed)
+        others = paths.mismatched_contexts(questions, seed)
         if others is None:
             log.warning(
                 "latents of another example are left out: more than half of a data set's questions are about one"
                 " context"
             )
-        found, wanted = [], settings(method, self.slots)
+        found, wanted = [], settings(method, self.num_latents)
         for name in method.readers:
-            asker = Asker(method, name, questions, self.batch)
-            found += asker.whole()
-            for slots in wanted:
-                found += asker.sent(slots, others, controls=slots == method.final_slots)
-            found += asker.curve(method.final_slots, self.curve)
+            generator = AnswerGenerator(method, name, questions, self.batch_size)
+            found += generator.whole()
+            for num_latents in wanted:
+                found += generator.sent(num_latents, others, controls=num_latents == method.final_num_latents)
+            found += generator.curve(method.final_num_latents, self.byte_factors)
         return found
 
-    def _examples(self, method: LatentWire, questions: Sequence[Question], found: Sequence[Answered]) -> Table:
+    def _examples(self, method: LatentWire, questions: Sequence[Question], found: Sequence[PathAnswers]) -> Table:
         """The same questions for every reader, spread evenly over those of each data set."""
         table = []
         asked = chosen(questions, self.examples)
         for name in method.readers:
-            said = {
+            answers = {
                 one.path: one.answers
                 for one in found
-                if one.reader == name and one.slots in (None, method.final_slots) and not one.beside
+                if one.reader == name and one.num_latents in (None, method.final_num_latents) and not one.curve_only
             }
-            messages = Asker(method, name, asked, self.batch).messages(method.final_slots)
+            messages = AnswerGenerator(method, name, asked, self.batch_size).messages(method.final_num_latents)
             for question, message in zip(asked, messages, strict=True):
                 at = questions.index(question)
-                texts = {path: said[path][at] if path in said else "" for path in SHOWN}
+                texts = {path: answers[path][at] if path in answers else "" for path in SHOWN}
                 table.append(
                     {
                         "dataset": question.dataset,
@@ -166,14 +170,14 @@ class LatentWireEvaluation:
         return table
 
 
-class Scores:
+class ScoreTables:
     """The answers of all readers as tables.
 
     - questions: n, in the order of the answers. seed: of random sign flips.
     """
 
     def __init__(
-        self, questions: Sequence[Question], answered: Sequence[Answered], method: LatentWire, seed: int
+        self, questions: Sequence[Question], answered: Sequence[PathAnswers], method: LatentWire, seed: int
     ) -> None:
         self.questions, self.answered, self.method, self.seed = questions, answered, method, seed
         self.group_n = np.array(groups_of(questions))
@@ -183,15 +187,15 @@ class Scores:
         self.sides = {POOLED: np.arange(len(questions))} if len(names) > 1 else {}
         self.sides |= {name: np.flatnonzero(dataset_n == name) for name in names}
 
-    def main(self, one: Answered) -> bool:
+    def main(self, one: PathAnswers) -> bool:
         """Whether it is of the setting that was trained, or of none."""
-        return one.slots in (None, self.method.final_slots) and not one.beside
+        return one.num_latents in (None, self.method.final_num_latents) and not one.curve_only
 
     def rows(self) -> Table:
         """A row for each data set, reader, path and M."""
         return [self._row(dataset, at, one) for dataset, at in self.sides.items() for one in self.answered]
 
-    def _row(self, dataset: str, at: np.ndarray, one: Answered) -> dict[str, Any]:
+    def _row(self, dataset: str, at: np.ndarray, one: PathAnswers) -> dict[str, Any]:
         bytes_n, context_n = one.bytes_n[at], self.context_n[at]
         ratio = ratio_of_bytes(context_n, bytes_n) if (bytes_n > 0).all() else None
         means = {
@@ -202,8 +206,8 @@ class Scores:
             "dataset": dataset,
             "reader": one.reader,
             "path": one.path,
-            "slots": one.slots,
-            "bits": None if one.slots is None or one.path == TOKENS else self.method.quantizer.bits,
+            "num_latents": one.num_latents,
+            "bits": None if one.num_latents is None or one.path == TOKENS else self.method.quantizer.bits,
             "bytes": bytes_n.mean(),
             "ratio": ratio and ratio.of_means,
             "ratio_mean": ratio and ratio.mean,
@@ -218,7 +222,7 @@ class Scores:
             "main": int(self.main(one)),
         }
 
-    def of(self, reader: str) -> dict[str, Answered]:
+    def of(self, reader: str) -> dict[str, PathAnswers]:
         """{path: the answers} of one reader at the trained setting."""
         return {one.path: one for one in self.answered if one.reader == reader and self.main(one)}
 
@@ -227,10 +231,12 @@ class Scores:
         table = []
         for dataset, at in self.sides.items():
             for reader in self.method.readers:
-                said = self.of(reader)
+                answers = self.of(reader)
                 for first, second in COMPARED:
-                    if first in said and second in said:
-                        found = paired.compare(said[first].f1_n[at], said[second].f1_n[at], self.group_n[at], self.seed)
+                    if first in answers and second in answers:
+                        found = paired.compare(
+                            answers[first].f1_n[at], answers[second].f1_n[at], self.group_n[at], self.seed
+                        )
                         table.append(
                             {
                                 "dataset": dataset,
@@ -268,9 +274,9 @@ class Scores:
         """The numbers of result.json, on the questions of all data sets together."""
         found = {}
         for reader in self.method.readers:
-            said = self.of(reader)
-            mean, latent = {path: float(one.f1_n.mean()) for path, one in said.items()}, said[LATENT]
-            over = paired.ratio(latent.f1_n, said[HEAD].f1_n, self.group_n)
+            answers = self.of(reader)
+            mean, latent = {path: float(one.f1_n.mean()) for path, one in answers.items()}, answers[LATENT]
+            over = paired.ratio(latent.f1_n, answers[HEAD].f1_n, self.group_n)
             own = {f"f1_{path}": mean[path] for path in (LATENT, TEXT, HEAD, NONE, SHUFFLED) if path in mean}
             own |= {
                 "exact_latent": float(latent.exact_n.mean()),
@@ -283,18 +289,18 @@ class Scores:
                 "ratio": ratio_of_bytes(self.context_n, latent.bytes_n).of_means,
             }
             own |= {"collapse": mean[LATENT] - mean[SHUFFLED]} if SHUFFLED in mean else {}
-            bits = useful_bits(data.sources.values(), next(iter(self.sides)), own["exact_latent"])
-            own |= {} if bits is None else {"useful_bits": bits, "useful_bits_share": bits / (8 * own["bytes"])}
+            bits = message_information(data.sources.values(), next(iter(self.sides)), own["exact_latent"])
+            own |= {} if bits is None else {"information_bits": bits, "information_share": bits / (8 * own["bytes"])}
             found |= {f"{reader}/{name}": value for name, value in own.items()}
         return found
 
 
-def chosen(questions: Sequence[Question], most: int | None) -> list[Question]:
+def chosen(questions: Sequence[Question], max_questions: int | None) -> list[Question]:
     """At most so many questions of each data set, spread evenly, data set by data set."""
     found: list[Question] = []
     for dataset in dict.fromkeys(q.dataset for q in questions):
         own = [q for q in questions if q.dataset == dataset]
-        count = min(most or len(own), len(own))
+        count = min(max_questions or len(own), len(own))
         found += [own[i * len(own) // count] for i in range(count)]
     return found
 
@@ -318,29 +324,33 @@ def groups_of(questions: Sequence[Question]) -> list[str]:
     return [f"{q.dataset}:{group}" for q, group in zip(questions, found, strict=True)]
 
 
-def settings(method: LatentWire, slots: Iterable[int] | None) -> list[int]:
-    """M as training ended with it, then those of `slots` that the method can send; None: half and three quarters of
+def settings(method: LatentWire, num_latents: Iterable[int] | None) -> list[int]:
+    """M as training ended with it, then those of `latents` that the method can send; None: half and three quarters of
     it.
     """
-    final = method.final_slots
-    wanted = sorted(set((final // 2, 3 * final // 4) if slots is None else slots) - {final})
-    known = [number for number in wanted if method.private < number <= method.slots]
-    if known != wanted and slots is not None:
+    final = method.final_num_latents
+    wanted = sorted(set((final // 2, 3 * final // 4) if num_latents is None else num_latents) - {final})
+    known = [number for number in wanted if method.num_private < number <= method.num_latents]
+    if known != wanted and num_latents is not None:
         log.warning(
-            "slots=%s: only %d to %d can be sent, of more than the private part and at most what was trained",
+            "num_latents=%s: only %d to %d can be sent, of more than the private part and at most what was trained",
             wanted,
-            method.private + 1,
-            method.slots,
+            method.num_private + 1,
+            method.num_latents,
         )
     return [final, *known]
 
 
 def bytes_table(method: LatentWire) -> Table:
     """The parts of a message to one reader, and of one to all of them together."""
-    together = method.final_slots + method.private * (len(method.readers) - 1)
-    one = wire.parts_of(method.final_slots, method.numbers, method.quantizer.format, method.hint)
+    together = method.final_num_latents + method.num_private * (len(method.readers) - 1)
+    one = wire.parts_of(method.final_num_latents, method.latent_dim, method.quantizer.format, method.length_hint)
     # beyond what one message can hold there is none to all readers
-    every = wire.parts_of(together, method.numbers, method.quantizer.format, method.hint) if together <= MOST else {}
+    every = (
+        wire.parts_of(together, method.latent_dim, method.quantizer.format, method.length_hint)
+        if together <= MAX_LATENTS
+        else {}
+    )
     return [{"part": part, "reader_bytes": size, "broadcast_bytes": every.get(part)} for part, size in one.items()]
 
 

@@ -4,7 +4,8 @@ back.
 A format has no parameters and no memory. What becomes of a latent before it is rounded, and the gradient past the
 rounding, is the sender's business (`quantize`).
 
-Shapes: B messages, M slots, d numbers of a slot, N = M d numbers of a message, G groups of them that share a scale.
+Shapes: B messages, M latents, d dimensions of a latent, N = M d numbers of a message, G groups of them that share a
+scale.
 """
 
 from __future__ import annotations
@@ -19,8 +20,8 @@ from torch import Tensor
 from research_stack.require import require
 
 SCALE_BYTES = 2  # a scale is an fp16 number
-LARGEST = 65504.0  # of fp16
-LARGE_GROUPS = (
+FP16_MAX = 65504.0  # of fp16
+LARGE_GROUP_SIZES = (
     256,
     512,
     1024,
@@ -36,7 +37,7 @@ GROUPED = {9: 4, 10: 6, 11: 8}  # bits of each code
 FLOATS = {12: 16, 13: 32}
 
 
-class Format(ABC):
+class WireFormat(ABC):
     """Base of the formats. `bits`: of one number; `kinds`: its codes are 0 .. kinds - 1; `name`: for tables."""
 
     bits: int
@@ -48,7 +49,7 @@ class Format(ABC):
 
     @property
     @abstractmethod
-    def kinds(self) -> int:
+    def num_codes(self) -> int:
         """How many codes there are; the patterns of `bits` bits beyond them are refused."""
 
     @property
@@ -69,21 +70,21 @@ class Format(ABC):
     def values(self, codes_BN: Tensor, scales_BG: Tensor) -> Tensor:
         """(B, N) float32: the numbers that the codes (int64) and scales (float16) stand for."""
 
-    def value_bytes(self, slots: int, width: int) -> int:
+    def value_bytes(self, num_latents: int, latent_dim: int) -> int:
         """ceil(M d bits / 8)."""
-        return -(-slots * width * self.bits // 8)
+        return -(-num_latents * latent_dim * self.bits // 8)
 
-    def scale_bytes(self, slots: int, width: int) -> int:
-        """Of the scales of M slots of d numbers."""
-        return SCALE_BYTES * self.groups(slots * width)
+    def scale_bytes(self, num_latents: int, latent_dim: int) -> int:
+        """Of the scales of M latents of d dimensions."""
+        return SCALE_BYTES * self.groups(num_latents * latent_dim)
 
-    def payload_bytes(self, slots: int, width: int) -> int:
+    def payload_bytes(self, num_latents: int, latent_dim: int) -> int:
         """Values and scales of a message: all of it but header, hint and check byte."""
-        return self.value_bytes(slots, width) + self.scale_bytes(slots, width)
+        return self.value_bytes(num_latents, latent_dim) + self.scale_bytes(num_latents, latent_dim)
 
 
 @dataclass(frozen=True)
-class Levels(Format):
+class FSQFormat(WireFormat):
     """L = `levels` numbers evenly spaced over [-1, 1], both ends among them, without scales (Mentzer et al. 2023)."""
 
     levels: int
@@ -101,7 +102,7 @@ class Levels(Format):
         return f"fsq{self.levels}"
 
     @property
-    def kinds(self) -> int:
+    def num_codes(self) -> int:
         return self.levels
 
     @property
@@ -117,21 +118,21 @@ class Levels(Format):
 
 
 @dataclass(frozen=True)
-class Groups(Format):
+class GroupedFormat(WireFormat):
     """Whole numbers of -top .. top, top = 2^(bits - 1) - 1, times the fp16 scale of their group; code = number + top.
 
-    - group: how many numbers, in the order of the slots, share a scale: 1 to 128 or a power of two up to 65536. The
-      last group of a message may be shorter; one at least as large as the message is one scale for all of it.
+    - group_size: how many numbers, in the order of the latents, share a scale: 1 to 128 or a power of two up to 65536.
+      The last group of a message may be shorter; one at least as large as the message is one scale for all of it.
     """
 
     bits: Literal[4, 6, 8] = 4
-    group: int = 32
+    group_size: int = 32
 
     def __post_init__(self) -> None:
         require(self.bits in (4, 6, 8), f"bits={self.bits} must be 4, 6 or 8")
         require(
-            1 <= self.group <= 128 or self.group in LARGE_GROUPS,
-            f"group={self.group} must lie in 1 .. 128 or be a power of two up to 65536",
+            1 <= self.group_size <= 128 or self.group_size in LARGE_GROUP_SIZES,
+            f"group_size={self.group_size} must lie in 1 .. 128 or be a power of two up to 65536",
         )
 
     @property
@@ -141,10 +142,10 @@ class Groups(Format):
 
     @property
     def name(self) -> str:
-        return f"int{self.bits}g{self.group}"
+        return f"int{self.bits}g{self.group_size}"
 
     @property
-    def kinds(self) -> int:
+    def num_codes(self) -> int:
         return 2 * self.top + 1
 
     @property
@@ -153,18 +154,20 @@ class Groups(Format):
 
     @property
     def extra(self) -> bytes:
-        return bytes([self.group - 1 if self.group <= 128 else 128 + LARGE_GROUPS.index(self.group)])
+        return bytes(
+            [self.group_size - 1 if self.group_size <= 128 else 128 + LARGE_GROUP_SIZES.index(self.group_size)]
+        )
 
     def groups(self, count: int) -> int:
-        return -(-count // self.group)
+        return -(-count // self.group_size)
 
     def values(self, codes_BN: Tensor, scales_BG: Tensor) -> Tensor:
-        each_BN = scales_BG.float().repeat_interleave(self.group, 1)[:, : codes_BN.shape[1]]
+        each_BN = scales_BG.float().repeat_interleave(self.group_size, 1)[:, : codes_BN.shape[1]]
         return (codes_BN - self.top).float() * each_BN
 
 
 @dataclass(frozen=True)
-class Floats(Format):
+class FloatFormat(WireFormat):
     """fp16 or fp32 numbers as they are; their codes are their bits."""
 
     bits: Literal[16, 32] = 16
@@ -177,7 +180,7 @@ class Floats(Format):
         return f"fp{self.bits}"
 
     @property
-    def kinds(self) -> int:
+    def num_codes(self) -> int:
         return 1 << self.bits
 
     @property
@@ -198,21 +201,21 @@ def has_extra(code: int) -> bool:
     return code == UNEVEN or code in GROUPED
 
 
-def format_of(code: int, extra: int | None = None) -> Format:
+def format_of(code: int, extra: int | None = None) -> WireFormat:
     """The format that a header names by its code and the byte behind it. Raises ValueError for what names none."""
     require(
         has_extra(code) == (extra is not None),
         f"code={code} must {'' if has_extra(code) else 'not '}be followed by a byte",
     )
     if code < UNEVEN:
-        return Levels(2 << code)
+        return FSQFormat(2 << code)
     if code in FLOATS:
-        return Floats(FLOATS[code])  # type: ignore[arg-type]
+        return FloatFormat(FLOATS[code])  # type: ignore[arg-type]
     require(code in GROUPED or code == UNEVEN, f"code={code} must be one of 0 .. {max(FLOATS)}")
     if code in GROUPED:
-        require(extra < 128 + len(LARGE_GROUPS), f"extra={extra} must be a size of group")
-        return Groups(GROUPED[code], extra + 1 if extra < 128 else LARGE_GROUPS[extra - 128])  # type: ignore[arg-type]
-    found = Levels(extra + 1) if extra else None
+        require(extra < 128 + len(LARGE_GROUP_SIZES), f"extra={extra} must be a size of group")
+        return GroupedFormat(GROUPED[code], extra + 1 if extra < 128 else LARGE_GROUP_SIZES[extra - 128])  # type: ignore[arg-type]
+    found = FSQFormat(extra + 1) if extra else None
     require(
         found is not None and found.code == UNEVEN, f"extra={extra} must be a number of levels that is no power of two"
     )

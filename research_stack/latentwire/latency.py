@@ -2,9 +2,9 @@
 reading the text itself.
 
 Both ways end in the same code: what was read lies in a cache, the prompt is read behind it, and the likeliest token is
-taken. Latents: the text to a message (`encode`), the message to keys and values or vectors (`adapt`), lead, latents and
-prompt through the reader (`prefill`). Text: its tokens (`encode`), then lead, text and prompt through the reader
-(`prefill`). A batch of one.
+taken. Latents: the text to a message (`encode`), the message to keys and values or vectors (`adapt`), begin tokens,
+latents and prompt through the reader (`prefill`). Text: its tokens (`encode`), then begin tokens, text and prompt
+through the reader (`prefill`). A batch of one.
 """
 
 from __future__ import annotations
@@ -22,8 +22,8 @@ from research_stack.latentwire import wire
 from research_stack.latentwire.features.lora import plain
 from research_stack.latentwire.module import LatentWire
 from research_stack.latentwire.paths import LATENT, TEXT
-from research_stack.latentwire.reader import Reader
-from research_stack.latentwire.receiver import Opened, opened, read, told
+from research_stack.latentwire.reader import FrozenReader
+from research_stack.latentwire.receiver import Prefilled, forward_cached, prefill_latents, prefill_text
 from research_stack.latentwire.text_baselines import head
 from research_stack.require import require
 
@@ -32,11 +32,11 @@ log = logging.getLogger(__name__)
 SHORTEST = 32  # bytes
 
 
-class Taken(NamedTuple):
+class Timing(NamedTuple):
     """Seconds of one pass and where it ended.
 
-    - positions: at the reader, lead and prompt included. memory: bytes of its key-value cache. pack: to write and read
-      the message, a part of encode and adapt.
+    - positions: at the reader, begin tokens and prompt included. memory: bytes of its key-value cache. pack: to write
+      and read the message, a part of encode and adapt.
     """
 
     encode: float
@@ -53,17 +53,17 @@ class Latency:
 
     - lengths: of contexts in bytes, each at most what the encoder reads; None: doubled from 32 up to that. Contexts of
       the data are joined.
-    - warm: passes before those that count, at least 3. repeats: those that count; the two ways take turns.
+    - warmup: passes before those that count, at least 3. repeats: those that count; the two ways take turns.
     """
 
-    def __init__(self, lengths: list[int] | None = None, warm: int = 3, repeats: int = 15) -> None:
-        require(warm >= 3, f"warm={warm} must be at least 3")
-        require(warm <= 10_000, f"warm={warm} must be at most 10,000")
+    def __init__(self, lengths: list[int] | None = None, warmup: int = 3, repeats: int = 15) -> None:
+        require(warmup >= 3, f"warmup={warmup} must be at least 3")
+        require(warmup <= 10_000, f"warmup={warmup} must be at most 10,000")
         require(repeats >= 1, f"repeats={repeats} must be at least 1")
         require(repeats <= 100_000, f"repeats={repeats} must be at most 100,000")
         if lengths is not None and (not lengths or min(lengths) < 1):
             raise ValueError(f"lengths={lengths} must be numbers of bytes above 0, or null")
-        self.lengths, self.warm, self.repeats = lengths, warm, repeats
+        self.lengths, self.warmup, self.repeats = lengths, warmup, repeats
 
     def __call__(self, method: LatentWire, contexts: Sequence[str], question: str) -> list[dict[str, Any]]:
         """A row for each reader, length and way: medians, the 90th percentile of the whole, and the cache's MiB.
@@ -71,16 +71,19 @@ class Latency:
         `receiver_ms` is what the receiver alone takes, without `encode`; `pack_ms` is writing and reading the message,
         within encode and adapt.
         """
-        texts = joined(contexts, self.lengths or doubled(method.model.max_length), method.model.max_length)
+        texts = contexts_of_length(
+            contexts, self.lengths or doubling_lengths(method.model.max_length), method.model.max_length
+        )
         table = []
         for name, reader in method.readers.items():
-            prompt = reader.asked(question)
+            prompt = reader.prompt_ids(question)
             for text in texts:
                 ways = {LATENT: partial(from_latents, method, name, text, prompt)}
-                if len(reader.ids(text)) + len(reader.lead) + len(prompt) <= reader.model.max_length:
+                if len(reader.token_ids(text)) + len(reader.bos_ids) + len(prompt) <= reader.model.max_length:
                     ways[TEXT] = partial(from_text, reader, text, prompt)
                 table += [
-                    self._row(name, method.final_slots, way, text, taken) for way, taken in self._measured(ways).items()
+                    self._row(name, method.final_num_latents, way, text, taken)
+                    for way, taken in self._measured(ways).items()
                 ]
             spoken = {
                 row["path"]: row["total_ms"]
@@ -95,22 +98,22 @@ class Latency:
             )
         return table
 
-    def _measured(self, ways: dict[str, Callable[[], Taken]]) -> dict[str, list[Taken]]:
-        found: dict[str, list[Taken]] = {way: [] for way in ways}
-        for number in range(self.warm + self.repeats):
+    def _measured(self, ways: dict[str, Callable[[], Timing]]) -> dict[str, list[Timing]]:
+        found: dict[str, list[Timing]] = {way: [] for way in ways}
+        for number in range(self.warmup + self.repeats):
             for way, take in ways.items():  # in turn, so that drifts of the machine hit both
-                found[way] += [take()] if number >= self.warm else [take()][:0]
+                found[way] += [take()] if number >= self.warmup else [take()][:0]
         return found
 
     @staticmethod
-    def _row(reader: str, slots: int, way: str, text: str, taken: Sequence[Taken]) -> dict[str, Any]:
+    def _row(reader: str, num_latents: int, way: str, text: str, taken: Sequence[Timing]) -> dict[str, Any]:
         def median(values: list[float]) -> float:
             return 1000 * float(np.median(values))
 
         return {
             "reader": reader,
             "context_bytes": len(text.encode()),
-            "slots": slots if way == LATENT else None,
+            "num_latents": num_latents if way == LATENT else None,
             "path": way,
             "encode_ms": median([one.encode for one in taken]),
             "adapt_ms": median([one.adapt for one in taken]),
@@ -124,7 +127,7 @@ class Latency:
         }
 
 
-def from_latents(method: LatentWire, name: str, text: str, prompt: Sequence[int]) -> Taken:
+def from_latents(method: LatentWire, name: str, text: str, prompt: Sequence[int]) -> Timing:
     """One pass from the text through a message to the first token."""
     reader, device = method.readers[name], method.device
     start = now(device)
@@ -132,39 +135,39 @@ def from_latents(method: LatentWire, name: str, text: str, prompt: Sequence[int]
     sent = now(device)
     condition = method.condition(name, method.decode(message, name))
     adapted = now(device)
-    given = opened(reader, condition, 1)
-    first_token(reader, given, prompt)
+    prefilled = prefill_latents(reader, condition, 1)
+    first_token(reader, prefilled, prompt)
     end = now(device)
     found = wire.decode(message[0], method.salt(name))
     wire.encode(found, method.salt(name))
-    return Taken(
+    return Timing(
         sent - start,
         adapted - sent,
         end - adapted,
         end - start,
-        given.cache.length,
-        cache_bytes(given),
+        prefilled.cache.length,
+        cache_bytes(prefilled),
         now(device) - end,
     )
 
 
-def from_text(reader: Reader, text: str, prompt: Sequence[int]) -> Taken:
+def from_text(reader: FrozenReader, text: str, prompt: Sequence[int]) -> Timing:
     """One pass from the text to the first token, by the reader as it was before training."""
     with plain(reader):
         start = now(reader.device)
-        ids = reader.ids(text)
+        ids = reader.token_ids(text)
         split = now(reader.device)
-        given = told(reader, [ids])
-        first_token(reader, given, prompt)
+        prefilled = prefill_text(reader, [ids])
+        first_token(reader, prefilled, prompt)
         end = now(reader.device)
-    return Taken(split - start, 0.0, end - split, end - start, given.cache.length, cache_bytes(given))
+    return Timing(split - start, 0.0, end - split, end - start, prefilled.cache.length, cache_bytes(prefilled))
 
 
 @torch.no_grad()
-def first_token(reader: Reader, given: Opened, prompt: Sequence[int]) -> int:
+def first_token(reader: FrozenReader, prefilled: Prefilled, prompt: Sequence[int]) -> int:
     """The likeliest token behind the prompt."""
     tokens_1L = torch.tensor([list(prompt)], device=reader.device)
-    hidden_1LD = read(reader, given, tokens_1L, torch.ones_like(tokens_1L, dtype=torch.bool))
+    hidden_1LD = forward_cached(reader, prefilled, tokens_1L, torch.ones_like(tokens_1L, dtype=torch.bool))
     return int(reader.model.head(hidden_1LD[:, -1]).argmax())
 
 
@@ -175,19 +178,21 @@ def now(device: torch.device) -> float:
     return time.perf_counter()
 
 
-def cache_bytes(given: Opened) -> int:
+def cache_bytes(prefilled: Prefilled) -> int:
     """Of all keys and values that the reader holds."""
     return sum(
-        part.numel() * part.element_size() for layer in given.cache.held.layers for part in (layer.keys, layer.values)
+        part.numel() * part.element_size()
+        for layer in prefilled.cache.held.layers
+        for part in (layer.keys, layer.values)
     )
 
 
-def doubled(longest: int) -> list[int]:
+def doubling_lengths(longest: int) -> list[int]:
     """32, 64, ... up to and with the longest."""
     return [*(SHORTEST << i for i in range(longest.bit_length()) if SHORTEST << i < longest), longest]
 
 
-def joined(contexts: Sequence[str], lengths: Sequence[int], longest: int) -> list[str]:
+def contexts_of_length(contexts: Sequence[str], lengths: Sequence[int], longest: int) -> list[str]:
     """A text of each length in bytes, a character shorter where it would be cut: contexts one after another. Longer
     ones than the encoder reads are left out.
     """

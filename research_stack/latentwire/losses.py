@@ -17,7 +17,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from research_stack.data.batches import Batch
-from research_stack.latentwire.features.base import Sent
+from research_stack.latentwire.features.base import AdapterOutput
 from research_stack.require import require
 
 if TYPE_CHECKING:
@@ -25,31 +25,31 @@ if TYPE_CHECKING:
 
 
 @dataclass
-class Read:
+class LossInputs:
     """What one reader made of the latents of some rows.
 
-    - name: of the reader. sent: what it was given; raw_BMd: the encoder's latents before the quantiser, its slots
+    - name: of the reader. adapted: what it was given; raw_BMd: the encoder's latents before the quantiser, its latents
       alone.
-    - logits_BAV: of each token of the answer, from its latents. target_BA: those tokens. counts_BA: bool, where there
-      is one.
+    - logits_BAV: of each token of the answer, from its latents. target_BA: those tokens. answer_mask_BA: bool, where
+      there is one.
     - tokens: K, tokens of an answer that carry loss. rows: the whole of the batch's tensors.
     """
 
     name: str
-    sent: Sent
+    adapted: AdapterOutput
     raw_BMd: Tensor
     logits_BAV: Tensor
     target_BA: Tensor
-    counts_BA: Tensor
+    answer_mask_BA: Tensor
     tokens: int
     rows: Batch
 
 
-class Loss(ABC):
+class LatentWireLoss(ABC):
     """Base of the losses; `weight` 0 leaves one out, unless a stage of a curriculum gives it another.
 
     - needs_context: whether `rows` must hold the context's tokens for each reader, `context.<reader>` (B, C) and
-      `context_seen.<reader>`.
+      `context_mask.<reader>`.
     """
 
     weight: float
@@ -59,12 +59,12 @@ class Loss(ABC):
     def prepare(self, method: LatentWire) -> None:  # noqa: B027  most have nothing to prepare
         """Called once, when readers and adapters are there."""
 
-    def count(self, counts_BA: Tensor, tokens: int) -> Tensor:
+    def count(self, answer_mask_BA: Tensor, tokens: int) -> Tensor:
         """The denominator's share of one reader and these rows, (): rows."""
-        return torch.tensor(float(len(counts_BA)), device=counts_BA.device)
+        return torch.tensor(float(len(answer_mask_BA)), device=answer_mask_BA.device)
 
     @abstractmethod
-    def __call__(self, read: Read) -> Tensor:
+    def __call__(self, inputs: LossInputs) -> Tensor:
         """(): the sum over the rows, with gradient."""
 
     def after_update(self) -> None:  # noqa: B027
@@ -75,48 +75,48 @@ class Loss(ABC):
         return {"weight": self.weight}
 
 
-def exact(x: Tensor) -> Tensor:
+def at_least_float32(x: Tensor) -> Tensor:
     """The tensor in float32, or as it is where it is more exact."""
     return x.to(torch.promote_types(x.dtype, torch.float32))
 
 
-class FirstToken(Loss):
+class FirstToken(LatentWireLoss):
     """Cross entropy of the first token of the answer, in nats."""
 
     def __init__(self, weight: float = 1.0) -> None:
         require(weight >= 0, f"weight={weight} must not be negative; 0 leaves the loss out")
         self.weight = weight
 
-    def count(self, counts_BA: Tensor, tokens: int) -> Tensor:
+    def count(self, answer_mask_BA: Tensor, tokens: int) -> Tensor:
         """Rows with an answer."""
-        return counts_BA[:, 0].sum()
+        return answer_mask_BA[:, 0].sum()
 
-    def __call__(self, read: Read) -> Tensor:
-        kept_B = read.counts_BA[:, 0]
-        return F.cross_entropy(read.logits_BAV[kept_B, 0].float(), read.target_BA[kept_B, 0], reduction="sum")
+    def __call__(self, inputs: LossInputs) -> Tensor:
+        kept_B = inputs.answer_mask_BA[:, 0]
+        return F.cross_entropy(inputs.logits_BAV[kept_B, 0].float(), inputs.target_BA[kept_B, 0], reduction="sum")
 
 
-class AnswerTokens(Loss):
+class AnswerTokens(LatentWireLoss):
     """Cross entropy of the first K tokens of the answer, its end included, in nats; the mean is over tokens."""
 
     def __init__(self, weight: float = 1.0) -> None:
         require(weight >= 0, f"weight={weight} must not be negative; 0 leaves the loss out")
         self.weight = weight
 
-    def count(self, counts_BA: Tensor, tokens: int) -> Tensor:
+    def count(self, answer_mask_BA: Tensor, tokens: int) -> Tensor:
         """Tokens."""
-        return counts_BA[:, :tokens].sum()
+        return answer_mask_BA[:, :tokens].sum()
 
-    def __call__(self, read: Read) -> Tensor:
-        kept_BA = read.counts_BA[:, : read.tokens]
+    def __call__(self, inputs: LossInputs) -> Tensor:
+        kept_BA = inputs.answer_mask_BA[:, : inputs.tokens]
         return F.cross_entropy(
-            read.logits_BAV[:, : read.tokens][kept_BA].float(),
-            read.target_BA[:, : read.tokens][kept_BA],
+            inputs.logits_BAV[:, : inputs.tokens][kept_BA].float(),
+            inputs.target_BA[:, : inputs.tokens][kept_BA],
             reduction="sum",
         )
 
 
-def once(context_B: Tensor) -> tuple[Tensor, Tensor]:
+def unique_contexts(context_B: Tensor) -> tuple[Tensor, Tensor]:
     """(first_C: the row in which each context stands first, which_B: the number of each row's context among those) of
     the contexts' numbers.
     """

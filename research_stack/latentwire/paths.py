@@ -6,13 +6,13 @@
     text_bytes        the head of the context in as many bytes as the message has; text_bytes_tail its end; text_zlib
     the longest head that
                       raw deflate, of zlib, makes fit
-    text_tokens       as many of its first tokens as a message has slots
+    text_tokens       as many of its first tokens as a message has latents
 
 All are answered by the same code: what was read lies in a cache, the prompt follows, and the likeliest token is taken
 until the end token. The length of the answer is never given. Texts are read by the reader as it was before training:
 without adapters.
 
-Shapes: n questions, K cut-offs of FirstTok, M slots, d numbers of a slot.
+Shapes: n questions, K cut-offs of FirstTok, M latents, d dimensions of a latent.
 """
 
 from __future__ import annotations
@@ -31,8 +31,8 @@ import torch
 from research_stack.data.questions.question import Question
 from research_stack.latentwire.features.lora import plain
 from research_stack.latentwire.module import LatentWire
-from research_stack.latentwire.reader import Reader
-from research_stack.latentwire.receiver import Opened, greedy, told
+from research_stack.latentwire.reader import FrozenReader
+from research_stack.latentwire.receiver import Prefilled, greedy, prefill_text
 from research_stack.latentwire.text_baselines import deflated_bytes, deflated_fits, first_tokens, head, tail
 from research_stack.metrics import qa
 from research_stack.require import require
@@ -47,10 +47,10 @@ FIRST = (1, 5, 10)  # K
 
 
 @dataclass(frozen=True)
-class Answered:
+class PathAnswers:
     """What one reader answers to n questions along one path.
 
-    - slots: M of the messages, or of those whose size a text was cut to; None where there is no such size.
+    - latents: M of the messages, or of those whose size a text was cut to; None where there is no such size.
     - answers: texts. f1_n, exact_n: their scores. first_nK: FirstTok@1, 5, 10; NaN for questions without a first token.
     - bytes_n: what was sent: the message, the text in UTF-8, or compressed. positions_n: read up to the answer, lead
       and prompt included.
@@ -60,7 +60,7 @@ class Answered:
 
     reader: str
     path: str
-    slots: int | None
+    num_latents: int | None
     answers: list[str]
     f1_n: np.ndarray
     exact_n: np.ndarray
@@ -68,104 +68,118 @@ class Answered:
     bytes_n: np.ndarray
     positions_n: np.ndarray
     seconds: float
-    beside: bool = False
+    curve_only: bool = False
 
 
-class Asker:
+class AnswerGenerator:
     """One reader and n questions.
 
-    - method: in eval mode. name: of the reader. batch: questions that are read together.
+    - method: in eval mode. name: of the reader. batch_size: questions that are read together.
     """
 
-    def __init__(self, method: LatentWire, name: str, questions: Sequence[Question], batch: int) -> None:
-        require(batch >= 1, f"batch={batch} must be at least 1")
+    def __init__(self, method: LatentWire, name: str, questions: Sequence[Question], batch_size: int) -> None:
+        require(batch_size >= 1, f"batch_size={batch_size} must be at least 1")
         require(len(questions) > 0, f"questions={len(questions)} must be at least 1")
-        self.method, self.name, self.questions, self.batch = method, name, questions, batch
-        self.reader: Reader = method.readers[name]
-        self.prompts = [self.reader.asked(q.question) for q in questions]
+        self.method, self.name, self.questions, self.batch_size = method, name, questions, batch_size
+        self.reader: FrozenReader = method.readers[name]
+        self.prompts = [self.reader.prompt_ids(q.question) for q in questions]
         self.gold_ids = [first_ids(self.reader, q) for q in questions]
 
-    def messages(self, slots: int) -> list[bytes]:
+    def messages(self, num_latents: int) -> list[bytes]:
         """The message of each question's context; each context is encoded once."""
         contexts = sorted({q.context for q in self.questions}, key=lambda text: (len(text), text))
         found: dict[str, bytes] = {}
-        for part in parts(contexts, self.batch):
-            found |= zip(part, self.method.encode(list(part), self.name, slots), strict=True)
+        for part in parts(contexts, self.batch_size):
+            found |= zip(part, self.method.encode(list(part), self.name, num_latents), strict=True)
         return [found[q.context] for q in self.questions]
 
-    def from_messages(self, path: str, slots: int, messages: Sequence[bytes]) -> Answered:
+    def from_messages(self, path: str, num_latents: int, messages: Sequence[bytes]) -> PathAnswers:
         """The answers to one message for each question, own or another's."""
 
-        def given(rows: Sequence[int]) -> Opened:
-            return self.method.opened(self.name, self.method.decode([messages[i] for i in rows], self.name))
+        def prefill(rows: Sequence[int]) -> Prefilled:
+            return self.method.prefill(self.name, self.method.decode([messages[i] for i in rows], self.name))
 
-        return self._asked(path, slots, given, range(len(messages)), [len(m) for m in messages])
+        return self._asked(path, num_latents, prefill, range(len(messages)), [len(m) for m in messages])
 
-    def from_zeros(self, slots: int, size: int) -> Answered:
+    def from_zeros(self, num_latents: int, size: int) -> PathAnswers:
         """The answers to latents that are all 0, in messages of `size` bytes."""
         method = self.method
 
-        def given(rows: Sequence[int]) -> Opened:
-            zeros_BMd = torch.zeros(len(rows), slots, method.numbers, device=method.device)
-            return method.opened(self.name, method.sent(self.name, zeros_BMd, method.slots_of(self.name, slots)))
+        def prefill(rows: Sequence[int]) -> Prefilled:
+            zeros_BMd = torch.zeros(len(rows), num_latents, method.latent_dim, device=method.device)
+            return method.prefill(
+                self.name, method.adapt(self.name, zeros_BMd, method.latent_index(self.name, num_latents))
+            )
 
-        return self._asked(ZEROS, slots, given, range(len(self.questions)), [size] * len(self.questions))
+        return self._asked(ZEROS, num_latents, prefill, range(len(self.questions)), [size] * len(self.questions))
 
     def from_texts(
-        self, path: str, slots: int | None, texts: Sequence[Sequence[int]], sizes: Sequence[int]
-    ) -> Answered:
+        self, path: str, num_latents: int | None, texts: Sequence[Sequence[int]], sizes: Sequence[int]
+    ) -> PathAnswers:
         """The answers to tokens of a text for each question; `sizes` are its bytes."""
         order = sorted(
             range(len(texts)), key=lambda i: len(texts[i]) + len(self.prompts[i])
         )  # little padding, and the longest come last
         return self._asked(
-            path, slots, lambda rows: told(self.reader, [texts[i] for i in rows]), order, sizes, plain(self.reader)
+            path,
+            num_latents,
+            lambda rows: prefill_text(self.reader, [texts[i] for i in rows]),
+            order,
+            sizes,
+            plain(self.reader),
         )
 
-    def from_cut(self, path: str, cut: Callable[[str, int], str], slots: int, budgets: Sequence[int]) -> Answered:
+    def from_cut(
+        self, path: str, cut: Callable[[str, int], str], num_latents: int, budgets: Sequence[int]
+    ) -> PathAnswers:
         """The answers to each context cut by `cut(context, its budget of bytes)`."""
         kept = [cut(q.context, budget) for q, budget in zip(self.questions, budgets, strict=True)]
         sizes = [(deflated_bytes(text) if text else 0) if path == ZLIB else len(text.encode()) for text in kept]
-        return self.from_texts(path, slots, [self.reader.ids(text) for text in kept], sizes)
+        return self.from_texts(path, num_latents, [self.reader.token_ids(text) for text in kept], sizes)
 
-    def whole(self) -> list[Answered]:
+    def whole(self) -> list[PathAnswers]:
         """Nothing and the whole text: the two ends between which all others should lie."""
         contexts, none = [q.context for q in self.questions], [[] for _ in self.questions]
-        ids = [self.reader.ids(context) for context in contexts]
+        ids = [self.reader.token_ids(context) for context in contexts]
         self._warn_of_long(ids)
         return [
             self.from_texts(NONE, None, none, [0] * len(none)),
             self.from_texts(TEXT, None, ids, [len(context.encode()) for context in contexts]),
         ]
 
-    def sent(self, slots: int, others: Sequence[int] | None = None, controls: bool = False) -> list[Answered]:
-        """Messages of so many slots and the texts that cost as much.
+    def sent(self, num_latents: int, others: Sequence[int] | None = None, controls: bool = False) -> list[PathAnswers]:
+        """Messages of so many latents and the texts that cost as much.
 
         - others: whose message a question gets for `shuffled`; None: nobody's. controls: whether to ask with them, and
           with zeros.
         """
-        messages = self.messages(slots)
+        messages = self.messages(num_latents)
         sizes = [len(message) for message in messages]
-        found = [self.from_messages(LATENT, slots, messages)]
+        found = [self.from_messages(LATENT, num_latents, messages)]
         if controls:
-            found += [self.from_messages(SHUFFLED, slots, [messages[i] for i in others])] if others is not None else []
-            found += [self.from_zeros(slots, sizes[0])]
+            found += (
+                [self.from_messages(SHUFFLED, num_latents, [messages[i] for i in others])] if others is not None else []
+            )
+            found += [self.from_zeros(num_latents, sizes[0])]
         found += [
-            self.from_cut(path, cut, slots, sizes) for path, cut in ((HEAD, head), (TAIL, tail), (ZLIB, deflated_fits))
+            self.from_cut(path, cut, num_latents, sizes)
+            for path, cut in ((HEAD, head), (TAIL, tail), (ZLIB, deflated_fits))
         ]
-        positions = slots * self.method.adapters[self.name].expand
-        first = [first_tokens(self.reader.ids(q.context), positions) for q in self.questions]
+        positions = num_latents * self.method.adapters[self.name].positions_per_latent
+        first = [first_tokens(self.reader.token_ids(q.context), positions) for q in self.questions]
         return [
             *found,
-            self.from_texts(TOKENS, slots, first, [len(self.reader.tokenizer.decode(ids).encode()) for ids in first]),
+            self.from_texts(
+                TOKENS, num_latents, first, [len(self.reader.tokenizer.decode(ids).encode()) for ids in first]
+            ),
         ]
 
-    def curve(self, slots: int, times: Sequence[float]) -> list[Answered]:
+    def curve(self, num_latents: int, times: Sequence[float]) -> list[PathAnswers]:
         """Head and tail of the texts in so many times the bytes of their messages."""
-        sizes = [len(message) for message in self.messages(slots)]
+        sizes = [len(message) for message in self.messages(num_latents)]
         budgets = [[round(factor * size) for size in sizes] for factor in times]
         return [
-            replace(self.from_cut(path, cut, slots, budget), slots=None, beside=True)
+            replace(self.from_cut(path, cut, num_latents, budget), num_latents=None, curve_only=True)
             for budget in budgets
             for path, cut in ((HEAD, head), (TAIL, tail))
         ]
@@ -173,29 +187,31 @@ class Asker:
     def _asked(
         self,
         path: str,
-        slots: int | None,
-        given: Callable[[Sequence[int]], Opened],
+        num_latents: int | None,
+        prefill: Callable[[Sequence[int]], Prefilled],
         order: Sequence[int],
         sizes: Sequence[int],
         within: AbstractContextManager[None] | None = None,
-    ) -> Answered:
+    ) -> PathAnswers:
         started, count = time.monotonic(), len(self.questions)
         answers, positions_n, first_nK = [""] * count, np.zeros(count), np.zeros((count, len(FIRST)))
         with within or nullcontext():
-            for rows in parts(order, self.batch):
-                opened = given(rows)
-                read_B = opened.seen_BP.sum(1).tolist()
-                ids, first_BV = greedy(self.reader, opened, [self.prompts[i] for i in rows], self.reader.length)
+            for rows in parts(order, self.batch_size):
+                prefilled = prefill(rows)
+                read_B = prefilled.mask_BP.sum(1).tolist()
+                ids, first_BV = greedy(
+                    self.reader, prefilled, [self.prompts[i] for i in rows], self.reader.max_answer_tokens
+                )
                 first_nK[list(rows)] = qa.first_token_at(
                     first_BV.cpu().numpy(), [self.gold_ids[i] for i in rows], FIRST
                 )
                 for i, own, before in zip(rows, ids, read_B, strict=True):
-                    answers[i], positions_n[i] = self.reader.text(own), before + len(self.prompts[i])
+                    answers[i], positions_n[i] = self.reader.decode(own), before + len(self.prompts[i])
         scores = qa.scores(answers, [q.answers for q in self.questions], [q.scoring for q in self.questions])
-        found = Answered(
+        found = PathAnswers(
             self.name,
             path,
-            slots,
+            num_latents,
             answers,
             scores.f1_n,
             scores.exact_n,
@@ -208,7 +224,7 @@ class Asker:
             "%s: %s%s, %.1f bytes: F1 %.3f, exact %.3f, %d questions in %.1f s",
             self.name,
             path,
-            "" if slots is None else f" (M={slots})",
+            "" if num_latents is None else f" (M={num_latents})",
             found.bytes_n.mean(),
             found.f1_n.mean(),
             found.exact_n.mean(),
@@ -218,7 +234,7 @@ class Asker:
         return found
 
     def _warn_of_long(self, ids: Sequence[Sequence[int]]) -> None:
-        room = self.reader.model.max_length - len(self.reader.lead) - self.reader.length
+        room = self.reader.model.max_length - len(self.reader.bos_ids) - self.reader.max_answer_tokens
         long = sum(len(own) + len(prompt) > room for own, prompt in zip(ids, self.prompts, strict=True))
         if long:
             log.warning(
@@ -231,11 +247,11 @@ class Asker:
             )
 
 
-def first_ids(reader: Reader, question: Question) -> set[int]:
+def first_ids(reader: FrozenReader, question: Question) -> set[int]:
     """The tokens that the gold answers begin with, each as prompt and answer are tokenised together; none where they
     run into one another.
     """
-    found = (reader.answered(question.question, answer) for answer in question.answers)
+    found = (reader.answer_ids(question.question, answer) for answer in question.answers)
     return {ids[0] for ids in found if ids}
 
 
@@ -244,7 +260,7 @@ def parts(items: Sequence[Item], size: int) -> Iterator[Sequence[Item]]:
     return (items[start : start + size] for start in range(0, len(items), size))
 
 
-def strangers(questions: Sequence[Question], seed: int) -> list[int] | None:
+def mismatched_contexts(questions: Sequence[Question], seed: int) -> list[int] | None:
     """For each question the number of another one of its data set, of another group and another context; each serves
     once.
 

@@ -1,7 +1,7 @@
 """Latents rounded to the numbers of a format, with a gradient past the rounding. What is trained on is exactly what
 travels.
 
-Shapes: B rows, M slots, d numbers of a slot, N = M d, G groups of numbers that share a scale.
+Shapes: B rows, M latents, d dimensions of a latent, N = M d, G groups of numbers that share a scale.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from torch.autograd import Function
 from torch.autograd.function import FunctionCtx, once_differentiable
 
-from research_stack.latentwire.formats import LARGEST, Floats, Format, Groups, Levels
+from research_stack.latentwire.formats import FP16_MAX, FloatFormat, FSQFormat, GroupedFormat, WireFormat
 from research_stack.require import require
 
 
@@ -32,7 +32,7 @@ class Codes(NamedTuple):
 class Quantizer(nn.Module):
     """Base of the quantisers: latents to numbers of a `format` and back."""
 
-    format: Format  #: how the numbers are written; a reader needs nothing else
+    format: WireFormat  #: how the numbers are written; a reader needs nothing else
     of_batch = False  #: whether a latent in training depends on the others of its batch
 
     @property
@@ -50,12 +50,12 @@ class Quantizer(nn.Module):
         """Of the format in the header of a message."""
         return self.format.code
 
-    def payload_bytes(self, slots: int, width: int) -> int:
-        """Values and scales of a message of M slots of d numbers."""
-        return self.format.payload_bytes(slots, width)
+    def payload_bytes(self, num_latents: int, latent_dim: int) -> int:
+        """Values and scales of a message of M latents of d dimensions."""
+        return self.format.payload_bytes(num_latents, latent_dim)
 
-    def bind(self, width: int) -> Quantizer:
-        """Itself, made ready for slots of d = `width` numbers. Call it once, before weights are loaded."""
+    def bind(self, latent_dim: int) -> Quantizer:
+        """Itself, made ready for latents of d = `latent_dim` numbers. Call it once, before weights are loaded."""
         return self
 
     def forward(self, z_BMd: Tensor, share_B: Tensor | None = None) -> Tensor:
@@ -113,9 +113,9 @@ class FSQ(Quantizer):
     """Finite scalar quantisation (Mentzer et al. 2023, section 3): z' = round((tanh z + 1) (L - 1) / 2) 2 / (L - 1) -
     1.
 
-    Before it each of the d numbers of a slot is batch normalised over rows and slots, without a learned scale: tanh
-    then uses its whole range, and latents that a start has made all alike are driven apart. The gradient is that of
-    tanh and of the normalisation.
+    Before it each of the d dimensions of a latent is batch normalised over rows and latents, without a learned scale:
+    tanh then uses its whole range, and latents that a start has made all alike are driven apart. The gradient is that
+    of tanh and of the normalisation.
 
     - levels: L, 2 to 256. A number takes ceil(log2 L) bits, so powers of two waste nothing.
     - normalize: whether to normalise. In training by the batch, in evaluation by running statistics, which stay with
@@ -131,32 +131,34 @@ class FSQ(Quantizer):
         require(0 < momentum <= 1, f"momentum={momentum} must lie in (0, 1]")
         require(eps > 0, f"eps={eps} must be above 0")
         super().__init__()
-        self.format = Levels(levels)
+        self.format = FSQFormat(levels)
         self.of_batch = normalize
         self.levels, self.normalize, self.momentum, self.eps, self.sync = levels, normalize, momentum, eps, sync
 
-    def bind(self, width: int) -> FSQ:
-        """Itself, with running statistics of d = `width` numbers: mean 0, variance 1 until a batch was seen."""
-        require(width >= 1, f"width={width} must be at least 1")
+    def bind(self, latent_dim: int) -> FSQ:
+        """Itself, with running statistics of d = `latent_dim` numbers: mean 0, variance 1 until a batch was seen."""
+        require(latent_dim >= 1, f"latent_dim={latent_dim} must be at least 1")
         if self.normalize:
-            self.register_buffer("mean_d", torch.zeros(width))
-            self.register_buffer("variance_d", torch.ones(width))
+            self.register_buffer("mean_d", torch.zeros(latent_dim))
+            self.register_buffer("variance_d", torch.ones(latent_dim))
         return self
 
     def smooth(self, z_BMd: Tensor, learn: bool = True, share_B: Tensor | None = None) -> Tensor:
-        """tanh of the normalised latents, in (-1, 1). Raises ValueError for a training batch of a single slot, or
+        """tanh of the normalised latents, in (-1, 1). Raises ValueError for a training batch of a single latent, or
         before `bind`.
         """
         return torch.tanh(self._normalised(z_BMd.float(), learn, share_B) if self.normalize else z_BMd.float())
 
     def _normalised(self, z_BMd: Tensor, learn: bool, share_B: Tensor | None) -> Tensor:
-        require(hasattr(self, "mean_d"), "width=None must be given by bind(width) before latents are normalised")
+        require(
+            hasattr(self, "mean_d"), "latent_dim=None must be given by bind(latent_dim) before latents are normalised"
+        )
         if not self.training:
             return (z_BMd - self.mean_d) * (self.variance_d + self.eps).rsqrt()
         require(
             z_BMd.shape[:2].numel() > 1,
-            "normalize=true needs more than one slot in a training batch, whose variance it divides by; raise"
-            " data.batch_size or method.slots",
+            "normalize=true needs more than one latent in a training batch, whose variance it divides by; raise"
+            " data.batch_size or method.latents",
         )
         share_B11 = 1.0 if share_B is None else share_B[:, None, None]
         rows = len(z_BMd) if share_B is None else share_B.sum().item()
@@ -186,18 +188,18 @@ class Grouped(Quantizer):
     2^(bits - 1) - 1, are cut off there.
 
     - bits: 4, 6 or 8 of whole numbers; 16 or 32 are floating-point numbers as they are, without scales.
-    - group: numbers, in the order of the slots, that share a scale: 1 to 128, or a power of two up to 65536 (always all
-      of a message). Where shared and private slots go out in one message, a group that holds both ties them together:
-      take a divisor of d.
+    - group_size: numbers, in the order of the latents, that share a scale: 1 to 128, or a power of two up to 65536
+      (always all of a message). Where shared and private latents go out in one message, a group that holds both ties
+      them together: take a divisor of d.
     """
 
-    def __init__(self, bits: Literal[4, 6, 8, 16, 32] = 4, group: int = 32) -> None:
+    def __init__(self, bits: Literal[4, 6, 8, 16, 32] = 4, group_size: int = 32) -> None:
         require(
-            1 <= group <= 128 or group in (256, 512, 1024, 2048, 4096, 8192, 16384, 32768, 65536),
-            f"group={group} must lie in 1 .. 128 or be a power of two up to 65536",
+            1 <= group_size <= 128 or group_size in (256, 512, 1024, 2048, 4096, 8192, 16384, 32768, 65536),
+            f"group_size={group_size} must lie in 1 .. 128 or be a power of two up to 65536",
         )
         super().__init__()
-        self.format = Floats(bits) if bits in (16, 32) else Groups(bits, group)
+        self.format = FloatFormat(bits) if bits in (16, 32) else GroupedFormat(bits, group_size)
 
     def smooth(self, z_BMd: Tensor, learn: bool = True, share_B: Tensor | None = None) -> Tensor:
         """The latents themselves, float32."""
@@ -206,7 +208,7 @@ class Grouped(Quantizer):
     def _rounded(self, soft_BMd: Tensor) -> Codes:
         return (
             _float_codes(soft_BMd.flatten(1), self.bits)
-            if isinstance(self.format, Floats)
+            if isinstance(self.format, FloatFormat)
             else _group_codes(soft_BMd.flatten(1), self.format)
         )
 
@@ -214,14 +216,14 @@ class Grouped(Quantizer):
 def _float_codes(z_BN: Tensor, bits: int) -> Codes:
     """Bit patterns as numbers >= 0; fp16 ones are cut off at 65504."""
     signed_BN = (
-        z_BN.clamp(-LARGEST, LARGEST).half().view(torch.int16) if bits == 16 else z_BN.contiguous().view(torch.int32)
+        z_BN.clamp(-FP16_MAX, FP16_MAX).half().view(torch.int16) if bits == 16 else z_BN.contiguous().view(torch.int32)
     )
     return Codes(signed_BN.long() & (1 << bits) - 1, z_BN.new_zeros((len(z_BN), 0), dtype=torch.float16))
 
 
-def _group_codes(z_BN: Tensor, format: Groups) -> Codes:
+def _group_codes(z_BN: Tensor, format: GroupedFormat) -> Codes:
     count, top = z_BN.shape[1], format.top
-    group = min(format.group, count)
+    group = min(format.group_size, count)
     z_BGg = F.pad(z_BN, (0, -count % group)).unflatten(1, (-1, group))
     scale_BG = _at_least(z_BGg.abs().amax(-1) / top)
     whole_BGg = (z_BGg / scale_BG.float().unsqueeze(-1)).round().clamp(-top, top)
@@ -234,8 +236,8 @@ def _at_least(scale_BG: Tensor) -> Tensor:
     Rounded to the nearest instead, small scales (below 6e-5 fp16 is coarse, below 3e-8 it is 0) would cut off the
     numbers they scale.
     """
-    half_BG = scale_BG.clamp_max(LARGEST).half()
-    below_BG = half_BG.float() < scale_BG.clamp_max(LARGEST)
+    half_BG = scale_BG.clamp_max(FP16_MAX).half()
+    below_BG = half_BG.float() < scale_BG.clamp_max(FP16_MAX)
     next_BG = (half_BG.view(torch.int16) + below_BG.short()).view(
         torch.float16
     )  # the bits of positive numbers count upwards

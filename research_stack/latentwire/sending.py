@@ -23,13 +23,13 @@ if TYPE_CHECKING:
 def given(context: Context, verb: str, stream: BinaryIO) -> bytes:
     """Standard input of `send` and `receive`, read no further than either takes; ValueError names the limit."""
     method = context.method
-    what, most = "message must have at most {} bytes", MESSAGE
+    what, limit = "message must have at most {} bytes", MESSAGE
     if verb == "send" and isinstance(method, LatentWire):
-        what, most = "model.max_length={} is less than the bytes of the context", method.model.max_length
+        what, limit = "model.max_length={} is less than the bytes of the context", method.model.max_length
     end = 2 if verb == "send" else 0  # a line break behind a context is left out
-    read = stream.read(most + end + 1)
-    if len(read) > most + end:
-        raise ValueError(f"{what.format(most)} on standard input, of which the first {len(read)} were read")
+    read = stream.read(limit + end + 1)
+    if len(read) > limit + end:
+        raise ValueError(f"{what.format(limit)} on standard input, of which the first {len(read)} were read")
     return read
 
 
@@ -56,13 +56,16 @@ def receive(context: Context, reader: str, question: str, message: bytes) -> str
     """
     method = method_of(context, reader)
     own = method.readers[reader]
-    tokens, room = len(own.asked(question)), min(QUESTION, own.model.max_length - len(own.lead) - own.length)
+    tokens, room = (
+        len(own.prompt_ids(question)),
+        min(QUESTION, own.model.max_length - len(own.bos_ids) - own.max_answer_tokens),
+    )
     said = f"question={question[:40]!r}{'...' if len(question) > 40 else ''}"
     require(tokens <= room, f"{said} has {tokens} tokens with its prompt, and reader={reader} takes at most {room}")
     with context.inference():
-        given = method.opened(reader, method.decode([message], reader))
-        answers, _ = greedy(own, given, [own.asked(question)], own.length)
-    return own.text(answers[0])
+        given = method.prefill(reader, method.decode([message], reader))
+        answers, _ = greedy(own, given, [own.prompt_ids(question)], own.max_answer_tokens)
+    return own.decode(answers[0])
 
 
 def method_of(context: Context, reader: str) -> LatentWire:

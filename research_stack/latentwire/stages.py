@@ -42,7 +42,7 @@ class StageHandoff(Callback):
                 len(ends),
                 first + 1,
                 end,
-                _words(_law(trainer, pl_module, first)),
+                _summary(_settings_of_step(trainer, pl_module, first)),
             )
 
     def on_train_batch_end(
@@ -65,8 +65,8 @@ class StageHandoff(Callback):
             return
         self._handed_over_at = step
         number = ends.index(step) + 1
-        done = _law(trainer, method, step - 1)
-        follows = None if step == ends[-1] else _law(trainer, method, step)
+        done = _settings_of_step(trainer, method, step - 1)
+        follows = None if step == ends[-1] else _settings_of_step(trainer, method, step)
         trainer.save_checkpoint(Checkpoints.path(trainer, f"stage-{number}"))
         if trainer.is_global_zero:
             steps = [0, *ends][number - 1 : number + 1]
@@ -77,8 +77,8 @@ class StageHandoff(Callback):
                 number,
                 len(ends),
                 step,
-                _words(done),
-                f"; next {_words(follows)}" if follows else "",
+                _summary(done),
+                f"; next {_summary(follows)}" if follows else "",
             )
 
 
@@ -86,19 +86,18 @@ def _has_stages(method: LightningModule) -> bool:
     return isinstance(method, LatentWire) and len(method.curriculum) > 0
 
 
-def _law(trainer: Trainer, method: LatentWire, step: int) -> dict[str, Any]:
-    """Slots and weights of a step."""
+def _settings_of_step(trainer: Trainer, method: LatentWire, step: int) -> dict[str, Any]:
+    """Number of latents and weights of a step."""
     total = int(trainer.max_steps)
     return {
-        "slots": method.curriculum.slots(step, total, method.slots),
+        "num_latents": method.curriculum.num_latents(step, total, method.num_latents),
         "weights": dict(method.curriculum.weights(step, total, method.parts)),
     }
 
 
-def _words(law: dict[str, Any]) -> str:
-    return (
-        f"{law['slots']} slots, {', '.join(f'{name} {weight:g}' for name, weight in law['weights'].items() if weight)}"
-    )
+def _summary(settings: dict[str, Any]) -> str:
+    weights = ", ".join(f"{name} {weight:g}" for name, weight in settings["weights"].items() if weight)
+    return f"{settings['num_latents']} latents, {weights}"
 
 
 def _metrics(trainer: Trainer) -> dict[str, float]:

@@ -70,12 +70,12 @@ def deflated_fits(text: str, budget: int) -> str:
     return next((text[:length] for length in range(beyond - 1, 0, -1) if deflated_bytes(text[:length]) <= budget), "")
 
 
-def first_tokens(ids: Sequence[int], slots: int) -> list[int]:
-    """The first M = `slots` tokens of a context, in the reader's own tokenizer: as many positions as a message takes
+def first_tokens(ids: Sequence[int], num_latents: int) -> list[int]:
+    """The first M = `latents` tokens of a context, in the reader's own tokenizer: as many positions as a message takes
     there.
     """
-    require(slots >= 0, f"slots={slots} must be at least 0")
-    return list(ids[:slots])
+    require(num_latents >= 0, f"num_latents={num_latents} must be at least 0")
+    return list(ids[:num_latents])
 
 
 class Ratio(NamedTuple):

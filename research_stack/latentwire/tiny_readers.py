@@ -31,8 +31,8 @@ from research_stack.backbones.transformer import Transformer
 from research_stack.data.cache import FolderCache
 from research_stack.data.questions.fact_world import Law, Made
 from research_stack.data.questions.facts import Facts
-from research_stack.latentwire.reader import PROMPT, QUESTION, Reader, padded
-from research_stack.latentwire.receiver import greedy, told
+from research_stack.latentwire.reader import PROMPT, QUESTION, FrozenReader, padded
+from research_stack.latentwire.receiver import greedy, prefill_text
 from research_stack.require import require
 from research_stack.streams import seed_of
 from research_stack.training.machine import cpu_multiplies_bf16
@@ -50,46 +50,46 @@ WITHOUT = 16
 LINES = 10.0  # seconds between two lines in the log
 
 
-class TinyReader(Reader):
+class TinyReader(FrozenReader):
     """A small reader of made-up facts, trained when it is first needed and kept in the cache.
 
     - architecture: llama (byte-pair tokens with a begin token, as many key as query heads) or qwen3 (byte-pair tokens
       over other pieces, no begin token, half the key heads, norms on queries and keys).
     - facts: how the contexts it learns are drawn; a seed of its own keeps them apart from those of the data. questions:
       asked of each.
-    - tokens: of its vocabulary. dim, layers, heads: of the transformer.
-    - steps, batch, lr: of its training. seed: of weights and order.
+    - vocab_size: of its vocabulary. dim, layers, heads: of the transformer.
+    - steps, batch_size, lr: of its training. seed: of weights and order.
     - cache_dir: root of the caches; null for $RESEARCH_STACK_CACHE or ~/.cache/research_stack.
-    - prompt, length: as in `Reader`.
+    - prompt, max_answer_tokens: as in `Reader`.
     """
 
     #: See research_stack.config.smoke.
-    smoke = {"steps": 2, "batch": 2, "dim": 32, "layers": 1, "heads": 2, "tokens": 300}
+    smoke = {"steps": 2, "batch_size": 2, "dim": 32, "layers": 1, "heads": 2, "vocab_size": 300}
 
     def __init__(
         self,
         architecture: Literal["llama", "qwen3"],
         facts: Facts,
-        tokens: int = 450,
+        vocab_size: int = 450,
         dim: int = 128,
         layers: int = 3,
         heads: int = 4,
         steps: int = 300,
-        batch: int = 32,
+        batch_size: int = 32,
         questions: int = 3,
         lr: float = 5e-3,
         seed: int = 0,
         cache_dir: str | None = None,
         prompt: str = PROMPT,
-        length: int = 12,
+        max_answer_tokens: int = 12,
     ) -> None:
         require(architecture in ("llama", "qwen3"), f"architecture={architecture} must be llama or qwen3")
-        require(tokens >= 300, f"tokens={tokens} must be at least 300: 256 bytes and some words")
-        require(tokens <= 1_000_000, f"tokens={tokens} must be at most 1,000,000")
+        require(vocab_size >= 300, f"vocab_size={vocab_size} must be at least 300: 256 bytes and some words")
+        require(vocab_size <= 1_000_000, f"vocab_size={vocab_size} must be at most 1,000,000")
         require(steps >= 1, f"steps={steps} must be at least 1")
         require(steps <= 1_000_000, f"steps={steps} must be at most 1,000,000")
-        require(batch >= 1, f"batch={batch} must be at least 1")
-        require(batch <= 10_000, f"batch={batch} must be at most 10,000")
+        require(batch_size >= 1, f"batch_size={batch_size} must be at least 1")
+        require(batch_size <= 10_000, f"batch_size={batch_size} must be at most 10,000")
         require(questions >= 1, f"questions={questions} must be at least 1")
         require(layers >= 1, f"layers={layers} must be at least 1")
         require(
@@ -98,18 +98,20 @@ class TinyReader(Reader):
         )
         require(lr > 0, f"lr={lr} must be positive")
         law = replace(
-            facts.law, questions=min(questions, facts.law.facts), contexts=steps * batch + TOKENIZER_CONTEXTS + HELD_OUT
+            facts.law,
+            questions=min(questions, facts.law.facts),
+            contexts=steps * batch_size + TOKENIZER_CONTEXTS + HELD_OUT,
         )
         recipe: dict[str, Any] = {
             "layout": LAYOUT,
             "architecture": architecture,
             "facts": asdict(law),
-            "tokens": tokens,
+            "vocab_size": vocab_size,
             "dim": dim,
             "layers": layers,
             "heads": heads,
             "steps": steps,
-            "batch": batch,
+            "batch_size": batch_size,
             "lr": lr,
             "seed": seed,
             "prompt": prompt,
@@ -117,13 +119,13 @@ class TinyReader(Reader):
         fingerprint = hashlib.sha256(json.dumps(["reader", recipe], sort_keys=True).encode()).hexdigest()[:20]
         folder, self.facts = FolderCache(cache_dir, fingerprint).folder(lambda empty: trained(empty, recipe, law))
         super().__init__(
-            str(folder), prompt=prompt, length=length, attention="eager"
+            str(folder), prompt=prompt, max_answer_tokens=max_answer_tokens, attention="eager"
         )  # for few keys on a CPU several times faster than sdpa
 
     @staticmethod
-    def least_numbers(dim: int, layers: int, tokens: int, batch: int) -> int:
+    def least_numbers(dim: int, layers: int, vocab_size: int, batch_size: int) -> int:
         """Weights, and a few tokens of a batch, at the very least; the check reads it."""
-        return 4 * layers * dim * dim + tokens * dim + batch * dim * layers
+        return 4 * layers * dim * dim + vocab_size * dim + batch_size * dim * layers
 
 
 def trained(folder: Path, recipe: dict[str, Any], law: Law) -> dict[str, Any]:
@@ -132,7 +134,7 @@ def trained(folder: Path, recipe: dict[str, Any], law: Law) -> dict[str, Any]:
     tokenizer = tokenizer_of(
         recipe["architecture"],
         [_whole(next(made), recipe["prompt"]) for _ in range(TOKENIZER_CONTEXTS)],
-        recipe["tokens"],
+        recipe["vocab_size"],
     )
     held_out = [next(made) for _ in range(HELD_OUT)]
     qwen = recipe["architecture"] == "qwen3"
@@ -153,7 +155,7 @@ def trained(folder: Path, recipe: dict[str, Any], law: Law) -> dict[str, Any]:
     hub_logging.disable_progress_bar()  # of the shards written
     saved(model, tokenizer, qwen).save_pretrained(folder)
     tokenizer.save_pretrained(folder)
-    text, none = tried(Reader(str(folder), prompt=recipe["prompt"]), held_out)
+    text, none = tried(FrozenReader(str(folder), prompt=recipe["prompt"]), held_out)
     log.info(
         "the tiny %s reader answers %.0f %% of new questions from the context, %.0f %% without it; %.0f s",
         recipe["architecture"],
@@ -164,7 +166,7 @@ def trained(folder: Path, recipe: dict[str, Any], law: Law) -> dict[str, Any]:
     return {"recipe": recipe, "exact_text": text, "exact_none": none, "seconds": round(time.monotonic() - started, 1)}
 
 
-def tokenizer_of(architecture: str, texts: list[str], tokens: int) -> PreTrainedTokenizerFast:
+def tokenizer_of(architecture: str, texts: list[str], vocab_size: int) -> PreTrainedTokenizerFast:
     """A byte-pair tokenizer (Sennrich et al. 2016) of the texts over UTF-8 bytes: with words as pieces, or for qwen3
     digits and letters apart.
     """
@@ -183,7 +185,7 @@ def tokenizer_of(architecture: str, texts: list[str], tokens: int) -> PreTrained
     own.train_from_iterator(
         texts,
         trainers.BpeTrainer(
-            vocab_size=tokens, initial_alphabet=sorted(alphabet), special_tokens=special, show_progress=False
+            vocab_size=vocab_size, initial_alphabet=sorted(alphabet), special_tokens=special, show_progress=False
         ),
     )
     if architecture == "qwen3":
@@ -226,7 +228,7 @@ def fit(model: Transformer, rows: Iterator[tuple[list[int], list[float]]], recip
     schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, factor)
     spoken = time.monotonic()
     for step in range(recipe["steps"]):
-        loss = _loss(model, *_tensors(list(islice(rows, recipe["batch"]))))
+        loss = _loss(model, *_tensors(list(islice(rows, recipe["batch_size"]))))
         loss.backward()
         torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
         optimizer.step()
@@ -278,12 +280,12 @@ def saved(model: Transformer, tokenizer: PreTrainedTokenizerFast, qwen: bool) ->
     return own.eval()
 
 
-def tried(reader: Reader, made: list[Made]) -> tuple[float, float]:
+def tried(reader: FrozenReader, made: list[Made]) -> tuple[float, float]:
     """Shares of the first questions that are answered word for word, from the context and without it."""
-    prompts, right = [reader.asked(one.asked[0][0]) for one in made], []
-    for texts in ([reader.ids(one.context) for one in made], [[] for _ in made]):
-        answers, _ = greedy(reader, told(reader, texts), prompts, reader.length)
+    prompts, right = [reader.prompt_ids(one.asked[0][0]) for one in made], []
+    for texts in ([reader.token_ids(one.context) for one in made], [[] for _ in made]):
+        answers, _ = greedy(reader, prefill_text(reader, texts), prompts, reader.max_answer_tokens)
         right.append(
-            float(np.mean([reader.text(ids) == one.asked[0][1] for ids, one in zip(answers, made, strict=True)]))
+            float(np.mean([reader.decode(ids) == one.asked[0][1] for ids, one in zip(answers, made, strict=True)]))
         )
     return right[0], right[1]

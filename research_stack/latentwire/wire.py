@@ -8,10 +8,10 @@
     (scales)    two bytes for each group, fp16, little-endian
     check byte  see `check_byte`
 
-The length follows from the header, so a stream of messages needs no lengths between them. Eight slots of eight numbers
-of 16 levels are 3 + 32 + 1 = 36 bytes.
+The length follows from the header, so a stream of messages needs no lengths between them. Eight latents of eight
+numbers of 16 levels are 3 + 32 + 1 = 36 bytes.
 
-Shapes: B messages, M slots, d numbers of a slot, N = M d, G groups of numbers that share a scale.
+Shapes: B messages, M latents, d dimensions of a latent, N = M d, G groups of numbers that share a scale.
 """
 
 from __future__ import annotations
@@ -25,13 +25,13 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from research_stack.latentwire.formats import Format, format_of, has_extra
+from research_stack.latentwire.formats import WireFormat, format_of, has_extra
 from research_stack.latentwire.quantize import Quantizer
 from research_stack.require import require
 
 VERSION = 1
-MOST = 256  # slots, and numbers of a slot: one byte each
-LEAST_HEADER = 3
+MAX_LATENTS = 256  # latents, and dimensions of a latent: one byte each
+MIN_HEADER = 3
 
 
 @dataclass(frozen=True, eq=False)
@@ -39,29 +39,32 @@ class Message:
     """The content of a message.
 
     - codes_N: int64 (N,). scales_G: float16 (G,).
-    - slots, width: M and d. format: what the codes mean. hint: length of the answer, 0 to 255; None where the reader is
-      not told.
+    - num_latents, latent_dim: M and d. format: what the codes mean. length_hint: length of the answer, 0 to 255; None
+      where the reader is not told.
 
     Raises ValueError for what cannot be written.
     """
 
     codes_N: np.ndarray
     scales_G: np.ndarray
-    slots: int
-    width: int
-    format: Format
-    hint: int | None = None
+    num_latents: int
+    latent_dim: int
+    format: WireFormat
+    length_hint: int | None = None
 
     def __post_init__(self) -> None:
-        _check_sizes(self.slots, self.width)
-        count = self.slots * self.width
+        _check_sizes(self.num_latents, self.latent_dim)
+        count = self.num_latents * self.latent_dim
         groups = self.format.groups(count)
-        require(self.hint is None or 0 <= self.hint <= 255, f"hint={self.hint} must lie in 0 .. 255")
+        require(
+            self.length_hint is None or 0 <= self.length_hint <= 255,
+            f"length_hint={self.length_hint} must lie in 0 .. 255",
+        )
         require(self.codes_N.shape == (count,), f"codes_N={self.codes_N.shape} must be of shape ({count},)")
         lowest, highest = self.codes_N.min(), self.codes_N.max()
         require(
-            0 <= lowest and highest < self.format.kinds,
-            f"codes_N={lowest} .. {highest} must lie in 0 .. {self.format.kinds - 1}",
+            0 <= lowest and highest < self.format.num_codes,
+            f"codes_N={lowest} .. {highest} must lie in 0 .. {self.format.num_codes - 1}",
         )
         require(self.scales_G.shape == (groups,), f"scales_G={self.scales_G.shape} must be of shape ({groups},)")
         bad = np.flatnonzero(~(np.isfinite(self.scales_G) & (self.scales_G > 0)))
@@ -71,24 +74,24 @@ class Message:
     def latents(self) -> Tensor:
         """(M, d) float32: what a reader gets."""
         codes_1N, scales_1G = torch.from_numpy(self.codes_N[None]), torch.from_numpy(self.scales_G[None])
-        return self.format.values(codes_1N, scales_1G).view(self.slots, self.width)
+        return self.format.values(codes_1N, scales_1G).view(self.num_latents, self.latent_dim)
 
 
-def _check_sizes(slots: int, width: int) -> None:
-    require(1 <= slots <= MOST, f"slots={slots} must lie in 1 .. {MOST}")
-    require(1 <= width <= MOST, f"width={width} must lie in 1 .. {MOST}")
+def _check_sizes(num_latents: int, latent_dim: int) -> None:
+    require(1 <= num_latents <= MAX_LATENTS, f"num_latents={num_latents} must lie in 1 .. {MAX_LATENTS}")
+    require(1 <= latent_dim <= MAX_LATENTS, f"latent_dim={latent_dim} must lie in 1 .. {MAX_LATENTS}")
 
 
 # --------------------------------------------------------------------------------------------------------- bytes
 def encode(message: Message, salt: bytes = b"") -> bytes:
     """The message as bytes, `bytes_of` many. salt: who may read it (`salt_of`)."""
-    head = VERSION << 5 | (message.hint is not None) << 4 | message.format.code
-    hint = b"" if message.hint is None else bytes([message.hint])
+    head = VERSION << 5 | (message.length_hint is not None) << 4 | message.format.code
+    length_hint = b"" if message.length_hint is None else bytes([message.length_hint])
     values = pack(message.codes_N, message.format.bits)
     body = (
-        bytes([head, message.slots - 1, message.width - 1])
+        bytes([head, message.num_latents - 1, message.latent_dim - 1])
         + message.format.extra
-        + hint
+        + length_hint
         + values
         + message.scales_G.astype("<f2").tobytes()
     )
@@ -100,16 +103,16 @@ def decode(message: bytes, salt: bytes = b"") -> Message:
     with something behind, of another version, or damaged or meant for another reader as far as `check_byte` tells.
     """
     size = f"message={len(message)} bytes"
-    require(len(message) > LEAST_HEADER, f"{size} must be more: its header alone has {LEAST_HEADER}")
-    version, hinted, code = message[0] >> 5, message[0] >> 4 & 1, message[0] & 15
+    require(len(message) > MIN_HEADER, f"{size} must be more: its header alone has {MIN_HEADER}")
+    version, has_hint, code = message[0] >> 5, message[0] >> 4 & 1, message[0] & 15
     require(version == VERSION, f"{size} must be of version {VERSION}, not {version}")
-    start = LEAST_HEADER + has_extra(code)
-    slots, width = message[1] + 1, message[2] + 1
+    start = MIN_HEADER + has_extra(code)
+    num_latents, latent_dim = message[1] + 1, message[2] + 1
     try:
-        format = format_of(code, message[LEAST_HEADER] if has_extra(code) else None)
+        format = format_of(code, message[MIN_HEADER] if has_extra(code) else None)
     except ValueError as error:
         raise ValueError(f"{size} must name a format: {error}") from error
-    whole = bytes_of(slots, width, format, bool(hinted))
+    whole = bytes_of(num_latents, latent_dim, format, bool(has_hint))
     require(
         len(message) == whole,
         f"{size} must be {whole} by its header: it was {'cut short' if len(message) < whole else 'added to'} or"
@@ -118,13 +121,15 @@ def decode(message: bytes, salt: bytes = b"") -> Message:
     due = check_byte(message[:-1], salt)
     wrong = f"its check byte must be {due:02x} and is {message[-1]:02x}"
     require(message[-1] == due, f"{size} was damaged, or is of another encoder, or for another reader: {wrong}")
-    values = message[start + hinted :][: format.value_bytes(slots, width)]
+    values = message[start + has_hint :][: format.value_bytes(num_latents, latent_dim)]
     scales_G = np.frombuffer(
-        message[:-1], dtype="<f2", count=format.groups(slots * width), offset=start + hinted + len(values)
+        message[:-1], dtype="<f2", count=format.groups(num_latents * latent_dim), offset=start + has_hint + len(values)
     )
     try:
-        codes_N = unpack(values, format.bits, slots * width)
-        return Message(codes_N, scales_G.astype(np.float16), slots, width, format, message[start] if hinted else None)
+        codes_N = unpack(values, format.bits, num_latents * latent_dim)
+        return Message(
+            codes_N, scales_G.astype(np.float16), num_latents, latent_dim, format, message[start] if has_hint else None
+        )
     except ValueError as error:
         raise ValueError(f"{size} must hold what an encoder writes: {error}") from error
 
@@ -191,35 +196,39 @@ def _permutation(salt: bytes) -> bytes:
 
 
 # ---------------------------------------------------------------------------------------------------- accounting
-def parts_of(slots: int, width: int, format: Format, hint: bool = False) -> dict[str, int]:
-    """{header, hint, values, scales, checksum: bytes} of a message of M slots of d numbers. Raises ValueError for sizes
-    beyond 256.
+def parts_of(num_latents: int, latent_dim: int, format: WireFormat, length_hint: bool = False) -> dict[str, int]:
+    """{header, hint, values, scales, checksum: bytes} of a message of M latents of d dimensions. Raises ValueError for
+    sizes beyond 256.
     """
-    _check_sizes(slots, width)
-    values, scales = format.value_bytes(slots, width), format.scale_bytes(slots, width)
+    _check_sizes(num_latents, latent_dim)
+    values, scales = format.value_bytes(num_latents, latent_dim), format.scale_bytes(num_latents, latent_dim)
     return {
-        "header": LEAST_HEADER + len(format.extra),
-        "hint": int(hint),
+        "header": MIN_HEADER + len(format.extra),
+        "hint": int(length_hint),
         "values": values,
         "scales": scales,
         "checksum": 1,
     }
 
 
-def bytes_of(slots: int, width: int, format: Format, hint: bool = False) -> int:
+def bytes_of(num_latents: int, latent_dim: int, format: WireFormat, length_hint: bool = False) -> int:
     """The length of a message, without writing it."""
-    return sum(parts_of(slots, width, format, hint).values())
+    return sum(parts_of(num_latents, latent_dim, format, length_hint).values())
 
 
-def unicast_bytes(shared: int, private: int, width: int, format: Format, hint: bool = False) -> int:
-    """The message to one reader: the shared slots and its own private ones."""
-    return bytes_of(shared + private, width, format, hint)
+def unicast_bytes(
+    num_shared: int, num_private: int, latent_dim: int, format: WireFormat, length_hint: bool = False
+) -> int:
+    """The message to one reader: the shared latents and its own private ones."""
+    return bytes_of(num_shared + num_private, latent_dim, format, length_hint)
 
 
-def broadcast_bytes(shared: int, private: int, readers: int, width: int, format: Format, hint: bool = False) -> int:
-    """One message to all readers: the shared slots once and the private ones of each."""
+def broadcast_bytes(
+    num_shared: int, num_private: int, readers: int, latent_dim: int, format: WireFormat, length_hint: bool = False
+) -> int:
+    """One message to all readers: the shared latents once and the private ones of each."""
     require(readers >= 1, f"readers={readers} must be at least 1")
-    return bytes_of(shared + readers * private, width, format, hint)
+    return bytes_of(num_shared + readers * num_private, latent_dim, format, length_hint)
 
 
 # ------------------------------------------------------------------------------------------------------- batches
@@ -238,8 +247,8 @@ def messages(quantizer: Quantizer, z_BMd: Tensor, salt: bytes = b"", hints: Sequ
     told = [None] * len(z_BMd) if hints is None else hints
     rows = zip(codes_BN, scales_BG, told, strict=True)
     return [
-        encode(Message(codes_N, scales_G, *z_BMd.shape[1:], quantizer.format, hint), salt)
-        for codes_N, scales_G, hint in rows
+        encode(Message(codes_N, scales_G, *z_BMd.shape[1:], quantizer.format, length_hint), salt)
+        for codes_N, scales_G, length_hint in rows
     ]
 
 

@@ -79,7 +79,7 @@ def scores(wire: Wire) -> list[Html]:
     for dataset in wire.datasets:
         charts = [
             chart
-            for draw in (rate_chart, slots_chart)
+            for draw in (rate_chart, num_latents_chart)
             for reader in wire.readers
             if (chart := draw(wire, dataset, reader)) is not None
         ]
@@ -142,25 +142,25 @@ def rate_chart(wire: Wire, dataset: str, reader: str) -> Html | None:
     return el("figure", el("figcaption", f"{reader} ", el("small", "F1 against bytes on the wire")), chart)
 
 
-def slots_chart(wire: Wire, dataset: str, reader: str) -> Html | None:
+def num_latents_chart(wire: Wire, dataset: str, reader: str) -> Html | None:
     """F1 over the number of latents, beside text of as many bytes and of as many tokens; None if only one number was
     measured.
     """
     latents = by_bits(wire, dataset, reader)
-    places = sorted({row.slots for rows in latents.values() for row in rows if math.isfinite(row.slots)})
+    places = sorted({row.num_latents for rows in latents.values() for row in rows if math.isfinite(row.num_latents)})
     if len(places) < 2:
         return None
     x = Axis(-0.3, len(places) - 0.7, "M, the number of latents", names=[f"{m:g}" for m in places])
     lines = _levels(wire, dataset, reader, x, (NONE, SHUFFLED, TEXT))
     for path in (HEAD, TOKENS):
         rows = [
-            (row.slots, same)
+            (row.num_latents, same)
             for row in next(iter(latents.values()))
             if (same := alike(row, wire.of(dataset, reader, path))) is not None
         ]
         lines.append(_over(rows, places, COLORS[path], WORDS[path]))
     lines += [
-        _over([(row.slots, row) for row in rows], places, LATENTS[i % len(LATENTS)], bits_words(bits))
+        _over([(row.num_latents, row) for row in rows], places, LATENTS[i % len(LATENTS)], bits_words(bits))
         for i, (bits, rows) in enumerate(latents.items())
     ]
     chart = line_chart(
@@ -261,7 +261,7 @@ def legend(wire: Wire, dataset: str) -> Html:
 HEADER = (
     "",
     "reader",
-    "slots",
+    "num_latents",
     "bits",
     "bytes",
     "times smaller",
@@ -319,7 +319,7 @@ def _table(wire: Wire, rows: Sequence[Measured], columns: Sequence[int]) -> Html
 
 
 def _cells(wire: Wire, row: Measured, several: bool) -> list[str]:
-    numbers = [f"{value:g}" if math.isfinite(value) else "" for value in (row.slots, row.bits)]
+    numbers = [f"{value:g}" if math.isfinite(value) else "" for value in (row.num_latents, row.bits)]
     smaller = f"{row.ratio:.2f}" if math.isfinite(row.ratio) and row.bytes > 0 else "-"
     whole = share(row, wire.main(row.dataset, row.reader, TEXT))
     name = f"{WORDS[row.path]}, {row.dataset}" if several else WORDS[row.path]

@@ -28,8 +28,8 @@ from research_stack.reporting.latentwire_tables import (
     distinct,
     four_times,
     load,
-    slots_timed,
-    with_slots,
+    num_latents_timed,
+    with_num_latents,
 )
 from research_stack.reporting.latentwire_words import size_words
 from research_stack.reporting.reading import RunFiles
@@ -59,7 +59,7 @@ def figures(run: RunFiles) -> dict[str, Figure | None]:
         return {}
     return {
         "latentwire.png": rate_figure(wire),
-        "latentwire_slots.png": slots_figure(wire),
+        "latentwire_slots.png": num_latents_figure(wire),
         "latentwire_latency.png": latency_figure(wire),
     }
 
@@ -130,10 +130,10 @@ def _say(plot: Axes, row: Measured, text: str, color: str) -> None:
     )
 
 
-def slots_figure(wire: Wire) -> Figure | None:
+def num_latents_figure(wire: Wire) -> Figure | None:
     """F1 over the number of latents; None if only one number was measured."""
     pairs = [(dataset, reader) for dataset in wire.datasets[:MOST_DATASETS] for reader in wire.readers]
-    if max((len({row.slots for row in wire.of(*pair, LATENT)}) for pair in pairs), default=0) < 2:
+    if max((len({row.num_latents for row in wire.of(*pair, LATENT)}) for pair in pairs), default=0) < 2:
         return None
     figure, plots = new_figure(
         5.2 * len(wire.readers),
@@ -153,14 +153,16 @@ def _slots(plot: Axes, wire: Wire, dataset: str, reader: str) -> None:
     _levels(plot, wire, dataset, reader, (NONE, SHUFFLED, TEXT))
     for path in (HEAD, TOKENS):
         rows = [
-            (row.slots, same)
+            (row.num_latents, same)
             for row in next(iter(latents.values()), [])
             if (same := alike(row, wire.of(dataset, reader, path))) is not None
         ]
         _errorbars(plot, rows, STYLES[path][0], STYLES[HEAD][1], WORDS[path])
     for index, (bits, rows) in enumerate(latents.items()):
-        _errorbars(plot, [(row.slots, row) for row in rows], LATENTS[index % len(LATENTS)], "o-", bits_words(bits), 2.0)
-    places = sorted({row.slots for rows in latents.values() for row in rows if math.isfinite(row.slots)})
+        _errorbars(
+            plot, [(row.num_latents, row) for row in rows], LATENTS[index % len(LATENTS)], "o-", bits_words(bits), 2.0
+        )
+    places = sorted({row.num_latents for rows in latents.values() for row in rows if math.isfinite(row.num_latents)})
     plot.set_xscale("log", base=2)
     plot.set_xticks(places, [f"{place:g}" for place in places])
     plot.minorticks_off()
@@ -261,14 +263,19 @@ def latency_figure(wire: Wire) -> Figure | None:
     for plot, (reader, paths) in zip(plots, timed.items(), strict=True):
         times = [row.total for rows in paths.values() for row in rows]
         _times(plot, paths.get(TEXT, []), ORANGE, "whole text: prefill")
-        for index, slots in enumerate(slots_timed(paths)):
+        for index, num_latents in enumerate(num_latents_timed(paths)):
             color = (BLUE, VIOLET, GREEN, OCHRE)[index % 4]
-            _times(plot, with_slots(paths, slots), color, f"{slots:g} latents: encoding, adapter, prefill")
-            place = four_times(paths, slots)
+            _times(
+                plot,
+                with_num_latents(paths, num_latents),
+                color,
+                f"{num_latents:g} latents: encoding, adapter, prefill",
+            )
+            place = four_times(paths, num_latents)
             if math.isfinite(place):
                 plot.axvline(place, color=FAINT, linewidth=1.1, linestyle=(0, (4, 3)))
                 plot.annotate(
-                    f"context of {OFTEN} × {slots:g} tokens",
+                    f"context of {OFTEN} × {num_latents:g} tokens",
                     (place, 1),
                     xycoords=("data", "axes fraction"),
                     xytext=(3, -2),

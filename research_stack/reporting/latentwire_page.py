@@ -19,8 +19,8 @@ from research_stack.reporting.latentwire_tables import (
     at,
     faster_from,
     four_times,
-    slots_timed,
-    with_slots,
+    num_latents_timed,
+    with_num_latents,
 )
 from research_stack.reporting.latentwire_words import joined, size_words
 from research_stack.reporting.next_token import cell
@@ -72,9 +72,10 @@ def speed(wire: Wire) -> list[Html]:
     charts = [chart for reader, paths in wire.latency.items() if (chart := latency_chart(reader, paths)) is not None]
     if not charts:
         return []
-    slots = list(dict.fromkeys(m for paths in wire.latency.values() for m in slots_timed(paths)))
+    num_latents = list(dict.fromkeys(m for paths in wire.latency.values() for m in num_latents_timed(paths)))
     entries = [
-        (LATENTS[i % len(LATENTS)], f"{m:g} latents: encoding, adapter, prefill", False) for i, m in enumerate(slots)
+        (LATENTS[i % len(LATENTS)], f"{m:g} latents: encoding, adapter, prefill", False)
+        for i, m in enumerate(num_latents)
     ]
     entries += [
         ("var(--c1)", "whole text: prefill", False),
@@ -107,17 +108,20 @@ def speed_story(wire: Wire) -> list[str]:
     as long as they are.
     """
     return [
-        _told(reader, paths, m) for reader, paths in wire.latency.items() for m in slots_timed(paths) if paths.get(TEXT)
+        _told(reader, paths, m)
+        for reader, paths in wire.latency.items()
+        for m in num_latents_timed(paths)
+        if paths.get(TEXT)
     ]
 
 
-def _told(reader: str, paths: Mapping[str, Sequence[Timed]], slots: float) -> str:
-    start, place = faster_from(paths, slots), four_times(paths, slots)
+def _told(reader: str, paths: Mapping[str, Sequence[Timed]], num_latents: float) -> str:
+    start, place = faster_from(paths, num_latents), four_times(paths, num_latents)
     shortest, longest = (row.context_bytes for row in (paths[TEXT][0], paths[TEXT][-1]))
     if math.isnan(start):
         words = (
             "not faster than the text at the longest context,"
-            if _ever(paths, slots)
+            if _ever(paths, num_latents)
             else "never faster than the text up to"
         )
         how = f"{words} {longest:,.0f} bytes"
@@ -125,19 +129,19 @@ def _told(reader: str, paths: Mapping[str, Sequence[Timed]], slots: float) -> st
         how = f"faster than the text at every length measured, {shortest:,.0f} to {longest:,.0f} bytes"
     else:
         how = f"faster than the text from {start:,.0f} bytes on"
-    told = f"{reader} with {slots:g} latents: {how}"
-    latent, text = at(with_slots(paths, slots), place), at(paths[TEXT], place)
+    told = f"{reader} with {num_latents:g} latents: {how}"
+    latent, text = at(with_num_latents(paths, num_latents), place), at(paths[TEXT], place)
     if not (math.isfinite(latent) and math.isfinite(text)):
         return f"{told}."
     return (
-        f"{told}; where the context has {OFTEN}\u00a0×\u00a0{slots:g} tokens, {place:,.0f} bytes, {latent:.3g} ms"
+        f"{told}; where the context has {OFTEN}\u00a0×\u00a0{num_latents:g} tokens, {place:,.0f} bytes, {latent:.3g} ms"
         f" against {text:.3g} ms of the text."
     )
 
 
-def _ever(paths: Mapping[str, Sequence[Timed]], slots: float) -> bool:
+def _ever(paths: Mapping[str, Sequence[Timed]], num_latents: float) -> bool:
     text = {row.context_bytes: row.total for row in paths.get(TEXT, ())}
-    return any(row.total < text.get(row.context_bytes, 0.0) for row in with_slots(paths, slots))
+    return any(row.total < text.get(row.context_bytes, 0.0) for row in with_num_latents(paths, num_latents))
 
 
 def latency_chart(reader: str, paths: Mapping[str, Sequence[Timed]]) -> Html | None:
@@ -156,7 +160,7 @@ def latency_chart(reader: str, paths: Mapping[str, Sequence[Timed]]) -> Html | N
     x = axis_of(lengths, "bytes of the context", log=max(lengths) > WIDE * min(lengths), margin=0.05)
     y = axis_of(times if log else [0.0, *times], log=log, margin=0.07, floor=None if log else 0.0)
     lines = []
-    for m in slots_timed(paths):
+    for m in num_latents_timed(paths):
         place = four_times(paths, m)
         if math.isfinite(place):
             lines.append(
@@ -171,8 +175,8 @@ def latency_chart(reader: str, paths: Mapping[str, Sequence[Timed]]) -> Html | N
             )
     lines.append(_times(paths.get(TEXT, ()), "var(--c1)", "whole text", edge))
     lines += [
-        _times(with_slots(paths, m), LATENTS[i % len(LATENTS)], f"{m:g} latents", edge)
-        for i, m in enumerate(slots_timed(paths))
+        _times(with_num_latents(paths, m), LATENTS[i % len(LATENTS)], f"{m:g} latents", edge)
+        for i, m in enumerate(num_latents_timed(paths))
     ]
     chart = line_chart(lines, x, y, f"time to the first token of {reader} over the length of the context")
     scales = ", log scales" if x.log and y.log else ""
@@ -188,7 +192,7 @@ HEADER = (
     "reader",
     "",
     "context, bytes",
-    "slots",
+    "num_latents",
     "encode, ms",
     "adapt, ms",
     "prefill, ms",
@@ -205,7 +209,7 @@ def _timed(reader: str, path: str, row: Timed) -> tuple[list[str], bool]:
         reader,
         WORDS[path],
         f"{row.context_bytes:,.0f}",
-        f"{row.slots:g}" if path == LATENT else "",
+        f"{row.num_latents:g}" if path == LATENT else "",
         *numbers,
         cell(row.positions, "{:.0f}"),
         cell(row.memory, "{:,.1f}"),

@@ -18,7 +18,7 @@ from research_stack.reporting.latentwire_words import joined, share, size_words
 from research_stack.reporting.reading import RunFiles
 
 OF_EVERY_SIZE = (LATENT, *EQUAL_BYTES, TOKENS)  # the other paths are those of the baseline alone
-AXES = ("slots", "numbers", "levels", "bits", "group", "quantizer")  # keys that change a message's size
+AXES = ("num_latents", "latent_dim", "levels", "bits", "group_size", "quantizer")  # keys that change a message's size
 
 
 def sizes(table: SweepTable) -> Wire | None:
@@ -74,7 +74,7 @@ def _mean(found: Sequence[Measured], main: bool) -> Measured:
         one.dataset,
         one.reader,
         one.path,
-        one.slots,
+        one.num_latents,
         one.bits,
         mean([row.bytes for row in found]),
         one.ratio,
@@ -110,7 +110,7 @@ def section(table: SweepTable) -> list[Html] | None:
     for dataset in wire.datasets:
         charts = [
             chart
-            for draw in (latentwire.rate_chart, latentwire.slots_chart)
+            for draw in (latentwire.rate_chart, latentwire.num_latents_chart)
             for reader in wire.readers
             if (chart := draw(wire, dataset, reader)) is not None
         ]

@@ -64,7 +64,7 @@ class Measured:
     dataset: str
     reader: str
     path: str
-    slots: float
+    num_latents: float
     bits: float
     bytes: float
     ratio: float
@@ -93,7 +93,7 @@ class Timed(NamedTuple):
     """
 
     context_bytes: float
-    slots: float
+    num_latents: float
     encode: float
     adapt: float
     prefill: float
@@ -134,15 +134,19 @@ class Wire:
         return sorted(found, key=lambda row: row.bytes)
 
     def main(self, dataset: str, reader: str, path: str) -> Measured | None:
-        """The path at the trained setting: the row that says so, or the one of the same slots and bits, or the only
-        one.
+        """The path at the trained setting: the row that says so, or the one of the same num_latents and bits, or the
+        only one.
         """
         rows = self.of(dataset, reader, path)
         marked = [row for row in rows if row.main]
         if marked or path == LATENT or len(rows) < 2:
             return next(iter(marked or rows), None)
         latent = self.main(dataset, reader, LATENT)
-        alike = [row for row in rows if latent is not None and (row.slots, row.bits) == (latent.slots, latent.bits)]
+        alike = [
+            row
+            for row in rows
+            if latent is not None and (row.num_latents, row.bits) == (latent.num_latents, latent.bits)
+        ]
         fits = [row for row in rows if latent is not None and row.bytes <= latent.bytes + 0.5]
         return next(iter(alike or fits[-1:] or rows), None)
 
@@ -193,8 +197,8 @@ def load(run: RunFiles, problems: list[str] | None = None) -> Wire | None:
 def _rows(table: Table) -> list[Measured]:
     found = []
     for row in table:
-        slots, bits, size, ratio, ratio_mean, prefill, questions = reals(
-            row, "slots", "bits", "bytes", "ratio", "ratio_mean", "prefill_tokens", "questions"
+        num_latents, bits, size, ratio, ratio_mean, prefill, questions = reals(
+            row, "num_latents", "bits", "bytes", "ratio", "ratio_mean", "prefill_tokens", "questions"
         )
         f1, em = Score(*reals(row, *SCORES[:3])), Score(*reals(row, *SCORES[3:]))
         if row.get("path") in WORDS and math.isfinite(f1.value) and math.isfinite(size):
@@ -203,7 +207,7 @@ def _rows(table: Table) -> list[Measured]:
                     row.get("dataset", ""),
                     row.get("reader", ""),
                     row["path"],
-                    slots,
+                    num_latents,
                     bits,
                     size,
                     ratio,
@@ -239,7 +243,7 @@ def _latency(table: Table) -> dict[str, dict[str, list[Timed]]]:
             *reals(
                 row,
                 "context_bytes",
-                "slots",
+                "num_latents",
                 "encode_ms",
                 "adapt_ms",
                 "prefill_ms",
@@ -289,8 +293,8 @@ def distinct(rows: Iterable[Measured]) -> list[Measured]:
 
 
 def alike(row: Measured, rows: Iterable[Measured]) -> Measured | None:
-    """The row of the same slots, and of the same bits where rows say them; None without one."""
-    found = [one for one in rows if one.slots == row.slots]
+    """The row of the same number of latents, and of the same bits where rows say them; None without one."""
+    found = [one for one in rows if one.num_latents == row.num_latents]
     return next(
         (one for one in found if one.bits == row.bits), next((one for one in found if math.isnan(one.bits)), None)
     )
@@ -299,29 +303,29 @@ def alike(row: Measured, rows: Iterable[Measured]) -> Measured | None:
 # Times ---------------------------------------------------------------------------------------------------------------
 
 
-def slots_timed(paths: Mapping[str, Sequence[Timed]]) -> list[float]:
+def num_latents_timed(paths: Mapping[str, Sequence[Timed]]) -> list[float]:
     """The numbers of latents that were timed, by size."""
-    return sorted({row.slots for row in paths.get(LATENT, ()) if math.isfinite(row.slots)})
+    return sorted({row.num_latents for row in paths.get(LATENT, ()) if math.isfinite(row.num_latents)})
 
 
-def with_slots(paths: Mapping[str, Sequence[Timed]], slots: float) -> list[Timed]:
+def with_num_latents(paths: Mapping[str, Sequence[Timed]], num_latents: float) -> list[Timed]:
     """The rows of one number of latents by length."""
-    return [row for row in paths.get(LATENT, ()) if row.slots == slots]
+    return [row for row in paths.get(LATENT, ()) if row.num_latents == num_latents]
 
 
-def four_times(paths: Mapping[str, Sequence[Timed]], slots: float) -> float:
+def four_times(paths: Mapping[str, Sequence[Timed]], num_latents: float) -> float:
     """Bytes of the context that is four times as many tokens as there are latents; NaN beyond the lengths that were
     measured.
 
     Tokens of the context are the positions of the text path less those that the latent path has beside its latents (the
     question).
     """
-    own = [row.positions - slots for row in with_slots(paths, slots) if math.isfinite(row.positions)]
+    own = [row.positions - num_latents for row in with_num_latents(paths, num_latents) if math.isfinite(row.positions)]
     beside = max(0.0, min(own)) if own else 0.0
     text = [(row.positions - beside, row.context_bytes) for row in paths.get(TEXT, ()) if math.isfinite(row.positions)]
-    if len(text) < 2 or not text[0][0] <= OFTEN * slots <= text[-1][0]:
+    if len(text) < 2 or not text[0][0] <= OFTEN * num_latents <= text[-1][0]:
         return math.nan
-    return interpolate(text, [OFTEN * slots])[0]
+    return interpolate(text, [OFTEN * num_latents])[0]
 
 
 def at(rows: Sequence[Timed], place: float) -> float:
@@ -331,12 +335,12 @@ def at(rows: Sequence[Timed], place: float) -> float:
     return interpolate([(row.context_bytes, row.total) for row in rows], [place])[0]
 
 
-def faster_from(paths: Mapping[str, Sequence[Timed]], slots: float) -> float:
+def faster_from(paths: Mapping[str, Sequence[Timed]], num_latents: float) -> float:
     """The shortest measured context from which on the latents are always faster than the text; NaN if they are not at
     the longest one.
     """
     text, found = {row.context_bytes: row.total for row in paths.get(TEXT, ())}, math.nan
-    for row in reversed([row for row in with_slots(paths, slots) if row.context_bytes in text]):
+    for row in reversed([row for row in with_num_latents(paths, num_latents) if row.context_bytes in text]):
         if row.total >= text[row.context_bytes]:
             break
         found = row.context_bytes

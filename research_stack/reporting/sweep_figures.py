@@ -33,7 +33,7 @@ def write_sweep_figures(folder: Path, table: SweepTable) -> list[Path]:
     if (wire := latentwire_sizes.sizes(table)) is not None:
         drawn |= {
             "latentwire.png": latentwire_figures.rate_figure(wire),
-            "latentwire_slots.png": latentwire_figures.slots_figure(wire),
+            "latentwire_slots.png": latentwire_figures.num_latents_figure(wire),
         }
     return [save(figure, folder / "figures" / name) for name, figure in drawn.items() if figure is not None]
 

@@ -59,7 +59,7 @@ WIRE = [
     "model.layers=1",
     "data.batch_size=4",
     "data.sources.qa_facts.contexts=60",
-    "eval.latentwire.most=8",
+    "eval.latentwire.max_questions=8",
     "eval.latentwire.latency.lengths=[32]",
     *QUICK,
 ]

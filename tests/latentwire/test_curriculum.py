@@ -21,30 +21,33 @@ from research_stack.latentwire.losses import AnswerTokens, FirstToken
 from research_stack.latentwire.losses_latents import RawRMS
 from research_stack.latentwire.module import LatentWire
 from research_stack.latentwire.quantize import FSQ
-from research_stack.latentwire.reader import Reader
+from research_stack.latentwire.reader import FrozenReader
 from research_stack.latentwire.stages import StageHandoff
 from research_stack.training.checkpoint import AtomicCheckpointIO, Checkpoints, load_checkpoint
 from research_stack.training.loggers import JsonlLogger, RowBeforeCheckpoint
 from research_stack.training.optimization import Optimization
 
 THREE = [
-    {"share": 0.3, "slots": 7, "losses": {"kd": 1.0, "answer": 0.0, "first": 0.0}},
-    {"share": 0.3, "slots": 5, "losses": {"kd": 0.5}},
-    {"share": 0.4, "slots": 4},
+    {"share": 0.3, "num_latents": 7, "losses": {"kd": 1.0, "answer": 0.0, "first": 0.0}},
+    {"share": 0.3, "num_latents": 5, "losses": {"kd": 0.5}},
+    {"share": 0.4, "num_latents": 4},
 ]
 LOSSES = {"first": 0.5, "answer": 1.0, "kd": 0.0}
 
 
 def laws(stages, total, steps):
     made = Curriculum(stages).bind(LOSSES, 8, 2)
-    return [(made.number(step, total), made.slots(step, total, 8), made.weights(step, total, LOSSES)) for step in steps]
+    return [
+        (made.stage_index(step, total), made.num_latents(step, total, 8), made.weights(step, total, LOSSES))
+        for step in steps
+    ]
 
 
 # ------------------------------------------------------------------------------------------------------ the law
 def test_stages_by_step():
     found = laws(THREE, 10, range(10))
     assert [number for number, _, _ in found] == [0, 0, 0, 1, 1, 1, 2, 2, 2, 2]
-    assert [slots for _, slots, _ in found] == [7, 7, 7, 5, 5, 5, 4, 4, 4, 4]
+    assert [num_latents for _, num_latents, _ in found] == [7, 7, 7, 5, 5, 5, 4, 4, 4, 4]
     assert (
         found[2][2] == {"first": 0.0, "answer": 0.0, "kd": 1.0}
         and found[3][2] == {"first": 0.5, "answer": 1.0, "kd": 0.5}
@@ -61,7 +64,7 @@ def test_every_step_is_in_one_stage_whatever_the_rounding():
     for total in range(7, 60):
         ends = made.ends(total)
         assert ends == sorted(set(ends)) and ends[-1] == total
-        assert [made.number(step, total) for step in range(total)] == [
+        assert [made.stage_index(step, total) for step in range(total)] == [
             sum(step >= end for end in ends) for step in range(total)
         ]
 
@@ -70,7 +73,7 @@ def test_without_stages_nothing_changes():
     none = Curriculum(None).bind(LOSSES, 8, 2)
     assert (
         len(none) == 0
-        and none.slots(3, 10, 8) == 8
+        and none.num_latents(3, 10, 8) == 8
         and none.weights(3, 10, LOSSES) == LOSSES
         and none.ends(10) == []
         and not none.uses("kd")
@@ -82,15 +85,21 @@ def test_without_stages_nothing_changes():
     [
         ([{"share": 0.5}], r"^stages=\[0.5\] must have shares that add up to 1, not 0.5$"),
         ([{"share": 0.0}], r"^stages\.0\.share=0.0 must lie in \(0, 1\]$"),
-        ([{"slots": 3}], r"^stages\.0\.share must be given$"),
-        ([{"share": 1.0, "slot": 3}], r"^stages\.0\.slot is no key of a stage; did you mean 'slots'\?$"),
+        ([{"num_latents": 3}], r"^stages\.0\.share must be given$"),
+        (
+            [{"share": 1.0, "num_latent": 3}],
+            r"^stages\.0\.num_latent is no key of a stage; did you mean 'num_latents'\?$",
+        ),
         ([{"share": 1.0, "losses": {"kdd": 1.0}}], r"^stages\.0\.losses\.kdd is no loss; did you mean 'kd'\?$"),
         ([{"share": 1.0, "losses": {"kd": -1.0}}], r"^stages\.0\.losses\.kd=-1.0 must not be negative$"),
         (
-            [{"share": 0.5, "slots": 8}, {"share": 0.5, "slots": 2}],
-            r"^stages\.1\.slots=2 must be more than private=2 and at most slots=8$",
+            [{"share": 0.5, "num_latents": 8}, {"share": 0.5, "num_latents": 2}],
+            r"^stages\.1\.num_latents=2 must be more than num_private=2 and at most num_latents=8$",
         ),
-        ([{"share": 1.0, "slots": 9}], r"^stages\.0\.slots=9 must be more than private=2 and at most slots=8$"),
+        (
+            [{"share": 1.0, "num_latents": 9}],
+            r"^stages\.0\.num_latents=9 must be more than num_private=2 and at most num_latents=8$",
+        ),
         (
             [{"share": 1.0, "losses": {"first": 0.0, "answer": 0.0}}],
             r"^stages\.0\.losses=.* must leave a loss with a weight above 0$",
@@ -124,7 +133,7 @@ def questions():
 
 
 class Watched(LatentWire):
-    """Keeps the loss of each step, and the slots of each validation batch."""
+    """Keeps the loss of each step, and the latents of each validation batch."""
 
     def training_step(self, batch, batch_idx):
         loss = super().training_step(batch, batch_idx)
@@ -133,23 +142,23 @@ class Watched(LatentWire):
 
     def validation_step(self, batch, batch_idx):
         super().validation_step(batch, batch_idx)
-        self.validated.add(self._now.slots)
+        self.validated.add(self._now.num_latents)
 
 
 def wire(places, data, stages):
-    losses = {"first": FirstToken(0.5), "answer": AnswerTokens(), "kd": KD(0.0, hard=1.0), "rms": RawRMS(0.0)}
+    losses = {"first": FirstToken(0.5), "answer": AnswerTokens(), "kd": KD(0.0, hard_weight=1.0), "rms": RawRMS(0.0)}
     method = Watched(
         ByteEncoder(dim=16, layers=1, heads=2, grams=[2], buckets=32, max_length=256),
         FSQ(16),
-        {n: Reader(p, length=4) for n, p in places.items()},
+        {n: FrozenReader(p, max_answer_tokens=4) for n, p in places.items()},
         losses,
         data.questions,
         Optimization(lr=0.01, optimizer="muon", warmup_steps=2),
         1,
-        slots=8,
-        private=2,
-        numbers=4,
-        tokens=3,
+        num_latents=8,
+        num_private=2,
+        latent_dim=4,
+        loss_tokens=3,
         pooling_heads=2,
         adapter_dim=16,
         adapter_heads=2,
@@ -218,13 +227,13 @@ def whole(places, questions, tmp_path_factory):
 def test_slots_and_weights_of_each_step(whole):
     method, folder = whole
     rows = rows_of(folder)
-    assert [row["train/slots"] for row in rows] == [7, 7, 7, 5, 5, 5, 4, 4, 4, 4]
+    assert [row["train/num_latents"] for row in rows] == [7, 7, 7, 5, 5, 5, 4, 4, 4, 4]
     assert list(method.losses) == ["first", "answer", "kd"]  # no stage uses the other
     for row, (_, _, weights) in zip(rows, laws(THREE, 10, range(10)), strict=True):
         assert row["train/loss"] == pytest.approx(
             sum(weight * row[f"train/loss_{name}"] for name, weight in weights.items()), rel=1e-5
         )
-    assert all(row["train/loss_kd"] > 0 for row in rows) and method.final_slots == 4
+    assert all(row["train/loss_kd"] > 0 for row in rows) and method.final_num_latents == 4
 
 
 def test_validation_is_always_that_of_the_last_stage(whole):
@@ -239,8 +248,8 @@ def test_what_is_sent_unasked_is_what_the_last_stage_trained(whole, questions):
     contexts = [questions.questions[0].context]
     assert (
         method.eval().encode(contexts, "llama")
-        == method.encode(contexts, "llama", slots=4)
-        != method.encode(contexts, "llama", slots=8)
+        == method.encode(contexts, "llama", num_latents=4)
+        != method.encode(contexts, "llama", num_latents=8)
     )
     assert method.decode(method.encode(contexts, "llama"), "llama").latents_BMd.shape == (1, 4, 4)
 
@@ -255,13 +264,18 @@ def test_each_stage_leaves_a_checkpoint_and_its_numbers(whole):
         "stage-2.ckpt",
         "stage-3.ckpt",
     ]
-    for number, (start, end, slots) in enumerate([(0, 3, 7), (3, 6, 5), (6, 10, 4)], 1):
+    for number, (start, end, num_latents) in enumerate([(0, 3, 7), (3, 6, 5), (6, 10, 4)], 1):
         assert load_checkpoint(folder / "checkpoints" / f"stage-{number}.ckpt")["global_step"] == end
         kept = json.loads((folder / "stages" / f"{number}.json").read_text())
         weights = laws(THREE, 10, [start])[0][2]
-        assert (kept["stage"], kept["steps"], kept["slots"], kept["weights"]) == (number, [start, end], slots, weights)
+        assert (kept["stage"], kept["steps"], kept["num_latents"], kept["weights"]) == (
+            number,
+            [start, end],
+            num_latents,
+            weights,
+        )
         assert kept["next"] == (
-            None if end == 10 else {"slots": [7, 5, 4][number], "weights": laws(THREE, 10, [end])[0][2]}
+            None if end == 10 else {"num_latents": [7, 5, 4][number], "weights": laws(THREE, 10, [end])[0][2]}
         )
         assert kept["metrics"]["train/loss"] == rows[end - 1]["train/loss"]
         assert (
@@ -325,12 +339,12 @@ def test_a_factor_of_something_else_is_refused(places, questions):
 def test_the_stages_are_told(places, questions, tmp_path, caplog):
     caplog.set_level(logging.INFO)
     fit(places, questions, tmp_path, stop=3)
-    told = [r.getMessage() for r in caplog.records if r.getMessage().startswith("stage ")]
-    assert told == [
-        "stage 1 of 3: steps 1 to 3, 7 slots, kd 1",
-        "stage 2 of 3: steps 4 to 6, 5 slots, first 0.5, answer 1, kd 0.5",
-        "stage 3 of 3: steps 7 to 10, 4 slots, first 0.5, answer 1",
-        "stage 1 of 3 ends at step 3 (7 slots, kd 1); next 5 slots, first 0.5, answer 1, kd 0.5",
+    prefill_text = [r.getMessage() for r in caplog.records if r.getMessage().startswith("stage ")]
+    assert prefill_text == [
+        "stage 1 of 3: steps 1 to 3, 7 latents, kd 1",
+        "stage 2 of 3: steps 4 to 6, 5 latents, first 0.5, answer 1, kd 0.5",
+        "stage 3 of 3: steps 7 to 10, 4 latents, first 0.5, answer 1",
+        "stage 1 of 3 ends at step 3 (7 latents, kd 1); next 5 latents, first 0.5, answer 1, kd 0.5",
     ]
 
 
@@ -348,7 +362,11 @@ def test_the_experiment_composes_and_is_checked():
     composed = composer.compose(points[0], RunMode.RUN)
     preflight([composed], composer)
     method = composed.cfg.method
-    assert [(stage.slots, stage.losses.answer > 0) for stage in method.stages] == [(64, False), (48, True), (32, True)]
+    assert [(stage.num_latents, stage.losses.answer > 0) for stage in method.stages] == [
+        (64, False),
+        (48, True),
+        (32, True),
+    ]
     assert (
         composed.cfg.optimization.schedule == "cosine"
         and composed.cfg.callbacks.checkpoints.monitor == "val/loss_answer"
@@ -382,7 +400,7 @@ def test_the_experiment_runs_small(tmp_path, monkeypatch):
     result = run(cfg, tmp_path / "run")
     assert result.status == "ok" and result.steps == 6
     kept = [json.loads((tmp_path / "run" / "stages" / f"{n}.json").read_text()) for n in (1, 2, 3)]
-    assert [(row["steps"], row["slots"]) for row in kept] == [([0, 2], 64), ([2, 4], 48), ([4, 6], 32)]
+    assert [(row["steps"], row["num_latents"]) for row in kept] == [([0, 2], 64), ([2, 4], 48), ([4, 6], 32)]
     assert set(json.loads((tmp_path / "run" / "run.json").read_text())["method"]["losses"]["kd"]["teachers"]) == {
         "a",
         "b",

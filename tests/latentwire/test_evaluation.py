@@ -1,5 +1,5 @@
 """Paths against reading one question at a time, tables against the scores they are made of, times, and the bound on
-useful bits.
+information.
 """
 
 import csv
@@ -16,11 +16,11 @@ from research_stack.data.questions.question import Question
 from research_stack.latentwire import latency, paths
 from research_stack.latentwire.evaluation import LatentWireEvaluation, bytes_table, chosen, groups_of, settings
 from research_stack.latentwire.features.lora import ReaderLoRA
+from research_stack.latentwire.information import message_information
 from research_stack.latentwire.latency import Latency
-from research_stack.latentwire.paths import Asker, strangers
-from research_stack.latentwire.receiver import greedy, told
-from research_stack.latentwire.useful_bits import fano_bits, useful_bits
-from research_stack.latentwire.wire import MOST
+from research_stack.latentwire.paths import AnswerGenerator, mismatched_contexts
+from research_stack.latentwire.receiver import greedy, prefill_text
+from research_stack.latentwire.wire import MAX_LATENTS
 from research_stack.metrics import qa
 from research_stack.reporting import latentwire_tables
 from research_stack.reporting.reading import RunFiles
@@ -56,44 +56,45 @@ def answered(method, asked):
     found = {}
     with torch.inference_mode():
         for name in NAMES:
-            asker = Asker(method, name, asked, batch=4)
+            generator = AnswerGenerator(method, name, asked, batch_size=4)
             found |= {
-                (name, one.path): one for one in [*asker.whole(), *asker.sent(5, strangers(asked, 1), controls=True)]
+                (name, one.path): one
+                for one in [*generator.whole(), *generator.sent(5, mismatched_contexts(asked, 1), controls=True)]
             }
     return found
 
 
-def alone(reader, opened, question):
+def alone(reader, prefill_latents, question):
     """The answer to one question, and the logits of its first token."""
-    ids, first_1V = greedy(reader, opened, [reader.asked(question.question)], reader.length)
-    return reader.text(ids[0]), first_1V[0]
+    ids, first_1V = greedy(reader, prefill_latents, [reader.prompt_ids(question.question)], reader.max_answer_tokens)
+    return reader.decode(ids[0]), first_1V[0]
 
 
 # ------------------------------------------------------------------------------------------------ paths
 @pytest.mark.parametrize("name", NAMES)
 def test_each_path_answers_as_one_question_at_a_time_does(method, asked, answered, name):
-    reader, others = method.readers[name], strangers(asked, 1)
+    reader, others = method.readers[name], mismatched_contexts(asked, 1)
     for i, question in enumerate(asked):
         own, other = (method.encode([q.context], name)[0] for q in (question, asked[others[i]]))
         text, budget = question.context, len(own)
         ids = {
             "none": [],
-            "text": reader.ids(text),
-            "text_bytes": reader.ids(text[:budget]),
-            "text_bytes_tail": reader.ids(text[-budget:]),
-            "text_tokens": reader.ids(text)[:5],
+            "text": reader.token_ids(text),
+            "text_bytes": reader.token_ids(text[:budget]),
+            "text_bytes_tail": reader.token_ids(text[-budget:]),
+            "text_tokens": reader.token_ids(text)[:5],
         }
-        opened = {path: told(reader, [tokens]) for path, tokens in ids.items()}
-        opened |= {
-            path: method.opened(name, method.decode([message], name))
+        prefill_latents = {path: prefill_text(reader, [tokens]) for path, tokens in ids.items()}
+        prefill_latents |= {
+            path: method.prefill(name, method.decode([message], name))
             for path, message in (("latent", own), ("shuffled", other))
         }
-        for path, given in opened.items():
-            found, positions = answered[name, path], given.cache.length + len(reader.asked(question.question))
+        for path, given in prefill_latents.items():
+            found, positions = answered[name, path], given.cache.length + len(reader.prompt_ids(question.question))
             answer, first_V = alone(reader, given, question)
             assert found.answers[i] == answer, path
             assert found.positions_n[i] == positions, path
-            firsts = {reader.answered(question.question, gold)[0] for gold in question.answers}
+            firsts = {reader.answer_ids(question.question, gold)[0] for gold in question.answers}
             np.testing.assert_array_equal(found.first_nK[i], qa.first_token_at(first_V[None].numpy(), [firsts])[0])
     assert {path for _, path in answered} == set(PATHS)
 
@@ -112,13 +113,13 @@ def test_bytes_are_those_that_were_sent(method, asked, answered):
 
 def test_latents_go_through_bytes(method, asked, monkeypatch):
     """What was not written cannot be read."""
-    asker = Asker(method, "llama", asked, 4)
-    honest = asker.messages(5)
+    generator = AnswerGenerator(method, "llama", asked, 4)
+    honest = generator.messages(5)
     broken = [message[:-2] + bytes([message[-2] ^ 1]) + message[-1:] for message in honest]
     with pytest.raises(ValueError, match="damaged"):
-        asker.from_messages("latent", 5, broken)
+        generator.from_messages("latent", 5, broken)
     with pytest.raises(ValueError, match="another reader"):
-        Asker(method, "qwen", asked, 4).from_messages("latent", 5, honest)
+        AnswerGenerator(method, "qwen", asked, 4).from_messages("latent", 5, honest)
 
 
 def test_zeros_are_read_in_the_latents_place(method, asked, answered, monkeypatch):
@@ -126,11 +127,11 @@ def test_zeros_are_read_in_the_latents_place(method, asked, answered, monkeypatc
 
     def zeroed(messages, reader):
         sent = decode(messages, reader)
-        return method.sent(reader, torch.zeros_like(sent.latents_BMd), sent.slots_M)
+        return method.adapt(reader, torch.zeros_like(sent.latents_BMd), sent.index_M)
 
     monkeypatch.setattr(method, "decode", zeroed)
-    asker = Asker(method, "llama", asked, 4)
-    found = asker.from_messages("zeros", 5, asker.messages(5))
+    generator = AnswerGenerator(method, "llama", asked, 4)
+    found = generator.from_messages("zeros", 5, generator.messages(5))
     assert found.answers == answered["llama", "zeros"].answers
     assert found.answers != answered["llama", "latent"].answers
 
@@ -138,9 +139,9 @@ def test_zeros_are_read_in_the_latents_place(method, asked, answered, monkeypatc
 def test_gold_answers_do_not_reach_the_reader(method, asked, answered):
     """Neither their text nor their length: other golds change scores, never answers."""
     other = [replace(q, answers=("a far longer answer than any of these", "x"), start=-1) for q in asked]
-    asker = Asker(method, "llama", other, 4)
+    generator = AnswerGenerator(method, "llama", other, 4)
     with torch.inference_mode():
-        for one in [*asker.whole(), *asker.sent(5, strangers(asked, 1), controls=True)]:
+        for one in [*generator.whole(), *generator.sent(5, mismatched_contexts(asked, 1), controls=True)]:
             assert one.answers == answered["llama", one.path].answers, one.path
 
 
@@ -153,20 +154,20 @@ def test_what_the_reader_says_anyway_is_right(method, asked, answered):
         replace(q, answers=("nothing of the kind", answer or "empty"), scoring="squad")
         for q, answer in zip(asked, said.answers, strict=True)
     ]
-    found = Asker(method, "llama", gold, 4).whole()[1]
+    found = AnswerGenerator(method, "llama", gold, 4).whole()[1]
     spelled = [qa.normalize(answer) != "" for answer in said.answers]
     assert any(spelled) and (found.exact_n[spelled] == 1).all() and (found.f1_n[spelled] == 1).all()
     reader = method.readers["llama"]
     two = replace(gold[0], answers=("is", "zebra"))
     assert (
-        paths.first_ids(reader, two) == {reader.answered(two.question, answer)[0] for answer in two.answers}
+        paths.first_ids(reader, two) == {reader.answer_ids(two.question, answer)[0] for answer in two.answers}
         and len(paths.first_ids(reader, two)) == 2
     )
-    asker = Asker(method, "llama", asked, 4)
-    likeliest = [int(alone(reader, told(reader, [reader.ids(q.context)]), q)[1].argmax()) for q in asked]
-    asker.gold_ids = [{token, 7} for token in likeliest]
-    asker.gold_ids[3] = set()
-    firsts_nK = asker.whole()[1].first_nK
+    generator = AnswerGenerator(method, "llama", asked, 4)
+    likeliest = [int(alone(reader, prefill_text(reader, [reader.token_ids(q.context)]), q)[1].argmax()) for q in asked]
+    generator.gold_ids = [{token, 7} for token in likeliest]
+    generator.gold_ids[3] = set()
+    firsts_nK = generator.whole()[1].first_nK
     assert np.isnan(firsts_nK[3]).all() and (np.delete(firsts_nK, 3, axis=0) == 1).all()
 
 
@@ -176,21 +177,26 @@ def test_texts_are_read_without_adapters_and_latents_with_them(places, data, ask
         torch.nn.init.normal_(parameter, std=0.5, generator=torch.Generator().manual_seed(1))
     found = {}
     with torch.inference_mode():
-        asker = Asker(adapted, "llama", asked, 4)
-        found = {one.path: one for one in [*asker.whole(), *asker.sent(5, strangers(asked, 1), controls=True)]}
+        generator = AnswerGenerator(adapted, "llama", asked, 4)
+        found = {
+            one.path: one
+            for one in [*generator.whole(), *generator.sent(5, mismatched_contexts(asked, 1), controls=True)]
+        }
     for path in PATHS:
         same = found[path].answers == answered["llama", path].answers
         assert same is (path in ("none", "text", "text_bytes", "text_bytes_tail", "text_zlib", "text_tokens")), path
 
 
 def test_fewer_slots_are_the_first_ones(method, asked):
-    asker = Asker(method, "qwen", asked, 4)
+    generator = AnswerGenerator(method, "qwen", asked, 4)
     with torch.inference_mode():
-        few = {one.path: one for one in asker.sent(3)}
+        few = {one.path: one for one in generator.sent(3)}
     assert set(few) == {"latent", "text_bytes", "text_bytes_tail", "text_zlib", "text_tokens"}
     assert set(few["latent"].bytes_n) == {3 + 6 + 1} == set(few["text_bytes"].bytes_n)
-    one, all_of_them = (method.decode(method.encode([asked[0].context], "qwen", slots), "qwen") for slots in (3, 5))
-    assert one.slots_M.tolist() == [0, 5, 6] and all_of_them.slots_M.tolist() == [0, 1, 2, 5, 6]
+    one, all_of_them = (
+        method.decode(method.encode([asked[0].context], "qwen", num_latents), "qwen") for num_latents in (3, 5)
+    )
+    assert one.index_M.tolist() == [0, 5, 6] and all_of_them.index_M.tolist() == [0, 1, 2, 5, 6]
     assert torch.equal(one.latents_BMd, all_of_them.latents_BMd[:, [0, 3, 4]])
     assert settings(method, [5, 4, 2, 9, 3, 3]) == [5, 3, 4] and settings(method, []) == [5]
     assert settings(method, None) == [5, 3]  # half, 2, are the private ones
@@ -206,10 +212,10 @@ def test_strangers_are_of_other_groups_and_serve_once(groups):
     asked = [question(i, group) for i, group in enumerate(groups)] + [
         question(i, group, dataset="other") for i, group in enumerate("xyz")
     ]
-    found = strangers(asked, 3)
+    found = mismatched_contexts(asked, 3)
     assert sorted(found) == list(range(len(asked)))
     assert all(asked[i].group != asked[j].group and asked[i].dataset == asked[j].dataset for i, j in enumerate(found))
-    assert found == strangers(asked, 3)
+    assert found == mismatched_contexts(asked, 3)
 
 
 def test_strangers_do_not_share_a_context_across_groups():
@@ -222,14 +228,14 @@ def test_strangers_do_not_share_a_context_across_groups():
         question(5, "e"),
     ]
     for seed in range(20):
-        assert all({i, j} - {0, 1, 2} for i, j in enumerate(strangers(asked, seed)))  # a and b hang together
+        assert all({i, j} - {0, 1, 2} for i, j in enumerate(mismatched_contexts(asked, seed)))  # a and b hang together
 
 
 def test_one_article_has_strangers_of_other_contexts():
     asked = [question(i, "article", f"paragraph {i // 2}") for i in range(6)] + [
         question(i, group, dataset="other") for i, group in enumerate("xyz")
     ]
-    found = strangers(asked, 3)
+    found = mismatched_contexts(asked, 3)
     assert sorted(found) == list(range(9)) and all(
         asked[i].context != asked[j].context and asked[i].dataset == asked[j].dataset for i, j in enumerate(found)
     )
@@ -247,7 +253,7 @@ def test_questions_of_one_group_alone_are_drawn_by_context(caplog):
 
 @pytest.mark.parametrize("contexts", ["a", "aa", "aab", "aaabb"])
 def test_without_strangers_there_are_none(contexts):
-    assert strangers([question(i, "article", context) for i, context in enumerate(contexts)], 1) is None
+    assert mismatched_contexts([question(i, "article", context) for i, context in enumerate(contexts)], 1) is None
 
 
 # ------------------------------------------------------------------------------------------------ tables
@@ -272,8 +278,8 @@ def golden(method, data):
     golds = [set() for _ in asked]
     with torch.inference_mode():
         for name in NAMES:
-            asker = Asker(method, name, asked, 4)
-            for one in [*asker.whole(), *asker.sent(5, strangers(asked, 1), controls=True)]:
+            generator = AnswerGenerator(method, name, asked, 4)
+            for one in [*generator.whole(), *generator.sent(5, mismatched_contexts(asked, 1), controls=True)]:
                 for i in {"none": [11], "shuffled": [7, 8, 9], "latent": range(6), "text": range(4)}.get(
                     one.path, [6, 10]
                 ):
@@ -287,7 +293,12 @@ def measured(method, data, golden, tmp_path_factory):
     here = context(method, Other(data, golden), folder)
     with here.inference():
         metrics = LatentWireEvaluation(
-            most=12, batch=5, slots=[3], curve=[0.5, 2], examples=2, latency=Latency([40, 200], repeats=2)
+            max_questions=12,
+            batch_size=5,
+            num_latents=[3],
+            byte_factors=[0.5, 2],
+            examples=2,
+            latency=Latency([40, 200], repeats=2),
         )(here)
     return folder, metrics
 
@@ -301,10 +312,10 @@ def test_the_tables_hold_what_the_report_reads(measured, method):
     for name in NAMES:
         main = {path: found.main("qa_facts", name, path) for path in PATHS}
         assert all(row.main and row.questions == 12 for row in main.values())
-        assert [row.slots for row in found.of("qa_facts", name, "latent")] == [3, 5]
+        assert [row.num_latents for row in found.of("qa_facts", name, "latent")] == [3, 5]
         assert main["latent"].bytes == 14 and main["latent"].bits == 4
         parts = [(row.bytes, row.main) for row in found.of("qa_facts", name, "text_bytes_tail")]
-        assert parts == [(7, False), (10, False), (14, True), (28, False)], "half, three slots, the message, double"
+        assert parts == [(7, False), (10, False), (14, True), (28, False)], "half, three latents, the message, double"
         assert main["latent"].ratio == pytest.approx(main["text"].bytes / 14, rel=1e-4)
         assert math.isnan(main["none"].ratio) and main["text"].ratio == 1
         assert main["none"].prefill < main["text_tokens"].prefill == main["latent"].prefill < main["text"].prefill
@@ -366,24 +377,24 @@ def test_examples_hold_answers_and_messages(measured, method, golden):
         assert bytes.fromhex(row["message_hex"]) == method.encode([row["context"]], name)[0]
         asked = next(q for q in golden if (q.context, q.question) == (row["context"], row["question"]))
         assert row["answers"] == " | ".join(asked.answers)
-        assert row["text"] == alone(reader, told(reader, [reader.ids(row["context"])]), asked)[0]
+        assert row["text"] == alone(reader, prefill_text(reader, [reader.token_ids(row["context"])]), asked)[0]
         assert (
             row["latent"]
-            == alone(reader, method.opened(name, method.decode([bytes.fromhex(row["message_hex"])], name)), asked)[0]
+            == alone(reader, method.prefill(name, method.decode([bytes.fromhex(row["message_hex"])], name)), asked)[0]
         )
 
 
 def test_parts_of_a_message_sum_to_its_length(method, data):
     rows = bytes_table(method)
     assert sum(row["reader_bytes"] for row in rows) == len(method.encode([data.questions[0].context], "llama")[0])
-    assert sum(row["broadcast_bytes"] for row in rows) == 3 + -(-7 * 4 * 4 // 8) + 1  # the private slots of both
+    assert sum(row["broadcast_bytes"] for row in rows) == 3 + -(-7 * 4 * 4 // 8) + 1  # the private latents of both
 
 
 def test_several_data_sets_are_pooled_and_kept_apart(method, golden, data, tmp_path):
     two = [replace(q, dataset="squad" if i % 4 == 0 else q.dataset) for i, q in enumerate(golden[:8])]
     here = context(method, Other(data, two), tmp_path)
     with here.inference():
-        metrics = LatentWireEvaluation(most=5)(here)
+        metrics = LatentWireEvaluation(max_questions=5)(here)
     rows = {(row["dataset"], row["reader"], row["path"]): row for row in table(tmp_path, "latentwire")}
     pooled, first, second = (rows[name, "llama", "text"] for name in ("all", "qa_facts", "squad"))
     assert [int(row["questions"]) for row in (pooled, first, second)] == [7, 5, 2]
@@ -391,7 +402,7 @@ def test_several_data_sets_are_pooled_and_kept_apart(method, golden, data, tmp_p
         float(pooled["em"]) == pytest.approx((5 * float(first["em"]) + 2 * float(second["em"])) / 7, abs=1e-5)
         and float(pooled["em"]) > 0
     )
-    assert "llama/useful_bits" not in metrics and not (tmp_path / "tables" / "latentwire_latency.csv").exists()
+    assert "llama/information_bits" not in metrics and not (tmp_path / "tables" / "latentwire_latency.csv").exists()
 
 
 def test_questions_are_spread_evenly():
@@ -401,16 +412,24 @@ def test_questions_are_spread_evenly():
 
 
 def test_the_slots_that_are_taken_are_those_a_message_can_hold():
-    LatentWireEvaluation(slots=[1, MOST])
-    for slots in ([0], [MOST + 1]):
-        node = {"_target_": "research_stack.latentwire.evaluation.LatentWireEvaluation", "slots": slots}
-        assert [p.message for p in check_node("eval", node)] == [f"eval.slots={slots} must be numbers from 1 to {MOST}"]
+    LatentWireEvaluation(num_latents=[1, MAX_LATENTS])
+    for num_latents in ([0], [MAX_LATENTS + 1]):
+        node = {"_target_": "research_stack.latentwire.evaluation.LatentWireEvaluation", "num_latents": num_latents}
+        assert [p.message for p in check_node("eval", node)] == [
+            f"eval.num_latents={num_latents} must be numbers from 1 to {MAX_LATENTS}"
+        ]
 
 
 def test_only_latentwire_is_measured(method):
     assert LatentWireEvaluation().unsuited(type(method)) is None
     assert "choose the eval" in LatentWireEvaluation().unsuited(torch.nn.Linear)
-    for mistake in ({"most": 1}, {"batch": 0}, {"slots": [0]}, {"examples": 0}, {"curve": [0]}):
+    for mistake in (
+        {"max_questions": 1},
+        {"batch_size": 0},
+        {"num_latents": [0]},
+        {"examples": 0},
+        {"byte_factors": [0]},
+    ):
         with pytest.raises(ValueError, match=f"{next(iter(mistake))}="):
             LatentWireEvaluation(**mistake)
 
@@ -428,7 +447,7 @@ def test_times_are_of_the_passes_after_the_warm_ups(method, data, monkeypatch):
 
     monkeypatch.setattr(latency, "from_text", counted)
     with torch.inference_mode():
-        rows = Latency([50], warm=3, repeats=5)(method, [data.questions[0].context], "Where?")
+        rows = Latency([50], warmup=3, repeats=5)(method, [data.questions[0].context], "Where?")
     assert len(calls) == 2 * (3 + 5)
     (row,) = [row for row in rows if (row["reader"], row["path"]) == ("llama", "text")]
     assert (
@@ -441,54 +460,43 @@ def test_times_are_of_the_passes_after_the_warm_ups(method, data, monkeypatch):
 @pytest.mark.parametrize("name", NAMES)
 def test_a_pass_reads_what_the_paths_read(method, data, name):
     asked = data.questions[0]
-    reader, prompt = method.readers[name], method.readers[name].asked(asked.question)
+    reader, prompt = method.readers[name], method.readers[name].prompt_ids(asked.question)
     with torch.inference_mode():
         latents, text = (
             latency.from_latents(method, name, asked.context, prompt),
             latency.from_text(reader, asked.context, prompt),
         )
-        opened = told(reader, [reader.ids(asked.context)])
-        first_1V = greedy(reader, told(reader, [reader.ids(asked.context)]), [prompt], 1)[1]
-        assert latency.first_token(reader, opened, prompt) == int(first_1V.argmax())
-    assert text.positions == len(reader.lead) + len(reader.ids(asked.context)) + len(prompt)
-    assert latents.positions == len(reader.lead) + 5 + len(prompt)
+        prefill_latents = prefill_text(reader, [reader.token_ids(asked.context)])
+        first_1V = greedy(reader, prefill_text(reader, [reader.token_ids(asked.context)]), [prompt], 1)[1]
+        assert latency.first_token(reader, prefill_latents, prompt) == int(first_1V.argmax())
+    assert text.positions == len(reader.bos_ids) + len(reader.token_ids(asked.context)) + len(prompt)
+    assert latents.positions == len(reader.bos_ids) + 5 + len(prompt)
     for taken in (latents, text):
         assert (
             taken.total == pytest.approx(taken.encode + taken.adapt + taken.prefill)
             and min(taken.encode, taken.prefill) > 0
         )
-        assert taken.memory == 2 * reader.layers * reader.kv_heads * reader.kv_width * taken.positions * 4  # float32
+        assert (
+            taken.memory == 2 * reader.num_layers * reader.num_kv_heads * reader.head_dim * taken.positions * 4
+        )  # float32
     assert latents.adapt > 0 and latents.pack > 0
 
 
 def test_contexts_are_joined_to_each_length():
-    texts = latency.joined(["abc", "dé"], [4, 9, 600], 512)
+    texts = latency.contexts_of_length(["abc", "dé"], [4, 9, 600], 512)
     assert texts == ["abc ", "abc dé a"[:9]] and [len(text.encode()) for text in texts] == [4, 9]
-    assert latency.joined(["é"], [1, 3], 8) == ["", "é "]
+    assert latency.contexts_of_length(["é"], [1, 3], 8) == ["", "é "]
     assert (
-        latency.doubled(512) == [32, 64, 128, 256, 512]
-        and latency.doubled(100) == [32, 64, 100]
-        and latency.doubled(20) == [20]
+        latency.doubling_lengths(512) == [32, 64, 128, 256, 512]
+        and latency.doubling_lengths(100) == [32, 64, 100]
+        and latency.doubling_lengths(20) == [20]
     )
     with pytest.raises(ValueError, match="lengths=.*max_length=512"):
-        latency.joined(["a"], [600], 512)
+        latency.contexts_of_length(["a"], [600], 512)
 
 
-# ------------------------------------------------------------------------------------------------ useful bits
-@pytest.mark.exact
-@pytest.mark.parametrize("kinds", [2, 3, 16])
-@pytest.mark.parametrize("exact", [0.0, 0.05, 0.5, 0.9, 1.0])
-def test_fano_is_the_information_of_a_channel_whose_errors_are_all_alike(kinds, exact):
-    """There the inequality is an equality: I = sum p(x) p(y|x) log2 p(y|x) / p(y)."""
-    channel = np.full((kinds, kinds), (1 - exact) / (kinds - 1))
-    np.fill_diagonal(channel, exact)
-    with np.errstate(divide="ignore", invalid="ignore"):
-        information = np.nansum(channel / kinds * np.log2(channel * kinds))
-    assert fano_bits(exact, kinds) == pytest.approx(information if exact > 1 / kinds else 0.0, abs=1e-12)
-
-
-def test_useful_bits_are_those_of_all_facts():
+def test_information_is_that_of_all_facts():
     source = facts(contexts=4).sources["qa_facts"]
-    assert useful_bits([source], "qa_facts", 1.0) == pytest.approx(3 * math.log2(16))
-    assert useful_bits([source], "qa_facts", 1 / 16) == 0
-    assert useful_bits([source], "squad", 1.0) is None
+    assert message_information([source], "qa_facts", 1.0) == pytest.approx(3 * math.log2(16))
+    assert message_information([source], "qa_facts", 1 / 16) == 0
+    assert message_information([source], "squad", 1.0) is None

@@ -12,23 +12,23 @@ import sys
 import pytest
 import torch
 import torch.nn.functional as F
-from tiny_latentwire import ASKED, STEPS, method, prepared, reader, sent_of, slope, stirred, train_step
+from tiny_latentwire import ASKED, STEPS, adapted_of, method, prepared, reader, slope, stirred, train_step
 from torch import nn
 
 from research_stack.config.check import check, check_node
 from research_stack.latentwire.encoder import as_bytes
 from research_stack.latentwire.features.adaptive_tokens import AdaptiveTokens
-from research_stack.latentwire.features.base import Sent, Step
+from research_stack.latentwire.features.base import AdapterOutput, StepSettings
 from research_stack.latentwire.features.coprocessor import Coprocessor
 from research_stack.latentwire.features.deep_prefix import DeepPrefix, keys_values_of
 from research_stack.latentwire.features.heads import Gist, Reconstruction, hashed_grams
 from research_stack.latentwire.features.latent_dropout import LatentDropout
 from research_stack.latentwire.features.layer_adapters import LayerAdapters, chosen_layers
-from research_stack.latentwire.features.listing import KNOWN, described, lines, refuse_other_features
+from research_stack.latentwire.features.listing import KNOWN, feature_lines, feature_rows, refuse_other_features
 from research_stack.latentwire.features.lora import ReaderLoRA, plain
-from research_stack.latentwire.losses import Read
+from research_stack.latentwire.losses import LossInputs
 from research_stack.latentwire.module import refuse_conflicts
-from research_stack.latentwire.receiver import Condition, greedy, told
+from research_stack.latentwire.receiver import Condition, greedy, prefill_text
 from research_stack.streams import generator
 from research_stack.training.optimization import Optimization
 
@@ -38,9 +38,9 @@ MAKERS = {
     "deep_prefix": lambda: DeepPrefix(texts=4),
     "coprocessor": lambda: Coprocessor(texts=4),
     "latent_dropout": lambda: LatentDropout(keep_to=0.0, ramp=0.0),
-    "adaptive_tokens": lambda: AdaptiveTokens(by="accuracy", least=1, threshold=0.05, momentum=0.5, hold=1),
+    "adaptive_tokens": lambda: AdaptiveTokens(by="accuracy", min_tokens=1, threshold=0.05, momentum=0.5, hold=1),
     "gist": lambda: Gist(grams=2, buckets=16, width=8),
-    "reconstruction": lambda: Reconstruction(bytes=20, width=8, heads=2),
+    "reconstruction": lambda: Reconstruction(max_bytes=20, width=8, heads=2),
 }
 COSTLESS = ["lora", "layer_adapters", "coprocessor"]  # at the start they change nothing
 ALL = {
@@ -56,16 +56,24 @@ def made_of(names, **options):
 def logits_of(made, sent, name="llama"):
     """(B, A, V) of the answers behind these latents."""
     rows, _ = prepared(made)
-    return made.answer_logits(name, made.opened(name, sent), rows)
+    return made.answer_logits(name, made.prefill(name, sent), rows)
 
 
 def read_of(made, name, sent, **changes):
     """What a feature is given of one reader; right first tokens by `right`."""
     target_BA = torch.tensor([[1, 2]] * 4)
     logits_BAV = F.one_hot(target_BA, 5).float()
-    given = {"name": name, "sent": sent, "raw_BMd": sent.latents_BMd, "logits_BAV": logits_BAV, "target_BA": target_BA,
-             "counts_BA": torch.ones(4, 2, dtype=torch.bool), "tokens": 2, "rows": {}}  # fmt: skip
-    return Read(**{**given, **changes})
+    given = {
+        "name": name,
+        "adapted": sent,
+        "raw_BMd": sent.latents_BMd,
+        "logits_BAV": logits_BAV,
+        "target_BA": target_BA,
+        "answer_mask_BA": torch.ones(4, 2, dtype=torch.bool),
+        "tokens": 2,
+        "rows": {},
+    }
+    return LossInputs(**{**given, **changes})
 
 
 def close(found, expected):
@@ -80,11 +88,11 @@ def close(found, expected):
 @pytest.mark.parametrize("who", ["llama", "qwen"])
 def test_at_the_start_nothing_is_changed_and_later_it_is(name, who):
     plainly, made = method({}, train=False), made_of([name], train=False)
-    expected = logits_of(plainly, sent_of(plainly, who), who)
+    expected = logits_of(plainly, adapted_of(plainly, who), who)
     with torch.no_grad():
-        close(logits_of(made, sent_of(made, who), who), expected)
+        close(logits_of(made, adapted_of(made, who), who), expected)
         stirred(made.readers[who] if name == "lora" else made.features)
-        assert (logits_of(made, sent_of(made, who), who) - expected).abs().max() > 1e-3
+        assert (logits_of(made, adapted_of(made, who), who) - expected).abs().max() > 1e-3
 
 
 @pytest.mark.exact
@@ -94,9 +102,9 @@ def test_a_prefix_at_the_start_has_the_mean_and_spread_of_text():
     mean, deviation = keys_values_of(own, texts, positions)
     rows = []
     for text in texts:
-        layers = told(own, [own.ids(text)[:positions]]).cache.held.layers
+        layers = prefill_text(own, [own.token_ids(text)[:positions]]).cache.held.layers
         rows.append(
-            torch.stack([torch.stack((x.keys[0], x.values[0])).transpose(1, 2)[:, len(own.lead) :] for x in layers])
+            torch.stack([torch.stack((x.keys[0], x.values[0])).transpose(1, 2)[:, len(own.bos_ids) :] for x in layers])
         )
     every = torch.cat(rows, dim=2)
     assert len({r.shape[2] for r in rows}) == 3 and max(r.shape[2] for r in rows) == positions
@@ -107,8 +115,8 @@ def test_a_prefix_at_the_start_has_the_mean_and_spread_of_text():
 def test_texts_that_are_all_shorter_than_the_prefix_leave_the_lead_out():
     own = reader("llama")
     mean, _ = keys_values_of(own, ["Ada", "Ben"], 30)
-    layers = told(own, [own.ids("Ada"), own.ids("Ben")]).cache.held.layers
-    close(mean[:, 0], torch.stack([x.keys[:, :, len(own.lead) :].mean((0, 2)) for x in layers]))
+    layers = prefill_text(own, [own.token_ids("Ada"), own.token_ids("Ben")]).cache.held.layers
+    close(mean[:, 0], torch.stack([x.keys[:, :, len(own.bos_ids) :].mean((0, 2)) for x in layers]))
 
 
 # Gradients ------------------------------------------------------------------------------------------------------------
@@ -126,13 +134,13 @@ def test_gradients_of_what_a_reader_is_given_are_finite_differences(name):
     )
     owner = made.readers[who] if name == "lora" else made.features[name].maps[who]
     stirred(owner, 0.05)
-    sent = sent_of(made, who)
+    sent = adapted_of(made, who)
     sent.states_BPH = sent.states_BPH.detach()
     rows, _ = prepared(made)
     weights = torch.randn(made.readers[who].model.vocab_rows, generator=generator(0, "weights")).double()
 
     def loss():
-        return (made.answer_logits(who, made.opened(who, sent), rows) @ weights).sum() / 10
+        return (made.answer_logits(who, made.prefill(who, sent), rows) @ weights).sum() / 10
 
     loss().backward()
     check_slopes(loss, owner)
@@ -161,17 +169,17 @@ def check_slopes(loss, owner):
 @pytest.mark.parametrize("name", ["gist", "reconstruction"])
 def test_gradients_of_heads_are_finite_differences(name):
     made = made_of([name], double=True)
-    feature, sent = made.features[name], sent_of(made, "qwen")
+    feature, sent = made.features[name], adapted_of(made, "qwen")
 
     def loss():
         return feature.on_loss_aggregate(read_of(made, "qwen", sent))[name]
 
     sent.latents_BMd = sent.latents_BMd.detach().requires_grad_()
     loss().backward()
-    assert sent.latents_BMd.grad.abs().amax((0, 2)).min() > 0  # every slot
-    used = torch.zeros(made.slots + 1, dtype=torch.bool)
-    used[sent.slots_M] = True
-    slotwise = feature.map_MdW if name == "gist" else feature.slot_MW
+    assert sent.latents_BMd.grad.abs().amax((0, 2)).min() > 0  # every latent
+    used = torch.zeros(made.num_latents + 1, dtype=torch.bool)
+    used[sent.index_M] = True
+    slotwise = feature.map_MdW if name == "gist" else feature.latent_MW
     assert torch.equal(slotwise.grad.flatten(1).abs().sum(1) > 0, used)
     check_slopes(loss, feature)
 
@@ -240,12 +248,12 @@ def test_only_the_training_side_is_read_before_training():
 
 
 def test_all_weights_come_from_the_seed():
-    first, second = (method({"deep_prefix": DeepPrefix()}, hint=True).state_dict() for _ in range(2))
-    assert all(torch.equal(first[name], second[name]) for name in first) and first["hinted.weight"].any()
+    first, second = (method({"deep_prefix": DeepPrefix()}, length_hint=True).state_dict() for _ in range(2))
+    assert all(torch.equal(first[name], second[name]) for name in first) and first["length_head.weight"].any()
 
 
 def test_one_slot_starts_from_text_without_nan():
-    made = method({"deep_prefix": DeepPrefix(texts=1)}, slots=1, private=0)
+    made = method({"deep_prefix": DeepPrefix(texts=1)}, num_latents=1, num_private=0)
     assert all(p.isfinite().all() for p in made.features.parameters()) and all(
         b.isfinite().all() for b in made.features.buffers()
     )
@@ -264,7 +272,7 @@ def test_heads_that_do_not_divide_are_named(options, message):
 
 
 def test_adapters_have_a_learning_rate_of_their_own():
-    made = method({"lora": ReaderLoRA(rank=2, factor=0.25, readers=["qwen"])})
+    made = method({"lora": ReaderLoRA(rank=2, lr_factor=0.25, readers=["qwen"])})
     assert [(g.name, g.factor) for g in made.optimizer_groups() if g.name.startswith("lora")] == [("lora.qwen", 0.25)]
 
 
@@ -305,16 +313,16 @@ def test_only_adapters_are_in_the_state():
 def test_texts_are_read_without_the_adapters():
     made, own = made_of(["lora"], train=False), reader("llama")
     stirred(made.readers)
-    adapted, text, prompt = made.readers["llama"], own.ids("Ada eats rice."), own.asked("What?")
-    expected, first = greedy(own, told(own, [text]), [prompt], 4)
+    adapted, text, prompt = made.readers["llama"], own.token_ids("Ada eats rice."), own.prompt_ids("What?")
+    expected, first = greedy(own, prefill_text(own, [text]), [prompt], 4)
     with plain(adapted):
-        found, first_plain = greedy(adapted, told(adapted, [text]), [prompt], 4)
+        found, first_plain = greedy(adapted, prefill_text(adapted, [text]), [prompt], 4)
     assert found == expected
     close(first_plain, first)
-    assert not torch.allclose(greedy(adapted, told(adapted, [text]), [prompt], 4)[1], first, atol=1e-3)
+    assert not torch.allclose(greedy(adapted, prefill_text(adapted, [text]), [prompt], 4)[1], first, atol=1e-3)
     assert all(p.requires_grad for n, p in adapted.named_parameters() if "lora_" in n)
     with plain(own):  # one without adapters stays as it is
-        assert greedy(own, told(own, [text]), [prompt], 4)[0] == expected
+        assert greedy(own, prefill_text(own, [text]), [prompt], 4)[0] == expected
 
 
 def test_dropout_of_adapters_is_on_in_training_steps_alone():
@@ -323,7 +331,7 @@ def test_dropout_of_adapters_is_on_in_training_steps_alone():
     drops = [m for n, m in made.readers.named_modules() if isinstance(m, nn.Dropout) and "lora_" in n]
 
     def twice():
-        return [logits_of(made, sent_of(made, "llama")) for _ in range(2)]  # each prepares a batch first
+        return [logits_of(made, adapted_of(made, "llama")) for _ in range(2)]  # each prepares a batch first
 
     assert drops and not any(m.training for m in drops)  # built
     first, second = twice()
@@ -393,7 +401,7 @@ def test_layer_adapters_are_their_formula():
 def test_changes_come_after_those_that_are_there():
     made = made_of(["layer_adapters"], train=False)
     feature = stirred(made.features["layer_adapters"])
-    sent = sent_of(made, "qwen")
+    sent = adapted_of(made, "qwen")
     before = {feature.layers["qwen"][0]: lambda x: 2 * x, 7: lambda x: x}
     merged = feature.condition("qwen", sent, Condition(changes=before)).changes
     alone = feature.condition("qwen", sent, Condition()).changes
@@ -404,33 +412,35 @@ def test_changes_come_after_those_that_are_there():
 
 def test_layer_adapters_speak_in_generation_and_drop_out_in_training():
     made = method({"layer_adapters": LayerAdapters(width=8, heads=2, dropout=0.5)}, train=False)
-    own, prompts = made.readers["llama"], [made.readers["llama"].asked(q.question) for q in ASKED]
-    plainly, _ = greedy(own, made.opened("llama", sent_of(made, "llama")), prompts, 6)
+    own, prompts = made.readers["llama"], [made.readers["llama"].prompt_ids(q.question) for q in ASKED]
+    plainly, _ = greedy(own, made.prefill("llama", adapted_of(made, "llama")), prompts, 6)
     stirred(made.features, 3.0)
-    (one, first), (again, _) = (greedy(own, made.opened("llama", sent_of(made, "llama")), prompts, 6) for _ in range(2))
+    (one, first), (again, _) = (
+        greedy(own, made.prefill("llama", adapted_of(made, "llama")), prompts, 6) for _ in range(2)
+    )
     assert one == again != plainly
-    close(first, logits_of(made, sent_of(made, "llama"))[:, 0].detach())
+    close(first, logits_of(made, adapted_of(made, "llama"))[:, 0].detach())
     made.train()
-    assert not torch.allclose(logits_of(made, sent_of(made, "llama")), logits_of(made, sent_of(made, "llama")))
+    assert not torch.allclose(logits_of(made, adapted_of(made, "llama")), logits_of(made, adapted_of(made, "llama")))
 
 
 def test_deltas_and_changes_of_several_features_reach_the_reader_together():
     made = made_of(["coprocessor", "layer_adapters"], train=False)
-    condition = made.condition("qwen", sent_of(made, "qwen"))
+    condition = made.condition("qwen", adapted_of(made, "qwen"))
     assert condition.vectors_BPD is not None and len(condition.deltas) == 2 and set(condition.changes) == {0, 1}
     made = made_of(["layer_adapters", "deep_prefix"], train=False)
-    condition = made.condition("qwen", sent_of(made, "qwen"))
+    condition = made.condition("qwen", adapted_of(made, "qwen"))
     assert condition.vectors_BPD is None and len(condition.prefix) == 2 and set(condition.changes) == {0, 1}
 
 
 @pytest.mark.parametrize("name", ["deep_prefix", "coprocessor", "layer_adapters"])
 def test_what_a_reader_is_given_depends_on_its_latents_and_their_places(name):
-    """Fewer slots are the first ones: what is given for them has as many positions."""
+    """Fewer latents are the first ones: what is given for them has as many positions."""
     made = stirred(made_of([name], train=False))
-    few = sent_of(made, "qwen", slots=3)
-    given = made.opened("qwen", few)
-    assert given.cache.length == len(made.readers["qwen"].lead) + 3
-    sent = sent_of(made, "qwen")
+    few = adapted_of(made, "qwen", num_latents=3)
+    given = made.prefill("qwen", few)
+    assert given.cache.length == len(made.readers["qwen"].bos_ids) + 3
+    sent = adapted_of(made, "qwen")
     other = copy.copy(sent)
     other.states_BPH = sent.states_BPH.roll(1, 0)
     assert not torch.allclose(logits_of(made, other, "qwen"), logits_of(made, sent, "qwen"), atol=1e-4)
@@ -439,22 +449,24 @@ def test_what_a_reader_is_given_depends_on_its_latents_and_their_places(name):
 # Latent dropout -------------------------------------------------------------------------------------------------------
 
 
-def drawn(feature, steps, private=1, slots=9, total=100):
-    """Shared slots of each step."""
-    feature.seed, feature.private = 0, private
+def drawn(feature, steps, num_private=1, num_latents=9, total=100):
+    """Shared latents of each step."""
+    feature.seed, feature.num_private = 0, num_private
     found = []
     for number in range(steps):
-        step = Step(number, total, slots, 4)
+        step = StepSettings(number, total, num_latents, 4)
         feature.on_batch_start(step)
-        found.append(step.slots - private)
+        found.append(step.num_latents - num_private)
     return found
 
 
 @pytest.mark.exact
-@pytest.mark.parametrize("law, ratio", [("uniform", 0.8), ("geometric", 0.5)])
-def test_how_many_slots_are_kept_follows_the_law(law, ratio):
-    found = drawn(LatentDropout(keep_from=0.25, keep_to=0.25, least=3, law=law, ratio=ratio), 4000)
-    weights = [1.0 if law == "uniform" else ratio**n for n in range(6)]
+@pytest.mark.parametrize("distribution, ratio", [("uniform", 0.8), ("geometric", 0.5)])
+def test_how_many_slots_are_kept_follows_the_law(distribution, ratio):
+    found = drawn(
+        LatentDropout(keep_from=0.25, keep_to=0.25, min_shared=3, distribution=distribution, ratio=ratio), 4000
+    )
+    weights = [1.0 if distribution == "uniform" else ratio**n for n in range(6)]
     for count, weight in zip(range(3, 9), weights, strict=True):
         expected = 0.75 * weight / sum(weights) + 0.25 * (count == 8)
         assert found.count(count) / 4000 == pytest.approx(expected, abs=5 * math.sqrt(expected / 4000)), count
@@ -473,14 +485,14 @@ def test_draws_depend_on_seed_and_step_alone():
     found = drawn(feature, 60)
     assert drawn(feature, 60) == found
     feature.seed = 1
-    step = Step(41, 100, 9, 4)
+    step = StepSettings(41, 100, 9, 4)
     LatentDropout.on_batch_start(feature, step)
-    feature.seed, again = 0, Step(41, 100, 9, 4)
+    feature.seed, again = 0, StepSettings(41, 100, 9, 4)
     feature.on_batch_start(again)
-    assert again.slots - 1 == found[41]
-    validation = Step(None, 100, 9, 4)
+    assert again.num_latents - 1 == found[41]
+    validation = StepSettings(None, 100, 9, 4)
     feature.on_batch_start(validation)
-    assert validation.slots == 9
+    assert validation.num_latents == 9
 
 
 def test_a_step_sends_the_first_slots_to_every_reader():
@@ -488,30 +500,30 @@ def test_a_step_sends_the_first_slots_to_every_reader():
     seen = set()
     for number in range(8):
         rows, denominator = prepared(made, number)
-        slots = made._now.slots
-        seen.add(slots)
+        num_latents = made._now.num_latents
+        seen.add(num_latents)
         made.loss_sum(rows).sum().backward()
         moved = (
             made.pooling.get_submodule("after").query_MD.grad.abs().sum(1) > 0
-        )  # of all slots: 4 shared, then 1 of each reader
-        assert moved.tolist() == [i < slots - 1 for i in range(4)] + [True, True]
+        )  # of all latents: 4 shared, then 1 of each reader
+        assert moved.tolist() == [i < num_latents - 1 for i in range(4)] + [True, True]
         made.zero_grad()
-    assert len(seen) > 2 and made.after_update()["latent_dropout/slots"] == slots
+    assert len(seen) > 2 and made.after_update()["latent_dropout/num_latents"] == num_latents
     made.eval()
     prepared(made)
-    assert made._now.slots == made.slots
+    assert made._now.num_latents == made.num_latents
 
 
 def test_more_slots_than_are_shared_cannot_be_kept():
-    with pytest.raises(ValueError, match=r"^features\.latent_dropout\.least=5 must be at most 4"):
-        method({"latent_dropout": LatentDropout(least=5)})
+    with pytest.raises(ValueError, match=r"^features\.latent_dropout\.min_shared=5 must be at most 4"):
+        method({"latent_dropout": LatentDropout(min_shared=5)})
 
 
 # Adaptive K -----------------------------------------------------------------------------------------------------------
 
 
 def test_k_grows_by_schedule():
-    made = method({"adaptive_tokens": AdaptiveTokens(least=2, share=0.6)}, tokens=4)
+    made = method({"adaptive_tokens": AdaptiveTokens(min_tokens=2, share=0.6)}, loss_tokens=4)
     found = []
     for number in range(STEPS):
         prepared(made, number)
@@ -526,13 +538,17 @@ def test_k_grows_by_schedule():
 @pytest.mark.exact
 def test_k_grows_by_the_running_accuracy_of_every_reader():
     made = method(
-        {"adaptive_tokens": AdaptiveTokens(by="accuracy", least=1, most=3, threshold=0.7, momentum=0.5, hold=2)}
+        {
+            "adaptive_tokens": AdaptiveTokens(
+                by="accuracy", min_tokens=1, max_tokens=3, threshold=0.7, momentum=0.5, hold=2
+            )
+        }
     )
-    feature, sent = made.features["adaptive_tokens"], sent_of(made, "llama")
+    feature, sent = made.features["adaptive_tokens"], adapted_of(made, "llama")
     wrong = F.one_hot(torch.full((4, 2), 3), 5).float()
     running, history = [0.0, 0.0], []
     for number, right in enumerate([(1, 0), (1, 1), (1, 1), (1, 1), (0.5, 1), (1, 1), (1, 1), (1, 1)]):
-        step = Step(number, STEPS, 5, 4)
+        step = StepSettings(number, STEPS, 5, 4)
         feature.on_batch_start(step)
         history.append(step.tokens)
         for name, share in zip(("llama", "qwen"), right, strict=True):
@@ -547,7 +563,7 @@ def test_k_grows_by_the_running_accuracy_of_every_reader():
                             sent,
                             logits_BAV=read.logits_BAV[piece],
                             target_BA=read.target_BA[piece],
-                            counts_BA=read.counts_BA[piece],
+                            answer_mask_BA=read.answer_mask_BA[piece],
                         )
                     )
                     == {}
@@ -565,15 +581,15 @@ def test_k_grows_by_the_running_accuracy_of_every_reader():
 
 
 def test_rows_without_an_answer_and_steps_begun_again_do_not_count():
-    made = method({"adaptive_tokens": AdaptiveTokens(by="accuracy", least=1, momentum=0)})
-    feature, sent = made.features["adaptive_tokens"], sent_of(made, "llama")
+    made = method({"adaptive_tokens": AdaptiveTokens(by="accuracy", min_tokens=1, momentum=0)})
+    feature, sent = made.features["adaptive_tokens"], adapted_of(made, "llama")
     none = torch.zeros(4, 2, dtype=torch.bool)
-    feature.on_batch_start(Step(0, STEPS, 5, 4))
-    feature.on_loss_aggregate(read_of(made, "llama", sent, counts_BA=none))  # then the memory is full
+    feature.on_batch_start(StepSettings(0, STEPS, 5, 4))
+    feature.on_loss_aggregate(read_of(made, "llama", sent, answer_mask_BA=none))  # then the memory is full
     made.forget()
     half = torch.tensor([[True, True], [True, True], [False, False], [False, False]])
     for name in ("llama", "qwen"):
-        read = read_of(made, name, sent, counts_BA=half)
+        read = read_of(made, name, sent, answer_mask_BA=half)
         read.logits_BAV[1] = 0
         feature.on_loss_aggregate(read)
     feature.after_update()
@@ -586,7 +602,10 @@ def test_rows_without_an_answer_and_steps_begun_again_do_not_count():
 
 @pytest.mark.parametrize(
     "options, message",
-    [({"most": 5}, "most=5 must be at most tokens=4"), ({"least": 5}, "least=5 must be at most tokens=4")],
+    [
+        ({"max_tokens": 5}, "max_tokens=5 must be at most loss_tokens=4"),
+        ({"min_tokens": 5}, "min_tokens=5 must be at most loss_tokens=4"),
+    ],
 )
 def test_more_tokens_than_the_method_has_are_refused(options, message):
     with pytest.raises(ValueError, match=rf"^features\.adaptive_tokens\.{message}"):
@@ -624,8 +643,8 @@ def test_grams_fill_the_buckets_evenly():
 def test_the_gist_of_a_constant_is_chance():
     """A head that says the share of contexts for each bucket costs what is logged as chance."""
     made = made_of(["gist"])
-    feature, sent = made.features["gist"], sent_of(made, "llama")
-    share = hashed_grams(sent.bytes_BN, sent.seen_BN, 2, 16).mean(0)
+    feature, sent = made.features["gist"], adapted_of(made, "llama")
+    share = hashed_grams(sent.bytes_BN, sent.mask_BN, 2, 16).mean(0)
     with torch.no_grad():
         feature.out.weight.zero_()
         feature.out.bias.copy_(torch.logit(share.clamp(1e-7, 1 - 1e-7)))
@@ -635,10 +654,10 @@ def test_the_gist_of_a_constant_is_chance():
 
 def test_spelling_of_a_constant_is_chance_and_padding_costs_nothing():
     made = made_of(["reconstruction"])
-    feature, sent = made.features["reconstruction"], sent_of(made, "llama")
-    bytes_BN, seen_BN = sent.bytes_BN[:, :20], sent.seen_BN[:, :20]
-    assert not bool(seen_BN.all())
-    share = torch.bincount(bytes_BN[seen_BN], minlength=256) / seen_BN.sum()
+    feature, sent = made.features["reconstruction"], adapted_of(made, "llama")
+    bytes_BN, mask_BN = sent.bytes_BN[:, :20], sent.mask_BN[:, :20]
+    assert not bool(mask_BN.all())
+    share = torch.bincount(bytes_BN[mask_BN], minlength=256) / mask_BN.sum()
     with torch.no_grad():
         feature.out.weight.zero_()
         feature.out.bias.copy_(share.clamp_min(1e-12).log())
@@ -656,9 +675,13 @@ def test_heads_learn_what_the_latents_tell(name, steps):
     context it was.
     """
     made = method(
-        {name: Gist(grams=2, buckets=16, width=32) if name == "gist" else Reconstruction(bytes=20, width=32, heads=2)}
+        {
+            name: Gist(grams=2, buckets=16, width=32)
+            if name == "gist"
+            else Reconstruction(max_bytes=20, width=32, heads=2)
+        }
     )
-    feature, sent = made.features[name], sent_of(made, "llama")
+    feature, sent = made.features[name], adapted_of(made, "llama")
     sent.latents_BMd = sent.latents_BMd.detach()
     optimizer = torch.optim.AdamW(feature.parameters(), lr=1e-2)
     for _ in range(steps):
@@ -676,17 +699,17 @@ def test_heads_learn_what_the_latents_tell(name, steps):
 @pytest.mark.parametrize("name", ["gist", "reconstruction"])
 def test_losses_of_pieces_add_up_and_count_with_their_weight(name):
     made = made_of([name])
-    feature, sent = made.features[name], sent_of(made, "llama")
+    feature, sent = made.features[name], adapted_of(made, "llama")
     whole = feature.on_loss_aggregate(read_of(made, "llama", sent))[name]
 
     def piece(rows):
-        return Sent(
+        return AdapterOutput(
             sent.latents_BMd[rows],
-            sent.slots_M,
+            sent.index_M,
             sent.states_BPH[rows],
-            sent.places_P,
+            sent.position_ids_P,
             sent.bytes_BN[rows],
-            sent.seen_BN[rows],
+            sent.mask_BN[rows],
         )
 
     parts = [
@@ -756,7 +779,7 @@ def test_both_sides_are_named_and_features_without_a_state_go_anywhere():
 
 def test_features_are_listed_with_status_and_parameters():
     made = made_of(ALL["with_prefix"])
-    rows = {row["feature"]: row for row in described(made)}
+    rows = {row["feature"]: row for row in feature_rows(made)}
     assert set(rows) == set(KNOWN) == set(MAKERS)
     assert {name for name, row in rows.items() if row["status"] == "off"} == {"coprocessor"}
     for name, row in rows.items():
@@ -764,7 +787,7 @@ def test_features_are_listed_with_status_and_parameters():
             p.numel() for g in made.optimizer_groups() if g.name.partition(".")[0] == name for p in g.parameters
         )
         assert row["trained"] == trained and (row["parameters"] == trained), name
-    table = lines(described(made))
+    table = feature_lines(feature_rows(made))
     assert len(table) == 1 + len(KNOWN) and len({len(line) for line in table}) == 1
 
 
@@ -779,15 +802,15 @@ def test_features_that_exclude_each_other_are_refused_by_name():
         for name, kind in (("deep_prefix", "DeepPrefix"), ("coprocessor", "Coprocessor"))
     }
 
-    def told(config):
+    def prefill_text(config):
         return [p.message for p in check(config) if "cannot be used" in p.message]
 
-    told_of = told({"method": {"features": node}})
+    told_of = prefill_text({"method": {"features": node}})
     assert told_of == [
         "method.features.coprocessor cannot be used with method.features.deep_prefix: choose one of them"
     ]
     assert (
-        told(
+        prefill_text(
             {
                 "method": {"features": {"deep_prefix": node["deep_prefix"]}},
                 "other": {"coprocessor": node["coprocessor"]},
@@ -817,7 +840,7 @@ def test_the_command_refuses_in_one_line_and_loads_nothing(features, expected):
 
 
 BAD = {
-    "lora.ReaderLoRA": [{"rank": 0}, {"alpha": 0}, {"dropout": 1.0}, {"factor": 0}, {"targets": "q_proj"}],
+    "lora.ReaderLoRA": [{"rank": 0}, {"alpha": 0}, {"dropout": 1.0}, {"lr_factor": 0}, {"targets": "q_proj"}],
     "layer_adapters.LayerAdapters": [{"width": 0}, {"heads": 3}, {"dropout": 1}, {"depths": 1.5}],
     "coprocessor.Coprocessor": [{"texts": -1}],
     "deep_prefix.DeepPrefix": [{"gate": 0}],
@@ -825,21 +848,21 @@ BAD = {
         {"keep_from": 1.1},
         {"keep_to": -0.1},
         {"ramp": 2},
-        {"least": 0},
-        {"law": "normal"},
+        {"min_shared": 0},
+        {"distribution": "normal"},
         {"ratio": 1},
     ],
     "adaptive_tokens.AdaptiveTokens": [
         {"by": "loss"},
-        {"least": 0},
-        {"most": 1},
+        {"min_tokens": 0},
+        {"max_tokens": 1},
         {"share": 0},
         {"threshold": 0},
         {"momentum": 1},
         {"hold": 0},
     ],
     "heads.Gist": [{"weight": 0}, {"grams": 8}, {"buckets": 1}, {"width": 0}],
-    "heads.Reconstruction": [{"weight": -1}, {"bytes": 0}, {"heads": 3}, {"layers": 0}],
+    "heads.Reconstruction": [{"weight": -1}, {"max_bytes": 0}, {"heads": 3}, {"layers": 0}],
 }
 
 

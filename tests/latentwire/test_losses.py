@@ -16,13 +16,13 @@ from research_stack.config.check import check_node
 from research_stack.latentwire import distillation
 from research_stack.latentwire.distillation import KD, config_hash
 from research_stack.latentwire.encoder import ByteEncoder
-from research_stack.latentwire.features.base import Sent
-from research_stack.latentwire.losses import AnswerTokens, FirstToken, Read, once
-from research_stack.latentwire.losses_latents import Alignment, Manifold, RawRMS, Scale, table_of
+from research_stack.latentwire.features.base import AdapterOutput
+from research_stack.latentwire.losses import AnswerTokens, FirstToken, LossInputs, unique_contexts
+from research_stack.latentwire.losses_latents import Alignment, Manifold, RawRMS, Scale, embedding_stats
 from research_stack.latentwire.module import LatentWire
 from research_stack.latentwire.quantize import FSQ
-from research_stack.latentwire.reader import Reader
-from research_stack.latentwire.receiver import told
+from research_stack.latentwire.reader import FrozenReader
+from research_stack.latentwire.receiver import prefill_text
 from research_stack.streams import generator
 from research_stack.training.module import cut
 from research_stack.training.optimization import Optimization
@@ -51,15 +51,15 @@ def data():
 
 def made(places, data, losses, batch=6, **options):
     """(method in training mode, rows, denominators)."""
-    readers = {name: Reader(places[name], length=4) for name in ("llama", "qwen")}
+    readers = {name: FrozenReader(places[name], max_answer_tokens=4) for name in ("llama", "qwen")}
     sizes = {
-        "slots": 5,
-        "private": 2,
-        "numbers": 4,
+        "num_latents": 5,
+        "num_private": 2,
+        "latent_dim": 4,
         "adapter_dim": 16,
         "adapter_heads": 2,
         "pooling_heads": 2,
-        "tokens": 3,
+        "loss_tokens": 3,
     }
     method = LatentWire(
         ByteEncoder(dim=16, layers=1, heads=2, grams=[2], buckets=32, max_length=256),
@@ -85,34 +85,36 @@ def noise(*shape, name="noise"):
 
 def one_read(method, rows, reader="llama", logits=None, states=None, raw=None):
     """What a reader has read, with given numbers in the place of those that the weights make."""
-    target_BA, counts_BA = rows[f"target.{reader}"], rows[f"counts.{reader}"]
-    count, slots_M = len(target_BA), method.slots_of(reader, method.slots)
+    target_BA, answer_mask_BA = rows[f"target.{reader}"], rows[f"answer_mask.{reader}"]
+    count, index_M = len(target_BA), method.latent_index(reader, method.num_latents)
     logits = (
         noise(count, target_BA.shape[1], len(method.readers[reader].tokenizer), name="logits")
         if logits is None
         else logits
     )
-    states = noise(count, len(slots_M), 16, name="states") if states is None else states
-    sent = Sent(latents_BMd=noise(count, len(slots_M), 4), slots_M=slots_M, states_BPH=states, places_P=slots_M)
-    return Read(
+    states = noise(count, len(index_M), 16, name="states") if states is None else states
+    sent = AdapterOutput(
+        latents_BMd=noise(count, len(index_M), 4), index_M=index_M, states_BPH=states, position_ids_P=index_M
+    )
+    return LossInputs(
         reader,
         sent,
-        noise(count, len(slots_M), 4, name="raw") if raw is None else raw,
+        noise(count, len(index_M), 4, name="raw") if raw is None else raw,
         logits,
         target_BA,
-        counts_BA,
-        method.tokens,
+        answer_mask_BA,
+        method.loss_tokens,
         rows,
     )
 
 
-def text_logits(reader, data, numbers, length):
+def text_logits(reader, data, latent_dim, length):
     """(B, A, V) of each token of the answer, by the Hugging Face model from one plain text; written out row by row."""
-    found = torch.zeros(len(numbers), length, len(reader.tokenizer))
-    for row, number in enumerate(numbers):
+    found = torch.zeros(len(latent_dim), length, len(reader.tokenizer))
+    for row, number in enumerate(latent_dim):
         question = data.questions[number]
-        front = [*reader.lead, *reader.ids(question.context), *reader.asked(question.question)]
-        answer = reader.answered(question.question, question.answers[0])
+        front = [*reader.bos_ids, *reader.token_ids(question.context), *reader.prompt_ids(question.question)]
+        answer = reader.answer_ids(question.question, question.answers[0])
         with torch.no_grad():
             logits_LV = reader.model.own(torch.tensor([front + answer])).logits[0]
         found[row, : len(answer)] = logits_LV[len(front) - 1 : len(front) - 1 + len(answer), : len(reader.tokenizer)]
@@ -145,7 +147,7 @@ def test_distillation_is_its_formula(distilled, temperature):
     loss.prepare(method)
     read = one_read(method, rows)
     expected = 0.0
-    for row, counts in enumerate(read.counts_BA.tolist()):
+    for row, counts in enumerate(read.answer_mask_BA.tolist()):
         for place in range(min(sum(counts), 3)):  # the first K tokens
             p, q = (
                 logits_V.double().div(temperature).softmax(-1)
@@ -153,13 +155,15 @@ def test_distillation_is_its_formula(distilled, temperature):
             )
             expected += temperature**2 * float((p * (p / q).log()).sum())
     assert float(loss(read)) == pytest.approx(expected, rel=1e-4)
-    assert loss.count(read.counts_BA, 3) == read.counts_BA[:, :3].sum() > len(read.counts_BA)
+    assert loss.count(read.answer_mask_BA, 3) == read.answer_mask_BA[:, :3].sum() > len(read.answer_mask_BA)
 
 
 def test_a_teacher_reads_a_context_once_for_all_its_questions(distilled, monkeypatch):
     method, rows, loss, _ = distilled
     texts = []
-    monkeypatch.setattr(distillation, "told", lambda reader, given: texts.append(given) or told(reader, given))
+    monkeypatch.setattr(
+        distillation, "prefill_text", lambda reader, given: texts.append(given) or prefill_text(reader, given)
+    )
     loss(one_read(method, rows))
     assert (
         len(rows["context"]) == 6
@@ -169,7 +173,7 @@ def test_a_teacher_reads_a_context_once_for_all_its_questions(distilled, monkeyp
 
 
 def test_the_first_row_of_each_context_and_the_context_of_each_row():
-    first_C, which_B = once(torch.tensor([7, 2, 7, 5, 2]))
+    first_C, which_B = unique_contexts(torch.tensor([7, 2, 7, 5, 2]))
     assert first_C.tolist() == [1, 3, 0] and which_B.tolist() == [2, 0, 2, 1, 0]
 
 
@@ -183,15 +187,17 @@ def test_the_divergence_is_never_negative(distilled):
 
 def test_several_teachers_are_averaged_as_probabilities(places, data, distilled):
     method, rows, _, logits = distilled
-    large = Reader(places["large"], length=4)
+    large = FrozenReader(places["large"], max_answer_tokens=4)
     also = text_logits(large, data, data.train[:6], rows["target.llama"].shape[1])
     for own, expected in ((True, (logits["llama"].softmax(-1) + also.softmax(-1)) / 2), (False, also.softmax(-1))):
         loss = KD(
-            temperature=1.0, own=own, teachers={"llama": {"large": large}, "qwen": {"same": method.readers["qwen"]}}
+            temperature=1.0,
+            self_teacher=own,
+            teachers={"llama": {"large": large}, "qwen": {"same": method.readers["qwen"]}},
         )
         loss.prepare(method)
         taught_BKV, uncertain_B = loss.taught(one_read(method, rows))
-        there = rows["counts.llama"][:, :3]
+        there = rows["answer_mask.llama"][:, :3]
         torch.testing.assert_close(taught_BKV[there], expected[:, :3][there], rtol=1e-3, atol=1e-5)
         entropy_B = -(expected[:, 0] * expected[:, 0].log()).sum(-1) / math.log(expected.shape[-1])
         torch.testing.assert_close(uncertain_B, entropy_B, rtol=1e-3, atol=1e-4)
@@ -223,7 +229,7 @@ def text_taught(method, rows, loss):
             "own": SimpleNamespace(
                 model=WithAdapters(method.readers["llama"].model),
                 to=lambda device: None,
-                **{name: getattr(method.readers["llama"], name) for name in ("lead", "end", "device", "blocks")},
+                **{name: getattr(method.readers["llama"], name) for name in ("bos_ids", "eos_id", "device", "blocks")},
             )
         }
     }
@@ -246,12 +252,12 @@ class WithAdapters:
 def test_hard_rows_count_more_and_the_weights_are_one_on_average(distilled):
     """w = (1 + h d) / (1 + h m) with d from the definition; m moves to the mean of d, and only in training."""
     method, rows, plain, logits = distilled
-    hard = KD(hard=2.0)
+    hard = KD(hard_weight=2.0)
     method.losses["hard"] = hard
     hard.prepare(method)
     assert "difficulty_hard.mean_R" in method.state_dict()
     student = noise(*logits["llama"].shape)
-    kept = rows["counts.llama"][:, 0]
+    kept = rows["answer_mask.llama"][:, 0]
     student[:3].scatter_(-1, rows["target.llama"][:3, :, None], 50.0)  # three rows are right
     entropy_B = torch.special.entr(logits["llama"][:, 0].softmax(-1)).sum(-1) / math.log(student.shape[-1])
     d_B = torch.tensor([0, 0, 0, 1, 1, 1]) * entropy_B
@@ -277,20 +283,20 @@ def test_hard_rows_count_more_and_the_weights_are_one_on_average(distilled):
 
 def one_row(read, row):
     part = slice(row, row + 1)
-    sent = Sent(
-        latents_BMd=read.sent.latents_BMd[part],
-        slots_M=read.sent.slots_M,
-        states_BPH=read.sent.states_BPH[part],
-        places_P=read.sent.places_P,
+    sent = AdapterOutput(
+        latents_BMd=read.adapted.latents_BMd[part],
+        index_M=read.adapted.index_M,
+        states_BPH=read.adapted.states_BPH[part],
+        position_ids_P=read.adapted.position_ids_P,
     )
     rows = {name: tensor[part] for name, tensor in read.rows.items()}
-    return Read(
+    return LossInputs(
         read.name,
         sent,
         read.raw_BMd[part],
         read.logits_BAV[part],
         read.target_BA[part],
-        read.counts_BA[part],
+        read.answer_mask_BA[part],
         read.tokens,
         rows,
     )
@@ -299,11 +305,11 @@ def one_row(read, row):
 @pytest.mark.parametrize("options, message", [
     ({"teachers": {"llama": {"other": "qwen"}}}, r"teachers\.llama\.other=.* must have the vocabulary of its reader"),
     ({"teachers": {"lama": {}}}, r"teachers\.lama belongs to no reader; the readers are llama, qwen"),
-    ({"own": False}, "own=False: reader llama has no teacher"),
+    ({"self_teacher": False}, "self_teacher=False: reader llama has no teacher"),
 ])  # fmt: skip
 def test_teachers_that_do_not_fit_are_refused(places, distilled, options, message):
     if options.get("teachers", {}).get("llama"):
-        options = {"teachers": {"llama": {"other": Reader(places["qwen"])}}}
+        options = {"teachers": {"llama": {"other": FrozenReader(places["qwen"])}}}
     with pytest.raises(ValueError, match=message):
         KD(**options).prepare(distilled[0])
 
@@ -311,13 +317,13 @@ def test_teachers_that_do_not_fit_are_refused(places, distilled, options, messag
 def test_the_hash_of_a_teacher_is_of_config_and_weights(places, distilled, tmp_path):
     method, _, loss, _ = distilled
     own = config_hash(method.readers["llama"])
-    assert own == config_hash(Reader(str(llama(tmp_path / "moved", **ROOM)))) and len(own) == 12
+    assert own == config_hash(FrozenReader(str(llama(tmp_path / "moved", **ROOM)))) and len(own) == 12
     assert (
         len(
             {
                 own,
-                config_hash(Reader(places["large"])),
-                config_hash(Reader(str(llama(tmp_path / "other", seed=1, **ROOM)))),
+                config_hash(FrozenReader(places["large"])),
+                config_hash(FrozenReader(str(llama(tmp_path / "other", seed=1, **ROOM)))),
             }
         )
         == 3
@@ -337,7 +343,9 @@ def test_alignment_is_zero_along_the_mean_of_the_context_and_two_against_it(dist
     method, rows, _, _ = distilled
     reader = method.readers["llama"]
     text_BD = (
-        torch.stack([reader.embeddings.weight[reader.ids(data.questions[i].context)].mean(0) for i in data.train[:6]])
+        torch.stack(
+            [reader.embeddings.weight[reader.token_ids(data.questions[i].context)].mean(0) for i in data.train[:6]]
+        )
         .detach()
         .double()
     )
@@ -379,7 +387,7 @@ def test_raw_rms_is_zero_at_its_target(distilled):
 
 def test_the_table_is_that_of_the_tokenizers_tokens_alone(distilled):
     reader = distilled[0].readers["llama"]
-    table = table_of(reader)
+    table = embedding_stats(reader)
     used = reader.embeddings.weight[: len(reader.tokenizer)]
     assert len(used) < len(reader.embeddings.weight)
     torch.testing.assert_close(table.variance_D, used.var(0, unbiased=False))
@@ -396,13 +404,13 @@ def test_gradients_are_those_of_differences_in_float64(distilled, name):
         loss.prepare(method)
         read = one_row(one_read(method, rows), 0)
         where = {"kd": "logits_BAV", "rms": "raw_BMd"}.get(name)
-        start = (getattr(read, where) if where else read.sent.states_BPH).clone().requires_grad_()
+        start = (getattr(read, where) if where else read.adapted.states_BPH).clone().requires_grad_()
         if name == "kd":
             taught = loss.taught(read)
             loss.taught = lambda read: taught  # computed once
 
         def value(x):
-            setattr(read if where else read.sent, where or "states_BPH", x)
+            setattr(read if where else read.adapted, where or "states_BPH", x)
             return loss(read)
 
         assert torch.autograd.gradcheck(value, start, fast_mode=name == "kd")
@@ -414,7 +422,10 @@ def test_gradients_are_those_of_differences_in_float64(distilled, name):
 @pytest.fixture(scope="module")
 def whole(places, data):
     return made(
-        places, data, {name: kind() for name, kind in EVERY.items() if name != "kd"} | {"kd": KD(hard=1.0)}, batch=7
+        places,
+        data,
+        {name: kind() for name, kind in EVERY.items() if name != "kd"} | {"kd": KD(hard_weight=1.0)},
+        batch=7,
     )
 
 
@@ -433,16 +444,16 @@ def test_a_batch_in_three_pieces_has_the_losses_of_the_whole(whole):
     method, rows, denominators = whole
     method.forget()
     sums_P = method.loss_sum(rows)
-    right, method.first_right = method.first_right, {}
+    right, method.first_correct = method.first_correct, {}
     pieces = [method.loss_sum(piece) for piece in cut(rows, 3)]
-    assert {name: both.tolist() for name, both in method.first_right.items()} == {
+    assert {name: both.tolist() for name, both in method.first_correct.items()} == {
         name: both.tolist() for name, both in right.items()
     }
     assert len({float(piece[0]) for piece in pieces}) == 3
     torch.testing.assert_close(sum(pieces), sums_P, rtol=2e-4, atol=1e-5)
     by_name = dict(zip(method.parts, denominators.tolist(), strict=True))
-    tokens = sum(int(rows[f"counts.{reader}"][:, :3].sum()) for reader in method.readers)
-    first = sum(int(rows[f"counts.{reader}"][:, 0].sum()) for reader in method.readers)
+    tokens = sum(int(rows[f"answer_mask.{reader}"][:, :3].sum()) for reader in method.readers)
+    first = sum(int(rows[f"answer_mask.{reader}"][:, 0].sum()) for reader in method.readers)
     assert by_name == {
         "first": first,
         "answer": tokens,
@@ -456,7 +467,7 @@ def test_contexts_are_tokenised_only_where_a_loss_reads_them(places, data, whole
     assert not any(name.startswith("context.") for name in rows)
     method, rows, _ = whole
     reader = method.readers["qwen"]
-    assert rows["context.qwen"][0][rows["context_seen.qwen"][0]].tolist() == reader.ids(
+    assert rows["context.qwen"][0][rows["context_mask.qwen"][0]].tolist() == reader.token_ids(
         data.questions[data.train[0]].context
     )
 
@@ -467,7 +478,7 @@ def test_cross_entropy_of_first_token_and_answer(whole):
     nats = [
         [
             float(F.cross_entropy(read.logits_BAV[r, a], read.target_BA[r, a]))
-            for a in range(min(3, int(read.counts_BA[r].sum())))
+            for a in range(min(3, int(read.answer_mask_BA[r].sum())))
         ]
         for r in range(7)
     ]
@@ -483,7 +494,7 @@ def test_a_negative_weight_is_named_before_and_when_it_is_built(kind):
     assert [p.message for p in check_node("x", node)] == ["x.weight=-1 must not be negative; 0 leaves the loss out"]
 
 
-@pytest.mark.parametrize("options", [{"temperature": 0}, {"hard": -1}])
+@pytest.mark.parametrize("options", [{"temperature": 0}, {"hard_weight": -1}])
 def test_bad_values_of_the_distillation_are_named(options):
     with pytest.raises(ValueError, match=f"^{next(iter(options))}="):
         KD(**options)

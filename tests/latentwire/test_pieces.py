@@ -23,8 +23,8 @@ def step(pieces, quantizer=FSQ, rows=4, **options):
         quantizer=quantizer(),
         losses=losses,
         optimization=Optimization(accumulate=pieces),
-        asked=2,
-        hint=True,
+        questions_per_context=2,
+        length_hint=True,
         **options,
     )
     made._trainer.strategy = SimpleNamespace(model=made)

@@ -14,7 +14,15 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from research_stack.config.check import check_node
-from research_stack.latentwire.formats import LARGE_GROUPS, LARGEST, Floats, Groups, Levels, format_of, has_extra
+from research_stack.latentwire.formats import (
+    FP16_MAX,
+    LARGE_GROUP_SIZES,
+    FloatFormat,
+    FSQFormat,
+    GroupedFormat,
+    format_of,
+    has_extra,
+)
 from research_stack.latentwire.quantize import FSQ, Grouped
 from research_stack.streams import generator
 
@@ -33,7 +41,7 @@ def latents(*shape, name="z", scale=1.0):
 # ------------------------------------------------------------------------------------- vectors of the definitions
 @pytest.mark.exact
 def test_symmetric_int4_in_a_group_of_four():
-    quantizer = Grouped(bits=4, group=4)
+    quantizer = Grouped(bits=4, group_size=4)
     codes = quantizer.codes(torch.tensor([7.0, -7, 3.4, 0]).view(1, 2, 2))
     assert codes.scales_BG.tolist() == [[1.0]]
     assert quantizer.values(*codes).tolist() == [[7.0, -7, 3, 0]]
@@ -42,9 +50,9 @@ def test_symmetric_int4_in_a_group_of_four():
 @pytest.mark.exact
 @pytest.mark.parametrize("bits", [4, 6, 8])
 def test_a_group_of_zeros_has_scale_1(bits):
-    codes = Grouped(bits, group=4).codes(torch.zeros(1, 2, 4))
+    codes = Grouped(bits, group_size=4).codes(torch.zeros(1, 2, 4))
     assert codes.scales_BG.tolist() == [[1.0, 1.0]]
-    assert Grouped(bits, group=4).values(*codes).tolist() == [[0.0] * 8]
+    assert Grouped(bits, group_size=4).values(*codes).tolist() == [[0.0] * 8]
 
 
 @pytest.mark.exact
@@ -80,14 +88,16 @@ def test_the_table_of_payloads(shape, expected):
 
 @pytest.mark.exact
 def test_one_scale_for_all_of_a_small_message():
-    assert Grouped(4, group=64).payload_bytes(8, 8) == 32 + 2  # with the two bytes of header of the definitions 36
-    assert Grouped(4, group=65536).payload_bytes(8, 8) == 32 + 2
+    assert Grouped(4, group_size=64).payload_bytes(8, 8) == 32 + 2  # with the two bytes of header of the definitions 36
+    assert Grouped(4, group_size=65536).payload_bytes(8, 8) == 32 + 2
 
 
 def test_payloads_by_the_formula_with_its_ceilings():
-    for slots, width, bits, group in [(3, 5, 6, 4), (1, 1, 4, 1), (7, 3, 4, 32), (5, 5, 6, 8)]:
-        expected = math.ceil(slots * width * bits / 8) + math.ceil(math.ceil(slots * width / group) * 16 / 8)
-        assert Grouped(bits, group).payload_bytes(slots, width) == expected
+    for num_latents, width, bits, group in [(3, 5, 6, 4), (1, 1, 4, 1), (7, 3, 4, 32), (5, 5, 6, 8)]:
+        expected = math.ceil(num_latents * width * bits / 8) + math.ceil(
+            math.ceil(num_latents * width / group) * 16 / 8
+        )
+        assert Grouped(bits, group).payload_bytes(num_latents, width) == expected
     assert FSQ(5).payload_bytes(3, 3) == math.ceil(9 * 3 / 8)
 
 
@@ -103,7 +113,7 @@ def test_the_output_is_what_the_codes_stand_for(make, training, dtype):
     assert found.dtype == torch.float32 and found.shape == z.shape
     assert torch.equal(found.flatten(1), quantizer.values(*codes))
     assert codes.codes_BN.dtype == torch.int64 and codes.codes_BN.shape == (5, 42)
-    assert codes.codes_BN.min() >= 0 and codes.codes_BN.max() < quantizer.format.kinds
+    assert codes.codes_BN.min() >= 0 and codes.codes_BN.max() < quantizer.format.num_codes
     assert codes.scales_BG.dtype == torch.float16 and codes.scales_BG.shape == (5, quantizer.format.groups(42))
 
 
@@ -127,17 +137,17 @@ def test_a_row_is_sent_alike_alone_and_in_a_batch(make):
     st.sampled_from([1, 3, 4, 32, 256]),
 )
 @settings(max_examples=150, deadline=None)
-def test_the_error_is_at_most_half_a_scale(numbers, bits, group):
-    z = torch.tensor(numbers, dtype=torch.float32).view(1, 1, -1)
+def test_the_error_is_at_most_half_a_scale(latent_dim, bits, group):
+    z = torch.tensor(latent_dim, dtype=torch.float32).view(1, 1, -1)
     quantizer = Grouped(bits, group)
     codes = quantizer.codes(z)
     found, scale = (
         quantizer.values(*codes)[0].double(),
-        codes.scales_BG[0].double().repeat_interleave(group)[: len(numbers)],
+        codes.scales_BG[0].double().repeat_interleave(group)[: len(latent_dim)],
     )
     top = quantizer.format.top
     assert scale.isfinite().all() and (scale > 0).all()
-    reach = z.flatten().double().clamp(-LARGEST * top, LARGEST * top)  # beyond it numbers are cut off
+    reach = z.flatten().double().clamp(-FP16_MAX * top, FP16_MAX * top)  # beyond it numbers are cut off
     assert ((reach - found).abs() <= scale / 2 * (1 + 1e-5)).all()
 
 
@@ -145,10 +155,10 @@ def test_the_error_is_at_most_half_a_scale(numbers, bits, group):
 def test_scales_beyond_fp16(bits):
     top = 2 ** (bits - 1) - 1
     scale = Grouped(bits, 2).codes(torch.tensor([[[1e30, -1.0, 1e-30, 0.0]]])).scales_BG[0].tolist()
-    assert scale == [LARGEST, 2**-24]
-    assert Grouped(bits, 2)(torch.tensor([[[1e30, -1e30]]])).tolist() == [[[LARGEST * top, -LARGEST * top]]]
+    assert scale == [FP16_MAX, 2**-24]
+    assert Grouped(bits, 2)(torch.tensor([[[1e30, -1e30]]])).tolist() == [[[FP16_MAX * top, -FP16_MAX * top]]]
     assert Grouped(bits, 2)(torch.tensor([[[1e-30, -1e-30]]])).tolist() == [[[0.0, 0.0]]]
-    assert Grouped(16)(torch.tensor([[[1e30, -1e30, 2**-24, 1e-9]]])).tolist() == [[[LARGEST, -LARGEST, 2**-24, 0.0]]]
+    assert Grouped(16)(torch.tensor([[[1e30, -1e30, 2**-24, 1e-9]]])).tolist() == [[[FP16_MAX, -FP16_MAX, 2**-24, 0.0]]]
 
 
 def test_a_scale_is_the_least_fp16_number_that_reaches():
@@ -160,9 +170,9 @@ def test_a_scale_is_the_least_fp16_number_that_reaches():
 
 def test_the_last_group_may_be_shorter():
     z = torch.tensor([7.0, -7, 1, 14, -3.9]).view(1, 1, 5)
-    codes = Grouped(4, group=3).codes(z)
+    codes = Grouped(4, group_size=3).codes(z)
     assert codes.scales_BG.tolist() == [[1.0, 2.0]]
-    assert Grouped(4, group=3).values(*codes).tolist() == [[7.0, -7, 1, 14, -4]]
+    assert Grouped(4, group_size=3).values(*codes).tolist() == [[7.0, -7, 1, 14, -4]]
 
 
 def test_floats_are_sent_as_they_are():
@@ -242,15 +252,15 @@ def test_statistics_belong_to_the_weights_and_only_training_moves_them():
 def test_what_two_devices_encode_counts_once():
     """Two halves of a row have the statistics, the numbers and, together, the gradient of the whole one."""
     z, weight = latents(3, 4, 6), latents(3, 4, 6, name="weight")
-    once, twice = z.clone().requires_grad_(), torch.cat([z, z[:1]]).requires_grad_()
+    unique_contexts, twice = z.clone().requires_grad_(), torch.cat([z, z[:1]]).requires_grad_()
     quantizers = FSQ(16).bind(6), FSQ(16).bind(6)
-    (quantizers[0](once) * weight).sum().backward()
+    (quantizers[0](unique_contexts) * weight).sum().backward()
     halves = torch.cat([weight * torch.tensor([0.5, 1, 1])[:, None, None], weight[:1] * 0.5])
     out = quantizers[1](twice, torch.tensor([0.5, 1, 1, 0.5]))
     (out * halves).sum().backward()
     torch.testing.assert_close(out[:3], quantizers[0](z))
     together = torch.cat([twice.grad[:1] + twice.grad[3:], twice.grad[1:3]])
-    torch.testing.assert_close(together, once.grad, rtol=1e-4, atol=1e-5)
+    torch.testing.assert_close(together, unique_contexts.grad, rtol=1e-4, atol=1e-5)
     assert not torch.allclose(FSQ(16).bind(6).smooth(twice)[:3], FSQ(16).bind(6).smooth(z))
     bare = [FSQ(16).bind(6) for _ in range(2)]
     bare[0].smooth(z), bare[1].smooth(twice, share_B=torch.tensor([0.5, 1, 1, 0.5]))
@@ -302,17 +312,17 @@ def test_two_devices_normalise_as_one(tmp_path):
     (lambda: FSQ(257), "^levels=257 must"),
     (lambda: FSQ(momentum=0), "^momentum=0 must"),
     (lambda: FSQ(eps=0), "^eps=0 must"),
-    (lambda: FSQ().bind(0), "^width=0 must"),
-    (lambda: FSQ()(torch.zeros(2, 2, 2)), "^width=None must be given by bind"),
-    (lambda: FSQ().bind(2)(torch.zeros(1, 1, 2)), "^normalize=true needs more than one slot in a training batch"),
+    (lambda: FSQ().bind(0), "^latent_dim=0 must"),
+    (lambda: FSQ()(torch.zeros(2, 2, 2)), "^latent_dim=None must be given by bind"),
+    (lambda: FSQ().bind(2)(torch.zeros(1, 1, 2)), "^normalize=true needs more than one latent in a training batch"),
     (lambda: Grouped(5), "^bits=5 must be 4, 6 or 8"),
-    (lambda: Grouped(4, 0), "^group=0 must"),
-    (lambda: Grouped(4, 129), "^group=129 must"),
-    (lambda: Grouped(4, 131072), "^group=131072 must"),
-    (lambda: Levels(0), "^levels=0 must"),
-    (lambda: Groups(5), "^bits=5 must"),
-    (lambda: Groups(4, 300), "^group=300 must"),
-    (lambda: Floats(8), "^bits=8 must"),
+    (lambda: Grouped(4, 0), "^group_size=0 must"),
+    (lambda: Grouped(4, 129), "^group_size=129 must"),
+    (lambda: Grouped(4, 131072), "^group_size=131072 must"),
+    (lambda: FSQFormat(0), "^levels=0 must"),
+    (lambda: GroupedFormat(5), "^bits=5 must"),
+    (lambda: GroupedFormat(4, 300), "^group_size=300 must"),
+    (lambda: FloatFormat(8), "^bits=8 must"),
 ])  # fmt: skip
 def test_a_mistake_is_named(make, message):
     with pytest.raises(ValueError, match=message):
@@ -321,35 +331,37 @@ def test_a_mistake_is_named(make, message):
 
 @pytest.mark.parametrize("target, arguments, said", [
     ("FSQ", {"levels": 300}, "q.levels=300 must lie in 2 .. 256"),
-    ("Grouped", {"group": 131072}, "q.group=131072 must"),
-    ("Grouped", {"group": 200}, "q.group=200 must lie in 1 .. 128 or be a power of two up to 65536"),
+    ("Grouped", {"group_size": 131072}, "q.group_size=131072 must"),
+    ("Grouped", {"group_size": 200}, "q.group_size=200 must lie in 1 .. 128 or be a power of two up to 65536"),
     ("Grouped", {"bits": 5}, "q.bits=5 must be one of 4, 6, 8, 16, 32"),
 ])  # fmt: skip
 def test_a_mistake_is_named_before_anything_is_built(target, arguments, said):
     node = {"_target_": f"research_stack.latentwire.quantize.{target}"}
-    assert not list(check_node("q", {**node, "group": 256} if target == "Grouped" else node))
+    assert not list(check_node("q", {**node, "group_size": 256} if target == "Grouped" else node))
     assert said in list(check_node("q", {**node, **arguments}))[0].message
 
 
 # ------------------------------------------------------------------------------------------------- names of formats
 def test_each_format_is_told_by_its_code():
-    formats = [*map(Levels, range(2, 257)), Floats(16), Floats(32)]
-    formats += [Groups(bits, group) for bits in (4, 6, 8) for group in (*range(1, 129), *LARGE_GROUPS)]
-    told = {}
+    formats = [*map(FSQFormat, range(2, 257)), FloatFormat(16), FloatFormat(32)]
+    formats += [GroupedFormat(bits, group) for bits in (4, 6, 8) for group in (*range(1, 129), *LARGE_GROUP_SIZES)]
+    prefill_text = {}
     for format in formats:
         assert 0 <= format.code <= 15 and len(format.extra) == has_extra(format.code)
         assert format_of(format.code, *format.extra) == format
-        assert told.setdefault((format.code, format.extra), format) is format
+        assert prefill_text.setdefault((format.code, format.extra), format) is format
     assert len({format.name for format in formats}) == len(formats)
-    assert [Levels(2**bits).code for bits in range(1, 9)] == list(range(8)) and Levels(16).extra == b""
+    assert [FSQFormat(2**bits).code for bits in range(1, 9)] == list(range(8)) and FSQFormat(16).extra == b""
 
 
 def test_what_names_no_format_is_refused():
-    named = {(format.code, *format.extra) for format in [*map(Levels, range(2, 257)), Floats(16), Floats(32)]}
+    named = {
+        (format.code, *format.extra) for format in [*map(FSQFormat, range(2, 257)), FloatFormat(16), FloatFormat(32)]
+    }
     named |= {
-        (Groups(bits, group).code, *Groups(bits, group).extra)
+        (GroupedFormat(bits, group).code, *GroupedFormat(bits, group).extra)
         for bits in (4, 6, 8)
-        for group in (*range(1, 129), *LARGE_GROUPS)
+        for group in (*range(1, 129), *LARGE_GROUP_SIZES)
     }
     for what in [(code, *extra) for code in range(16) for extra in [(), *((byte,) for byte in range(256))]]:
         if what not in named:

@@ -10,8 +10,8 @@ from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors, 
 from transformers import GPT2Config, GPT2LMHeadModel, PreTrainedTokenizerFast
 
 from research_stack.config.check import check_node
-from research_stack.latentwire.reader import Reader, padded
-from research_stack.latentwire.receiver import greedy, told
+from research_stack.latentwire.reader import FrozenReader, padded
+from research_stack.latentwire.receiver import greedy, prefill_text
 
 
 @pytest.fixture(params=["llama", "qwen"])
@@ -23,7 +23,7 @@ def with_tokenizer(tmp_path, tokenizer, **options):
     """A reader with random weights and this tokenizer."""
     llama(tmp_path)
     tokenizer.save_pretrained(tmp_path)
-    return Reader(str(tmp_path), **options)
+    return FrozenReader(str(tmp_path), **options)
 
 
 # Frozen ------------------------------------------------------------------------------------------------------------
@@ -43,10 +43,10 @@ def test_its_weights_are_in_no_checkpoint(own):
 
 def test_what_it_is_made_of(own):
     config = own.model.own.config
-    assert (own.layers, own.width, own.kv_heads, own.kv_width) == (config.num_hidden_layers, 32, 2, 16)
+    assert (own.num_layers, own.hidden_size, own.num_kv_heads, own.head_dim) == (config.num_hidden_layers, 32, 2, 16)
     assert [type(block).__name__ for block in own.blocks()] == [
         f"{type(own.model.own).__name__.removesuffix('ForCausalLM')}DecoderLayer"
-    ] * own.layers
+    ] * own.num_layers
     assert torch.equal(own.embeddings.weight, own.model.own.get_input_embeddings().weight)
 
 
@@ -58,10 +58,10 @@ def test_the_layers_of_another_architecture_are_found(tmp_path):
         )
     ).save_pretrained(tmp_path)
     tokenizer.save_pretrained(tmp_path)
-    own = Reader(str(tmp_path))
-    cached = told(own, [own.ids("Ada")]).cache.held.layers
+    own = FrozenReader(str(tmp_path))
+    cached = prefill_text(own, [own.token_ids("Ada")]).cache.held.layers
     assert (
-        (own.layers, len(own.blocks()), own.kv_heads, own.kv_width)
+        (own.num_layers, len(own.blocks()), own.num_kv_heads, own.head_dim)
         == (3, 3, 2, 8)
         == (len(cached), 3, cached[0].keys.shape[1], cached[0].keys.shape[3])
     )
@@ -72,7 +72,7 @@ def test_the_layers_of_another_architecture_are_found(tmp_path):
 
 def test_the_lead_is_what_the_tokenizer_puts_in_front_or_the_end(tmp_path):
     tokenizer = llama_tokenizer()
-    assert with_tokenizer(tmp_path / "none", tokenizer).lead == [tokenizer.eos_token_id]
+    assert with_tokenizer(tmp_path / "none", tokenizer).bos_ids == [tokenizer.eos_token_id]
     begin, end = tokenizer.bos_token_id, tokenizer.eos_token_id
     for name, single, lead in (
         ("begin", "<|begin_of_text|> $A", [begin]),
@@ -83,8 +83,8 @@ def test_the_lead_is_what_the_tokenizer_puts_in_front_or_the_end(tmp_path):
             single=single, special_tokens=[("<|begin_of_text|>", begin), ("<|eot_id|>", end)]
         )
         own = with_tokenizer(tmp_path / name, tokenizer)
-        assert own.lead == lead, name
-        assert not {begin, end} & set(own.ids("Ada eats rice"))  # pieces come without them
+        assert own.bos_ids == lead, name
+        assert not {begin, end} & set(own.token_ids("Ada eats rice"))  # pieces come without them
 
 
 # Prompt and answer ----------------------------------------------------------------------------------------------------
@@ -94,25 +94,25 @@ def test_the_lead_is_what_the_tokenizer_puts_in_front_or_the_end(tmp_path):
 def test_prompt_and_answer_are_those_tokenised_together(own):
     for _, question, answer in [*FACTS, ("", "", "x"), ("", "Zürich?", "Ægir 🙂")]:
         joint = own.tokenizer(f"\nQ: {question}\nA: {answer}", add_special_tokens=False).input_ids
-        own.length = 100
-        assert own.asked(question) + own.answered(question, answer) == [*joint, own.end]
-        assert own.text(own.answered(question, answer)) == answer
+        own.max_answer_tokens = 100
+        assert own.prompt_ids(question) + own.answer_ids(question, answer) == [*joint, own.eos_id]
+        assert own.decode(own.answer_ids(question, answer)) == answer
 
 
 def test_an_answer_is_cut_to_its_length(own):
-    own.length = 100
-    whole = own.answered("Why?", "because it rains all day long")
-    own.length = 3
-    assert len(whole) > 3 and own.answered("Why?", "because it rains all day long") == whole[:3]
+    own.max_answer_tokens = 100
+    whole = own.answer_ids("Why?", "because it rains all day long")
+    own.max_answer_tokens = 3
+    assert len(whole) > 3 and own.answer_ids("Why?", "because it rains all day long") == whole[:3]
 
 
 def test_no_answer_is_the_end(own):
-    assert own.answered("Why?", "") == [own.end] and own.text([own.end]) == ""
+    assert own.answer_ids("Why?", "") == [own.eos_id] and own.decode([own.eos_id]) == ""
 
 
 def test_braces_of_a_prompt_or_question_are_text(own):
     own.prompt = "{context} {question} {"
-    assert own.asked("{a}?") == own.ids("{context} {a}? {")
+    assert own.prompt_ids("{a}?") == own.token_ids("{context} {a}? {")
 
 
 def test_an_answer_that_runs_into_the_prompt_is_refused(tmp_path):
@@ -128,21 +128,21 @@ def test_an_answer_that_runs_into_the_prompt_is_refused(tmp_path):
         trainers.BpeTrainer(vocab_size=262, special_tokens=["<e>"], initial_alphabet=alphabet, show_progress=False),
     )
     own = with_tokenizer(tmp_path, PreTrainedTokenizerFast(tokenizer_object=made, eos_token="<e>"))
-    joint = own.ids("\nQ: Why?\nA: red")
-    assert joint[: len(own.asked("Why?"))] != own.asked("Why?")  # else this test says nothing
-    assert own.answered("Why?", "red") is None
+    joint = own.token_ids("\nQ: Why?\nA: red")
+    assert joint[: len(own.prompt_ids("Why?"))] != own.prompt_ids("Why?")  # else this test says nothing
+    assert own.answer_ids("Why?", "red") is None
 
 
 def test_an_answer_ends_with_the_end_token_or_the_line(own):
-    said = own.ids(" New York \nQ: And")
-    assert own.text(said) == "New York"
-    assert own.text([*own.ids(" red"), own.end, *own.ids(" blue")]) == "red"
-    assert own.text([own.end]) == own.text([]) == ""
-    assert own.text(own.ids("\n")) == ""
+    said = own.token_ids(" New York \nQ: And")
+    assert own.decode(said) == "New York"
+    assert own.decode([*own.token_ids(" red"), own.eos_id, *own.token_ids(" blue")]) == "red"
+    assert own.decode([own.eos_id]) == own.decode([]) == ""
+    assert own.decode(own.token_ids("\n")) == ""
 
 
 def test_an_empty_question_is_asked_and_answered(own):
-    answers, first = greedy(own, told(own, [own.ids("Ada eats rice.")]), [own.asked("")], 3)
+    answers, first = greedy(own, prefill_text(own, [own.token_ids("Ada eats rice.")]), [own.prompt_ids("")], 3)
     assert 1 <= len(answers[0]) <= 3 and answers[0][0] == int(first.argmax())
 
 
@@ -167,7 +167,7 @@ def test_rows_are_padded(left, tokens, seen):
 
 def refused(path, **options):
     with pytest.raises(ValueError) as error:
-        Reader(str(path), **options)
+        FrozenReader(str(path), **options)
     assert "\n" not in str(error.value)
     return str(error.value)
 
@@ -180,9 +180,11 @@ def test_what_cannot_be_a_reader_is_told_in_one_line(tmp_path):
     assert "its tokenizer has no end token" in refused(tmp_path)
     assert refused(folder_of("llama"), prompt="Q: ?").startswith("prompt=Q: ? must hold {question}")
     assert refused(folder_of("llama"), prompt="{question}").startswith("prompt={question} must hold")
-    assert refused(folder_of("llama"), length=0) == "length=0 must be at least 1"
+    assert refused(folder_of("llama"), max_answer_tokens=0) == "max_answer_tokens=0 must be at least 1"
 
 
 def test_bad_options_are_found_without_building():
-    node = {"_target_": "research_stack.latentwire.reader.Reader", "path": "x", "length": 0}
-    assert [p.message for p in check_node("method.readers.a", node)] == ["method.readers.a.length=0 must be at least 1"]
+    node = {"_target_": "research_stack.latentwire.reader.FrozenReader", "path": "x", "max_answer_tokens": 0}
+    assert [p.message for p in check_node("method.readers.a", node)] == [
+        "method.readers.a.max_answer_tokens=0 must be at least 1"
+    ]

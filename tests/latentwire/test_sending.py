@@ -40,7 +40,7 @@ def command(here, monkeypatch):
         monkeypatch.setattr(sys, "stdin", SimpleNamespace(buffer=io.BytesIO(given)))
         monkeypatch.setattr(sys, "stdout", out)
         monkeypatch.setattr(sys, "stderr", errors)
-        code = cli.main(arguments)
+        code = cli(arguments)
         return code, out.buffer.getvalue(), errors.getvalue()
 
     return called
@@ -54,9 +54,12 @@ def test_a_message_is_all_that_the_receiver_needs(here, command):
         code, answer, said = command("receive", "RUN", name, QUESTION, given=message)
         with torch.inference_mode():
             ids, _ = greedy(
-                reader, method.opened(name, method.decode([message], name)), [reader.asked(QUESTION)], reader.length
+                reader,
+                method.prefill(name, method.decode([message], name)),
+                [reader.prompt_ids(QUESTION)],
+                reader.max_answer_tokens,
             )
-        assert (code, said) == (0, "") and answer == f"{reader.text(ids[0])}\n".encode()
+        assert (code, said) == (0, "") and answer == f"{reader.decode(ids[0])}\n".encode()
 
 
 def test_other_contexts_are_other_messages(here):

@@ -102,7 +102,7 @@ def test_compression_is_of_use_for_long_contexts_only():
 
 def test_first_tokens_and_ratios():
     assert first_tokens(range(5), 3) == [0, 1, 2] and first_tokens([1], 3) == [1] and first_tokens([1], 0) == []
-    with pytest.raises(ValueError, match="^slots=-1 must"):
+    with pytest.raises(ValueError, match="^num_latents=-1 must"):
         first_tokens([1], -1)
     assert ratio_of_bytes([100, 40], [10, 20]) == (140 / 30, 6.0)
     for wrong, said in [

@@ -13,7 +13,7 @@ from research_stack.latentwire.reader import PROMPT
 from research_stack.latentwire.tiny_readers import TinyReader, rows_of, saved, tokenizer_of
 from research_stack.streams import generator
 
-SMALL = {"tokens": 300, "dim": 16, "layers": 1, "heads": 2, "steps": 2, "batch": 2}
+SMALL = {"vocab_size": 300, "dim": 16, "layers": 1, "heads": 2, "steps": 2, "batch_size": 2}
 
 
 def texts():
@@ -70,14 +70,16 @@ def test_training_rows_are_what_a_reader_sees(architecture, tmp_path, monkeypatc
     for tokens, weights in rows_of(own.tokenizer, facts.law.made(), PROMPT):
         assert len(tokens) == len(weights)
         made = next(
-            m for m in facts.law.made() if own.ids(m.context) == tokens[len(own.lead) :][: len(own.ids(m.context))]
+            m
+            for m in facts.law.made()
+            if own.token_ids(m.context) == tokens[len(own.bos_ids) :][: len(own.token_ids(m.context))]
         )
-        own.length = 100
-        expected = [*own.lead, *own.ids(made.context)]
+        own.max_answer_tokens = 100
+        expected = [*own.bos_ids, *own.token_ids(made.context)]
         heavy = [False] * len(expected)
         for question, answer, _ in made.asked:
-            expected += own.asked(question) + own.answered(question, answer)
-            heavy += [False] * len(own.asked(question)) + [True] * len(own.answered(question, answer))
+            expected += own.prompt_ids(question) + own.answer_ids(question, answer)
+            heavy += [False] * len(own.prompt_ids(question)) + [True] * len(own.answer_ids(question, answer))
         assert tokens == expected and [w == 1.0 for w in weights] == heavy
 
 
@@ -108,7 +110,7 @@ def test_another_recipe_is_another_reader(tmp_path, monkeypatch):
     assert torch.equal(first.embeddings.weight, elsewhere.embeddings.weight)  # the same from nothing
 
 
-@pytest.mark.parametrize("bad", [{"steps": 0}, {"batch": 0}, {"tokens": 100}, {"architecture": "mamba"}])
+@pytest.mark.parametrize("bad", [{"steps": 0}, {"batch_size": 0}, {"vocab_size": 100}, {"architecture": "mamba"}])
 def test_bad_recipes_are_refused(bad, tmp_path):
     key, value = next(iter(bad.items()))
     with pytest.raises(ValueError, match=f"^{key}={value} must"):

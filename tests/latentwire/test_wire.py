@@ -10,15 +10,17 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from research_stack.latentwire import wire
-from research_stack.latentwire.formats import LARGE_GROUPS, Floats, Groups, Levels
+from research_stack.latentwire.formats import LARGE_GROUP_SIZES, FloatFormat, FSQFormat, GroupedFormat
 from research_stack.latentwire.quantize import FSQ, Grouped
 from research_stack.latentwire.wire import Message, bytes_of, decode, encode, pack, parts_of, salt_of, unpack
 from research_stack.streams import generator
 
 FORMATS = st.one_of(
-    st.builds(Levels, st.integers(2, 256)),
-    st.builds(Groups, st.sampled_from([4, 6, 8]), st.one_of(st.integers(1, 128), st.sampled_from(LARGE_GROUPS))),
-    st.builds(Floats, st.sampled_from([16, 32])),
+    st.builds(FSQFormat, st.integers(2, 256)),
+    st.builds(
+        GroupedFormat, st.sampled_from([4, 6, 8]), st.one_of(st.integers(1, 128), st.sampled_from(LARGE_GROUP_SIZES))
+    ),
+    st.builds(FloatFormat, st.sampled_from([16, 32])),
 )
 SALT = salt_of("encoder", "llama")
 
@@ -26,30 +28,30 @@ SALT = salt_of("encoder", "llama")
 @st.composite
 def contents(draw):
     """A message of any format, shape and content."""
-    format, slots, width = draw(FORMATS), draw(st.integers(1, 9)), draw(st.integers(1, 9))
-    count, rng = slots * width, np.random.default_rng(draw(st.integers(0, 2**32)))
-    codes_N = rng.integers(format.kinds, size=count)
-    if isinstance(format, Floats):  # any finite number
+    format, num_latents, latent_dim = draw(FORMATS), draw(st.integers(1, 9)), draw(st.integers(1, 9))
+    count, rng = num_latents * latent_dim, np.random.default_rng(draw(st.integers(0, 2**32)))
+    codes_N = rng.integers(format.num_codes, size=count)
+    if isinstance(format, FloatFormat):  # any finite number
         kind = np.dtype(f"f{format.bits // 8}")
         numbers_N = codes_N.astype(f"u{format.bits // 8}").view(kind)
         codes_N = np.where(np.isfinite(numbers_N), codes_N, 0)
     scales_G = rng.integers(1, 0x7C00, size=format.groups(count)).astype(np.uint16).view(np.float16)
-    return Message(codes_N, scales_G, slots, width, format, draw(st.none() | st.integers(0, 255)))
+    return Message(codes_N, scales_G, num_latents, latent_dim, format, draw(st.none() | st.integers(0, 255)))
 
 
-def small(hint=None, levels=16, slots=8, width=8, seed=0):
+def small(length_hint=None, levels=16, num_latents=8, latent_dim=8, seed=0):
     return Message(
-        np.random.default_rng(seed).integers(levels, size=slots * width),
+        np.random.default_rng(seed).integers(levels, size=num_latents * latent_dim),
         np.zeros(0, np.float16),
-        slots,
-        width,
-        Levels(levels),
-        hint,
+        num_latents,
+        latent_dim,
+        FSQFormat(levels),
+        length_hint,
     )
 
 
 def grouped():
-    return Message(np.arange(15), np.array([0.5], np.float16), 3, 5, Groups(4, 32), 7)
+    return Message(np.arange(15), np.array([0.5], np.float16), 3, 5, GroupedFormat(4, 32), 7)
 
 
 # ------------------------------------------------------------------------------------------------ there and back
@@ -58,18 +60,22 @@ def grouped():
 def test_there_and_back(message, salt):
     sent = encode(message, salt)
     found = decode(sent, salt)
-    assert (found.slots, found.width, found.format, found.hint) == (
-        message.slots,
-        message.width,
+    assert (found.num_latents, found.latent_dim, found.format, found.length_hint) == (
+        message.num_latents,
+        message.latent_dim,
         message.format,
-        message.hint,
+        message.length_hint,
     )
     np.testing.assert_array_equal(found.codes_N, message.codes_N)
     np.testing.assert_array_equal(found.scales_G.view(np.uint16), message.scales_G.view(np.uint16))
     assert encode(found, salt) == sent
     assert torch.equal(found.latents(), message.latents())
-    assert len(sent) == bytes_of(message.slots, message.width, message.format, message.hint is not None)
-    assert len(sent) == sum(parts_of(message.slots, message.width, message.format, message.hint is not None).values())
+    assert len(sent) == bytes_of(
+        message.num_latents, message.latent_dim, message.format, message.length_hint is not None
+    )
+    assert len(sent) == sum(
+        parts_of(message.num_latents, message.latent_dim, message.format, message.length_hint is not None).values()
+    )
 
 
 @pytest.mark.exact
@@ -87,39 +93,41 @@ def test_codes_are_packed_lowest_bit_first(bits, data):
 def test_the_vectors_of_lengths():
     assert len(pack(np.array([1, 2, 3]), 4)) == 2 and unpack(pack(np.array([1, 2, 3]), 4), 4, 3).tolist() == [1, 2, 3]
     assert len(encode(small())) == 36
-    assert len(encode(small(hint=3))) == 37
-    assert parts_of(8, 8, Levels(16)) == {"header": 3, "hint": 0, "values": 32, "scales": 0, "checksum": 1}
-    assert parts_of(8, 8, Groups(4, 64), hint=True) == {
+    assert len(encode(small(length_hint=3))) == 37
+    assert parts_of(8, 8, FSQFormat(16)) == {"header": 3, "hint": 0, "values": 32, "scales": 0, "checksum": 1}
+    assert parts_of(8, 8, GroupedFormat(4, 64), length_hint=True) == {
         "header": 4,
         "hint": 1,
         "values": 32,
         "scales": 2,
         "checksum": 1,
     }
-    assert bytes_of(32, 256, Groups(8)) == 8704 + 5 and bytes_of(32, 256, Levels(16)) == 4096 + 4
+    assert bytes_of(32, 256, GroupedFormat(8)) == 8704 + 5 and bytes_of(32, 256, FSQFormat(16)) == 4096 + 4
 
 
 def test_a_message_byte_by_byte():
-    message = Message(np.array([1, 2, 15, 4, 0, 8]), np.zeros(0, np.float16), 2, 3, Levels(16), hint=9)
+    message = Message(np.array([1, 2, 15, 4, 0, 8]), np.zeros(0, np.float16), 2, 3, FSQFormat(16), length_hint=9)
     body = bytes([0b001_1_0011, 1, 2, 9, 0x21, 0x4F, 0x80])
     assert encode(message, SALT)[:-1] == body and encode(message, SALT)[-1] == wire.check_byte(body, SALT)
-    message = Message(np.array([0, 7, 14]), np.array([1.0, 0.5], np.float16), 1, 3, Groups(4, 2))
+    message = Message(np.array([0, 7, 14]), np.array([1.0, 0.5], np.float16), 1, 3, GroupedFormat(4, 2))
     assert encode(message)[:-1] == bytes([0b001_0_1001, 0, 2, 1, 0x70, 0x0E, 0x00, 0x3C, 0x00, 0x38])
     assert message.latents().tolist() == [[-7.0, 0.0, 3.5]]
-    assert encode(Message(np.array([4]), np.zeros(0, np.float16), 1, 1, Levels(5)))[:-1] == bytes(
+    assert encode(Message(np.array([4]), np.zeros(0, np.float16), 1, 1, FSQFormat(5)))[:-1] == bytes(
         [0b001_0_1000, 0, 0, 4, 4]
     )
 
 
 def test_all_sizes_to_256():
-    for slots, width in [(1, 1), (256, 1), (1, 256), (256, 256)]:
-        message = small(slots=slots, width=width)
-        assert decode(encode(message)).latents().shape == (slots, width)
+    for num_latents, latent_dim in [(1, 1), (256, 1), (1, 256), (256, 256)]:
+        message = small(num_latents=num_latents, latent_dim=latent_dim)
+        assert decode(encode(message)).latents().shape == (num_latents, latent_dim)
 
 
 # -------------------------------------------------------------------------------------------------------- damage
 @pytest.mark.exact
-@pytest.mark.parametrize("message", [small(), small(hint=5), grouped()], ids=["36 bytes", "with a hint", "grouped"])
+@pytest.mark.parametrize(
+    "message", [small(), small(length_hint=5), grouped()], ids=["36 bytes", "with a hint", "grouped"]
+)
 def test_every_flipped_bit_is_refused(message):
     sent = encode(message, SALT)
     decode(sent, SALT)
@@ -253,12 +261,12 @@ def test_any_bytes_are_refused_or_are_a_message(data):
 @pytest.mark.parametrize(
     "change, said",
     [
-        ({"slots": 0}, "^slots=0 must lie in 1"),
-        ({"slots": 257}, "^slots=257"),
-        ({"width": 0}, "^width=0"),
-        ({"width": 257}, "^width=257"),
-        ({"hint": 256}, "^hint=256"),
-        ({"hint": -1}, "^hint=-1"),
+        ({"num_latents": 0}, "^num_latents=0 must lie in 1"),
+        ({"num_latents": 257}, "^num_latents=257"),
+        ({"latent_dim": 0}, "^latent_dim=0"),
+        ({"latent_dim": 257}, "^latent_dim=257"),
+        ({"length_hint": 256}, "^length_hint=256"),
+        ({"length_hint": -1}, "^length_hint=-1"),
         ({"codes_N": np.zeros(3, np.int64)}, r"^codes_N=\(3,\) must"),
         ({"codes_N": np.full(64, 16)}, "^codes_N=16 .. 16 must lie in 0 .. 15"),
         ({"codes_N": np.full(64, -1)}, "^codes_N=-1 .. -1 must lie"),
@@ -269,10 +277,10 @@ def test_what_cannot_be_written_is_named(change, said):
     content = {
         "codes_N": np.zeros(64, np.int64),
         "scales_G": np.zeros(0, np.float16),
-        "slots": 8,
-        "width": 8,
-        "format": Levels(16),
-        "hint": None,
+        "num_latents": 8,
+        "latent_dim": 8,
+        "format": FSQFormat(16),
+        "length_hint": None,
     }
     with pytest.raises(ValueError, match=said):
         Message(**{**content, **change})
@@ -282,17 +290,17 @@ def test_what_cannot_be_written_is_named(change, said):
 
 # ---------------------------------------------------------------------------------------------------- accounting
 def test_broadcast_and_unicast():
-    assert wire.unicast_bytes(24, 8, 256, Levels(16)) == bytes_of(32, 256, Levels(16)) == 4100
-    assert wire.broadcast_bytes(24, 8, 2, 256, Levels(16)) == bytes_of(40, 256, Levels(16)) == 5124
-    assert wire.broadcast_bytes(24, 8, 1, 256, Groups(4), hint=True) == wire.unicast_bytes(
-        24, 8, 256, Groups(4), hint=True
+    assert wire.unicast_bytes(24, 8, 256, FSQFormat(16)) == bytes_of(32, 256, FSQFormat(16)) == 4100
+    assert wire.broadcast_bytes(24, 8, 2, 256, FSQFormat(16)) == bytes_of(40, 256, FSQFormat(16)) == 5124
+    assert wire.broadcast_bytes(24, 8, 1, 256, GroupedFormat(4), length_hint=True) == wire.unicast_bytes(
+        24, 8, 256, GroupedFormat(4), length_hint=True
     )
     for wrong in [
-        lambda: wire.broadcast_bytes(24, 8, 0, 256, Levels(16)),
-        lambda: bytes_of(257, 8, Levels(16)),
-        lambda: bytes_of(8, 0, Levels(16)),
+        lambda: wire.broadcast_bytes(24, 8, 0, 256, FSQFormat(16)),
+        lambda: bytes_of(257, 8, FSQFormat(16)),
+        lambda: bytes_of(8, 0, FSQFormat(16)),
     ]:
-        with pytest.raises(ValueError, match="^(readers|slots|width)="):
+        with pytest.raises(ValueError, match="^(readers|num_latents|latent_dim)="):
             wrong()
 
 
@@ -319,7 +327,7 @@ def test_readers_get_exactly_the_quantisers_output(make, hints):
     sent = wire.messages(quantizer, z, SALT, hints)
     assert torch.equal(wire.latents(sent, SALT), quantizer(z))
     assert {len(message) for message in sent} == {bytes_of(7, 6, quantizer.format, hints is not None)}
-    assert [decode(message, SALT).hint for message in sent] == (hints or [None] * 5)
+    assert [decode(message, SALT).length_hint for message in sent] == (hints or [None] * 5)
     assert quantizer.payload_bytes(7, 6) == sum(parts_of(7, 6, quantizer.format)[part] for part in ("values", "scales"))
     with pytest.raises(ValueError, match="^message="):
         wire.latents(sent, salt_of("encoder", "qwen"))
@@ -333,6 +341,6 @@ def test_what_may_not_be_sent_is_named():
     with pytest.raises(ValueError, match=r"^z_BMd=\(3, 2, 6\) must be finite: 1 of 3 rows are not"):
         wire.messages(quantizer.eval(), z)
     with pytest.raises(ValueError, match="^messages=2 must be of one shape"):
-        wire.latents([encode(small()), encode(small(slots=4))])
+        wire.latents([encode(small()), encode(small(num_latents=4))])
     with pytest.raises(ValueError, match="shorter|longer"):
         wire.messages(quantizer, torch.zeros(3, 2, 6), hints=[1, 2])

@@ -14,7 +14,7 @@ from pretrained_models import llama, qwen
 from research_stack.data.questions.question import Question
 from research_stack.latentwire.encoder import ByteEncoder, as_bytes
 from research_stack.latentwire.quantize import FSQ
-from research_stack.latentwire.reader import Reader
+from research_stack.latentwire.reader import FrozenReader
 from research_stack.streams import Draws, generator
 
 FACTS = [
@@ -43,7 +43,7 @@ KEPT = []
 
 @functools.cache
 def _made(kind):
-    return Reader(folder_of(kind), length=8)
+    return FrozenReader(folder_of(kind), max_answer_tokens=8)
 
 
 def reader(kind="llama", double=False):
@@ -78,10 +78,10 @@ def method(features=None, double=False, train=True, **options):
             "optimization": Optimization(lr=1e-2, warmup_steps=0),
             "seed": 0,
             "features": features,
-            "slots": 5,
-            "private": 1,
-            "numbers": 3,
-            "tokens": 4,
+            "num_latents": 5,
+            "num_private": 1,
+            "latent_dim": 3,
+            "loss_tokens": 4,
             "pooling_heads": 2,
             "adapter_dim": 8,
             "adapter_heads": 2,
@@ -100,17 +100,17 @@ def prepared(made, number=0, rows=4):
     return made.prepare({"question": torch.arange(rows)}, draws)
 
 
-def sent_of(made, name, slots=None, rows=4, dtype=None):
+def adapted_of(made, name, num_latents=None, rows=4, dtype=None):
     """Random latents on their way to the reader, with the bytes of the contexts."""
-    slots_M = made.slots_of(name, slots or made.slots)
-    latents_BMd = torch.rand((rows, len(slots_M), made.numbers), generator=generator(0, "latents", name)) * 2 - 1
-    bytes_BN, seen_BN = as_bytes([q.context for q in ASKED[:rows]])
-    return made.sent(
+    index_M = made.latent_index(name, num_latents or made.num_latents)
+    latents_BMd = torch.rand((rows, len(index_M), made.latent_dim), generator=generator(0, "latents", name)) * 2 - 1
+    bytes_BN, mask_BN = as_bytes([q.context for q in ASKED[:rows]])
+    return made.adapt(
         name,
         latents_BMd.to(dtype or next(made.adapters.parameters()).dtype),
-        slots_M,
+        index_M,
         bytes_BN=bytes_BN,
-        seen_BN=seen_BN,
+        mask_BN=mask_BN,
     )
 
 

@@ -12,7 +12,7 @@ from research_stack.latentwire.encoder import ByteEncoder
 from research_stack.latentwire.losses import FirstToken
 from research_stack.latentwire.module import LatentWire
 from research_stack.latentwire.quantize import FSQ
-from research_stack.latentwire.reader import Reader
+from research_stack.latentwire.reader import FrozenReader
 from research_stack.running.hardware import Hardware
 from research_stack.training.optimization import Optimization
 
@@ -38,9 +38,16 @@ def facts(contexts=40, **options):
 
 def wire(places, data, features=None, **options):
     """In eval mode, with running statistics and latents that differ from context to context."""
-    readers = {name: Reader(path, length=4) for name, path in places.items()}
+    readers = {name: FrozenReader(path, max_answer_tokens=4) for name, path in places.items()}
     model = ByteEncoder(dim=16, layers=1, heads=2, grams=[2, 3], buckets=64, max_length=256)
-    sizes = {"slots": 5, "private": 2, "numbers": 4, "adapter_dim": 16, "adapter_heads": 2, "pooling_heads": 2}
+    sizes = {
+        "num_latents": 5,
+        "num_private": 2,
+        "latent_dim": 4,
+        "adapter_dim": 16,
+        "adapter_heads": 2,
+        "pooling_heads": 2,
+    }
     made = LatentWire(
         model,
         FSQ(16),

@@ -24,7 +24,7 @@ CONFIG = {
     "trainer": {"max_steps": 500},
 }
 HEADER = (
-    "dataset,reader,path,slots,bits,bytes,ratio,ratio_mean,prefill_tokens,f1,f1_low,f1_high,em,em_low,em_high,first1,first5,first10,questions,main"
+    "dataset,reader,path,num_latents,bits,bytes,ratio,ratio_mean,prefill_tokens,f1,f1_low,f1_high,em,em_low,em_high,first1,first5,first10,questions,main"
 ).split(",")
 BOTH = {"llama": 0.87, "qwen": 0.83}  # F1 of the latents at the trained setting
 
@@ -36,7 +36,7 @@ def write(folder, name, header, rows):
         csv.writer(file).writerows([header, *rows])
 
 
-def row(dataset, reader, path, slots, bits, size, f1, context=136.0, main="", half=0.02, first=True):
+def row(dataset, reader, path, num_latents, bits, size, f1, context=136.0, main="", half=0.02, first=True):
     """A line of latentwire.csv."""
     score = [f1, max(0.0, f1 - half), min(1.0, f1 + half)] if half else [f1, "", ""]
     exact = [max(0.0, value - 0.03) for value in score] if half else [f1 - 0.03, "", ""]
@@ -46,12 +46,12 @@ def row(dataset, reader, path, slots, bits, size, f1, context=136.0, main="", ha
         dataset,
         reader,
         path,
-        slots,
+        num_latents,
         bits,
         size,
         ratio,
         ratio,
-        slots or size / 4,
+        num_latents or size / 4,
         *score,
         *exact,
         *firsts,
@@ -69,15 +69,15 @@ def scores(readers=BOTH, dataset="qa_facts", shuffled=None, head=None, text=FULL
         none, full = GUESS.get(reader, 0.11), text.get(reader, 0.95)
         other = (shuffled or {}).get(reader, none + 0.01)
         level = (head or {}).get(reader, 0.31 if reader == "llama" else 0.37)
-        for slots, bits in [(4, 4), (8, 4), (16, 4), (8, 2), (16, 2)] if curve else [(8, 4)]:
-            size = 4 + slots * 8 * bits / 8
-            main, share = (1 if (slots, bits) == (8, 4) else ""), 1 - 0.35 * 8 / size + 0.35 * 8 / 36
+        for num_latents, bits in [(4, 4), (8, 4), (16, 4), (8, 2), (16, 2)] if curve else [(8, 4)]:
+            size = 4 + num_latents * 8 * bits / 8
+            main, share = (1 if (num_latents, bits) == (8, 4) else ""), 1 - 0.35 * 8 / size + 0.35 * 8 / 36
             rows.append(
                 row(
                     dataset,
                     reader,
                     "latent",
-                    slots,
+                    num_latents,
                     bits,
                     size,
                     none + (best - none) * share - 0.06 * (bits == 2),
@@ -86,28 +86,50 @@ def scores(readers=BOTH, dataset="qa_facts", shuffled=None, head=None, text=FULL
                     half,
                 )
             )
-            rows.append(row(dataset, reader, "shuffled", slots, bits, size, other, context, main, half))
-            rows.append(row(dataset, reader, "zeros", slots, bits, size, none - 0.02, context, main, half))
+            rows.append(row(dataset, reader, "shuffled", num_latents, bits, size, other, context, main, half))
+            rows.append(row(dataset, reader, "zeros", num_latents, bits, size, none - 0.02, context, main, half))
             spread = full * min(1.0, level / full + math.log(size / 36) * 0.25)
-            rows.append(row(dataset, reader, "text_bytes", slots, bits, size - 0.1, spread, context, main, half))
+            rows.append(row(dataset, reader, "text_bytes", num_latents, bits, size - 0.1, spread, context, main, half))
             rows.append(
-                row(dataset, reader, "text_bytes_tail", slots, bits, size - 0.1, spread - 0.03, context, main, half)
+                row(
+                    dataset,
+                    reader,
+                    "text_bytes_tail",
+                    num_latents,
+                    bits,
+                    size - 0.1,
+                    spread - 0.03,
+                    context,
+                    main,
+                    half,
+                )
             )
             rows.append(
-                row(dataset, reader, "text_zlib", slots, bits, size - 1, max(none, spread - 0.15), context, main, half)
+                row(
+                    dataset,
+                    reader,
+                    "text_zlib",
+                    num_latents,
+                    bits,
+                    size - 1,
+                    max(none, spread - 0.15),
+                    context,
+                    main,
+                    half,
+                )
             )
-        for slots in (4, 8, 16) if curve else (8,):
+        for num_latents in (4, 8, 16) if curve else (8,):
             rows.append(
                 row(
                     dataset,
                     reader,
                     "text_tokens",
-                    slots,
+                    num_latents,
                     "",
-                    slots * 3.1,
-                    none + 0.018 * slots,
+                    num_latents * 3.1,
+                    none + 0.018 * num_latents,
                     context,
-                    1 if slots == 8 else "",
+                    1 if num_latents == 8 else "",
                     half,
                 )
             )
@@ -289,7 +311,7 @@ def make_wire(
         write(
             folder,
             "latentwire_latency",
-            "reader,context_bytes,slots,path,encode_ms,adapt_ms,prefill_ms,total_ms,total_p90_ms,prefill_tokens,memory_mib".split(
+            "reader,context_bytes,num_latents,path,encode_ms,adapt_ms,prefill_ms,total_ms,total_p90_ms,prefill_tokens,memory_mib".split(
                 ","
             ),
             latency(readers),

@@ -180,7 +180,8 @@ def test_rows_of_the_trained_setting(tmp_path):
         assert wire.main("qa_facts", "llama", path).bytes == pytest.approx(size), path
     assert [row.bytes for row in wire.of("qa_facts", "llama", LATENT)] == [20, 20, 36, 36, 68]
     assert {
-        bits: [row.slots for row in rows] for bits, rows in latentwire_tables.by_bits(wire, "qa_facts", "qwen").items()
+        bits: [row.num_latents for row in rows]
+        for bits, rows in latentwire_tables.by_bits(wire, "qa_facts", "qwen").items()
     } == {4: [4, 8, 16], 2: [8, 16]}
     assert len(latentwire_tables.distinct(wire.of("qa_facts", "llama", HEAD))) == 3
 
@@ -190,8 +191,8 @@ def test_baselines_without_a_mark_are_found_by_their_setting(tmp_path):
     run = made(tmp_path)
     runs.write(run.folder, "latentwire", runs.HEADER, rows)
     wire = latentwire_tables.load(run)
-    assert wire.main("qa_facts", "llama", HEAD).slots == 8 and wire.main("qa_facts", "llama", SHUFFLED).bits == 4
-    assert wire.main("qa_facts", "llama", "text_tokens").slots == 8
+    assert wire.main("qa_facts", "llama", HEAD).num_latents == 8 and wire.main("qa_facts", "llama", SHUFFLED).bits == 4
+    assert wire.main("qa_facts", "llama", "text_tokens").num_latents == 8
 
 
 def test_paired_intervals_decide_and_single_ones_where_there_are_none(tmp_path):
@@ -230,7 +231,7 @@ def test_tables_have_the_shares_and_no_empty_columns(tmp_path):
         '<td>latents</td><td>llama</td><td class="num">36</td><td class="num">3.78</td><td class="num">0.870</td>'
         '<td class="num">0.850 to 0.890</td><td class="num">94 %</td>' in brief
     )
-    assert "FirstTok@1" in brief and "slots" not in brief and "slots" in page
+    assert "FirstTok@1" in brief and "num_latents" not in brief and "num_latents" in page
     rows = [[*row[:15], "", "", "", *row[18:]] for row in runs.scores()]
     runs.write(run.folder, "latentwire", runs.HEADER, rows)
     assert "FirstTok" not in "".join(latentwire.tables(latentwire_tables.load(run)))
@@ -265,8 +266,8 @@ def test_the_parts_of_a_message_are_summed(tmp_path):
     assert "broadcast" not in "".join(latentwire_page.messages(latentwire_tables.load(run))).partition("<p")[0]
 
 
-def timed(size, total, slots=math.nan, positions=math.nan):
-    return Timed(size, slots, 0, 0, 0, total, math.nan, positions, math.nan)
+def timed(size, total, num_latents=math.nan, positions=math.nan):
+    return Timed(size, num_latents, 0, 0, 0, total, math.nan, positions, math.nan)
 
 
 def test_where_the_context_is_four_times_as_long_as_the_latents():
@@ -319,7 +320,7 @@ def test_times_are_told_as_they_are(tmp_path):
     runs.write(
         run.folder,
         "latentwire_latency",
-        "reader,context_bytes,slots,path,encode_ms,adapt_ms,prefill_ms,total_ms,total_p90_ms,prefill_tokens,memory_mib".split(
+        "reader,context_bytes,num_latents,path,encode_ms,adapt_ms,prefill_ms,total_ms,total_p90_ms,prefill_tokens,memory_mib".split(
             ","
         ),
         rows,

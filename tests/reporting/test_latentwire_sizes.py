@@ -12,26 +12,28 @@ from research_stack.reporting.sweep_report import write_sweep_report
 BYTES = {8: 36, 3: 16, 17: 72}
 
 
-def of_size(slots, best, numbers=8):
-    """Scores of a run that was trained for so many slots; also rows of fewer ones, which are not main."""
+def of_size(num_latents, best, numbers=8):
+    """Scores of a run that was trained for so many num_latents; also rows of fewer ones, which are not main."""
     rows = runs.scores({"llama": best, "qwen": best - 0.1}, curve=False)
     for row in rows:
         if row[2] not in ("text", "none"):
-            row[3], row[5] = slots, BYTES[slots] * numbers // 8
-    return rows + [[*row[:3], slots - 1, row[4], row[5] - 4, *row[6:-1], ""] for row in rows if row[2] == "latent"]
+            row[3], row[5] = num_latents, BYTES[num_latents] * numbers // 8
+    return rows + [
+        [*row[:3], num_latents - 1, row[4], row[5] - 4, *row[6:-1], ""] for row in rows if row[2] == "latent"
+    ]
 
 
 @pytest.fixture
 def table(tmp_path):
-    def make(settings, axis="slots"):
+    def make(settings, axis="num_latents"):
         folders = [
             runs.make_wire(
                 tmp_path / "sweep" / f"{place}-{seed}",
                 seed=seed,
                 method={axis: value},
-                rows=of_size(slots, best + 0.02 * (seed - 1)),
+                rows=of_size(num_latents, best + 0.02 * (seed - 1)),
             )
-            for place, (value, slots, best) in enumerate(settings)
+            for place, (value, num_latents, best) in enumerate(settings)
             for seed in (1, 2)
         ]
         return named(sweep_table.collect(folders))
@@ -45,7 +47,11 @@ CURVE = [(8, 8, 0.9), (3, 3, 0.5), (17, 17, 0.95)]
 def test_each_setting_is_a_point_and_the_first_one_the_main(table):
     wire = sizes(table(CURVE))
     latents = wire.of("qa_facts", "llama", "latent")
-    assert [(row.bytes, row.slots, row.main) for row in latents] == [(16, 3, False), (36, 8, True), (72, 17, False)]
+    assert [(row.bytes, row.num_latents, row.main) for row in latents] == [
+        (16, 3, False),
+        (36, 8, True),
+        (72, 17, False),
+    ]
     assert [row.f1.value for row in latents] == pytest.approx([0.51, 0.91, 0.96])  # means of two seeds
     assert [(row.f1.low, row.f1.high) for row in latents] == [
         pytest.approx((value - 0.02, value + 0.02)) for value in (0.51, 0.91, 0.96)
@@ -72,7 +78,7 @@ def test_the_page_and_the_figures_show_it(table, tmp_path):
 
 @pytest.mark.parametrize(
     "settings, axis",
-    [(CURVE, "features"), ([(8, 8, 0.9), (9, 8, 0.5)], "slots"), (CURVE[:1], "slots")],
+    [(CURVE, "features"), ([(8, 8, 0.9), (9, 8, 0.5)], "num_latents"), (CURVE[:1], "num_latents")],
     ids=["features", "same size", "one setting"],
 )
 def test_other_sweeps_are_no_curve(table, settings, axis):

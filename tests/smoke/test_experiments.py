@@ -73,7 +73,7 @@ def test_mistakes_that_only_building_shows_come_before_training(tmp_path, monkey
         ("lookahead_frontier", {"method.ratio"}),
         ("two_phase", {"init_from", "method/advantage"}),
         ("latentwire_ablation", {"ablation"}),
-        ("latentwire_bytes", {"method.slots"}),
+        ("latentwire_bytes", {"method.num_latents"}),
     ],
 )
 def test_every_point_of_a_named_sweep_composes_and_is_checked(sweep, axes):

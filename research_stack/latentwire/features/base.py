@@ -14,39 +14,39 @@ from research_stack.latentwire.receiver import Condition
 from research_stack.training.optimization import Group
 
 if TYPE_CHECKING:
-    from research_stack.latentwire.losses import Read
+    from research_stack.latentwire.losses import LossInputs
     from research_stack.latentwire.module import LatentWire
 
 
 @dataclass
-class Step:
+class StepSettings:
     """What is known when a batch starts; features may change it.
 
     - number: of the optimizer step; None when nothing is trained (validation, evaluation). total: of all steps.
-    - slots: how many slots are sent, the private ones included. tokens: of an answer that carry loss (K).
+    - num_latents: that are sent, the private ones included. tokens: of an answer that carry loss (K).
     """
 
     number: int | None
     total: int
-    slots: int
+    num_latents: int
     tokens: int
 
 
 @dataclass
-class Sent:
+class AdapterOutput:
     """The latents of a batch on their way to one reader.
 
-    - latents_BMd: as the reader gets them, slots_M: which slots they are. states_BPH: of its adapter, places_P: which
-      of its positions.
-    - bytes_BN, seen_BN: what was encoded (None at a receiver, who has not got it); extra: further tensors of the batch.
+    - latents_BMd: as the reader gets them, index_M: which latents they are. states_BPH: of its adapter, position_ids_P:
+      which of its positions.
+    - bytes_BN, mask_BN: what was encoded (None at a receiver, who has not got it); extra: further tensors of the batch.
     """
 
     latents_BMd: Tensor
-    slots_M: Tensor
+    index_M: Tensor
     states_BPH: Tensor
-    places_P: Tensor
+    position_ids_P: Tensor
     bytes_BN: Tensor | None = None
-    seen_BN: Tensor | None = None
+    mask_BN: Tensor | None = None
     extra: Mapping[str, Tensor] = field(default_factory=dict)
 
 
@@ -69,14 +69,14 @@ class Feature(nn.Module):
         own = [p for p in self.parameters() if p.requires_grad]
         return [Group("weights", own)] if own else []
 
-    def on_batch_start(self, step: Step) -> None:
+    def on_batch_start(self, step: StepSettings) -> None:
         """Change what the step does."""
 
-    def condition(self, reader: str, sent: Sent, condition: Condition) -> Condition:
+    def condition(self, reader: str, adapted: AdapterOutput, condition: Condition) -> Condition:
         """What the reader of this name is given, beside or instead of what it would be given."""
         return condition
 
-    def on_loss_aggregate(self, read: Read) -> Mapping[str, Tensor]:
+    def on_loss_aggregate(self, inputs: LossInputs) -> Mapping[str, Tensor]:
         """Further losses of what one reader read: {name: sum over its rows, with gradient}, to be divided by rows;
         weights are `weights()`.
         """

@@ -10,9 +10,9 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor, nn
 
-from research_stack.latentwire.features.base import Feature, Sent
+from research_stack.latentwire.features.base import AdapterOutput, Feature
 from research_stack.latentwire.features.deep_prefix import keys_values_of
-from research_stack.latentwire.reader import Reader
+from research_stack.latentwire.reader import FrozenReader
 from research_stack.latentwire.receiver import Condition
 from research_stack.require import require
 
@@ -41,9 +41,9 @@ class Coprocessor(Feature):
             {name: _Deltas(name, reader, method, self.texts) for name, reader in method.readers.items()}
         )
 
-    def condition(self, reader: str, sent: Sent, condition: Condition) -> Condition:
+    def condition(self, reader: str, adapted: AdapterOutput, condition: Condition) -> Condition:
         """Changes of keys and values on top of the vectors."""
-        return replace(condition, deltas=self.maps[reader](sent.states_BPH))
+        return replace(condition, deltas=self.maps[reader](adapted.states_BPH))
 
     def metrics_snapshot(self) -> dict[str, float]:
         """Root mean square of the maps' weights, by reader."""
@@ -53,12 +53,14 @@ class Coprocessor(Feature):
 class _Deltas(nn.Module):
     """States (B, P, H) to what is added to the keys and values of one reader."""
 
-    def __init__(self, name: str, reader: Reader, method: LatentWire, texts: int) -> None:
+    def __init__(self, name: str, reader: FrozenReader, method: LatentWire, texts: int) -> None:
         super().__init__()
-        self.shape = (reader.layers, 2, reader.kv_heads, reader.kv_width)
-        self.out = nn.Linear(method.adapter_dim, 2 * reader.layers * reader.kv_heads * reader.kv_width, bias=False)
+        self.shape = (reader.num_layers, 2, reader.num_kv_heads, reader.head_dim)
+        self.out = nn.Linear(
+            method.adapter_dim, 2 * reader.num_layers * reader.num_kv_heads * reader.head_dim, bias=False
+        )
         nn.init.zeros_(self.out.weight)
-        positions = method.adapters[name].place_PH.shape[0]
+        positions = method.adapters[name].position_PH.shape[0]
         self.register_buffer(
             "deviation",
             keys_values_of(reader, method.some_contexts(texts), positions)[1] if texts else torch.ones(self.shape),

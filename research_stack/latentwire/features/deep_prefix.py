@@ -9,9 +9,9 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor, nn
 
-from research_stack.latentwire.features.base import Feature, Group, Sent
-from research_stack.latentwire.reader import Reader
-from research_stack.latentwire.receiver import Condition, told
+from research_stack.latentwire.features.base import AdapterOutput, Feature, Group
+from research_stack.latentwire.reader import FrozenReader
+from research_stack.latentwire.receiver import Condition, prefill_text
 from research_stack.require import require
 from research_stack.streams import generator
 
@@ -50,19 +50,21 @@ class DeepPrefix(Feature):
         kept = [p for own in self.maps.values() for p in (own.mean, own.gate)]
         return [Group("weights", [own.out.weight for own in self.maps.values()]), Group("starts", kept, decay=False)]
 
-    def condition(self, reader: str, sent: Sent, condition: Condition) -> Condition:
+    def condition(self, reader: str, adapted: AdapterOutput, condition: Condition) -> Condition:
         """Keys and values in the place of the vectors."""
-        return Condition(prefix=self.maps[reader](sent.states_BPH, sent.places_P), changes=condition.changes)
+        return Condition(
+            prefix=self.maps[reader](adapted.states_BPH, adapted.position_ids_P), changes=condition.changes
+        )
 
 
 class _Prefix(nn.Module):
     """States (B, P, H) to the keys and values of one reader."""
 
-    def __init__(self, reader: Reader, method: LatentWire, feature: DeepPrefix) -> None:
+    def __init__(self, reader: FrozenReader, method: LatentWire, feature: DeepPrefix) -> None:
         super().__init__()
-        self.shape = (reader.layers, 2, reader.kv_heads, reader.kv_width)
-        numbers = 2 * reader.layers * reader.kv_heads * reader.kv_width
-        positions = method.adapters[method.name_of(reader)].place_PH.shape[0]
+        self.shape = (reader.num_layers, 2, reader.num_kv_heads, reader.head_dim)
+        numbers = 2 * reader.num_layers * reader.num_kv_heads * reader.head_dim
+        positions = method.adapters[method.name_of(reader)].position_PH.shape[0]
         self.out = nn.Linear(method.adapter_dim, numbers, bias=False)
         nn.init.normal_(
             self.out.weight,
@@ -76,26 +78,27 @@ class _Prefix(nn.Module):
         )
         self.mean = nn.Parameter(mean.unsqueeze(0).repeat(positions, 1, 1, 1, 1))
         self.register_buffer("deviation", deviation)
-        self.gate = nn.Parameter(torch.full((reader.layers, 2, 1, 1), feature.gate))
+        self.gate = nn.Parameter(torch.full((reader.num_layers, 2, 1, 1), feature.gate))
 
-    def forward(self, states_BPH: Tensor, places_P: Tensor) -> list[tuple[Tensor, Tensor]]:
+    def forward(self, states_BPH: Tensor, position_ids_P: Tensor) -> list[tuple[Tensor, Tensor]]:
         said = self.out(states_BPH).unflatten(-1, self.shape)
-        both_BPLtKE = self.mean[places_P] + self.gate * self.deviation * said
+        both_BPLtKE = self.mean[position_ids_P] + self.gate * self.deviation * said
         return [(layer[0], layer[1]) for layer in both_BPLtKE.permute(2, 3, 0, 4, 1, 5)]
 
 
 @torch.no_grad()
-def keys_values_of(reader: Reader, texts: list[str], positions: int) -> tuple[Tensor, Tensor]:
-    """Mean and standard deviation, each (layers, 2, K, E), of the reader's keys and values of texts, behind the lead.
+def keys_values_of(reader: FrozenReader, texts: list[str], positions: int) -> tuple[Tensor, Tensor]:
+    """Mean and standard deviation, each (layers, 2, K, E), of the reader's keys and values of texts, behind the begin
+    tokens.
 
     Keys are those of the first `positions` tokens, so that they are turned to the positions the latents will stand at.
     """
-    read = [reader.ids(text)[:positions] for text in texts]
-    given = told(reader, read)
-    lengths_B1, width = torch.tensor([[len(ids)] for ids in read], device=reader.device), given.seen_BP.shape[1]
+    read = [reader.token_ids(text)[:positions] for text in texts]
+    given = prefill_text(reader, read)
+    lengths_B1, width = torch.tensor([[len(ids)] for ids in read], device=reader.device), given.mask_BP.shape[1]
     text_BP = (
         torch.arange(width, device=reader.device) >= width - lengths_B1
-    )  # padding stands on the left, and the lead before the text
+    )  # padding stands on the left, and the begin tokens before the text
     kept = [
         torch.stack((layer.keys, layer.values)).permute(1, 3, 0, 2, 4)[text_BP].float()
         for layer in given.cache.held.layers

@@ -2,7 +2,7 @@
 
 Each looks at every reader's latents, shared and own ones, with the same weights; its loss is the mean over readers.
 
-Shapes: B rows, N bytes, M slots of d numbers, W width of the head, G buckets.
+Shapes: B rows, N bytes, M latents of d dimensions, W width of the head, G buckets.
 """
 
 from __future__ import annotations
@@ -17,13 +17,13 @@ from torch import Tensor, nn
 
 from research_stack.backbones.norm import RMSNorm
 from research_stack.backbones.transformer import SwiGLU
-from research_stack.latentwire.features.base import Feature, Sent
+from research_stack.latentwire.features.base import AdapterOutput, Feature
 from research_stack.latentwire.features.cross_attention import CrossAttention
 from research_stack.require import require
 from research_stack.streams import generator
 
 if TYPE_CHECKING:
-    from research_stack.latentwire.losses import Read
+    from research_stack.latentwire.losses import LossInputs
     from research_stack.latentwire.module import LatentWire
 
 MULTIPLIER = 0x9E3779B1  # odd, so that different grams are different before they are put in buckets
@@ -52,24 +52,24 @@ class Gist(Feature):
         self.chance = torch.zeros(())
 
     def build_modules(self, method: LatentWire) -> None:
-        """A map of each slot, which are added, and one to the buckets."""
-        slots, stream = all_slots(method), generator(method.seed, "gist")
-        self.map_MdW = nn.Parameter(torch.empty(slots, method.numbers, self.width))
+        """A map of each latent, which are added, and one to the buckets."""
+        num_latents, stream = num_all_latents(method), generator(method.seed, "gist")
+        self.map_MdW = nn.Parameter(torch.empty(num_latents, method.latent_dim, self.width))
         self.out = nn.Linear(self.width, self.buckets)
         nn.init.normal_(self.map_MdW, generator=stream)
         nn.init.normal_(self.out.weight, std=self.width**-0.5, generator=stream)
         nn.init.zeros_(self.out.bias)
 
-    def logits(self, sent: Sent) -> Tensor:
+    def logits(self, adapted: AdapterOutput) -> Tensor:
         """(B, G)."""
-        size = math.sqrt(sent.latents_BMd.shape[1] * sent.latents_BMd.shape[2])
-        return self.out(F.gelu(torch.einsum("bmd,mdw->bw", sent.latents_BMd, self.map_MdW[sent.slots_M]) / size))
+        size = math.sqrt(adapted.latents_BMd.shape[1] * adapted.latents_BMd.shape[2])
+        return self.out(F.gelu(torch.einsum("bmd,mdw->bw", adapted.latents_BMd, self.map_MdW[adapted.index_M]) / size))
 
-    def on_loss_aggregate(self, read: Read) -> Mapping[str, Tensor]:
+    def on_loss_aggregate(self, inputs: LossInputs) -> Mapping[str, Tensor]:
         """The sum over rows."""
-        has_BG = hashed_grams(*encoded(read.sent), self.grams, self.buckets)
+        has_BG = hashed_grams(*encoded(inputs.adapted), self.grams, self.buckets)
         self.chance = constant_cost(has_BG.mean(0)).mean()
-        logits_BG = self.logits(read.sent)
+        logits_BG = self.logits(inputs.adapted)
         return {
             "gist": F.binary_cross_entropy_with_logits(logits_BG, has_BG.to(logits_BG), reduction="none").mean(1).sum()
         }
@@ -90,61 +90,61 @@ class Reconstruction(Feature):
     The best answer that knows nothing of the context, how often each byte comes, costs their entropy, logged as
     `chance`.
 
-    - weight: of the loss. bytes: that are asked for at most. width, heads, layers: of the decoder, cross-attention and
+    - weight: of the loss. max_bytes: to be found. width, heads, layers: of the decoder, cross-attention and
       SwiGLU in turn.
     """
 
     def __init__(
-        self, weight: float = 0.1, bytes: int = 256, width: int = 128, heads: int = 4, layers: int = 1
+        self, weight: float = 0.1, max_bytes: int = 256, width: int = 128, heads: int = 4, layers: int = 1
     ) -> None:
         require(weight > 0, f"weight={weight} must be positive; leave the feature out instead")
-        require(bytes >= 1, f"bytes={bytes} must be at least 1")
-        require(bytes <= 1_000_000, f"bytes={bytes} must be at most 1,000,000")
+        require(max_bytes >= 1, f"max_bytes={max_bytes} must be at least 1")
+        require(max_bytes <= 1_000_000, f"max_bytes={max_bytes} must be at most 1,000,000")
         require(heads >= 1 and width >= 1 and width % heads == 0, f"heads={heads} must divide width={width}")
         require(layers >= 1, f"layers={layers} must be at least 1")
         require(layers <= 10_000, f"layers={layers} must be at most 10,000")
         super().__init__()
-        self.weight, self.most, self.width, self.heads, self.depth = weight, bytes, width, heads, layers
-        self.chance = self.right = torch.zeros(())
+        self.weight, self.max_bytes, self.width, self.heads, self.depth = weight, max_bytes, width, heads, layers
+        self.chance = self.accuracy = torch.zeros(())
 
     def build_modules(self, method: LatentWire) -> None:
-        """Vectors of slots and places, and the decoder."""
+        """Vectors of latents and places, and the decoder."""
         stream, width = generator(method.seed, "reconstruction"), self.width
-        self.enter, self.out = nn.Linear(method.numbers, width), nn.Linear(width, 256)
-        self.slot_MW, self.place_NW = (
-            nn.Parameter(torch.empty(count, width)) for count in (all_slots(method), self.most)
+        self.enter, self.out = nn.Linear(method.latent_dim, width), nn.Linear(width, 256)
+        self.latent_MW, self.position_NW = (
+            nn.Parameter(torch.empty(count, width)) for count in (num_all_latents(method), self.max_bytes)
         )
-        self.looks = nn.ModuleList(
+        self.attentions = nn.ModuleList(
             CrossAttention(width, width, width, self.heads, 0.0, stream) for _ in range(self.depth)
         )
         self.norms = nn.ModuleList(RMSNorm(width) for _ in range(self.depth + 1))
-        self.works = nn.ModuleList(SwiGLU(width, -(-8 * width // 96) * 32) for _ in range(self.depth))
-        for parameter in (*self.enter.parameters(), *self.works.parameters(), *self.out.parameters()):
+        self.ffns = nn.ModuleList(SwiGLU(width, -(-8 * width // 96) * 32) for _ in range(self.depth))
+        for parameter in (*self.enter.parameters(), *self.ffns.parameters(), *self.out.parameters()):
             nn.init.normal_(parameter, std=0.0 if parameter.ndim == 1 else parameter.shape[1] ** -0.5, generator=stream)
-        for parameter in (self.slot_MW, self.place_NW):
+        for parameter in (self.latent_MW, self.position_NW):
             nn.init.normal_(parameter, generator=stream)
 
-    def logits(self, sent: Sent, length: int) -> Tensor:
+    def logits(self, adapted: AdapterOutput, length: int) -> Tensor:
         """(B, N, 256), of the first `length` = N bytes."""
-        states_BMW = self.enter(sent.latents_BMd) + self.slot_MW[sent.slots_M]
-        x_BNW = self.place_NW[:length].expand(len(states_BMW), -1, -1)
-        for look, norm, work in zip(self.looks, self.norms, self.works, strict=False):
-            x_BNW = x_BNW + look(x_BNW, states_BMW)
-            x_BNW = x_BNW + work(norm(x_BNW))
+        states_BMW = self.enter(adapted.latents_BMd) + self.latent_MW[adapted.index_M]
+        x_BNW = self.position_NW[:length].expand(len(states_BMW), -1, -1)
+        for attention, norm, ffn in zip(self.attentions, self.norms, self.ffns, strict=False):
+            x_BNW = x_BNW + attention(x_BNW, states_BMW)
+            x_BNW = x_BNW + ffn(norm(x_BNW))
         return self.out(self.norms[-1](x_BNW))
 
-    def on_loss_aggregate(self, read: Read) -> Mapping[str, Tensor]:
+    def on_loss_aggregate(self, inputs: LossInputs) -> Mapping[str, Tensor]:
         """The sum over rows."""
-        bytes_BN, seen_BN = (tensor[:, : self.most] for tensor in encoded(read.sent))
-        logits_BNv = self.logits(read.sent, bytes_BN.shape[1])
+        bytes_BN, mask_BN = (tensor[:, : self.max_bytes] for tensor in encoded(inputs.adapted))
+        logits_BNv = self.logits(inputs.adapted, bytes_BN.shape[1])
         cost_BN = (
             F.cross_entropy(logits_BNv.flatten(0, 1), bytes_BN.flatten(), reduction="none").view(bytes_BN.shape)
-            * seen_BN
+            * mask_BN
         )
-        share_v = torch.bincount(bytes_BN[seen_BN], minlength=256) / seen_BN.sum().clamp_min(1)
+        share_v = torch.bincount(bytes_BN[mask_BN], minlength=256) / mask_BN.sum().clamp_min(1)
         self.chance = torch.special.entr(share_v).sum()
-        self.right = ((logits_BNv.argmax(-1) == bytes_BN) & seen_BN).sum() / seen_BN.sum().clamp_min(1)
-        return {"reconstruction": (cost_BN.sum(1) / seen_BN.sum(1).clamp_min(1)).sum()}
+        self.accuracy = ((logits_BNv.argmax(-1) == bytes_BN) & mask_BN).sum() / mask_BN.sum().clamp_min(1)
+        return {"reconstruction": (cost_BN.sum(1) / mask_BN.sum(1).clamp_min(1)).sum()}
 
     def weights(self) -> Mapping[str, float]:
         """Of the one loss."""
@@ -152,26 +152,26 @@ class Reconstruction(Feature):
 
     def metrics_snapshot(self) -> dict[str, float]:
         """The share of bytes that were the likeliest, and what the best constant answer costs, on the last rows."""
-        return {"right": float(self.right), "chance": float(self.chance)}
+        return {"right": float(self.accuracy), "chance": float(self.chance)}
 
 
-def all_slots(method: LatentWire) -> int:
-    """Shared slots and those of every reader."""
-    return method.shared + method.private * len(method.readers)
+def num_all_latents(method: LatentWire) -> int:
+    """Shared latents and those of every reader."""
+    return method.num_shared + method.num_private * len(method.readers)
 
 
-def encoded(sent: Sent) -> tuple[Tensor, Tensor]:
+def encoded(adapted: AdapterOutput) -> tuple[Tensor, Tensor]:
     """The bytes (B, N) of the contexts and where there are any; only the sender has them."""
-    assert sent.bytes_BN is not None and sent.seen_BN is not None, "losses are taken where the context is known"
-    return sent.bytes_BN, sent.seen_BN
+    assert adapted.bytes_BN is not None and adapted.mask_BN is not None, "losses are taken where the context is known"
+    return adapted.bytes_BN, adapted.mask_BN
 
 
-def hashed_grams(bytes_BN: Tensor, seen_BN: Tensor, n: int, buckets: int) -> Tensor:
+def hashed_grams(bytes_BN: Tensor, mask_BN: Tensor, n: int, buckets: int) -> Tensor:
     """(B, G) float32, 1 for a bucket that holds one of the row's n-grams; a row of fewer than n bytes has none."""
     short = max(0, n - bytes_BN.shape[1])
     grams_BTn, whole_BT = (
         F.pad(bytes_BN, (0, short)).unfold(1, n, 1),
-        F.pad(seen_BN, (0, short)).unfold(1, n, 1).all(-1),
+        F.pad(mask_BN, (0, short)).unfold(1, n, 1).all(-1),
     )
     number_BT = (grams_BTn * 256 ** torch.arange(n - 1, -1, -1, device=bytes_BN.device)).sum(
         -1

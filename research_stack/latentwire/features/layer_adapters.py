@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor, nn
 
-from research_stack.latentwire.features.base import Feature, Sent
+from research_stack.latentwire.features.base import AdapterOutput, Feature
 from research_stack.latentwire.features.cross_attention import CrossAttention
 from research_stack.latentwire.receiver import Change, Condition
 from research_stack.require import require
@@ -44,14 +44,14 @@ class LayerAdapters(Feature):
 
     def build_modules(self, method: LatentWire) -> None:
         """An adapter for each reader and depth."""
-        self.layers = {name: chosen_layers(self.depths, reader.layers) for name, reader in method.readers.items()}
+        self.layers = {name: chosen_layers(self.depths, reader.num_layers) for name, reader in method.readers.items()}
         self.maps = nn.ModuleDict(
             {
                 name: nn.ModuleDict(
                     {
                         str(layer): _Gated(
                             self,
-                            method.readers[name].width,
+                            method.readers[name].hidden_size,
                             method.adapter_dim,
                             generator(method.seed, "layer_adapters", name, layer),
                         )
@@ -62,11 +62,11 @@ class LayerAdapters(Feature):
             }
         )
 
-    def condition(self, reader: str, sent: Sent, condition: Condition) -> Condition:
+    def condition(self, reader: str, adapted: AdapterOutput, condition: Condition) -> Condition:
         """The changes behind the chosen layers, after those that are there already."""
         changes = dict(condition.changes)
         for layer in self.layers[reader]:
-            change = partial(self.maps[reader][str(layer)], states_BPH=sent.states_BPH)
+            change = partial(self.maps[reader][str(layer)], states_BPH=adapted.states_BPH)
             changes[layer] = partial(_both, changes[layer], change) if layer in changes else change
         return replace(condition, changes=changes)
 

@@ -23,7 +23,7 @@ KNOWN = (
 )
 
 
-def described(method: LatentWire) -> list[dict[str, Any]]:
+def feature_rows(method: LatentWire) -> list[dict[str, Any]]:
     """A row for each feature, also those that are off: {feature, status: on | off, parameters, trained} and what it
     says of itself.
     """
@@ -35,7 +35,7 @@ def described(method: LatentWire) -> list[dict[str, Any]]:
     return rows
 
 
-def lines(rows: list[dict[str, Any]]) -> list[str]:
+def feature_lines(rows: list[dict[str, Any]]) -> list[str]:
     """The rows of `described` as a table for the log."""
     width = max(len("feature"), *(len(row["feature"]) for row in rows))
     return [
@@ -52,8 +52,8 @@ def refuse_other_features(state: Mapping[str, Any], features: Mapping[str, Featu
     theirs = {key.split(".")[1] for key in state if key.startswith("features.")}
     ours = {name for name, feature in features.items() if feature.state_dict()}
     missing, surplus = sorted(ours - theirs), sorted(theirs - ours)
-    told = ([f"it lacks {', '.join(missing)}, which this run has"] if missing else []) + (
+    faults = ([f"it lacks {', '.join(missing)}, which this run has"] if missing else []) + (
         [f"it has {', '.join(surplus)}, which this run has not"] if surplus else []
     )
-    if told:
-        raise ValueError(f"method.features={sorted(features)} are not those of the checkpoint: {'; '.join(told)}")
+    if faults:
+        raise ValueError(f"method.features={sorted(features)} are not those of the checkpoint: {'; '.join(faults)}")

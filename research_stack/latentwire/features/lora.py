@@ -13,8 +13,8 @@ from peft import PeftModel
 from torch import nn
 
 from research_stack.backbones.pretrained import LoRA
-from research_stack.latentwire.features.base import Feature, Group, Step
-from research_stack.latentwire.reader import Reader
+from research_stack.latentwire.features.base import Feature, Group, StepSettings
+from research_stack.latentwire.reader import FrozenReader
 from research_stack.require import require
 from research_stack.streams import seed_of
 
@@ -29,7 +29,7 @@ class ReaderLoRA(Feature):
 
     - rank, alpha, dropout, targets, rslora: as in `research_stack.backbones.pretrained.LoRA`.
     - readers: names of those that get adapters; null: all.
-    - factor: of the learning rate, for these adapters.
+    - lr_factor: of the learning rate, for these adapters.
     """
 
     def __init__(
@@ -40,15 +40,15 @@ class ReaderLoRA(Feature):
         targets: list[str] | Literal["all-linear"] = "all-linear",
         rslora: bool = False,
         readers: list[str] | None = None,
-        factor: float = 1.0,
+        lr_factor: float = 1.0,
     ) -> None:
         require(rank >= 1, f"rank={rank} must be at least 1")
         require(rank <= 100_000, f"rank={rank} must be at most 100,000")
         require(alpha > 0, f"alpha={alpha} must be positive")
         require(0 <= dropout < 1, f"dropout={dropout} must lie in [0, 1)")
-        require(factor > 0, f"factor={factor} must be positive")
+        require(lr_factor > 0, f"lr_factor={lr_factor} must be positive")
         super().__init__()
-        self.lora, self.wanted, self.factor = LoRA(rank, alpha, dropout, targets, rslora), readers, factor
+        self.lora, self.wanted, self.lr_factor = LoRA(rank, alpha, dropout, targets, rslora), readers, lr_factor
         self.register_buffer("rank", torch.tensor(rank))  # in a checkpoint: that there were adapters, and of which rank
         self.adapted: dict[str, list[nn.Parameter]] = {}
         self.ups: dict[str, list[nn.Parameter]] = {}
@@ -69,9 +69,9 @@ class ReaderLoRA(Feature):
 
     def on_optimizer_build(self) -> list[Group]:
         """A group for each reader."""
-        return [Group(name, parameters, self.factor) for name, parameters in self.adapted.items()]
+        return [Group(name, parameters, self.lr_factor) for name, parameters in self.adapted.items()]
 
-    def on_batch_start(self, step: Step) -> None:
+    def on_batch_start(self, step: StepSettings) -> None:
         """A reader is never in training mode, but the dropout of its adapters is while they are trained."""
         for dropout in self.dropouts:
             dropout.train(step.number is not None)
@@ -93,6 +93,6 @@ class ReaderLoRA(Feature):
         return (p for parameters in self.adapted.values() for p in parameters)
 
 
-def plain(reader: Reader) -> AbstractContextManager[None]:
+def plain(reader: FrozenReader) -> AbstractContextManager[None]:
     """Within it the reader is as it was before it got adapters, if it has any: for teachers and text baselines."""
     return reader.model.without_adapters() if isinstance(reader.model.model, PeftModel) else nullcontext()

@@ -14,7 +14,7 @@ TEXTS = [q.context for q in ASKED[:4]]
 
 
 def made(**options):
-    return method({"deep_prefix": DeepPrefix()}, quantizer=FSQ(8), hint=True, **options)
+    return method({"deep_prefix": DeepPrefix()}, quantizer=FSQ(8), length_hint=True, **options)
 
 
 @pytest.fixture(scope="module")
@@ -36,7 +36,7 @@ def test_a_late_reader_is_sent_what_the_first_one_is(state):
     late.eval()
     assert all(torch.equal(a, b) for a, b in zip(latents(late, "late"), latents(first, "llama"), strict=True))
     assert not all(torch.equal(a, b) for a, b in zip(latents(first, "qwen"), latents(first, "llama"), strict=True)), (
-        "or private slots say nothing"
+        "or private latents say nothing"
     )
 
 
@@ -67,13 +67,13 @@ def test_a_sender_that_is_not_trained_keeps_its_statistics(state):
     "options, message",
     [
         (
-            {"slots": 4},
+            {"num_latents": 4},
             (
-                "^init_from: that run's readers share 4 slots and those here 3; say the same method.slots and"
-                " method.private in both$"
+                "^init_from: that run's readers share 4 latents and those here 3; say the same method.num_latents and"
+                " method.num_private in both$"
             ),
         ),
-        ({"numbers": 4}, r"^init_from: .* is \(3,?.*\) there and \(4,?.*\) here; say the same in both$"),
+        ({"latent_dim": 4}, r"^init_from: .* is \(3,?.*\) there and \(4,?.*\) here; say the same in both$"),
     ],
 )
 def test_other_sizes_are_named(state, options, message):
@@ -85,4 +85,4 @@ def test_other_runs_and_features_are_named(state):
     with pytest.raises(ValueError, match="^init_from: that run is none of LatentWire"):
         method().begin_from({"model.x": torch.zeros(1)})
     with pytest.raises(ValueError, match="it has deep_prefix, which this run has not$"):
-        method(quantizer=FSQ(8), hint=True).begin_from(state[1])
+        method(quantizer=FSQ(8), length_hint=True).begin_from(state[1])

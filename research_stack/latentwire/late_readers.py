@@ -19,11 +19,11 @@ if TYPE_CHECKING:
 
 log = logging.getLogger(__name__)
 
-OF_SLOTS = (
+PER_LATENT = (
     "pooling.after.query_MD",
     "pooling.before.query_MD",
     "pooling.gate_M1",
-)  # a row for each slot: the shared ones, then those of each reader
+)  # a row for each latent: the shared ones, then those of each reader
 
 
 def state_with_late_readers(method: LatentWire, state: Mapping[str, Tensor]) -> dict[str, Tensor]:
@@ -37,7 +37,7 @@ def state_with_late_readers(method: LatentWire, state: Mapping[str, Tensor]) -> 
     late = [name for name in method.readers if name not in theirs]
     found = dict(method.state_dict())
     for key, own in found.items():
-        if key in OF_SLOTS:
+        if key in PER_LATENT:
             found[key] = _rows(method, state[key], theirs)
         elif not set(late) & set(key.split(".")):
             there = tuple(state[key].shape) if key in state else "missing"
@@ -54,12 +54,12 @@ def state_with_late_readers(method: LatentWire, state: Mapping[str, Tensor]) -> 
 
 
 def _rows(method: LatentWire, rows_MD: Tensor, theirs: list[str]) -> Tensor:
-    """The rows of the shared slots, then those of each of this run's readers: its own, or the first one's."""
-    shared, private = len(rows_MD) - method.private * len(theirs), method.private
+    """The rows of the shared latents, then those of each of this run's readers: its own, or the first one's."""
+    num_shared, num_private = len(rows_MD) - method.num_private * len(theirs), method.num_private
     require(
-        shared == method.shared,
-        f"init_from: that run's readers share {shared} slots and those here {method.shared}; say the same method.slots"
-        " and method.private in both",
+        num_shared == method.num_shared,
+        f"init_from: that run's readers share {num_shared} latents and those here {method.num_shared}; say the same"
+        " method.num_latents and method.num_private in both",
     )
-    starts = [shared + private * (theirs.index(name) if name in theirs else 0) for name in method.readers]
-    return torch.cat([rows_MD[:shared], *(rows_MD[start : start + private] for start in starts)])
+    starts = [num_shared + num_private * (theirs.index(name) if name in theirs else 0) for name in method.readers]
+    return torch.cat([rows_MD[:num_shared], *(rows_MD[start : start + num_private] for start in starts)])
