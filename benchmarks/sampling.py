@@ -121,7 +121,7 @@ def main():
     import torch
 
     from research_stack import compose
-    from research_stack.config.compose import Composer
+    from research_stack.config.composer import Composer
     from research_stack.running.run import assemble
 
     parts = assemble(compose([*CONFIG, *arguments.overrides]))

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from research_stack.cli.main import main
-from research_stack.config import check, signatures, targets
+from research_stack.config import check_node, signatures, targets
 from research_stack.records import paths
 from research_stack.records.config_hash import config_hash
 from research_stack.records.provenance import overrides_of
@@ -165,7 +165,7 @@ def conf(tmp_path, monkeypatch):
     monkeypatch.setattr(signatures, "_root", roots)
     monkeypatch.setenv(targets.VARIABLE, "toylib")
     monkeypatch.syspath_prepend(classes)
-    monkeypatch.setattr(check, "WHOLE", "toylib.Whole")
+    monkeypatch.setattr(check_node, "SCHEMA", "toylib.Whole")
     monkeypatch.setattr(paths, "CONF", root)
     for cached in (signatures.module, signatures.signature):
         cached.cache_clear()

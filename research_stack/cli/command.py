@@ -14,7 +14,7 @@ from research_stack.records import paths, terminal
 from research_stack.records.redaction import redact
 
 if TYPE_CHECKING:
-    from research_stack.config.compose import Composer
+    from research_stack.config.composer import Composer
 
 SWITCHES = {
     "-m": "--multirun",
@@ -76,7 +76,7 @@ class Command:
 
 def composer_of(command: Command) -> Composer:
     """A composer over the config folders of the command."""
-    from research_stack.config.compose import CONFIG, Composer
+    from research_stack.config.composer import CONFIG, Composer
 
     extra = command.flags.get("--config-dir")
     conf = Path(command.flags.get("--config-path", str(paths.CONF)))

@@ -22,7 +22,7 @@ from research_stack.records.run_folder import InUse
 if TYPE_CHECKING:
     from omegaconf import DictConfig
 
-    from research_stack.config.compose import Composed, Composer
+    from research_stack.config.composer import Composed, Composer
 
 log = logging.getLogger(__name__)
 
@@ -51,12 +51,12 @@ def single(command: Command, composer: Composer) -> int:
     """Compose, check, choose the folder, run."""
     from omegaconf import OmegaConf
 
-    from research_stack.config import check
-    from research_stack.config.compose import settle
+    from research_stack.config.compose import preflight
+    from research_stack.config.saved_run import effective
     from research_stack.running.jobs import HYDRA, set_up_logging
 
-    composed = settle(composer.compose(command.overrides))
-    check.preflight([composed], composer)
+    composed = effective(composer.compose(command.overrides))
+    preflight([composed], composer)
     if OmegaConf.select(composed.cfg, "hardware.submit") and "SLURM_JOB_ID" not in os.environ:
         raise UserError(
             "launcher=slurm submits sweeps only: add -m (a sweep of one is fine), or leave launcher=slurm out to run"
@@ -136,7 +136,7 @@ def unfinished_run(cfg: DictConfig) -> Path | None:
     """The newest run below outputs/<name> of the same config that can go on and that no process holds; None with
     run=new.
     """
-    from research_stack.config.compose import sound_checkpoint
+    from research_stack.config.saved_run import sound_checkpoint
     from research_stack.records.config_hash import config_hash
     from research_stack.records.run_folder import Result, RunFolder
 
@@ -172,11 +172,11 @@ class Point:
 
 def sweep(command: Command, composer: Composer) -> int:
     """Check every point, run what is missing, collect."""
-    from research_stack.config import check
+    from research_stack.config.compose import preflight
     from research_stack.running.jobs import HYDRA, POINTS, finished, set_up_logging
 
     folder, points = plan(command, composer)
-    check.preflight([p.composed for p in points], composer)
+    preflight([p.composed for p in points], composer)
     set_up_logging()
     if any(p.composed.cfg.task == "compare" for p in points):
         raise UserError("task=compare is no sweep: leave out -m and give runs=[A,B]")
@@ -205,7 +205,7 @@ def sweep(command: Command, composer: Composer) -> int:
 
 def plan(command: Command, composer: Composer) -> tuple[Path, list[Point]]:
     """The sweep's folder, and every point with its config and folder; UserError for the first bad point."""
-    from research_stack.config.compose import settle
+    from research_stack.config.saved_run import effective
 
     if _sets(command.overrides, "hydra.sweep.subdir="):
         raise UserError("hydra.sweep.subdir cannot be set: a point's folder is named by its overrides")
@@ -214,7 +214,7 @@ def plan(command: Command, composer: Composer) -> tuple[Path, list[Point]]:
     composed = []
     for number, overrides in enumerate(lists, start=1):
         try:
-            composed.append(settle(composer.compose_point(overrides, hydra)))
+            composed.append(effective(composer.compose_point(overrides, hydra)))
         except UserError as error:
             raise UserError(f"{error} (point {number} of {len(lists)}: {' '.join(overrides)})") from error
     group = master.hydra.runtime.choices.get("sweep")

@@ -13,6 +13,7 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 from research_stack.config import inheritance
+from research_stack.config.nodes import is_node
 from research_stack.config.signatures import Module
 
 SCALARS: dict[str, Callable[[Any], bool]] = {
@@ -113,18 +114,6 @@ def _alias(annotation: ast.expr, where: Module | None) -> tuple[Module, ast.expr
     """(module, expression) of a name that stands for another annotation."""
     found = inheritance.definition(annotation.id, where) if where and isinstance(annotation, ast.Name) else None
     return found if found is not None and isinstance(found[1], ast.BinOp | ast.Subscript) else None
-
-
-def is_node(value: Any) -> bool:
-    """Whether the value is a node, which a constructor turns into an object."""
-    return isinstance(value, Mapping) and "_target_" in value
-
-
-def is_built(value: Any) -> bool:
-    """Whether the value is a node, or holds one, that another constructor turns into an object first."""
-    if isinstance(value, Mapping):
-        return "_target_" in value or any(is_built(v) for v in value.values())
-    return isinstance(value, list) and any(is_built(v) for v in value)
 
 
 def _either(answers: list[bool | None]) -> bool | None:

@@ -10,6 +10,7 @@ from typing import Any
 
 from omegaconf import OmegaConf
 
+from research_stack.config.nodes import nodes
 from research_stack.config.targets import SPECIAL, refused, refused_object
 from research_stack.records.redaction import refuse_masked
 
@@ -17,18 +18,6 @@ logging.getLogger("hydra.utils").setLevel(logging.CRITICAL)  # the errors here t
 
 #: What torch says of sizes that cannot be allocated or counted.
 TOO_LARGE = ("can't allocate memory", "not enough memory", "out of memory", "overflow", "exceeds maximum")
-
-
-def nodes(node: Any, path: str = "") -> Iterator[tuple[str, Mapping[str, Any]]]:
-    """Every (path, node) with a `_target_` at and below a plain node."""
-    if isinstance(node, Mapping):
-        if "_target_" in node:
-            yield path, node
-        for key, value in node.items():
-            yield from nodes(value, f"{path}.{key}" if path else str(key))
-    elif isinstance(node, list | tuple):
-        for index, value in enumerate(node):
-            yield from nodes(value, f"{path}.{index}")
 
 
 def plain(node: Any) -> Any:

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 from research_stack.records.paths import key_of, shown
 
 if TYPE_CHECKING:
-    from research_stack.config.compose import Composer
+    from research_stack.config.composer import Composer
 
 
 class UserError(ValueError):

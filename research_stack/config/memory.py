@@ -18,6 +18,7 @@ from typing import Any
 
 from research_stack.config.expressions import CannotSay, Evaluator
 from research_stack.config.inheritance import lineage, made_by
+from research_stack.config.nodes import nodes
 from research_stack.config.signatures import Found, signature
 
 FORMULA = "least_numbers"
@@ -28,7 +29,7 @@ SMALL = 2**32  # bytes that are not worth asking a GPU for
 def mistakes(config: Mapping[str, Any]) -> Iterator[tuple[str, str, tuple[str, ...]]]:
     """(key to change, what is wrong, further keys it depends on) of each node that no memory holds."""
     step = _step(config)
-    for path, node in _nodes(config):
+    for path, node in nodes(config):
         made = made_by(node)
         formula = _formula(made) if made is not None else None
         if formula is None:
@@ -80,14 +81,6 @@ def _value(config: Any, key: str) -> Any:
     for part in key.split("."):
         config = config.get(part, "") if isinstance(config, Mapping) else ""
     return config
-
-
-def _nodes(config: Any, path: str = "") -> Iterator[tuple[str, Mapping[str, Any]]]:
-    if isinstance(config, Mapping):
-        if "_target_" in config:
-            yield path, config
-        for key, value in config.items():
-            yield from _nodes(value, f"{path}.{key}" if path else str(key))
 
 
 def _step(config: Mapping[str, Any]) -> dict[str, int]:

@@ -12,9 +12,9 @@ from typing import Any
 
 from omegaconf import DictConfig, OmegaConf
 
-from research_stack.config.init_from import is_folder
+from research_stack.config.nodes import nodes
 from research_stack.config.signatures import UnknownTarget, class_attribute
-from research_stack.records.paths import key_of
+from research_stack.records.paths import key_of, names_folder
 
 
 def shrink(cfg: DictConfig, overrides: Sequence[str]) -> None:
@@ -27,8 +27,8 @@ def shrink(cfg: DictConfig, overrides: Sequence[str]) -> None:
     if "name" not in typed:
         cfg.name = f"{cfg.name}_smoke"
     begun_from = cfg.get("init_from")
-    kept = ("model",) if begun_from and is_folder(str(begun_from)) else ()
-    for path, node in _nodes(OmegaConf.to_container(cfg, resolve=False)):
+    kept = ("model",) if begun_from and names_folder(str(begun_from)) else ()
+    for path, node in nodes(OmegaConf.to_container(cfg, resolve=False)):
         if path.split(".")[0] in kept:
             continue
         for name, small in _declared(node).items():
@@ -41,13 +41,6 @@ def smaller(value: Any, small: Any) -> Any:
     """The value for a trial: the smaller of two numbers, else the declared one, since null stands for no limit."""
     numbers = [v for v in (value, small) if isinstance(v, int | float) and not isinstance(v, bool)]
     return min(numbers) if len(numbers) == 2 else small
-
-
-def _nodes(tree: Any, path: str = "") -> list[tuple[str, Mapping[str, Any]]]:
-    """Every (path, node) with a `_target_`, the outer ones first."""
-    own = [(path, tree)] if isinstance(tree, Mapping) and isinstance(tree.get("_target_"), str) else []
-    pairs = tree.items() if isinstance(tree, Mapping) else enumerate(tree) if isinstance(tree, list) else ()
-    return own + [found for key, value in pairs for found in _nodes(value, f"{path}.{key}" if path else str(key))]
 
 
 def _declared(node: Mapping[str, Any]) -> Mapping[str, Any]:

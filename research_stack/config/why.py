@@ -17,7 +17,7 @@ import yaml
 from research_stack.records.paths import key_of, shown
 
 if TYPE_CHECKING:
-    from research_stack.config.compose import Composer
+    from research_stack.config.composer import Composer
 
 COMMAND_LINE = "command line"
 

@@ -112,6 +112,11 @@ def expanded(path: str | os.PathLike[str]) -> Path:
     return Path(os.path.expanduser(path))
 
 
+def names_folder(init_from: str) -> bool:
+    """Whether `init_from` names a folder and not an experiment."""
+    return expanded(init_from).is_dir() or "/" in init_from.split(" ")[0]
+
+
 def shown(path: str | os.PathLike[str]) -> str:
     """The path as a user types it: relative to the working directory where it lies below it."""
     absolute, here = Path(path).absolute(), Path.cwd()

@@ -14,8 +14,9 @@ from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf
 
 from research_stack.config import targets
-from research_stack.config.compose import Composed, settle
+from research_stack.config.composer import Composed
 from research_stack.config.hints import UserError, one_line
+from research_stack.config.saved_run import effective
 from research_stack.records.config_hash import config_hash
 from research_stack.records.paths import PACKAGE, point_name, shown
 from research_stack.records.redaction import Formatter
@@ -86,7 +87,7 @@ def job(cfg: DictConfig) -> Result:
     set_up_logging()
     folder = Path(shown(OmegaConf.to_container(hydra.runtime)["output_dir"]))  # a `${` in a name is no reference
     try:
-        composed = settle(Composed(tuple(OmegaConf.to_container(hydra.overrides.task)), cfg, hydra))
+        composed = effective(Composed(tuple(OmegaConf.to_container(hydra.overrides.task)), cfg, hydra))
         if hydra.mode == RunMode.MULTIRUN:
             return point(composed.cfg, folder)
         return execute(composed.cfg, folder)

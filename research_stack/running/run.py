@@ -17,8 +17,8 @@ from typing import TYPE_CHECKING, Any
 
 from omegaconf import DictConfig, OmegaConf
 
-from research_stack.config import init_from
 from research_stack.config.build import build, named, needs, plain, takes, target
+from research_stack.config.first_phase import check_init_from, first_phase_config, first_phase_folder
 from research_stack.config.hints import one_line
 from research_stack.records import paths, provenance, terminal
 from research_stack.records.escaping import as_config
@@ -134,14 +134,14 @@ def first_phase(cfg: DictConfig) -> RunFolder:
     """The finished run that this one begins from, trained now where it has not been; a process that trains it already
     is waited for.
     """
-    init_from.check(cfg)
-    place = init_from.folder_of(cfg)
-    if init_from.is_folder(cfg.init_from):
+    check_init_from(cfg)
+    place = first_phase_folder(cfg)
+    if paths.names_folder(cfg.init_from):
         return place
     while not place.result_json.is_file() or place.load_result().status != "ok":
         try:
             log.info("first phase: init_from=%s, in %s", cfg.init_from, place.path)
-            run(init_from.first_phase(cfg), place.path)
+            run(first_phase_config(cfg), place.path)
             break
         except InUse:
             log.info("waiting for %s, which another process trains", place.path)
@@ -258,7 +258,7 @@ def fit(cfg: DictConfig, folder: Path) -> None:
     parts = assemble(cfg)
     parts.method.check_devices(parts.data, parts.hardware.processes)
     if cfg.init_from and not step:
-        first = init_from.folder_of(cfg)
+        first = first_phase_folder(cfg)
         parts.method.begin_from(load_checkpoint(first.checkpoints / "last.ckpt")["state_dict"])
         refuse_other_codec(first, parts.data)
         log.info("beginning with the weights of %s", first.path)

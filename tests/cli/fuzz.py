@@ -28,9 +28,10 @@ from unittest import mock
 
 from research_stack.config import check
 from research_stack.config.build import build, plain
-from research_stack.config.check import preflight
-from research_stack.config.compose import Composer, settle
+from research_stack.config.compose import preflight
+from research_stack.config.composer import Composer
 from research_stack.config.hints import UserError
+from research_stack.config.saved_run import effective
 from research_stack.records.paths import CONF
 from research_stack.running.jobs import is_mistake, said
 
@@ -169,7 +170,7 @@ class Fuzzer:
     def check(self, command: Command) -> tuple[str, Any]:
         """(`refused`, the line) or (`accepted`, the config); whatever else is raised is a trace."""
         try:
-            composed = settle(self.composer.compose_point(command.overrides))
+            composed = effective(self.composer.compose_point(command.overrides))
             if problems := check.check(composed.cfg):  # as preflight does, which also looks up the file and line
                 raise UserError(problems[0].message)
             preflight([composed], self.composer)

@@ -12,8 +12,10 @@ import pytest
 from research_stack.backbones.regressor import Regressor
 from research_stack.backbones.transformer import Transformer
 from research_stack.config import memory
-from research_stack.config.check import check, check_node, preflight
-from research_stack.config.compose import Composer
+from research_stack.config.check import check
+from research_stack.config.check_node import check_node
+from research_stack.config.compose import preflight
+from research_stack.config.composer import Composer
 from research_stack.config.hints import UserError
 from research_stack.latentwire.encoder import ByteEncoder
 from research_stack.latentwire.features.deep_prefix import DeepPrefix

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from research_stack.config.compose import Composer
+from research_stack.config.composer import Composer
 from research_stack.data.cache import FolderCache, default_root
 from research_stack.records import paths
 from research_stack.records.run_folder import RunFolder

@@ -8,9 +8,10 @@ from pathlib import Path
 import pytest
 
 from research_stack.cli.command import Command
-from research_stack.config.compose import Composer, for_run
-from research_stack.config.init_from import is_folder
+from research_stack.config.compose import for_run
+from research_stack.config.composer import Composer
 from research_stack.records.config_hash import differing_keys
+from research_stack.records.paths import names_folder
 from research_stack.records.run_folder import RunFolder
 
 PROMPTS = [
@@ -140,7 +141,7 @@ def test_words_of_a_first_phase_may_be_quoted_for_hydra_or_not(conf):
     for typed in ("init_from=sft trainer=short", "init_from='sft trainer=short'", 'init_from="sft trainer=short"'):
         assert Composer(conf).compose(Command.parse([typed]).overrides).cfg.init_from == "sft trainer=short"
     points = composer.points(Command.parse(["-m", "init_from=sft,sft trainer=short"]).overrides)[1]
-    assert points == [["init_from=sft"], ["init_from='sft trainer=short'"]] and not is_folder("sft")
+    assert points == [["init_from=sft"], ["init_from='sft trainer=short'"]] and not names_folder("sft")
     assert Composer(conf).compose(Command.parse(["init_from=null", "run=new"]).overrides).cfg.init_from is None
 
 

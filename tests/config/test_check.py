@@ -9,8 +9,9 @@ import pytest
 
 from research_stack.config import check, signatures
 from research_stack.config.annotations import fits
-from research_stack.config.check import check_node
-from research_stack.config.compose import Composer, compose
+from research_stack.config.check_node import check_node
+from research_stack.config.compose import compose
+from research_stack.config.composer import Composer
 from research_stack.config.expressions import CannotSay, Evaluator
 from research_stack.config.hints import UserError
 from research_stack.records import paths

@@ -7,7 +7,7 @@ import inspect
 from omegaconf import OmegaConf
 
 from research_stack.config.build import target
-from research_stack.config.compose import Composer
+from research_stack.config.composer import Composer
 from research_stack.config.smoke import shrink, smaller
 
 

@@ -13,7 +13,7 @@ from research_stack.cli.main import main
 from research_stack.config import build as building
 from research_stack.config import targets
 from research_stack.config.build import build
-from research_stack.config.check import check_node
+from research_stack.config.check_node import check_node
 from research_stack.config.hints import UserError
 from research_stack.records.config_hash import config_hash
 from research_stack.records.escaping import as_config, escaped, unescaped

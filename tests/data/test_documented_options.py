@@ -9,7 +9,7 @@ import yaml
 
 from research_stack.config import check
 from research_stack.config.build import build, target
-from research_stack.config.compose import Composer
+from research_stack.config.composer import Composer
 from research_stack.records.paths import CONF
 
 TOKENIZERS = sorted(path.stem for path in (CONF / "data" / "tokenizer").glob("*.yaml"))

@@ -11,7 +11,7 @@ import toy
 from scipy import stats
 
 from research_stack.config.build import build
-from research_stack.config.compose import Composer
+from research_stack.config.composer import Composer
 from research_stack.corruption.process import Absorbing, Hybrid, Uniform, to_posterior
 from research_stack.sampling import inits
 from research_stack.sampling.choosers import Temperature

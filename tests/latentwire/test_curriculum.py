@@ -12,8 +12,9 @@ import torch
 from tiny_wires import ROOM, facts, folders, llama, qwen
 
 from research_stack import compose, run
-from research_stack.config.check import check_node, preflight
-from research_stack.config.compose import Composer
+from research_stack.config.check_node import check_node
+from research_stack.config.compose import preflight
+from research_stack.config.composer import Composer
 from research_stack.latentwire.curriculum import Curriculum
 from research_stack.latentwire.distillation import KD
 from research_stack.latentwire.encoder import ByteEncoder

@@ -11,7 +11,7 @@ import pytest
 import torch
 from tiny_wires import context, facts, folders, wire
 
-from research_stack.config.check import check_node
+from research_stack.config.check_node import check_node
 from research_stack.data.questions.question import Question
 from research_stack.latentwire import latency, paths
 from research_stack.latentwire.evaluation import LatentWireEvaluation, bytes_table, chosen, groups_of, settings

@@ -15,7 +15,8 @@ import torch.nn.functional as F
 from tiny_latentwire import ASKED, STEPS, adapted_of, method, prepared, reader, slope, stirred, train_step
 from torch import nn
 
-from research_stack.config.check import check, check_node
+from research_stack.config.check import check
+from research_stack.config.check_node import check_node
 from research_stack.latentwire.encoder import as_bytes
 from research_stack.latentwire.features.adaptive_tokens import AdaptiveTokens
 from research_stack.latentwire.features.base import AdapterOutput, StepSettings

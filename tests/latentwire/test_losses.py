@@ -12,7 +12,7 @@ import torch.nn.functional as F
 from tiny_wires import ROOM, facts, folders, llama
 
 from research_stack.backbones.pretrained import LoRA
-from research_stack.config.check import check_node
+from research_stack.config.check_node import check_node
 from research_stack.latentwire import distillation
 from research_stack.latentwire.distillation import KD, config_hash
 from research_stack.latentwire.encoder import ByteEncoder

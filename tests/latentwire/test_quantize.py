@@ -13,7 +13,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from research_stack.config.check import check_node
+from research_stack.config.check_node import check_node
 from research_stack.latentwire.formats import (
     FP16_MAX,
     LARGE_GROUP_SIZES,

@@ -9,7 +9,7 @@ from tiny_latentwire import FACTS, folder_of, reader
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors, trainers
 from transformers import GPT2Config, GPT2LMHeadModel, PreTrainedTokenizerFast
 
-from research_stack.config.check import check_node
+from research_stack.config.check_node import check_node
 from research_stack.latentwire.reader import FrozenReader, padded
 from research_stack.latentwire.receiver import greedy, prefill_text
 

@@ -13,7 +13,7 @@ from scipy.stats import chisquare
 from written_out import END, TOKENS, behind, consequences, model, random_text
 
 from research_stack.config.build import build
-from research_stack.config.compose import Composer
+from research_stack.config.composer import Composer
 from research_stack.lookahead.choosers import Abstain, BranchAndRank, ConfidenceTemperature, gumbel
 from research_stack.lookahead.module import Lookahead, MiniGPT
 from research_stack.sampling.autoregressive import Autoregressive

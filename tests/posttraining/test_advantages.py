@@ -10,7 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from research_stack.config.build import build
-from research_stack.config.check import check_node
+from research_stack.config.check_node import check_node
 from research_stack.posttraining.advantages import (
     RLOO,
     GroupRelative,

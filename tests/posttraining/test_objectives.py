@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from research_stack.config.build import build
-from research_stack.config.check import check_node
+from research_stack.config.check_node import check_node
 from research_stack.posttraining.advantages import GroupRelative
 from research_stack.posttraining.objectives import PolicyLoss, k3
 from research_stack.streams import generator

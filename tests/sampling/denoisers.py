@@ -8,7 +8,7 @@ import torch
 
 from research_stack.backbones.transformer import Transformer
 from research_stack.config.build import build
-from research_stack.config.compose import Composer
+from research_stack.config.composer import Composer
 from research_stack.data.vocabulary import Vocabulary
 from research_stack.flowlm.module import FlowLM
 from research_stack.sampling.state import Positions, Proposal, State

@@ -12,7 +12,8 @@ from causal_models import REAL, SMALL, Table, p_value, sequences_law
 from denoisers import CAUSAL, COMPOSER, named, transformer
 
 from research_stack.config.build import plain
-from research_stack.config.check import check_node, nodes
+from research_stack.config.check_node import check_node
+from research_stack.config.nodes import nodes
 from research_stack.sampling.autoregressive import Autoregressive
 from research_stack.sampling.choosers import Choice, Chooser, ChooserInput, EntropyTemperature, MinP, Temperature
 from research_stack.sampling.logits import keep_top_p, scale_by_temperature

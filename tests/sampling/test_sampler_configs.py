@@ -7,7 +7,8 @@ import torch
 from denoisers import COMPOSER, NAMES, REAL, VOCAB, M, named, transformer
 
 from research_stack.config.build import build, plain
-from research_stack.config.check import check_node, nodes
+from research_stack.config.check_node import check_node
+from research_stack.config.nodes import nodes
 from research_stack.sampling.choosers import Temperature
 from research_stack.sampling.sampler import Sampler
 

@@ -10,8 +10,8 @@ import pytest
 from hydra.types import RunMode
 
 from research_stack import compose, load, run
-from research_stack.config import check
-from research_stack.config.compose import Composer
+from research_stack.config.compose import preflight
+from research_stack.config.composer import Composer
 from research_stack.records.paths import CONF
 
 EXPERIMENTS = sorted(path.stem for path in (CONF / "experiment").glob("*.yaml"))
@@ -81,7 +81,7 @@ def test_every_point_of_a_named_sweep_composes_and_is_checked(sweep, axes):
     master, points = composer.points([f"sweep={sweep}", "seed=1,2"])
     assert len(points) >= 4 and {o.partition("=")[0] for o in points[0]} >= axes | {"seed"}
     for point in points:
-        check.preflight([composer.compose(point, RunMode.MULTIRUN)], composer)
+        preflight([composer.compose(point, RunMode.MULTIRUN)], composer)
 
 
 def test_all_named_sweeps_are_tried():

@@ -9,7 +9,7 @@ import torch
 from torch import nn
 from torch.utils.data import DataLoader
 
-from research_stack.config.check import check_node
+from research_stack.config.check_node import check_node
 from research_stack.running.run import model_facts
 from research_stack.training import machine
 from research_stack.training.checkpoint import AtomicCheckpointIO, Checkpoints, load_checkpoint

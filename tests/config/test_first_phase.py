@@ -14,12 +14,13 @@ from omegaconf import OmegaConf
 
 from research_stack import compose, run
 from research_stack.cli.main import main
-from research_stack.config import init_from
+from research_stack.config.first_phase import check_init_from, first_phase_config, first_phase_folder
 from research_stack.config.hints import UserError
 from research_stack.data.module import TokenData
 from research_stack.posttraining.grpo import GRPO
 from research_stack.records.config_hash import config_hash
 from research_stack.records.files import read_json, read_jsonl, write_json
+from research_stack.records.paths import names_folder
 from research_stack.records.run_folder import RunFolder
 from research_stack.training.checkpoint import load_checkpoint
 from research_stack.training.module import TrainingModule
@@ -89,7 +90,7 @@ def second(**values):
 def refused(first, **values):
     """The one line that says why a run cannot begin so."""
     with pytest.raises(UserError) as caught:
-        init_from.check(second(init_from=str(first), **values))
+        check_init_from(second(init_from=str(first), **values))
     assert "\n" not in str(caught.value)
     return str(caught.value)
 
@@ -98,14 +99,14 @@ def refused(first, **values):
 def test_what_is_a_folder_and_what_a_phrase(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     (tmp_path / "done").mkdir()
-    assert init_from.is_folder("done") and init_from.is_folder("outputs/sft/x") and init_from.is_folder("~/x")
-    assert not init_from.is_folder("sft") and not init_from.is_folder("sft method/reward=expressions")
+    assert names_folder("done") and names_folder("outputs/sft/x") and names_folder("~/x")
+    assert not names_folder("sft") and not names_folder("sft method/reward=expressions")
 
 
 def test_a_phase_has_the_seed_and_the_hardware_of_the_run_and_its_own_overrides(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     cfg = second(init_from="sft trainer.max_steps=7 optimization.lr=.002", seed=11)
-    phase = init_from.first_phase(cfg)
+    phase = first_phase_config(cfg)
     assert (phase.name, phase.seed, phase.trainer.max_steps, phase.optimization.lr, phase.hardware.threads) == (
         "sft",
         11,
@@ -115,14 +116,14 @@ def test_a_phase_has_the_seed_and_the_hardware_of_the_run_and_its_own_overrides(
     )
     assert phase.init_from is None and phase.task == "train" and phase.run is None and not phase.dry_run
     assert phase.method._target_.endswith("SFT") and phase.data.source.answers == 80 and cfg.data.source.answers == 0
-    assert init_from.folder_of(cfg).path == Path("outputs/sft") / f"phase_{config_hash(phase)}"
+    assert first_phase_folder(cfg).path == Path("outputs/sft") / f"phase_{config_hash(phase)}"
 
 
 def test_its_folder_depends_on_what_it_is_and_not_on_what_follows(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
 
     def folder(first, **values):
-        return init_from.folder_of(second(init_from=first, **values)).path
+        return first_phase_folder(second(init_from=first, **values)).path
 
     base, other = folder("sft"), folder("polychromic")
     assert base == folder("sft", method__group=8, optimization__lr=0.1, trainer__max_steps=3)
@@ -179,7 +180,7 @@ def test_a_folder_whose_weights_would_load_and_mean_something_else(here):
     assert f"init_from={phase_folder()}: that run's model is another one (model.heads: 4 there, 2 here)" in refused(
         phase_folder(), model__heads=2
     )
-    init_from.check(second(init_from=str(phase_folder()), model__dropout=0.1))
+    check_init_from(second(init_from=str(phase_folder()), model__dropout=0.1))
 
 
 def test_a_folder_with_a_model_of_another_size_is_one_line_and_takes_no_step(here, monkeypatch):

@@ -13,29 +13,25 @@ from typing import Any
 
 from omegaconf import DictConfig, OmegaConf
 
+from research_stack.config.check import check_points
+from research_stack.config.composer import Composer
 from research_stack.config.hints import UserError, did_you_mean, nearest
+from research_stack.config.saved_run import effective
 from research_stack.records import paths
 from research_stack.records.config_hash import config_hash, plain_config
-from research_stack.records.paths import expanded
+from research_stack.records.paths import expanded, names_folder
 from research_stack.records.run_folder import RunFolder, is_run
 
 #: What the words of a first phase may not set: it is trained, as it is, with this run's seed and hardware.
 RESERVED = ("seed", "hardware", "launcher", "task", "run", "runs", "dry_run", "prompt", "hydra")
 #: Keys of a model under which the same weights compute something else, so that nothing would show when they are loaded.
-MEANING = ("causal", "heads", "activation", "qk_norm", "positions")
+SAME_FUNCTION = ("causal", "heads", "activation", "qk_norm", "positions")
 #: Keys of a model that loading would tell apart, but only once the first phase has been trained.
-SIZE = ("_target_", "path", "dim", "layers")
+SAME_SHAPE = ("_target_", "path", "dim", "layers")
 
 
-def is_folder(init_from: str) -> bool:
-    """Whether it names a folder and not an experiment."""
-    return expanded(init_from).is_dir() or "/" in init_from.split(" ")[0]
-
-
-def first_phase(cfg: DictConfig) -> DictConfig:
+def first_phase_config(cfg: DictConfig) -> DictConfig:
     """The checked config of the experiment that `cfg.init_from` names. Raises UserError in one line."""
-    from research_stack.config.compose import compose
-
     name, *overrides = str(cfg.init_from).split() or [""]
     known = paths.groups([paths.CONF])["experiment"]
     if name not in known:
@@ -50,23 +46,27 @@ def first_phase(cfg: DictConfig) -> DictConfig:
             )
     try:
         trial = ["debug=smoke"] if cfg.get("smoke") else []
-        phase = compose(f"experiment={name}", *trial, *overrides, f"seed={cfg.seed}")
+        composer = Composer()
+        composed = effective(composer.compose([f"experiment={name}", *trial, *overrides, f"seed={cfg.seed}"]))
+        check_points([composed], composer)
+        phase = composed.cfg
+        check_init_from(phase)
     except UserError as error:
         raise UserError(f"init_from={cfg.init_from}: {error}") from error
     OmegaConf.update(phase, "hardware", cfg.hardware, merge=False)
     return phase
 
 
-def check(cfg: DictConfig) -> None:
+def check_init_from(cfg: DictConfig) -> None:
     """Raise UserError in one line when the run cannot begin as `init_from` says; trains nothing.
 
     A run that has begun has its own checkpoint: it needs no first phase any more.
     """
     if not cfg.get("init_from") or has_begun(cfg):
         return
-    if not is_folder(cfg.init_from):
-        phase = first_phase(cfg)
-        refuse_other_model(cfg, phase, (*SIZE, *MEANING))
+    if not names_folder(cfg.init_from):
+        phase = first_phase_config(cfg)
+        refuse_other_model(cfg, phase, (*SAME_SHAPE, *SAME_FUNCTION))
         theirs, ours = (OmegaConf.select(config, "data.tokenizer._target_") for config in (phase, cfg))
         if theirs != ours:
             raise UserError(
@@ -83,7 +83,7 @@ def check(cfg: DictConfig) -> None:
         )
     if not (place.checkpoints / "last.ckpt").is_file():
         raise UserError(f"init_from={cfg.init_from} has no checkpoint in {paths.shown(place.checkpoints)}")
-    refuse_other_model(cfg, place.read_config(), MEANING)
+    refuse_other_model(cfg, place.read_config(), SAME_FUNCTION)
 
 
 def has_begun(cfg: DictConfig) -> bool:
@@ -114,11 +114,11 @@ def short(value: Any) -> str:
     return str(value).rpartition(".")[2] if str(value).startswith("research_stack.") else str(value)
 
 
-def folder_of(cfg: DictConfig) -> RunFolder:
+def first_phase_folder(cfg: DictConfig) -> RunFolder:
     """The folder of the first phase; for an experiment the one that its config leads to, whether it has been trained or
     not.
     """
-    if is_folder(cfg.init_from):
+    if names_folder(cfg.init_from):
         return RunFolder(expanded(cfg.init_from))
-    phase = first_phase(cfg)
+    phase = first_phase_config(cfg)
     return RunFolder(paths.OUTPUTS / paths.slug(str(phase.name)) / f"phase_{config_hash(phase)}")
