@@ -153,9 +153,10 @@ def _choices(annotation: ast.expr, where: Module | None) -> list[Any]:
     return found
 
 
-def short(value: Any, most: int = 60) -> str:
+def short(value: Any, max_chars: int = 60) -> str:
+    """The value as a user would write it, cut to a line's length."""
     text = written(value)
-    return text if len(text) <= most else text[: most - 3] + "..."
+    return text if len(text) <= max_chars else text[: max_chars - 3] + "..."
 
 
 # Conditions --------------------------------------------------------------------------------------------------------
@@ -195,6 +196,7 @@ def _names(known: Signature, given: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def literal_value(node: ast.expr | None) -> Any:
+    """The value of an expression that is a literal; Opaque for any other."""
     try:
         return Opaque if node is None else ast.literal_eval(node)
     except (ValueError, TypeError):
