@@ -15,6 +15,7 @@ JSON.
 import argparse
 import csv
 import json
+import math
 import os
 import re
 import subprocess
@@ -22,6 +23,8 @@ import sys
 import tempfile
 import time
 from pathlib import Path
+
+from research_stack.metrics.crossover import always_below_from
 
 NUM_LATENTS = "[3,4,5,6]"  # further points of the curve, of one training
 PARTS = {
@@ -78,15 +81,14 @@ def faster_from(rows, time_of):
     """The shortest measured context from which on latents are always faster than text; None if they are not at the
     longest.
     """
-    text, found = {row["context_bytes"]: row["total_ms"] for row in rows if row["path"] == "text"}, None
-    for row in sorted(
-        (row for row in rows if row["path"] == "latent" and row["context_bytes"] in text),
-        key=lambda row: -row["context_bytes"],
-    ):
-        if time_of(row) >= text[row["context_bytes"]]:
-            break
-        found = row["context_bytes"]
-    return found
+    text = {row["context_bytes"]: row["total_ms"] for row in rows if row["path"] == "text"}
+    latent = [row for row in rows if row["path"] == "latent" and row["context_bytes"] in text]
+    latent.sort(key=lambda row: row["context_bytes"])
+    if not latent:
+        return None
+    lengths = [row["context_bytes"] for row in latent]
+    found = always_below_from(lengths, list(map(time_of, latent)), [text[length] for length in lengths])
+    return None if math.isnan(found) else found
 
 
 def read(run):

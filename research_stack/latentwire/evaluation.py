@@ -2,8 +2,8 @@
 nothing.
 
 Writes tables/latentwire.csv (scores by path), latentwire_paired.csv (paths against one another on the same questions),
-latentwire_scores.csv (single questions), latentwire_bytes.csv (parts of a message), latentwire_examples.csv and
-latentwire_latency.csv.
+latentwire_scores.csv (single questions), latentwire_bytes.csv (parts of a message), latentwire_examples.csv,
+latentwire_latency.csv and latentwire_speed.csv (where latents are faster than the text).
 
 Shapes: n questions.
 """
@@ -20,7 +20,7 @@ import numpy as np
 
 from research_stack.data.questions.module import QuestionData
 from research_stack.data.questions.question import Question
-from research_stack.latentwire import paths, wire
+from research_stack.latentwire import latency, paths, wire
 from research_stack.latentwire.information import message_information
 from research_stack.latentwire.latency import Latency
 from research_stack.latentwire.module import LatentWire
@@ -118,11 +118,9 @@ class LatentWireEvaluation:
         write_table(context.folder, "latentwire_bytes", bytes_table(method))
         write_table(context.folder, "latentwire_examples", self._examples(method, questions, found))
         if self.latency is not None:
-            write_table(
-                context.folder,
-                "latentwire_latency",
-                self.latency(method, [q.context for q in questions], questions[0].question),
-            )
+            times = self.latency(method, [q.context for q in questions], questions[0].question)
+            write_table(context.folder, "latentwire_latency", times)
+            write_table(context.folder, "latentwire_speed", latency.summary(times))
         return {name: value for name, value in scores.metrics(data).items() if math.isfinite(value)}
 
     def _answers(self, method: LatentWire, questions: Sequence[Question], seed: int) -> list[PathAnswers]:
@@ -217,6 +215,7 @@ class ScoreTables:
                 for name, mean in means.items()
                 for end, value in zip(("", "_low", "_high"), mean, strict=True)
             },
+            "share_of_text": share_of(one.f1_n[at], self.of(one.reader)[TEXT].f1_n[at]),
             **{f"first{k}": known_mean(one.first_nK[at, i]) for i, k in enumerate(paths.FIRST)},
             "questions": len(at),
             "main": int(self.main(one)),
@@ -281,7 +280,7 @@ class ScoreTables:
             own |= {
                 "exact_latent": float(latent.exact_n.mean()),
                 "first1": known_mean(latent.first_nK[:, 0]),
-                "share_of_text": mean[LATENT] / mean[TEXT] if mean[TEXT] else math.nan,
+                "share_of_text": share_of(latent.f1_n, answers[TEXT].f1_n),
                 "over_text_bytes": over.value,
                 "over_text_bytes_low": over.low,
                 "over_text_bytes_high": over.high,
@@ -352,6 +351,11 @@ def bytes_table(method: LatentWire) -> Table:
         else {}
     )
     return [{"part": part, "reader_bytes": size, "broadcast_bytes": every.get(part)} for part, size in one.items()]
+
+
+def share_of(a_n: np.ndarray, b_n: np.ndarray) -> float:
+    """mean(a) / mean(b); NaN where that is no number."""
+    return float(a_n.mean() / b_n.mean()) if b_n.any() else math.nan
 
 
 def known_mean(values_n: np.ndarray) -> float:

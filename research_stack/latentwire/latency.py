@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from typing import Any, NamedTuple
 
@@ -25,11 +25,13 @@ from research_stack.latentwire.paths import LATENT, TEXT
 from research_stack.latentwire.reader import FrozenReader
 from research_stack.latentwire.receiver import Prefilled, forward_cached, prefill_latents, prefill_text
 from research_stack.latentwire.text_baselines import head
+from research_stack.metrics.crossover import always_below_from, at_place
 from research_stack.require import require
 
 log = logging.getLogger(__name__)
 
 SHORTEST = 32  # bytes
+LONG = 4  # a context of so many times as many tokens as there are latents: where encoding should have paid off
 
 
 class Timing(NamedTuple):
@@ -125,6 +127,47 @@ class Latency:
             "receiver_ms": median([one.total - one.encode for one in taken]),
             "pack_ms": median([one.pack for one in taken]),
         }
+
+
+def summary(rows: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
+    """What the rows of one `Latency` say of each reader: where latents are faster than the text.
+
+    - faster_from_bytes: the shortest context that was measured from which on latents are always faster; None if they
+      are not at the longest. faster_somewhere: whether they are at any. shortest_bytes, longest_bytes: measured.
+    - long_context_bytes: of a context of LONG times as many tokens as there are latents, between the measured lengths;
+      None beyond them. latent_ms, text_ms: to the first token there.
+    """
+    found = []
+    for reader in dict.fromkeys(row["reader"] for row in rows):
+        own = sorted((row for row in rows if row["reader"] == reader), key=lambda row: row["context_bytes"])
+        latent, text = ([row for row in own if row["path"] == path] for path in (LATENT, TEXT))
+        if text:
+            found.append({"reader": reader, "num_latents": latent[0]["num_latents"], **_compared(latent, text)})
+    return found
+
+
+def _compared(latent: Sequence[Mapping[str, Any]], text: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+    def column(rows: Sequence[Mapping[str, Any]], key: str) -> list[float]:
+        return [float(row[key]) for row in rows]
+
+    length_n, latent_n = column(latent, "context_bytes"), column(latent, "total_ms")
+    text_length_n, text_n = column(text, "context_bytes"), column(text, "total_ms")
+    both = [row for row in latent if float(row["context_bytes"]) in text_length_n]
+    pairs = column(both, "total_ms"), text_n
+    # The tokens of a context are the positions of the text less those that are there beside the latents: the question.
+    num_latents = float(latent[0]["num_latents"])
+    beside = max(0.0, min(column(latent, "prefill_tokens")) - num_latents)
+    tokens_n = [count - beside for count in column(text, "prefill_tokens")]
+    place = at_place(LONG * num_latents, tokens_n, text_length_n)
+    return {
+        "faster_from_bytes": always_below_from(column(both, "context_bytes"), *pairs),
+        "faster_somewhere": int(any(own < other for own, other in zip(*pairs, strict=True))),
+        "shortest_bytes": text_length_n[0],
+        "longest_bytes": text_length_n[-1],
+        "long_context_bytes": place,
+        "latent_ms": at_place(place, length_n, latent_n),
+        "text_ms": at_place(place, text_length_n, text_n),
+    }
 
 
 def from_latents(method: LatentWire, name: str, text: str, prompt: Sequence[int]) -> Timing:

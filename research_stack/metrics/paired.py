@@ -9,18 +9,22 @@ Shapes: n questions, g groups of questions.
 from __future__ import annotations
 
 import math
-from typing import NamedTuple
+import statistics
+from collections.abc import Callable, Hashable, Mapping, Sequence
+from typing import NamedTuple, TypeVar
 
 import numpy as np
 from numpy.typing import ArrayLike
 
 from research_stack.metrics.calibration import columns
-from research_stack.metrics.interval import Clustered, Estimate, around, clustered, ratio_interval
+from research_stack.metrics.interval import Clustered, Estimate, around, clustered, per_token, ratio_interval
 from research_stack.require import require
 
 FLIPS = 9999  # random sign flips where there are too many to try all
 MOST_GROUPS = 16  # up to which all 2^g sign flips are tried
 BLOCK = 1 << 20  # signs that are held at a time
+
+Key = TypeVar("Key", bound=Hashable)  # of a question; keys of one call can be sorted
 
 
 class Comparison(NamedTuple):
@@ -73,6 +77,32 @@ def ratio(a_n: ArrayLike, b_n: ArrayLike, group_n: ArrayLike | None = None) -> E
     return Estimate(
         above / below if below else math.inf, *ratio_interval(_over_groups(np.stack([a_n, b_n], axis=1), group_n))
     )
+
+
+def over_runs(
+    pairs: Sequence[tuple[Mapping[Key, float], Mapping[Key, float]]], group_of: Callable[[Key], Hashable]
+) -> tuple[Estimate, int]:
+    """(mean difference of the first scores of each pair and the second ones, with its 95 % interval; how many questions
+    it is of).
+
+    Each pair holds the scores of two runs, say of one seed, by question; what only one of them was asked does not
+    count. A question's difference is its mean over the pairs in which both were asked it, so that several seeds make
+    the interval over groups of questions no narrower than it is.
+
+    - group_of: what a question belongs to. NaN without a question, and for the ends with fewer than two groups.
+    """
+    differences: dict[Key, list[float]] = {}
+    for first, second in pairs:
+        for question in first.keys() & second.keys():
+            differences.setdefault(question, []).append(first[question] - second[question])
+    if not differences:
+        return Estimate(math.nan, math.nan, math.nan), 0
+    questions = sorted(differences)
+    values = [statistics.fmean(differences[question]) for question in questions]
+    index: dict[Hashable, int] = {}
+    group_n = [index.setdefault(group_of(question), len(index)) for question in questions]
+    found = per_token(values, [1.0] * len(values), group_n)
+    return Estimate(statistics.fmean(values), found.low, found.high), len(values)
 
 
 def _over_groups(values_nK: np.ndarray, group_n: ArrayLike | None) -> Clustered:

@@ -500,3 +500,38 @@ def test_information_is_that_of_all_facts():
     assert message_information([source], "qa_facts", 1.0) == pytest.approx(3 * math.log2(16))
     assert message_information([source], "qa_facts", 1 / 16) == 0
     assert message_information([source], "squad", 1.0) is None
+
+
+def test_where_latents_are_faster_is_summed_up():
+    """32 tokens of 4 bytes are 128 bytes; the question's 5 positions are beside both."""
+
+    def row(path, size, total, positions):
+        return {
+            "reader": "llama",
+            "path": path,
+            "context_bytes": size,
+            "num_latents": 8 if path == "latent" else None,
+            "total_ms": total,
+            "prefill_tokens": positions,
+        }
+
+    latent = [row("latent", size, 3.0, 13) for size in (40, 80, 160, 200)]
+    text = [row("text", size, size / 20, size / 4 + 5) for size in (40, 80, 160)]
+    (found,) = latency.summary([*text, *latent])
+    assert found == {
+        "reader": "llama",
+        "num_latents": 8,
+        "faster_from_bytes": 80,
+        "faster_somewhere": 1,
+        "shortest_bytes": 40,
+        "longest_bytes": 160,
+        "long_context_bytes": pytest.approx(128),
+        "latent_ms": pytest.approx(3),
+        "text_ms": pytest.approx(6.4),
+    }
+    (short,) = latency.summary([*latent, *text[:2]])
+    assert math.isnan(short["long_context_bytes"]) and math.isnan(short["latent_ms"])
+    slow = [row("latent", size, 9.0, 13) for size in (40, 80, 160)]
+    (never,) = latency.summary([*slow, *text])
+    assert math.isnan(never["faster_from_bytes"]) and never["faster_somewhere"] == 0
+    assert latency.summary(latent) == []

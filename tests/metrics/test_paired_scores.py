@@ -9,7 +9,7 @@ import scipy.stats
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from research_stack.metrics.paired import compare, paired, ratio, sign_flip
+from research_stack.metrics.paired import compare, over_runs, paired, ratio, sign_flip
 
 numbers = st.lists(st.sampled_from([-1.0, -0.5, 0.0, 0.0, 0.25, 0.3, 1.0]), min_size=1, max_size=9)
 
@@ -147,3 +147,53 @@ def test_one_question_has_no_interval():
 def test_a_mistake_is_named(call, said):
     with pytest.raises(ValueError, match=said):
         call()
+
+
+# ------------------------------------------------------------------------------------------------ several runs
+def group(question):
+    return question[0]
+
+
+@pytest.mark.exact
+def test_runs_are_compared_question_by_question_over_their_seeds():
+    rng = np.random.default_rng(4)
+    questions = [(i, "q") for i in range(200)]
+    pairs = [
+        ({q: float(rng.random()) for q in questions}, {q: float(rng.random()) for q in questions}) for _ in range(3)
+    ]
+    found, count = over_runs(pairs, group)
+    mean_n = np.mean([[a[q] - b[q] for q in questions] for a, b in pairs], axis=0)
+    half = scipy.stats.t.ppf(0.975, 199) * mean_n.std(ddof=1) / math.sqrt(200)
+    assert count == 200 and found == pytest.approx((mean_n.mean(), mean_n.mean() - half, mean_n.mean() + half))
+    first = {q: 1.0 for q in questions[:50]}
+    assert over_runs([(first, dict.fromkeys(questions[40:], 0.25))], group)[1] == 10  # what both were asked
+    assert over_runs([], group)[1] == over_runs([(first, {})], group)[1] == 0
+
+
+@pytest.mark.exact
+def test_questions_of_a_group_are_drawn_together():
+    """A group of k equal answers tells as much as one: the interval is that of the groups."""
+    rng = np.random.default_rng(5)
+    value_g = 0.1 + rng.normal(0, 0.3, 40)
+    alone = {(g, 0): float(value) for g, value in enumerate(value_g)}
+    copies = {(g, copy): float(value) for g, value in enumerate(value_g) for copy in range(5)}
+    zeros = dict.fromkeys([*alone, *copies], 0.0)
+    assert over_runs([(copies, zeros)], group)[0] == pytest.approx(over_runs([(alone, zeros)], group)[0])
+    mean, low, high = over_runs(
+        [({("one", q): 0.1 * q for q in range(3)}, {("one", q): 0.0 for q in range(3)})], group
+    )[0]
+    assert mean == pytest.approx(0.1) and math.isnan(low) and math.isnan(high)
+
+
+@pytest.mark.exact
+def test_the_interval_of_uneven_groups_covers_the_mean_over_questions():
+    rng, covered = np.random.default_rng(3), 0
+    for _ in range(400):
+        scores = {
+            (g, q): 0.1 + shift + rng.normal(0, 0.1)
+            for g, shift in enumerate(rng.normal(0, 0.2, 60))
+            for q in range(rng.integers(1, 7))
+        }
+        (_, low, high), _ = over_runs([(scores, dict.fromkeys(scores, 0.0))], group)
+        covered += low <= 0.1 <= high
+    assert 0.92 <= covered / 400 <= 0.98
