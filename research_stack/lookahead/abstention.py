@@ -20,14 +20,14 @@ from research_stack.metrics.selective import conformal_threshold, learn_then_tes
 Rule = Callable[[np.ndarray, np.ndarray, np.ndarray, float, int], float | None]
 
 
-def conformal(
+def conformal_rule(
     score_n: np.ndarray, wrong_n: np.ndarray, document_n: np.ndarray, target: float, seed: int
 ) -> float | None:
     """Threshold by conformal risk control."""
     return conformal_threshold(score_n, wrong_n, document_n, target)
 
 
-def tested(delta: float) -> Rule:
+def learn_then_test_rule(delta: float) -> Rule:
     """Threshold by Learn then Test at level delta, from one random position of each document."""
 
     def rule(
@@ -39,7 +39,7 @@ def tested(delta: float) -> Rule:
     return rule
 
 
-def kept(
+def try_rule(
     rule: Rule,
     of_all: bool,
     score_n: np.ndarray,

@@ -25,20 +25,20 @@ from torch import Tensor
 
 from research_stack.backbones.attention import SHORT, Look, for_each_head, up_to_itself
 
-Form = Literal["auto", "lse", "sink", "math", "flex"]
-FORMS = ("auto", "lse", "sink", "math", "flex")
+Kernel = Literal["auto", "lse", "sink", "math", "flex"]
+KERNEL_NAMES = ("auto", "lse", "sink", "math", "flex")
 Pairs = dict[int, tuple[Tensor, Tensor]]  # keys and values (B, K, L, E) of each block
 
 
-class Recorder:
-    """A look that keeps the keys and values of its pass, without their graph, for branches off it."""
+class RecordingAttention:
+    """Attention that keeps the keys and values of its pass, without their graph, for branches off it."""
 
     def __init__(self, look: Look) -> None:
         self.look, self.pairs = look, Pairs()
 
     @torch.compiler.disable  # else each block would be compiled for itself: the pairs are kept by its number
     def __call__(self, q_BHLE: Tensor, k_BKLE: Tensor, v_BKLE: Tensor, block: int) -> Tensor:
-        """What the look inside gives."""
+        """What the attention inside gives."""
         self.pairs[block] = (
             k_BKLE.detach(),
             v_BKLE.detach(),
@@ -47,7 +47,7 @@ class Recorder:
 
 
 @dataclass
-class Reading:
+class Prefix:
     """What a pass over real tokens gives: last hidden states, and the keys and values of each block, without graph."""
 
     hidden_BLD: Tensor
@@ -55,17 +55,17 @@ class Reading:
 
 
 class Branches:
-    """The look of branches: each query sees the recorded keys up to its own place and the branch's own tokens so far.
+    """Attention of branches: each query sees the recorded keys up to its own position and the branch's tokens so far.
 
     - pairs: of the pass over the real tokens.
     - at_Bn: int64, the last real position each branch sees; None: branch i sees up to i, for every i.
-    - form: how it is computed; `auto` picks by device, precision and length. With at_Bn it is always written out.
+    - kernel: how it is computed; `auto` picks by device, precision and length. With at_Bn it is always written out.
 
     One object serves the passes of one branch after another: its own keys grow by one token a pass.
     """
 
-    def __init__(self, pairs: Pairs, at_Bn: Tensor | None = None, form: Form = "auto") -> None:
-        self.pairs, self.at_Bn, self.form = pairs, at_Bn, form
+    def __init__(self, pairs: Pairs, at_Bn: Tensor | None = None, kernel: Kernel = "auto") -> None:
+        self.pairs, self.at_Bn, self.kernel = pairs, at_Bn, kernel
         self.own: dict[int, list[tuple[Tensor, Tensor]]] = {block: [] for block in pairs}
 
     @torch.compiler.disable
@@ -74,9 +74,9 @@ class Branches:
         self.own[block].append((k_BKnE, v_BKnE))
         k, v = (for_each_head(x, q_BHnE.shape[1]) for x in self.pairs[block])
         score_BHn, value_BHnE = self._own(q_BHnE, block)
-        form = self._form(q_BHnE, k)
+        kernel = self._kernel_for(q_BHnE, k)
         return (
-            FORM[form](q_BHnE, k, v, score_BHn, value_BHnE)
+            KERNELS[kernel](q_BHnE, k, v, score_BHn, value_BHnE)
             if self.at_Bn is None
             else chosen(q_BHnE, k, v, score_BHn, value_BHnE, self.at_Bn)
         )
@@ -92,9 +92,9 @@ class Branches:
         value_sBHnE = torch.stack([for_each_head(v, heads) for v in values])
         return score_sBHn.logsumexp(0), (score_sBHn.softmax(0).unsqueeze(-1) * value_sBHnE).sum(0)
 
-    def _form(self, q: Tensor, k: Tensor) -> str:
-        if self.form != "auto":
-            return self.form
+    def _kernel_for(self, q: Tensor, k: Tensor) -> str:
+        if self.kernel != "auto":
+            return self.kernel
         if q.device.type == "cpu":
             return "math" if q.dtype == torch.bfloat16 and k.shape[2] <= SHORT else "lse"
         return "flex" if q.device.type == "cuda" else "sink"
@@ -162,12 +162,12 @@ def written_out(q: Tensor, k: Tensor, v: Tensor, score_BHn: Tensor, value_BHnE: 
     return torch.addcmul(weights_BHnS[..., :-1] @ v, weights_BHnS[..., -1:], value_BHnE)
 
 
-def pick(values_BL: Tensor, at_Bn: Tensor | None) -> Tensor:
+def gather_positions(values_BL: Tensor, at_Bn: Tensor | None) -> Tensor:
     """(B, n) the values at some positions; all of them for None."""
     return values_BL if at_Bn is None else values_BL.gather(1, at_Bn)
 
 
-FORM: dict[str, Callable[..., Tensor]] = {"lse": by_lse, "sink": by_sink, "math": by_math, "flex": by_flex}
+KERNELS: dict[str, Callable[..., Tensor]] = {"lse": by_lse, "sink": by_sink, "math": by_math, "flex": by_flex}
 _kept: dict[object, object] = {}  # compiled kernels and their masks, by device and length
 
 

@@ -17,8 +17,8 @@ import numpy as np
 from research_stack.data.batches import batch_of
 from research_stack.data.packing import PackedRows
 from research_stack.evaluation.likelihood import baseline_nats
-from research_stack.lookahead.abstention import conformal, kept, tested
-from research_stack.lookahead.controls import fitted, probe, scores, states
+from research_stack.lookahead.abstention import conformal_rule, learn_then_test_rule, try_rule
+from research_stack.lookahead.controls import cross_fit, fit_probe, hidden_states, scores
 from research_stack.lookahead.module import Lookahead, MiniGPT
 from research_stack.lookahead.records import Records, batches, records
 from research_stack.metrics import calibration, selective
@@ -34,7 +34,7 @@ if TYPE_CHECKING:
 log = logging.getLogger(__name__)
 
 COVERAGES = 50  # points of a curve
-MOST = 16384  # positions on which the promises of abstention are tried, spread evenly
+MAX_POSITIONS = 16384  # positions on which the promises of abstention are tried, spread evenly
 HEAD = "confidence head"
 
 
@@ -102,7 +102,7 @@ class LookaheadCalibration:
         rows, document_B = validation.take(taken), context.data.validation_document[taken]
         warn_few(document_B, "documents")
         found = records(context, rows, document_B, self.samples)
-        self._keep(context.folder, found)
+        self._write_records(context.folder, found)
         metrics = self._next_token(context, rows, document_B, found)
         predictors = self._predictors(context, rows, found)
         metrics |= self._future_loss(context.folder, found, predictors)
@@ -174,14 +174,14 @@ class LookaheadCalibration:
         """(n,) predicted future losses in nats by name, the head first."""
         future_n = found.future_nm.mean(1)
         curves = {
-            f"{name} fit": fitted(score_n, future_n, found.document)
+            f"{name} fit": cross_fit(score_n, future_n, found.document)
             for name, score_n in scores(found).items()
             if name != HEAD
         }
         train = context.data.train.spread(self.probe_sequences)
-        line = probe(context, train, records(context, train, train.document, 2))
+        line = fit_probe(context, train, records(context, train, train.document, 2))
         head = {HEAD: found.confidence} if HEAD in scores(found) else {}
-        return head | curves | {"linear probe": line.predict(states(context, rows))}
+        return head | curves | {"linear probe": line.predict(hidden_states(context, rows))}
 
     def _future_loss(self, folder: Path, found: Records, predictors: Mapping[str, np.ndarray]) -> dict[str, float]:
         """R2 and the like against single samples of the future loss, all of them."""
@@ -204,17 +204,17 @@ class LookaheadCalibration:
             "r2_ceiling": ceiling,
             "future": float(actual.mean()),
             "future_std": float(actual.std()),
-            "own_right": float(found.right_nm.mean()),
+            "own_accuracy": float(found.own_correct_nm.mean()),
         }
         if HEAD not in by_name:
             return metrics
-        head, right = by_name[HEAD], found.right_nm.ravel()
+        head, correct = by_name[HEAD], found.own_correct_nm.ravel()
         over = calibration.r2_difference(
             np.repeat(predictors[HEAD], samples), np.repeat(predictors["entropy fit"], samples), actual, document
         )
-        kinds = {
+        by_correctness = {
             name: calibration.agreement(np.repeat(predictors[HEAD], samples)[at], actual[at]).r2
-            for name, at in (("right", right), ("wrong", ~right))
+            for name, at in (("correct", correct), ("wrong", ~correct))
         }
         mean = calibration.agreement(predictors[HEAD], found.future_nm.mean(1)).r2
         return {
@@ -225,8 +225,8 @@ class LookaheadCalibration:
             "r2_over_entropy_low": over.low,
             "r2_over_entropy_high": over.high,
             "r2_of_mean": mean,
-            "r2_right": kinds["right"],
-            "r2_wrong": kinds["wrong"],
+            "r2_own_correct": by_correctness["correct"],
+            "r2_own_wrong": by_correctness["wrong"],
             **{key: head[key] for key in ("pearson", "spearman", "slope", "bias", "calibration_error")},
             **metrics,
         }
@@ -253,15 +253,15 @@ class LookaheadCalibration:
 
     def _reliability(self, folder: Path, found: Records, predictors: Mapping[str, np.ndarray]) -> None:
         """Bins of each predictor against the mean of the samples; the head's also by whether the (first) own token was
-        right.
+        correct.
         """
-        future_n, right_n = found.future_nm.mean(1), found.right_nm[:, 0]
+        future_n, correct_n = found.future_nm.mean(1), found.own_correct_nm[:, 0]
         drawn = [(name, p, future_n, slice(None)) for name, p in predictors.items()]
         if HEAD in predictors:
             first_n = found.future_nm[:, 0]
             drawn += [
                 (f"{HEAD}, own token {word}", predictors[HEAD], first_n, at)
-                for word, at in (("right", right_n), ("wrong", ~right_n))
+                for word, at in (("correct", correct_n), ("wrong", ~correct_n))
             ]
         table = [
             {"name": name, "bin": index, **row._asdict()}
@@ -297,14 +297,19 @@ class LookaheadCalibration:
     def _abstention(self, folder: Path, found: Records, seed: int) -> dict[str, float]:
         """Both promises for the confidence head (entropy where there is none) and the entropy."""
         found = found.take(
-            np.arange(min(MOST, len(found))) * len(found) // min(MOST, len(found))
+            np.arange(min(MAX_POSITIONS, len(found))) * len(found) // min(MAX_POSITIONS, len(found))
         )  # documents, not positions, are what counts
-        wrong_n, table = 1.0 - found.right_nm[:, 0], []
+        wrong_n, table = 1.0 - found.own_correct_nm[:, 0], []
         names = [name for name in scores(found) if name in (HEAD, "entropy")]
-        for promise, rule, of_all in (("conformal", conformal, True), ("learn-then-test", tested(self.delta), False)):
+        for promise, rule, of_all in (
+            ("conformal", conformal_rule, True),
+            ("learn-then-test", learn_then_test_rule(self.delta), False),
+        ):
             for name in names:
                 for target in self.targets:
-                    row = kept(rule, of_all, scores(found)[name], wrong_n, found.document, target, self.splits, seed)
+                    row = try_rule(
+                        rule, of_all, scores(found)[name], wrong_n, found.document, target, self.splits, seed
+                    )
                     delta = "" if of_all else self.delta
                     table.append({"promise": promise, "score": name, "target": target, "delta": delta, **row})
         columns = ("promise", "score", "target", "delta", "coverage", "risk", "low", "high", "violations", "splits")
@@ -320,16 +325,16 @@ class LookaheadCalibration:
         method = context.method
         if not (isinstance(method, Lookahead) and method.model.condition_dim and self.rollout_sequences):
             return {}
-        few, mode = rows.spread(self.rollout_sequences), method.mode
+        few, previous_mode = rows.spread(self.rollout_sequences), method.previous_mode
         usual, _ = held_out(context, few)
         try:
-            method.mode = "rollout"
+            method.previous_mode = "rollout"
             rolled, scored = held_out(context, few)
         finally:
-            method.mode = mode
+            method.previous_mode = previous_mode
         return {"rollout_gap": float((rolled.sum() - usual.sum()) / scored.sum())}
 
-    def _keep(self, folder: Path, found: Records) -> None:
+    def _write_records(self, folder: Path, found: Records) -> None:
         """records/lookahead.parquet."""
         import pyarrow
         from pyarrow import parquet

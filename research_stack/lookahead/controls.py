@@ -32,7 +32,7 @@ def scores(records: Records) -> dict[str, np.ndarray]:
     return ({"confidence head": records.confidence} if np.isfinite(records.confidence).all() else {}) | found
 
 
-def fitted(x_n: np.ndarray, y_n: np.ndarray, document_n: np.ndarray) -> np.ndarray:
+def cross_fit(x_n: np.ndarray, y_n: np.ndarray, document_n: np.ndarray) -> np.ndarray:
     """(n,) y predicted from x by a smooth curve, each document by a curve fitted to other documents.
 
     Raises ValueError for fewer than two documents.
@@ -49,7 +49,7 @@ def fitted(x_n: np.ndarray, y_n: np.ndarray, document_n: np.ndarray) -> np.ndarr
     return predicted_n
 
 
-def states(context: Context, rows: PackedRows) -> np.ndarray:
+def hidden_states(context: Context, rows: PackedRows) -> np.ndarray:
     """(n, D) float32 last hidden states at the positions of `records`, in the same order."""
     method: MiniGPT = context.method  # type: ignore[assignment]
     parts = []
@@ -61,6 +61,6 @@ def states(context: Context, rows: PackedRows) -> np.ndarray:
     return np.concatenate(parts)
 
 
-def probe(context: Context, rows: PackedRows, known: Records) -> Ridge:
+def fit_probe(context: Context, rows: PackedRows, known: Records) -> Ridge:
     """A linear probe of the future loss, trained on the frozen states of these (training) rows and their records."""
-    return fit_ridge(states(context, rows), known.future_nm.mean(1), penalty=10.0)
+    return fit_ridge(hidden_states(context, rows), known.future_nm.mean(1), penalty=10.0)

@@ -23,11 +23,18 @@ from research_stack.backbones.linear_loss import linear_loss
 from research_stack.backbones.transformer import Transformer
 from research_stack.data.batches import Batch
 from research_stack.data.vocabulary import Vocabulary
-from research_stack.lookahead.apart import Norms, apart
-from research_stack.lookahead.branches import FORMS, Branches, Form, Reading, Recorder, pick
+from research_stack.lookahead.branches import (
+    KERNEL_NAMES,
+    Branches,
+    Kernel,
+    Prefix,
+    RecordingAttention,
+    gather_positions,
+)
 from research_stack.lookahead.generation import CachedReader
+from research_stack.lookahead.gradient_limit import GradientNorms, limit_gradient
 from research_stack.lookahead.heads import HEADS
-from research_stack.lookahead.previous import Normaliser, after, features, shifted
+from research_stack.lookahead.previous import Normaliser, confidence_features, shift_right, zero_at_document_end
 from research_stack.require import require
 from research_stack.sampling.categorical import draw
 from research_stack.sampling.logits import special_token_bias
@@ -66,8 +73,8 @@ class MiniGPT(TrainingModule):
         return self.model.max_length
 
     @property
-    def listens(self) -> bool:
-        """Whether a token is told the confidence before it."""
+    def reads_confidence(self) -> bool:
+        """Whether a token reads the confidence before it."""
         return False
 
     def reader(self) -> CachedReader:
@@ -139,10 +146,10 @@ class MiniGPT(TrainingModule):
 
     # Reading and branching -----------------------------------------------------------------------------------------
 
-    def read(self, tokens_BL: Tensor, previous_BL: Tensor | None = None) -> Reading:
-        """Pass 1: the real tokens, each told the confidence before it."""
-        look = Recorder(Everything(causal=True, dropout=self.model.dropout if self.training else 0.0))
-        return Reading(
+    def read(self, tokens_BL: Tensor, previous_BL: Tensor | None = None) -> Prefix:
+        """Pass 1: the real tokens, each with the confidence before it."""
+        look = RecordingAttention(Everything(causal=True, dropout=self.model.dropout if self.training else 0.0))
+        return Prefix(
             self.model.through(tokens_BL, slice(0, tokens_BL.shape[1]), look, self.condition(previous_BL)), look.pairs
         )
 
@@ -158,33 +165,36 @@ class MiniGPT(TrainingModule):
         """Pass 2: (hidden states (B, n, D), confidences (B, n)) of the own tokens, which stand `depth` behind their
         prefix.
 
-        - confidence_Bn: predicted at the token before each, in nats, which the branch is told if its prefix was; None
-          for a model that has none. keep_B: 0 at sequences that are told nothing; None: all are told.
+        - confidence_Bn: predicted at the token before each, in nats, which the branch reads if its prefix did; None
+          for a model that has none. keep_B: 0 at sequences that read zeros; None: all read theirs.
         """
         places = slice(depth, depth + own_Bn.shape[1]) if branches.at_Bn is None else branches.at_Bn + depth
-        told_Bn = None if confidence_Bn is None else self.normalised(confidence_Bn) * self.listens
-        if told_Bn is not None and keep_B is not None:
-            told_Bn = told_Bn * keep_B.unsqueeze(1)
-        hidden_BnD = self.model.through(own_Bn, places, branches, self.condition(told_Bn))
+        previous_Bn = None if confidence_Bn is None else self.normalised(confidence_Bn) * self.reads_confidence
+        if previous_Bn is not None and keep_B is not None:
+            previous_Bn = previous_Bn * keep_B.unsqueeze(1)
+        hidden_BnD = self.model.through(own_Bn, places, branches, self.condition(previous_Bn))
         return hidden_BnD, self.confidence(hidden_BnD)
 
     @torch.no_grad()
     def future(
-        self, reading: Reading, own_BL: Tensor, confidence_BL: Tensor | None, rows: Batch, form: Form = "auto"
+        self, reading: Prefix, own_BL: Tensor, confidence_BL: Tensor | None, rows: Batch, kernel: Kernel = "auto"
     ) -> Tensor:
         """(B, n) future loss f_i in nats: mean cross entropy against x_{i+2}, ..., x_{i+h} behind own tokens.
 
         - own_BL: y_{i+1} for each i. confidence_BL: c_i in nats; None for a model that has none.
         - rows: tokens (B, S), counts (B, n) where f_i is wanted, u (B, L, h - 1) that draw further own tokens; at (B,
-          n) if the branches stand at some positions only; keep (B,) if some sequences are told nothing.
+          n) if the branches stand at some positions only; keep (B,) if some sequences read zeros.
         """
         at_Bn, length = rows.get("at"), own_BL.shape[1]
-        branches, total_Bn = Branches(reading.pairs, at_Bn, form), torch.zeros((), device=own_BL.device)
-        own_Bn, confidence_Bn = pick(own_BL, at_Bn), None if confidence_BL is None else pick(confidence_BL, at_Bn)
+        branches, total_Bn = Branches(reading.pairs, at_Bn, kernel), torch.zeros((), device=own_BL.device)
+        own_Bn, confidence_Bn = (
+            gather_positions(own_BL, at_Bn),
+            None if confidence_BL is None else gather_positions(confidence_BL, at_Bn),
+        )
         for depth in range(1, self.horizon):
             hidden_BnD, confidence_Bn = self.branch(branches, own_Bn, confidence_Bn, depth, rows.get("keep"))
-            goal_Bn = pick(rows["tokens"][:, depth + 1 : depth + 1 + length], at_Bn)
-            u_Bn = pick(rows["u"][..., depth], at_Bn) if depth + 1 < self.horizon else None
+            goal_Bn = gather_positions(rows["tokens"][:, depth + 1 : depth + 1 + length], at_Bn)
+            u_Bn = gather_positions(rows["u"][..., depth], at_Bn) if depth + 1 < self.horizon else None
             _, nats_Bn, own_Bn = self.next_token(hidden_BnD, goal_Bn, rows["counts"], u_Bn)
             total_Bn = total_Bn + nats_Bn
         return total_Bn / (self.horizon - 1)
@@ -207,9 +217,7 @@ class MiniGPT(TrainingModule):
     # What a model with confidence does besides ---------------------------------------------------------------------
 
     def previous(self, tokens_BL: Tensor, first_B: Tensor | None = None) -> Tensor | None:
-        """(B, L) what each token is told of the confidence before it, normalised; None for a model that is told
-        nothing.
-        """
+        """(B, L) what each token reads of the confidence before it, normalised; None for a model that reads none."""
         return None
 
     def condition(self, previous_BL: Tensor | None) -> Tensor | None:
@@ -234,15 +242,16 @@ class Lookahead(MiniGPT):
       the parameters allow that the backbone spares (`model.spared`), so that all in all there are as many as in
       MiniGPT.
     - detach: the head reads the hidden states without sending a gradient into the trunk.
-    - ratio: largest norm of the confidence gradient at the last hidden states, as a share of the language model's, for
-      each sequence; None: no limit. Parameters of the head are clipped apart from the others in any case.
+    - max_gradient_ratio: largest norm of the confidence gradient at the last hidden states, as a share of the language
+      model's, for each sequence; None: no limit. Parameters of the head are clipped apart from the others in any
+      case.
     - target: whose token stands at i + 1: the model's `own`, or the `real` one (then no second pass is needed).
     - previous: what a_i is. `zeros`; `shift`: c_{i-1} of `passes` passes before, without graph, the first with zeros
       (Jacobi iteration, exact after L - 1); `rollout`: token by token, as in generation (slow); `carry`: shift, and the
       first position of a row goes on from the row before, which needs data.order=contiguous.
     - dropout: probability with which a sequence is trained with zeros instead.
     - fraction: share of the positions that get a branch, drawn anew for each sequence and step.
-    - form: how branches attend (`branches`).
+    - kernel: how branches attend (`branches`).
     """
 
     predicts_loss = True
@@ -259,13 +268,13 @@ class Lookahead(MiniGPT):
         head: Literal["scalar", "softplus", "two_hot"] = "scalar",
         head_width: int | None = None,
         detach: bool = False,
-        ratio: float | None = 0.3,
+        max_gradient_ratio: float | None = 0.3,
         target: Literal["own", "real"] = "own",
         previous: Literal["zeros", "shift", "rollout", "carry"] = "shift",
         passes: int = 1,
         dropout: float = 0.1,
         fraction: float = 1.0,
-        form: Form = "auto",
+        kernel: Kernel = "auto",
     ) -> None:
         require(alpha >= 0, f"alpha={alpha} must not be negative: it weighs a loss")
         require(lookahead in ("dense", "last"), f"lookahead={lookahead} must be dense or last")
@@ -275,8 +284,9 @@ class Lookahead(MiniGPT):
             f"head_width={head_width} must be at least 0, or null; 0: no hidden layer",
         )
         require(
-            ratio is None or ratio > 0,
-            f"ratio={ratio} must be positive, or null for no limit; method.detach=true sends no gradient at all",
+            max_gradient_ratio is None or max_gradient_ratio > 0,
+            f"max_gradient_ratio={max_gradient_ratio} must be positive, or null for no limit; "
+            "method.detach=true sends no gradient at all",
         )
         require(target in ("own", "real"), f"target={target} must be own or real")
         require(
@@ -287,7 +297,7 @@ class Lookahead(MiniGPT):
         require(passes <= 100, f"passes={passes} must be at most 100")
         require(0 <= dropout <= 1, f"dropout={dropout} must lie in [0, 1]")
         require(0 < fraction <= 1, f"fraction={fraction} must lie in (0, 1]")
-        require(form in FORMS, f"form={form} must be one of {', '.join(FORMS)}")
+        require(kernel in KERNEL_NAMES, f"kernel={kernel} must be one of {', '.join(KERNEL_NAMES)}")
         require(
             not (lookahead == "last" and fraction < 1),
             f"fraction={fraction} with lookahead=last: there is only one position",
@@ -297,27 +307,39 @@ class Lookahead(MiniGPT):
             "target=real with lookahead=last: the token after the last position is not read",
         )
         super().__init__(model, vocab, optimization, seed, horizon)
-        self.alpha, self.lookahead, self.detach, self.ratio, self.target = alpha, lookahead, detach, ratio, target
-        self.mode, self.passes, self.dropout, self.fraction, self.form = previous, passes, dropout, fraction, form
+        self.alpha, self.lookahead, self.detach, self.max_gradient_ratio, self.target = (
+            alpha,
+            lookahead,
+            detach,
+            max_gradient_ratio,
+            target,
+        )
+        self.previous_mode, self.passes, self.dropout, self.fraction, self.kernel = (
+            previous,
+            passes,
+            dropout,
+            fraction,
+            kernel,
+        )
         self.parts = {"lm": 1.0, "confidence": alpha}
         self.head = HEADS[head](
             model.dim, model.spared_parameters // model.dim if head_width is None else head_width, seed
         )
         self.normaliser = Normaliser()
-        self._norms, self._carried = Norms(), None
+        self._norms, self._carried = GradientNorms(), None
         self._sums: list[Tensor] = []
         self._last: list[Tensor] = []
 
     @property
-    def listens(self) -> bool:
-        return self.mode != "zeros" and self.model.condition_dim > 0
+    def reads_confidence(self) -> bool:
+        return self.previous_mode != "zeros" and self.model.condition_dim > 0
 
     def check_data(self, data: TokenData) -> None:
         """`carry` needs rows that go on from each other, overlapping by the horizon, on one device."""
         super().check_data(data)
         fits = data.order == "contiguous" and data.overlap == self.horizon
         require(
-            self.mode != "carry" or fits,
+            self.previous_mode != "carry" or fits,
             f"method.previous=carry with data.order={data.order}, data.overlap={data.overlap}: each row must go on "
             f"from the one before; set data.order=contiguous data.overlap={self.horizon}",
         )
@@ -331,7 +353,7 @@ class Lookahead(MiniGPT):
         logits).
         """
         positions, plain = length - self.horizon, self.model.flops_per_token(length, logits=False)
-        passes = (1 if self.mode == "rollout" else self.passes) if self.listens else 0
+        passes = (1 if self.previous_mode == "rollout" else self.passes) if self.reads_confidence else 0
         share = 1 / positions if self.lookahead == "last" else self.fraction
         branches = 0.0 if self.target == "real" else share * (self.horizon - 1) * self.model.flops_per_token(length)
         return super().training_flops(length) + (passes * plain + branches) * positions / length
@@ -354,7 +376,7 @@ class Lookahead(MiniGPT):
         rows = {
             "tokens": batch["tokens"],
             "weight": weight_BL,
-            "counts": pick(counts_BL, at_Bn),
+            "counts": gather_positions(counts_BL, at_Bn),
             "u": u_BLh,
             "keep": keep_B,
             **({} if at_Bn is None else {"at": at_Bn}),
@@ -372,10 +394,10 @@ class Lookahead(MiniGPT):
         return draws.uniform(length).argsort(1)[:, :count].sort(1).values
 
     def _first(self, batch: Batch) -> Batch:
-        """What the first position of each row is told: nothing, or with `carry` the last confidence of the row
+        """What the first position of each row reads: nothing, or with `carry` the last confidence of the row
         before.
         """
-        if self.mode != "carry" or "fresh" not in batch:
+        if self.previous_mode != "carry" or "fresh" not in batch:
             return {}
         carried_B = (
             torch.zeros(len(batch["tokens"]), device=self.device)
@@ -390,28 +412,28 @@ class Lookahead(MiniGPT):
         tokens_BL, target_BL = rows["tokens"][:, :length], rows["tokens"][:, 1 : length + 1]
         previous_BL = self.previous(tokens_BL, rows.get("first")) * rows["keep"].unsqueeze(1)
         reading = self.read(tokens_BL, previous_BL)
-        for_lm_BLD, for_head_BLD = apart(reading.hidden_BLD, self.ratio, self._norms)
+        for_lm_BLD, for_head_BLD = limit_gradient(reading.hidden_BLD, self.max_gradient_ratio, self._norms)
         lm, nats_BL, own_BL = self.next_token(
             for_lm_BLD, target_BL, rows["weight"], None if self.target == "real" else rows["u"][..., 0]
         )
         raw = self.head(reading.hidden_BLD.detach() if self.detach else for_head_BLD)
         confidence_BL = self.head.prediction(raw.detach())
         if self.target == "real":
-            future_Bn = behind(nats_BL, self.horizon)
+            future_Bn = mean_of_next(nats_BL, self.horizon)
         else:
-            future_Bn = self.future(reading, own_BL, confidence_BL, rows, self.form)
+            future_Bn = self.future(reading, own_BL, confidence_BL, rows, self.kernel)
         raw_n = raw if at_Bn is None else raw.gather(1, at_Bn.unsqueeze(-1).expand(-1, -1, raw.shape[-1]))
-        self._note(rows, previous_BL, confidence_BL, future_Bn)
+        self._add_statistics(rows, previous_BL, confidence_BL, future_Bn)
         return torch.stack([lm, (self.head.losses(raw_n, future_Bn) * rows["counts"]).sum()])
 
-    def _note(self, rows: Batch, previous_BL: Tensor, confidence_BL: Tensor, future_Bn: Tensor) -> None:
+    def _add_statistics(self, rows: Batch, previous_BL: Tensor, confidence_BL: Tensor, future_Bn: Tensor) -> None:
         """Sums for the log and the running statistics; they add up over pieces and devices."""
         if not self.training:
             return
-        counts_Bn, confidence_Bn = rows["counts"], pick(confidence_BL, rows.get("at"))
+        counts_Bn, confidence_Bn = rows["counts"], gather_positions(confidence_BL, rows.get("at"))
         tokens_BL = rows["tokens"][:, : confidence_BL.shape[1]]
-        told_BL = after(self.normaliser(confidence_BL), tokens_BL, self.vocab.end)
-        moved_BL = (told_BL[:, :-1] - previous_BL[:, 1:]) * rows["keep"].unsqueeze(1)
+        previous_next_BL = zero_at_document_end(self.normaliser(confidence_BL), tokens_BL, self.vocab.end)
+        moved_BL = (previous_next_BL[:, :-1] - previous_BL[:, 1:]) * rows["keep"].unsqueeze(1)
         values = [
             counts_Bn,
             counts_Bn * confidence_Bn,
@@ -422,7 +444,7 @@ class Lookahead(MiniGPT):
             rows["keep"] * moved_BL.shape[1],
         ]
         self._sums.append(torch.stack([value.sum().float() for value in values]))
-        self._last.append(told_BL[:, -1])
+        self._last.append(previous_next_BL[:, -1])
 
     def forget(self) -> None:
         """The sums of this step."""
@@ -454,7 +476,7 @@ class Lookahead(MiniGPT):
     def on_fit_start(self) -> None:
         """Refuse what a checkpoint could not restore."""
         require(
-            self.mode != "carry" or self.trainer.world_size == 1,
+            self.previous_mode != "carry" or self.trainer.world_size == 1,
             f"method.previous=carry with {self.trainer.world_size} devices: a checkpoint keeps what one device carries;"
             " set hardware.devices=1 or method.previous=shift",
         )
@@ -478,37 +500,37 @@ class Lookahead(MiniGPT):
     def condition(self, previous_BL: Tensor | None) -> Tensor | None:
         if previous_BL is None or not self.model.condition_dim:
             return None
-        return features(previous_BL, self.model.condition_dim)
+        return confidence_features(previous_BL, self.model.condition_dim)
 
     @torch.no_grad()
     def previous(self, tokens_BL: Tensor, first_B: Tensor | None = None) -> Tensor:
-        """(B, L) a_i, normalised, by `self.mode`; a_0 is `first_B` (None: 0)."""
+        """(B, L) a_i, normalised, by `self.previous_mode`; a_0 is `first_B` (None: 0)."""
         previous_BL = torch.zeros(tokens_BL.shape, device=tokens_BL.device, dtype=self.model.unembedding.dtype)
         if first_B is not None:
             previous_BL[:, 0] = first_B
-        if not self.listens:
+        if not self.reads_confidence:
             return previous_BL
-        if self.mode == "rollout":
+        if self.previous_mode == "rollout":
             return self._rollout(tokens_BL, previous_BL[:, 0])
         for _ in range(self.passes):
             hidden_BLD = self.model.through(
                 tokens_BL, slice(0, tokens_BL.shape[1]), Everything(causal=True), self.condition(previous_BL)
             )
-            previous_BL = shifted(
+            previous_BL = shift_right(
                 self.normaliser(self.confidence(hidden_BLD)), previous_BL[:, 0], tokens_BL, self.vocab.end
             )
         return previous_BL
 
     def _rollout(self, tokens_BL: Tensor, first_B: Tensor) -> Tensor:
         """Token by token with the cache: what generation feeds in."""
-        cache, told = self.model.new_cache(), [first_B]
+        cache, read = self.model.new_cache(), [first_B]
         for token_B1 in tokens_BL[:, :-1].split(1, dim=1):
-            _, confidence_B1 = self.advance(token_B1, told[-1].unsqueeze(1), cache)
-            told.append(after(self.normaliser(confidence_B1), token_B1, self.vocab.end)[:, 0])
-        return torch.stack(told, dim=1)
+            _, confidence_B1 = self.advance(token_B1, read[-1].unsqueeze(1), cache)
+            read.append(zero_at_document_end(self.normaliser(confidence_B1), token_B1, self.vocab.end)[:, 0])
+        return torch.stack(read, dim=1)
 
 
-def behind(nats_BL: Tensor, horizon: int) -> Tensor:
+def mean_of_next(nats_BL: Tensor, horizon: int) -> Tensor:
     """(B, L) mean of the next horizon - 1 losses behind each position; 0 where they are not all there."""
     length = nats_BL.shape[1]
     padded = F.pad(nats_BL.detach(), (0, horizon - 1))

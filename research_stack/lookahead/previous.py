@@ -1,4 +1,4 @@
-"""The confidence before a token, as the model is told it: normalised, one place later, spread over features.
+"""The confidence before a token, as the model reads it: normalised, shifted by one position, spread over features.
 
 a_0 = 0 and a_j = c_{j-1}, in units of the running deviation around the running mean of the confidences, so that 0 is
 "as sure as usual". No confidence is passed on across the end of a document.
@@ -12,8 +12,8 @@ import torch
 from torch import Tensor, nn
 
 RATE = 0.01  # share of a step's statistics in the running ones, once there have been 100 steps
-LEAST = 0.1  # nats: deviations below it are taken as this; a fresh head predicts a constant
-REACH = 3.0  # deviations: outermost feature centres
+MIN_DEVIATION = 0.1  # nats: deviations below it are taken as this; a fresh head predicts a constant
+MAX_DEVIATIONS = 3.0  # deviations: outermost feature centres
 
 
 class Normaliser(nn.Module):
@@ -31,7 +31,7 @@ class Normaliser(nn.Module):
     @property
     def deviation(self) -> Tensor:
         """Of the confidences, in nats."""
-        return self.variance.sqrt().clamp_min(LEAST)
+        return self.variance.sqrt().clamp_min(MIN_DEVIATION)
 
     def forward(self, confidence_BL: Tensor) -> Tensor:
         """Confidences in running deviations from the running mean."""
@@ -46,21 +46,27 @@ class Normaliser(nn.Module):
         self.steps += 1
 
 
-def after(normalised_BL: Tensor, tokens_BL: Tensor, end: int) -> Tensor:
-    """(B, L) what the token behind each is told: its confidence, but nothing across the end of a document."""
+def zero_at_document_end(normalised_BL: Tensor, tokens_BL: Tensor, end: int) -> Tensor:
+    """(B, L) what the token after each reads: its confidence, but 0 across the end of a document."""
     return normalised_BL.masked_fill(tokens_BL == end, 0.0)
 
 
-def shifted(normalised_BL: Tensor, first_B: Tensor, tokens_BL: Tensor, end: int) -> Tensor:
+def shift_right(normalised_BL: Tensor, first_B: Tensor, tokens_BL: Tensor, end: int) -> Tensor:
     """(B, L) a_0 = first, a_j = c_{j-1}."""
     return torch.cat(
-        (first_B.unsqueeze(1).to(normalised_BL.dtype), after(normalised_BL, tokens_BL, end)[:, :-1]), dim=1
+        (first_B.unsqueeze(1).to(normalised_BL.dtype), zero_at_document_end(normalised_BL, tokens_BL, end)[:, :-1]),
+        dim=1,
     )
 
 
-def features(previous_BL: Tensor, count: int) -> Tensor:
-    """(B, L, C) Gaussian bumps at even places from -REACH to REACH, as wide as they are apart: smooth, bounded, and
-    enough for a linear layer to make any smooth function of the confidence."""
-    centres_C = torch.linspace(-REACH, REACH, count, device=previous_BL.device, dtype=previous_BL.dtype)
-    width = 2 * REACH / max(1, count - 1)
-    return torch.exp(-0.5 * ((previous_BL.clamp(-REACH, REACH).unsqueeze(-1) - centres_C) / width).square())
+def confidence_features(previous_BL: Tensor, count: int) -> Tensor:
+    """(B, L, C) Gaussian bumps, evenly spaced up to MAX_DEVIATIONS on both sides, as wide as their distance: smooth,
+    bounded, and enough for a linear layer to make any smooth function of the confidence.
+    """
+    centres_C = torch.linspace(
+        -MAX_DEVIATIONS, MAX_DEVIATIONS, count, device=previous_BL.device, dtype=previous_BL.dtype
+    )
+    width = 2 * MAX_DEVIATIONS / max(1, count - 1)
+    return torch.exp(
+        -0.5 * ((previous_BL.clamp(-MAX_DEVIATIONS, MAX_DEVIATIONS).unsqueeze(-1) - centres_C) / width).square()
+    )

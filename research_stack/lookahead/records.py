@@ -35,7 +35,7 @@ class Records:
     - entropy (nats), largest (probability), margin (between the two largest), correct (the likeliest token is the real
       one).
     - confidence: c_i in nats; NaN without a head.
-    - future_nm: future loss behind each of m own tokens, nats. right_nm: the own token was the real one.
+    - future_nm: future loss behind each of m own tokens, nats. own_correct_nm: the own token was the real one.
     - real_future: future loss behind the real token.
     """
 
@@ -52,7 +52,7 @@ class Records:
     correct: np.ndarray
     confidence: np.ndarray
     future_nm: np.ndarray
-    right_nm: np.ndarray
+    own_correct_nm: np.ndarray
     real_future: np.ndarray
 
     def __len__(self) -> int:
@@ -63,10 +63,10 @@ class Records:
         return Records(*(getattr(self, field.name)[where] for field in fields(self)))
 
     def columns(self) -> dict[str, np.ndarray]:
-        """Columns of a table; the m own tokens become future_0, right_0, ..."""
+        """Columns of a table; the m own tokens become future_0, own_correct_0, ..."""
         found = {field.name: getattr(self, field.name) for field in fields(self) if not field.name.endswith("_nm")}
         for k in range(self.future_nm.shape[1]):
-            found |= {f"future_{k}": self.future_nm[:, k], f"right_{k}": self.right_nm[:, k]}
+            found |= {f"future_{k}": self.future_nm[:, k], f"own_correct_{k}": self.own_correct_nm[:, k]}
         return found
 
 

@@ -18,7 +18,7 @@ from research_stack.reporting.reading import RunFiles, Table, reals
 from research_stack.reporting.sections import intervals, keys, listing
 
 HEAD, CONTROL = "confidence head", "entropy fit"
-RIGHT, WRONG = "confidence head, own token right", "confidence head, own token wrong"
+RIGHT, WRONG = "confidence head, own token correct", "confidence head, own token wrong"
 COLORS = {"head": "var(--c0)", "control": "var(--c5)", "ceiling": "var(--c2)"}
 KINDS = {
     "head": "trained with the model",
@@ -171,7 +171,7 @@ def reliability_chart(rows: Table) -> Html | None:
 
 def split_chart(rows: Table) -> Html | None:
     """The head where the model's own token was the right one and where it was not."""
-    shown = [(RIGHT, "own token right", "var(--c2)"), (WRONG, "own token wrong", "var(--c1)")]
+    shown = [(RIGHT, "own token correct", "var(--c2)"), (WRONG, "own token wrong", "var(--c1)")]
     return calibration_chart(
         [(words, color, bins(rows, name), False) for name, words, color in shown], "The head, by what the model drew"
     )

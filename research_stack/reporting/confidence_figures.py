@@ -90,7 +90,7 @@ def calibration(run: RunFiles) -> Figure | None:
 
 LINES = (
     (HEAD, HEAD, BLUE, "o-"),
-    (RIGHT, "own token right", GREEN, "^:"),
+    (RIGHT, "own token correct", GREEN, "^:"),
     (WRONG, "own token wrong", ORANGE, "v:"),
     (CONTROL, CONTROL, GREY, "s--"),
 )

@@ -1,5 +1,5 @@
 """What a next-token model's report says of its likelihood and of its decoders: tables/next_token.csv and
-tables/own_prefix.csv.
+tables/generated_prefix.csv.
 """
 
 from __future__ import annotations
@@ -146,7 +146,7 @@ def decoders(run: RunFiles) -> list[Html] | None:
 def decoder_rows(run: RunFiles) -> list[list[str]]:
     """Cells under DECODERS, for the page and the terminal."""
     found = []
-    for row in run.tables.get("own_prefix", []):
+    for row in run.tables.get("generated_prefix", []):
         loss, low, high, repetition, distinct, entropy, calls, texts = reals(
             row, "future_nats", "low", "high", "repetition", "distinct_2", "entropy", "calls", "texts"
         )

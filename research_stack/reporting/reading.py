@@ -28,7 +28,7 @@ TABLES = (
     "reliability",
     "risk_coverage",
     "abstention",
-    "own_prefix",
+    "generated_prefix",
     "passk",
     "passk_curve",
     "passk_prompts",

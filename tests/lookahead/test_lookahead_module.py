@@ -13,8 +13,16 @@ from tiny import VOCAB, alone, backbone, batch, far, lookahead, minigpt, prepare
 from research_stack.backbones.transformer import Transformer
 from research_stack.data.tokenizers import specials_last
 from research_stack.lookahead import module as lookahead_module
-from research_stack.lookahead.module import Lookahead, MiniGPT, behind, pick
-from research_stack.lookahead.previous import LEAST, RATE, REACH, Normaliser, after, features, shifted
+from research_stack.lookahead.module import Lookahead, MiniGPT, gather_positions, mean_of_next
+from research_stack.lookahead.previous import (
+    MAX_DEVIATIONS,
+    MIN_DEVIATION,
+    RATE,
+    Normaliser,
+    confidence_features,
+    shift_right,
+    zero_at_document_end,
+)
 from research_stack.streams import Draws
 from research_stack.training.module import NotFinite
 from research_stack.training.optimization import Optimization
@@ -77,15 +85,15 @@ def test_a_future_counts_where_the_next_token_does(horizon):
 
 def test_the_losses_behind():
     nats = torch.tensor([[1.0, 2.0, 4.0, 8.0]], requires_grad=True)
-    assert behind(nats, 2).tolist() == [[2.0, 4.0, 8.0, 0.0]]
-    assert behind(nats, 3).tolist() == [[3.0, 6.0, 4.0, 0.0]]
-    assert not behind(nats, 2).requires_grad
+    assert mean_of_next(nats, 2).tolist() == [[2.0, 4.0, 8.0, 0.0]]
+    assert mean_of_next(nats, 3).tolist() == [[3.0, 6.0, 4.0, 0.0]]
+    assert not mean_of_next(nats, 2).requires_grad
 
 
 def test_pick_takes_positions_of_each_row():
     values = torch.arange(8).view(2, 4)
-    assert pick(values, None) is values
-    assert pick(values, torch.tensor([[0, 3], [1, 2]])).tolist() == [[0, 3], [5, 6]]
+    assert gather_positions(values, None) is values
+    assert gather_positions(values, torch.tensor([[0, 3], [1, 2]])).tolist() == [[0, 3], [5, 6]]
 
 
 @pytest.mark.parametrize("horizon", [2, 3])
@@ -113,20 +121,20 @@ def test_a_real_target_is_the_loss_of_the_first_pass_behind(horizon):
 def test_no_confidence_crosses_the_end_of_a_document():
     confidence = torch.tensor([[1.0, 2.0, 3.0, 4.0], [5.0, 6.0, 7.0, 8.0]])
     tokens = torch.tensor([[0, END, 1, 2], [3, 4, 5, END]])
-    assert after(confidence, tokens, END).tolist() == [[1, 0, 3, 4], [5, 6, 7, 0]]
-    assert shifted(confidence, torch.tensor([9.0, -9.0]), tokens, END).tolist() == [[9, 1, 0, 3], [-9, 5, 6, 7]]
+    assert zero_at_document_end(confidence, tokens, END).tolist() == [[1, 0, 3, 4], [5, 6, 7, 0]]
+    assert shift_right(confidence, torch.tensor([9.0, -9.0]), tokens, END).tolist() == [[9, 1, 0, 3], [-9, 5, 6, 7]]
 
 
 def test_features_are_bumps_around_even_places():
-    values = torch.tensor([[-9.0, -REACH, 0.0, 1.5, 9.0]], dtype=torch.float64)
-    found = features(values, 5)  # centres -3, -1.5, 0, 1.5, 3; as wide as they are apart
+    values = torch.tensor([[-9.0, -MAX_DEVIATIONS, 0.0, 1.5, 9.0]], dtype=torch.float64)
+    found = confidence_features(values, 5)  # centres -3, -1.5, 0, 1.5, 3; as wide as they are apart
     bump = [math.exp(-(k**2) / 2) for k in range(5)]
     assert found.shape == (1, 5, 5)
     assert found[0, 0].tolist() == found[0, 1].tolist() == pytest.approx(bump)
     assert found[0, 2].tolist() == pytest.approx([bump[2], bump[1], 1, bump[1], bump[2]])
     assert found[0, 3].tolist() == pytest.approx([bump[3], bump[2], bump[1], 1, bump[1]])
     assert found[0, 4].tolist() == pytest.approx(bump[::-1])
-    assert torch.isfinite(features(values, 1)).all()
+    assert torch.isfinite(confidence_features(values, 1)).all()
 
 
 def test_running_statistics_are_the_mean_of_a_hundred_steps_then_move_slowly():
@@ -151,7 +159,7 @@ def test_running_statistics_are_the_mean_of_a_hundred_steps_then_move_slowly():
 def test_a_head_that_predicts_a_constant_is_not_blown_up():
     normaliser = Normaliser()
     normaliser.update(torch.tensor(2.0), torch.tensor(0.0))
-    assert float(normaliser.deviation) == pytest.approx(LEAST)
+    assert float(normaliser.deviation) == pytest.approx(MIN_DEVIATION)
     assert normaliser(torch.tensor([2.0, 2.05])).tolist() == pytest.approx([0.0, 0.5], abs=1e-5)
 
 
@@ -220,14 +228,16 @@ def test_what_a_step_logs(options, monkeypatch):
     """
     module, data, seen = lookahead(**options), batch(), {}
     rows, total = prepared(module, data)
-    note, counts = Lookahead._note, rows["counts"].bool()
-    monkeypatch.setattr(Lookahead, "_note", lambda self, *given: seen.update(given=given) or note(self, *given))
+    note, counts = Lookahead._add_statistics, rows["counts"].bool()
+    monkeypatch.setattr(
+        Lookahead, "_add_statistics", lambda self, *given: seen.update(given=given) or note(self, *given)
+    )
     weights = torch.tensor([1.0, module.alpha])
     (module.loss_sum(rows) / total * weights).sum().backward()
     lengths = module._norms.squares_2.sqrt().tolist()
     numbers, (_, previous, confidence, future) = alone(module).after_update(), seen["given"]
     assert [float(numbers["grad_lm"]), float(numbers["grad_confidence"])] == pytest.approx(lengths) and min(lengths) > 0
-    c, f = pick(confidence, rows.get("at"))[counts], future[counts]
+    c, f = gather_positions(confidence, rows.get("at"))[counts], future[counts]
     assert float(numbers["confidence_mean"]) == pytest.approx(float(c.mean()), rel=1e-5)
     assert float(numbers["confidence_std"]) == pytest.approx(float(c.std(correction=0)), rel=1e-3, abs=1e-5)
     assert float(numbers["future_mean"]) == pytest.approx(float(f.mean()), rel=1e-5)
@@ -328,7 +338,7 @@ def lookahead_of(data, model=None, seen=None, **options):
 
 MODES = {
     "shift": ({"passes": 2}, {}), "carry": ({"previous": "carry"}, {"order": "contiguous", "overlap": 2}),
-    "half of it": ({"fraction": 0.5, "head": "two_hot", "ratio": 0.1}, {}),
+    "half of it": ({"fraction": 0.5, "head": "two_hot", "max_gradient_ratio": 0.1}, {}),
 }  # fmt: skip
 
 
@@ -362,7 +372,7 @@ def test_a_run_that_forgot_what_it_carried_would_be_another(mode, stories, fit, 
 def test_accumulation_changes_no_number_of_a_run(pieces, stories, fit):
     seen, data = {1: [], pieces: []}, stories()
     for accumulate in seen:
-        module = lookahead_of(data, seen=seen[accumulate], ratio=0.1)
+        module = lookahead_of(data, seen=seen[accumulate], max_gradient_ratio=0.1)
         module.optimization.accumulate = accumulate
         fit(module, data, 4, f"in {accumulate}")
     assert seen[pieces] == pytest.approx(seen[1], rel=1e-5)
@@ -407,8 +417,8 @@ def test_minigpt_is_lookahead_without_a_confidence_loss():
         ({"alpha": -0.1}, "alpha=-0.1"),
         ({"lookahead": "all"}, "lookahead=all"),
         ({"head": "linear"}, "head=linear"),
-        ({"ratio": 0.0}, "ratio=0.0"),
-        ({"ratio": -1.0}, "ratio=-1.0"),
+        ({"max_gradient_ratio": 0.0}, "max_gradient_ratio=0.0"),
+        ({"max_gradient_ratio": -1.0}, "max_gradient_ratio=-1.0"),
         ({"target": "own_real"}, "target=own_real"),
         ({"previous": "last"}, "previous=last"),
         ({"passes": 0}, "passes=0"),
@@ -416,7 +426,7 @@ def test_minigpt_is_lookahead_without_a_confidence_loss():
         ({"dropout": -0.1}, "dropout=-0.1"),
         ({"fraction": 0.0}, "fraction=0.0"),
         ({"fraction": 1.1}, "fraction=1.1"),
-        ({"form": "fast"}, "form=fast"),
+        ({"kernel": "fast"}, "kernel=fast"),
         ({"lookahead": "last", "fraction": 0.5}, "fraction=0.5 with lookahead=last"),
         ({"lookahead": "last", "target": "real"}, "target=real with lookahead=last"),
         ({"horizon": 1}, "horizon=1"),
@@ -440,7 +450,7 @@ def test_and_for_minigpt():
         {"alpha": 0.0},
         {"dropout": 1.0},
         {"fraction": 1e-6},
-        {"ratio": 1e-9},
+        {"max_gradient_ratio": 1e-9},
         {"horizon": 4},
         {"passes": 5},
         {"lookahead": "last", "horizon": 3},
@@ -537,7 +547,7 @@ def test_flops_are_those_counted_by_torch(options):
 
     size = {"dim": 64, "max_length": 100, "heads": 2}
     module = lookahead(
-        {**size, **options.get("model", {})}, form="math", **{k: v for k, v in options.items() if k != "model"}
+        {**size, **options.get("model", {})}, kernel="math", **{k: v for k, v in options.items() if k != "model"}
     )
     length, horizon = 100, module.horizon
     rows, _ = prepared(module, batch(rows=2, length=length, plain=True))

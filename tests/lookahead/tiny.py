@@ -59,7 +59,7 @@ def lookahead(model=None, fresh=False, **options):
     """Lookahead in float64; unless `fresh`, every weight has an effect and the running statistics are no trivial
     ones.
     """
-    options = {"alpha": 0.7, "dropout": 0.0, "ratio": None, **options}
+    options = {"alpha": 0.7, "dropout": 0.0, "max_gradient_ratio": None, **options}
     module = Lookahead(backbone(**(model or {})), VOCAB, Optimization(), seed=1, **options)
     return module.double() if fresh else shaken(module)
 

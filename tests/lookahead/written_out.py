@@ -31,14 +31,14 @@ def model(kind=Lookahead, vocab=TOKENS, shake=0.35, seed=0, backbone=None, **opt
 
 
 @torch.no_grad()
-def behind(method, text):
+def predict_next(method, text):
     """(logits_V, confidence) behind a text: every token is told the confidence before it, each from a pass over the
     whole text so far, none of them cached. The first token, and each behind a separator, is told 0."""
     told, confidence = [0.0], None
     for j in range(1, len(text) + 1):
-        tokens_1L, told_1L = torch.tensor([text[:j]]), torch.tensor([told], dtype=torch.float64)
-        listens = isinstance(method, Lookahead) and method.mode != "zeros"
-        hidden = method.read(tokens_1L, told_1L if listens else torch.zeros_like(told_1L)).hidden_BLD
+        tokens_1L, previous_1L = torch.tensor([text[:j]]), torch.tensor([told], dtype=torch.float64)
+        reads_confidence = isinstance(method, Lookahead) and method.previous_mode != "zeros"
+        hidden = method.read(tokens_1L, previous_1L if reads_confidence else torch.zeros_like(previous_1L)).hidden_BLD
         found = method.confidence(hidden)
         if found is not None:
             confidence = float(found[0, -1])
@@ -54,7 +54,9 @@ def behind(method, text):
 
 def consequences(method, text):
     """(V,) the confidence there would be at each token if it were next."""
-    return torch.tensor([behind(method, [*text, token])[1] for token in range(method.vocab.size)], dtype=torch.float64)
+    return torch.tensor(
+        [predict_next(method, [*text, token])[1] for token in range(method.vocab.size)], dtype=torch.float64
+    )
 
 
 def random_text(length, seed=0, real=5):

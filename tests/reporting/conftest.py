@@ -260,7 +260,7 @@ def write_lookahead_tables(folder, head=True, seed=0):
     )
     names = {
         "confidence head": (0, 1),
-        "confidence head, own token right": (-0.35, 0.95),
+        "confidence head, own token correct": (-0.35, 0.95),
         "confidence head, own token wrong": (0.3, 1.02),
         "entropy fit": (0.15, 0.93),
     }
@@ -304,7 +304,7 @@ def write_lookahead_tables(folder, head=True, seed=0):
     )
     write_table(
         folder,
-        "own_prefix",
+        "generated_prefix",
         "decoder,setting,future_nats,low,high,repetition,distinct_2,entropy,calls,texts",
         [
             ["greedy", "", 3.41, 3.3, 3.52, 0.412, 0.31, 3.1, 32, 256],

@@ -70,7 +70,7 @@ def test_mistakes_that_only_building_shows_come_before_training(tmp_path, monkey
     [
         ("corruption_matrix", {"corruption"}),
         ("lookahead_vs_minigpt", {"experiment"}),
-        ("lookahead_frontier", {"method.ratio"}),
+        ("lookahead_frontier", {"method.max_gradient_ratio"}),
         ("two_phase", {"init_from", "method/advantage"}),
         ("latentwire_ablation", {"ablation"}),
         ("latentwire_bytes", {"method.num_latents"}),

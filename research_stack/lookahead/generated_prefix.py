@@ -1,8 +1,8 @@
 """How well a model goes on from its own words: the loss on real text behind tokens that a decoder wrote in the middle
 of it.
 
-    real text      x_0 ... x_{lead-1} | x_lead ... x_{lead+own-1} | x_{lead+own} ... x_{lead+own+after-1}
-    own prefix     x_0 ... x_{lead-1} | the decoder's `own` tokens | the same real tokens, which are scored
+    real text          P prompt tokens | G real tokens              | S real tokens, which are scored
+    generated prefix   P prompt tokens | G tokens the decoder writes | the same S real tokens, which are scored
 
 The own tokens stand where the real ones were, so that the scored tokens keep their places. A decoder whose choices lead
 the model astray pays for it here; one that only plays safe shows in repetition, distinct_2 and entropy.
@@ -35,7 +35,7 @@ if TYPE_CHECKING:
 log = logging.getLogger(__name__)
 
 COLUMNS = ("decoder", "setting", "future_nats", "low", "high", "repetition", "distinct_2", "entropy", "calls", "texts")
-REAL = "real_text"
+REAL_TEXT = "real_text"
 SHOWN = 4  # texts of each decoder in samples.jsonl
 
 
@@ -52,47 +52,50 @@ class Written:
     shown: list[dict[str, Any]] = field(default_factory=list)
 
 
-class OwnPrefix:
+class GeneratedPrefix:
     """The loss behind own tokens, and what texts from each decoder are like.
 
     - samplers: by name; each continues the same leads from the same streams. One that needs a confidence is left out
       for a model that has none.
     - count: validation rows, spread evenly.
-    - lead: real tokens before, own: tokens the decoder writes, after: real tokens behind that are scored. Tokens behind
-      the end of the document that the decoder continues are not scored.
-    - length: tokens of the texts that repetition (share of 4-grams that occurred earlier in the text), distinct_2,
-      entropy (nats, of the tokens of a text) and calls are measured on; the first `own` of them are the own tokens.
+    - prompt_tokens: real tokens before. generated_tokens: those the decoder writes. scored_tokens: real tokens after
+      them, whose loss is measured; none beyond the end of the document that the decoder continues.
+    - text_tokens: length of the texts that repetition (share of 4-grams that occurred earlier in the text), distinct_2,
+      entropy (nats, of the tokens of a text) and calls are measured on; they begin with the generated tokens.
 
     The real text is measured beside them. Intervals (95 %) are by document; they do not cover a new training run.
-    Writes tables/own_prefix.csv, and some texts to samples.jsonl.
+    Writes tables/generated_prefix.csv, and some texts to samples.jsonl.
     """
 
     #: See research_stack.config.smoke.
-    smoke = {"count": 2, "length": 24}
+    smoke = {"count": 2, "text_tokens": 24}
 
     def __init__(
         self,
         samplers: Mapping[str, Autoregressive],
         count: int = 64,
-        lead: int = 32,
-        own: int = 8,
-        after: int = 16,
-        length: int = 96,
+        prompt_tokens: int = 32,
+        generated_tokens: int = 8,
+        scored_tokens: int = 16,
+        text_tokens: int = 96,
     ) -> None:
         require(count >= 1, f"count={count} must be at least 1")
-        require(lead >= 1, f"lead={lead} must be at least 1")
-        require(own >= 1, f"own={own} must be at least 1")
-        require(own <= 1_000_000, f"own={own} must be at most 1,000,000")
-        require(after >= 1, f"after={after} must be at least 1")
-        require(length >= own, f"length={length} must be at least own={own}: the own tokens are the first of the text")
-        require(length <= 1_000_000, f"length={length} must be at most 1,000,000")
-        self.samplers, self.count, self.lead, self.own, self.after, self.length = (
+        require(prompt_tokens >= 1, f"prompt_tokens={prompt_tokens} must be at least 1")
+        require(generated_tokens >= 1, f"generated_tokens={generated_tokens} must be at least 1")
+        require(generated_tokens <= 1_000_000, f"generated_tokens={generated_tokens} must be at most 1,000,000")
+        require(scored_tokens >= 1, f"scored_tokens={scored_tokens} must be at least 1")
+        require(
+            text_tokens >= generated_tokens,
+            f"text_tokens={text_tokens} must be at least generated_tokens={generated_tokens}: they are its first ones",
+        )
+        require(text_tokens <= 1_000_000, f"text_tokens={text_tokens} must be at most 1,000,000")
+        self.samplers, self.count, self.prompt_tokens, self.generated_tokens, self.scored_tokens, self.text_tokens = (
             dict(samplers),
             count,
-            lead,
-            own,
-            after,
-            length,
+            prompt_tokens,
+            generated_tokens,
+            scored_tokens,
+            text_tokens,
         )
 
     def unsuited(self, method: type) -> str | None:
@@ -104,7 +107,7 @@ class OwnPrefix:
         )
 
     def __call__(self, context: Context) -> dict[str, float]:
-        """`<decoder>/<metric>`: future_nats with its interval, over_real (future_nats less that of the real text,
+        """`<decoder>/<metric>`: future_nats with its interval, excess_nats (future_nats less that of the real text,
         paired) with its interval, repetition, distinct_2, entropy, calls."""
         rows, document_B = self._rows(context)
         warn_few(document_B, "documents")
@@ -113,8 +116,8 @@ class OwnPrefix:
             name: self._written(context, rows, name, sampler) for name, sampler in self._fitting(context).items()
         }
         table, metrics = [], {}
-        for name, found in ({REAL: real} | written).items():
-            setting = "" if name == REAL else repr(self.samplers[name].chooser)
+        for name, found in ({REAL_TEXT: real} | written).items():
+            setting = "" if name == REAL_TEXT else repr(self.samplers[name].chooser)
             row, estimates = self._measured(found, real, document_B)
             table.append(
                 {
@@ -131,7 +134,7 @@ class OwnPrefix:
             metrics |= {
                 f"{name}/{key}": value
                 for key, value in numbers.items()
-                if name != REAL or not key.startswith("over_real")
+                if name != REAL_TEXT or not key.startswith("excess_nats")
             }
             log.info(
                 "%s: %.3f nats behind own tokens, %.1f %% of the 4-grams repeated",
@@ -139,7 +142,7 @@ class OwnPrefix:
                 row["future_nats"],
                 100 * row["repetition"],
             )
-        write_table(context.folder, "own_prefix", table, COLUMNS)
+        write_table(context.folder, "generated_prefix", table, COLUMNS)
         write_samples(
             RunFolder(context.folder), [row for found in written.values() for row in found.shown], self.samplers
         )
@@ -154,18 +157,20 @@ class OwnPrefix:
 
     def _rows(self, context: Context) -> tuple[PackedRows, np.ndarray]:
         """The validation rows that reach behind the own tokens, and the document of each."""
-        data, needed = context.data, self.lead + self.own + self.after
+        data, needed = context.data, self.prompt_tokens + self.generated_tokens + self.scored_tokens
         require(
             needed <= data.sequence_length,
-            f"lead={self.lead}, own={self.own} and after={self.after} are {needed} tokens, and a row has "
+            f"prompt_tokens={self.prompt_tokens}, generated_tokens={self.generated_tokens} and "
+            f"scored_tokens={self.scored_tokens} are {needed} tokens, and a row has "
             f"data.sequence_length={data.sequence_length}: shorten one of them",
         )
         taken = data.validation.spread_indices(self.count)
         rows, document_B = data.validation.take(taken), data.validation_document[taken]
-        whole_B = rows.attend.sum(1) > self.lead + self.own
+        whole_B = rows.attend.sum(1) > self.prompt_tokens + self.generated_tokens
         require(
             bool(whole_B.any()),
-            f"lead={self.lead} and own={self.own} leave nothing to score: no validation row is that long; shorten them",
+            f"prompt_tokens={self.prompt_tokens} and generated_tokens={self.generated_tokens} leave nothing to score: "
+            "no validation row is that long; shorten them",
         )
         return rows.take(np.flatnonzero(whole_B)), document_B[whole_B]
 
@@ -173,23 +178,23 @@ class OwnPrefix:
 
     def _real(self, context: Context, rows: PackedRows) -> Written:
         """The real text in place of a decoder's."""
-        span = slice(self.lead, self.lead + self.length)
+        span = slice(self.prompt_tokens, self.prompt_tokens + self.text_tokens)
         texts = [
             row[span][eligible[span]].astype(np.int64) for row, eligible in zip(rows.tokens, rows.eligible, strict=True)
         ]
-        own_BO = rows.tokens[:, self.lead : self.lead + self.own].astype(np.int64)
+        own_BO = rows.tokens[:, self.prompt_tokens : self.prompt_tokens + self.generated_tokens].astype(np.int64)
         nats_B, scored_B = self._scored(context, rows, own_BO)
         return Written(nats_B, scored_B, texts, np.zeros(len(rows)))
 
     def _written(self, context: Context, rows: PackedRows, name: str, sampler: Autoregressive) -> Written:
         """What the decoder writes behind the leads, and how the model goes on from it."""
-        leads = [torch.from_numpy(tokens[: self.lead].astype(np.int64)) for tokens in rows.tokens]
+        leads = [torch.from_numpy(tokens[: self.prompt_tokens].astype(np.int64)) for tokens in rows.tokens]
         texts, calls, shown = [], [], []
         for at, _ in batches(rows):
             trace = sampler.sample(
                 context.method,
                 leads[at],
-                length=self.length,
+                length=self.text_tokens,
                 seed=context.seed,
                 record=not texts,
                 device=context.device,
@@ -204,10 +209,12 @@ class OwnPrefix:
                 for tokens, generated in zip(trace.tokens_BL, trace.generated_BL, strict=True)
             ]
             calls.append(trace.calls_B.cpu().numpy())
-        whole_B = np.array([len(text) >= self.own for text in texts])  # behind one that ended early nothing is scored
+        whole_B = np.array(
+            [len(text) >= self.generated_tokens for text in texts]
+        )  # behind one that ended early nothing is scored
         own_BO = np.stack(
             [
-                text[: self.own] if whole else np.zeros(self.own, np.int64)
+                text[: self.generated_tokens] if whole else np.zeros(self.generated_tokens, np.int64)
                 for text, whole in zip(texts, whole_B, strict=True)
             ]
         )
@@ -218,12 +225,21 @@ class OwnPrefix:
         """((B,) summed nats, (B,) number) of the scored tokens behind these own ones, from one parallel pass a
         batch.
         """
-        method, start, stop = context.method, self.lead + self.own, self.lead + self.own + self.after
-        ended_BA = np.cumsum(rows.tokens[:, self.lead : stop] == context.data.vocab.end, axis=1)[:, self.own :] > 0
+        method, start, stop = (
+            context.method,
+            self.prompt_tokens + self.generated_tokens,
+            self.prompt_tokens + self.generated_tokens + self.scored_tokens,
+        )
+        ended_BA = (
+            np.cumsum(rows.tokens[:, self.prompt_tokens : stop] == context.data.vocab.end, axis=1)[
+                :, self.generated_tokens :
+            ]
+            > 0
+        )
         scored_BA, nats = rows.eligible[:, start:stop] & ~ended_BA, []
         for at, piece in batches(rows):
             tokens_BS = torch.from_numpy(piece.tokens[:, :stop].astype(np.int64))
-            tokens_BS[:, self.lead : start] = torch.from_numpy(own_BO[at])
+            tokens_BS[:, self.prompt_tokens : start] = torch.from_numpy(own_BO[at])
             tokens_BS = tokens_BS.to(context.device)
             read_BL, target_BA = tokens_BS[:, :-1], tokens_BS[:, start:]
             hidden_BAD = method.read(read_BL, method.previous(read_BL)).hidden_BLD[:, start - 1 :]
@@ -237,12 +253,12 @@ class OwnPrefix:
         self, found: Written, real: Written, document_B: np.ndarray
     ) -> tuple[dict[str, float], dict[str, Estimate]]:
         """A row of the table, and the numbers that have an interval; NaN where nothing is scored."""
-        estimates = dict.fromkeys(("future_nats", "over_real"), Estimate(*[float("nan")] * 3))
+        estimates = dict.fromkeys(("future_nats", "excess_nats"), Estimate(*[float("nan")] * 3))
         if found.scored_B.any():
-            over_B = (found.nats_B - real.nats_B) * (found.scored_B > 0)
+            excess_B = (found.nats_B - real.nats_B) * (found.scored_B > 0)
             estimates = {
                 key: per_token(nats_B, found.scored_B, document_B)
-                for key, nats_B in (("future_nats", found.nats_B), ("over_real", over_B))
+                for key, nats_B in (("future_nats", found.nats_B), ("excess_nats", excess_B))
             }
         row = {
             "future_nats": estimates["future_nats"].value,

@@ -11,7 +11,7 @@ from torch.autograd.function import FunctionCtx
 
 
 @dataclass
-class Norms:
+class GradientNorms:
     """Sums of squares of the two gradients at the hidden states, before the limit; they add up over pieces of a
     batch.
     """
@@ -29,9 +29,11 @@ class Norms:
         return squares
 
 
-class _Apart(Function):
+class _LimitedGradient(Function):
     @staticmethod
-    def forward(ctx: FunctionCtx, hidden_BLD: Tensor, ratio: float | None, norms: Norms) -> tuple[Tensor, Tensor]:
+    def forward(
+        ctx: FunctionCtx, hidden_BLD: Tensor, ratio: float | None, norms: GradientNorms
+    ) -> tuple[Tensor, Tensor]:
         ctx.ratio, ctx.norms = ratio, norms
         return hidden_BLD.view_as(hidden_BLD), hidden_BLD.view_as(hidden_BLD)
 
@@ -49,7 +51,7 @@ class _Apart(Function):
         return torch.addcmul(first_BLD, share_B[:, None, None], second_BLD), None, None
 
 
-def apart(hidden_BLD: Tensor, ratio: float | None, norms: Norms) -> tuple[Tensor, Tensor]:
+def limit_gradient(hidden_BLD: Tensor, ratio: float | None, norms: GradientNorms) -> tuple[Tensor, Tensor]:
     """The hidden states twice, for two losses.
 
     On the way back each sequence's gradient of the second is scaled down to at most `ratio` times the norm of the
@@ -57,4 +59,4 @@ def apart(hidden_BLD: Tensor, ratio: float | None, norms: Norms) -> tuple[Tensor
     alone: any cut of the batch, over pieces or devices, gives the same gradient. `norms` learns both norms as they
     came.
     """
-    return _Apart.apply(hidden_BLD, ratio, norms)
+    return _LimitedGradient.apply(hidden_BLD, ratio, norms)

@@ -19,8 +19,8 @@ from research_stack.config.compose import compose
 from research_stack.evaluation.context import Context
 from research_stack.evaluation.samples import Samples
 from research_stack.lookahead.choosers import Abstain, BranchAndRank
+from research_stack.lookahead.generated_prefix import GeneratedPrefix
 from research_stack.lookahead.module import Lookahead, MiniGPT
-from research_stack.lookahead.own_prefix import OwnPrefix
 from research_stack.metrics.decoding import repetition
 from research_stack.metrics.interval import per_token
 from research_stack.records.files import read_jsonl
@@ -29,7 +29,7 @@ from research_stack.sampling.choosers import Temperature
 from research_stack.sampling.trace import Trace
 
 LEAD, OWN, AFTER, LENGTH = 6, 3, 5, 10
-SIZES = {"lead": LEAD, "own": OWN, "after": AFTER, "length": LENGTH}
+SIZES = {"prompt_tokens": LEAD, "generated_tokens": OWN, "scored_tokens": AFTER, "text_tokens": LENGTH}
 
 
 @pytest.fixture
@@ -103,7 +103,7 @@ def written_out(context, tokens, own):
 
 
 def table_of(context):
-    with (context.folder / "tables" / "own_prefix.csv").open() as file:
+    with (context.folder / "tables" / "generated_prefix.csv").open() as file:
         return {row["decoder"]: row for row in csv.DictReader(file)}
 
 
@@ -112,7 +112,7 @@ def table_of(context):
 def test_the_loss_behind_own_tokens_is_the_one_written_out(kind, context):
     ready, sampler = context(kind), Autoregressive(Temperature(1.1))
     with ready.inference():
-        found = OwnPrefix({"hot": sampler}, count=40, **SIZES)(ready)
+        found = GeneratedPrefix({"hot": sampler}, count=40, **SIZES)(ready)
     rows, document_B = rows_of(ready, 40)
     tokens = [row.tolist() for row in rows.tokens.astype(np.int64)]
     assert (
@@ -136,21 +136,21 @@ def test_the_loss_behind_own_tokens_is_the_one_written_out(kind, context):
 def test_who_writes_the_real_text_loses_nothing(context):
     ready = context()
     with ready.inference():
-        found = OwnPrefix({"knowing": Knowing(ready), "late": Knowing(ready, shift=4)}, count=6, **SIZES)(ready)
-    assert found["knowing/future_nats"] == found["real_text/future_nats"] and found["knowing/over_real"] == 0
+        found = GeneratedPrefix({"knowing": Knowing(ready), "late": Knowing(ready, shift=4)}, count=6, **SIZES)(ready)
+    assert found["knowing/future_nats"] == found["real_text/future_nats"] and found["knowing/excess_nats"] == 0
     assert found["late/future_nats"] != found["real_text/future_nats"] and found["late/calls"] == 7
-    assert found["late/over_real"] == pytest.approx(found["late/future_nats"] - found["real_text/future_nats"])
-    assert found["late/over_real_low"] < found["late/over_real"] < found["late/over_real_high"]
+    assert found["late/excess_nats"] == pytest.approx(found["late/future_nats"] - found["real_text/future_nats"])
+    assert found["late/excess_nats_low"] < found["late/excess_nats"] < found["late/excess_nats_high"]
 
 
 def test_behind_a_text_that_ended_early_nothing_is_scored(context):
     ready = context()
     with ready.inference():
-        found = OwnPrefix(
+        found = GeneratedPrefix(
             {"short": Knowing(ready, only=2), "silent": Autoregressive(Abstain(-1e9, Temperature()))}, count=6, **SIZES
         )(ready)
     assert np.isnan(
-        [found[f"{name}/{key}"] for name in ("short", "silent") for key in ("future_nats", "over_real")]
+        [found[f"{name}/{key}"] for name in ("short", "silent") for key in ("future_nats", "excess_nats")]
     ).all()
     assert (
         np.isnan(found["silent/distinct_2"])
@@ -166,7 +166,7 @@ def test_the_table_the_texts_and_their_numbers(context):
     (ready.folder / "samples.jsonl").write_text("".join(json.dumps(row) + "\n" for row in before))
     samplers = {"gpt": Autoregressive(Temperature(0.0)), "rank": Autoregressive(BranchAndRank(4, 0.5))}
     with ready.inference():
-        found = OwnPrefix(samplers, count=6, **SIZES)(ready)
+        found = GeneratedPrefix(samplers, count=6, **SIZES)(ready)
     table = table_of(ready)
     assert list(table) == ["real_text", "gpt", "rank"]
     assert list(table["rank"]) == [
@@ -211,7 +211,7 @@ def test_repetition_counts_what_occurred_earlier_in_the_same_text():
 def test_decoders_that_need_a_head_are_left_out_without_one(context, caplog):
     ready = context(MiniGPT)
     with caplog.at_level("INFO"), ready.inference():
-        found = OwnPrefix(
+        found = GeneratedPrefix(
             {"gpt": Autoregressive(Temperature()), "rank": Autoregressive(BranchAndRank())}, count=4, **SIZES
         )(ready)
     assert "MiniGPT has no confidence head: left out rank" in caplog.text
@@ -221,25 +221,26 @@ def test_decoders_that_need_a_head_are_left_out_without_one(context, caplog):
 def test_what_cannot_be_measured_is_said(context):
     ready = context()
     with pytest.raises(
-        ValueError, match="^lead=6, own=3 and after=50 are 59 tokens, and a row has data.sequence_length=24"
+        ValueError,
+        match="^prompt_tokens=6, generated_tokens=3 and scored_tokens=50 are 59 tokens, and a row has data.seq",
     ):
-        OwnPrefix({}, lead=6, own=3, after=50)(ready)
+        GeneratedPrefix({}, prompt_tokens=6, generated_tokens=3, scored_tokens=50)(ready)
     assert (
-        OwnPrefix({}, **SIZES).unsuited(SimpleNamespace)
+        GeneratedPrefix({}, **SIZES).unsuited(SimpleNamespace)
         == "it judges MiniGPT and Lookahead, models of the next token; choose eval=samples"
     )
-    assert OwnPrefix({}, **SIZES).unsuited(type(ready.method)) is None
-    for name in ("count", "lead", "own", "after"):
+    assert GeneratedPrefix({}, **SIZES).unsuited(type(ready.method)) is None
+    for name in ("count", "prompt_tokens", "generated_tokens", "scored_tokens"):
         with pytest.raises(ValueError, match=f"^{name}=0 must be at least 1"):
-            OwnPrefix({}, **{name: 0})
-    with pytest.raises(ValueError, match="^length=4 must be at least own=8"):
-        OwnPrefix({}, length=4)
+            GeneratedPrefix({}, **{name: 0})
+    with pytest.raises(ValueError, match="^text_tokens=4 must be at least generated_tokens=8"):
+        GeneratedPrefix({}, text_tokens=4)
 
 
 def test_the_file_builds_and_measures(context):
-    sizes = [f"eval.own_prefix.{key}={value}" for key, value in (SIZES | {"count": 3}).items()]
+    sizes = [f"eval.generated_prefix.{key}={value}" for key, value in (SIZES | {"count": 3}).items()]
     evaluation, ready = (
-        build(compose(["eval=lookahead_decoding", *sizes]).eval.own_prefix, "eval.own_prefix"),
+        build(compose(["eval=lookahead_decoding", *sizes]).eval.generated_prefix, "eval.generated_prefix"),
         context(),
     )
     with ready.inference():
