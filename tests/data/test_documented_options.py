@@ -2,7 +2,6 @@
 
 import re
 from itertools import product
-from pathlib import Path
 
 import pytest
 import yaml
@@ -183,20 +182,3 @@ def test_every_sampler_goes_with_the_methods_it_is_documented_for(composer, acce
     classes = {method: target(files[f"method/{method}"]) for _, method in pairs}
     for sampler, method in pairs:
         assert built[sampler].unsuited(classes[method]) is None, (sampler, method)
-
-
-def test_the_table_of_the_readme_names_every_option():
-    table = (
-        (Path(__file__).parents[2] / "README.md")
-        .read_text()
-        .partition("## What is in the box")[2]
-        .partition("\n## ")[0]
-    )
-    missing = {
-        group: [path.stem for path in sorted((CONF / group).glob("*.yaml")) if f"`{path.stem}`" not in table]
-        for group in ("data", "data/tokenizer", "sampler", "method")
-    }
-    missing["data"] = [
-        name for name in missing["data"] if name not in ("smoke", "expression_prompts", "replies_scored")
-    ]  # of tests and experiments
-    assert not any(missing.values()), missing
