@@ -115,7 +115,7 @@ class Knowing:
         self.x_BL, self.eligible_BL, self.at = x_BL, eligible_BL, 0
         self.hard_BL = 0.6 * torch.randn(x_BL.shape, generator=torch.Generator().manual_seed(1)) + effect_B.unsqueeze(1)
 
-    def logits(self, z_BL, attend_BL=None, t_B=None, where_BL=None):
+    def logits(self, z_BL, attention_mask_BL=None, t_B=None, where_BL=None):
         rows = slice(self.at, self.at + len(z_BL))  # calls go through the rows in order, level by level
         self.at = rows.stop % len(self.x_BL)
         x_BL, eligible_BL = self.x_BL[rows], self.eligible_BL[rows]

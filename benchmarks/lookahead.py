@@ -89,7 +89,7 @@ def measure(kind, length, overrides):
     )
     method, batches = parts.method, iter(parts.data.train_dataloader())
     optimizer, losses = method.optimization.optimizer(method), []
-    weights = torch.tensor(list(method.parts.values()))
+    weights = torch.tensor(list(method.loss_terms.values()))
 
     def step(i):
         batch = next(batches)
@@ -99,8 +99,7 @@ def measure(kind, length, overrides):
             for part in literal_sums(method, rows) if literal else [method.loss_sum(rows)]:
                 (part / denominator * weights).sum().backward()
                 sums += part.detach()
-        for group in method.clipped_apart():
-            torch.nn.utils.clip_grad_norm_(group, 1.0)
+        method.clip_gradients()
         optimizer.step()
         optimizer.zero_grad()
         losses.append((sums / denominator).tolist())

@@ -51,10 +51,10 @@ class Timed:
             torch.cuda.synchronize()
         return time.perf_counter()
 
-    def logits(self, z_BL, attend_BL=None, t_B=None, where_BL=None):
+    def logits(self, z_BL, attention_mask_BL=None, t_B=None, where_BL=None):
         """As the denoiser's."""
         start = self.now()
-        logits = self.denoiser.logits(z_BL, attend_BL, t_B, where_BL)
+        logits = self.denoiser.logits(z_BL, attention_mask_BL, t_B, where_BL)
         self.seconds += self.now() - start
         self.calls, self.positions = self.calls + 1, self.positions + len(logits)
         return logits

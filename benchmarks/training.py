@@ -62,7 +62,7 @@ def plain_loss(method, rows):
     index = torch.full((vocab.size,), len(real))
     index[real] = torch.arange(len(real))
     x, z, t = index[rows["x"]], index[rows["z"]], rows["t"].clamp(1e-6, 1 - 1e-6)
-    logits = method.model.head(method.model(rows["z"], rows["attend"], rows["t"]))
+    logits = method.model.head(method.model(rows["z"], rows["attention_mask"], rows["t"]))
     parts = process.coefficients(t[:, None, None])
     noise = torch.zeros(1, 1, len(real) + 1)
     noise[..., :-1] = 1 / len(real)

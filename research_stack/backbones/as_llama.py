@@ -55,7 +55,7 @@ def require_llama_form(model: Transformer) -> None:
     """Raise ValueError, opening with the key, for a model that neither Llama nor Qwen3 is."""
     lacks = {
         "causal=false": not model.causal and "a denoiser reads in both directions",
-        "positions=learned": model.places is not None and "positions must be rotary",
+        "positions=learned": model.position_embedding is not None and "positions must be rotary",
         "activation=relu2": not isinstance(model.blocks[0].ffn, SwiGLU) and "the feed-forward must be swiglu",
         "time_conditioning=true": model.time is not None and "the noise level has no input there",
         f"condition_dim={model.condition_dim}": bool(model.condition_dim) and "conditions have no input there",

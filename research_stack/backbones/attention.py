@@ -14,15 +14,15 @@ from torch import Tensor
 SHORT = 512
 
 
-class Look(Protocol):
-    """How the queries of a forward pass find what they attend to; the same object serves every block."""
+class AttentionFunction(Protocol):
+    """Attention of the queries of a forward pass; the same object serves every block."""
 
     def __call__(self, q_BHLE: Tensor, k_BKLE: Tensor, v_BKLE: Tensor, block: int) -> Tensor:
-        """(B, H, L, E): what each query takes, given the queries, keys and values of the tokens of this pass."""
+        """The output (B, H, L, E), given the queries, keys and values of the tokens of this pass."""
 
 
 @dataclass
-class Cache:
+class KVCache:
     """Keys and values of the tokens seen so far, one pair (B, K, L, E) per block."""
 
     pairs: list[tuple[Tensor, Tensor] | None] = field(default_factory=list)
@@ -40,9 +40,9 @@ class Cache:
         self.pairs[block] = (k, v)
         return k, v
 
-    def select(self, rows: Tensor) -> Cache:
+    def select(self, rows: Tensor) -> KVCache:
         """The cache of some of the sequences, in the order asked for; a row may come more than once."""
-        return Cache(
+        return KVCache(
             [
                 None if pair is None else (pair[0].index_select(0, rows), pair[1].index_select(0, rows))
                 for pair in self.pairs
@@ -51,16 +51,16 @@ class Cache:
 
 
 @dataclass
-class Everything:
-    """The usual look: at all tokens of this pass and those in the cache.
+class StandardAttention:
+    """Attention to all tokens of this pass and those in the cache.
 
-    - mask: bool, True where a query may look, broadcast to (B, H, L, S); None: everywhere, or up to itself if `causal`.
+    - mask: bool, True where a query attends, broadcast to (B, H, L, S); None: everywhere, or up to itself if `causal`.
     """
 
     mask: Tensor | None = None
     causal: bool = False
     dropout: float = 0.0
-    cache: Cache | None = None
+    cache: KVCache | None = None
 
     def __call__(self, q_BHLE: Tensor, k_BKLE: Tensor, v_BKLE: Tensor, block: int) -> Tensor:
         """Attention, after the cache has grown by these keys and values."""
@@ -79,7 +79,7 @@ class Everything:
 def attend(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None, causal: bool, dropout: float) -> Tensor:
     """softmax(q k^T / sqrt(E)) v, (B, H, L, E) from q (B, H, L, E) and k, v (B, K, S, E), H a multiple of K.
 
-    - mask: bool, True where a query may look, broadcast to (B, H, L, S); None: everywhere, or up to itself if `causal`.
+    - mask: bool, True where a query attends, broadcast to (B, H, L, S); None: everywhere, or up to itself if `causal`.
     """
     plain = q.device.type == "cpu" and q.dtype == torch.bfloat16 and k.shape[2] <= SHORT
     if not plain or dropout:
@@ -91,26 +91,26 @@ def attend(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None, causal: bool, d
     ):  # heads that share keys are queries of one head: no copies of the keys
         q_BKGE = q.unflatten(1, (k.shape[1], -1)).squeeze(3)
         return attend(q_BKGE, k, v, mask, False, dropout).flatten(1, 2).unsqueeze(2)
-    k, v = for_each_head(k, q.shape[1]), for_each_head(v, q.shape[1])
+    k, v = repeat_kv(k, q.shape[1]), repeat_kv(v, q.shape[1])
     scores_BHLS = (q * q.shape[-1] ** -0.5) @ k.transpose(-1, -2)
     if causal:
-        scores_BHLS = scores_BHLS + up_to_itself(q.shape[2], k.shape[2], q)
+        scores_BHLS = scores_BHLS + causal_bias(q.shape[2], k.shape[2], q)
     elif mask is not None:  # the least number, not -inf: a row of padding must not become nan
         scores_BHLS = scores_BHLS.masked_fill(~mask, torch.finfo(scores_BHLS.dtype).min)
     return scores_BHLS.softmax(-1) @ v
 
 
 def _one_query_for_shared_keys(q: Tensor, k: Tensor, mask: Tensor | None) -> bool:
-    """Whether a text asks with one token, several heads share keys, and all heads look at the same."""
+    """Whether a text asks with one token, several heads share keys, and all heads attend to the same."""
     return q.shape[2] == 1 and q.shape[1] != k.shape[1] and (mask is None or (mask.ndim == 4 and mask.shape[1] == 1))
 
 
-def up_to_itself(queries: int, keys: int, like: Tensor) -> Tensor:
-    """(queries, keys): 0 where query i may look, at keys up to i, else -inf; to be added to scores."""
+def causal_bias(queries: int, keys: int, like: Tensor) -> Tensor:
+    """(queries, keys): 0 where query i attends, to keys up to i, else -inf; to be added to the scores."""
     return torch.full((queries, keys), -torch.inf, dtype=like.dtype, device=like.device).triu_(1)
 
 
-def for_each_head(x_BKLE: Tensor, heads: int) -> Tensor:
+def repeat_kv(x_BKLE: Tensor, heads: int) -> Tensor:
     """(B, H, L, E): keys or values repeated for the query heads that share them."""
     shared = heads // x_BKLE.shape[1]
     return x_BKLE if shared == 1 else x_BKLE.repeat_interleave(shared, dim=1)

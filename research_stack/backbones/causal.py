@@ -42,17 +42,17 @@ class CausalBackbone(Protocol):
     def read(
         self,
         tokens_BL: Tensor,
-        places_BL: Tensor | None = None,
-        seen_BLS: Tensor | None = None,
+        position_ids_BL: Tensor | None = None,
+        attention_mask_BLS: Tensor | None = None,
         cache: CausalCache | None = None,
     ) -> Tensor:
         """Hidden states (B, L, D), normalised, ready for `head`.
 
         - tokens_BL: int64 ids.
-        - places_BL: int64 positions; None: they follow the cache.
-        - seen_BLS: bool, True where a query may look, its own token included. It is the whole rule: a token after the
-          query that it marks is seen. A query that may look nowhere has a finite hidden state without a meaning. None:
-          all of the cache, and of these tokens each sees itself and what is before it.
+        - position_ids_BL: int64 positions; None: they follow the cache.
+        - attention_mask_BLS: bool, True where a query attends, its own token included. It is the whole rule: a token
+          after the query that it marks is seen. A query that attends to nothing has a finite hidden state without a
+          meaning. None: all of the cache, and of these tokens each sees itself and what is before it.
         - cache: grows by these tokens, which follow those in it.
         """
         ...

@@ -218,8 +218,8 @@ class PretrainedCausal(nn.Module):
     def read(
         self,
         tokens_BL: Tensor,
-        places_BL: Tensor | None = None,
-        seen_BLS: Tensor | None = None,
+        position_ids_BL: Tensor | None = None,
+        attention_mask_BLS: Tensor | None = None,
         cache: PretrainedCache | None = None,
     ) -> Tensor:
         """Hidden states (B, L, D), normalised, ready for `head`; see `CausalBackbone.read`.
@@ -231,28 +231,29 @@ class PretrainedCausal(nn.Module):
         """
         length = tokens_BL.shape[1] + (cache.length if cache is not None else 0)
         require(
-            places_BL is not None or length <= self.max_length,
+            position_ids_BL is not None or length <= self.max_length,
             f"max_length={self.max_length} is less than the {length} tokens asked for",
         )
-        if seen_BLS is not None and seen_BLS.shape[-1] != length:
+        if attention_mask_BLS is not None and attention_mask_BLS.shape[-1] != length:
             raise ValueError(
-                f"seen_BLS has {seen_BLS.shape[-1]} columns and must have {length}: the cache's tokens, then these"
+                f"attention_mask_BLS has {attention_mask_BLS.shape[-1]} columns and must have {length}: the"
+                " cache's tokens, then these"
             )
         if cache is not None and self.training and self.checkpoint_blocks:
             raise ValueError(
                 f"checkpoint_blocks={self.checkpoint_blocks}: blocks that are recomputed cannot fill a cache; call"
                 " eval() before"
             )
-        if seen_BLS is not None:
-            mask = self._mask(seen_BLS)
-        elif places_BL is not None:  # without a mask, a step in the positions would be taken for a new text
+        if attention_mask_BLS is not None:
+            mask = self._mask(attention_mask_BLS)
+        elif position_ids_BL is not None:  # without a mask, a step in the positions would be taken for a new text
             mask = torch.ones(len(tokens_BL), length, dtype=torch.bool, device=tokens_BL.device)
         else:
             mask = None
         given = {"inputs_embeds" if tokens_BL.is_floating_point() else "input_ids": tokens_BL}
         hidden_BLD = self.own.base_model(
             **given,
-            position_ids=places_BL,
+            position_ids=position_ids_BL,
             attention_mask=mask,
             use_cache=cache is not None,
             **{self._cache_name: None if cache is None else cache.held},
@@ -261,11 +262,11 @@ class PretrainedCausal(nn.Module):
 
     forward = read
 
-    def _mask(self, seen_BLS: Tensor) -> Tensor:
+    def _mask(self, attention_mask_BLS: Tensor) -> Tensor:
         """(B, 1, L, S) as the attention takes it; a query that may look nowhere takes nothing (sdpa) or the mean of all
         (eager), no nan.
         """
-        mask = seen_BLS.unsqueeze(1)
+        mask = attention_mask_BLS.unsqueeze(1)
         if self.own.config._attn_implementation != "eager":
             return mask
         dtype = self.own.get_input_embeddings().weight.dtype

@@ -23,14 +23,14 @@ from torch.autograd import Function
 from torch.autograd.function import FunctionCtx
 from torch.utils.checkpoint import checkpoint
 
-from research_stack.backbones.attention import Cache, Everything, Look
+from research_stack.backbones.attention import AttentionFunction, KVCache, StandardAttention
 from research_stack.backbones.norm import RMSNorm
 from research_stack.require import require
 from research_stack.streams import generator
 
 TIME_FEATURES = 64  # sines and cosines that describe a noise level
 Rope = tuple[Tensor, Tensor]  # cos and sin, (L, 1, E/2) or (B, L, 1, E/2)
-Places = slice | Tensor  # positions of the tokens of a pass: a stretch, or int64 (L,) or (B, L)
+Positions = slice | Tensor  # positions of the tokens of a pass: a stretch, or int64 (L,) or (B, L)
 
 
 class Attention(nn.Module):
@@ -44,13 +44,13 @@ class Attention(nn.Module):
         self.q_norm = RMSNorm(self.head_dim) if qk_norm else nn.Identity()
         self.k_norm = RMSNorm(self.head_dim) if qk_norm else nn.Identity()
 
-    def forward(self, x_BLD: Tensor, rope: Rope | None, look: Look, block: int) -> Tensor:
-        """`look` decides what the queries see; `block` is this one's number."""
+    def forward(self, x_BLD: Tensor, rope: Rope | None, attention_fn: AttentionFunction, block: int) -> Tensor:
+        """`attention_fn` decides what the queries see; `block` is the index of this one."""
         batch, length, _ = x_BLD.shape
         qkv_BLHE = self.qkv(x_BLD).view(batch, length, -1, self.head_dim)
         q, k, v = qkv_BLHE.split((self.heads, self.kv_heads, self.kv_heads), dim=2)
         q, k = rotate(self.q_norm(q), rope).transpose(1, 2), rotate(self.k_norm(k), rope).transpose(1, 2)
-        y_BHLE = look(q, k, v.transpose(1, 2), block)
+        y_BHLE = attention_fn(q, k, v.transpose(1, 2), block)
         return self.out(y_BHLE.transpose(1, 2).reshape(batch, length, -1))
 
 
@@ -95,13 +95,17 @@ class Block(nn.Module):
         self.attention, self.ffn, self.drop = attention, ffn, nn.Dropout(dropout)
         self.modulation = nn.Linear(condition_dim, 4 * dim) if condition_dim else None
 
-    def forward(self, x_BLD: Tensor, rope: Rope | None, look: Look, condition: Tensor | None, block: int) -> Tensor:
+    def forward(
+        self, x_BLD: Tensor, rope: Rope | None, attention_fn: AttentionFunction, condition: Tensor | None, block: int
+    ) -> Tensor:
         """condition: (B, 1, C) or (B, L, C)."""
-        scale, shift = self._told(condition)
-        x_BLD = x_BLD + self.drop(self.attention(self.attention_norm(x_BLD, scale[0], shift[0]), rope, look, block))
+        scale, shift = self._scales_and_shifts(condition)
+        x_BLD = x_BLD + self.drop(
+            self.attention(self.attention_norm(x_BLD, scale[0], shift[0]), rope, attention_fn, block)
+        )
         return x_BLD + self.drop(self.ffn(self.ffn_norm(x_BLD, scale[1], shift[1])))
 
-    def _told(self, condition: Tensor | None) -> tuple[Sequence[Tensor | None], Sequence[Tensor | None]]:
+    def _scales_and_shifts(self, condition: Tensor | None) -> tuple[Sequence[Tensor | None], Sequence[Tensor | None]]:
         """Scales and shifts of both norms. They are made apart: the backward pass keeps the scales, and must not keep
         the shifts.
         """
@@ -198,7 +202,7 @@ class Transformer(nn.Module):
         )
         self.spared_parameters = spared * kind.matrices * dim * layers
         self.embedding = nn.Embedding(vocab_size, dim)
-        self.places = nn.Embedding(max_length, dim) if positions == "learned" else None
+        self.position_embedding = nn.Embedding(max_length, dim) if positions == "learned" else None
         self.added = nn.Linear(condition_dim, dim) if condition_dim and not adaptive else None
         self.blocks = nn.ModuleList(
             Block(
@@ -268,85 +272,100 @@ class Transformer(nn.Module):
         """Logits (..., V) of hidden states (..., D)."""
         return hidden_xD @ self.unembedding.T.to(hidden_xD.dtype)
 
-    def new_cache(self) -> Cache:
+    def new_cache(self) -> KVCache:
         """An empty key-value cache for `forward`; causal models only."""
         require(self.causal, f"causal={self.causal}: only a causal model can go on from a cache")
-        return Cache([None] * self.layers)
+        return KVCache([None] * self.layers)
 
     def forward(
         self,
         tokens_BL: Tensor,
-        attend_BL: Tensor | None = None,
+        attention_mask_BL: Tensor | None = None,
         t_B: Tensor | None = None,
-        cache: Cache | None = None,
+        cache: KVCache | None = None,
         condition_BLC: Tensor | None = None,
     ) -> Tensor:
         """Hidden states (B, L, D), normalised, ready for `head`.
 
-        - attend_BL: bool, False at padding, which no token sees; None: no padding. With a cache it covers the tokens in
-          it too.
+        - attention_mask_BL: bool, False at padding, which no token sees; None: no padding. With a cache it covers the
+          tokens in it too.
         - t_B: noise level in [0, 1]; used by a model with time_conditioning, which needs it.
         - cache: grows by these tokens, which follow those in it.
         - condition_BLC: what a model with condition_dim reads; None: the norms are plain.
         """
         start, length = (cache.length if cache is not None else 0), tokens_BL.shape[1]
-        if attend_BL is not None and attend_BL.shape[1] != start + length:
+        if attention_mask_BL is not None and attention_mask_BL.shape[1] != start + length:
             raise ValueError(
-                f"attend_BL has {attend_BL.shape[1]} columns and must have {start + length}: the cache's tokens, then"
-                " these"
+                f"attention_mask_BL has {attention_mask_BL.shape[1]} columns and must have {start + length}: the"
+                " cache's tokens, then these"
             )
-        look = Everything(
-            self._mask(attend_BL, length, start), self.causal, self.dropout if self.training else 0.0, cache
+        attention_fn = StandardAttention(
+            self._mask(attention_mask_BL, length, start), self.causal, self.dropout if self.training else 0.0, cache
         )
-        return self.through(
-            tokens_BL, slice(start, start + length), look, self._time(t_B) if condition_BLC is None else condition_BLC
+        return self.forward_at(
+            tokens_BL,
+            slice(start, start + length),
+            attention_fn,
+            self._time(t_B) if condition_BLC is None else condition_BLC,
         )
 
-    def through(self, tokens_BL: Tensor, places: Places, look: Look, condition: Tensor | None = None) -> Tensor:
-        """Hidden states (B, L, D) of tokens at any positions that look as one likes.
+    def forward_at(
+        self,
+        tokens_BL: Tensor,
+        position_ids: Positions,
+        attention_fn: AttentionFunction,
+        condition: Tensor | None = None,
+    ) -> Tensor:
+        """Hidden states (B, L, D) of tokens at any positions, under any attention.
 
-        - places: where the tokens stand. condition: (B, 1, C) or (B, L, C).
+        - position_ids: of the tokens. condition: (B, 1, C) or (B, L, C).
         """
-        if isinstance(places, slice):  # to look into a tensor would wait for the device
+        if isinstance(position_ids, slice):  # to read a tensor would wait for the device
             require(
-                places.stop <= self.max_length,
-                f"max_length={self.max_length} is less than the {places.stop} tokens asked for",
+                position_ids.stop <= self.max_length,
+                f"max_length={self.max_length} is less than the {position_ids.stop} tokens asked for",
             )
-        return self.through_vectors(self.embedding(tokens_BL), places, look, condition)
+        return self.forward_embeddings(self.embedding(tokens_BL), position_ids, attention_fn, condition)
 
-    def through_vectors(self, x_BLD: Tensor, places: Places, look: Look, condition: Tensor | None = None) -> Tensor:
-        """As `through`, of vectors in the place of the tokens' embeddings."""
-        if self.places is not None:
-            x_BLD = x_BLD + self.places.weight[places]
+    def forward_embeddings(
+        self, x_BLD: Tensor, position_ids: Positions, attention_fn: AttentionFunction, condition: Tensor | None = None
+    ) -> Tensor:
+        """As `forward_at`, of vectors instead of the embeddings of tokens."""
+        if self.position_embedding is not None:
+            x_BLD = x_BLD + self.position_embedding.weight[position_ids]
         if self.added is not None and condition is not None:
             x_BLD = x_BLD + self.added(condition)
-        rope = None if self.places is not None else self._turns(places, x_BLD.device, x_BLD.dtype)
+        rope = None if self.position_embedding is not None else self._rope_at(position_ids, x_BLD.device, x_BLD.dtype)
         for index, block in enumerate(self.blocks):
             if self.checkpoint_blocks and self.training and torch.is_grad_enabled():
-                x_BLD = checkpoint(block, x_BLD, rope, look, condition, index, use_reentrant=False)
+                x_BLD = checkpoint(block, x_BLD, rope, attention_fn, condition, index, use_reentrant=False)
             else:
-                x_BLD = block(x_BLD, rope, look, condition, index)
+                x_BLD = block(x_BLD, rope, attention_fn, condition, index)
         return self.norm(x_BLD)
 
     def read(
         self,
         tokens_BL: Tensor,
-        places_BL: Tensor | None = None,
-        seen_BLS: Tensor | None = None,
-        cache: Cache | None = None,
+        position_ids_BL: Tensor | None = None,
+        attention_mask_BLS: Tensor | None = None,
+        cache: KVCache | None = None,
     ) -> Tensor:
         """Hidden states (B, L, D) of a causal pass over packed, padded or cached texts (`causal.CausalBackbone`).
 
-        - places_BL: positions; None: behind the cache, or from 0. seen_BLS: bool, True where a query may look, over the
-          S tokens of the cache and of this pass; None: at all up to itself. cache: grows by these tokens.
+        - position_ids_BL: positions; None: they follow the cache, or begin at 0.
+        - attention_mask_BLS: bool, True where a query attends, over the S tokens of the cache and of this pass; None:
+          each token attends to itself and what is before it.
+        - cache: grows by these tokens.
         """
         start, length = (cache.length if cache is not None else 0), tokens_BL.shape[1]
-        if seen_BLS is None:
+        if attention_mask_BLS is None:
             seen = self._mask(None, length, start)
         else:
-            seen = seen_BLS.unsqueeze(1)
-        look = Everything(seen, self.causal, self.dropout if self.training else 0.0, cache)
-        return self.through(tokens_BL, slice(start, start + length) if places_BL is None else places_BL, look)
+            seen = attention_mask_BLS.unsqueeze(1)
+        attention_fn = StandardAttention(seen, self.causal, self.dropout if self.training else 0.0, cache)
+        return self.forward_at(
+            tokens_BL, slice(start, start + length) if position_ids_BL is None else position_ids_BL, attention_fn
+        )
 
     def without_adapters(self) -> AbstractContextManager[None]:
         """There are none: raises ValueError."""
@@ -360,19 +379,19 @@ class Transformer(nn.Module):
             raise ValueError("time_conditioning=True: the model needs the noise level t_B")
         return self.time(sinusoids(t_B).to(self.embedding.weight.dtype)).unsqueeze(1)
 
-    def _mask(self, attend_BL: Tensor | None, length: int, start: int) -> Tensor | None:
+    def _mask(self, attention_mask_BL: Tensor | None, length: int, start: int) -> Tensor | None:
         """None where attention needs no mask, which is the fast path."""
-        padded = attend_BL is not None and not bool(attend_BL.all())
+        padded = attention_mask_BL is not None and not bool(attention_mask_BL.all())
         if not self.causal:
-            return attend_BL[:, None, None, :] if padded else None
+            return attention_mask_BL[:, None, None, :] if padded else None
         if not padded and (start == 0 or length == 1):
             return None
         keys = start + length
         seen = torch.ones(length, keys, dtype=torch.bool, device=self.unembedding.device).tril(start)
-        return seen if not padded else seen & attend_BL[:, None, None, :]
+        return seen if not padded else seen & attention_mask_BL[:, None, None, :]
 
-    def _turns(self, places: Places, device: torch.device, dtype: torch.dtype) -> Rope:
-        """cos and sin at the places, from tables (max_length, 1, E/2) computed in float64 once per device."""
+    def _rope_at(self, position_ids: Positions, device: torch.device, dtype: torch.dtype) -> Rope:
+        """cos and sin at the positions, from tables (max_length, 1, E/2) computed in float64 once per device."""
         key = (device, dtype)
         if key not in self._rope:
             half = self.head_dim // 2
@@ -381,7 +400,7 @@ class Transformer(nn.Module):
                 angles = torch.arange(self.max_length, dtype=torch.float64)[:, None, None] * frequencies
                 self._rope[key] = (angles.cos().to(device, dtype), angles.sin().to(device, dtype))
         cos, sin = self._rope[key]
-        return cos[places], sin[places]
+        return cos[position_ids], sin[position_ids]
 
     def parameters_count(self, embeddings: bool = False) -> int:
         """Parameters, by default without embedding and unembedding."""
@@ -404,15 +423,15 @@ class _Rotation(Function):
     @staticmethod
     def forward(ctx: FunctionCtx, x_BLHE: Tensor, cos_L1E: Tensor, sin_L1E: Tensor) -> Tensor:
         ctx.save_for_backward(cos_L1E, sin_L1E)
-        return turned(x_BLHE, cos_L1E, sin_L1E)
+        return rotated(x_BLHE, cos_L1E, sin_L1E)
 
     @staticmethod
     def backward(ctx: FunctionCtx, grad_BLHE: Tensor) -> tuple[Tensor, None, None]:
         cos_L1E, sin_L1E = ctx.saved_tensors
-        return turned(grad_BLHE, cos_L1E, -sin_L1E), None, None
+        return rotated(grad_BLHE, cos_L1E, -sin_L1E), None, None
 
 
-def turned(x_BLHE: Tensor, cos_L1E: Tensor, sin_L1E: Tensor) -> Tensor:
+def rotated(x_BLHE: Tensor, cos_L1E: Tensor, sin_L1E: Tensor) -> Tensor:
     """The pairs (first half, second half) of each head turned by the position's angles."""
     half = x_BLHE.shape[-1] // 2
     a, b, out = x_BLHE[..., :half], x_BLHE[..., half:], torch.empty_like(x_BLHE)
@@ -429,7 +448,7 @@ def rotate(x_BLHE: Tensor, rope_L1E: Rope | None) -> Tensor:
     if torch.compiler.is_compiling():  # which fuses the plain form, and cannot write into parts of a tensor
         a, b = x_BLHE.chunk(2, dim=-1)
         return torch.cat((a * cos - b * sin, b * cos + a * sin), dim=-1)
-    return _Rotation.apply(x_BLHE, cos, sin) if torch.is_grad_enabled() else turned(x_BLHE, cos, sin)
+    return _Rotation.apply(x_BLHE, cos, sin) if torch.is_grad_enabled() else rotated(x_BLHE, cos, sin)
 
 
 def sinusoids(t_B: Tensor) -> Tensor:

@@ -51,19 +51,19 @@ def nelbo(
     tokens_BL: Tensor,
     eligible_BL: Tensor,
     draws: Draws,
-    attend_BL: Tensor | None = None,
+    attention_mask_BL: Tensor | None = None,
     samples: int = 1,
 ) -> Tensor:
     """Unbiased estimate of the NELBO of each sequence under a process, (B,) float64 nats.
 
     - process: `Absorbing()`, `Uniform()` or `Hybrid(p_u=...)`; the vocabulary's N is filled in.
-    - tokens_BL, eligible_BL, attend_BL: clean ids, the positions that are scored, not padding.
+    - tokens_BL, eligible_BL, attention_mask_BL: clean ids, the positions that are scored, not padding.
     - draws: stream with one row per sequence. samples: noise levels per sequence, one in each of `samples` strata.
 
     A denoiser that predicts posteriors is converted to leave-one-out, for which the bound is stated. Any denoiser
     gives a valid bound; whether a tight one depends on how well it is trained for these levels.
     """
-    return nelbo_by_level(denoiser, process, tokens_BL, eligible_BL, draws, attend_BL, samples).nats_B
+    return nelbo_by_level(denoiser, process, tokens_BL, eligible_BL, draws, attention_mask_BL, samples).nats_B
 
 
 def nelbo_by_level(
@@ -72,7 +72,7 @@ def nelbo_by_level(
     tokens_BL: Tensor,
     eligible_BL: Tensor,
     draws: Draws,
-    attend_BL: Tensor | None = None,
+    attention_mask_BL: Tensor | None = None,
     samples: int = 1,
 ) -> Sampled:
     """`nelbo`, level by level."""
@@ -87,7 +87,9 @@ def nelbo_by_level(
             z_BL == denoiser.vocab.mask, z_BL == tokens_BL
         )
         weight_BL = weight_BL * slope_B.unsqueeze(1) * open_BL
-        nats.append(_weighted_terms(denoiser, noise.process, tokens_BL, z_BL, weight_BL, t_B, rest_B, attend_BL))
+        nats.append(
+            _weighted_terms(denoiser, noise.process, tokens_BL, z_BL, weight_BL, t_B, rest_B, attention_mask_BL)
+        )
         levels.append(t_B)
     return Sampled(torch.stack(nats, 1), torch.stack(levels, 1))
 
@@ -97,7 +99,7 @@ def fixed_k_nelbo(
     tokens_BL: Tensor,
     eligible_BL: Tensor,
     draws: Draws,
-    attend_BL: Tensor | None = None,
+    attention_mask_BL: Tensor | None = None,
     samples: int = 1,
 ) -> Tensor:
     """LLaDA's estimate of the absorbing NELBO (Nie et al. 2025, eq. 6), (B,) float64 nats: lower variance in t.
@@ -105,7 +107,7 @@ def fixed_k_nelbo(
     k is uniform on {1, ..., n}, n the row's eligible positions; exactly k of them are masked, and n / k times the
     summed cross entropy there is the estimate. Arguments as in `nelbo`.
     """
-    return fixed_k_by_level(denoiser, tokens_BL, eligible_BL, draws, attend_BL, samples).nats_B
+    return fixed_k_by_level(denoiser, tokens_BL, eligible_BL, draws, attention_mask_BL, samples).nats_B
 
 
 def fixed_k_by_level(
@@ -113,7 +115,7 @@ def fixed_k_by_level(
     tokens_BL: Tensor,
     eligible_BL: Tensor,
     draws: Draws,
-    attend_BL: Tensor | None = None,
+    attention_mask_BL: Tensor | None = None,
     samples: int = 1,
 ) -> Sampled:
     """`fixed_k_nelbo`, level by level: t is the share of masks."""
@@ -131,7 +133,9 @@ def fixed_k_by_level(
         # bound_terms gives (1 - t) CE at masks; with t = 0 there it is the cross entropy itself.
         weight_BL = (size_B / count_B.clamp_min(1)).unsqueeze(1) * masked_BL
         nats.append(
-            _weighted_terms(denoiser, noise.process, tokens_BL, z_BL, weight_BL, t_B, torch.ones_like(t_B), attend_BL)
+            _weighted_terms(
+                denoiser, noise.process, tokens_BL, z_BL, weight_BL, t_B, torch.ones_like(t_B), attention_mask_BL
+            )
         )
         levels.append(t_B)
     return Sampled(torch.stack(nats, 1), torch.stack(levels, 1))
@@ -154,7 +158,7 @@ def _weighted_terms(
     weight_BL: Tensor,
     t_B: Tensor,
     rest_B: Tensor,
-    attend_BL: Tensor | None,
+    attention_mask_BL: Tensor | None,
 ) -> Tensor:
     """The sum over each row of weight * g, with logits only where there is weight, a few rows per model call."""
     rows = max(1, _CALL_BYTES // (4 * denoiser.vocab.size * tokens_BL.shape[1]))
@@ -162,8 +166,8 @@ def _weighted_terms(
     for start in range(0, len(tokens_BL), rows):
         cut = slice(start, start + rows)
         where_BL = weight_BL[cut] > 0
-        attend = None if attend_BL is None else attend_BL[cut]
-        logits_nV = denoiser.logits(z_BL[cut], attend_BL=attend, t_B=t_B[cut].float(), where_BL=where_BL)
+        attend = None if attention_mask_BL is None else attention_mask_BL[cut]
+        logits_nV = denoiser.logits(z_BL[cut], attention_mask_BL=attend, t_B=t_B[cut].float(), where_BL=where_BL)
         row_n = where_BL.nonzero()[:, 0]
         terms_n = _terms(
             denoiser,

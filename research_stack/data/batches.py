@@ -52,8 +52,8 @@ def rank_and_world_size() -> tuple[int, int]:
 
 
 def batch_of(rows: Rows) -> Batch:
-    """The rows as tensors: tokens int64 (B, L); eligible, attend and prompt bool (B, L); of packed pairs sample and
-    place int64 (B, L).
+    """The rows as tensors: tokens int64 (B, L); eligible, attention_mask and prompt bool (B, L); of packed pairs
+    seq_idx and position_ids int64 (B, L).
     """
     return {name: torch.from_numpy(array) for name, array in rows.arrays().items()}
 

@@ -62,9 +62,9 @@ class TokenData(StepData):
       the step before stopped (plain text only), and batches have a further entry `fresh`, bool (B,), true where it does
       not.
     - overlap: with `contiguous`, the last tokens of a row that the next step's row begins with again, in [0, L).
-    - pack: several pairs to a row. Batches have two further entries, int64 (B, L): `sample`, the number of the pair in
-      its row (-1 at padding), and `place`, the position within the pair; a method that takes packed rows lets no pair
-      see another.
+    - pack: several pairs to a row. Batches have two further entries, int64 (B, L): `seq_idx`, the number of the pair
+      in its row (-1 at padding), and `position_ids`, the position within the pair; a method that takes
+      packed rows lets no pair see another.
     - max_dropped: refuse the corpus where more than this share of its records is dropped, since they do not fit, or
       left out, since they are odd; in [0, 1]. What is lost below it is told in one warning.
 
@@ -213,7 +213,7 @@ class TokenData(StepData):
             f"sequence_length={length} exceeds model.max_length={longest}: raise one or lower the other",
         )
         require(
-            not self.pack or method.keeps_pairs_apart,
+            not self.pack or method.isolates_packed_pairs,
             f"pack={self.pack} would let pairs of a row see one another under method={method.__name__}; set pack=false",
         )
 

@@ -368,7 +368,7 @@ class PackedRows:
         return (np.arange(self.tokens.shape[1]) == 0) & (self.spans[:, :1] > 0)
 
     @property
-    def attend(self) -> np.ndarray:
+    def attention_mask(self) -> np.ndarray:
         """(N, L) bool: not padding."""
         return np.arange(self.tokens.shape[1]) < self.spans[:, 1:]
 
@@ -382,38 +382,49 @@ class PackedRows:
     @property
     def eligible(self) -> np.ndarray:
         """(N, L) bool: may be corrupted and carry loss: neither prompt nor padding nor a special token."""
-        return self.attend & ~self.prompt & ~self._special[self.tokens]
+        return self.attention_mask & ~self.prompt & ~self._special[self.tokens]
 
     @property
-    def sample(self) -> np.ndarray:
+    def seq_idx(self) -> np.ndarray:
         """(N, L) int64: the number of the pair in its row, from 0; -1 at padding."""
-        return np.where(self.attend, np.cumsum(self.first, 1) - 1, -1)
+        return np.where(self.attention_mask, np.cumsum(self.first, 1) - 1, -1)
 
     @property
-    def place(self) -> np.ndarray:
+    def position_ids(self) -> np.ndarray:
         """(N, L) int64: the position within the pair, from 0; 0 at padding."""
         at = np.broadcast_to(np.arange(self.tokens.shape[1]), self.tokens.shape)
-        return np.where(self.attend, at - np.maximum.accumulate(np.where(self.first, at, 0), 1), 0)
+        return np.where(self.attention_mask, at - np.maximum.accumulate(np.where(self.first, at, 0), 1), 0)
 
     def stream(self) -> np.ndarray:
         """(n,) int64: every token but padding, row after row, end tokens included (prompts too)."""
-        return self.tokens[self.attend].astype(np.int64)
+        return self.tokens[self.attention_mask].astype(np.int64)
 
     def pieces(self) -> list[np.ndarray]:
         """The stream cut after each end token and before each pair, end tokens left out; some may be empty."""
         stream = self.stream()
-        ends, firsts = np.flatnonzero(stream == self.vocab.end) + 1, np.flatnonzero(self.first[self.attend])
+        ends, firsts = np.flatnonzero(stream == self.vocab.end) + 1, np.flatnonzero(self.first[self.attention_mask])
         return [part[part != self.vocab.end] for part in np.split(stream, np.union1d(ends, firsts))]
 
     def arrays(self) -> dict[str, np.ndarray]:
-        """`tokens` int64, `eligible`, `attend` and `prompt` bool, each (N, L); of packed pairs also `sample` and
-        `place`, int64.
+        """`tokens` int64, `eligible`, `attention_mask` and `prompt` bool, each (N, L); of packed pairs also
+        `seq_idx` and `position_ids`, int64.
         """
         tokens = self.tokens.astype(np.int64)
         if self.ended:
-            rest = ~self.attend & (self.spans[:, 1:] > self.spans[:, :1])
+            rest = ~self.attention_mask & (self.spans[:, 1:] > self.spans[:, :1])
             tokens = np.where(rest, self.vocab.end, tokens)
             eligible = self.eligible | ((tokens == self.vocab.end) & ~self.prompt)
-            return {"tokens": tokens, "eligible": eligible, "attend": self.attend | rest, "prompt": self.prompt}
-        packed = {} if self.marks is None else {"sample": self.sample, "place": self.place}
-        return {"tokens": tokens, "eligible": self.eligible, "attend": self.attend, "prompt": self.prompt, **packed}
+            return {
+                "tokens": tokens,
+                "eligible": eligible,
+                "attention_mask": self.attention_mask | rest,
+                "prompt": self.prompt,
+            }
+        packed = {} if self.marks is None else {"seq_idx": self.seq_idx, "position_ids": self.position_ids}
+        return {
+            "tokens": tokens,
+            "eligible": self.eligible,
+            "attention_mask": self.attention_mask,
+            "prompt": self.prompt,
+            **packed,
+        }

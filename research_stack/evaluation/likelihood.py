@@ -177,7 +177,7 @@ class Likelihood:
             scored_BL = torch.from_numpy(piece.eligible).to(
                 context.device
             )  # the texts' own tokens, not the ends behind a response
-            given = (batch["tokens"], scored_BL, draws, batch["attend"], self.samples)
+            given = (batch["tokens"], scored_BL, draws, batch["attention_mask"], self.samples)
             # Without substitutions, exact counts of masks give the same bound with less variance.
             parts.append(
                 nelbo_by_level(context.method, process, *given)
@@ -227,8 +227,8 @@ def baseline_nats(context: Context, rows: PackedRows, scored_BL: np.ndarray | No
     """
     scored_BL = rows.eligible if scored_BL is None else scored_BL
     train = context.data.train.take(slice(0, -(-MAX_TRAIN // context.data.sequence_length)))
-    stream = np.asarray(train.tokens)[train.attend].astype(np.int64)
-    target = train.eligible[train.attend]
+    stream = np.asarray(train.tokens)[train.attention_mask].astype(np.int64)
+    target = train.eligible[train.attention_mask]
     trigram = Baseline(3, stream, context.data.vocab, target)
     unigram = Baseline(1, stream, context.data.vocab, target)
     return {name: model.nats(rows.tokens, scored_BL) for name, model in (("unigram", unigram), ("trigram", trigram))}

@@ -126,7 +126,7 @@ class Samples:
         else:
             given = [
                 row[attend][: self.lead] if self.lead else begin
-                for row, attend in zip(rows.tokens, rows.attend, strict=True)
+                for row, attend in zip(rows.tokens, rows.attention_mask, strict=True)
             ]
         return [torch.from_numpy(np.asarray(ids, dtype=np.int64)) for ids in given]
 

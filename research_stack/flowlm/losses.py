@@ -1,12 +1,12 @@
 """Training losses: which positions carry loss, what each is worth, and what the sum is divided by.
 
-| weight  | loss at a carrying position                | from |
-| ------- | ------------------------------------------ | ---- |
-| none    | CE                                         | BERT-style; at visible positions it learns the posterior p(x_i
-given z) | | inv_t   | CE / p, p the probability of carrying      | LLaDA (Nie et al. 2025, eq. 3; algorithms 1 and 2);
-MDLM (Sahoo et al. 2024) | | elbo    | w_t(z, x) g, see `corruption.elbo`         | MDLM at masks only; UDLM (Schiff et
-al. 2024); GIDD (von Ruette et al. 2025) | | clip    | min(w_t(z, x), max_weight) g               | GIDD, section 3.4 |
-| dynamic | w_max (1 + [z=m] + (r/(1+r) - 1) [z=x]) g | GIDD, section 3.4, which has r for r/(1+r) |
+- none: CE. BERT-style; at visible positions it learns the posterior p(x_i given z).
+- inv_t: CE / p, p the probability of carrying. LLaDA (Nie et al. 2025, eq. 3; algorithms 1 and 2); MDLM (Sahoo et al.
+  2024).
+- elbo: w_t(z, x) g, see `corruption.elbo`. MDLM at masks only; UDLM (Schiff et al. 2024); GIDD (von Ruette et
+  al. 2025).
+- clip: min(w_t(z, x), max_weight) g. GIDD, section 3.4.
+- dynamic: w_max (1 + [z=m] + (r/(1+r) - 1) [z=x]) g. GIDD, section 3.4, which has r for r/(1+r).
 
 r = B/N e^(-l/2), l = ln((1-t)/t), grows without bound where t -> 1; r/(1+r) is bounded, near r where r is small, and
 makes `dynamic` exactly 2t(1-t) w_max times `elbo`.
@@ -30,12 +30,12 @@ from research_stack.require import require
 _EDGE = 1e-6  # keeps float32 levels off 0 and 1; reported bounds come from `corruption.bound`, which cuts nothing
 
 
-class Loss:
+class DenoisingLoss:
     """A weighted sum over positions.
 
     - positions: `masked`; `corrupted`: all selected ones (substituted and kept on purpose too); `all`: every position
       that could have been corrupted.
-    - weight: see the table above.
+    - weight: see the list above.
     - normalize: what the sum is divided by. `tokens`: all tokens but padding, LLaDA's B*L; `positions`: the positions
       that carry loss; `answer`: each row by its own number of eligible positions, and by the number of rows (LLaDA's
       fine-tuning, where only the answer is eligible).
@@ -75,7 +75,7 @@ class Loss:
 
     corruption: Corruption
 
-    def bind(self, corruption: Corruption) -> Loss:
+    def bind(self, corruption: Corruption) -> DenoisingLoss:
         """A copy for a (bound) corruption. Raises ValueError for a pair that makes no sense."""
         rates = corruption.rates(torch.tensor([0.25, 0.75], dtype=torch.float64))
         carried = (
@@ -137,7 +137,7 @@ class Loss:
         if self.normalize == "answer":
             return batch["eligible"].any(1).sum().float()
         if self.normalize == "tokens":
-            return batch["attend"].sum().float()
+            return batch["attention_mask"].sum().float()
         return self.weights(corrupted, batch["tokens"], batch["eligible"])[0].sum().float()
 
     def token_losses(self, logits_nV: Tensor, targets_n: Tensor, z_n: Tensor, t_n: Tensor) -> Tensor:

@@ -15,7 +15,7 @@ from research_stack.backbones.transformer import Transformer
 from research_stack.corruption.base import Corruption
 from research_stack.data.batches import Batch
 from research_stack.data.vocabulary import Vocabulary
-from research_stack.flowlm.losses import Loss
+from research_stack.flowlm.losses import DenoisingLoss
 from research_stack.sampling.logits import special_token_bias
 from research_stack.streams import Draws
 from research_stack.training.module import TrainingModule
@@ -25,7 +25,7 @@ from research_stack.training.optimization import Optimization
 class FlowLM(TrainingModule):
     """A bidirectional transformer under a corruption and a loss. It is a `Denoiser` for samplers and bounds.
 
-    - model: a backbone with `forward(tokens_BL, attend_BL, t_B) -> hidden_BLD` and `unembedding` (V, D).
+    - model: a backbone with `forward(tokens_BL, attention_mask_BL, t_B) -> hidden_BLD` and `unembedding` (V, D).
     - corruption: draws z from x, anew at every step.
     - loss: which positions carry loss, with which weight, divided by what.
     - vocab: special tokens are never predicted: their logits are -inf. Of pairs the end token is none of them: rows are
@@ -39,7 +39,7 @@ class FlowLM(TrainingModule):
         self,
         model: Transformer,
         corruption: Corruption,
-        loss: Loss,
+        loss: DenoisingLoss,
         vocab: Vocabulary,
         optimization: Optimization,
         seed: int,
@@ -66,7 +66,7 @@ class FlowLM(TrainingModule):
         rows = {
             "x": batch["tokens"],
             "z": corrupted.z_BL,
-            "attend": batch["attend"],
+            "attention_mask": batch["attention_mask"],
             "t": corrupted.t_B,
             "carry": carry_BL,
             "weight": weight_BL,
@@ -76,7 +76,7 @@ class FlowLM(TrainingModule):
     def loss_sum(self, rows: Batch) -> Tensor:
         """The sum of weight * loss over the positions of these rows that carry loss."""
         carry_BL = rows["carry"]
-        hidden_nD = self.model(rows["z"], rows["attend"], rows["t"])[carry_BL]
+        hidden_nD = self.model(rows["z"], rows["attention_mask"], rows["t"])[carry_BL]
         x_n, z_n, weight_n = (rows[name][carry_BL] for name in ("x", "z", "weight"))
         t_n = rows["t"].unsqueeze(1).expand_as(carry_BL)[carry_BL]
 
@@ -86,7 +86,11 @@ class FlowLM(TrainingModule):
         return linear_loss(hidden_nD, self.model.unembedding, weight_n, token_losses, self.bias_V)
 
     def logits(
-        self, z_BL: Tensor, attend_BL: Tensor | None = None, t_B: Tensor | None = None, where_BL: Tensor | None = None
+        self,
+        z_BL: Tensor,
+        attention_mask_BL: Tensor | None = None,
+        t_B: Tensor | None = None,
+        where_BL: Tensor | None = None,
     ) -> Tensor:
         """float32 logits, (B, L, V) or (n, V) for the True positions of `where_BL` in row-major order.
 
@@ -94,7 +98,7 @@ class FlowLM(TrainingModule):
         """
         if t_B is None:
             t_B = (z_BL == self.vocab.mask).float().mean(1)
-        hidden_BLD = self.model(z_BL, attend_BL, t_B)
+        hidden_BLD = self.model(z_BL, attention_mask_BL, t_B)
         return self._logits(hidden_BLD if where_BL is None else hidden_BLD[where_BL])
 
     def _logits(self, hidden_xD: Tensor) -> Tensor:

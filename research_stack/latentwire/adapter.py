@@ -9,7 +9,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
-from research_stack.backbones.attention import Everything
+from research_stack.backbones.attention import StandardAttention
 from research_stack.backbones.norm import RMSNorm
 from research_stack.backbones.transformer import Attention, Block, SwiGLU
 from research_stack.latentwire.reader import FrozenReader
@@ -78,7 +78,7 @@ class Adapter(nn.Module):
         if self.length_hint is not None and hint_B is not None:
             x_BPH = x_BPH + self.length_hint(hint_B.clamp(0, HINTS - 1)).unsqueeze(1)
         for index, block in enumerate(self.blocks):
-            x_BPH = block(x_BPH, None, Everything(), None, index)
+            x_BPH = block(x_BPH, None, StandardAttention(), None, index)
         return self.norm(x_BPH)
 
     def vectors(self, states_BPH: Tensor) -> Tensor:

@@ -18,7 +18,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from research_stack.backbones.attention import Everything
+from research_stack.backbones.attention import StandardAttention
 from research_stack.backbones.norm import RMSNorm
 from research_stack.backbones.transformer import Transformer
 from research_stack.require import require
@@ -138,8 +138,8 @@ class ByteEncoder(nn.Module):
         )
         entered_BND = self.embed(torch.where(mask_BN, bytes_BN, BYTES - 1)) * mask_BN.unsqueeze(-1)
         x_BTD, mask_BT = self._patched(entered_BND, mask_BN)
-        states_BTD = self.transformer.through_vectors(
-            x_BTD, slice(0, x_BTD.shape[1]), Everything(mask_BT[:, None, None, :])
+        states_BTD = self.transformer.forward_embeddings(
+            x_BTD, slice(0, x_BTD.shape[1]), StandardAttention(mask_BT[:, None, None, :])
         )
         return Encoded(entered_BND, mask_BN, states_BTD, mask_BT)
 

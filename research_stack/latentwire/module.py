@@ -27,7 +27,7 @@ from research_stack.latentwire import wire as bytes_of_wire
 from research_stack.latentwire.adapter import HINTS, Adapter
 from research_stack.latentwire.curriculum import Curriculum, Stage
 from research_stack.latentwire.encoder import ByteEncoder, Pooling, as_bytes
-from research_stack.latentwire.features.base import AdapterOutput, Feature, Group, StepSettings
+from research_stack.latentwire.features.base import AdapterOutput, Feature, ParameterGroup, StepSettings
 from research_stack.latentwire.features.listing import feature_lines, feature_rows, refuse_other_features
 from research_stack.latentwire.late_readers import state_with_late_readers
 from research_stack.latentwire.losses import LatentWireLoss, LossInputs, unique_contexts
@@ -36,7 +36,7 @@ from research_stack.latentwire.reader import FrozenReader, padded
 from research_stack.latentwire.receiver import Condition, Prefilled, forward_cached, prefill_latents
 from research_stack.require import require
 from research_stack.streams import Draws, generator
-from research_stack.training.module import TrainingModule, cut
+from research_stack.training.module import TrainingModule, split_batch
 from research_stack.training.optimization import Optimization
 
 if TYPE_CHECKING:
@@ -184,13 +184,13 @@ class LatentWire(TrainingModule):
                 adapter.mean_D.requires_grad_(False)
                 adapter.size.requires_grad_(False)
                 adapter.leave.requires_grad_(False)
-        self.parts = {name: loss.weight for name, loss in self.losses.items()} | {
+        self.loss_terms = {name: loss.weight for name, loss in self.losses.items()} | {
             k: w for f in chosen.values() for k, w in f.weights().items()
         }
         if length_hint:
-            self.parts["hint"] = 1.0
+            self.loss_terms["hint"] = 1.0
         self.curriculum.bind(
-            {name: loss.weight for name, loss in losses.items()} | self.parts, num_latents, num_private
+            {name: loss.weight for name, loss in losses.items()} | self.loss_terms, num_latents, num_private
         )
         if max_steps is not None:
             self.curriculum.ends(max_steps)
@@ -401,9 +401,9 @@ class LatentWire(TrainingModule):
             feature.on_batch_start(step)
         return step
 
-    def weights_at(self, step: int | None) -> Mapping[str, float]:
+    def term_weights(self, step: int | None) -> Mapping[str, float]:
         """What the losses count in a step: those of its stage."""
-        return self.curriculum.weights(step, int(self.trainer.max_steps), self.parts)
+        return self.curriculum.weights(step, int(self.trainer.max_steps), self.loss_terms)
 
     def _denominators(self, rows: Batch, step: StepSettings) -> Tensor:
         """(P,) what the sums of `parts` are divided by."""
@@ -411,7 +411,7 @@ class LatentWire(TrainingModule):
         of_losses = [
             sum(loss.count(answer_mask_BA, step.tokens) for answer_mask_BA in counts) for loss in self.losses.values()
         ]
-        rest = len(self.parts) - len(of_losses)
+        rest = len(self.loss_terms) - len(of_losses)
         each = torch.tensor(float(len(rows["bytes"]) * len(self.readers)), device=self.device)
         return torch.stack(
             [torch.as_tensor(c, dtype=torch.float32, device=self.device) for c in of_losses] + [each] * rest
@@ -436,33 +436,39 @@ class LatentWire(TrainingModule):
         for name in self.readers:
             for part, value in self._of_reader(name, raw_BMd, latents_BMd, rows).items():
                 sums[part] = sums[part] + value if part in sums else value
-        return torch.stack([sums[part] for part in self.parts])
+        return torch.stack([sums[part] for part in self.loss_terms])
 
-    def _piece_by_piece(self, rows: Batch, denominator: Tensor, weights: Tensor) -> Tensor:
+    def _accumulate_gradients(self, rows: Batch, denominator: Tensor, weights: Tensor) -> Tensor:
         """As for every method; where the quantiser takes statistics of a batch, they are those of the whole batch, not
         of a piece.
 
         The contexts are encoded piece by piece without a graph, the readers' pieces leave their gradients at the
         latents, and the encoder runs once more, with a graph, to take them on (GradCache, Gao et al. 2021).
         """
-        if self.pieces == 1 or not self.quantizer.of_batch:
-            return super()._piece_by_piece(rows, denominator, weights)
-        with self._gradients_stay_here(True):
+        if self.micro_batches == 1 or not self.quantizer.of_batch:
+            return super()._accumulate_gradients(rows, denominator, weights)
+        with self._no_sync(True):
             means = self._through_latents(rows, denominator, weights)
-        if self.trainer.world_size > 1 and not self.is_cut:
+        if self.trainer.world_size > 1 and not self.is_sharded:
             self._mean_gradients()
         return means
 
+    def _mean_gradients(self) -> None:
+        """Make gradients that stayed on their devices the mean over them, as a last backward pass does elsewhere."""
+        for parameter in self.parameters():
+            if parameter.grad is not None:
+                parameter.grad.copy_(self.total_over_devices(parameter.grad) / self.trainer.world_size)
+
     def _through_latents(self, rows: Batch, denominator: Tensor, weights: Tensor) -> Tensor:
         first_C, which_B = unique_contexts(rows["context"])
-        pieces = min(len(first_C), self._pieces_of(len(first_C)))
+        pieces = min(len(first_C), self._micro_batches_of(len(first_C)))
         parts = [(rows["bytes"][some], rows["mask"][some]) for some in first_C.tensor_split(pieces)]
         with torch.no_grad():
             raw_CMd = torch.cat([self(self.raw, *part) for part in parts])
         raw_CMd.requires_grad_()
         latents_CMd = self.quantizer(raw_CMd, self._shares(rows, first_C))
         leaf_CMd, means = latents_CMd.detach().requires_grad_(), torch.zeros((), device=self.device)
-        for piece in cut({**rows, "which": which_B}, self._pieces_of(len(which_B))):
+        for piece in split_batch({**rows, "which": which_B}, self._micro_batches_of(len(which_B))):
             part = self(self._sums, piece, raw_CMd[piece["which"]], leaf_CMd[piece["which"]]) / denominator
             self.manual_backward((part * weights).sum() * self.trainer.world_size)
             means = means + part.detach()
@@ -524,13 +530,13 @@ class LatentWire(TrainingModule):
             else {}
         )
 
-    def forget(self) -> None:
+    def reset_step(self) -> None:
         """What was kept of the step."""
         self.first_correct = {}
         for feature in self.features.values():
-            feature.forget()
+            feature.reset_step()
 
-    def begin_from(self, state: Mapping[str, Tensor]) -> None:
+    def load_initial_weights(self, state: Mapping[str, Tensor]) -> None:
         """Encoder and quantiser of another run, and all of the readers that both have; a reader that joins late begins
         with an adapter of its own.
 
@@ -564,21 +570,24 @@ class LatentWire(TrainingModule):
 
     # Optimizer ------------------------------------------------------------------------------------------------------
 
-    def optimizer_groups(self) -> list[Group]:
+    def optimizer_groups(self) -> list[ParameterGroup]:
         """All that is trained, part by part and feature by feature."""
         encoder, adapter = self.lr_factors["encoder"], self.lr_factors["adapter"]
         whole = [p for p in self.model.parameters() if p.requires_grad]
         whole += [p for p in self.pooling.parameters() if p is not self.pooling.gate_M1]
         found = (
-            [Group("encoder", whole, encoder), Group("gates", [self.pooling.gate_M1], encoder, decay=False)]
+            [
+                ParameterGroup("encoder", whole, encoder),
+                ParameterGroup("gates", [self.pooling.gate_M1], encoder, decay=False),
+            ]
             if self.train_encoder
             else []
         )
         rest = [] if self.length_head is None else list(self.length_head.parameters())
         found += [
-            Group(f"adapter.{name}", [p for p in own.parameters() if p.requires_grad], adapter)
+            ParameterGroup(f"adapter.{name}", [p for p in own.parameters() if p.requires_grad], adapter)
             for name, own in self.adapters.items()
-        ] + ([Group("hint", rest)] if rest else [])
+        ] + ([ParameterGroup("hint", rest)] if rest else [])
         for name, feature in self.features.items():
             found += [replace(group, name=f"{name}.{group.name}") for group in feature.on_optimizer_build()]
         return found

@@ -91,7 +91,7 @@ def _settings_of_step(trainer: Trainer, method: LatentWire, step: int) -> dict[s
     total = int(trainer.max_steps)
     return {
         "num_latents": method.curriculum.num_latents(step, total, method.num_latents),
-        "weights": dict(method.curriculum.weights(step, total, method.parts)),
+        "weights": dict(method.curriculum.weights(step, total, method.loss_terms)),
     }
 
 

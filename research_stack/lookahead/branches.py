@@ -23,7 +23,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from research_stack.backbones.attention import SHORT, Look, for_each_head, up_to_itself
+from research_stack.backbones.attention import SHORT, AttentionFunction, causal_bias, repeat_kv
 
 Kernel = Literal["auto", "lse", "sink", "math", "flex"]
 KERNEL_NAMES = ("auto", "lse", "sink", "math", "flex")
@@ -33,8 +33,8 @@ Pairs = dict[int, tuple[Tensor, Tensor]]  # keys and values (B, K, L, E) of each
 class RecordingAttention:
     """Attention that keeps the keys and values of its pass, without their graph, for branches off it."""
 
-    def __init__(self, look: Look) -> None:
-        self.look, self.pairs = look, Pairs()
+    def __init__(self, attention_fn: AttentionFunction) -> None:
+        self.attention_fn, self.pairs = attention_fn, Pairs()
 
     @torch.compiler.disable  # else each block would be compiled for itself: the pairs are kept by its number
     def __call__(self, q_BHLE: Tensor, k_BKLE: Tensor, v_BKLE: Tensor, block: int) -> Tensor:
@@ -43,7 +43,7 @@ class RecordingAttention:
             k_BKLE.detach(),
             v_BKLE.detach(),
         )  # a recomputed block (checkpointing) only writes the same again
-        return self.look(q_BHLE, k_BKLE, v_BKLE, block)
+        return self.attention_fn(q_BHLE, k_BKLE, v_BKLE, block)
 
 
 @dataclass
@@ -72,7 +72,7 @@ class Branches:
     def __call__(self, q_BHnE: Tensor, k_BKnE: Tensor, v_BKnE: Tensor, block: int) -> Tensor:
         """(B, H, n, E)."""
         self.own[block].append((k_BKnE, v_BKnE))
-        k, v = (for_each_head(x, q_BHnE.shape[1]) for x in self.pairs[block])
+        k, v = (repeat_kv(x, q_BHnE.shape[1]) for x in self.pairs[block])
         score_BHn, value_BHnE = self._own(q_BHnE, block)
         kernel = self._kernel_for(q_BHnE, k)
         return (
@@ -85,11 +85,11 @@ class Branches:
         """(B, H, n) log-sum-exp of the own keys' scores and (B, H, n, E) their values' softmax mean."""
         keys, values = zip(*self.own[block], strict=True)
         heads, scale = q_BHnE.shape[1], q_BHnE.shape[-1] ** -0.5
-        scores = [((q_BHnE * for_each_head(k, heads)).sum(-1) * scale) for k in keys]
+        scores = [((q_BHnE * repeat_kv(k, heads)).sum(-1) * scale) for k in keys]
         if len(scores) == 1:
-            return scores[0], for_each_head(values[0], heads)
+            return scores[0], repeat_kv(values[0], heads)
         score_sBHn = torch.stack(scores)
-        value_sBHnE = torch.stack([for_each_head(v, heads) for v in values])
+        value_sBHnE = torch.stack([repeat_kv(v, heads) for v in values])
         return score_sBHn.logsumexp(0), (score_sBHn.softmax(0).unsqueeze(-1) * value_sBHnE).sum(0)
 
     def _kernel_for(self, q: Tensor, k: Tensor) -> str:
@@ -142,7 +142,7 @@ def by_sink(q: Tensor, k: Tensor, v: Tensor, score_BHn: Tensor, value_BHnE: Tens
 
 def by_math(q: Tensor, k: Tensor, v: Tensor, score_BHn: Tensor, value_BHnE: Tensor) -> Tensor:
     """The scores written out, the own one behind those of the prefix."""
-    return written_out(q, k, v, score_BHn, value_BHnE, up_to_itself(q.shape[2], k.shape[2], q))
+    return written_out(q, k, v, score_BHn, value_BHnE, causal_bias(q.shape[2], k.shape[2], q))
 
 
 def chosen(q: Tensor, k: Tensor, v: Tensor, score_BHn: Tensor, value_BHnE: Tensor, at_Bn: Tensor) -> Tensor:

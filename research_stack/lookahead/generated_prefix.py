@@ -166,7 +166,7 @@ class GeneratedPrefix:
         )
         taken = data.validation.spread_indices(self.count)
         rows, document_B = data.validation.take(taken), data.validation_document[taken]
-        whole_B = rows.attend.sum(1) > self.prompt_tokens + self.generated_tokens
+        whole_B = rows.attention_mask.sum(1) > self.prompt_tokens + self.generated_tokens
         require(
             bool(whole_B.any()),
             f"prompt_tokens={self.prompt_tokens} and generated_tokens={self.generated_tokens} leave nothing to score: "

@@ -77,7 +77,7 @@ class CachedReader:
         pairs = {block: pair for block, pair in enumerate(cache.pairs) if pair is not None}
         last_nk = torch.full_like(tokens_nk, cache.length - 1)
         condition = self.method.condition(previous_n.unsqueeze(1).expand(tokens_nk.shape))
-        hidden_nkD = self.method.model.through(tokens_nk, last_nk + 1, Branches(pairs, last_nk), condition)
+        hidden_nkD = self.method.model.forward_at(tokens_nk, last_nk + 1, Branches(pairs, last_nk), condition)
         confidence_nk = self.method.confidence(hidden_nkD)
         assert confidence_nk is not None, "asked only of models that predict their loss"
         return confidence_nk

@@ -11,14 +11,14 @@ Shapes: B sequences of S tokens = L positions and the h (horizon) tokens behind;
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any, Literal
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor, nn
+from torch import Tensor
 
-from research_stack.backbones.attention import Cache, Everything
+from research_stack.backbones.attention import KVCache, StandardAttention
 from research_stack.backbones.linear_loss import linear_loss
 from research_stack.backbones.transformer import Transformer
 from research_stack.data.batches import Batch
@@ -40,7 +40,7 @@ from research_stack.sampling.categorical import draw
 from research_stack.sampling.logits import special_token_bias
 from research_stack.streams import Draws
 from research_stack.training.module import TrainingModule
-from research_stack.training.optimization import Optimization
+from research_stack.training.optimization import Optimization, clip_norm
 
 if TYPE_CHECKING:
     from research_stack.data.module import TokenData
@@ -55,7 +55,7 @@ class MiniGPT(TrainingModule):
     - horizon: h; a row's last h tokens are only targets, so that MiniGPT and lookahead learn from the same positions.
     """
 
-    parts: Mapping[str, float] = {"lm": 1.0}
+    loss_terms: Mapping[str, float] = {"lm": 1.0}
     predicts_loss = False  # whether there are confidences
 
     def __init__(
@@ -148,9 +148,12 @@ class MiniGPT(TrainingModule):
 
     def read(self, tokens_BL: Tensor, previous_BL: Tensor | None = None) -> Prefix:
         """Pass 1: the real tokens, each with the confidence before it."""
-        look = RecordingAttention(Everything(causal=True, dropout=self.model.dropout if self.training else 0.0))
+        attention_fn = RecordingAttention(
+            StandardAttention(causal=True, dropout=self.model.dropout if self.training else 0.0)
+        )
         return Prefix(
-            self.model.through(tokens_BL, slice(0, tokens_BL.shape[1]), look, self.condition(previous_BL)), look.pairs
+            self.model.forward_at(tokens_BL, slice(0, tokens_BL.shape[1]), attention_fn, self.condition(previous_BL)),
+            attention_fn.pairs,
         )
 
     @torch.no_grad()
@@ -172,7 +175,7 @@ class MiniGPT(TrainingModule):
         previous_Bn = None if confidence_Bn is None else self.normalised(confidence_Bn) * self.reads_confidence
         if previous_Bn is not None and keep_B is not None:
             previous_Bn = previous_Bn * keep_B.unsqueeze(1)
-        hidden_BnD = self.model.through(own_Bn, places, branches, self.condition(previous_Bn))
+        hidden_BnD = self.model.forward_at(own_Bn, places, branches, self.condition(previous_Bn))
         return hidden_BnD, self.confidence(hidden_BnD)
 
     @torch.no_grad()
@@ -209,7 +212,7 @@ class MiniGPT(TrainingModule):
             inside_BL = inside_BL & eligible_BS[:, k : k + length]
         return inside_BL.float()
 
-    def advance(self, tokens_BL: Tensor, previous_BL: Tensor | None, cache: Cache) -> tuple[Tensor, Tensor | None]:
+    def advance(self, tokens_BL: Tensor, previous_BL: Tensor | None, cache: KVCache) -> tuple[Tensor, Tensor | None]:
         """(hidden states, confidences) of tokens that follow those in the cache."""
         hidden_BLD = self.model(tokens_BL, cache=cache, condition_BLC=self.condition(previous_BL))
         return hidden_BLD, self.confidence(hidden_BLD)
@@ -321,7 +324,7 @@ class Lookahead(MiniGPT):
             fraction,
             kernel,
         )
-        self.parts = {"lm": 1.0, "confidence": alpha}
+        self.loss_terms = {"lm": 1.0, "confidence": alpha}
         self.head = HEADS[head](
             model.dim, model.spared_parameters // model.dim if head_width is None else head_width, seed
         )
@@ -344,9 +347,10 @@ class Lookahead(MiniGPT):
             f"from the one before; set data.order=contiguous data.overlap={self.horizon}",
         )
 
-    def clipped_apart(self) -> Sequence[Sequence[nn.Parameter]]:
-        """The head, whose squared error can be large, and the rest."""
-        return [list(self.model.parameters()), list(self.head.parameters())]
+    def clip_gradients(self) -> Tensor:
+        """The head, whose squared error can be large, and the rest are each clipped by their own norm."""
+        norms = [clip_norm(list(part.parameters()), self.optimization.clip) for part in (self.model, self.head)]
+        return torch.linalg.vector_norm(torch.stack(norms))
 
     def training_flops(self, length: int) -> float:
         """MiniGPT's, the passes for the confidences, and the branches (a forward pass each, the former without
@@ -446,7 +450,7 @@ class Lookahead(MiniGPT):
         self._sums.append(torch.stack([value.sum().float() for value in values]))
         self._last.append(previous_next_BL[:, -1])
 
-    def forget(self) -> None:
+    def reset_step(self) -> None:
         """The sums of this step."""
         self._sums, self._last = [], []
         self._norms.take()
@@ -513,8 +517,8 @@ class Lookahead(MiniGPT):
         if self.previous_mode == "rollout":
             return self._rollout(tokens_BL, previous_BL[:, 0])
         for _ in range(self.passes):
-            hidden_BLD = self.model.through(
-                tokens_BL, slice(0, tokens_BL.shape[1]), Everything(causal=True), self.condition(previous_BL)
+            hidden_BLD = self.model.forward_at(
+                tokens_BL, slice(0, tokens_BL.shape[1]), StandardAttention(causal=True), self.condition(previous_BL)
             )
             previous_BL = shift_right(
                 self.normaliser(self.confidence(hidden_BLD)), previous_BL[:, 0], tokens_BL, self.vocab.end

@@ -148,7 +148,7 @@ def _r2_left_out(
 
 
 # ---------------------------------------------------------------------------------------------- calibration
-class Bin(NamedTuple):
+class ReliabilityBin(NamedTuple):
     """One bin of a prediction: means of predicted and actual, the 95 % interval of the latter, and how many
     positions.
     """
@@ -162,7 +162,7 @@ class Bin(NamedTuple):
 
 def reliability(
     predicted_n: np.ndarray, actual_n: np.ndarray, bins: int = 10, group_n: np.ndarray | None = None
-) -> list[Bin]:
+) -> list[ReliabilityBin]:
     """Predicted against actual mean in bins of equal mass of the prediction, from low to high.
 
     Equal predictions share a bin, so there may be fewer than `bins`, and none is empty. The interval is that of
@@ -175,7 +175,7 @@ def reliability(
     for which in range(index_n.max() + 1):
         in_n = index_n == which
         estimate = per_token(actual_n[in_n], np.ones(in_n.sum()), group_n[in_n])
-        rows.append(Bin(float(predicted_n[in_n].mean()), *estimate, int(in_n.sum())))
+        rows.append(ReliabilityBin(float(predicted_n[in_n].mean()), *estimate, int(in_n.sum())))
     return rows
 
 
@@ -236,7 +236,7 @@ def _gap(difference_n: np.ndarray, index_n: np.ndarray) -> float:
 
 # ------------------------------------------------------------------------------------------------- controls
 @dataclass(frozen=True)
-class Curve:
+class PiecewiseLinear:
     """A continuous piecewise-linear function through (knots_K, values_K), constant beyond the ends."""
 
     knots_K: np.ndarray
@@ -247,8 +247,8 @@ class Curve:
         return np.interp(x, self.knots_K, self.values_K)
 
 
-def fit_curve(x_n: np.ndarray, y_n: np.ndarray, knots: int = 20) -> Curve:
-    """The least-squares `Curve` with knots at evenly spaced quantiles of x (fewer where they coincide).
+def fit_curve(x_n: np.ndarray, y_n: np.ndarray, knots: int = 20) -> PiecewiseLinear:
+    """The least-squares `PiecewiseLinear` with knots at evenly spaced quantiles of x (fewer where they coincide).
 
     The control of a predicted loss: what the entropy of the model (x) says about it through any smooth function.
     Fit it on other documents than it is judged on. Raises ValueError as `columns` does and for knots < 1.
@@ -259,7 +259,7 @@ def fit_curve(x_n: np.ndarray, y_n: np.ndarray, knots: int = 20) -> Curve:
     # Quantiles that are data points: each hat function is 1 at some position, so the system has full rank.
     knots_K = np.unique(np.quantile(x_n, np.linspace(0, 1, knots), method="inverted_cdf"))
     hats_nK = np.stack([np.interp(x_n, knots_K, hat_K) for hat_K in np.eye(len(knots_K))], axis=1)
-    return Curve(knots_K, np.linalg.lstsq(hats_nK, y_n, rcond=None)[0])
+    return PiecewiseLinear(knots_K, np.linalg.lstsq(hats_nK, y_n, rcond=None)[0])
 
 
 @dataclass(frozen=True)

@@ -81,7 +81,7 @@ def _check_rule(rule: str) -> None:
 
 
 @dataclass(frozen=True)
-class Scores:
+class AnswerScores:
     """Of n answers: exact_n 0 or 1, f1_n in [0, 1], both float64 (n,)."""
 
     exact_n: np.ndarray
@@ -90,8 +90,8 @@ class Scores:
 
 def scores(
     predictions: Sequence[str], golds: Sequence[Sequence[str]], rules: Rule | Sequence[Rule] = "squad"
-) -> Scores:
-    """The `Scores` of n answers. rules: one for all, or one for each. Raises ValueError for other numbers of golds or
+) -> AnswerScores:
+    """Scores of n answers. rules: one for all, or one for each. Raises ValueError for other numbers of golds or
     rules than of answers.
     """
     rules = [rules] * len(predictions) if isinstance(rules, str) else rules
@@ -100,7 +100,7 @@ def scores(
         f"predictions={len(predictions)} must be as many as golds={len(golds)} and rules={len(rules)}",
     )
     rows = list(zip(predictions, golds, rules, strict=True))
-    return Scores(
+    return AnswerScores(
         np.array([exact(*row) for row in rows], dtype=np.float64),
         np.array([f1(*row) for row in rows], dtype=np.float64),
     )

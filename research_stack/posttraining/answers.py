@@ -100,7 +100,7 @@ def distances(texts: Sequence[Sequence[str]], encoder: SentenceEncoder) -> Tenso
 
 def prompts_of(batch: dict[str, Tensor]) -> list[Tensor]:
     """The prompt of each row as ids; of a packed row that of its first pair."""
-    given = batch["prompt"] & (batch["sample"] == 0) if "sample" in batch else batch["prompt"]
+    given = batch["prompt"] & (batch["seq_idx"] == 0) if "seq_idx" in batch else batch["prompt"]
     return [tokens[mask] for tokens, mask in zip(batch["tokens"], given, strict=True)]
 
 
@@ -109,7 +109,7 @@ def different_prompts(rows: PackedRows, most: int | None = None) -> list[Tensor]
     evenly.
     """
     arrays = rows.arrays()
-    batch = {name: torch.from_numpy(arrays[name]) for name in ("tokens", "prompt", "sample") if name in arrays}
+    batch = {name: torch.from_numpy(arrays[name]) for name in ("tokens", "prompt", "seq_idx") if name in arrays}
     found = list({tuple(prompt.tolist()): prompt for prompt in prompts_of(batch) if len(prompt)}.values())
     if most is None or most >= len(found):
         return found

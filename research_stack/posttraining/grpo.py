@@ -42,7 +42,7 @@ from research_stack.posttraining.rollout import Rollouts
 from research_stack.require import require
 from research_stack.streams import Draws
 from research_stack.training.optimization import Optimization
-from research_stack.training.sharding import whole
+from research_stack.training.sharding import full_tensor
 
 if TYPE_CHECKING:
     from research_stack.backbones.sentence import SentenceEncoder
@@ -143,7 +143,11 @@ class GRPO(Policy):
             minibatches,
         )
         self.mask_truncated, self.encoder, self.kind = mask_truncated, encoder, reference
-        self.parts = {"policy": 1.0, **({"kl": beta} if beta else {}), **({"entropy": -entropy} if entropy else {})}
+        self.loss_terms = {
+            "policy": 1.0,
+            **({"kl": beta} if beta else {}),
+            **({"entropy": -entropy} if entropy else {}),
+        }
         self.reference = self._frozen() if beta and reference == "copy" else None
         if beta and reference == "adapters":
             _require_adapters(model)
@@ -163,9 +167,9 @@ class GRPO(Policy):
             self.reference.eval()
         return self
 
-    def begin_from(self, state: Mapping[str, Tensor]) -> None:
+    def load_initial_weights(self, state: Mapping[str, Tensor]) -> None:
         """The policy, and with it the reference, begins as another run's policy."""
-        super().begin_from(state)
+        super().load_initial_weights(state)
         if self.reference is not None:
             self.reference.load_state_dict(self.model.state_dict())
 
@@ -244,12 +248,12 @@ class GRPO(Policy):
         rows = {name: tensor[now_B] for name, tensor in self.rows.items()}
         mask_BT = self._mask(rows)
         of_policy, tokens = self.policy_loss.denominator(mask_BT, self.rollouts.length), mask_BT.sum().float()
-        return rows, torch.stack([tokens if name == "entropy" else of_policy for name in self.parts])
+        return rows, torch.stack([tokens if name == "entropy" else of_policy for name in self.loss_terms])
 
     def experience(self, batch: Batch, draws: Draws) -> Batch:
         """This device's share of the completions of all devices' prompts, with their advantages, one row each."""
         prompts = [prompt for theirs in self.of_all_devices(prompts_of(batch)) for prompt in theirs]
-        draws = draws.whole()
+        draws = draws.full_tensor()
         found = self._that_differ(prompts, draws.uniform(self.group, self.rollouts.length))
         kind_PN = found.kind_PN()
         distance_PNN = self._distances(found) if self.advantage.needs == "distances" else None
@@ -341,7 +345,7 @@ class GRPO(Policy):
         if "reference" in rows:
             terms["kl"] = k3(rows["reference"][:, :length], scores.logp_BT, mask_BT)
         terms = {name: term_BT.masked_fill(~mask_BT, 0.0) for name, term_BT in terms.items()}
-        weighed = [terms[name] if name == "entropy" else weight_BT * terms[name] for name in self.parts]
+        weighed = [terms[name] if name == "entropy" else weight_BT * terms[name] for name in self.loss_terms]
         sums_P = torch.stack([term_BT.sum() for term_BT in weighed])
         self._count(terms | {"clip_fraction": clipped_BT.float()}, mask_BT)
         if bool(self._unproven) and bool(mask_BT.any()):
@@ -357,7 +361,7 @@ class GRPO(Policy):
         }
         self._sums = {name: self._sums.get(name, 0) + value for name, value in found.items()}
 
-    def forget(self) -> None:
+    def reset_step(self) -> None:
         """The sums of this step."""
         self._sums = {}
 
@@ -407,7 +411,8 @@ class GRPO(Policy):
         assert self.reference is not None
         for theirs, ours in zip(self.reference.parameters(), self.model.parameters(), strict=True):
             if ours.requires_grad:  # the rest is the same for both, and may be no numbers (quantised)
-                theirs.lerp_((ours if isinstance(theirs, DTensor) else whole(ours)).to(theirs.dtype), self.sync_mix)
+                weights = ours if isinstance(theirs, DTensor) else full_tensor(ours)
+                theirs.lerp_(weights.to(theirs.dtype), self.sync_mix)
 
     # Validation ----------------------------------------------------------------------------------------------------
 

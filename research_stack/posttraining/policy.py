@@ -78,7 +78,7 @@ class Policy(TrainingModule):
         """For samplers: texts read token by token with a cache."""
         return BackboneReader(self.model, self.bias_V)
 
-    def begin_from(self, state: Mapping[str, Tensor]) -> None:
+    def load_initial_weights(self, state: Mapping[str, Tensor]) -> None:
         """Take over the weights of another run's policy. Raises ValueError in one line when its model is another
         one.
         """
@@ -108,7 +108,9 @@ class Policy(TrainingModule):
         model = self.model if model is None else model
         row_n, step_n, column_n = completion_columns(width_B, made_B)
         mask_BT = torch.arange(int(made_B.max()), device=made_B.device) < made_B.unsqueeze(1)
-        hidden_nD = hidden_before(model, tokens_BL, width_B, made_B, share=not (model.checkpoint_blocks or self.is_cut))
+        hidden_nD = hidden_before(
+            model, tokens_BL, width_B, made_B, share=not (model.checkpoint_blocks or self.is_sharded)
+        )
         logp_n, entropy_n = token_logps(
             hidden_nD, model.unembedding, tokens_BL[row_n, column_n], self.bias_V, temperature
         )
@@ -161,7 +163,7 @@ class Policy(TrainingModule):
         """Keep some of the weights of a new run, to see whether they move."""
         if self.global_step == 0:  # known from here on: in on_fit_start a resumed run has not read its step yet
             self._witnesses = {name: witness.clone() for name, witness in self._some_weights().items()}
-            self._unproven = {name for name, weight in self.parts.items() if weight}
+            self._unproven = {name for name, weight in self.loss_terms.items() if weight}
 
     def prove(self, sums_P: Tensor, may_vanish: Mapping[str, str]) -> None:
         """Raise ValueError for a term of the loss without a gradient; asked at the start of a new run, until the term
@@ -171,9 +173,9 @@ class Policy(TrainingModule):
           reason, and the reason.
         """
         trained = self.trained()
-        if self.is_cut:  # no device may ask alone: that something moves must do
+        if self.is_sharded:  # no device may ask alone: that something moves must do
             self._unproven, self._pushed = set(), True
-        for index, name in enumerate(self.parts):
+        for index, name in enumerate(self.loss_terms):
             if name not in self._unproven or not torch.is_grad_enabled():
                 continue
             live = sums_P[index].requires_grad

@@ -96,7 +96,7 @@ class PolychromicSFT(SFT):
             )
         self.codec, self.rollouts, self.advantage, self.reward = codec, rollouts, advantage, reward
         self.gated, self.group, self.estimator, self.warmup, self.encoder = gated, group, estimator, warmup, encoder
-        self.parts = {"reply": 1.0, "diversity": -weight}
+        self.loss_terms = {"reply": 1.0, "diversity": -weight}
         self._numbers: dict[str, Tensor] = {}
 
     def check_data(self, data: TokenData) -> None:
@@ -161,12 +161,12 @@ class PolychromicSFT(SFT):
             " cannot cut a group apart; choose another, or estimator=score",
         )
 
-    def finer(self, rows: Batch) -> int | None:
+    def more_micro_batches(self, rows: Batch) -> int | None:
         """As for every method; with estimator=soft into pieces of whole groups."""
         if self.estimator == "score":
-            return super().finer(rows)
+            return super().more_micro_batches(rows)
         groups = count_rows(rows) // self.group
-        return next((pieces for pieces in range(2 * self.pieces, groups + 1) if groups % pieces == 0), None)
+        return next((pieces for pieces in range(2 * self.micro_batches, groups + 1) if groups % pieces == 0), None)
 
     def _waits(self) -> bool:
         """Whether the diversity term has not begun."""

@@ -25,8 +25,8 @@ if TYPE_CHECKING:
 class SFT(Policy):
     """Loss on the reply only."""
 
-    parts: Mapping[str, float] = {"reply": 1.0}
-    keeps_pairs_apart = True  # of a packed row, see `alone`
+    loss_terms: Mapping[str, float] = {"reply": 1.0}
+    isolates_packed_pairs = True  # of a packed row, see `alone`
 
     def check_data(self, data: TokenData) -> None:
         """The data must be pairs with replies."""
@@ -38,8 +38,8 @@ class SFT(Policy):
 
     def prepare(self, batch: Batch, draws: Draws) -> tuple[Batch, Tensor]:
         """Where a next token is a reply's, and how many are."""
-        counts_BL = (batch["attend"] & ~batch["prompt"])[:, 1:]
-        rows = {name: batch[name] for name in ("tokens", "place", "sample") if name in batch}
+        counts_BL = (batch["attention_mask"] & ~batch["prompt"])[:, 1:]
+        rows = {name: batch[name] for name in ("tokens", "position_ids", "seq_idx") if name in batch}
         return {**rows, "counts": counts_BL}, counts_BL.sum().unsqueeze(0)
 
     def loss_sum(self, rows: Batch) -> Tensor:
@@ -74,9 +74,9 @@ def alone(rows: Batch) -> tuple[Tensor | None, Tensor | None]:
     """Positions and what is seen when each pair of a packed row sees itself alone; None for rows of one pair, padded on
     the right.
     """
-    if "sample" not in rows:
+    if "seq_idx" not in rows:
         return None, None
-    sample_BL = rows["sample"][:, :-1]
+    sample_BL = rows["seq_idx"][:, :-1]
     length = sample_BL.shape[1]
     causal_LL = torch.ones(length, length, dtype=torch.bool, device=sample_BL.device).tril()
-    return rows["place"][:, :-1], (sample_BL.unsqueeze(2) == sample_BL.unsqueeze(1)) & causal_LL
+    return rows["position_ids"][:, :-1], (sample_BL.unsqueeze(2) == sample_BL.unsqueeze(1)) & causal_LL

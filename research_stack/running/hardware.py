@@ -45,7 +45,7 @@ class Method(Protocol):
         """Compile what of the model can gain from it."""
         ...
 
-    def cut_later(self) -> None:
+    def shard_later(self) -> None:
         """Have Lightning cut the weights into shards once the processes have found each other.
 
         Raises ValueError where they cannot be.
@@ -214,5 +214,5 @@ class Hardware:
         if self.compile:
             module.compile_blocks()
         if self.strategy == "fsdp":
-            module.cut_later()
+            module.shard_later()
         return module

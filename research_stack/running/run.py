@@ -221,13 +221,13 @@ def chosen_loggers(cfg: DictConfig, place: RunFolder, refuse: bool = True) -> li
 
     - refuse: raise ValueError for one that its config node makes impossible.
     """
-    from research_stack.training.outside import Outside
+    from research_stack.training.outside import GuardedLogger
 
     makers = {
         f"logger.{name}": partial(build, node, f"logger.{name}", folder=place.path)
         for name, node in (plain(cfg.logger) or {}).items()
     }
-    return [Outside(where, make, refuse) for where, make in makers.items()]
+    return [GuardedLogger(where, make, refuse) for where, make in makers.items()]
 
 
 def fit(cfg: DictConfig, folder: Path) -> None:
@@ -237,7 +237,7 @@ def fit(cfg: DictConfig, folder: Path) -> None:
     """
     quiet_lightning()
     from research_stack.training.checkpoint import AtomicCheckpointIO, load_checkpoint
-    from research_stack.training.ending import Ending, has_ended
+    from research_stack.training.ending import EndOfTraining, has_ended
     from research_stack.training.loggers import JsonlLogger
 
     place = RunFolder(folder)
@@ -259,7 +259,7 @@ def fit(cfg: DictConfig, folder: Path) -> None:
     parts.method.check_devices(parts.data, parts.hardware.processes)
     if cfg.init_from and not step:
         first = first_phase_folder(cfg)
-        parts.method.begin_from(load_checkpoint(first.checkpoints / "last.ckpt")["state_dict"])
+        parts.method.load_initial_weights(load_checkpoint(first.checkpoints / "last.ckpt")["state_dict"])
         refuse_other_codec(first, parts.data)
         log.info("beginning with the weights of %s", first.path)
     parts.data.start_step = step
@@ -295,7 +295,7 @@ def fit(cfg: DictConfig, folder: Path) -> None:
         weights_only=True,
     )
     seconds = time.monotonic() - started
-    Ending.require(trainer, first)
+    EndOfTraining.require(trainer, first)
     if trainer.is_global_zero:
         log.info("trained %d steps in %.0f s", trainer.global_step - first, seconds)
         place.trained(trainer.global_step)
@@ -309,14 +309,14 @@ def watchers(cfg: DictConfig, place: RunFolder, rows: JsonlLogger, length: int) 
     from research_stack.running.preemption import Preemption
     from research_stack.training.checkpoint import ConfigInside
     from research_stack.training.ema import Ema
-    from research_stack.training.ending import Ending, Learning, Longer, Monitors
+    from research_stack.training.ending import EndOfTraining, Learning, Longer, MonitorCheck
     from research_stack.training.loggers import RowBeforeCheckpoint
 
     chosen = {name: build(node, f"callbacks.{name}") for name, node in plain(cfg.callbacks).items()}
     longer = [Longer(length, cfg.trainer.max_steps)] if length != cfg.trainer.max_steps else []
     ema = [Ema(cfg.optimization.ema)] if cfg.optimization.ema else []
-    own = [RowBeforeCheckpoint(rows), Monitors(chosen), Learning(), *longer, ConfigInside(masked(plain(cfg))), *ema]
-    return [*own, *chosen.values(), Ending(), Preemption(place.path)]
+    own = [RowBeforeCheckpoint(rows), MonitorCheck(chosen), Learning(), *longer, ConfigInside(masked(plain(cfg))), *ema]
+    return [*own, *chosen.values(), EndOfTraining(), Preemption(place.path)]
 
 
 def quiet_lightning() -> None:

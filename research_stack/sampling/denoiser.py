@@ -29,12 +29,16 @@ class Denoiser(Protocol):
         """The meaning of the logits at visible positions."""
 
     def logits(
-        self, z_BL: Tensor, attend_BL: Tensor | None = None, t_B: Tensor | None = None, where_BL: Tensor | None = None
+        self,
+        z_BL: Tensor,
+        attention_mask_BL: Tensor | None = None,
+        t_B: Tensor | None = None,
+        where_BL: Tensor | None = None,
     ) -> Tensor:
         """Float logits (B, L, V), or (n, V) for the True positions of `where_BL` in row-major order; -inf at special
         tokens.
 
-        - z_BL: token ids. attend_BL: bool, False at padding; None: no padding. t_B: noise level in [0, 1].
+        - z_BL: token ids. attention_mask_BL: bool, False at padding; None: no padding. t_B: noise level in [0, 1].
         """
 
 

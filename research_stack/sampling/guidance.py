@@ -17,7 +17,7 @@ def guided_logits(
     denoiser: Denoiser,
     scale: float,
     z_BL: Tensor,
-    attend_BL: Tensor | None,
+    attention_mask_BL: Tensor | None,
     t_B: Tensor,
     where_BL: Tensor,
     prompt_BL: Tensor,
@@ -32,9 +32,9 @@ def guided_logits(
         z_BL = z_BL.masked_fill(prompt_BL, denoiser.vocab.mask)
     twice_B = prompt_BL.any(1) & (scale not in (0.0, 1.0))
     if not bool(twice_B.any()):
-        return _float(denoiser.logits(z_BL, attend_BL, t_B, where_BL))
+        return _float(denoiser.logits(z_BL, attention_mask_BL, t_B, where_BL))
     bare_BL = z_BL[twice_B].masked_fill(prompt_BL[twice_B], denoiser.vocab.mask)
-    attend = None if attend_BL is None else torch.cat([attend_BL, attend_BL[twice_B]])
+    attend = None if attention_mask_BL is None else torch.cat([attention_mask_BL, attention_mask_BL[twice_B]])
     both_nV = _float(
         denoiser.logits(
             torch.cat([z_BL, bare_BL]), attend, torch.cat([t_B, t_B[twice_B]]), torch.cat([where_BL, where_BL[twice_B]])

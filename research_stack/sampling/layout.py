@@ -24,8 +24,8 @@ class Layout:
             self.base_BL[b, : len(prompt)] = prompt
         index_L = torch.arange(columns, device=device)
         self.prompt_BL = index_L < self.width_B.unsqueeze(1)
-        self.attend_BL = index_L < self.width_B.unsqueeze(1) + length
-        self.generated_BL = self.attend_BL & ~self.prompt_BL
+        self.attention_mask_BL = index_L < self.width_B.unsqueeze(1) + length
+        self.generated_BL = self.attention_mask_BL & ~self.prompt_BL
         self.column_BG = self.width_B.unsqueeze(1) + torch.arange(length, device=device)
 
     def columns(self, at: Tensor) -> int:

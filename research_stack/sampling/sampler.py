@@ -204,12 +204,12 @@ class Sampler:
         """One model call for `rows` of the live ones, with what the proposer needs beside the probabilities."""
         own, layout = at[rows], run.layout
         columns = layout.columns(own)
-        attend_BL = layout.attend_BL[own, :columns]
+        attention_mask_BL = layout.attention_mask_BL[own, :columns]
         logits_nV = guided_logits(
             denoiser,
             self.guidance,
             layout.tokens(state.z_BG[rows], own),
-            None if bool(attend_BL.all()) else attend_BL,
+            None if bool(attention_mask_BL.all()) else attention_mask_BL,
             state.t_B[rows].float(),
             layout.to_columns(where_BG[rows], own),
             layout.prompt_BL[own, :columns],

@@ -14,7 +14,7 @@ from lightning.pytorch.plugins.io import TorchCheckpointIO
 
 from research_stack.records.files import atomic_path
 from research_stack.require import require
-from research_stack.training.checksum import Summed, damage, seal
+from research_stack.training.checksum import HashingFile, damage, seal
 
 log = logging.getLogger(__name__)
 
@@ -28,7 +28,7 @@ class AtomicCheckpointIO(TorchCheckpointIO):
         try:
             # Given a name, torch would keep the file open, and its space taken, for as long as the error is handled.
             with atomic_path(path) as temporary, open(temporary, "wb") as file:
-                summed = Summed(file)
+                summed = HashingFile(file)
                 torch.save(checkpoint, summed)
                 seal(file, summed.digest.hexdigest())
         except RuntimeError as error:  # torch's zip writer reports a full disk as RuntimeError

@@ -21,7 +21,7 @@ MARK = b"PK\x05\x06"  # how that record begins
 CHUNK = 1 << 22
 
 
-class Summed:
+class HashingFile:
     """A file that is written front to back, and the digest of what was written."""
 
     def __init__(self, file: BinaryIO) -> None:

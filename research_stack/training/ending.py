@@ -34,7 +34,7 @@ def has_ended(checkpoint: Mapping[str, Any], max_steps: int) -> bool:
     return bool(checkpoint) and (checkpoint["global_step"] >= max_steps or bool(checkpoint.get("stopped_early")))
 
 
-class Ending(Checkpoint):  # after all other callbacks
+class EndOfTraining(Checkpoint):  # after all other callbacks
     """Saves `last.ckpt` and raises Stopped when something else than early stopping stops the trainer below `max_steps`.
 
     It acts behind the step and its validation, where one is due, so that a run that goes on has the rows of one that
@@ -90,7 +90,7 @@ class Ending(Checkpoint):  # after all other callbacks
             )
 
 
-class Monitors(Callback):
+class MonitorCheck(Callback):
     """Raises ValueError behind the first validation when a callback monitors a number that never comes: put it first.
 
     - callbacks: by the names of their config nodes.

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 WORDS = ("not enough memory", "can't allocate memory")  # of the CPU's allocator on Windows, and elsewhere
 
 
-class TooLarge(ValueError):
+class StepTooLarge(ValueError):
     """A step does not fit into memory, however it is cut."""
 
 
@@ -19,7 +19,7 @@ def is_out_of_memory(error: RuntimeError) -> bool:
     return isinstance(error, torch.OutOfMemoryError) or any(words in str(error) for words in WORDS)
 
 
-class Statistics:
+class BufferSnapshot:
     """Copies of the buffers of a module that training may change; those that no checkpoint holds are constants, and
     left out.
     """

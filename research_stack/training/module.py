@@ -1,10 +1,23 @@
-"""The training step every family shares: one optimizer step per batch, exact under any cut of the batch.
+"""The training step that all methods share: one optimizer step per batch, exact under any split of the batch.
 
-A family says how a batch becomes work (`prepare`) and what the summed loss of some rows is (`loss_sum`). The
-step divides by the denominator of the WHOLE batch, over all devices and pieces, so gradient accumulation and
-data parallelism give the same loss and gradient as one device with one piece, but for dropout inside a transformer,
-which is drawn for each piece on each device (a reward model's belongs to the pair). All randomness comes from streams
-named by the step, so a resumed run draws what the uninterrupted one would have drawn.
+    batch = B/world rows of step s                                 data/batches.py: a function of (seed, step) alone
+    draws = the random numbers of these rows                       streams.py: named by (seed, "corruption", step)
+    rows, denominator = prepare(batch, draws)                      the method: corrupted tokens, completions, ...
+    denominator = sum over devices                                 total_over_devices
+    for micro_batch in split_batch(rows, micro_batches):           optimization.accumulate; more where memory runs out
+        terms = loss_sum(micro_batch) / denominator                the method: (), or (P,) for P loss terms
+        backward(terms * weights * world)                          the Trainer; DDP averages, fsdp: training/sharding.py
+    norm = clip_gradients()                                        training/optimization.py
+    stop, before the update, where loss or norm is not finite
+    optimizer.step(); scheduler.step()                             training/optimization.py, training/muon.py
+    log loss, terms, norm, lr and after_update()                   training/loggers.py
+    -- then the callbacks --
+    average of the weights, validation, checkpoints, end           training/ema.py, checkpoint.py, ending.py
+
+The step divides by the denominator of the WHOLE batch, over all devices and micro-batches, so gradient accumulation
+and data parallelism give the same loss and gradient as one device with one micro-batch, but for dropout inside a
+transformer, which is drawn for each micro-batch on each device (a reward model's belongs to the pair). All randomness
+comes from streams named by the step, so a resumed run draws what the uninterrupted one would have drawn.
 """
 
 from __future__ import annotations
@@ -22,9 +35,9 @@ from torch.distributed.fsdp import FSDPModule
 
 from research_stack.data.batches import Batch
 from research_stack.streams import Draws, seed_of
-from research_stack.training.memory import Statistics, TooLarge, is_out_of_memory
-from research_stack.training.optimization import Group, Optimization
-from research_stack.training.sharding import gathered, refuse_uncuttable, shard, whole
+from research_stack.training.memory import BufferSnapshot, StepTooLarge, is_out_of_memory
+from research_stack.training.optimization import Optimization, ParameterGroup, clip_norm
+from research_stack.training.sharding import gathered, require_shardable, shard
 
 if TYPE_CHECKING:
     from research_stack.data.module import TokenData
@@ -42,14 +55,14 @@ class TrainingModule(LightningModule):
     - optimization: optimizer, schedule, clipping, accumulation.
     - seed: of all streams.
 
-    A loss of several parts (`parts`) is the sum of weight * part; each part is a sum divided by a denominator of its
-    own, and is logged under its name.
+    A loss of several terms (`loss_terms`) is the sum of weight * term; each term is a sum divided by a denominator of
+    its own, and is logged under its name.
     """
 
-    #: {name: weight in the loss} of the sums that `loss_sum` gives; empty for a single one, which is the loss.
-    parts: Mapping[str, float] = {}
+    #: {name: weight in the loss} of the sums that `loss_sum` gives; empty where it gives one sum, which is the loss.
+    loss_terms: Mapping[str, float] = {}
     #: Whether pairs that share a row (`data.pack`) cannot see one another.
-    keeps_pairs_apart: bool = False
+    isolates_packed_pairs: bool = False
     #: Whether rows of one pair are filled with end tokens that it learns to write (`TokenData.serve`): a text of fixed
     #: length ends nowhere else.
     learns_to_stop: bool = False
@@ -61,23 +74,23 @@ class TrainingModule(LightningModule):
         self.automatic_optimization = False
         self.optimization, self.seed = optimization, seed
         self.is_compiled = False
-        self.pieces = optimization.accumulate  # more once a piece did not fit into memory
+        self.micro_batches = optimization.accumulate  # more once one of them did not fit into memory
 
-    # What a family implements -------------------------------------------------------------------------------------
+    # What a method implements -------------------------------------------------------------------------------------
 
     @abstractmethod
     def prepare(self, batch: Batch, draws: Draws) -> tuple[Batch, Tensor]:
-        """The rows to compute on, and this device's share of the denominator: a scalar, or (P,) for P parts; shares add
-        up.
+        """The rows to compute on, and this device's share of the denominator: a scalar, or (P,) for P loss terms; the
+        shares of all devices add up.
         """
 
     @abstractmethod
     def loss_sum(self, rows: Batch) -> Tensor:
-        """The summed loss of these rows with gradient: a scalar, or (P,) for P parts."""
+        """The summed loss of these rows with gradient: a scalar, or (P,) for P loss terms."""
 
-    # What a family may say besides ---------------------------------------------------------------------------------
+    # What a family may override ---------------------------------------------------------------------------------
 
-    def begin_from(self, state: Mapping[str, Tensor]) -> None:
+    def load_initial_weights(self, state: Mapping[str, Tensor]) -> None:
         """Begin with the weights of another run, its state dict. Raises ValueError, opening with `init_from`, when it
         cannot.
         """
@@ -92,9 +105,9 @@ class TrainingModule(LightningModule):
         if devices > 1 and any(part.training and part.p > 0 for part in dropouts):
             log.info("dropout: each device draws its own, so %d devices agree with one in law, not in numbers", devices)
 
-    def clipped_apart(self) -> Sequence[Sequence[torch.nn.Parameter]]:
-        """Groups of parameters whose gradients are clipped each by its own norm; together all that are trained."""
-        return [list(self.parameters())]
+    def clip_gradients(self) -> Tensor:
+        """Clip the gradients by their global norm, which is returned as it was before."""
+        return clip_norm(list(self.parameters()), self.optimization.clip)
 
     def describe(self) -> dict[str, Any]:
         """What is kept with the run beside its config."""
@@ -104,25 +117,23 @@ class TrainingModule(LightningModule):
         """Called after each optimizer step on every device; numbers to log."""
         return {}
 
-    def weights_at(self, step: int | None) -> Mapping[str, float]:
-        """What the parts count at an optimizer step, in the order of `parts`; None: in validation, the same whenever it
-        comes.
-        """
-        return self.parts
+    def term_weights(self, step: int | None) -> Mapping[str, float]:
+        """The weight of each loss term at a step, in the order of `loss_terms`; None: in validation."""
+        return self.loss_terms
 
-    def optimizer_groups(self) -> Sequence[Group] | None:
+    def optimizer_groups(self) -> Sequence[ParameterGroup] | None:
         """Groups with learning rates of their own, that together hold each trained parameter once; None: all are
         one.
         """
         return None
 
-    def finer(self, rows: Batch) -> int | None:
-        """Into how many pieces to cut the rows when `pieces` were too large for the memory; None when no finer cut is
-        possible.
+    def more_micro_batches(self, rows: Batch) -> int | None:
+        """Into how many micro-batches to split the rows where `micro_batches` did not fit into memory; None where no
+        finer split is possible.
         """
-        return min(2 * self.pieces, count_rows(rows)) if self.pieces < count_rows(rows) else None
+        return min(2 * self.micro_batches, count_rows(rows)) if self.micro_batches < count_rows(rows) else None
 
-    def forget(self) -> None:
+    def reset_step(self) -> None:
         """Drop what `loss_sum` has kept of this step for `after_update`, since the step begins again; buffers are
         restored without it.
         """
@@ -154,7 +165,7 @@ class TrainingModule(LightningModule):
         return compute(*arguments)
 
     @property
-    def is_cut(self) -> bool:
+    def is_sharded(self) -> bool:
         """Whether each device holds a part of the weights (fsdp): then all must call the blocks equally often."""
         return isinstance(self, FSDPModule)
 
@@ -167,12 +178,12 @@ class TrainingModule(LightningModule):
         with gathered(self), torch.compiler.set_stance("force_eager") if self.is_compiled else contextlib.nullcontext():
             yield
 
-    def cut_later(self) -> None:
+    def shard_later(self) -> None:
         """Have Lightning cut the weights into shards once the processes have found each other.
 
         Raises ValueError where they cannot be.
         """
-        refuse_uncuttable(self, self.optimization.ema)
+        require_shardable(self, self.optimization.ema)
         self.configure_model = lambda: shard(self, self.blocks())
 
     def compile_blocks(self) -> None:
@@ -193,9 +204,9 @@ class TrainingModule(LightningModule):
         self._seed_dropout()
         rows, denominator = self(self.prepare, batch, self.draws("corruption", step, batch))
         denominator = self.total_over_devices(denominator).clamp_min(1)
-        weights = self._part_weights(step)
+        weights = self._term_weights(step)
         means = self._gradients(rows, denominator, weights)
-        norm = self._clip()
+        norm = self.clip_gradients()
         means = self.total_over_devices(means)
         loss = (means * weights).sum()
         self._stop_unless_finite(loss, means, norm, step)
@@ -234,68 +245,72 @@ class TrainingModule(LightningModule):
         """Log the mean over all validation rows of all devices."""
         total, denominator = self.total_over_devices(self._validation).unbind(-1)
         means = total / denominator.clamp_min(1)
-        self.log("val/loss", (means * self._part_weights()).sum(), prog_bar=True)
+        self.log("val/loss", (means * self._term_weights()).sum(), prog_bar=True)
         self.log_dict({f"val/{name}": value for name, value in self._named(means).items()})
 
-    # Pieces --------------------------------------------------------------------------------------------------------
+    # Micro-batches ------------------------------------------------------------------------------------------------
 
     def _gradients(self, rows: Batch, denominator: Tensor, weights: Tensor) -> Tensor:
-        """This device's share of the parts' means, () or (P,), with the gradient of the loss left in the parameters.
+        """This device's share of the means of the loss terms, () or (P,), with the gradient of the loss left in the
+        parameters.
 
-        A step that does not fit into memory begins again in more pieces, which later steps keep. That changes no number
-        but the dropout, and statistics that a family takes of each piece.
+        A step that does not fit into memory begins again in more micro-batches, which later steps keep. That changes
+        no number but the dropout, and statistics that a method takes of each micro-batch.
         """
-        before = Statistics(self) if self.trainer.world_size == 1 else None
+        before = BufferSnapshot(self) if self.trainer.world_size == 1 else None
         while True:
             try:
-                return self._piece_by_piece(rows, denominator, weights)
+                return self._accumulate_gradients(rows, denominator, weights)
             except RuntimeError as error:
                 if not is_out_of_memory(error):
                     raise
-                self._cut_finer(rows, error)
+                self._use_more_micro_batches(rows, error)
             # Here the error is gone, and with it the tensors that its frames held.
             self.optimizers().zero_grad(set_to_none=True)
-            self.forget()
+            self.reset_step()
             before.restore()
             self._seed_dropout()
             if self.device.type == "cuda":
                 torch.cuda.empty_cache()
 
-    def _piece_by_piece(self, rows: Batch, denominator: Tensor, weights: Tensor) -> Tensor:
-        pieces, means = list(cut(rows, self._pieces_of(count_rows(rows)))), torch.zeros((), device=self.device)
-        for index, piece in enumerate(pieces):
-            with self._gradients_stay_here(index < len(pieces) - 1):
+    def _accumulate_gradients(self, rows: Batch, denominator: Tensor, weights: Tensor) -> Tensor:
+        micro_batches = list(split_batch(rows, self._micro_batches_of(count_rows(rows))))
+        means = torch.zeros((), device=self.device)
+        for index, micro_batch in enumerate(micro_batches):
+            with self._no_sync(index < len(micro_batches) - 1):
                 # Data parallelism averages gradients over devices; the factor makes that a sum.
-                part = self(self.loss_sum, piece) / denominator
-                self.manual_backward((part * weights).sum() * self.trainer.world_size)
-            means = means + part.detach()
+                terms = self(self.loss_sum, micro_batch) / denominator
+                self.manual_backward((terms * weights).sum() * self.trainer.world_size)
+            means = means + terms.detach()
         return means
 
-    def _pieces_of(self, count: int) -> int:
-        """Into how many pieces to cut so many rows.
+    def _micro_batches_of(self, count: int) -> int:
+        """Into how many micro-batches to split so many rows.
 
         Under fsdp as many on every device, since all must compute equally often.
         """
-        if not self.is_cut or self.pieces == 1:
-            return self.pieces
+        if not self.is_sharded or self.micro_batches == 1:
+            return self.micro_batches
         fewest = self.trainer.strategy.reduce(torch.tensor(count, device=self.device), reduce_op="min")
-        return min(self.pieces, max(1, int(fewest)))
+        return min(self.micro_batches, max(1, int(fewest)))
 
-    def _cut_finer(self, rows: Batch, error: RuntimeError) -> None:
-        """Raise `pieces`. Raises TooLarge in one line where they cannot be, or where other devices would not do the
-        same.
+    def _use_more_micro_batches(self, rows: Batch, error: RuntimeError) -> None:
+        """Raise `micro_batches`. Raises StepTooLarge in one line where that is impossible, or where other devices would
+        not do the same.
         """
         count, world, line = count_rows(rows), self.trainer.world_size, str(error).splitlines()[0][:160]
-        most = -(-count // self.pieces)
+        most = -(-count // self.micro_batches)
         what = (
-            f"optimization.accumulate={self.pieces}: step {self.global_step} does not fit into memory with {most}"
-            f" row{'s' * (most > 1)} at once"
+            f"optimization.accumulate={self.micro_batches}: step {self.global_step} does not fit into memory with"
+            f" {most} row{'s' * (most > 1)} at once"
         )
         if world > 1:
-            raise TooLarge(f"{what} on one of {world} devices; raise it ({line})") from error
-        pieces = self.finer(rows)
+            raise StepTooLarge(f"{what} on one of {world} devices; raise it ({line})") from error
+        pieces = self.more_micro_batches(rows)
         if pieces is None:
-            raise TooLarge(f"{what}, and cannot be cut finer; take shorter rows or a smaller model ({line})") from error
+            raise StepTooLarge(
+                f"{what}, and cannot be cut finer; take shorter rows or a smaller model ({line})"
+            ) from error
         log.warning(
             "step %d does not fit into memory with %d rows at once: from now on the %d rows of a step are cut into %d"
             " pieces, not %d (%s)",
@@ -303,10 +318,10 @@ class TrainingModule(LightningModule):
             most,
             count,
             pieces,
-            self.pieces,
+            self.micro_batches,
             line,
         )
-        self.pieces = pieces
+        self.micro_batches = pieces
 
     def _seed_dropout(self) -> None:
         """Dropout draws from the global stream."""
@@ -319,39 +334,28 @@ class TrainingModule(LightningModule):
             self.seed, stream, step, total=rows * world, rows=slice(rank * rows, (rank + 1) * rows), device=self.device
         )
 
-    def _part_weights(self, step: int | None = None) -> Tensor:
-        """() or (P,): what each sum counts in the loss."""
-        return torch.tensor(list(self.weights_at(step).values()) or 1.0, device=self.device)
+    def _term_weights(self, step: int | None = None) -> Tensor:
+        """() or (P,): the weight of each sum in the loss."""
+        return torch.tensor(list(self.term_weights(step).values()) or 1.0, device=self.device)
 
     def _named(self, means: Tensor) -> dict[str, Tensor]:
-        """The parts by name, `loss_` in front; none for a single sum."""
-        return {f"loss_{name}": mean for name, mean in zip(self.parts, means, strict=True)} if self.parts else {}
+        """The loss terms by name, `loss_` in front; none for a single sum."""
+        return (
+            {f"loss_{name}": mean for name, mean in zip(self.loss_terms, means, strict=True)} if self.loss_terms else {}
+        )
 
     def total_over_devices(self, value: Tensor) -> Tensor:
         """The sum of a tensor over all devices."""
         return self.trainer.strategy.reduce(value, reduce_op="sum") if self.trainer.world_size > 1 else value
 
-    def _gradients_stay_here(self, yes: bool) -> contextlib.AbstractContextManager[Any]:
-        """While accumulating, gradients need not travel between devices before the last piece."""
+    def _no_sync(self, yes: bool) -> contextlib.AbstractContextManager[Any]:
+        """While accumulating, gradients need not travel between devices before the last micro-batch."""
         model = self.trainer.strategy.model
         return (
             model.no_sync()
             if yes and isinstance(model, torch.nn.parallel.DistributedDataParallel)
             else contextlib.nullcontext()
         )
-
-    def _mean_gradients(self) -> None:
-        """Make gradients that stayed on their devices the mean over them, as a last backward pass does elsewhere."""
-        for parameter in self.parameters():
-            if parameter.grad is not None:
-                parameter.grad.copy_(self.total_over_devices(parameter.grad) / self.trainer.world_size)
-
-    def _clip(self) -> Tensor:
-        """The global gradient norm before clipping."""
-        limit = float("inf") if self.optimization.clip is None else self.optimization.clip
-        norms = [torch.nn.utils.clip_grad_norm_(group, limit, foreach=True) for group in self.clipped_apart()]
-        norms = [whole(norm) for norm in norms]  # of shards: it is that of all of them already
-        return norms[0] if len(norms) == 1 else torch.linalg.vector_norm(torch.stack(norms))
 
     def _stop_unless_finite(self, loss: Tensor, means: Tensor, norm: Tensor, step: int) -> None:
         if not bool(torch.isfinite(loss + norm)):
@@ -368,10 +372,10 @@ def count_rows(rows: Batch) -> int:
     return len(next(iter(rows.values())))
 
 
-def cut(rows: Batch, pieces: int) -> Iterator[Batch]:
-    """The rows in `pieces` parts of nearly equal size; empty parts are left out."""
-    count = count_rows(rows)
-    bounds = [round(i * count / pieces) for i in range(pieces + 1)]
+def split_batch(rows: Batch, count: int) -> Iterator[Batch]:
+    """The rows in `count` micro-batches of nearly equal size; empty ones are left out."""
+    total = count_rows(rows)
+    bounds = [round(i * total / count) for i in range(count + 1)]
     for start, stop in zip(bounds, bounds[1:], strict=False):
         if stop > start:
             yield {name: tensor[start:stop] for name, tensor in rows.items()}

@@ -19,7 +19,7 @@ import torch
 from torch import Tensor, nn
 
 from research_stack.training.machine import cpu_multiplies_bf16
-from research_stack.training.sharding import on_whole
+from research_stack.training.sharding import on_full_tensor
 
 
 def hidden_matrices(module: nn.Module) -> list[nn.Parameter]:
@@ -71,7 +71,7 @@ class Muon(torch.optim.Muon):
         wanted = gradient.lerp(average, momentum) if group["nesterov"] else average
         dtype = self.on_cpu if parameter.device.type == "cpu" else torch.bfloat16
         coefficients, steps, eps = group["ns_coefficients"], group["ns_steps"], group["eps"]
-        update = on_whole(lambda matrix: orthogonal(matrix.to(dtype), coefficients, steps, eps), wanted)
+        update = on_full_tensor(lambda matrix: orthogonal(matrix.to(dtype), coefficients, steps, eps), wanted)
         parameter.mul_(1 - group["lr"] * group["weight_decay"])
         parameter.add_(update, alpha=-0.2 * math.sqrt(max(parameter.shape)) * group["lr"])
 
@@ -90,7 +90,7 @@ def orthogonal(matrix: Tensor, coefficients: tuple[float, float, float], steps: 
     return x.mT if tall else x
 
 
-class Together(torch.optim.Optimizer):
+class CombinedOptimizer(torch.optim.Optimizer):
     """Optimizers of different parameters that step as one.
 
     Lightning counts a training step for every optimizer that steps; a schedule and a checkpoint want one too. So

@@ -8,16 +8,17 @@ from dataclasses import dataclass
 from typing import Any, Literal
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from research_stack.require import require
-from research_stack.training.muon import Muon, Together, hidden_matrices
+from research_stack.training.muon import CombinedOptimizer, Muon, hidden_matrices
+from research_stack.training.sharding import full_tensor
 
 MOMENTS: dict[type[torch.optim.Optimizer], int] = {torch.optim.AdamW: 2, Muon: 1}  # tensors of a parameter's size
 
 
 @dataclass
-class Group:
+class ParameterGroup:
     """Parameters with a learning rate of their own.
 
     - factor: of `optimization.lr`. decay: False for what has more than one dimension and is no matrix: no weight decay.
@@ -86,7 +87,7 @@ class Optimization:
         )
         self.clip, self.accumulate, self.ema, self.algorithm = clip, accumulate, ema, optimizer
 
-    def optimizer(self, module: nn.Module, groups: Sequence[Group] | None = None) -> torch.optim.Optimizer:
+    def optimizer(self, module: nn.Module, groups: Sequence[ParameterGroup] | None = None) -> torch.optim.Optimizer:
         """The optimizer of the module's trainable parameters.
 
         - groups: each gets `param_groups` of its own (matrices of Muon, decayed, not decayed) with its name and its
@@ -130,7 +131,7 @@ class Optimization:
                 raise ValueError("optimization: no parameter is trained")
             return adamw
         muon = Muon(of_muon, lr=self.lr, weight_decay=self.weight_decay)
-        return Together(muon) if adamw is None else Together(muon, adamw)
+        return CombinedOptimizer(muon) if adamw is None else CombinedOptimizer(muon, adamw)
 
     def _decayed_apart(
         self, trained: list[nn.Parameter], decayed: set[int], more: dict[str, Any]
@@ -163,11 +164,17 @@ class Optimization:
         return self.final_ratio + (1 - self.final_ratio) * left
 
 
+def clip_norm(parameters: Sequence[nn.Parameter], limit: float | None) -> Tensor:
+    """Clip gradients to a 2-norm over all of them; the norm before, which is that of all shards where they are cut."""
+    norm = torch.nn.utils.clip_grad_norm_(parameters, math.inf if limit is None else limit, foreach=True)
+    return full_tensor(norm)
+
+
 def state_bytes(optimizer: torch.optim.Optimizer) -> int:
     """Bytes of the moments that the optimizer keeps from its first step on: two of each parameter with AdamW, one
     with Muon.
     """
-    parts = optimizer.parts if isinstance(optimizer, Together) else (optimizer,)
+    parts = optimizer.parts if isinstance(optimizer, CombinedOptimizer) else (optimizer,)
     return sum(
         MOMENTS[type(part)] * p.numel() * p.element_size()
         for part in parts
@@ -176,7 +183,7 @@ def state_bytes(optimizer: torch.optim.Optimizer) -> int:
     )
 
 
-def require_each_once(module: nn.Module, groups: Sequence[Group]) -> None:
+def require_each_once(module: nn.Module, groups: Sequence[ParameterGroup]) -> None:
     """Raise ValueError unless the groups have different names, factors above 0 and together each trained parameter of
     the module once.
     """

@@ -11,7 +11,7 @@ from lightning.pytorch.loggers.logger import DummyExperiment, Logger
 log = logging.getLogger(__name__)
 
 
-class Outside(Logger):
+class GuardedLogger(Logger):
     """Hands everything on to a logger until it fails: then it is left out for the rest of the run, with one warning.
 
     - where: its config node, for the warning. make: builds it.

@@ -19,7 +19,7 @@ from torch.distributed.tensor import DTensor, distribute_tensor
 from torch.optim import Optimizer
 
 
-def refuse_uncuttable(module: nn.Module, ema: float) -> None:
+def require_shardable(module: nn.Module, ema: float) -> None:
     """Raise ValueError for what cannot be trained in shards: an average of the weights, weights that are no floats."""
     if ema:
         raise ValueError(
@@ -91,7 +91,7 @@ def local(tensor: Tensor) -> Tensor:
     return tensor.to_local() if isinstance(tensor, DTensor) else tensor
 
 
-def whole(tensor: Any) -> Any:
+def full_tensor(tensor: Any) -> Any:
     """A tensor that is cut, put together on every device; anything else as it is."""
     return tensor.full_tensor() if isinstance(tensor, DTensor) else tensor
 
@@ -116,14 +116,16 @@ class Sharded(ModelParallelStrategy):
 
     def lightning_module_state_dict(self) -> dict[str, Any]:
         """Whole tensors; every device must ask."""
-        return {name: whole(tensor) for name, tensor in self.lightning_module.state_dict().items()}
+        return {name: full_tensor(tensor) for name, tensor in self.lightning_module.state_dict().items()}
 
     def optimizer_state(self, optimizer: Optimizer) -> dict[str, Any]:
         """As the optimizer of one process would give it; every device must ask."""
         state = optimizer.state_dict()
         return {
             **state,
-            "state": {key: {name: whole(value) for name, value in own.items()} for key, own in state["state"].items()},
+            "state": {
+                key: {name: full_tensor(value) for name, value in own.items()} for key, own in state["state"].items()
+            },
         }
 
     def load_checkpoint(self, checkpoint_path: Any, weights_only: bool | None = None) -> dict[str, Any]:
@@ -150,6 +152,6 @@ class Sharded(ModelParallelStrategy):
             optimizer.load_state_dict({**state, "state": own})
 
 
-def on_whole(compute: Callable[[Tensor], Tensor], tensor: Tensor) -> Tensor:
+def on_full_tensor(compute: Callable[[Tensor], Tensor], tensor: Tensor) -> Tensor:
     """`compute`, which needs all of a matrix, of one that may be cut; the result is cut alike."""
-    return as_cut(compute(whole(tensor)), tensor)
+    return as_cut(compute(full_tensor(tensor)), tensor)

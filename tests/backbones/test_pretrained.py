@@ -203,7 +203,7 @@ def test_a_mask_covers_the_cache_too(folders):
     m = model(folders["qwen"])
     cache = m.new_cache()
     m.read(tokens(1, 4), cache=cache)
-    with pytest.raises(ValueError, match="^seen_BLS has 2 columns and must have 6"):
+    with pytest.raises(ValueError, match="^attention_mask_BLS has 2 columns and must have 6"):
         m.read(tokens(1, 2), None, torch.ones(1, 2, 2, dtype=torch.bool), cache)
 
 

@@ -112,7 +112,7 @@ def test_padding_before_a_cached_prompt_stays_unseen():
     cache = m.new_cache()
     pieces = torch.cat([m(ids[:, :6], attend[:, :6], cache=cache), m(ids[:, 6:], attend, cache=cache)], 1)
     torch.testing.assert_close(pieces[attend], m(ids, attend)[attend], rtol=0, atol=1e-12)
-    with pytest.raises(ValueError, match="attend_BL has 6 columns and must have 12"):
+    with pytest.raises(ValueError, match="attention_mask_BL has 6 columns and must have 12"):
         cache = m.new_cache()
         m(ids[:, :6], cache=cache)
         m(ids[:, 6:], attend[:, 6:], cache=cache)
@@ -147,7 +147,7 @@ def test_weights_depend_on_the_seed_alone():
 
 def test_rotation_depends_on_distance_only():
     m = model()
-    cos, sin = m._turns(slice(0, m.max_length), torch.device("cpu"), torch.float64)
+    cos, sin = m._rope_at(slice(0, m.max_length), torch.device("cpu"), torch.float64)
     q, k = torch.randn(2, 1, 1, 1, m.head_dim, dtype=torch.float64)
 
     def score(i, j):
@@ -204,6 +204,6 @@ def test_dropout_acts_in_training_only():
 
 
 def test_the_gradient_of_a_rotation_is_that_of_finite_differences():
-    cos, sin = model()._turns(slice(0, 1024), torch.device("cpu"), torch.float64)
+    cos, sin = model()._rope_at(slice(0, 1024), torch.device("cpu"), torch.float64)
     x = torch.randn(2, 3, 2, 8, dtype=torch.float64, requires_grad=True)
     assert torch.autograd.gradcheck(lambda y: rotate(y, (cos[:3], sin[:3])), x)

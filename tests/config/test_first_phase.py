@@ -208,8 +208,10 @@ def test_the_phase_is_trained_once_with_the_seed_of_the_run_and_its_weights_are_
     assert Path(read_json("second/run.json")["init_from"]) == phase
     before = (phase / "checkpoints" / "last.ckpt").stat().st_mtime_ns
     calls = train_calls(monkeypatch)
-    begun, begin_from = [], GRPO.begin_from
-    monkeypatch.setattr(GRPO, "begin_from", lambda self, state: begun.append(state) or begin_from(self, state))
+    begun, load_initial_weights = [], GRPO.load_initial_weights
+    monkeypatch.setattr(
+        GRPO, "load_initial_weights", lambda self, state: begun.append(state) or load_initial_weights(self, state)
+    )
     assert run(compose([*SECOND, f"init_from='{PHRASE}'", "seed=5", "method.entropy=.01"]), "third").status == "ok"
     assert (
         calls == ["GRPO"] * 3 and len(begun) == 1 and (phase / "checkpoints" / "last.ckpt").stat().st_mtime_ns == before

@@ -147,7 +147,7 @@ def build(folder):
     return pack(source, split(source, .1), Bytes().fit([]), 64, folder)
 resource.setrlimit(resource.RLIMIT_FSIZE, (10_000, 10_000))
 try:
-    Cache({str(tmp_path)!r}, "f").folder(build)
+    FolderCache({str(tmp_path)!r}, "f").folder(build)
 except OSError as error:
     print(error)
 """

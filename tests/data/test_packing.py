@@ -89,7 +89,7 @@ def test_packing_keeps_every_token_in_order_but_the_last_rows_rest(corpus, stori
         assert rows.stream().tolist() == ids[: len(ids) // 32 * 32]
         assert counts[name]["documents"] == (sides == side).sum()
         assert counts[name]["tokens"] == counts[name]["bytes"] == len(ids) - counts[name]["documents"]
-        assert rows.attend.all() and not rows.prompt.any()
+        assert rows.attention_mask.all() and not rows.prompt.any()
         assert (rows.eligible == (rows.tokens != codec.vocab.end)).all()
 
 
@@ -112,10 +112,10 @@ def test_pairs_one_per_row_padded_cut_and_dropped(corpus, tmp_path):
     assert (total["documents"], total["rows"], total["truncated"], total["dropped"]) == (45, 40, 10, 5)
     found = {}
     for rows in (train, validation):
-        assert not (rows.eligible & (rows.prompt | ~rows.attend)).any()
+        assert not (rows.eligible & (rows.prompt | ~rows.attention_mask)).any()
         assert not np.isin(rows.tokens[rows.eligible], codec.vocab.special).any()
-        assert (rows.tokens[~rows.attend] == codec.vocab.pad).all()
-        for row, prompt, attend in zip(rows.tokens, rows.prompt, rows.attend, strict=True):
+        assert (rows.tokens[~rows.attention_mask] == codec.vocab.pad).all()
+        for row, prompt, attend in zip(rows.tokens, rows.prompt, rows.attention_mask, strict=True):
             found[codec.decode(row[prompt])] = (codec.decode(row[attend & ~prompt]), codec.vocab.end in row)
     assert found["p7"] == ("response 7", True)
     assert found["q7"] == ("a response muc", False)

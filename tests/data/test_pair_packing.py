@@ -35,7 +35,7 @@ def data(corpus, tmp_path):
 def pairs_of(d, rows):
     """{prompt: (response, ended)} read back through sample, prompt and attend alone."""
     found, arrays = {}, rows.arrays()
-    for tokens, prompt, sample in zip(arrays["tokens"], arrays["prompt"], arrays["sample"], strict=True):
+    for tokens, prompt, sample in zip(arrays["tokens"], arrays["prompt"], arrays["seq_idx"], strict=True):
         for number in range(sample.max() + 1):
             own = sample == number
             text = tokens[own & ~prompt]
@@ -56,9 +56,9 @@ def test_every_pair_stands_once_and_whole(data):
 def test_the_marks_say_where_each_pair_is(data):
     d = data(pack=True)
     for batch in [*islice(d.train_dataloader(), 20), *d.val_dataloader()]:
-        assert set(batch) == {"tokens", "eligible", "attend", "prompt", "sample", "place"}
-        assert batch["sample"].dtype == batch["place"].dtype == torch.int64
-        names = ("tokens", "attend", "prompt", "eligible", "sample", "place")
+        assert set(batch) == {"tokens", "eligible", "attention_mask", "prompt", "seq_idx", "position_ids"}
+        assert batch["seq_idx"].dtype == batch["position_ids"].dtype == torch.int64
+        names = ("tokens", "attention_mask", "prompt", "eligible", "seq_idx", "position_ids")
         for tokens, attend, prompt, eligible, sample, place in zip(*(batch[name] for name in names), strict=True):
             filled = int(attend.sum())
             assert (
@@ -83,10 +83,10 @@ def test_the_marks_say_where_each_pair_is(data):
 
 def test_packing_fills_the_rows_and_says_how_far(data):
     packed, alone = data(pack=True), data()
-    share = packed.train.attend.mean()
+    share = packed.train.attention_mask.mean()
     assert packed.describe()["filled"] == round(float(share), 4) > 0.9
-    assert alone.describe()["filled"] == round(float(alone.train.attend.mean()), 4) < 0.4
-    assert packed.train.attend.sum() == alone.train.attend.sum()
+    assert alone.describe()["filled"] == round(float(alone.train.attention_mask.mean()), 4) < 0.4
+    assert packed.train.attention_mask.sum() == alone.train.attention_mask.sum()
     assert packed.describe()["pack"] and not alone.describe()["pack"]
 
 
@@ -137,7 +137,12 @@ def test_the_split_is_that_of_the_pairs_alone(data):
 
 def test_rows_that_are_not_packed_stay_as_they_were(data):
     d = data()
-    assert d.train.marks is None and set(next(iter(d.train_dataloader()))) == {"tokens", "eligible", "attend", "prompt"}
+    assert d.train.marks is None and set(next(iter(d.train_dataloader()))) == {
+        "tokens",
+        "eligible",
+        "attention_mask",
+        "prompt",
+    }
     files = {file.name for file in Path(d.cache_dir, d.fingerprint).iterdir()}
     assert files == {"meta.json", "train.spans", "train.tokens", "validation.spans", "validation.tokens"}
 

@@ -36,16 +36,18 @@ def test_a_row_is_the_prompt_and_padding(data):
     d = data()
     assert d.prompts_only and d.describe()["prompts_only"] and len(d.train) + len(d.validation) == 60
     for batch in [*islice(d.train_dataloader(), 12), *d.val_dataloader()]:
-        assert set(batch) == {"tokens", "eligible", "attend", "prompt"}
-        assert not batch["eligible"].any() and (batch["prompt"] == batch["attend"]).all()
-        assert (batch["tokens"] != d.vocab.end).all() and (batch["tokens"][~batch["attend"]] == d.vocab.pad).all()
+        assert set(batch) == {"tokens", "eligible", "attention_mask", "prompt"}
+        assert not batch["eligible"].any() and (batch["prompt"] == batch["attention_mask"]).all()
+        assert (batch["tokens"] != d.vocab.end).all() and (
+            batch["tokens"][~batch["attention_mask"]] == d.vocab.pad
+        ).all()
         for tokens, prompt in zip(batch["tokens"], batch["prompt"], strict=True):
             assert (d.codec.decode(tokens[prompt]), "") in PROMPTS
 
 
 def test_what_it_says_of_prompts(data):
     d = data()
-    assert d.bytes_per_token == 1 and d.meta["train"]["tokens"] == d.train.attend.sum() == len(d.train_tokens())
+    assert d.bytes_per_token == 1 and d.meta["train"]["tokens"] == d.train.attention_mask.sum() == len(d.train_tokens())
     assert d.validation_document.tolist() == list(range(len(d.validation)))
     assert sorted(d.validation_documents()) == sorted(d.codec.decode(row) for row in d.validation.tokens)
 

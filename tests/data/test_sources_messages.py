@@ -179,7 +179,7 @@ def test_rows_of_a_templates_pairs(tmp_path, chat):
         cache_dir=str(tmp_path / "cache"),
     )
     data.prepare()
-    for tokens, prompt, attend in zip(data.train.tokens, data.train.prompt, data.train.attend, strict=True):
+    for tokens, prompt, attend in zip(data.train.tokens, data.train.prompt, data.train.attention_mask, strict=True):
         response = tokens[attend & ~prompt]
         assert response[-1] == data.vocab.end and data.codec.decode(response).startswith("answer ")
         assert data.codec.tokenizer.decode(tokens[prompt]).endswith("<|im_start|>assistant\n")

@@ -46,9 +46,9 @@ def steps(data, count):
 
 def test_batches_have_the_promised_form(data):
     for batch in (next(iter(data().train_dataloader())), next(iter(data().val_dataloader()))):
-        assert set(batch) == {"tokens", "eligible", "attend", "prompt"}
+        assert set(batch) == {"tokens", "eligible", "attention_mask", "prompt"}
         assert batch["tokens"].dtype == torch.int64 and all(
-            batch[k].dtype == torch.bool for k in ("eligible", "attend", "prompt")
+            batch[k].dtype == torch.bool for k in ("eligible", "attention_mask", "prompt")
         )
         assert all(tensor.shape == (6, 16) for tensor in batch.values())
 
@@ -321,8 +321,8 @@ def test_a_row_goes_on_where_it_stopped_unless_fresh(stream, overlap):
 def test_contiguous_batches_have_the_form_of_others(stream):
     d = stream()
     batch = next(iter(d.train_dataloader()))
-    assert set(batch) == {"tokens", "eligible", "attend", "prompt", "fresh"} and batch["fresh"].shape == (6,)
-    assert batch["tokens"].dtype == torch.int64 and batch["attend"].all() and not batch["prompt"].any()
+    assert set(batch) == {"tokens", "eligible", "attention_mask", "prompt", "fresh"} and batch["fresh"].shape == (6,)
+    assert batch["tokens"].dtype == torch.int64 and batch["attention_mask"].all() and not batch["prompt"].any()
     assert torch.equal(batch["eligible"], batch["tokens"] != d.vocab.end)
     assert isinstance(d.train.tokens, np.memmap)
 

@@ -39,7 +39,7 @@ class Fixed:
         self.logits_V = logits_V.clone()
         self.logits_V[list(vocab.special)] = -torch.inf
 
-    def logits(self, z_BL, attend_BL=None, t_B=None, where_BL=None):
+    def logits(self, z_BL, attention_mask_BL=None, t_B=None, where_BL=None):
         count = z_BL.shape if where_BL is None else (int(where_BL.sum()),)
         return self.logits_V.expand(*count, -1).float()
 

@@ -14,7 +14,7 @@ from research_stack.corruption.elbo import bound_terms
 from research_stack.corruption.modes import Absolute, Conditional, Split
 from research_stack.corruption.process import Absorbing, Hybrid, Uniform
 from research_stack.corruption.times import Times
-from research_stack.flowlm.losses import Loss
+from research_stack.flowlm.losses import DenoisingLoss
 from research_stack.streams import Draws
 
 pytestmark = pytest.mark.exact
@@ -63,7 +63,7 @@ def batch(corruption, rows=6, length=8, seed=0):
     bound = corruption.bind(VOCAB)
     return (
         bound,
-        {"tokens": tokens, "eligible": eligible, "attend": torch.ones_like(eligible)},
+        {"tokens": tokens, "eligible": eligible, "attention_mask": torch.ones_like(eligible)},
         bound(tokens, eligible, Draws(seed, total=rows)),
     )
 
@@ -107,7 +107,7 @@ def written_out(name, positions, weight, corruption, data, drawn, log_p):
                     state = torch.tensor([N if z == VOCAB.mask else z - toy.OFFSET])
                     g = one_hot_terms(process, log_p[b, i][None], torch.tensor([x - toy.OFFSET]), state, t[None])
                     value = value + w * g[0]
-    return value / data["attend"].sum()
+    return value / data["attention_mask"].sum()
 
 
 @pytest.mark.parametrize("name", CORRUPTIONS)
@@ -117,10 +117,10 @@ def test_loss_and_gradient_are_those_of_the_formula(name, positions, weight):
     """Value and gradient against the written-out sum and against finite differences, and the gradient is not zero."""
     if (name, positions, weight) in REFUSED:
         with pytest.raises(ValueError, match="positions=|weight="):
-            Loss(positions, weight).bind(CORRUPTIONS[name].bind(VOCAB))
+            DenoisingLoss(positions, weight).bind(CORRUPTIONS[name].bind(VOCAB))
         return
     corruption, data, drawn = batch(CORRUPTIONS[name])
-    loss = Loss(positions, weight, max_weight=1.5).bind(corruption)
+    loss = DenoisingLoss(positions, weight, max_weight=1.5).bind(corruption)
     real = torch.randn(
         *data["tokens"].shape, N, generator=torch.Generator().manual_seed(1), dtype=torch.float64
     ).requires_grad_()
@@ -176,7 +176,7 @@ def test_hybrid_without_substitutions_is_the_absorbing_loss_token_by_token(p_u):
     t = drawn.t_B[:, None].expand_as(data["tokens"])
     values = []
     for process in (Absorbing(), Hybrid(p_u=p_u)):
-        loss = Loss("all", "elbo").bind(Diffusion(process).bind(VOCAB))
+        loss = DenoisingLoss("all", "elbo").bind(Diffusion(process).bind(VOCAB))
         _, weight = loss.weights(drawn, data["tokens"], data["eligible"])
         terms = loss.token_losses(logits.flatten(0, 1), data["tokens"].flatten(), drawn.z_BL.flatten(), t.flatten())
         values.append(weight * terms.reshape(weight.shape))
@@ -201,9 +201,9 @@ def test_llada_pretraining_divides_by_all_tokens_and_finetuning_by_the_answer():
     ce = torch.tensor([1.0, 2.0, 4.0])
     corruption = Diffusion(Absorbing(), Times(low=1e-3)).bind(VOCAB)
     everywhere = torch.ones_like(tokens, dtype=torch.bool)
-    data = {"tokens": tokens, "eligible": everywhere, "attend": everywhere}
+    data = {"tokens": tokens, "eligible": everywhere, "attention_mask": everywhere}
 
-    loss = Loss("masked", "inv_t").bind(corruption)
+    loss = DenoisingLoss("masked", "inv_t").bind(corruption)
     carry, weight = loss.weights(drawn, tokens, everywhere)
     assert carry.nonzero().tolist() == [[0, 1], [0, 3], [1, 2]]
     value = (weight[carry] * ce).sum() / loss.denominator(drawn, data)
@@ -211,7 +211,7 @@ def test_llada_pretraining_divides_by_all_tokens_and_finetuning_by_the_answer():
 
     answer = torch.tensor([[False, True, True, True], [False, False, True, True]])
     data["eligible"] = answer
-    loss = Loss("masked", "inv_t", normalize="answer").bind(corruption)
+    loss = DenoisingLoss("masked", "inv_t", normalize="answer").bind(corruption)
     carry, weight = loss.weights(drawn, tokens, answer)
     value = (weight[carry] * ce).sum() / loss.denominator(drawn, data)
     assert float(value) == pytest.approx((3 / 0.5005 / 3 + 4 / 0.25075 / 2) / 2, rel=1e-6)
@@ -223,7 +223,7 @@ def test_expected_llada_loss_of_a_uniform_predictor_is_log_vocabulary():
         corruption = Diffusion(Absorbing(), times).bind(VOCAB)
         tokens = torch.full((20000, 8), toy.OFFSET)
         drawn = corruption(tokens, torch.ones_like(tokens, dtype=torch.bool), Draws(4, total=20000))
-        _, weight = Loss("masked", "inv_t").bind(corruption).weights(drawn, tokens, tokens > 0)
+        _, weight = DenoisingLoss("masked", "inv_t").bind(corruption).weights(drawn, tokens, tokens > 0)
         rows = weight.sum(1).double() * math.log(N) / 8
         assert float(rows.mean()) == pytest.approx(math.log(N), abs=4 * float(rows.std()) / math.sqrt(20000))
 

@@ -320,12 +320,12 @@ class Context:
         self.output[:, : toy.OFFSET] = -torch.inf
         self.layout = torch.randn(8, generator=generator, dtype=torch.float64)
 
-    def logits(self, z_BL, attend_BL=None, t_B=None, where_BL=None):
+    def logits(self, z_BL, attention_mask_BL=None, t_B=None, where_BL=None):
         self.calls.append(len(z_BL))
-        attend_BL = torch.ones_like(z_BL, dtype=torch.bool) if attend_BL is None else attend_BL
+        attention_mask_BL = torch.ones_like(z_BL, dtype=torch.bool) if attention_mask_BL is None else attention_mask_BL
         layout = torch.arange(z_BL.shape[1], dtype=torch.float64)
         near = (-0.5 * (layout[:, None] - layout[None]).abs()).exp()
-        hidden = near @ (self.embedding[z_BL] * attend_BL[..., None])
+        hidden = near @ (self.embedding[z_BL] * attention_mask_BL[..., None])
         hidden = hidden + (layout[:, None] * self.layout).sin() + t_B.double()[:, None, None]
         logits = self.sharpness * (hidden.tanh() @ self.output.nan_to_num(neginf=0.0))
         logits[..., : toy.OFFSET] = -torch.inf

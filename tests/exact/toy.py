@@ -81,7 +81,7 @@ class Denoiser:
         self.vocab, self.function, self.predicts = vocabulary(n_real), function, predicts
         self.masks_per_row = []
 
-    def logits(self, z_BL, attend_BL=None, t_B=None, where_BL=None):
+    def logits(self, z_BL, attention_mask_BL=None, t_B=None, where_BL=None):
         n = self.vocab.n_real
         states = torch.where(z_BL == self.vocab.mask, n, z_BL - OFFSET)
         self.masks_per_row.append((z_BL == self.vocab.mask).sum(1))

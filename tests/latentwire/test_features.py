@@ -587,7 +587,7 @@ def test_rows_without_an_answer_and_steps_begun_again_do_not_count():
     none = torch.zeros(4, 2, dtype=torch.bool)
     feature.on_batch_start(StepSettings(0, STEPS, 5, 4))
     feature.on_loss_aggregate(read_of(made, "llama", sent, answer_mask_BA=none))  # then the memory is full
-    made.forget()
+    made.reset_step()
     half = torch.tensor([[True, True], [True, True], [False, False], [False, False]])
     for name in ("llama", "qwen"):
         read = read_of(made, name, sent, answer_mask_BA=half)
@@ -717,9 +717,9 @@ def test_losses_of_pieces_add_up_and_count_with_their_weight(name):
         feature.on_loss_aggregate(read_of(made, "llama", piece(rows)))[name] for rows in (slice(0, 1), slice(1, 4))
     ]
     close(sum(parts), whole)
-    assert made.parts[name] == 0.1 and list(made.parts)[-1] == name
+    assert made.loss_terms[name] == 0.1 and list(made.loss_terms)[-1] == name
     rows, denominator = prepared(made)
-    assert float(denominator[-1]) == 8 and len(made.loss_sum(rows)) == len(made.parts) == len(
+    assert float(denominator[-1]) == 8 and len(made.loss_sum(rows)) == len(made.loss_terms) == len(
         denominator
     )  # 4 rows, 2 readers
 

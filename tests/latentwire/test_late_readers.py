@@ -32,7 +32,7 @@ def latents(wired, name):
 def test_a_late_reader_is_sent_what_the_first_one_is(state):
     first, weights = state
     late = made(readers={"late": reader("qwen")}, train_encoder=False)
-    late.begin_from(weights)
+    late.load_initial_weights(weights)
     late.eval()
     assert all(torch.equal(a, b) for a, b in zip(latents(late, "late"), latents(first, "llama"), strict=True))
     assert not all(torch.equal(a, b) for a, b in zip(latents(first, "qwen"), latents(first, "llama"), strict=True)), (
@@ -44,7 +44,7 @@ def test_readers_that_both_have_keep_all_in_any_order_and_the_new_one_begins_ane
     first, weights = state
     more = made(readers={"new": reader("llama"), "qwen": reader("qwen")})
     before = {key: value.clone() for key, value in more.state_dict().items()}
-    more.begin_from(weights)
+    more.load_initial_weights(weights)
     more.eval()
     assert all(torch.equal(a, b) for a, b in zip(latents(more, "qwen"), latents(first, "qwen"), strict=True))
     for key, value in more.state_dict().items():
@@ -56,7 +56,7 @@ def test_readers_that_both_have_keep_all_in_any_order_and_the_new_one_begins_ane
 
 def test_a_sender_that_is_not_trained_keeps_its_statistics(state):
     late = made(readers={"late": reader("qwen")}, train_encoder=False)
-    late.begin_from(state[1])
+    late.load_initial_weights(state[1])
     late.train()
     before = late.quantizer.mean_d.clone()
     late.loss_sum(prepared(late)[0])
@@ -78,11 +78,11 @@ def test_a_sender_that_is_not_trained_keeps_its_statistics(state):
 )
 def test_other_sizes_are_named(state, options, message):
     with pytest.raises(ValueError, match=message):
-        made(**options).begin_from(state[1])
+        made(**options).load_initial_weights(state[1])
 
 
 def test_other_runs_and_features_are_named(state):
     with pytest.raises(ValueError, match="^init_from: that run is none of LatentWire"):
-        method().begin_from({"model.x": torch.zeros(1)})
+        method().load_initial_weights({"model.x": torch.zeros(1)})
     with pytest.raises(ValueError, match="it has deep_prefix, which this run has not$"):
-        method(quantizer=FSQ(8), length_hint=True).begin_from(state[1])
+        method(quantizer=FSQ(8), length_hint=True).load_initial_weights(state[1])

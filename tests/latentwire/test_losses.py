@@ -24,7 +24,7 @@ from research_stack.latentwire.quantize import FSQ
 from research_stack.latentwire.reader import FrozenReader
 from research_stack.latentwire.receiver import prefill_text
 from research_stack.streams import generator
-from research_stack.training.module import cut
+from research_stack.training.module import split_batch
 from research_stack.training.optimization import Optimization
 
 EVERY = {
@@ -433,7 +433,7 @@ def whole(places, data):
 def test_each_loss_reaches_encoder_and_adapters(whole, name):
     method, rows, _ = whole
     sums_P = method.loss_sum(rows)
-    value = sums_P[list(method.parts).index(name)]
+    value = sums_P[list(method.loss_terms).index(name)]
     encoder, adapter = method.model.embed.byte.weight, method.adapters["qwen"].enter.weight
     assert torch.isfinite(value) and value > 0
     found = torch.autograd.grad(value, [encoder, adapter])
@@ -442,16 +442,16 @@ def test_each_loss_reaches_encoder_and_adapters(whole, name):
 
 def test_a_batch_in_three_pieces_has_the_losses_of_the_whole(whole):
     method, rows, denominators = whole
-    method.forget()
+    method.reset_step()
     sums_P = method.loss_sum(rows)
     right, method.first_correct = method.first_correct, {}
-    pieces = [method.loss_sum(piece) for piece in cut(rows, 3)]
+    pieces = [method.loss_sum(piece) for piece in split_batch(rows, 3)]
     assert {name: both.tolist() for name, both in method.first_correct.items()} == {
         name: both.tolist() for name, both in right.items()
     }
     assert len({float(piece[0]) for piece in pieces}) == 3
     torch.testing.assert_close(sum(pieces), sums_P, rtol=2e-4, atol=1e-5)
-    by_name = dict(zip(method.parts, denominators.tolist(), strict=True))
+    by_name = dict(zip(method.loss_terms, denominators.tolist(), strict=True))
     tokens = sum(int(rows[f"answer_mask.{reader}"][:, :3].sum()) for reader in method.readers)
     first = sum(int(rows[f"answer_mask.{reader}"][:, 0].sum()) for reader in method.readers)
     assert by_name == {

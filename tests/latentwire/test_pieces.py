@@ -32,7 +32,7 @@ def step(pieces, quantizer=FSQ, rows=4, **options):
     made.model.register_forward_hook(lambda *_: calls.append(1))
     made.manual_backward = lambda tensor, *gradient: tensor.backward(*gradient)
     found, denominator = prepared(made, rows=rows)
-    means = made._piece_by_piece(found, denominator, torch.tensor(list(made.parts.values())))
+    means = made._accumulate_gradients(found, denominator, torch.tensor(list(made.loss_terms.values())))
     gradients = {name: p.grad for name, p in made.named_parameters() if p.grad is not None}
     return (
         means,

@@ -127,7 +127,7 @@ def train_step(made, optimizer, number):
     """One optimizer step as the trainer takes it; the loss."""
     torch.manual_seed(number)
     rows, denominator = prepared(made, number)
-    loss = (made.loss_sum(rows) / denominator.clamp_min(1) * torch.tensor(list(made.parts.values()))).sum()
+    loss = (made.loss_sum(rows) / denominator.clamp_min(1) * torch.tensor(list(made.loss_terms.values()))).sum()
     optimizer.zero_grad()
     loss.backward()
     optimizer.step()

@@ -35,7 +35,7 @@ def by_hand(*rows, prompt=()):
     tokens = torch.tensor(rows)
     prompt_BL = torch.arange(tokens.shape[1]) < torch.tensor(prompt or [0] * len(rows))[:, None]
     special = torch.isin(tokens, torch.tensor(VOCAB.special))
-    return {"tokens": tokens, "eligible": ~special & ~prompt_BL, "attend": tokens != PAD, "prompt": prompt_BL}
+    return {"tokens": tokens, "eligible": ~special & ~prompt_BL, "attention_mask": tokens != PAD, "prompt": prompt_BL}
 
 
 # Counts ---------------------------------------------------------------------------------------------------------------
@@ -520,9 +520,15 @@ def test_data_that_can_is_not():
 @pytest.mark.parametrize("name", ["scalar", "two_hot"])
 def test_the_head_is_clipped_apart_and_nothing_is_left_out(name):
     module = lookahead(head=name)
-    groups = [{id(p) for p in group} for group in module.clipped_apart()]
-    assert groups[1] == {id(p) for p in module.head.parameters()} and not groups[0] & groups[1]
-    assert groups[0] | groups[1] == {id(p) for p in module.parameters()}
+    parts = [list(module.model.parameters()), list(module.head.parameters())]
+    assert {id(p) for part in parts for p in part} == {id(p) for p in module.parameters()}
+    for factor, part in zip((3.0, 40.0), parts, strict=True):
+        for p in part:
+            p.grad = torch.full_like(p, factor)
+    before = [torch.linalg.vector_norm(torch.cat([p.grad.flatten() for p in part])) for part in parts]
+    assert float(module.clip_gradients()) == pytest.approx(float(torch.stack(before).norm()))
+    after = [float(torch.linalg.vector_norm(torch.cat([p.grad.flatten() for p in part]))) for part in parts]
+    assert after == pytest.approx([module.optimization.clip] * 2, rel=1e-4)
 
 
 @pytest.mark.parametrize(

@@ -11,7 +11,7 @@ import pytest
 import torch
 from tiny import VOCAB, alone, backbone, batch, far, gradients, lookahead, minigpt, prepared
 
-from research_stack.backbones.attention import for_each_head, up_to_itself
+from research_stack.backbones.attention import causal_bias, repeat_kv
 from research_stack.backbones.transformer import Transformer
 from research_stack.lookahead import branches as branches_module
 from research_stack.lookahead import module as lookahead_module
@@ -21,7 +21,7 @@ from research_stack.lookahead.heads import BINS, TOP, Scalar
 from research_stack.lookahead.module import Lookahead, MiniGPT, Prefix
 from research_stack.lookahead.previous import confidence_features, shift_right
 from research_stack.sampling.categorical import draw
-from research_stack.training.module import cut
+from research_stack.training.module import split_batch
 
 pytestmark = pytest.mark.exact
 
@@ -482,14 +482,14 @@ def test_the_rollout_feeds_back_what_the_model_then_says():
 
 
 def one_place_on(monkeypatch, module):
-    through = Transformer.through
+    through = Transformer.forward_at
 
-    def mutant(self, tokens, places, look, condition=None):
-        if isinstance(look, Branches):
+    def mutant(self, tokens, places, attention_fn, condition=None):
+        if isinstance(attention_fn, Branches):
             places = slice(places.start + 1, places.stop + 1) if isinstance(places, slice) else places + 1
-        return through(self, tokens, places, look, condition)
+        return through(self, tokens, places, attention_fn, condition)
 
-    monkeypatch.setattr(Transformer, "through", mutant)
+    monkeypatch.setattr(Transformer, "forward_at", mutant)
 
 
 def zeros_for_confidence(monkeypatch, module):
@@ -510,7 +510,7 @@ def prefix_by(by, name):
         def mask(queries, keys, like):
             return torch.full((queries, keys), -torch.inf, dtype=like.dtype).triu_(1 + by)
 
-        monkeypatch.setattr(branches_module, "up_to_itself", mask)
+        monkeypatch.setattr(branches_module, "causal_bias", mask)
         chosen = branches_module.chosen
         monkeypatch.setattr(branches_module, "chosen", lambda q, k, v, s, own, at: chosen(q, k, v, s, own, at + by))
 
@@ -520,13 +520,13 @@ def prefix_by(by, name):
 
 def branches_see_each_other(monkeypatch, module):
     def mutant(self, q, k_own, v_own, block):
-        k, v = (for_each_head(x, q.shape[1]) for x in self.pairs[block])
-        k_own, v_own = for_each_head(k_own, q.shape[1]), for_each_head(v_own, q.shape[1])
+        k, v = (repeat_kv(x, q.shape[1]) for x in self.pairs[block])
+        k_own, v_own = repeat_kv(k_own, q.shape[1]), repeat_kv(v_own, q.shape[1])
         at = torch.arange(q.shape[2]).expand(len(q), -1) if self.at_Bn is None else self.at_Bn
         unseen = torch.arange(k.shape[2]) > at.unsqueeze(-1)
         masks = (
             torch.zeros(unseen.shape).masked_fill(unseen, -torch.inf)[:, None],
-            up_to_itself(q.shape[2], q.shape[2], q),
+            causal_bias(q.shape[2], q.shape[2], q),
         )
         scores = [q @ keys.mT * q.shape[-1] ** -0.5 + mask for keys, mask in zip((k, k_own), masks, strict=True)]
         return torch.cat(scores, -1).softmax(-1) @ torch.cat((v, v_own), 2)
@@ -565,7 +565,7 @@ def pairs_of_another_block(monkeypatch, module):
         lambda self, q, k, v, block: (
             call(self, q, k, v, block)
             if block == 0
-            else (self.pairs.update({block: self.pairs[0]}), self.look(q, k, v, block))[1]
+            else (self.pairs.update({block: self.pairs[0]}), self.attention_fn(q, k, v, block))[1]
         ),
     )
 
@@ -693,12 +693,16 @@ def test_a_graph_in_the_second_pass_reaches_nothing():
 
 
 def test_only_the_pass_over_the_real_tokens_keeps_a_graph(monkeypatch):
-    passes, through = [], Transformer.through
-    monkeypatch.setattr(Transformer, "through", lambda self, tokens, places, look, condition=None: passes.append(
-        (type(look).__name__, torch.is_grad_enabled())) or through(self, tokens, places, look, condition))  # fmt: skip
+    passes, through = [], Transformer.forward_at
+
+    def noted(self, tokens, places, attention_fn, condition=None):
+        passes.append((type(attention_fn).__name__, torch.is_grad_enabled()))
+        return through(self, tokens, places, attention_fn, condition)
+
+    monkeypatch.setattr(Transformer, "forward_at", noted)
     module = lookahead(passes=2, horizon=3)
     module.loss_sum(prepared(module, batch())[0])
-    assert passes == [("Everything", False)] * 2 + [("RecordingAttention", True)] + [("Branches", False)] * 2
+    assert passes == [("StandardAttention", False)] * 2 + [("RecordingAttention", True)] + [("Branches", False)] * 2
 
 
 # 9. Accumulation and gradients apart
@@ -723,7 +727,7 @@ def test_no_cut_of_the_batch_changes_loss_or_gradient(options, pieces):
     whole, parted = lookahead(**options), lookahead(**options)
     rows, total = prepared(whole, data)
     value = whole.loss_sum(rows)
-    sums = [parted.loss_sum(piece) for piece in cut(rows, pieces)]
+    sums = [parted.loss_sum(piece) for piece in split_batch(rows, pieces)]
     assert len(sums) == pieces and far(sum(sums), value) < 1e-12
     slopes = gradients(whole, value, total)
     each = [gradients(parted, part, total) for part in sums]

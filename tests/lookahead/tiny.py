@@ -28,7 +28,7 @@ def batch(rows=3, length=8, seed=0, plain=False):
         tokens[1, length // 2] = VOCAB.end
         prompt[2, :2], attend[2, -1], tokens[2, -1], tokens[2, -2] = True, False, VOCAB.pad, VOCAB.end
     special = torch.isin(tokens, torch.tensor(VOCAB.special))
-    return {"tokens": tokens, "eligible": attend & ~prompt & ~special, "attend": attend, "prompt": prompt}
+    return {"tokens": tokens, "eligible": attend & ~prompt & ~special, "attention_mask": attend, "prompt": prompt}
 
 
 def backbone(**options):
@@ -84,7 +84,7 @@ def prepared(module, data, seed=0):
 
 def gradients(module, parts, denominators):
     """The gradients of the training objective at every parameter, by name."""
-    weights = torch.tensor(list(module.parts.values()), dtype=torch.float64)
+    weights = torch.tensor(list(module.loss_terms.values()), dtype=torch.float64)
     names, parameters = zip(*module.named_parameters(), strict=True)
     values = torch.autograd.grad(
         (parts / denominators.clamp_min(1) * weights).sum(), parameters, materialize_grads=True

@@ -337,7 +337,7 @@ def test_a_curve_is_the_least_squares_one():
     error = np.square(curve.predict(x_n) - y_n).sum()
     for k in range(6):
         for step in (-0.05, 0.05):
-            other = calibration.Curve(curve.knots_K, curve.values_K + step * np.eye(6)[k])
+            other = calibration.PiecewiseLinear(curve.knots_K, curve.values_K + step * np.eye(6)[k])
             assert np.square(other.predict(x_n) - y_n).sum() > error
     assert abs((curve.predict(x_n) - y_n).sum()) < 1e-8  # constants are among the functions
     mass = np.histogram(x_n, curve.knots_K)[0]

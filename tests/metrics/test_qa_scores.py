@@ -10,7 +10,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from research_stack.metrics.qa import RULES, Scores, exact, f1, first_token_at, normalize, scores
+from research_stack.metrics.qa import RULES, AnswerScores, exact, f1, first_token_at, normalize, scores
 
 NFC, NFD = unicodedata.normalize("NFC", "Zürich"), unicodedata.normalize("NFD", "Zürich")
 VECTORS = [  # prediction, gold, SQuAD EM, F1, HotpotQA EM, F1
@@ -109,7 +109,7 @@ def test_gold_answers_that_are_nothing_once_normalised():
 
 def test_scores_of_several_data_sets():
     found = scores(["yes", "the cat", ""], [["yes it is"], ["cat"], [""]], ["hotpotqa", "squad", "squad_v2"])
-    assert isinstance(found, Scores) and found.f1_n.tolist() == [0, 1, 1] and found.exact_n.tolist() == [0, 1, 1]
+    assert isinstance(found, AnswerScores) and found.f1_n.tolist() == [0, 1, 1] and found.exact_n.tolist() == [0, 1, 1]
     assert scores(["yes"], [["yes it is"]]).f1_n.tolist() == [0.5]
     assert scores([], []).f1_n.shape == (0,)
 

@@ -152,7 +152,7 @@ def test_measuring_changes_nothing_of_the_training(whole):
 
 
 def test_a_resumed_run_keeps_its_points_and_replaces_those_beyond(whole, monkeypatch):
-    clip = TrainingModule._clip
+    clip = TrainingModule.clip_gradients
 
     def killed(self):
         if self.global_step == 4:
@@ -160,7 +160,7 @@ def test_a_resumed_run_keeps_its_points_and_replaces_those_beyond(whole, monkeyp
         return clip(self)
 
     with monkeypatch.context() as patched:
-        patched.setattr(TrainingModule, "_clip", killed)
+        patched.setattr(TrainingModule, "clip_gradients", killed)
         with pytest.raises(RuntimeError, match="killed"):
             run(compose(SFT), "cut")
     assert steps("cut") == [0, 2, 4] and points("cut") == points(whole / "whole")[:3]

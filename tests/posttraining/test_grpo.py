@@ -18,7 +18,7 @@ from research_stack.posttraining.objectives import PolicyLoss
 from research_stack.posttraining.rollout import Rollouts
 from research_stack.streams import Draws
 from research_stack.training.checkpoint import load_checkpoint
-from research_stack.training.module import cut
+from research_stack.training.module import split_batch
 from research_stack.training.optimization import Optimization
 
 VOCAB = specials_last(9)
@@ -39,7 +39,7 @@ class Vowels:
     """The share of letters that are a, e or i, and a little for the end of the prompt."""
 
     name = "vowels"
-    parts = ()
+    loss_terms = ()
 
     def check(self):
         pass
@@ -64,7 +64,7 @@ def batch(prompts=PROMPTS):
     """Prompts alone, as the data gives them."""
     tokens = torch.tensor([list(prompt) + [VOCAB.pad] * (4 - len(prompt)) for prompt in prompts])
     given = torch.arange(4) < torch.tensor([len(prompt) for prompt in prompts])[:, None]
-    return {"tokens": tokens, "eligible": torch.zeros_like(given), "attend": given, "prompt": given}
+    return {"tokens": tokens, "eligible": torch.zeros_like(given), "attention_mask": given, "prompt": given}
 
 
 def plain(**options):
@@ -177,7 +177,7 @@ def whole_loss(method, rows, denominator):
     return (
         method.loss_sum(rows)
         / denominator.clamp_min(1)
-        * torch.tensor(list(method.parts.values()), dtype=torch.float64)
+        * torch.tensor(list(method.loss_terms.values()), dtype=torch.float64)
     ).sum()
 
 
@@ -283,9 +283,9 @@ def test_no_part_of_a_loss_depends_on_the_pieces_and_the_entropy_is_the_mean_ove
     parameters, found = list(method.trained().values()), {}
     for pieces in (1, 2, 4):
         means, gradients = 0.0, [0.0] * len(parameters)
-        for piece in cut(rows, pieces):
+        for piece in split_batch(rows, pieces):
             part = method.loss_sum(piece) / denominator
-            weighted = (part * method._part_weights().double()).sum()
+            weighted = (part * method._term_weights().double()).sum()
             gradients = [g + p for g, p in zip(gradients, torch.autograd.grad(weighted, parameters), strict=True)]
             means = means + part.detach()
         found[pieces] = means, gradients
@@ -545,7 +545,7 @@ def test_the_reference_begins_as_the_policy_of_another_run(grpo, backbone, compl
         grpo(model=backbone("pretrained", fresh=True, lora=lora).double(), beta=0.1),
     )
     assert not torch.equal(first.scores(*completions()).logp_BT, method.scores(*completions()).logp_BT)
-    method.begin_from(first.state_dict())
+    method.load_initial_weights(first.state_dict())
     wanted = first.scores(*completions()).logp_BT
     assert torch.equal(method.scores(*completions()).logp_BT, wanted) and torch.equal(
         method.scores(*completions(), model=method.reference).logp_BT, wanted

@@ -63,14 +63,14 @@ def last(folder):
 
 def dies_at(step, monkeypatch):
     """The process ends in this step, as by kill -9: after the draws, before the update."""
-    clip = TrainingModule._clip
+    clip = TrainingModule.clip_gradients
 
     def killed(self):
         if self.global_step == step:
             raise RuntimeError("killed")
         return clip(self)
 
-    return monkeypatch.setattr(TrainingModule, "_clip", killed)
+    return monkeypatch.setattr(TrainingModule, "clip_gradients", killed)
 
 
 STATES = {

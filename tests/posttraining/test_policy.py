@@ -22,7 +22,7 @@ CLOSE = {
 class Plain(Policy):
     """Two parts; what they are, each test says."""
 
-    parts = {"policy": 1.0, "entropy": -0.5}
+    loss_terms = {"policy": 1.0, "entropy": -0.5}
 
 
 @pytest.fixture
@@ -162,14 +162,14 @@ def test_begin_from_takes_the_weights_over(policy, completions, kind, options):
             parameter.mul_(1.3)
     state = first.state_dict() | {"reference.norm.weight": torch.zeros(3)}  # of a method that keeps more
     assert not torch.equal(first.scores(*texts).logp_BT, second.scores(*texts).logp_BT)
-    second.begin_from(state)
+    second.load_initial_weights(state)
     assert torch.equal(first.scores(*texts).logp_BT, second.scores(*texts).logp_BT)
 
 
 def test_begin_from_another_model_is_refused_in_one_line(policy):
     for state in (policy(dim=24).state_dict(), policy(layers=1).state_dict(), {}):
         with pytest.raises(ValueError, match=r"^init_from: that run's model is another one than model \([^\n]*\)$"):
-            policy().begin_from(state)
+            policy().load_initial_weights(state)
 
 
 def test_prompts_that_do_not_fit_are_refused(policy):
@@ -254,7 +254,7 @@ def test_a_term_that_reaches_nothing_is_one_line(policy):
 
 def test_a_term_without_weight_is_not_asked(policy):
     method = policy()
-    method.parts = {"policy": 1.0, "entropy": 0.0}
+    method.loss_terms = {"policy": 1.0, "entropy": 0.0}
     method.on_train_start()
     method.prove(sums(method, entropy=0.0), {})
 

@@ -19,7 +19,7 @@ from research_stack.posttraining.polychromic import PolychromicSFT
 from research_stack.posttraining.rollout import Rollout, Rollouts
 from research_stack.posttraining.sft import SFT
 from research_stack.streams import Draws
-from research_stack.training.module import TrainingModule, cut
+from research_stack.training.module import TrainingModule, split_batch
 from research_stack.training.optimization import Optimization
 
 VOCAB = specials_last(2)  # a, b; mask, pad, end
@@ -82,7 +82,7 @@ def pairs(count, seed=3):
     tokens = torch.tensor(PROMPT + [0, VOCAB.end, VOCAB.pad]).repeat(count, 1)
     tokens[:, 2] = torch.randint(2, (count,), generator=draws)
     attend = (tokens != VOCAB.pad).contiguous()
-    return {"tokens": tokens, "attend": attend, "prompt": (torch.arange(5) < 2).expand(count, 5).contiguous()}
+    return {"tokens": tokens, "attention_mask": attend, "prompt": (torch.arange(5) < 2).expand(count, 5).contiguous()}
 
 
 def draws(batch, step=0):
@@ -208,7 +208,7 @@ def test_gating_changes_it(make):
 @pytest.fixture
 def gradients(fit, monkeypatch):
     """Of a method and a batch: what one step of a trainer has before it clips, and what it logs."""
-    clip = TrainingModule._clip
+    clip = TrainingModule.clip_gradients
 
     def of(method, batch):
         kept = {}
@@ -217,7 +217,7 @@ def gradients(fit, monkeypatch):
             kept["g"] = vector([parameter.grad for parameter in self.trained().values()])
             return clip(self)
 
-        monkeypatch.setattr(TrainingModule, "_clip", look)
+        monkeypatch.setattr(TrainingModule, "clip_gradients", look)
         (row,) = fit(method.double(), [batch])
         return kept["g"], row
 
@@ -245,7 +245,7 @@ def test_ascending_it_raises_what_it_is_the_gradient_of(make):
         method, batch = make(estimator=estimator, gated=False), pairs(800)
         rows, denominator = method.prepare(batch, draws(batch))
         parts = method.loss_sum(rows) / denominator
-        down = -gradient((parts * method._part_weights())[1], method)
+        down = -gradient((parts * method._term_weights())[1], method)
         assert along(method, down / down.norm(), lambda m=method: expected_f(m, False)) > 1e-3
 
 
@@ -272,7 +272,7 @@ def test_a_cut_through_a_group_is_refused_where_it_would_count(make):
     rows = method.prepare(batch, draws(batch))[0]
     whole, parts = (
         float(method._soft(rows)),
-        [sum(float(method._soft(piece)) for piece in cut(rows, pieces)) for pieces in (4, 3)],
+        [sum(float(method._soft(piece)) for piece in split_batch(rows, pieces)) for pieces in (4, 3)],
     )
     assert parts[0] == pytest.approx(whole, rel=1e-5) and parts[1] != pytest.approx(whole, rel=1e-2), (
         "what the line is for"

@@ -39,7 +39,7 @@ from research_stack.reporting import reward as figures
 from research_stack.reporting.reading import RunFiles, table_of
 from research_stack.reporting.reward_words import correlation
 from research_stack.training.checkpoint import AtomicCheckpointIO
-from research_stack.training.module import cut
+from research_stack.training.module import split_batch
 from research_stack.training.optimization import Optimization
 
 DIM = 6
@@ -218,7 +218,7 @@ def test_the_loss_is_the_mean_over_pairs_of_standardised_errors(loss):
     assert denominator == 7 and (module.loss_sum(prepared) / denominator).item() == pytest.approx(
         each.mean().item(), rel=1e-5
     )
-    parts = sum(module.loss_sum(piece) for piece in cut(prepared, 3))
+    parts = sum(module.loss_sum(piece) for piece in split_batch(prepared, 3))
     assert parts.item() == pytest.approx(module.loss_sum(prepared).item(), rel=1e-6)
 
 

@@ -13,7 +13,7 @@ from research_stack.data.tokenizers import Bytes
 from research_stack.posttraining.sft import SFT
 from research_stack.records.files import read_jsonl
 from research_stack.streams import Draws
-from research_stack.training.module import cut
+from research_stack.training.module import split_batch
 from research_stack.training.optimization import Optimization
 
 KINDS = ["own", "learned", "pretrained", "lora"]
@@ -119,16 +119,18 @@ def test_the_end_is_learned_and_a_reply_that_was_cut_off_has_none(data, sft):
 def test_no_pair_of_a_row_sees_another(data, sft, kind):
     d = data(True, 48)
     method, batch = sft(kind, d.vocab), batch_of(d.train.take(slice(0, 1)))
-    assert int(batch["sample"].max()) >= 3
+    assert int(batch["seq_idx"].max()) >= 3
 
     def reply_of(batch, sample):
         rows = method.prepare(batch, Draws(1, "corruption", 0, total=1))[0]
-        rows["counts"] = rows["counts"] & (batch["sample"][:, 1:] == sample)
+        rows["counts"] = rows["counts"] & (batch["seq_idx"][:, 1:] == sample)
         return float(method.reply(rows).detach())
 
     other = {
         **batch,
-        "tokens": torch.where((batch["sample"] == 1) & batch["attend"], (batch["tokens"] + 3) % 200, batch["tokens"]),
+        "tokens": torch.where(
+            (batch["seq_idx"] == 1) & batch["attention_mask"], (batch["tokens"] + 3) % 200, batch["tokens"]
+        ),
     }
     found = [(reply_of(batch, sample), reply_of(other, sample)) for sample in range(4)]
     assert found[1][0] != found[1][1]
@@ -143,7 +145,7 @@ def test_pieces_add_up_to_the_batch(data, sft, pack):
     d = data(pack, 24)
     method, batch = sft("own", d.vocab), batch_of(d.train.take(slice(0, 7)))
     rows = method.prepare(batch, Draws(1, "corruption", 0, total=7))[0]
-    whole, pieces = method.loss_sum(rows), [method.loss_sum(piece) for piece in cut(rows, 3)]
+    whole, pieces = method.loss_sum(rows), [method.loss_sum(piece) for piece in split_batch(rows, 3)]
     torch.testing.assert_close(sum(pieces), whole, rtol=0, atol=1e-10)
 
 

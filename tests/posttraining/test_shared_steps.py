@@ -20,7 +20,7 @@ from research_stack.posttraining.reward_model import RewardModel
 from research_stack.posttraining.rollout import Rollouts
 from research_stack.posttraining.sft import SFT
 from research_stack.streams import Draws
-from research_stack.training.module import TrainingModule, cut
+from research_stack.training.module import TrainingModule, split_batch
 from research_stack.training.optimization import Optimization
 
 VOCAB = specials_last(9)
@@ -31,7 +31,7 @@ class Vowels:
     """The share of letters that are a, e or i; all answers to a prompt that ends in d are of equal worth."""
 
     name = "vowels"
-    parts = ()
+    loss_terms = ()
 
     def check(self):
         pass
@@ -97,9 +97,9 @@ def steps_of(method, batch, rank, world, steps, pieces):
         shared, denominator = method.prepare({name: tensor[mine] for name, tensor in batch.items()}, draws)
         denominator = method.total_over_devices(denominator).double().clamp_min(1)
         means, gradients = 0.0, [torch.zeros_like(p) for p in parameters]
-        for piece in cut(shared, pieces):
+        for piece in split_batch(shared, pieces):
             part = method.loss_sum(piece) / denominator
-            of_piece = torch.autograd.grad((part * method._part_weights().double()).sum(), parameters)
+            of_piece = torch.autograd.grad((part * method._term_weights().double()).sum(), parameters)
             gradients, means = [a + b for a, b in zip(gradients, of_piece, strict=True)], means + part.detach()
         numbers = dict(vars(method).get("_numbers", {}))
         found.append((means, gradients, numbers, len(next(iter(shared.values())))))
@@ -138,7 +138,7 @@ def assert_shared(monkeypatch, make, batch, steps=1, numbers_are_of_shares=False
 def prompts_alone(prompts=PROMPTS):
     tokens = torch.tensor([list(prompt) + [VOCAB.pad] * (4 - len(prompt)) for prompt in prompts])
     given = torch.arange(4) < torch.tensor([len(prompt) for prompt in prompts])[:, None]
-    return {"tokens": tokens, "eligible": torch.zeros_like(given), "attend": given, "prompt": given}
+    return {"tokens": tokens, "eligible": torch.zeros_like(given), "attention_mask": given, "prompt": given}
 
 
 def with_replies(prompts=PROMPTS):
@@ -148,7 +148,7 @@ def with_replies(prompts=PROMPTS):
     ]
     tokens = torch.tensor([row + [VOCAB.pad] * (8 - len(row)) for row in rows])
     given, attend = (torch.arange(8) < torch.tensor([len(x) for x in xs])[:, None] for xs in (prompts, rows))
-    return {"tokens": tokens, "eligible": attend & ~given, "attend": attend, "prompt": given}
+    return {"tokens": tokens, "eligible": attend & ~given, "attention_mask": attend, "prompt": given}
 
 
 @pytest.mark.exact

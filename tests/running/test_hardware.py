@@ -156,7 +156,7 @@ def test_several_processes_mean_ddp():
 
 
 def test_what_cannot_be_cut_is_refused_in_one_line():
-    from research_stack.training.sharding import refuse_uncuttable
+    from research_stack.training.sharding import require_shardable
 
     packed = torch.nn.Module()
     packed.weight = torch.nn.Parameter(torch.zeros(4, dtype=torch.uint8), requires_grad=False)
@@ -165,8 +165,8 @@ def test_what_cannot_be_cut_is_refused_in_one_line():
         (packed, 0.0, r"^hardware.strategy=fsdp cannot cut quantised weights \(weight\)"),
     ):
         with pytest.raises(ValueError, match=line):
-            refuse_uncuttable(module, ema)
-    refuse_uncuttable(torch.nn.Linear(1, 1), 0.0)
+            require_shardable(module, ema)
+    require_shardable(torch.nn.Linear(1, 1), 0.0)
 
 
 # The guard ---------------------------------------------------------------------------------------------------------

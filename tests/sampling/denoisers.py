@@ -60,8 +60,10 @@ class Told:
     def __init__(self, p):
         self.vocab, self.p, self.asked = VOCAB, p, []
 
-    def logits(self, z_BL, attend_BL=None, t_B=None, where_BL=None):
-        self.asked.append({"z": z_BL.clone(), "attend": attend_BL, "t": t_B.clone(), "where": where_BL.clone()})
+    def logits(self, z_BL, attention_mask_BL=None, t_B=None, where_BL=None):
+        self.asked.append(
+            {"z": z_BL.clone(), "attention_mask": attention_mask_BL, "t": t_B.clone(), "where": where_BL.clone()}
+        )
         p_BLV = self.p(z_BL, t_B) if callable(self.p) else self.p[: z_BL.shape[1]].expand(len(z_BL), -1, -1)
         return p_BLV.log()[where_BL].float()
 

@@ -15,7 +15,7 @@ def test_columns_by_hand():
     assert LAYOUT.base_BL.tolist() == [[1, 2, 0, 0, 0], [0, 0, 0, 0, 0], [3, 4, 6, 0, 0]]
     assert LAYOUT.prompt_BL.int().tolist() == [[1, 1, 0, 0, 0], [0] * 5, [1, 1, 1, 0, 0]]
     assert LAYOUT.generated_BL.int().tolist() == [[0, 0, 1, 1, 0], [1, 1, 0, 0, 0], [0, 0, 0, 1, 1]]
-    assert torch.equal(LAYOUT.attend_BL, LAYOUT.prompt_BL | LAYOUT.generated_BL)
+    assert torch.equal(LAYOUT.attention_mask_BL, LAYOUT.prompt_BL | LAYOUT.generated_BL)
 
 
 def test_rows_take_the_columns_they_need():

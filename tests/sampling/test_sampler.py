@@ -117,8 +117,8 @@ def test_rows_that_are_done_leave_the_batch_and_shrink_the_columns():
     trace = sampler.sample(denoiser, prompts=[[4], [1, 1, 1]], length=3)
     assert trace.calls_B.tolist() == [3, 1]
     assert [tuple(asked["z"].shape) for asked in denoiser.asked] == [(2, 6), (1, 4), (1, 4)]
-    assert denoiser.asked[0]["attend"].tolist() == [[True] * 4 + [False] * 2, [True] * 6]
-    assert denoiser.asked[1]["attend"] is None
+    assert denoiser.asked[0]["attention_mask"].tolist() == [[True] * 4 + [False] * 2, [True] * 6]
+    assert denoiser.asked[1]["attention_mask"] is None
 
 
 @pytest.mark.parametrize("rows", [1, 2, 5])

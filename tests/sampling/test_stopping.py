@@ -64,14 +64,18 @@ def test_rows_of_pairs_are_filled_with_ends_that_may_be_corrupted(tmp_path):
         and data.describe()["writes_end"]
         and not data.codec.vocab.writes_end
     )
-    assert after["attend"].all() and torch.equal(after["prompt"], before["prompt"]) and (before["tokens"] == pad).any()
+    assert (
+        after["attention_mask"].all()
+        and torch.equal(after["prompt"], before["prompt"])
+        and (before["tokens"] == pad).any()
+    )
     assert torch.equal(after["tokens"], torch.where(before["tokens"] == pad, end, before["tokens"]))
     assert torch.equal(after["eligible"], ~after["prompt"])
     assert any(
         (row != end).all() for batch in islice(data.train_dataloader(), 8) for row in batch["tokens"]
     )  # a response that was cut has no end
     rows = data.validation  # what is said of the texts does not change
-    assert not rows.eligible[rows.tokens == end].any() and rows.attend.sum() < rows.tokens.size
+    assert not rows.eligible[rows.tokens == end].any() and rows.attention_mask.sum() < rows.tokens.size
     assert torch.equal(
         torch.from_numpy(rows.take(slice(0, 4)).arrays()["eligible"]), ~torch.from_numpy(rows.take(slice(0, 4)).prompt)
     )

@@ -13,7 +13,7 @@ from research_stack.records.config_hash import config_hash
 from research_stack.records.files import append_jsonl, read_jsonl
 from research_stack.records.run_folder import RunFolder
 from research_stack.training.loggers import JsonlLogger, RowBeforeCheckpoint, Tensorboard, Wandb, logged_in
-from research_stack.training.outside import Outside
+from research_stack.training.outside import GuardedLogger
 
 
 class Line(LightningModule):
@@ -231,7 +231,7 @@ def test_a_service_that_fails_anywhere_is_one_warning_and_loses_no_number(tmp_pa
             services.append(Service((where,)))
             return services[-1]
 
-        fit(folder, [JsonlLogger(folder), Outside("logger.service", make)], steps=3)
+        fit(folder, [JsonlLogger(folder), GuardedLogger("logger.service", make)], steps=3)
         rows, whole = (read_jsonl(place / "metrics.jsonl") for place in (folder, tmp_path / "whole"))
         assert numbers(rows) == numbers(whole)
         warnings = [record.getMessage() for record in caplog.records if "left out" in record.getMessage()]
@@ -239,7 +239,7 @@ def test_a_service_that_fails_anywhere_is_one_warning_and_loses_no_number(tmp_pa
         assert all("logger.service has failed" in w and "no network" in w and "\n" not in w for w in warnings)
         if services and where != "failed":
             assert services[0].reached[-1] in ("failed", where), "it is closed, and asked no more"
-    healthy = Outside("logger.service", Service)
+    healthy = GuardedLogger("logger.service", Service)
     fit(tmp_path / "healthy", [JsonlLogger(tmp_path / "healthy"), healthy], steps=3)
     reached = healthy._inner.reached
     assert reached.count("log_metrics") == 4 and reached[-1] == "success"  # three steps and a validation
@@ -252,8 +252,8 @@ def test_what_makes_a_logger_impossible_is_said_before_training(folder, monkeypa
         raise ValueError("project=x is none")
 
     with pytest.raises(ValueError, match="project=x is none"):
-        Outside("logger.service", impossible)
-    assert Outside("logger.service", impossible, refuses=False).experiment.log() is None
+        GuardedLogger("logger.service", impossible)
+    assert GuardedLogger("logger.service", impossible, refuses=False).experiment.log() is None
     assert "project=x is none" in caplog.text
     monkeypatch.delenv("WANDB_API_KEY", raising=False)
     monkeypatch.setenv("NETRC", str(folder.path / "none"))

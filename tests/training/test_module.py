@@ -10,7 +10,7 @@ from torch.utils.data import DataLoader, IterableDataset
 
 from research_stack.training.checkpoint import AtomicCheckpointIO, Checkpoints, load_checkpoint
 from research_stack.training.ema import Ema
-from research_stack.training.module import NotFinite, TrainingModule, cut
+from research_stack.training.module import NotFinite, TrainingModule, split_batch
 from research_stack.training.optimization import Optimization
 
 
@@ -101,5 +101,5 @@ def test_nan_stops_before_the_update_and_names_the_step(tmp_path):
 
 def test_cut_keeps_every_row_in_order():
     rows = {"x": torch.arange(7)}
-    assert torch.equal(torch.cat([piece["x"] for piece in cut(rows, 3)]), rows["x"])
-    assert [len(piece["x"]) for piece in cut(rows, 9)] == [1] * 7
+    assert torch.equal(torch.cat([piece["x"] for piece in split_batch(rows, 3)]), rows["x"])
+    assert [len(piece["x"]) for piece in split_batch(rows, 9)] == [1] * 7

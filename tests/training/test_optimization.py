@@ -15,7 +15,7 @@ from research_stack.training import machine
 from research_stack.training.checkpoint import AtomicCheckpointIO, Checkpoints, load_checkpoint
 from research_stack.training.ema import Ema
 from research_stack.training.module import TrainingModule
-from research_stack.training.muon import Muon, Together, hidden_matrices, orthogonal
+from research_stack.training.muon import CombinedOptimizer, Muon, hidden_matrices, orthogonal
 from research_stack.training.optimization import Optimization
 
 
@@ -319,7 +319,7 @@ def test_muon_alone_and_with_nothing_to_do():
 def test_parts_may_not_share_a_parameter():
     weight = nn.Parameter(torch.ones(2, 2))
     with pytest.raises(ValueError, match="more than one"):
-        Together(torch.optim.SGD([weight], lr=1), torch.optim.AdamW([weight]))
+        CombinedOptimizer(torch.optim.SGD([weight], lr=1), torch.optim.AdamW([weight]))
 
 
 def test_a_misspelt_optimizer_gets_one_clear_line():

@@ -8,8 +8,8 @@ import pytest
 import torch
 from torch import nn
 
-from research_stack.training.muon import Together
-from research_stack.training.optimization import Group, Optimization
+from research_stack.training.muon import CombinedOptimizer
+from research_stack.training.optimization import Optimization, ParameterGroup
 
 
 class Net(nn.Module):
@@ -27,8 +27,8 @@ class Net(nn.Module):
     def groups(self, *factors):
         low, high = factors or (0.5, 2.0)
         return [
-            Group("low", [*self.table.parameters(), *self.first.parameters(), *self.norm.parameters()], low),
-            Group("high", [*self.second.parameters(), *self.frozen.parameters()], high),
+            ParameterGroup("low", [*self.table.parameters(), *self.first.parameters(), *self.norm.parameters()], low),
+            ParameterGroup("high", [*self.second.parameters(), *self.frozen.parameters()], high),
         ]
 
 
@@ -143,7 +143,7 @@ def test_without_groups_param_groups_and_state_are_those_of_older_checkpoints():
     assert all(map(torch.equal, net.parameters(), by_hand.parameters()))
     plain.load_state_dict(saved)  # the same sizes in the same order
     _, muon, _ = made(Net(), "muon", None)
-    assert isinstance(muon, Together) and [len(group["params"]) for group in muon.param_groups] == [2, 5]
+    assert isinstance(muon, CombinedOptimizer) and [len(group["params"]) for group in muon.param_groups] == [2, 5]
 
 
 @pytest.mark.parametrize("kind", ["adamw", "muon"])
@@ -171,8 +171,14 @@ def test_a_save_in_the_middle_changes_no_bit(kind, tmp_path):
             lambda net: net.groups()[:1],
             r"^groups=\['low'\] must hold each trained parameter once: second.weight is in none of them$",
         ),
-        (lambda net: [*net.groups(), Group("more", [net.first.weight])], "first.weight is in low and in more$"),
-        (lambda net: [Group("low", list(net.parameters())), Group("low", [])], "must have different names$"),
+        (
+            lambda net: [*net.groups(), ParameterGroup("more", [net.first.weight])],
+            "first.weight is in low and in more$",
+        ),
+        (
+            lambda net: [ParameterGroup("low", list(net.parameters())), ParameterGroup("low", [])],
+            "must have different names$",
+        ),
         (lambda net: net.groups(1.0, 0.0), "^factor=0.0 of group high must be positive$"),
     ],
 )

@@ -11,7 +11,7 @@ from torch import nn
 from torch.utils.data import DataLoader
 
 from research_stack.training.checkpoint import AtomicCheckpointIO, Checkpoints, load_checkpoint
-from research_stack.training.memory import Statistics, TooLarge, is_out_of_memory
+from research_stack.training.memory import BufferSnapshot, StepTooLarge, is_out_of_memory
 from research_stack.training.module import TrainingModule, count_rows
 from research_stack.training.optimization import Optimization
 
@@ -53,7 +53,7 @@ class Tight(TrainingModule):
             raise self.error
         return ((self.linear(rows["x"]).squeeze(1) - 1) ** 2 * rows["count"]).sum()
 
-    def forget(self):
+    def reset_step(self):
         self.noted = []
 
     def after_update(self):
@@ -107,7 +107,7 @@ def test_the_numbers_are_those_of_the_whole_batch(whole, tmp_path, error, room, 
     tight = fit(Tight(room, ERRORS[error]), tmp_path)
     assert tight.seen == pytest.approx(whole.seen, rel=1e-5) and len(set(tight.seen)) == 4
     torch.testing.assert_close(tight.linear.weight, whole.linear.weight, rtol=1e-5, atol=1e-7)
-    assert tight.pieces == pieces and tight.optimization.accumulate == 1
+    assert tight.micro_batches == pieces and tight.optimization.accumulate == 1
     lines = [record.getMessage() for record in caplog.records]
     assert len(lines) == {2: 1, 4: 2, 7: 3}[pieces]  # only the first step was too large
     assert lines[0].startswith(
@@ -126,18 +126,18 @@ def test_what_was_counted_before_is_forgotten(whole, tmp_path):
 def test_gradients_of_pieces_that_fitted_are_dropped(whole, tmp_path):
     """The first piece has left its gradient when the second fails."""
     tight = fit(Tight(room=2, accumulate=2, late=True), tmp_path)
-    assert tight.seen == pytest.approx(whole.seen, rel=1e-5) and tight.pieces == 4
+    assert tight.seen == pytest.approx(whole.seen, rel=1e-5) and tight.micro_batches == 4
     torch.testing.assert_close(tight.linear.weight, whole.linear.weight, rtol=1e-5, atol=1e-7)
 
 
 def test_a_resume_finds_the_pieces_anew(whole, tmp_path):
     fit(Tight(room=3), tmp_path, steps=2)
     resumed = fit(Tight(room=3), tmp_path, last=str(tmp_path / "checkpoints" / "last.ckpt"))
-    assert resumed.seen == pytest.approx(whole.seen[2:], rel=1e-5) and resumed.pieces == 4
+    assert resumed.seen == pytest.approx(whole.seen[2:], rel=1e-5) and resumed.micro_batches == 4
 
 
 def test_one_row_that_does_not_fit_is_one_line(tmp_path):
-    with pytest.raises(TooLarge) as caught:
+    with pytest.raises(StepTooLarge) as caught:
         fit(Tight(room=0), tmp_path)
     assert (
         str(caught.value)
@@ -151,14 +151,14 @@ def test_several_devices_are_told_to_cut_finer(tmp_path, monkeypatch):
     tight._trainer = type("Trainer", (), {"world_size": 2})()
     monkeypatch.setattr(Tight, "global_step", 5)
     with pytest.raises(
-        TooLarge,
+        StepTooLarge,
         match=(
             r"^optimization\.accumulate=1: step 5 does not fit into memory with 7 rows at once on one of 2 devices;"
             r" raise it \(CUDA out of memory"
         ),
     ):
-        tight._cut_finer({"x": torch.zeros(7, 3)}, ERRORS["device"])
-    assert tight.pieces == 1
+        tight._use_more_micro_batches({"x": torch.zeros(7, 3)}, ERRORS["device"])
+    assert tight.micro_batches == 1
 
 
 def test_other_errors_pass(tmp_path):
@@ -176,7 +176,7 @@ def test_the_allocator_of_this_machine_says_what_is_looked_for():
 def test_constants_are_not_copied():
     layer = nn.BatchNorm1d(2)
     layer.register_buffer("table", torch.zeros(5), persistent=False)
-    kept = Statistics(layer)
+    kept = BufferSnapshot(layer)
     assert len(kept.pairs) == 3  # mean, variance and count
     layer.train()(torch.randn(8, 2, generator=torch.Generator().manual_seed(0)))
     assert layer.running_mean.any()
@@ -187,6 +187,6 @@ def test_constants_are_not_copied():
 def test_rows_of_whole_groups_are_cut_between_groups():
     from research_stack.posttraining.polychromic import PolychromicSFT
 
-    for pieces, finer in ((1, 2), (2, 6), (3, 6), (6, None)):
-        method = type("Method", (), {"estimator": "soft", "group": 4, "pieces": pieces})()
-        assert PolychromicSFT.finer(method, {"x": torch.zeros(24)}) == finer
+    for now, more in ((1, 2), (2, 6), (3, 6), (6, None)):
+        method = type("Method", (), {"estimator": "soft", "group": 4, "micro_batches": now})()
+        assert PolychromicSFT.more_micro_batches(method, {"x": torch.zeros(24)}) == more

@@ -99,7 +99,7 @@ class AdaptiveTokens(Feature):
             self.counted[inputs.name] = self.counted[inputs.name] + found if inputs.name in self.counted else found
         return {}
 
-    def forget(self) -> None:
+    def reset_step(self) -> None:
         """Count anew."""
         self.counted = {}
 

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 from torch import Tensor, nn
 
 from research_stack.latentwire.receiver import Condition
-from research_stack.training.optimization import Group
+from research_stack.training.optimization import ParameterGroup
 
 if TYPE_CHECKING:
     from research_stack.latentwire.losses import LossInputs
@@ -64,10 +64,10 @@ class Feature(nn.Module):
         the feature.
         """
 
-    def on_optimizer_build(self) -> list[Group]:
+    def on_optimizer_build(self) -> list[ParameterGroup]:
         """The feature's trained parameters; all of them must be in one of its groups."""
         own = [p for p in self.parameters() if p.requires_grad]
-        return [Group("weights", own)] if own else []
+        return [ParameterGroup("weights", own)] if own else []
 
     def on_batch_start(self, step: StepSettings) -> None:
         """Change what the step does."""
@@ -91,7 +91,7 @@ class Feature(nn.Module):
         buffers here.
         """
 
-    def forget(self) -> None:
+    def reset_step(self) -> None:
         """Drop what `on_loss_aggregate` has kept for `after_update`: the step begins again."""
 
     def metrics_snapshot(self) -> dict[str, float]:

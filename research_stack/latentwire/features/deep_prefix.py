@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor, nn
 
-from research_stack.latentwire.features.base import AdapterOutput, Feature, Group
+from research_stack.latentwire.features.base import AdapterOutput, Feature, ParameterGroup
 from research_stack.latentwire.reader import FrozenReader
 from research_stack.latentwire.receiver import Condition, prefill_text
 from research_stack.require import require
@@ -45,10 +45,13 @@ class DeepPrefix(Feature):
         """A linear map, a mean and a deviation for each reader."""
         self.maps = nn.ModuleDict({name: _Prefix(reader, method, self) for name, reader in method.readers.items()})
 
-    def on_optimizer_build(self) -> list[Group]:
+    def on_optimizer_build(self) -> list[ParameterGroup]:
         """The maps; and, without weight decay, means and gates, which do not start near 0."""
         kept = [p for own in self.maps.values() for p in (own.mean, own.gate)]
-        return [Group("weights", [own.out.weight for own in self.maps.values()]), Group("starts", kept, decay=False)]
+        return [
+            ParameterGroup("weights", [own.out.weight for own in self.maps.values()]),
+            ParameterGroup("starts", kept, decay=False),
+        ]
 
     def condition(self, reader: str, adapted: AdapterOutput, condition: Condition) -> Condition:
         """Keys and values in the place of the vectors."""

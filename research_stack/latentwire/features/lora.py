@@ -13,7 +13,7 @@ from peft import PeftModel
 from torch import nn
 
 from research_stack.backbones.pretrained import LoRA
-from research_stack.latentwire.features.base import Feature, Group, StepSettings
+from research_stack.latentwire.features.base import Feature, ParameterGroup, StepSettings
 from research_stack.latentwire.reader import FrozenReader
 from research_stack.require import require
 from research_stack.streams import seed_of
@@ -67,9 +67,9 @@ class ReaderLoRA(Feature):
             self.ups[name] = [p for place, p in reader.named_parameters() if ".lora_B." in place]
             self.dropouts += [own for place, own in reader.named_modules() if ".lora_dropout." in place]
 
-    def on_optimizer_build(self) -> list[Group]:
+    def on_optimizer_build(self) -> list[ParameterGroup]:
         """A group for each reader."""
-        return [Group(name, parameters, self.lr_factor) for name, parameters in self.adapted.items()]
+        return [ParameterGroup(name, parameters, self.lr_factor) for name, parameters in self.adapted.items()]
 
     def on_batch_start(self, step: StepSettings) -> None:
         """A reader is never in training mode, but the dropout of its adapters is while they are trained."""
