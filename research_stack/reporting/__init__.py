@@ -1,6 +1,6 @@
 """What a run and a sweep leave to look at: one page each, figures, and a few lines for the terminal."""
 
-from research_stack.reporting.report import write_report
-from research_stack.reporting.table import summary
+from research_stack.reporting.page import write_report
+from research_stack.reporting.terminal import summary
 
 __all__ = ["summary", "write_report"]

@@ -13,11 +13,11 @@ from typing import Any
 from research_stack.records.files import read_json, read_jsonl
 from research_stack.records.run_folder import RunFolder
 from research_stack.records.sweep_table import Row, SweepTable
-from research_stack.reporting.charts import Axis, Series, axis_of, line_chart
 from research_stack.reporting.curves import Band, Point, averaged, is_number
 from research_stack.reporting.html import Html, el
 from research_stack.reporting.sections import keys
 from research_stack.reporting.stability import MOST, POLICY
+from research_stack.reporting.svg_charts import Axis, Series, axis_of, line_chart
 from research_stack.reporting.sweep_axes import color_of, label_of
 
 OWN, MIXED = "val/loss_lm", "val/loss"

@@ -11,11 +11,11 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from research_stack.reporting.charts import Axis, Series, axis_of, line_chart
 from research_stack.reporting.html import Html, el
 from research_stack.reporting.next_token import cell, span
 from research_stack.reporting.reading import RunFiles, Table, reals
 from research_stack.reporting.sections import intervals, keys, listing
+from research_stack.reporting.svg_charts import Axis, Series, axis_of, line_chart
 
 HEAD, CONTROL = "confidence head", "entropy fit"
 RIGHT, WRONG = "confidence head, own token correct", "confidence head, own token wrong"

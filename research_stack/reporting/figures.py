@@ -2,17 +2,14 @@
 
 from __future__ import annotations
 
-import math
 import warnings
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from research_stack.records.files import atomic_path
 from research_stack.records.run_folder import RunFolder
 from research_stack.reporting.curves import quantile, series, smooth
-from research_stack.reporting.film import window
-from research_stack.reporting.html import clean
-from research_stack.reporting.reading import RunFiles, real
+from research_stack.reporting.reading import RunFiles
 from research_stack.reporting.sections import loss_unit
 
 if TYPE_CHECKING:
@@ -42,12 +39,7 @@ def write_figures(place: RunFolder, run: RunFiles) -> list[Path]:
         trajectory_figure,
     )
 
-    drawn = {
-        "training.png": (
-            confidence.training(run) or policy_training.figure(run) or latentwire_losses.figure(run) or training(run)
-        ),
-        "likelihood.png": likelihood(run),
-    }
+    drawn = {"training.png": (confidence.training(run) or policy_training.figure(run) or latentwire_losses.figure(run))}
     drawn |= {
         "passk.png": passk.figure(run),
         "dynamics.png": trajectory_figure.figure(run),
@@ -55,7 +47,6 @@ def write_figures(place: RunFolder, run: RunFiles) -> list[Path]:
     }
     drawn |= {"calibration.png": confidence.calibration(run), "risk_coverage.png": confidence.risk_coverage(run)}
     drawn |= latentwire_figures.figures(run)
-    drawn |= {f"film_{name}.png": film_figure(film, name) for name, film in run.films.items()}
     return [save(figure, place.figures / name) for name, figure in drawn.items() if figure is not None]
 
 
@@ -123,72 +114,3 @@ def _curve(plot: Axes, points: list[tuple[float, float]], color: str) -> None:
     if points:
         plot.plot(*zip(*points, strict=True), color=color, alpha=0.25, linewidth=0.7)
         plot.plot(*zip(*smooth(points), strict=True), color=color, linewidth=1.8, label="training, smoothed")
-
-
-def likelihood(run: RunFiles) -> Figure | None:
-    """The bound and its baselines with 95 % intervals."""
-    rows = [row for row in run.likelihood if math.isfinite(real(row.get("nats_per_token")))]
-    if not rows:
-        return None
-    figure, (plot,) = new_figure(6.4, 0.9 + 0.42 * len(rows))
-    plot.grid(axis="y", visible=False)
-    plot.grid(axis="x", color="#ebe8e1", linewidth=0.8)
-    for place, row in enumerate(sorted(rows, key=lambda row: real(row["nats_per_token"]))):
-        value, low, high = (real(row.get(key)) for key in ("nats_per_token", "low", "high"))
-        color = GREY if row.get("kind") == "baseline" else BLUE
-        half = [[value - low], [high - value]] if math.isfinite(low) else None
-        plot.errorbar([value], [place], xerr=half, fmt="o", color=color, markersize=6, capsize=3, linewidth=1.5)
-        plot.annotate(
-            f"{value:.3f}",
-            (value, place),
-            xytext=(0, 7),
-            textcoords="offset points",
-            ha="center",
-            fontsize=8,
-            color=color,
-        )
-    names = [
-        row["name"] if row.get("kind") == "baseline" else f"upper bound, {row['name']}"
-        for row in sorted(rows, key=lambda row: real(row["nats_per_token"]))
-    ]
-    plot.set_yticks(range(len(rows)), names, fontsize=8)
-    plot.set_ylim(-0.6, len(rows) - 0.3)
-    plot.set_xlabel("nats per held-out token (lower is better), 95 % intervals", fontsize=8, color=GREY)
-    return figure
-
-
-def film_figure(film: dict[str, Any], name: str) -> Figure:
-    """Each row a step; filled tokens blue, changed ones orange."""
-    shown = window(film)
-    widths = [max(len(row[i].piece) for row in shown.rows) + 0.25 for i in range(len(shown.rows[0]))]
-    left, total = 7.0, 7.0 + sum(widths)
-    figure, (plot,) = new_figure(max(4.0, total * 0.088), 0.75 + 0.2 * len(shown.rows))
-    plot.set_axis_off()
-    plot.set_xlim(0, total)
-    plot.set_ylim(len(shown.rows) - 0.4, -0.6)
-    text = {"family": "DejaVu Sans Mono", "fontsize": 7.5, "va": "center", "parse_math": False}
-    for line, (step, row) in enumerate(zip(shown.steps, shown.rows, strict=True)):
-        plot.text(left - 1, line, "start" if line == 0 else str(step), ha="right", color="#98a1aa", **text)
-        x = left
-        for cell, width in zip(row, widths, strict=True):
-            back, ink = CELLS[cell.state]
-            if back:
-                plot.add_patch(_box(x - 0.12, line - 0.42, width, 0.84, back))
-            plot.text(
-                x, line, clean(cell.piece), color=ink, weight="bold" if cell.state == "changed" else "normal", **text
-            )
-            x += width
-    plot.set_title(
-        f"{name}: one row a step; blue was filled in, orange was changed",
-        loc="left",
-        fontsize=9,
-        color=INK,
-        parse_math=False,
-    )
-    return figure
-
-
-def _box(x: float, y: float, width: float, height: float, color: str) -> Any:
-    from matplotlib.patches import Rectangle
-
-    return Rectangle((x, y), width, height, facecolor=color, edgecolor="none")

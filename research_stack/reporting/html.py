@@ -1,7 +1,7 @@
 """HTML out of nested calls, where text is escaped unless it was made here. Standard library only.
 
-Model output is hostile: a sample may spell a script. So markup is a type of its own (`Html`), every plain string that
-goes into an element or an attribute is escaped, and the page forbids everything but its own style and script.
+Model output is hostile: a sample may spell a script. So markup is a type of its own, every plain string that goes into
+an element or an attribute is escaped, and the page forbids everything but its own style and script.
 """
 
 from __future__ import annotations
@@ -11,7 +11,8 @@ import hashlib
 import html
 import json
 import re
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass, field
 from typing import Any
 
 FORBIDDEN = re.compile("[^\\t\\n\\x20-\\x7e\\xa0-\\ud7ff\\ue000-\\U0010ffff]")
@@ -22,7 +23,32 @@ class Html(str):
     """Finished markup: it is not escaped again."""
 
 
-Node = str | Html | None | Iterable["Node"]
+@dataclass(frozen=True, eq=False)
+class Element:
+    """An element, its children not yet written: so what a page holds, a chart for example, can be found in it."""
+
+    name: str
+    children: tuple[Node, ...] = ()
+    attributes: dict[str, Any] = field(default_factory=dict)
+
+    def __str__(self) -> str:
+        return join(self)
+
+    def __html__(self) -> Html:
+        """The finished markup."""
+        pairs = (
+            (key.rstrip("_").replace("_", "-"), value)
+            for key, value in self.attributes.items()
+            if value is not None and value is not False
+        )
+        inside = "".join(f" {key}" if value is True else f' {key}="{escape(value)}"' for key, value in pairs)
+        if self.name in VOID and not self.children:
+            return Html(f"<{self.name}{inside}>")
+        return Html(f"<{self.name}{inside}>{join(self.children)}</{self.name}>")
+
+
+# What may stand in a page: text, markup, an element, whatever has `__html__` (a chart), numbers, and lists of these.
+Node = Any
 
 
 def clean(text: str) -> str:
@@ -35,26 +61,34 @@ def escape(text: Any) -> Html:
     return text if isinstance(text, Html) else Html(html.escape(clean(str(text)), quote=True))
 
 
-def join(children: Node) -> Html:
-    """Children one after another; None is nothing."""
-    if children is None:
+def join(node: Node) -> Html:
+    """A node, or nodes one after another, as markup; None is nothing."""
+    if node is None:
         return Html("")
-    if isinstance(children, str):
-        return escape(children)
-    if isinstance(children, int | float):
-        return escape(children)
-    return Html("".join(join(child) for child in children))
+    if hasattr(node, "__html__"):
+        return node.__html__()
+    if isinstance(node, str | int | float) or not isinstance(node, Iterable):
+        return escape(node)
+    return Html("".join(join(child) for child in node))
 
 
-def el(name: str, /, *children: Node, **attributes: Any) -> Html:
+def walk(node: Node) -> Iterator[Any]:
+    """Every node at and below one that is neither text nor a list, in the order of the page."""
+    if isinstance(node, str | int | float) or node is None:
+        return
+    if isinstance(node, Element):
+        yield node
+        yield from walk(node.children)
+    elif isinstance(node, Iterable):
+        for child in node:
+            yield from walk(child)
+    else:
+        yield node
+
+
+def el(name: str, /, *children: Node, **attributes: Any) -> Element:
     """An element. `class_` is class; underscores in other names are hyphens; None and False leave an attribute out."""
-    pairs = (
-        (key.rstrip("_").replace("_", "-"), value)
-        for key, value in attributes.items()
-        if value is not None and value is not False
-    )
-    inside = "".join(f" {key}" if value is True else f' {key}="{escape(value)}"' for key, value in pairs)
-    return Html(f"<{name}{inside}>" if name in VOID and not children else f"<{name}{inside}>{join(children)}</{name}>")
+    return Element(name, children, attributes)
 
 
 def data_island(identity: str, value: Any) -> Html:
@@ -86,4 +120,4 @@ def page(title: str, body: Node, style: str, script: str) -> str:
     document = el(
         "html", el("head", head), "\n", el("body", el("main", body), Html(f"<script>{script}</script>")), lang="en"
     )
-    return f"<!doctype html>\n{document}\n"
+    return f"<!doctype html>\n{join(document)}\n"

@@ -11,7 +11,6 @@ from collections.abc import Sequence
 
 from research_stack.metrics.interval import FEW
 from research_stack.reporting import latentwire_page
-from research_stack.reporting.charts import Axis, Series, axis_of, line_chart
 from research_stack.reporting.html import Html, el
 from research_stack.reporting.latentwire_tables import (
     HEAD,
@@ -34,6 +33,7 @@ from research_stack.reporting.latentwire_words import f1_words, interval_words, 
 from research_stack.reporting.next_token import cell, span
 from research_stack.reporting.reading import RunFiles
 from research_stack.reporting.sections import keys, listing
+from research_stack.reporting.svg_charts import Axis, Series, axis_of, line_chart
 
 LATENTS = (
     "var(--c0)",

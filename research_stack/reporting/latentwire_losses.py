@@ -9,12 +9,12 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from research_stack.reporting.charts import Series, axis_of, line_chart
 from research_stack.reporting.curves import Point, even, quantile, series, smooth, thin
 from research_stack.reporting.html import Html, el
 from research_stack.reporting.latentwire_words import FIRST, is_wire
 from research_stack.reporting.reading import RunFiles
 from research_stack.reporting.sections import COLORS, keys, loss_chart, norm_chart
+from research_stack.reporting.svg_charts import Series, axis_of, line_chart
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure

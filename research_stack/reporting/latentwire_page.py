@@ -7,7 +7,6 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 
-from research_stack.reporting.charts import Series, axis_of, line_chart
 from research_stack.reporting.html import Html, el
 from research_stack.reporting.latentwire_tables import (
     LATENT,
@@ -26,6 +25,7 @@ from research_stack.reporting.latentwire_words import joined, size_words
 from research_stack.reporting.next_token import cell
 from research_stack.reporting.reading import Table
 from research_stack.reporting.sections import keys, listing
+from research_stack.reporting.svg_charts import Series, axis_of, line_chart
 
 MOST_EXAMPLES = 12
 LONG, LONG_HEX = 1500, 400  # characters of a context, bytes of a message that are shown

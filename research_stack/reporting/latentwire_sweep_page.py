@@ -8,10 +8,10 @@ import math
 from collections.abc import Sequence
 
 from research_stack.records.sweep_table import SweepTable
-from research_stack.reporting.charts import Axis, Series, axis_of, line_chart
 from research_stack.reporting.html import Html, el
 from research_stack.reporting.latentwire_sweep import Line, cells, comparable, head, lines, note, readers, title
 from research_stack.reporting.sections import listing
+from research_stack.reporting.svg_charts import Axis, Series, axis_of, line_chart
 
 MOST = 24  # settings that are drawn
 ROW = 22  # height of a setting in a chart

@@ -8,11 +8,11 @@ import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from research_stack.reporting.charts import Series, axis_of, line_chart
 from research_stack.reporting.curves import Band, Point, even, quantile, series, smooth, thin
 from research_stack.reporting.html import Html, el
 from research_stack.reporting.reading import RunFiles
 from research_stack.reporting.sections import keys, loss_chart, norm_chart
+from research_stack.reporting.svg_charts import Series, axis_of, line_chart
 
 NORMS = (
     ("train/grad_lm", "of the language model's loss", "var(--c0)"),

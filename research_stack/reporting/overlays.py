@@ -9,12 +9,12 @@ from collections.abc import Sequence
 from research_stack.records.run_folder import RunFolder
 from research_stack.records.sweep_table import Row, SweepTable
 from research_stack.reporting.calibration import CONTROL, HEAD, Bin, bins, calibration_chart
-from research_stack.reporting.charts import Series, axis_of, line_chart
 from research_stack.reporting.curves import averaged
 from research_stack.reporting.html import Html, el
 from research_stack.reporting.reading import table_of
 from research_stack.reporting.sections import keys
 from research_stack.reporting.selective import RiskCurve, area, coverage_axis, risk_curves
+from research_stack.reporting.svg_charts import Series, axis_of, line_chart
 from research_stack.reporting.sweep_axes import color_of, label_of
 
 MOST = 8  # settings in one chart

@@ -10,7 +10,6 @@ from collections.abc import Mapping
 from typing import TYPE_CHECKING
 
 from research_stack.metrics.interval import FEW
-from research_stack.reporting.charts import Axis, Series, axis_of, line_chart
 from research_stack.reporting.html import Html, el
 from research_stack.reporting.measured import (
     DIVERSE,
@@ -24,6 +23,7 @@ from research_stack.reporting.measured import (
 )
 from research_stack.reporting.reading import RunFiles, Table, reals
 from research_stack.reporting.sections import keys, listing
+from research_stack.reporting.svg_charts import Axis, Series, axis_of, line_chart
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure

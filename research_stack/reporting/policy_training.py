@@ -8,11 +8,11 @@ import math
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from research_stack.reporting.charts import Series, axis_of, line_chart
 from research_stack.reporting.curves import Point, even, log_ticks, number, quantile, series, smooth, thin
 from research_stack.reporting.html import Html, el
 from research_stack.reporting.reading import RunFiles
 from research_stack.reporting.sections import keys, loss_chart, norm_chart
+from research_stack.reporting.svg_charts import Series, axis_of, line_chart
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes

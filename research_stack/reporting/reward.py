@@ -11,11 +11,11 @@ from typing import TYPE_CHECKING
 
 from research_stack.metrics.interval import few_words
 from research_stack.reporting.calibration import Bin, diagonal_axis
-from research_stack.reporting.charts import Axis, Series, axis_of, line_chart
 from research_stack.reporting.html import Html, el
 from research_stack.reporting.next_token import cell, span
 from research_stack.reporting.reading import RunFiles, Table, reals
 from research_stack.reporting.sections import intervals, keys, listing
+from research_stack.reporting.svg_charts import Axis, Series, axis_of, line_chart
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes

@@ -3,21 +3,18 @@
 from __future__ import annotations
 
 import math
-import shlex
 from collections.abc import Mapping, Sequence
 from typing import Any
 
 from research_stack.metrics.interval import FEW, few_words
-from research_stack.reporting import film as films
 from research_stack.reporting import latentwire_words
-from research_stack.reporting.charts import Series, axis_of, line_chart
 from research_stack.reporting.curves import Point, even, number, quantile, series, smooth, thin, ticks
 from research_stack.reporting.html import Html, el
 from research_stack.reporting.policy_words import answers, last_reward
-from research_stack.reporting.policy_words import glance as policy_glance
 from research_stack.reporting.reading import RunFiles, real
 from research_stack.reporting.reward_words import correlation
-from research_stack.reporting.verdicts import FAMILY, held_out
+from research_stack.reporting.svg_charts import Series, axis_of, line_chart
+from research_stack.reporting.verdicts import held_out
 
 INTERVALS = f"The interval, over documents by Student's t and meant for {FEW} of them or more,"
 NOT_BOUNDED = (
@@ -162,83 +159,6 @@ def loss_words(run: RunFiles) -> str:
     return f"{kind} at {where}, {how}"
 
 
-# Header --------------------------------------------------------------------------------------------------------------
-
-
-def header(run: RunFiles) -> list[Html]:
-    """Name, status, verdict, the figures at a glance, what went wrong."""
-    facts = glance(run)
-    return [
-        el(
-            "h1",
-            el("b", run.name),
-            el("span", run.status, class_=f"pill {run.status}"),
-            el("time", moment(run.result.get("finished") or run.result.get("started"))),
-        ),
-        el("p", verdict(run), class_="verdict"),
-        el("dl", [el("div", el("dt", key), el("dd", value)) for key, value in facts.items()], class_="facts"),
-        el("p", run.error, class_="error") if run.error else Html(""),
-        *(el("p", problem, class_="error") for problem in run.problems),
-    ]
-
-
-def glance(run: RunFiles) -> dict[str, str]:
-    """The few numbers on top."""
-    found, metrics = {}, run.metrics
-    if "likelihood/bits_per_byte" in metrics:
-        found["bits per byte"] = f"≤ {metrics['likelihood/bits_per_byte']:.3f}"
-    elif math.isfinite(metrics.get(f"{FAMILY}bits_per_byte", math.nan)):
-        found["bits per byte"] = f"{metrics[f'{FAMILY}bits_per_byte']:.3f}"
-    found |= policy_glance(run) | latentwire_words.glance(run)
-    if math.isfinite(pearson := metrics.get("reward/pearson", math.nan)):
-        found["Pearson, unseen prompts"] = f"{pearson:.2f}"
-    model, data = run.run.get("model") or {}, run.run.get("data") or {}
-    if isinstance(model.get("parameters"), int):
-        found["parameters"] = number(float(f"{model['parameters']:.3g}"))
-    if isinstance(data.get("train_tokens"), int):
-        found["corpus tokens"] = number(float(f"{data['train_tokens']:.3g}"))
-    if run.steps:
-        found["optimizer steps"] = f"{run.steps:,}"
-    if run.seconds:
-        found["time"] = duration(run.seconds)
-    return found
-
-
-# Likelihood ----------------------------------------------------------------------------------------------------------
-
-
-def likelihood(run: RunFiles) -> list[Html] | None:
-    """The bound beside its baselines: a picture, the table, what it means."""
-    rows = [row for row in run.likelihood if math.isfinite(real(row.get("nats_per_token")))]
-    if not rows:
-        return None
-    rows = sorted(rows, key=lambda row: -real(row["nats_per_token"]))
-    sequences, tokens, few = rows[0].get("sequences", "?"), rows[0].get("tokens", "?"), few_documents(rows)
-    return [
-        el("h2", "Likelihood of held-out text"),
-        el("p", "Nats per token, lower is better; bars are 95 % intervals."),
-        intervals([_bar(row) for row in rows]),
-        el(
-            "p",
-            f"The same {int(real(tokens)):,} tokens in {int(real(sequences)):,} validation sequences for all rows;"
-            " separators are context only. An upper bound holds for any noise process: the model's own -ln p is this"
-            " or less. The model's own law is that of infinitely many small steps: samplers of few steps write by"
-            f" other laws, which it does not bound. {INTERVALS} covers the choice of documents and the noise of the"
-            f" estimate, not a new training run.{few}",
-            class_="note",
-        ),
-        el(
-            "div",
-            listing(
-                ("", "nats per token", "95 % interval", "perplexity", "bits per byte", "kind"),
-                [_cells(row) for row in rows],
-                text=(0, 5),
-            ),
-            class_="scroll",
-        ),
-    ]
-
-
 def few_documents(rows: Sequence[Mapping[str, str]]) -> str:
     """What is to be said, after a blank, of intervals over few documents; empty where there are enough, or nobody
     counted them.
@@ -246,66 +166,6 @@ def few_documents(rows: Sequence[Mapping[str, str]]) -> str:
     count = real(rows[0].get("documents")) if rows else math.nan
     words = few_words(int(count), "documents") if math.isfinite(count) else ""
     return f" {words}" if words else ""
-
-
-def _bar(row: Mapping[str, str]) -> dict[str, Any]:
-    value, low, high = (real(row.get(key)) for key in ("nats_per_token", "low", "high"))
-    baseline = row.get("kind") == "baseline"
-    return {
-        "name": row["name"] if baseline else "this run",
-        "small": "n-gram model" if baseline else f"upper bound, {row['name']}",
-        "value": value,
-        "low": low,
-        "high": high,
-        "color": "var(--c5)" if baseline else "var(--c0)",
-        "head": "headline" in row.get("kind", ""),
-        "limit": "" if baseline else "≤ ",
-    }
-
-
-def intervals(bars: Sequence[Mapping[str, Any]]) -> Html:
-    """Values with their intervals on one axis, as HTML, which takes any width."""
-    ends = [v for bar in bars for v in (bar["low"], bar["value"], bar["high"]) if math.isfinite(v)]
-    axis = axis_of(ends, margin=0.12)
-
-    def share(value: float) -> float:
-        return 100 * axis.place(value)
-
-    cells: list[Html] = []
-    for bar in bars:
-        low, high = (v if math.isfinite(v) else bar["value"] for v in (bar["low"], bar["high"]))
-        head = " head" if bar["head"] else ""
-        spread = f"± {(high - low) / 2:.3f}" if math.isfinite(bar["low"]) else ""
-        cells += [
-            el("div", bar["name"], el("small", bar["small"]), class_=f"name{head}"),
-            el(
-                "div",
-                el("span", class_="whisk", style=f"left:{share(low):.2f}%;width:{share(high) - share(low):.2f}%"),
-                el("span", class_="dot", style=f"left:{share(bar['value']):.2f}%"),
-                class_="track",
-                style=f"color:{bar['color']}",
-            ),
-            el("div", f"{bar['limit']}{bar['value']:.3f}", el("small", spread), class_=f"value{head}"),
-        ]
-    marks = [el("span", number(v), style=f"left:{share(v):.2f}%") for v in ticks(axis.low, axis.high, 6)]
-    cells += [el("div", class_="blank"), el("div", marks, class_="ticks"), el("div", class_="blank")]
-    return el("div", cells, class_="bars")
-
-
-def _cells(row: Mapping[str, str]) -> tuple[list[str], bool]:
-    value, low, high = (real(row.get(key)) for key in ("nats_per_token", "low", "high"))
-    sign = "" if row.get("kind") == "baseline" else "≤ "
-    interval = f"{low:.3f} to {high:.3f}" if math.isfinite(low) else "-"
-    perplexity, bits = real(row.get("perplexity")), real(row.get("bits_per_byte"))
-    kind = row.get("kind", "")
-    return [
-        row["name"],
-        f"{sign}{value:.3f}",
-        interval,
-        f"{sign}{perplexity:,.4g}",
-        f"{sign}{bits:.3f}",
-        kind,
-    ], "headline" in kind
 
 
 def listing(header: Sequence[str], rows: Sequence[tuple[Sequence[str], bool]], text: Sequence[int] = (0,)) -> Html:
@@ -407,195 +267,40 @@ def keys(entries: Sequence[tuple[str, str, bool]]) -> Html:
     )
 
 
-# Samples and films ---------------------------------------------------------------------------------------------------
+def intervals(bars: Sequence[Mapping[str, Any]]) -> Html:
+    """Values with their intervals on one axis, as HTML, which takes any width."""
+    ends = [v for bar in bars for v in (bar["low"], bar["value"], bar["high"]) if math.isfinite(v)]
+    axis = axis_of(ends, margin=0.12)
 
+    def share(value: float) -> float:
+        return 100 * axis.place(value)
 
-def samples(run: RunFiles) -> list[Html] | None:
-    """Texts of each decoder beside what they cost."""
-    names = list(dict.fromkeys(str(row.get("sampler", "")) for row in run.samples))
-    if not names:
-        return None
-    bounded = any(row.get("kind") != "baseline" for row in run.likelihood)
-    return [
-        el("h2", "Samples"),
-        _decoding(run, names),
-        el("p", NOT_BOUNDED, class_="note") if bounded else None,
-        el(
-            "div",
-            [
-                el(
-                    "section",
-                    el("h3", name),
-                    [
-                        _sample(row)
-                        for row in [r for r in run.samples if str(r.get("sampler", "")) == name][:SAMPLE_LIMIT]
-                    ],
-                )
-                for name in names
-            ],
-            class_="samples",
-        ),
-    ]
-
-
-def _sample(row: Mapping[str, Any]) -> Html:
-    text, prompt = str(row.get("text", "")), str(row.get("prompt") or "")
-    cut = f"… ({len(text) - TEXT_LIMIT:,} more characters)" if len(text) > TEXT_LIMIT else ""
-    return el(
-        "div",
-        el("span", prompt[-TEXT_LIMIT:], class_="prompt") if prompt else None,
-        text[:TEXT_LIMIT],
-        cut,
-        class_="sample",
-        tabindex="0",
-    )
-
-
-MEASURES = {
-    "calls": ("model calls a text", "{:.1f}"),
-    "distinct_2": ("distinct-2", "{:.3f}"),
-    "entropy": ("token entropy, nats", "{:.2f}"),
-    "changed": ("changed after filled", "{:.1%}"),
-    "idle": ("idle steps", "{:.1%}"),
-}
-
-
-def _decoding(run: RunFiles, names: Sequence[str]) -> Html | None:
-    """What each decoder cost and did, as a table."""
-    rows = []
-    for name in names:
-        values = [run.metrics.get(f"samples/{name}/{key}", math.nan) for key in MEASURES]
-        if any(map(math.isfinite, values)):
-            rows.append(
-                (
-                    [
-                        name,
-                        *(
-                            form.format(v) if math.isfinite(v) else "-"
-                            for v, (_, form) in zip(values, MEASURES.values(), strict=True)
-                        ),
-                    ],
-                    False,
-                )
-            )
-    return (
-        el("div", listing(("decoder", *(label for label, _ in MEASURES.values())), rows), class_="scroll")
-        if rows
-        else None
-    )
-
-
-def refinement(run: RunFiles) -> list[Html] | None:
-    """The films: a table each, and a player where the script runs."""
-    if not run.films:
-        return None
-    found = [el("h2", "Refinement, step by step"), films.legend()]
-    for index, (name, film) in enumerate(run.films.items()):
-        found += [
-            el("h3", name),
-            el("p", f"The first sample, {film.get('calls', '?')} model calls: {films.caption(film)}", class_="note"),
-            films.as_table(film),
-            *films.player(film, f"film{index}"),
+    cells: list[Html] = []
+    for bar in bars:
+        low, high = (v if math.isfinite(v) else bar["value"] for v in (bar["low"], bar["high"]))
+        head = " head" if bar["head"] else ""
+        spread = f"± {(high - low) / 2:.3f}" if math.isfinite(bar["low"]) else ""
+        cells += [
+            el("div", bar["name"], el("small", bar["small"]), class_=f"name{head}"),
+            el(
+                "div",
+                el("span", class_="whisk", style=f"left:{share(low):.2f}%;width:{share(high) - share(low):.2f}%"),
+                el("span", class_="dot", style=f"left:{share(bar['value']):.2f}%"),
+                class_="track",
+                style=f"color:{bar['color']}",
+            ),
+            el("div", f"{bar['limit']}{bar['value']:.3f}", el("small", spread), class_=f"value{head}"),
         ]
-    return found
+    marks = [el("span", number(v), style=f"left:{share(v):.2f}%") for v in ticks(axis.low, axis.high, 6)]
+    cells += [el("div", class_="blank"), el("div", marks, class_="ticks"), el("div", class_="blank")]
+    return el("div", cells, class_="bars")
 
 
-# How it was made -----------------------------------------------------------------------------------------------------
+def glance(run: RunFiles) -> dict[str, str]:
+    """The numbers on top of the page."""
+    from research_stack.reporting.contract import reports_of
+    from research_stack.reporting.page import numbers
+    from research_stack.reporting.run_files import read
 
-
-def provenance(run: RunFiles) -> list[Html]:
-    """Command, code, machine, data; how to run it again; the whole config."""
-    facts, git, machine = run.run, run.run.get("git") or {}, run.run.get("machine") or {}
-    data, versions = facts.get("data") or {}, facts.get("versions") or {}
-    rows: dict[str, Any] = {
-        "command": el("code", facts["command"]) if facts.get("command") else None,
-        "code": _code(git),
-        "seed": facts.get("seed"),
-        "config hash": facts.get("hash"),
-        "started": moment(run.result.get("started")),
-        "finished": moment(run.result.get("finished")),
-        "time": duration(run.seconds) if run.seconds else None,
-        "machine": _machine(machine),
-        "python": facts.get("python"),
-        "folder": el("code", str(run.folder)),
-    }
-    return [
-        el("h2", "How it was made"),
-        _facts(rows),
-        *_again(run),
-        (
-            _details(
-                "Data",
-                _facts({key.replace("_", " "): count(value) for key, value in data.items() if value is not None}),
-            )
-            if data
-            else Html("")
-        ),
-        _details("Versions", _facts(versions)) if versions else Html(""),
-        (
-            _details("All metrics", _facts({key: f"{value:.6g}" for key, value in run.metrics.items()}))
-            if run.metrics
-            else Html("")
-        ),
-        _details("Config", el("pre", run.config_text)) if run.config_text else Html(""),
-    ]
-
-
-def _facts(rows: Mapping[str, Any]) -> Html:
-    return el(
-        "dl",
-        [
-            [el("dt", key), el("dd", value if isinstance(value, Html) else str(value))]
-            for key, value in rows.items()
-            if value not in (None, "")
-        ],
-        class_="facts2",
-    )
-
-
-def _details(title: str, inside: Html) -> Html:
-    return el("details", el("summary", title), inside)
-
-
-def _code(git: Mapping[str, Any]) -> str | None:
-    if not git.get("sha"):
-        return None
-    patch = (
-        f", with the changes in {git['diff']}"
-        if git.get("diff")
-        else ", with changes that were not kept"
-        if git.get("dirty")
-        else ""
-    )
-    return f"{git['sha'][:12]}{' on ' + git['branch'] if git.get('branch') else ''}{patch}"
-
-
-def _machine(machine: Mapping[str, Any]) -> str | None:
-    if not machine:
-        return None
-    gpus = ", ".join(machine.get("gpus") or [])
-    return (
-        f"{machine.get('cpu', '?')}, {machine.get('cores', '?')} cores, {machine.get('memory_gib', '?')}"
-        f" GiB{', ' + gpus if gpus else ''} ({machine.get('host', '?')})"
-    )
-
-
-def _again(run: RunFiles) -> list[Html]:
-    """The commands that repeat, resume, measure and sample."""
-    folder, command = shlex.quote(str(run.folder)), run.run.get("command") or "research-stack"
-    sha = (run.run.get("git") or {}).get("sha")
-    again = f"git checkout {sha[:12]} && {command}" if sha else command
-    lines = [("go on where it stopped", f"research-stack run={folder}")] if run.status != "ok" else []
-    measures = (
-        ""
-        if run.tables or latentwire_words.verdict(run)
-        else " eval=latentwire"
-        if latentwire_words.is_wire(run)
-        else " eval=likelihood"
-    )
-    lines += [
-        ("run it again from the start", again),
-        ("measure it anew", f"research-stack task=eval run={folder}{measures}"),
-        ("sample from it", f"research-stack task=sample run={folder}"),
-    ]
-    return [el("h3", "Again"), el("pre", "\n".join(f"# {what}\n{text}" for what, text in lines))]
+    new = read(run.folder)
+    return numbers(new, reports_of(new))

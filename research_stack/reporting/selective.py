@@ -8,12 +8,12 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 
-from research_stack.reporting.charts import Axis, Series, axis_of, line_chart
 from research_stack.reporting.curves import Point
 from research_stack.reporting.html import Html, el
 from research_stack.reporting.next_token import cell, span
 from research_stack.reporting.reading import RunFiles, Table, reals
 from research_stack.reporting.sections import keys, listing
+from research_stack.reporting.svg_charts import Axis, Series, axis_of, line_chart
 
 COLORS = {
     "confidence head": "var(--c0)",

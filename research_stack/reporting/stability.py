@@ -9,10 +9,10 @@ from pathlib import Path
 from research_stack.records.files import read_jsonl
 from research_stack.records.run_folder import RunFolder
 from research_stack.records.sweep_table import SweepTable
-from research_stack.reporting.charts import Series, axis_of, line_chart
 from research_stack.reporting.curves import Point, even, quantile, series, smooth
 from research_stack.reporting.html import Html, el
 from research_stack.reporting.sections import keys
+from research_stack.reporting.svg_charts import Series, axis_of, line_chart
 from research_stack.reporting.sweep_axes import color_of, label_of
 
 MOST = 24  # settings whose curves are drawn

@@ -11,8 +11,8 @@ from typing import Any
 
 from research_stack.records.sweep_table import Row, SweepTable, show
 from research_stack.reporting import measured
-from research_stack.reporting.charts import Axis, axis_of
 from research_stack.reporting.sections import COLORS
+from research_stack.reporting.svg_charts import Axis, axis_of
 
 # {ending of a metric's name: whether lower is better}; metrics that are not listed have no direction.
 LOWER = {

@@ -22,11 +22,11 @@ from research_stack.reporting import (
     two_phase,
     two_phase_page,
 )
-from research_stack.reporting.charts import Series, axis_of, heat_map, line_chart
 from research_stack.reporting.html import Html, el, page
-from research_stack.reporting.report import asset
+from research_stack.reporting.page import asset
 from research_stack.reporting.sections import keys
 from research_stack.reporting.stability import stability
+from research_stack.reporting.svg_charts import Series, axis_of, heat_map, line_chart
 from research_stack.reporting.sweep_axes import (
     UNITS,
     Grid,

@@ -10,12 +10,12 @@ from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
 from research_stack.metrics.interval import FEW
-from research_stack.reporting.charts import Axis, Series, axis_of, line_chart
 from research_stack.reporting.curves import Point, is_number
 from research_stack.reporting.html import Html, el
 from research_stack.reporting.measured import FEWER_THAN_WANTED, is_share, largest, parts, passes, words
 from research_stack.reporting.reading import RunFiles
 from research_stack.reporting.sections import keys
+from research_stack.reporting.svg_charts import Axis, Series, axis_of, line_chart
 
 NAMES = {"SFT": "SFT", "PolychromicSFT": "polychromic SFT", "GRPO": "GRPO"}
 PANELS = (

@@ -12,9 +12,9 @@ from typing import NamedTuple
 
 from research_stack.records.sweep_table import SweepTable
 from research_stack.reporting import measured
-from research_stack.reporting.charts import Series, axis_of, line_chart
 from research_stack.reporting.html import Html, el
 from research_stack.reporting.sections import COLORS, keys, listing
+from research_stack.reporting.svg_charts import Series, axis_of, line_chart
 from research_stack.reporting.trajectory import Moment, Panel, Phase, panels, scaled, trajectory
 from research_stack.reporting.two_phase import Line, cells, columns, head, is_phase, lines, note
 

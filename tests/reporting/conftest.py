@@ -70,6 +70,11 @@ CONFIG = {
     },
     "trainer": {"max_steps": 700},
     "optimization": {"lr": 0.003, "clip": 1.0},
+    "sampler": {"_target_": "research_stack.sampling.sampler.Sampler"},
+    "eval": {
+        "likelihood": {"_target_": "research_stack.evaluation.likelihood.Likelihood"},
+        "samples": {"_target_": "research_stack.evaluation.samples.Samples"},
+    },
 }
 RUN = {
     "command": "research-stack corruption.mask_ratio=[.0,.9]",

@@ -5,7 +5,7 @@ import math
 import pytest
 
 from research_stack.reporting.curves import even, log_ticks, number, quantile, series, smooth, thin, ticks
-from research_stack.reporting.film import chosen, recolored, window
+from research_stack.sampling.film import chosen, recolored, window
 
 
 def test_series_skips_what_is_no_number():

@@ -19,8 +19,8 @@ from research_stack.reporting import (
     write_report,
 )
 from research_stack.reporting.latentwire_tables import HEAD, LATENT, NONE, SHUFFLED, TEXT, Timed
+from research_stack.reporting.page import render
 from research_stack.reporting.reading import read
-from research_stack.reporting.report import render
 from research_stack.reporting.sections import glance, last_loss, verdict
 
 HOSTILE = "</script><img src=x onerror=alert(1)>&$x^{"

@@ -7,8 +7,8 @@ import json
 import pytest
 
 from research_stack.reporting import measured, passk, policy_training, policy_words, summary, write_report
+from research_stack.reporting.page import render
 from research_stack.reporting.reading import read
-from research_stack.reporting.report import render
 from research_stack.reporting.sections import last_loss, loss_note, loss_unit, verdict
 
 HOSTILE = "</script><img src=x onerror=alert(1)>&"

@@ -8,9 +8,9 @@ import shutil
 import pytest
 
 from research_stack.reporting import trajectory_figure, write_report
-from research_stack.reporting.charts import Axis, Series, line_chart
+from research_stack.reporting.page import render
 from research_stack.reporting.reading import begun_from, read
-from research_stack.reporting.report import render
+from research_stack.reporting.svg_charts import Axis, Series, line_chart
 from research_stack.reporting.trajectory import (
     dynamics,
     moments,

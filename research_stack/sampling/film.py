@@ -2,10 +2,17 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Mapping, Sequence
-from typing import Any, NamedTuple
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, NamedTuple
 
-from research_stack.reporting.html import Html, data_island, el
+from research_stack.reporting.charts import save
+from research_stack.reporting.html import Element, Html, Node, clean, data_island, el, join
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
 
 CLASS = {"mask": "m", "kept": "k", "filled": "f", "changed": "c", "prompt": "p"}
 ROWS = 18  # rows of the table
@@ -89,7 +96,7 @@ def _stretch(states: Sequence[Sequence[str]], widths: Sequence[int], budget: int
     return found
 
 
-def as_table(film: Mapping[str, Any]) -> Html:
+def as_table(film: Mapping[str, Any]) -> Element:
     """The film as a table: positions are columns, so that a change stands below what it replaced."""
     shown = window(film)
     body = []
@@ -101,7 +108,7 @@ def as_table(film: Mapping[str, Any]) -> Html:
     return el("div", el("table", body, class_="film"), class_="scroll", tabindex="0")
 
 
-def legend() -> Html:
+def legend() -> Element:
     """What the colours mean."""
     entries = (
         ("▒▒", "m", "mask"),
@@ -113,7 +120,7 @@ def legend() -> Html:
     return el("div", [el("span", el("span", sign, class_=code), text) for sign, code, text in entries], class_="key")
 
 
-def player(film: Mapping[str, Any], identity: str) -> list[Html]:
+def player(film: Mapping[str, Any], identity: str) -> list[Node]:
     """The whole text, step by step under a slider; it shows itself only where the script runs."""
     steps = chosen(len(film["frames"]), FRAMES)
     letters = list(CLASS)
@@ -145,3 +152,64 @@ def caption(film: Mapping[str, Any]) -> str:
     where = f"tokens {shown.start + 1} to {stop} of {length}{', where most was changed' if changes else ''}"
     where = "all tokens" if len(shown.rows[0]) == length else where
     return f"{which}; {where}."
+
+
+# The same for a paper ------------------------------------------------------------------------------------------------
+
+LETTER = 0.0627  # inches, of the letters of a picture: DejaVu Sans Mono at 7.5 points
+INKS = {  # of a state: the colour behind the token, and its own
+    "mask": (None, "#b3b9bf"),
+    "kept": (None, "#5b6570"),
+    "filled": ("#d9e8f7", "#12467f"),
+    "changed": ("#ffd9b8", "#8a3400"),
+    "prompt": (None, "#7a838c"),
+}
+
+
+@dataclass(frozen=True)
+class Picture:
+    """The table of a film as figures/film_<name>.png and .pdf; in the page, links to them."""
+
+    film: Mapping[str, Any]
+    name: str
+
+    def __html__(self) -> Html:
+        """The links."""
+        links = [(kind.upper(), f"figures/film_{self.name}.{kind}") for kind in ("png", "pdf")]
+        return join(el("p", [[el("a", text, href=href), " "] for text, href in links], class_="files"))
+
+    def write(self, folder: Path) -> list[Path]:
+        """Draw it; returns the paths."""
+        figure, paths = self.figure(), [folder / "figures" / f"film_{self.name}.{kind}" for kind in ("png", "pdf")]
+        for path in paths:
+            save(figure, path)
+        return paths
+
+    def figure(self) -> Figure:
+        """Each row a step; filled tokens blue, changed ones orange."""
+        from matplotlib.figure import Figure
+        from matplotlib.patches import Rectangle
+
+        shown = window(self.film)
+        widths = [max(len(row[i].piece) for row in shown.rows) for i in range(len(shown.rows[0]))]
+        total, height = 7 + sum(widths), 0.75 + 0.2 * len(shown.rows)
+        width = max(4.0, total * LETTER / 0.98)
+        figure = Figure((width, height))
+        axes = figure.add_axes((0.01, 0.1 / height, 0.98, 1 - 0.5 / height))
+        axes.set_axis_off()
+        axes.set_xlim(0, width * 0.98 / LETTER)
+        axes.set_ylim(len(shown.rows) - 0.4, -0.6)
+        text = {"family": "DejaVu Sans Mono", "fontsize": 7.5, "va": "center", "parse_math": False}
+        for line, (step, row) in enumerate(zip(shown.steps, shown.rows, strict=True)):
+            axes.text(6, line, "start" if line == 0 else str(step), ha="right", color="#98a1aa", **text)
+            at = 7
+            for state, run in itertools.groupby(zip(row, widths, strict=True), key=lambda pair: pair[0].state):
+                piece = "".join(clean(cell.piece).ljust(width) for cell, width in run)  # of equal width: one text
+                back, ink = INKS[state]
+                if back:
+                    axes.add_patch(Rectangle((at, line - 0.42), len(piece), 0.84, facecolor=back, edgecolor="none"))
+                axes.text(at, line, piece, color=ink, weight="bold" if state == "changed" else "normal", **text)
+                at += len(piece)
+        title = f"{self.name}: one row a step; blue was filled in, orange was changed"
+        axes.set_title(title, loc="left", fontsize=9, parse_math=False)
+        return figure
