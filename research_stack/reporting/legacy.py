@@ -6,7 +6,7 @@ import math
 from pathlib import Path
 from typing import Any
 
-from research_stack.records.results import RunFolder
+from research_stack.records.run_folder import RunFolder
 from research_stack.reporting import (
     latentwire,
     latentwire_losses,

@@ -8,7 +8,7 @@ import os
 from pathlib import Path
 
 from research_stack.records.files import atomic_write
-from research_stack.records.results import RunFolder
+from research_stack.records.run_folder import RunFolder
 from research_stack.reporting import legacy
 from research_stack.reporting.contract import Report, reports_of
 from research_stack.reporting.curves import number

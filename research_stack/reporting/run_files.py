@@ -15,10 +15,10 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-from research_stack.records import results
 from research_stack.records.csv_tables import read_csv
+from research_stack.records.files import read_json, read_jsonl
 from research_stack.records.paths import expanded
-from research_stack.records.results import RunFolder
+from research_stack.records.run_folder import RunFolder
 
 log = logging.getLogger(__name__)
 
@@ -67,12 +67,12 @@ class RunFiles:
     @cached_property
     def history(self) -> list[dict[str, Any]]:
         """The rows of metrics.jsonl."""
-        return results.read_jsonl(RunFolder(self.folder).metrics_jsonl)
+        return read_jsonl(RunFolder(self.folder).metrics_jsonl)
 
     @cached_property
     def samples(self) -> list[dict[str, Any]]:
         """The rows of samples.jsonl."""
-        return results.read_jsonl(RunFolder(self.folder).samples_jsonl)
+        return read_jsonl(RunFolder(self.folder).samples_jsonl)
 
     def table(self, name: str) -> Table:
         """The rows of tables/<name>.csv; [] where there is none. What is wrong with it is a problem."""
@@ -176,7 +176,7 @@ def _mapping(path: Path, problems: list[str]) -> dict[str, Any]:
     if not path.is_file():
         return {}
     try:
-        value = results.read_json(path)
+        value = read_json(path)
     except (ValueError, OSError) as error:
         problems.append(str(error))
         return {}

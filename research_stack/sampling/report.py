@@ -6,7 +6,7 @@ import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from research_stack.records.results import RunFolder
+from research_stack.records.run_folder import RunFolder
 from research_stack.reporting.contract import Lines, Metric, Report
 from research_stack.reporting.elements import cell, listing, note, scrolled
 from research_stack.reporting.html import Node, el
