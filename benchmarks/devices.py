@@ -28,7 +28,7 @@ TINY = [
     for reader in ("llama", "qwen")
     for size in ("steps=2", "batch=2", "dim=32", "layers=1", "heads=2", "tokens=300")
 ]
-POLICY = ["model=smoke", "model.causal=true", "callbacks=default", "method.rollouts.length=6"]
+POLICY = ["model=smoke", "model.causal=true", "callbacks=default", "method.rollouts.max_completion_length=6"]
 #: Overrides that make an experiment small, and where its numbers depend on chance, ones under which no number may.
 EXPERIMENTS = {
     "flowlm": ["model=smoke", "data=smoke"],
@@ -39,23 +39,23 @@ EXPERIMENTS = {
     "polychromic": [
         *POLICY,
         "data.batch_size=16",
-        "method.group=4",
+        "method.num_generations=4",
         "method.advantage.size=2",
-        "method.warmup=0.25",
+        "method.diversity_start=0.25",
         "method/reward=heuristic",
         "method.reward.rewards.length.unit=characters",
     ],
     "grpo": [
         *POLICY,
         "data.batch_size=4",
-        "method.group=4",
+        "method.num_generations=4",
         "method/reward=heuristic",
         "method.reward.rewards.length.unit=characters",
         "method.beta=0.1",
-        "method.sync_every=2",
-        "method.entropy=0.01",
-        "method.minibatches=2",
-        "method.groups=2",
+        "method.ref_model_sync_steps=2",
+        "method.entropy_coef=0.01",
+        "method.num_mini_batches=2",
+        "method.num_groups=2",
     ],
     "reward": ["data.source.count=200", "data.batch_size=16"],
     "latentwire": [*TINY, "model.dim=32", "model.layers=1", "data.batch_size=4", "data.sources.qa_facts.contexts=60"],

@@ -265,8 +265,8 @@ def overrides(kind, folder, size, steps):
         f"data.batch_size={size['prompts']}",
         f"data.cache_dir={folder / 'cache'}",
         "method/reward=heuristic",
-        f"method.group={size['group']}",
-        f"method.rollouts.length={size['length']}",
+        f"method.num_generations={size['group']}",
+        f"method.rollouts.max_completion_length={size['length']}",
         f"trainer.max_steps={steps}",
         "trainer.val_check_interval=1000000",
         "callbacks.checkpoints.every=1000000",
@@ -298,7 +298,7 @@ def run_ours(kind, folder, size, steps):
 
         def training_step(*arguments):
             loss = step(*arguments)
-            clock.tick(int(method.rows["made"].sum()))
+            clock.tick(int(method.rows["completion_length"].sum()))
             return loss
 
         method.training_step = training_step
@@ -320,7 +320,7 @@ def measure(kind, folder, size, steps):
         clock, trainer = run_trl(folder, size, steps)
         return {"rows": clock.rows[WARM:], "parameters": sum(p.numel() for p in trainer.model.parameters())}
     clock, method = run_ours(kind, folder, size, steps)
-    width = float(method.rows["width"].float().mean())
+    width = float(method.rows["prompt_length"].float().mean())
     length = round(width) + size["length"]
     found = {
         "prompt_tokens": width,

@@ -24,7 +24,7 @@ from torch import Tensor
 
 from research_stack.require import require
 
-MOST_SUBSETS = 50_000  # that are enumerated; 16 prompts with as many take tens of milliseconds
+MAX_SUBSETS = 50_000  # that are enumerated; 16 prompts with as many take tens of milliseconds
 
 Objective = Literal["mean", "max", "polychromic", "diversity"]
 
@@ -33,23 +33,23 @@ class Advantage(Protocol):
     """What the trainer asks of an advantage."""
 
     @property
-    def needs(self) -> Literal["nothing", "kinds", "distances"]:
+    def needs(self) -> Literal["nothing", "answer_ids", "distances"]:
         """What it has to be given beside the rewards."""
 
-    def check(self, group: int) -> None:
+    def check(self, num_generations: int) -> None:
         """Raise ValueError where groups of that many completions do not do."""
 
     def __call__(
         self,
         reward_PN: Tensor,
-        kind_PN: Tensor | None = None,
+        answer_id_PN: Tensor | None = None,
         distance_PNN: Tensor | None = None,
         generator: torch.Generator | None = None,
     ) -> Tensor:
         """(P, N) advantages of the groups of a whole batch, those of all devices.
 
-        - kind_PN: int64, completions of equal kind are the same answer. distance_PNN: between completions, the mean of
-          the two directions counts and the diagonal does not. Each only where `needs` says so.
+        - answer_id_PN: int64, completions of equal id give the same answer. distance_PNN: between completions, the mean
+          of the two directions counts and the diagonal does not. Each only where `needs` says so.
         - generator: on the device of the rewards, for what samples subsets.
 
         Raises ValueError where something it needs is missing or the group does not do.
@@ -62,35 +62,35 @@ class GroupRelative:
     """Reward less the group's mean, over a standard deviation: (r_i - mean) / (std + eps), std with ddof 1 (Shao et al.
     2024).
 
-    - scale: whose deviation. `group`: the group's (GRPO); `batch`: that of all rewards of the batch (Hu et al. 2025,
-      REINFORCE++); `none`: no division (Dr.GRPO, Liu et al. 2025), eps is not used.
+    - scale_rewards: whose deviation. `group`: the group's (GRPO); `batch`: that of all rewards of the batch (Hu et al.
+      2025, REINFORCE++); `none`: no division (Dr.GRPO, Liu et al. 2025), eps is not used.
     - eps: in the unit of the reward.
     """
 
-    scale: Literal["group", "batch", "none"] = "group"
+    scale_rewards: Literal["group", "batch", "none"] = "group"
     eps: float = 1e-4
     needs = "nothing"
 
     def __post_init__(self) -> None:
         require(0 <= self.eps <= 1000, f"eps={self.eps} must be at least 0 and at most 1000")
 
-    def check(self, group: int) -> None:
+    def check(self, num_generations: int) -> None:
         """Raise ValueError for fewer than 2 completions."""
-        _enough(group)
+        _require_two(num_generations)
 
     def __call__(
         self,
         reward_PN: Tensor,
-        kind_PN: Tensor | None = None,
+        answer_id_PN: Tensor | None = None,
         distance_PNN: Tensor | None = None,
         generator: torch.Generator | None = None,
     ) -> Tensor:
         """As in `Advantage`."""
         self.check(reward_PN.shape[1])
         centred_PN = _centred(reward_PN.double())
-        if self.scale == "none":
+        if self.scale_rewards == "none":
             return _like(centred_PN, reward_PN)
-        if self.scale == "group":
+        if self.scale_rewards == "group":
             std = (centred_PN.square().sum(1, keepdim=True) / (reward_PN.shape[1] - 1)).sqrt()
         else:
             std = reward_PN.double().std()
@@ -103,14 +103,14 @@ class RLOO:
 
     needs = "nothing"
 
-    def check(self, group: int) -> None:
+    def check(self, num_generations: int) -> None:
         """Raise ValueError for fewer than 2 completions."""
-        _enough(group)
+        _require_two(num_generations)
 
     def __call__(
         self,
         reward_PN: Tensor,
-        kind_PN: Tensor | None = None,
+        answer_id_PN: Tensor | None = None,
         distance_PNN: Tensor | None = None,
         generator: torch.Generator | None = None,
     ) -> Tensor:
@@ -120,8 +120,11 @@ class RLOO:
         return _like(_centred(reward_PN.double()) * (N / (N - 1)), reward_PN)
 
 
-def _enough(group: int) -> None:
-    require(group >= 2, f"group={group} must be at least 2: a completion is compared with the others of its prompt")
+def _require_two(num_generations: int) -> None:
+    require(
+        num_generations >= 2,
+        f"num_generations={num_generations} must be at least 2: a completion is compared with the others of its prompt",
+    )
 
 
 def _centred(x_PN: Tensor) -> Tensor:
@@ -154,15 +157,15 @@ class SetMarginal:
       `polychromic`: mean reward times diversity (Hamid et al. 2025, "Polychromic Objectives for Reinforcement
       Learning"). `diversity`: diversity alone.
     - size: n, fewer than the group has: with n = N every advantage is 0.
-    - subsets: None: exact, in closed form (only `sigma` of the two objectives with diversity is enumerated). A number:
-      that many subsets are drawn for each prompt, and with the scales `none` and `unbiased` the advantage is unbiased
-      for the exact one.
+    - num_subsets: None: exact, in closed form (only `sigma` of the two objectives with diversity is enumerated). A
+      number: that many subsets are drawn for each prompt, and with the scales `none` and `unbiased` the advantage is
+      unbiased for the exact one.
     - scale: `none`: as above. `unbiased`: times n N / (N - n), so that the *mean* over completions of A_i grad log
       pi(y_i) is unbiased for the gradient of E[f]; with f = mean that is `RLOO`, hence the scale that learning rates
       are used to. `sigma`: over the standard deviation of f over the subsets (ddof 0) + eps, as in pass@k training: for
       rewards 0 and 1 it is sqrt(p (1 - p)) with p the group's pass@n. Groups that differ in sigma are then weighed
       differently.
-    - diversity: of a set. `kinds`: (distinct kinds - 1) / (n - 1), in [0, 1]. `distance`: mean distance of two of the
+    - diversity: of a set. `unique`: (unique answers - 1) / (n - 1), in [0, 1]. `distance`: mean distance of two of the
       set.
     - eps: in the unit of f, for scale=sigma alone. Without it, rewards or distances that differ by rounding alone (a
       model's) have advantages of noise over noise.
@@ -170,9 +173,9 @@ class SetMarginal:
 
     objective: Objective
     size: int
-    subsets: int | None = None
+    num_subsets: int | None = None
     scale: Literal["none", "unbiased", "sigma"] = "none"
-    diversity: Literal["kinds", "distance"] = "kinds"
+    diversity: Literal["unique", "distance"] = "unique"
     eps: float = 1e-4
 
     #: See research_stack.config.smoke.
@@ -186,44 +189,48 @@ class SetMarginal:
             f"size={self.size} must be at least 2 for objective={self.objective}",
         )
         require(
-            self.subsets is None or self.subsets >= 2,
-            f"subsets={self.subsets} must be at least 2, or null for all of them",
+            self.num_subsets is None or self.num_subsets >= 2,
+            f"num_subsets={self.num_subsets} must be at least 2, or null for all of them",
         )
-        require(self.subsets is None or self.subsets <= 100_000, f"subsets={self.subsets} must be at most 100,000")
+        require(
+            self.num_subsets is None or self.num_subsets <= 100_000,
+            f"num_subsets={self.num_subsets} must be at most 100,000",
+        )
         require(0 <= self.eps <= 1000, f"eps={self.eps} must be at least 0 and at most 1000")
 
     @property
-    def needs(self) -> Literal["nothing", "kinds", "distances"]:
+    def needs(self) -> Literal["nothing", "answer_ids", "distances"]:
         """What it has to be given beside the rewards."""
         if self.objective in ("mean", "max"):
             return "nothing"
-        return "kinds" if self.diversity == "kinds" else "distances"
+        return "answer_ids" if self.diversity == "unique" else "distances"
 
     @property
     def closed(self) -> bool:
         """Whether a closed form gives it: no subset is looked at."""
-        return self.subsets is None and (self.scale != "sigma" or self.needs == "nothing")
+        return self.num_subsets is None and (self.scale != "sigma" or self.needs == "nothing")
 
-    def check(self, group: int) -> None:
+    def check(self, num_generations: int) -> None:
         """Raise ValueError for fewer than 2 completions, for no more than `size`, and for too many subsets to
         enumerate.
         """
-        _enough(group)
+        _require_two(num_generations)
         require(
-            self.size < group,
-            f"size={self.size} must be less than group={group}: the only set of all completions compares nothing",
+            self.size < num_generations,
+            f"size={self.size} must be less than num_generations={num_generations}: the only set of all completions"
+            " compares nothing",
         )
-        count = math.comb(group, self.size)
+        count = math.comb(num_generations, self.size)
         require(
-            self.closed or self.subsets is not None or count <= MOST_SUBSETS,
-            f"subsets=null must be a number: scale={self.scale} of objective={self.objective} looks at all subsets,"
-            f" {count} of them (at most {MOST_SUBSETS})",
+            self.closed or self.num_subsets is not None or count <= MAX_SUBSETS,
+            f"num_subsets=null must be a number: scale={self.scale} of objective={self.objective} looks at all subsets,"
+            f" {count} of them (at most {MAX_SUBSETS})",
         )
 
     def __call__(
         self,
         reward_PN: Tensor,
-        kind_PN: Tensor | None = None,
+        answer_id_PN: Tensor | None = None,
         distance_PNN: Tensor | None = None,
         generator: torch.Generator | None = None,
     ) -> Tensor:
@@ -231,16 +238,16 @@ class SetMarginal:
         N, n = reward_PN.shape[1], self.size
         self.check(N)
         reward_64 = reward_PN.double()
-        kind_PN = _given("kind_PN", kind_PN, reward_PN.shape) if self.needs == "kinds" else None
+        answer_id_PN = _given("answer_id_PN", answer_id_PN, reward_PN.shape) if self.needs == "answer_ids" else None
         distance_64 = (
             _given("distance_PNN", distance_PNN, (*reward_PN.shape, N)).double() if self.needs == "distances" else None
         )
         if self.closed:
-            advantage_PN, sigma_P1 = self._closed_form(reward_64, kind_PN, distance_64)
+            advantage_PN, sigma_P1 = self._closed_form(reward_64, answer_id_PN, distance_64)
         else:
             index_PKn = self._subsets(reward_PN, generator)
-            f_PK = set_values(self.objective, index_PKn, reward_64, kind_PN, distance_64)
-            advantage_PN = marginal(f_PK, index_PKn, N, sampled=self.subsets is not None)
+            f_PK = set_values(self.objective, index_PKn, reward_64, answer_id_PN, distance_64)
+            advantage_PN = marginal(f_PK, index_PKn, N, sampled=self.num_subsets is not None)
             sigma_P1 = _centred(f_PK).square().mean(1, keepdim=True).sqrt()
         if self.scale == "unbiased":
             advantage_PN = advantage_PN * (n * N / (N - n))
@@ -249,7 +256,7 @@ class SetMarginal:
         return _like(advantage_PN, reward_PN)
 
     def _closed_form(
-        self, reward_PN: Tensor, kind_PN: Tensor | None, distance_PNN: Tensor | None
+        self, reward_PN: Tensor, answer_id_PN: Tensor | None, distance_PNN: Tensor | None
     ) -> tuple[Tensor, Tensor]:
         """Advantages (P, N) and sigma (P, 1), which is NaN where it has no closed form and is not asked for."""
         if self.objective == "mean":
@@ -257,8 +264,8 @@ class SetMarginal:
         if self.objective == "max":
             return max_marginal(reward_PN, self.size)
         weight_PN = reward_PN if self.objective == "polychromic" else None
-        if kind_PN is not None:
-            advantage_PN = kinds_marginal(kind_PN, self.size, weight_PN)
+        if answer_id_PN is not None:
+            advantage_PN = unique_marginal(answer_id_PN, self.size, weight_PN)
         else:
             assert distance_PNN is not None
             advantage_PN = distance_marginal(distance_PNN, self.size, weight_PN)
@@ -266,11 +273,11 @@ class SetMarginal:
 
     def _subsets(self, reward_PN: Tensor, generator: torch.Generator | None) -> Tensor:
         P, N = reward_PN.shape
-        if self.subsets is None:
+        if self.num_subsets is None:
             return all_subsets(N, self.size, reward_PN.device).expand(P, -1, -1)
         if generator is None:
-            raise ValueError(f"subsets={self.subsets} must come with a generator to draw them from")
-        return sampled_subsets(P, self.subsets, N, self.size, generator)
+            raise ValueError(f"num_subsets={self.num_subsets} must come with a generator to draw them from")
+        return sampled_subsets(P, self.num_subsets, N, self.size, generator)
 
 
 def _given(name: str, x: Tensor | None, shape: tuple[int, ...]) -> Tensor:
@@ -309,37 +316,39 @@ def max_marginal(reward_PN: Tensor, n: int) -> tuple[Tensor, Tensor]:
     return _centred(mean_PN), ((sorted_PN - baseline_P1).square() * largest_N).sum(1, keepdim=True).sqrt()
 
 
-def kinds_marginal(kind_PN: Tensor, n: int, weight_PN: Tensor | None = None) -> Tensor:
-    """The marginal (P, N) of (distinct kinds - 1) / (n - 1), or of that times the mean of weight_PN. O(N^2)
+def unique_marginal(answer_id_PN: Tensor, n: int, weight_PN: Tensor | None = None) -> Tensor:
+    """The marginal (P, N) of (unique answers - 1) / (n - 1), or of that times the mean of weight_PN. O(N^2)
     comparisons.
 
     distinct - 1 = (kinds of the group - 1) - sum_c [S misses kind c]. With m_c completions of kind c and i of another
     kind, S misses c with probability q_c = C(N-1-m_c, n-1) / C(N-1, n-1), and then its n - 1 others are uniform among
     the N-1-m_c that are neither i nor of kind c, which gives the mean of sum_S r * [S misses c] as well.
     """
-    P, N = kind_PN.shape
-    kinds = _Kinds(kind_PN)
-    q_M, other_M = (torch.tensor(values, dtype=torch.float64, device=kind_PN.device) for values in _missing(N, n))
-    missed_PN = kinds.sum_over_others(q_M[kinds.count_PN])  # E[missed kinds | i]
+    P, N = answer_id_PN.shape
+    same = _SameAnswers(answer_id_PN)
+    q_M, other_M = (torch.tensor(values, dtype=torch.float64, device=answer_id_PN.device) for values in _missing(N, n))
+    missed_PN = same.sum_over_others(q_M[same.count_PN])  # E[missed kinds | i]
     if weight_PN is None:
         return _centred(-missed_PN / (n - 1))
     total_P1 = weight_PN.sum(1, keepdim=True)
     sum_PN = weight_PN + (n - 1) / (N - 1) * (total_P1 - weight_PN)  # E[sum_S r | i]
-    each_PN = other_M[kinds.count_PN]  # P(S misses c and holds j | i), for a j that is neither i nor of kind c
-    rest_PN = kinds.sum_over_others(each_PN) * (total_P1 - weight_PN) - kinds.sum_over_others(
-        each_PN * kinds.sums(weight_PN)
+    each_PN = other_M[same.count_PN]  # P(S misses c and holds j | i), for a j that is neither i nor of kind c
+    rest_PN = same.sum_over_others(each_PN) * (total_P1 - weight_PN) - same.sum_over_others(
+        each_PN * same.sums(weight_PN)
     )
-    return _centred((kinds.number_P1 - 1) * sum_PN - missed_PN * weight_PN - rest_PN) / (n * (n - 1))
+    return _centred((same.number_P1 - 1) * sum_PN - missed_PN * weight_PN - rest_PN) / (n * (n - 1))
 
 
-class _Kinds:
+class _SameAnswers:
     """Sums over the kinds of a group, at each completion (P, N)."""
 
-    def __init__(self, kind_PN: Tensor) -> None:
-        self.first_PN = (kind_PN[:, :, None] == kind_PN[:, None, :]).to(torch.uint8).argmax(-1)  # the first of its kind
-        self.is_first_PN = self.first_PN == torch.arange(kind_PN.shape[1], device=kind_PN.device)
+    def __init__(self, answer_id_PN: Tensor) -> None:
+        self.first_PN = (
+            (answer_id_PN[:, :, None] == answer_id_PN[:, None, :]).to(torch.uint8).argmax(-1)
+        )  # the first of its kind
+        self.is_first_PN = self.first_PN == torch.arange(answer_id_PN.shape[1], device=answer_id_PN.device)
         self.number_P1 = self.is_first_PN.sum(1, keepdim=True)
-        self.count_PN = self.sums(torch.ones_like(kind_PN))
+        self.count_PN = self.sums(torch.ones_like(answer_id_PN))
 
     def sums(self, x_PN: Tensor) -> Tensor:
         """Sum of x over the completion's own kind, the same number at each completion of a kind."""
@@ -398,7 +407,7 @@ def sampled_subsets(P: int, K: int, N: int, n: int, generator: torch.Generator) 
 
 
 def set_values(
-    objective: Objective, index_PKn: Tensor, reward_PN: Tensor, kind_PN: Tensor | None, distance_PNN: Tensor | None
+    objective: Objective, index_PKn: Tensor, reward_PN: Tensor, answer_id_PN: Tensor | None, distance_PNN: Tensor | None
 ) -> Tensor:
     """(P, K) float64: f of each subset, as defined in `SetMarginal`; diversity by kinds where they are given, else by
     distance.
@@ -409,8 +418,8 @@ def set_values(
     if objective == "max":
         return reward_PKn.amax(2)
     n = index_PKn.shape[2]
-    if kind_PN is not None:
-        diversity_PK = (_take(kind_PN, index_PKn).sort(2).values.diff(dim=2) != 0).sum(2).double() / (n - 1)
+    if answer_id_PN is not None:
+        diversity_PK = (_take(answer_id_PN, index_PKn).sort(2).values.diff(dim=2) != 0).sum(2).double() / (n - 1)
     else:
         assert distance_PNN is not None
         N, flat_PM = distance_PNN.shape[-1], ((distance_PNN + distance_PNN.mT) / 2).flatten(1)

@@ -16,9 +16,9 @@ from lightning.pytorch.callbacks import Callback, WeightAveraging
 from torch import Tensor
 
 from research_stack.data.module import TokenData
-from research_stack.posttraining.answers import different_prompts
-from research_stack.posttraining.measures import Measures
+from research_stack.posttraining.answer_metrics import AnswerMetrics
 from research_stack.posttraining.policy import Policy
+from research_stack.posttraining.scored_completions import unique_prompts
 from research_stack.records.files import read_json, write_json
 from research_stack.require import require
 
@@ -26,23 +26,27 @@ FILE = "dynamics.json"
 
 
 class DiversityDynamics(Callback):
-    """Measures the policy before the first step, every `every` steps and at the end: the average of its weights where
-    one is kept.
+    """Measures the policy before the first step, every `every` steps and at the end: the average of its weights
+    where one is kept.
 
-    - measures: what is measured. prompts: `held_out` ones of the validation side, or those `trained` on.
-    - most: prompts at most, spread evenly.
+    - metrics: what is measured. prompts: `held_out` ones of the validation side, or those `trained` on.
+    - max_prompts: prompts at most, spread evenly.
     """
 
     #: See research_stack.config.smoke.
-    smoke = {"every": 3, "most": 2}
+    smoke = {"every": 3, "max_prompts": 2}
 
     def __init__(
-        self, measures: Measures, every: int = 50, prompts: Literal["held_out", "trained"] = "held_out", most: int = 32
+        self,
+        metrics: AnswerMetrics,
+        every: int = 50,
+        prompts: Literal["held_out", "trained"] = "held_out",
+        max_prompts: int = 32,
     ) -> None:
         require(every >= 1, f"every={every} must be at least 1")
         require(prompts in ("held_out", "trained"), f"prompts={prompts} must be held_out or trained")
-        require(most >= 1, f"most={most} must be at least 1")
-        self.measures, self.every, self.prompts, self.most = measures, every, prompts, most
+        require(max_prompts >= 1, f"max_prompts={max_prompts} must be at least 1")
+        self.metrics, self.every, self.prompts, self.max_prompts = metrics, every, prompts, max_prompts
         self._asked: list[Tensor] | None = None
 
     def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
@@ -74,10 +78,12 @@ class DiversityDynamics(Callback):
     def _point(self, trainer: Trainer, policy: Policy) -> None:
         data: TokenData = trainer.datamodule  # type: ignore[attr-defined]
         if self._asked is None:
-            self._asked = different_prompts(data.validation if self.prompts == "held_out" else data.train, self.most)
+            self._asked = unique_prompts(
+                data.validation if self.prompts == "held_out" else data.train, self.max_prompts
+            )
         prompts = self._asked
         with averaged(trainer, policy):
-            found = self.measures(policy, data.codec, prompts, policy.seed)
+            found = self.metrics(policy, data.codec, prompts, policy.seed)
         path, step = Path(trainer.default_root_dir) / FILE, int(trainer.global_step)
         kept = read_json(path) if path.is_file() else {"points": []}
         points = [point for point in kept["points"] if point["step"] < step]
@@ -86,7 +92,7 @@ class DiversityDynamics(Callback):
             path,
             {
                 "method": type(policy).__name__,
-                "count": self.measures.count,
+                "count": self.metrics.num_generations,
                 "which": self.prompts,
                 "prompts": asked,
                 "points": [*points, {"step": step, **found.as_json()}],

@@ -5,12 +5,12 @@ belongs to one optimizer step: pieces of an accumulated batch, devices. So no ki
 
 With r the ratio p(token) / p_old(token), A the completion's advantage and T the length of a completion:
 
-| kind | per token | weight | denominator |
+| loss_type | per token | weight | denominator |
 | --- | --- | --- | --- |
 | grpo | clipped r A | 1 / T | completions (Shao et al. 2024, arXiv 2402.03300, equation 3) |
 | dapo | clipped r A | 1 | tokens (Yu et al. 2025, arXiv 2503.14476, equation 8) |
 | bnpo | clipped r A | 1 | tokens, as dapo: see below |
-| dr_grpo | clipped r A | 1 | completions * max_length (Liu et al. 2025, arXiv 2503.20783) |
+| dr_grpo | clipped r A | 1 | completions * max_completion_length (Liu et al. 2025, arXiv 2503.20783) |
 | gspo | clipped s A, s = the geometric mean of r over the completion | 1 / T | completions (Zheng et al. 2025, arXiv
 2507.18071, equation 5) | | cispo | constant(min(r, epsilon_high)) A ln p | 1 | tokens (MiniMax 2025, arXiv 2506.13585,
 equation 4) |
@@ -45,7 +45,7 @@ class PolicyLoss:
       arXiv 2505.07291, equation 2); None: it is not bounded there.
     """
 
-    kind: Literal["grpo", "dapo", "bnpo", "dr_grpo", "gspo", "cispo"] = "grpo"
+    loss_type: Literal["grpo", "dapo", "bnpo", "dr_grpo", "gspo", "cispo"] = "grpo"
     epsilon: float = 0.2
     epsilon_high: float | None = None
     delta: float | None = None
@@ -57,12 +57,12 @@ class PolicyLoss:
             f"epsilon_high={self.epsilon_high} must be positive and at most 1000",
         )
         require(
-            self.kind != "cispo" or (self.epsilon_high is not None and self.epsilon_high >= 1),
-            f"epsilon_high={self.epsilon_high} must be at least 1 for kind=cispo: it is the largest ratio",
+            self.loss_type != "cispo" or (self.epsilon_high is not None and self.epsilon_high >= 1),
+            f"epsilon_high={self.epsilon_high} must be at least 1 for loss_type=cispo: it is the largest ratio",
         )
         require(
-            self.kind != "cispo" or self.delta is None,
-            f"delta={self.delta} must be null for kind=cispo, which cuts every ratio at epsilon_high",
+            self.loss_type != "cispo" or self.delta is None,
+            f"delta={self.delta} must be null for loss_type=cispo, which cuts every ratio at epsilon_high",
         )
         require(
             self.delta is None or 1 + self.epsilon < self.delta <= 1000,
@@ -79,21 +79,21 @@ class PolicyLoss:
         - mask_BT: bool, the tokens that carry loss. A completion without any (truncated, say) adds nothing to the sum.
         """
         weight_BT = mask_BT.float()
-        if self.kind in ("grpo", "gspo"):
+        if self.loss_type in ("grpo", "gspo"):
             return weight_BT / weight_BT.sum(1, keepdim=True).clamp_min(1)
         return weight_BT
 
-    def denominator(self, mask_BT: Tensor, max_length: int) -> Tensor:
+    def denominator(self, mask_BT: Tensor, max_completion_length: int) -> Tensor:
         """() float: what the sum is divided by, once it too is summed over pieces and devices.
 
         Where it counts completions, those whose mask is empty count, as in TRL. Where it counts tokens it may be 0:
         clamp the total, not the parts, to at least 1.
 
-        - max_length: the most tokens a completion may have.
+        - max_completion_length: the most tokens a completion may have.
         """
-        if self.kind in ("dapo", "bnpo", "cispo"):
+        if self.loss_type in ("dapo", "bnpo", "cispo"):
             return mask_BT.sum().float()
-        count = len(mask_BT) * (max_length if self.kind == "dr_grpo" else 1)
+        count = len(mask_BT) * (max_completion_length if self.loss_type == "dr_grpo" else 1)
         return torch.tensor(float(count), device=mask_BT.device)
 
     def per_token(self, logp_BT: Tensor, old_BT: Tensor, advantage_B: Tensor, mask_BT: Tensor) -> tuple[Tensor, Tensor]:
@@ -106,7 +106,7 @@ class PolicyLoss:
         - advantage_B: of each completion. mask_BT: bool. What stands in logp and old elsewhere does not matter.
         """
         log_ratio_BT = torch.where(mask_BT, logp_BT - old_BT, 0.0)
-        if self.kind == "cispo":
+        if self.loss_type == "cispo":
             assert self.epsilon_high is not None
             weight_BT = log_ratio_BT.detach().exp()
             cut_BT = weight_BT > self.epsilon_high
@@ -114,7 +114,7 @@ class PolicyLoss:
                 -weight_BT.clamp_max(self.epsilon_high) * advantage_B[:, None] * torch.where(mask_BT, logp_BT, 0.0)
             )
             return loss_BT, cut_BT
-        if self.kind == "gspo":
+        if self.loss_type == "gspo":
             log_ratio_BT = (log_ratio_BT.sum(1, keepdim=True) / mask_BT.sum(1, keepdim=True).clamp_min(1)).expand_as(
                 mask_BT
             )

@@ -1,7 +1,8 @@
 """What every post-training method shares: a causal model as a policy over completions.
 
 Special tokens are never written, except the end token, which closes a completion and is learned like any other token.
-The first completion token is scored like the rest: its law is what the model says behind the last token of the prompt.
+The first completion token is scored like the rest: its distribution is what the model predicts after the last token of
+the prompt.
 
 Shapes: B texts, L columns (prompt, completion, padding), T tokens of the longest completion, V rows of the unembedding.
 """
@@ -35,12 +36,12 @@ if TYPE_CHECKING:
 
 log = logging.getLogger(__name__)
 
-WITNESSES = 4096  # numbers of each parameter that are compared to see whether it has moved
+COMPARED_WEIGHTS = 4096  # numbers of each parameter that are compared to see whether it has moved
 
 
-class Scores(NamedTuple):
-    """What the policy says of completions: ln p of each token and the entropy of its law in nats, and where there is a
-    token, all (B, T).
+class CompletionLogps(NamedTuple):
+    """What the policy says of completions: ln p of each token and the entropy of its distribution in nats, and where
+    there is a token, all (B, T).
     """
 
     logp_BT: Tensor
@@ -64,10 +65,10 @@ class Policy(TrainingModule):
         bias_V = special_token_bias(vocab.with_end_written(), len(model.unembedding))
         self.bias_V: Tensor
         self.register_buffer("bias_V", bias_V, persistent=False)
-        self._witnesses: dict[str, Tensor] | None = None
-        self._unproven: set[str] = set()
-        self._excused: set[str] = set()
-        self._pushed = False  # whether a term has been seen to have a gradient
+        self._first_weights: dict[str, Tensor] | None = None
+        self._unchecked_terms: set[str] = set()
+        self._reported_terms: set[str] = set()
+        self._had_gradient = False  # whether a term has been seen to have a gradient
 
     @property
     def max_length(self) -> int:
@@ -90,34 +91,41 @@ class Policy(TrainingModule):
                 f"init_from: that run's model is another one than model ({str(error).splitlines()[-1].strip()})"
             ) from error
 
-    # Scores --------------------------------------------------------------------------------------------------------
+    # Log-probabilities ----------------------------------------------------------------------------------------------
 
-    def scores(
+    def completion_logps(
         self,
         tokens_BL: Tensor,
-        width_B: Tensor,
-        made_B: Tensor,
+        prompt_length_B: Tensor,
+        completion_length_B: Tensor,
         temperature: float = 1.0,
         model: nn.Module | None = None,
-    ) -> Scores:
+    ) -> CompletionLogps:
         """Log-probabilities of the completions under the live graph, from the ids as they were generated.
 
-        - tokens_BL: prompt, completion, padding. width_B, made_B: tokens of the prompt and of the completion.
-        - model: who is asked; None: the policy.
+        - tokens_BL: prompt, completion, padding. prompt_length_B, completion_length_B: tokens of the prompt and of the
+          completion.
+        - model: whose log-probabilities; None: the policy's.
         """
         model = self.model if model is None else model
-        row_n, step_n, column_n = completion_columns(width_B, made_B)
-        mask_BT = torch.arange(int(made_B.max()), device=made_B.device) < made_B.unsqueeze(1)
+        row_n, step_n, column_n = completion_columns(prompt_length_B, completion_length_B)
+        mask_BT = torch.arange(
+            int(completion_length_B.max()), device=completion_length_B.device
+        ) < completion_length_B.unsqueeze(1)
         hidden_nD = hidden_before(
-            model, tokens_BL, width_B, made_B, share=not (model.checkpoint_blocks or self.is_sharded)
+            model,
+            tokens_BL,
+            prompt_length_B,
+            completion_length_B,
+            share=not (model.checkpoint_blocks or self.is_sharded),
         )
         logp_n, entropy_n = token_logps(
             hidden_nD, model.unembedding, tokens_BL[row_n, column_n], self.bias_V, temperature
         )
-        return Scores(_spread(logp_n, mask_BT), _spread(entropy_n, mask_BT), mask_BT)
+        return CompletionLogps(_spread(logp_n, mask_BT), _spread(entropy_n, mask_BT), mask_BT)
 
     @contextmanager
-    def quiet(self) -> Iterator[None]:
+    def eval_mode(self) -> Iterator[None]:
         """No gradients and no dropout."""
         training = self.model.training
         self.model.eval()
@@ -128,18 +136,20 @@ class Policy(TrainingModule):
             self.model.train(training)
 
     def compile_blocks(self) -> None:
-        """As for every method; a term of the loss may then be asked for its gradient before the step is (`prove`)."""
+        """As for every method; a term of the loss may then be asked for its gradient before the step is
+        (`check_gradients`).
+        """
         functorch.donated_buffer = False
         super().compile_blocks()
 
     # Devices -------------------------------------------------------------------------------------------------------
 
-    def share(self, count: int) -> slice:
+    def device_slice(self, count: int) -> slice:
         """This device's part of so many things; parts of devices differ in size by one at most."""
         world, rank = self.trainer.world_size, self.global_rank
         return slice(rank * count // world, (rank + 1) * count // world)
 
-    def of_all_devices(self, mine: Any) -> list[Any]:
+    def gather_objects(self, mine: Any) -> list[Any]:
         """What each device has, in the order of their ranks: tensors, texts, dataclasses and containers of them."""
         if self.trainer.world_size == 1:
             return [mine]
@@ -149,34 +159,34 @@ class Policy(TrainingModule):
 
     # The first step ------------------------------------------------------------------------------------------------
 
-    def trained(self) -> dict[str, nn.Parameter]:
+    def trainable_parameters(self) -> dict[str, nn.Parameter]:
         """The parameters that are trained, by name."""
         return {name: parameter for name, parameter in self.named_parameters() if parameter.requires_grad}
 
     def configure_optimizers(self) -> dict[str, Any]:
         """As for every method. Raises ValueError when nothing is trained."""
-        if not self.trained():
+        if not self.trainable_parameters():
             raise ValueError("model: no parameter is trained; unfreeze some, or put adapters on it (model.lora)")
         return super().configure_optimizers()
 
     def on_train_start(self) -> None:
         """Keep some of the weights of a new run, to see whether they move."""
         if self.global_step == 0:  # known from here on: in on_fit_start a resumed run has not read its step yet
-            self._witnesses = {name: witness.clone() for name, witness in self._some_weights().items()}
-            self._unproven = {name for name, weight in self.loss_terms.items() if weight}
+            self._first_weights = {name: weight.clone() for name, weight in self._some_weights().items()}
+            self._unchecked_terms = {name for name, weight in self.loss_terms.items() if weight}
 
-    def prove(self, sums_P: Tensor, may_vanish: Mapping[str, str]) -> None:
+    def check_gradients(self, sums_P: Tensor, may_vanish: Mapping[str, str]) -> None:
         """Raise ValueError for a term of the loss without a gradient; asked at the start of a new run, until the term
         has had one.
 
         - sums_P: the parts of the loss with their graph. may_vanish: terms whose gradient may be zero for a good
           reason, and the reason.
         """
-        trained = self.trained()
+        trained = self.trainable_parameters()
         if self.is_sharded:  # no device may ask alone: that something moves must do
-            self._unproven, self._pushed = set(), True
+            self._unchecked_terms, self._had_gradient = set(), True
         for index, name in enumerate(self.loss_terms):
-            if name not in self._unproven or not torch.is_grad_enabled():
+            if name not in self._unchecked_terms or not torch.is_grad_enabled():
                 continue
             live = sums_P[index].requires_grad
             grads = (
@@ -195,31 +205,34 @@ class Policy(TrainingModule):
                     raise ValueError(
                         f"loss_{name} has a gradient of exactly zero at the first step: it would train nothing"
                     )
-                if name not in self._excused:
+                if name not in self._reported_terms:
                     log.info("loss_%s has no gradient yet: %s", name, may_vanish[name])
-                self._excused.add(name)
+                self._reported_terms.add(name)
                 continue
-            self._pushed = True
-            self._unproven.discard(name)
+            self._had_gradient = True
+            self._unchecked_terms.discard(name)
 
     def _some_weights(self) -> dict[str, Tensor]:
         """The first numbers of each trained parameter, of this device's part of it."""
-        return {name: local(parameter.detach()).flatten()[:WITNESSES] for name, parameter in self.trained().items()}
+        return {
+            name: local(parameter.detach()).flatten()[:COMPARED_WEIGHTS]
+            for name, parameter in self.trainable_parameters().items()
+        }
 
-    def moved(self) -> None:
+    def check_weights_moved(self) -> None:
         """Raise ValueError when no weight of a new run has moved in the first step that had a gradient."""
-        if self._witnesses is None or not self._pushed:
+        if self._first_weights is None or not self._had_gradient:
             return
-        before, self._witnesses = self._witnesses, None
-        if all(torch.equal(witness, before[name]) for name, witness in self._some_weights().items()):
+        before, self._first_weights = self._first_weights, None
+        if all(torch.equal(weight, before[name]) for name, weight in self._some_weights().items()):
             raise ValueError(f"optimization.lr={self.optimization.lr}: the first step has moved no weight")
 
 
-def completion_columns(width_B: Tensor, made_B: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """(row, place in the completion, column) of every completion token, int64 (n,) each, in row-major order."""
-    order_T = torch.arange(int(made_B.max()), device=made_B.device)
-    row_n, step_n = (order_T < made_B.unsqueeze(1)).nonzero(as_tuple=True)
-    return row_n, step_n, width_B[row_n] + step_n
+def completion_columns(prompt_length_B: Tensor, completion_length_B: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """(row, index in the completion, column) of every completion token, int64 (n,) each, in row-major order."""
+    order_T = torch.arange(int(completion_length_B.max()), device=completion_length_B.device)
+    row_n, step_n = (order_T < completion_length_B.unsqueeze(1)).nonzero(as_tuple=True)
+    return row_n, step_n, prompt_length_B[row_n] + step_n
 
 
 def _spread(value_n: Tensor, mask_BT: Tensor) -> Tensor:
@@ -227,7 +240,7 @@ def _spread(value_n: Tensor, mask_BT: Tensor) -> Tensor:
     return torch.zeros(mask_BT.shape, dtype=value_n.dtype, device=value_n.device).masked_scatter(mask_BT, value_n)
 
 
-def check_policy_data(data: TokenData, method: Policy, length: int) -> None:
+def require_room_for_completions(data: TokenData, method: Policy, length: int) -> None:
     """Raise ValueError when the longest prompt and `length` tokens of completion do not fit the model."""
     widths = np.concatenate([data.train.spans[:, 0], data.validation.spans[:, 0]])
     shortest, longest = int(widths.min()), int(widths.max())
@@ -239,7 +252,7 @@ def check_policy_data(data: TokenData, method: Policy, length: int) -> None:
     room = method.max_length - longest
     require(
         length <= room,
-        f"method.rollouts.length={length} behind the longest prompt of {longest} tokens exceeds"
+        f"method.rollouts.max_completion_length={length} behind the longest prompt of {longest} tokens exceeds"
         f" model.max_length={method.max_length};"
         f" {f'lower it to {room}' if room > 0 else f'raise model.max_length to {longest + length}'}",
     )

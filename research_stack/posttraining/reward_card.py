@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 from research_stack.metrics.interval import Estimate
 
 if TYPE_CHECKING:
-    from research_stack.posttraining.reward_evaluation import Judged
+    from research_stack.posttraining.reward_evaluation import RewardScores
     from research_stack.posttraining.reward_model import RewardModel
 
 SYNTHETIC = (
@@ -35,7 +35,12 @@ LIMITS = """\
 
 
 def card(
-    data: Mapping[str, Any], method: RewardModel, judged: Mapping[str, Judged], over: Estimate, pairs: int, prompts: int
+    data: Mapping[str, Any],
+    method: RewardModel,
+    judged: Mapping[str, RewardScores],
+    over: Estimate,
+    pairs: int,
+    prompts: int,
 ) -> str:
     """The card as Markdown.
 
@@ -46,7 +51,8 @@ def card(
     widths = [method.model.inputs, *(layer.out_features for layer in method.model.layers)]
     loss = "squared error" if method.loss == "mse" else f"Huber's loss beyond {method.delta:g} standard deviations"
     rows = [
-        f"| {name} | {show(one.pearson)} | {show(one.spearman)} | {show(one.r2)} | {show(one.within)} | {one.slope:.2f}"
+        f"| {name} | {show(one.pearson)} | {show(one.spearman)} | {show(one.r2)} | {show(one.pairwise_accuracy)} |"
+        f" {one.slope:.2f}"
         f" | {one.calibration_error:.3f} |"
         for name, one in judged.items()
     ]
@@ -81,11 +87,11 @@ def card(
             "",
             f"On {pairs:,} held-out pairs of {prompts:,} prompts; 95 % intervals over prompts.",
             "",
-            "| | Pearson | Spearman | R2 | right within a prompt | slope | calibration error |",
+            "| | Pearson | Spearman | R2 | pairwise accuracy | slope | calibration error |",
             "| --- | --- | --- | --- | --- | --- | --- |",
             *rows,
             "",
-            f"R2 over the length of the reply alone: {show(over)}. Right within a prompt: of two replies to one prompt"
+            f"R2 over the length of the reply alone: {show(over)}. Pairwise accuracy: of two replies to one prompt"
             " that earned differently, how often the better one is predicted higher (.5 is chance)."
             + (CEILING if len(judged) > 3 else ""),
             "",

@@ -40,15 +40,15 @@ MODEL, LINEAR, LENGTH, CEILING = (
     "planted preference",
 )
 KINDS = {MODEL: "model", CEILING: "ceiling"}  # all others are controls
-TOGETHER = 8192  # pairs per pass
+MAX_BATCH = 8192  # pairs per pass
 
 
 @dataclass(frozen=True)
-class Judged:
+class RewardScores:
     """How a prediction of log(1 + engagement) agrees with what came, on n pairs; intervals are over prompts.
 
-    - within: of two replies to one prompt that earned differently, how often the better one is predicted higher (ties:
-      half).
+    - pairwise_accuracy: of two replies to one prompt that earned differently, how often the better one is predicted
+      higher (ties: half).
     - calibration_error: mean gap between predicted and actual over deciles. slope: of actual on predicted; 1 where
       calibrated.
     """
@@ -56,7 +56,7 @@ class Judged:
     pearson: Estimate
     spearman: Estimate
     r2: Estimate
-    within: Estimate
+    pairwise_accuracy: Estimate
     slope: float
     calibration_error: float
 
@@ -104,7 +104,7 @@ class RewardEvaluation:
         model = judged[MODEL]
         spread = {
             f"{name}{end}": value
-            for name in ("pearson", "spearman", "r2", "within")
+            for name in ("pearson", "spearman", "r2", "pairwise_accuracy")
             for end, value in zip(("", "_low", "_high"), getattr(model, name), strict=True)
         }
         metrics = {
@@ -138,7 +138,7 @@ class RewardEvaluation:
         curve = calibration.fit_curve(np.log1p(train.length_N), train.target_N, knots=10)
         return {LINEAR: line.predict(rows.features.astype(np.float64)), LENGTH: curve.predict(np.log1p(rows.length_N))}
 
-    def _judged(self, predicted_n: np.ndarray, rows: ScoredRows) -> Judged:
+    def _judged(self, predicted_n: np.ndarray, rows: ScoredRows) -> RewardScores:
         found = calibration.agreement(predicted_n, rows.target_N)
 
         def interval(of: Callable[[calibration.Agreement], float]) -> tuple[float, float]:
@@ -147,11 +147,11 @@ class RewardEvaluation:
 
             return jackknife(statistic, rows.group_N, CORRELATION)
 
-        return Judged(
+        return RewardScores(
             pearson=Estimate(found.pearson, *interval(lambda a: a.pearson)),
             spearman=Estimate(found.spearman, *interval(lambda a: a.spearman)),
             r2=calibration.r2_interval(predicted_n, rows.target_N, rows.group_N),
-            within=within_prompt(predicted_n, rows.target_N, rows.group_N),
+            pairwise_accuracy=pairwise_accuracy(predicted_n, rows.target_N, rows.group_N),
             slope=found.slope,
             calibration_error=calibration.calibration_error(predicted_n, rows.target_N, self.bins),
         )
@@ -160,7 +160,7 @@ class RewardEvaluation:
         self,
         folder: Path,
         predictions: Mapping[str, np.ndarray],
-        judged: Mapping[str, Judged],
+        judged: Mapping[str, RewardScores],
         rows: ScoredRows,
         prompts: int,
     ) -> None:
@@ -170,7 +170,7 @@ class RewardEvaluation:
                 "kind": KINDS.get(name, "control"),
                 **{
                     f"{key}{end}": value
-                    for key in ("pearson", "spearman", "r2", "within")
+                    for key in ("pearson", "spearman", "r2", "pairwise_accuracy")
                     for end, value in zip(("", "_low", "_high"), getattr(one, key), strict=True)
                 },
                 "slope": one.slope,
@@ -213,13 +213,13 @@ def predicted(method: RewardModel, rows: ScoredRows, device: torch.device | str 
     method.eval()
     with torch.inference_mode():
         parts = [
-            method.predict(torch.from_numpy(rows.take(slice(i, i + TOGETHER)).features).to(device)).double().cpu()
-            for i in range(0, len(rows), TOGETHER)
+            method.predict(torch.from_numpy(rows.take(slice(i, i + MAX_BATCH)).features).to(device)).double().cpu()
+            for i in range(0, len(rows), MAX_BATCH)
         ]
     return torch.cat(parts).numpy()
 
 
-def within_prompt(predicted_n: np.ndarray, actual_n: np.ndarray, group_n: np.ndarray) -> Estimate:
+def pairwise_accuracy(predicted_n: np.ndarray, actual_n: np.ndarray, group_n: np.ndarray) -> Estimate:
     """The share of pairs of one group with different actual values that the prediction orders rightly (ties: half),
     with its interval over groups.
 

@@ -28,63 +28,85 @@ STAY = 0.75
 
 
 @dataclass
-class Rollout:
+class Completions:
     """B completions and their prompts.
 
-    - tokens_BL: int64; prompt, completion (its end token included), padding. width_B: tokens of the prompt.
-    - made_B: tokens of the completion, at least 1. ended_B: whether it closed with the end token; it was cut off
-      otherwise.
+    - tokens_BL: int64; prompt, completion (its end token included), padding. prompt_length_B: tokens of the prompt.
+    - completion_length_B: tokens of the completion, at least 1. terminated_B: whether it closed with the end token; it
+      was cut off otherwise.
     """
 
     tokens_BL: Tensor
-    width_B: Tensor
-    made_B: Tensor
-    ended_B: Tensor
+    prompt_length_B: Tensor
+    completion_length_B: Tensor
+    terminated_B: Tensor
 
     def rows(self) -> dict[str, Tensor]:
         """As a batch."""
-        return {"tokens": self.tokens_BL, "width": self.width_B, "made": self.made_B, "ended": self.ended_B}
+        return {
+            "tokens": self.tokens_BL,
+            "prompt_length": self.prompt_length_B,
+            "completion_length": self.completion_length_B,
+            "terminated": self.terminated_B,
+        }
 
     def completions(self, vocab: Vocabulary) -> list[list[int]]:
         """The ids of each completion without its end token."""
         ids = self.tokens_BL.tolist()
-        spans = zip(ids, self.width_B.tolist(), self.made_B.tolist(), self.ended_B.tolist(), strict=True)
+        spans = zip(
+            ids,
+            self.prompt_length_B.tolist(),
+            self.completion_length_B.tolist(),
+            self.terminated_B.tolist(),
+            strict=True,
+        )
         return [row[width : width + made - ended] for row, width, made, ended in spans]
 
-    def take(self, rows: Tensor) -> Rollout:
+    def take(self, rows: Tensor) -> Completions:
         """Some of the texts, indices in the order asked for."""
-        return Rollout(*(getattr(self, name)[rows] for name in ("tokens_BL", "width_B", "made_B", "ended_B")))
+        return Completions(
+            *(
+                getattr(self, name)[rows]
+                for name in ("tokens_BL", "prompt_length_B", "completion_length_B", "terminated_B")
+            )
+        )
 
     @staticmethod
-    def joined(parts: Sequence[Rollout], pad: int) -> Rollout:
+    def joined(parts: Sequence[Completions], pad: int) -> Completions:
         """Several rollouts as one, as wide as the widest."""
         columns = max(part.tokens_BL.shape[1] for part in parts)
         tokens = [
             torch.nn.functional.pad(part.tokens_BL, (0, columns - part.tokens_BL.shape[1]), value=pad) for part in parts
         ]
-        others = [torch.cat([getattr(part, name) for part in parts]) for name in ("width_B", "made_B", "ended_B")]
-        return Rollout(torch.cat(tokens), *others)
+        others = [
+            torch.cat([getattr(part, name) for part in parts])
+            for name in ("prompt_length_B", "completion_length_B", "terminated_B")
+        ]
+        return Completions(torch.cat(tokens), *others)
 
 
 class Rollouts:
     """How completions are drawn: p^(1 / temperature), then the nucleus of mass top_p (Holtzman et al. 2020).
 
-    - length: T, tokens of a completion at most. temperature: above 0. top_p: 1 is all tokens; a policy gradient is
-      exact for 1 alone.
+    - max_completion_length: T, tokens of a completion at most. temperature: above 0. top_p: 1 is all tokens; a policy
+      gradient is exact for 1 alone.
     """
 
-    def __init__(self, length: int = 16, temperature: float = 1.0, top_p: float = 1.0) -> None:
-        require(length >= 1, f"length={length} must be at least 1")
-        require(length <= 10_000_000, f"length={length} must be at most 10,000,000")
+    def __init__(self, max_completion_length: int = 16, temperature: float = 1.0, top_p: float = 1.0) -> None:
+        require(max_completion_length >= 1, f"max_completion_length={max_completion_length} must be at least 1")
+        require(
+            max_completion_length <= 10_000_000,
+            f"max_completion_length={max_completion_length} must be at most 10,000,000",
+        )
         require(temperature > 0, f"temperature={temperature} must be above 0: a policy gradient needs a policy")
         require(1e-6 <= temperature <= 1e6, f"temperature={temperature} must be at least 1e-06 and at most 1,000,000")
         require(0 < top_p <= 1, f"top_p={top_p} must lie in (0, 1]")
-        self.length, self.temperature, self.top_p = length, temperature, top_p
+        self.max_completion_length, self.temperature, self.top_p = max_completion_length, temperature, top_p
 
     @torch.no_grad()
     def __call__(
         self, model: CausalBackbone, vocab: Vocabulary, bias_V: Tensor, prompts: Sequence[Tensor], u_PNT: Tensor
-    ) -> Rollout:
+    ) -> Completions:
         """Draw N completions behind each prompt.
 
         - bias_V: added to the logits, -inf at tokens that must not come. prompts: P vectors of ids, none empty.
@@ -97,7 +119,8 @@ class Rollouts:
         require(int(width_P.min()) >= 1, "prompts must not be empty")
         require(
             longest + length <= model.max_length,
-            f"length={length} behind a prompt of {longest} tokens exceeds model.max_length={model.max_length}",
+            f"max_completion_length={length} behind a prompt of {longest} tokens exceeds"
+            f" model.max_length={model.max_length}",
         )
         device = u_PNT.device
         before_P = (longest - width_P).to(device)
@@ -107,15 +130,17 @@ class Rollouts:
         texts = _Writing(
             model, bias_V, vocab.end, u_PNT.flatten(0, 1), before_P if bool(before_P.any()) else None, count
         )
-        written_BT, made_B, ended_B = texts.write(tokens_PW, self)
-        tokens_BL = torch.full((len(prompts) * count, longest + int(made_B.max())), vocab.pad, device=device)
-        width_B = width_P.to(device).repeat_interleave(count)
+        written_BT, completion_length_B, terminated_B = texts.write(tokens_PW, self)
+        tokens_BL = torch.full(
+            (len(prompts) * count, longest + int(completion_length_B.max())), vocab.pad, device=device
+        )
+        prompt_length_B = width_P.to(device).repeat_interleave(count)
         for row, prompt in enumerate(prompts):
             tokens_BL[row * count : (row + 1) * count, : len(prompt)] = prompt
         order_T = torch.arange(written_BT.shape[1], device=device)
-        row_n, step_n = (order_T < made_B.unsqueeze(1)).nonzero(as_tuple=True)
-        tokens_BL[row_n, width_B[row_n] + step_n] = written_BT[row_n, step_n]
-        return Rollout(tokens_BL, width_B, made_B, ended_B)
+        row_n, step_n = (order_T < completion_length_B.unsqueeze(1)).nonzero(as_tuple=True)
+        tokens_BL[row_n, prompt_length_B[row_n] + step_n] = written_BT[row_n, step_n]
+        return Completions(tokens_BL, prompt_length_B, completion_length_B, terminated_B)
 
 
 class _Writing:
@@ -137,19 +162,19 @@ class _Writing:
         cache, hidden_nD = cache.select(copies), hidden_PWD[:, -1][copies]
         before_n = None if self.before_P is None else self.before_P[copies]
         written_BT = torch.zeros_like(self.u_BT, dtype=torch.int64)
-        made_B = torch.full((texts,), length, device=self.u_BT.device)
-        ended_B = torch.zeros(texts, dtype=torch.bool, device=self.u_BT.device)
-        going_n = torch.ones_like(ended_B)
+        completion_length_B = torch.full((texts,), length, device=self.u_BT.device)
+        terminated_B = torch.zeros(texts, dtype=torch.bool, device=self.u_BT.device)
+        going_n = torch.ones_like(terminated_B)
         for step in range(length):
             token_n = self._draw(hidden_nD, step, how)
             written_BT[self.live_n, step] = token_n
             ends_n = (token_n == self.end) & going_n
-            made_B[self.live_n] = torch.where(ends_n, step + 1, made_B[self.live_n])
-            ended_B[self.live_n] |= ends_n
+            completion_length_B[self.live_n] = torch.where(ends_n, step + 1, completion_length_B[self.live_n])
+            terminated_B[self.live_n] |= ends_n
             going_n &= ~ends_n
             left = int(going_n.sum())
             if not left or step == length - 1:
-                return written_BT[:, : step + 1], made_B, ended_B
+                return written_BT[:, : step + 1], completion_length_B, terminated_B
             if left <= STAY * len(going_n):
                 stay = going_n.nonzero()[:, 0]
                 cache, token_n, self.live_n, going_n = (

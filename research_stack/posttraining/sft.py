@@ -45,13 +45,13 @@ class SFT(Policy):
     def loss_sum(self, rows: Batch) -> Tensor:
         """(1,) the summed cross entropy."""
         sums_P = torch.stack([self.reply(rows)])
-        self.prove_reply(rows, sums_P, {})
+        self.check_reply_gradient(rows, sums_P, {})
         return sums_P
 
-    def prove_reply(self, rows: Batch, sums_P: Tensor, may_vanish: Mapping[str, str]) -> None:
-        """As `prove`, once a piece holds tokens of replies: it may hold prompts alone."""
-        if bool(self._unproven) and bool(rows["counts"].any()):
-            self.prove(sums_P, may_vanish)
+    def check_reply_gradient(self, rows: Batch, sums_P: Tensor, may_vanish: Mapping[str, str]) -> None:
+        """As `check_gradients`, once a piece holds tokens of replies: it may hold prompts alone."""
+        if bool(self._unchecked_terms) and bool(rows["counts"].any()):
+            self.check_gradients(sums_P, may_vanish)
 
     def reply(self, rows: Batch) -> Tensor:
         """The summed cross entropy of the replies, in nats."""
@@ -66,7 +66,7 @@ class SFT(Policy):
 
     def after_update(self) -> Mapping[str, Tensor]:
         """The weights of a new run must have moved."""
-        self.moved()
+        self.check_weights_moved()
         return {}
 
 

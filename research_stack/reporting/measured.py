@@ -1,6 +1,6 @@
 """What the numbers of a policy's answers are called, and how they are written.
 
-Names are those of `posttraining.measures`: pass@k, distinct_right@k, self_bleu, distinct_2, entropy and so on; `_right`
+Names are those of `posttraining.measures`: pass@k, unique_correct@k, self_bleu, distinct_2, entropy and so on; `_right`
 ends those that are taken over right answers alone.
 """
 
@@ -13,12 +13,12 @@ NAME = "passk/"  # before the metrics of result.json
 HELD_OUT = "held_out_"
 SURE, DIVERSE, RIGHT = "Sure", "Diverse", "Right"
 FEWER_THAN_WANTED = 10  # prompts below which a warning is due
-OF_RIGHT = "_right"
-SHARES = ("pass", "hidden_pass")
+OF_CORRECT = "_correct"
+SHARES = ("pass", "preference_pass")
 
 
 def parts(metric: str) -> tuple[str, int]:
-    """("distinct_right", 32) of "distinct_right@32"; 0 for a name without a number."""
+    """("unique_correct", 32) of "unique_correct@32"; 0 for a name without a number."""
     base, _, k = metric.partition("@")
     return base, int(k) if k.isdigit() else 0
 
@@ -32,16 +32,16 @@ def group_of(metric: str) -> str:
 def words(metric: str) -> str:
     """The metric as one reads it, with its unit where the number needs one; an unknown name as it is."""
     base, k = parts(metric)
-    alone = base.removesuffix(OF_RIGHT)
+    alone = base.removesuffix(OF_CORRECT)
     ngrams = alone.removeprefix("distinct_")
     found = {
         "pass": "right at the first try" if k == 1 else f"right within {k} tries",
         "reward": "mean reward",
-        "distinct_right": f"different right answers among {k}",
-        "distinct": f"different answers among {k}",
-        "hidden_pass": f"hidden preference met within {k} tries",
+        "unique_correct": f"different right answers among {k}",
+        "unique": f"different answers among {k}",
+        "preference_pass": f"hidden preference met within {k} tries",
         "entropy": "entropy, nats per token",
-        "semantic": "distance of meanings",
+        "semantic_distance": "distance of meanings",
     }.get(base)
     if found is None:
         found = (
@@ -51,7 +51,7 @@ def words(metric: str) -> str:
             if ngrams.isdigit()
             else alone.replace("_", " ")
         )
-        found += ", right answers" if base.endswith(OF_RIGHT) else ""
+        found += ", right answers" if base.endswith(OF_CORRECT) else ""
     return found
 
 
@@ -60,10 +60,10 @@ def short(metric: str) -> str:
     base, k = parts(metric)
     found = {
         "pass": metric,
-        "distinct_right": f"different right of {k}",
-        "hidden_pass": "hidden preference",
+        "unique_correct": f"different right of {k}",
+        "preference_pass": "hidden preference",
         "entropy": "entropy, nats",
-        "semantic": "distance of meanings",
+        "semantic_distance": "distance of meanings",
     }
     return found.get(base, words(metric)) + (", %" if is_share(metric) else "")
 
@@ -95,7 +95,7 @@ def written_span(metric: str, low: float, high: float) -> str:
 
 
 def largest(names: Iterable[str], base: str) -> str | None:
-    """The name of this base with the largest k: distinct_right@32; None without one."""
+    """The name of this base with the largest k: unique_correct@32; None without one."""
     found = [(parts(name)[1], name) for name in names if parts(name)[0] == base]
     return max(found)[1] if found else None
 
@@ -112,8 +112,8 @@ def main(names: Iterable[str]) -> list[str]:
     names = list(names)
     chosen = [
         *passes(names),
-        *(largest(names, base) for base in ("distinct_right", "hidden_pass")),
-        "semantic",
+        *(largest(names, base) for base in ("unique_correct", "preference_pass")),
+        "semantic_distance",
         "entropy",
     ]
     return [name for name in chosen if name in names]

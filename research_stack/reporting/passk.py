@@ -204,8 +204,8 @@ def _prompts(run: RunFiles) -> list[Html]:
                 shortened(row.get("prompt", "")),
                 SIDES[side],
                 f"{100 * _share(row):.0f} %",
-                row.get("distinct_right", ""),
-                shortened(apart(row.get("most_frequent_right", ""))),
+                row.get("unique_correct", ""),
+                shortened(apart(row.get("most_frequent_correct", ""))),
             ],
             False,
         )
@@ -217,7 +217,7 @@ def _prompts(run: RunFiles) -> list[Html]:
 
 
 def _share(row: Mapping[str, str]) -> float:
-    right, count = reals(row, "right", "answers")
+    right, count = reals(row, "correct", "answers")
     return right / count if count > 0 and math.isfinite(right) else 0.0
 
 

@@ -41,12 +41,12 @@ CURVES = (
     Curve("train/reward", "Reward", "mean of the answers drawn", "val/reward"),
     Curve("train/entropy", "Entropy", "nats per token"),
     Curve("train/kl", "KL from the reference", "nats per token"),
-    Curve("train/clip_fraction", "Clipped", "% of tokens", factor=100.0),
-    Curve("train/length", "Length", "tokens per answer"),
+    Curve("train/clip_ratio", "Clipped", "% of tokens", factor=100.0),
+    Curve("train/completion_length", "Length", "tokens per answer"),
     Curve("train/truncated", "Cut off", "% of answers", factor=100.0),
-    Curve("train/zero_variance", "Groups of equal reward", "% of groups: nothing to learn from", factor=100.0),
-    Curve("train/distinct", "Different answers", "% of a group", factor=100.0),
-    Curve("train/apart", "Answers that differ", "% of the pairs of a group", factor=100.0),
+    Curve("train/frac_reward_zero_std", "Groups of equal reward", "% of groups: nothing to learn from", factor=100.0),
+    Curve("train/unique_fraction", "Different answers", "% of a group", factor=100.0),
+    Curve("train/different_pairs", "Answers that differ", "% of the pairs of a group", factor=100.0),
 )
 
 

@@ -22,7 +22,7 @@ def answers(run: RunFiles) -> str:
     own = of_result(run)
     if FIRST not in own:
         return _on_the_way(run)
-    distinct = largest(own, "distinct_right")
+    distinct = largest(own, "unique_correct")
     spread = (
         ""
         if distinct is None
@@ -115,7 +115,7 @@ def _on_the_way(run: RunFiles) -> str:
     known = dynamics_at(run, first=False)
     if FIRST not in known:
         return ""
-    step, distinct = real(run.dynamics["points"][-1].get("step")), largest(known, "distinct_right")
+    step, distinct = real(run.dynamics["points"][-1].get("step")), largest(known, "unique_correct")
     where = {"held_out": " on held-out prompts"}.get(str(run.dynamics.get("which")), "")
     wide = f", with {known[distinct]:.1f} different right answers among {parts(distinct)[1]}" if distinct else ""
     return f"At step {step:,.0f} right at the first try {percent(known[FIRST])} of the time{where}{wide}."
@@ -132,7 +132,7 @@ def glance(run: RunFiles) -> dict[str, str]:
     own, found = of_result(run), {}
     if FIRST in own:
         found["right at the first try"] = percent(own[FIRST])
-    if distinct := largest((name for name in own if not name.startswith(HELD_OUT)), "distinct_right"):
+    if distinct := largest((name for name in own if not name.startswith(HELD_OUT)), "unique_correct"):
         found[f"different right of {parts(distinct)[1]}"] = f"{own[distinct]:.1f}"
     if rewards := [value for _, value in series(run.history, REWARD)]:
         tail = rewards[-max(1, len(rewards) // 10) :]

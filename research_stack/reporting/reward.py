@@ -53,7 +53,7 @@ def reward_model(run: RunFiles) -> list[Html] | None:
         el("div", listing(HEADER, [_cells(row) for row in rows]), class_="scroll", tabindex="0"),
         el(
             "p",
-            f"{pairs:,.0f} held-out pairs of {prompts:,.0f} prompts. Right within a prompt: of two replies to one"
+            f"{pairs:,.0f} held-out pairs of {prompts:,.0f} prompts. Pairwise accuracy: of two replies to one"
             " prompt that earned differently, how often the better one is predicted higher; chance is .5. The controls"
             " were fitted on the same training side. What the model is made of and what it is not for: reward_card.md."
             f" {few_words(int(prompts), 'prompts') if math.isfinite(prompts) else ''}",
@@ -70,7 +70,7 @@ HEADER = (
     "Spearman",
     "R²",
     "95 % interval",
-    "right within a prompt",
+    "pairwise accuracy",
     "95 % interval",
     "slope",
     "calibration error",
@@ -94,9 +94,9 @@ def _bar(row: dict[str, str]) -> dict[str, object]:
 
 def _cells(row: dict[str, str]) -> tuple[list[str], bool]:
     pearson, spearman, r2, within, slope, error = reals(
-        row, "pearson", "spearman", "r2", "within", "slope", "calibration_error"
+        row, "pearson", "spearman", "r2", "pairwise_accuracy", "slope", "calibration_error"
     )
-    r2_span, within_span = (span(*reals(row, f"{key}_low", f"{key}_high")) for key in ("r2", "within"))
+    r2_span, within_span = (span(*reals(row, f"{key}_low", f"{key}_high")) for key in ("r2", "pairwise_accuracy"))
     cells = [cell(pearson), cell(spearman), cell(r2), r2_span, cell(within), within_span, cell(slope), cell(error)]
     return [row.get("name", ""), *cells], row.get("kind") == "model"
 

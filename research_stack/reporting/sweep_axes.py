@@ -35,8 +35,8 @@ LOWER = {
     "r2": False,
     "r2_over_entropy": False,
     "pass": False,
-    "hidden_pass": False,
-    "distinct_right": False,
+    "preference_pass": False,
+    "unique_correct": False,
     "f1_latent": False,
 }
 FIRST = ("likelihood/bound", "likelihood/gain_over_trigram", "lookahead/nats", "lookahead/r2")

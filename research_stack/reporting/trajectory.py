@@ -19,12 +19,12 @@ from research_stack.reporting.svg_charts import Axis, Series, axis_of, line_char
 
 NAMES = {"SFT": "SFT", "PolychromicSFT": "polychromic SFT", "GRPO": "GRPO"}
 PANELS = (
-    "distinct_right",
-    "hidden_pass",
+    "unique_correct",
+    "preference_pass",
     "self_bleu",
     "distinct_2",
     "entropy",
-    "semantic",
+    "semantic_distance",
 )  # beside pass@k, as far as they were measured
 COLORS = ("var(--c0)", "var(--c1)", "var(--c2)", "var(--c3)")  # of the last phase, of the one before it, and so on
 SHADES = (1.0, 0.7, 0.45)  # of pass@1, of pass@k for the next k, and so on
@@ -134,12 +134,12 @@ class Panel:
 
 
 SMALL = {
-    "distinct_right": "mean over prompts",
+    "unique_correct": "mean over prompts",
     "self_bleu": "100: all answers alike",
     "distinct_2": "different ones among all bigrams",
     "entropy": "nats per token",
-    "semantic": "mean cosine distance",
-    "hidden_pass": "% of preferences",
+    "semantic_distance": "mean cosine distance",
+    "preference_pass": "% of preferences",
 }
 
 
@@ -163,7 +163,7 @@ def panels(phases: Sequence[Phase]) -> list[Panel]:
 def plane_of(phases: Sequence[Phase]) -> tuple[str, str] | None:
     """(diversity, quality): the metrics of the plane; None if they were not both measured."""
     names = {name for phase in phases for name in phase.curves}
-    across, up = largest(names, "distinct_right"), next(iter(passes(names)), None)
+    across, up = largest(names, "unique_correct"), next(iter(passes(names)), None)
     return (across, up) if across and up else None
 
 

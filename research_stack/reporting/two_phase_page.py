@@ -196,7 +196,7 @@ class Spot:
 def spots(found: Sequence[Line]) -> tuple[list[Spot], str]:
     """The places of all lines that have both numbers, and the name of the diversity."""
     names = columns(found)
-    across, up = measured.largest(names, "distinct_right"), next(iter(measured.passes(names)), None)
+    across, up = measured.largest(names, "unique_correct"), next(iter(measured.passes(names)), None)
     placed = []
     for line, look in list(zip(found, looks(found), strict=True))[:MOST] if across and up else ():
         wide, good = line.row.mean(f"{measured.NAME}{across}"), line.row.mean(f"{measured.NAME}{up}")

@@ -47,7 +47,12 @@ QUICK = [
 ANSWERS = [
     f"{node}.{option}"
     for node in ("callbacks.dynamics", "eval.passk")
-    for option in ("most=2", "measures.count=8", "measures.ks=[1,8]", "measures.rollouts.length=6")
+    for option in (
+        "max_prompts=2",
+        "metrics.num_generations=8",
+        "metrics.ks=[1,8]",
+        "metrics.rollouts.max_completion_length=6",
+    )
 ]
 POLICY = ["model=smoke", "model.causal=true", *QUICK, *ANSWERS, "callbacks.dynamics.every=3"]
 WIRE = [
@@ -67,13 +72,13 @@ WIRE = [
 #: The overrides that make an experiment a matter of seconds.
 SMALL = dict.fromkeys(EXPERIMENTS, ["model=smoke", "data=smoke", *QUICK]) | {
     "sft": [*POLICY, "data.batch_size=16"],
-    "grpo": [*POLICY, "data.batch_size=2", "method.group=4", "method.rollouts.length=6"],
+    "grpo": [*POLICY, "data.batch_size=2", "method.num_generations=4", "method.rollouts.max_completion_length=6"],
     "polychromic": [
         *POLICY,
         "data.batch_size=16",
-        "method.group=8",
+        "method.num_generations=8",
         "method.advantage.size=4",
-        "method.rollouts.length=6",
+        "method.rollouts.max_completion_length=6",
     ],
     "reward": [*QUICK, "data.source.count=200"],
     "latentwire": WIRE,

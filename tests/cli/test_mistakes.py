@@ -134,12 +134,12 @@ def test_a_bug_shows_its_traceback(conf, fake_run, command):
 
 # ------------------------------------------------------------------------------- our own configs, post-training
 POLICY = {
-    "experiment=grpo method.group=1": ["method.group=1 must be at least 2", "command line"],
-    "experiment=polychromic method.group=1": [
-        "method.group=1 must be at least 2: diversity is a property of several answers"
+    "experiment=grpo method.num_generations=1": ["method.num_generations=1 must be at least 2", "command line"],
+    "experiment=polychromic method.num_generations=1": [
+        "method.num_generations=1 must be at least 2: diversity is a property of several answers"
     ],
-    "experiment=polychromic method.weight=0": [
-        "method.weight=0 must be above 0; without diversity it is experiment=sft"
+    "experiment=polychromic method.diversity_coef=0": [
+        "method.diversity_coef=0 must be above 0; without diversity it is experiment=sft"
     ],
     "experiment=polychromic method.estimator=hard": ["method.estimator=hard must be one of score, soft"],
     "experiment=grpo init_from=sftt": [
@@ -157,18 +157,18 @@ POLICY = {
         "pass_at_k",
     ],
     "experiment=grpo method/reward=expresions": ["no such method/reward", "did you mean 'expressions'"],
-    "experiment=grpo method.loss.kind=dapoo": [
-        "method.loss.kind=dapoo must be one of grpo, dapo",
+    "experiment=grpo method.loss.loss_type=dapoo": [
+        "method.loss.loss_type=dapoo must be one of grpo, dapo",
         "did you mean 'dapo'",
     ],
-    "experiment=grpo method.advantage.scale=grup": [
-        "method.advantage.scale=grup must be one of group, batch, none",
+    "experiment=grpo method.advantage.scale_rewards=grup": [
+        "method.advantage.scale_rewards=grup must be one of group, batch, none",
         "did you mean 'group'",
     ],
     "experiment=grpo method.beta=.1 method.reference=none": [
         "method.beta=0.1 needs a reference: reference=copy or adapters"
     ],
-    "experiment=grpo eval.passk.measures.count=1": ["eval.passk.measures.count=1 must be at least 2"],
+    "experiment=grpo eval.passk.metrics.num_generations=1": ["eval.passk.metrics.num_generations=1 must be at least 2"],
     "experiment=sft callbacks.dynamics.prompts=heldout": [
         "callbacks.dynamics.prompts=heldout must be one of held_out, trained",
         "did you mean 'held_out'",
@@ -182,20 +182,27 @@ BUILT = {
     "experiment=grpo data=smoke": [
         "data=PythonDocs has no prompts: completions need something to stand behind; use data=expressions"
     ],
-    "experiment=grpo method.rollouts.length=2000": [
-        "method.rollouts.length=2000 behind the longest prompt of 3 tokens exceeds model.max_length=1024; lower it to"
+    "experiment=grpo method.rollouts.max_completion_length=2000": [
+        "method.rollouts.max_completion_length=2000 behind the longest prompt of 3 tokens exceeds"
+        " model.max_length=1024; lower it to"
         " 1021"
     ],
-    "experiment=grpo model.max_length=8 method.rollouts.length=8": ["exceeds model.max_length=8; lower it to 5"],
+    "experiment=grpo model.max_length=8 method.rollouts.max_completion_length=8": [
+        "exceeds model.max_length=8; lower it to 5"
+    ],
     "experiment=grpo method/advantage=diversity +method.advantage.diversity=distance": [
         "method.encoder=null must be a sentence encoder: advantage=SetMarginal asks how far answers are apart"
     ],
     "experiment=polychromic +method.advantage.diversity=distance": ["encoder=null must be a sentence encoder"],
-    "experiment=polychromic data.batch_size=100": ["data.batch_size=100 must be a multiple of method.group=16"],
+    "experiment=polychromic data.batch_size=100": [
+        "data.batch_size=100 must be a multiple of method.num_generations=16"
+    ],
     "experiment=polychromic method.estimator=soft data.batch_size=48 optimization.accumulate=2": [
         "optimization.accumulate=2 must divide the 3 groups of a step"
     ],
-    "experiment=polychromic method.group=4 data.batch_size=16": ["size=8 must be less than group=4"],
+    "experiment=polychromic method.num_generations=4 data.batch_size=16": [
+        "size=8 must be less than num_generations=4"
+    ],
 }
 
 

@@ -39,7 +39,7 @@ WRONG = {
     "experiment=latentwire +method.lr_factors={encoder: abc, adapter: 1.0}": (
         "method.lr_factors.encoder=abc must be float"
     ),
-    "experiment=grpo eval.passk.measures=null": "eval.passk.measures=null must be Measures",
+    "experiment=grpo eval.passk.metrics=null": "eval.passk.metrics=null must be AnswerMetrics",
     "~data.tokenizer": "data.tokenizer is missing: TokenData needs it",
     "experiment=latentwire method.readers.llama.questions=0": "method.readers.llama.questions=0 must be at least 1",
     "~method": "method is missing: every config has one",
@@ -69,7 +69,8 @@ WRONG = {
     "data.sequence_length=1000000000": "data.sequence_length=1000000000: at least",
     "experiment=latentwire model.dim=-1": "model.dim=-1 must be a multiple of 2 * heads",
     "experiment=latentwire method.adapter_dim=-128": "method.adapter_heads=4 must divide adapter_dim=-128",
-    "experiment=grpo method.group=1000000000000000000": "method.group=1000000000000000000 must be at most 10,000",
+    "experiment=grpo method.num_generations=1000000000000000000": "method.num_generations=1000000000000000000 must be"
+    " at most 10,000",
     "experiment=latentwire model.buckets=1000000000000": "model.buckets=1000000000000: at least",
     "experiment=reward model.hidden=[1000000,1000000]": "model.hidden",
     "eval.samples.count=1000000000000000000": "eval.samples.count=1000000000000000000 must be at most",

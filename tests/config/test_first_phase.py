@@ -35,9 +35,9 @@ SECOND = [
     "trainer=smoke",
     "trainer.max_steps=3",
     "trainer.val_check_interval=3",
-    "method.group=4",
+    "method.num_generations=4",
     "data.batch_size=2",
-    "method.rollouts.length=4",
+    "method.rollouts.max_completion_length=4",
     "callbacks.checkpoints.every=1",
 ]
 
@@ -212,7 +212,7 @@ def test_the_phase_is_trained_once_with_the_seed_of_the_run_and_its_weights_are_
     monkeypatch.setattr(
         GRPO, "load_initial_weights", lambda self, state: begun.append(state) or load_initial_weights(self, state)
     )
-    assert run(compose([*SECOND, f"init_from='{PHRASE}'", "seed=5", "method.entropy=.01"]), "third").status == "ok"
+    assert run(compose([*SECOND, f"init_from='{PHRASE}'", "seed=5", "method.entropy_coef=.01"]), "third").status == "ok"
     assert (
         calls == ["GRPO"] * 3 and len(begun) == 1 and (phase / "checkpoints" / "last.ckpt").stat().st_mtime_ns == before
     )
@@ -235,7 +235,7 @@ def test_a_phase_that_was_cut_off_goes_on(here, monkeypatch):
         .replace("False", "false")
     )
     assert RunFolder(phase).load_result().status == "interrupted"
-    run(compose([*SECOND, f"init_from='{PHRASE}'", "seed=5", "method.entropy=.01"]), "third")
+    run(compose([*SECOND, f"init_from='{PHRASE}'", "seed=5", "method.entropy_coef=.01"]), "third")
     assert RunFolder(phase).load_result().status == "ok"
 
 
@@ -263,10 +263,10 @@ def without_phase(here):
 
 def test_it_can_still_be_measured_and_sampled_from(without_phase, monkeypatch, capsys):
     small = [
-        "eval.passk.measures.count=8",
-        "eval.passk.measures.ks=[1,8]",
-        "eval.passk.most=2",
-        "eval.passk.measures.rollouts.length=4",
+        "eval.passk.metrics.num_generations=8",
+        "eval.passk.metrics.ks=[1,8]",
+        "eval.passk.max_prompts=2",
+        "eval.passk.metrics.rollouts.max_completion_length=4",
     ]
     assert main(["task=eval", "run=second", "eval=passk", *small]) == 0
     assert 0 <= read_json("second/result.json")["metrics"]["passk/pass@8"] <= 1

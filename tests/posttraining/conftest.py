@@ -127,10 +127,12 @@ def naive_laws():
     log-softmax written out.
     """
 
-    def of(model, tokens_BL, width_B, made_B, temperature=1.0):
+    def of(model, tokens_BL, prompt_length_B, completion_length_B, temperature=1.0):
         allowed = [token for token in range(VOCAB.size) if token not in VOCAB.special or token == VOCAB.end]
         found = []
-        for text, width, made in zip(tokens_BL.tolist(), width_B.tolist(), made_B.tolist(), strict=True):
+        for text, width, made in zip(
+            tokens_BL.tolist(), prompt_length_B.tolist(), completion_length_B.tolist(), strict=True
+        ):
             hidden_LD = model.read(torch.tensor([text[: width + made]]))[0]
             logits_LA = (hidden_LD @ model.unembedding.T)[:, allowed] / temperature
             law_LA = logits_LA - logits_LA.exp().sum(1, keepdim=True).log()

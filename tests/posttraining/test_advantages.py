@@ -23,10 +23,10 @@ from research_stack.posttraining.advantages import (
 from research_stack.streams import generator
 
 OBJECTIVES = [
-    ("mean", "kinds"),
-    ("max", "kinds"),
-    ("polychromic", "kinds"),
-    ("diversity", "kinds"),
+    ("mean", "unique"),
+    ("max", "unique"),
+    ("polychromic", "unique"),
+    ("diversity", "unique"),
     ("polychromic", "distance"),
     ("diversity", "distance"),
 ]
@@ -49,7 +49,7 @@ def value(objective, diversity, subset, reward, kind, distance):
     quality = max(reward[i] for i in subset) if objective == "max" else fmean(reward[i] for i in subset)
     if objective in ("mean", "max"):
         return quality
-    if diversity == "kinds":
+    if diversity == "unique":
         apart = (len({kind[i] for i in subset}) - 1) / (n - 1)
     else:
         apart = fmean(distance[i][j] for i in subset for j in subset if i != j)
@@ -102,14 +102,17 @@ def test_closed_forms_are_the_definition(objective, diversity, group):
 @pytest.mark.parametrize("objective, diversity", OBJECTIVES)
 def test_enumeration_is_the_definition(objective, diversity):
     rng = torch.Generator().manual_seed(1)
-    reward_PN, kind_PN = torch.rand(3, 6, generator=rng, dtype=torch.float64), torch.randint(3, (3, 6), generator=rng)
+    reward_PN, answer_id_PN = (
+        torch.rand(3, 6, generator=rng, dtype=torch.float64),
+        torch.randint(3, (3, 6), generator=rng),
+    )
     distance_PNN = torch.rand(3, 6, 6, generator=rng, dtype=torch.float64)
     index_PKn = all_subsets(6, 3).expand(3, -1, -1)
-    f_PK = set_values(objective, index_PKn, reward_PN, kind_PN if diversity == "kinds" else None, distance_PNN)
+    f_PK = set_values(objective, index_PKn, reward_PN, answer_id_PN if diversity == "unique" else None, distance_PNN)
     found_PN = marginal(f_PK, index_PKn, 6, sampled=False)
     for p in range(3):
         expected, sigma = definition(
-            objective, diversity, 3, reward_PN[p].tolist(), kind_PN[p].tolist(), distance_PNN[p].tolist()
+            objective, diversity, 3, reward_PN[p].tolist(), answer_id_PN[p].tolist(), distance_PNN[p].tolist()
         )
         close(found_PN[p], expected)
         assert float(f_PK[p].std(correction=0)) == pytest.approx(sigma)
@@ -161,9 +164,9 @@ def test_pass_at_k_training(k, right, wrong):
     ],
 )
 def test_polychromic(n, kind, reward, baseline, expected):
-    reward_PN, kind_PN = f64(reward), torch.tensor([kind])
-    close(SetMarginal("polychromic", n)(reward_PN, kind_PN), [expected], atol=1e-6)
-    f_PK = set_values("polychromic", all_subsets(len(kind), n), reward_PN, kind_PN, None)
+    reward_PN, answer_id_PN = f64(reward), torch.tensor([kind])
+    close(SetMarginal("polychromic", n)(reward_PN, answer_id_PN), [expected], atol=1e-6)
+    f_PK = set_values("polychromic", all_subsets(len(kind), n), reward_PN, answer_id_PN, None)
     assert float(f_PK.mean()) == pytest.approx(baseline, abs=1e-6)
 
 
@@ -179,7 +182,7 @@ def test_the_mean_of_sets_is_the_reward_less_the_mean():
 # ------------------------------------------------------------------------------------------------ properties
 def all_kinds_of(N, n):
     plain = [SetMarginal(o, n, diversity=d, scale=s) for o, d in OBJECTIVES for s in ("none", "unbiased", "sigma")]
-    sampled = [SetMarginal(o, n, diversity=d, subsets=30) for o, d in OBJECTIVES]
+    sampled = [SetMarginal(o, n, diversity=d, num_subsets=30) for o, d in OBJECTIVES]
     return [GroupRelative(), GroupRelative("batch"), GroupRelative("none"), RLOO(), *plain, *sampled]
 
 
@@ -202,7 +205,7 @@ def test_a_group_of_equal_sets_gets_exactly_nothing(N, n, kind, reward):
     )
     distance_PNN.diagonal(dim1=1, dim2=2).zero_()
     assert (
-        len({value("diversity", "kinds", s, [0.0] * N, kind, None) for s in itertools.combinations(range(N), n)}) == 1
+        len({value("diversity", "unique", s, [0.0] * N, kind, None) for s in itertools.combinations(range(N), n)}) == 1
     ), "the case tests nothing"
     for advantage in all_kinds_of(N, n):
         found_PN = advantage(reward_PN, torch.tensor([kind] * 2), distance_PNN, generator=generator(0, "test"))
@@ -223,17 +226,19 @@ def test_advantages_add_up_to_nothing_and_are_not_all_zero(advantage):
     assert (found_PN.abs().amax(1) > 1e-3).all()
 
 
-@pytest.mark.parametrize("advantage", [a for a in all_kinds_of(8, 3) if getattr(a, "subsets", None) is None], ids=repr)
+@pytest.mark.parametrize(
+    "advantage", [a for a in all_kinds_of(8, 3) if getattr(a, "num_subsets", None) is None], ids=repr
+)
 def test_advantages_follow_the_order_of_the_completions(advantage):
-    reward_PN, kind_PN, distance_PNN = random_groups()
+    reward_PN, answer_id_PN, distance_PNN = random_groups()
     order = torch.randperm(8, generator=generator(0, "order"))
-    mixed_PN = advantage(reward_PN[:, order], kind_PN[:, order], distance_PNN[:, order][:, :, order])
-    close(mixed_PN, advantage(reward_PN, kind_PN, distance_PNN)[:, order])
+    mixed_PN = advantage(reward_PN[:, order], answer_id_PN[:, order], distance_PNN[:, order][:, :, order])
+    close(mixed_PN, advantage(reward_PN, answer_id_PN, distance_PNN)[:, order])
 
 
 @pytest.mark.parametrize(
     "advantage",
-    [a for a in all_kinds_of(8, 3) if a != GroupRelative("batch") and getattr(a, "subsets", None) is None],
+    [a for a in all_kinds_of(8, 3) if a != GroupRelative("batch") and getattr(a, "num_subsets", None) is None],
     ids=repr,
 )
 def test_a_prompt_gets_alone_what_it_gets_in_a_batch(advantage):
@@ -251,7 +256,7 @@ def test_a_prompt_gets_alone_what_it_gets_in_a_batch(advantage):
         SetMarginal("mean", 3),
         SetMarginal("max", 3),
         SetMarginal("max", 3, scale="sigma"),
-        SetMarginal("mean", 3, subsets=4),
+        SetMarginal("mean", 3, num_subsets=4),
     ],
     ids=repr,
 )
@@ -264,13 +269,13 @@ def test_a_constant_added_to_all_rewards_changes_nothing(advantage):
 
 
 def test_a_bonus_for_the_whole_group_cancels_and_one_for_each_set_does_not():
-    reward_PN, kind_PN, _ = random_groups()
-    distinct_P1 = torch.tensor([[len(set(row))] for row in kind_PN.tolist()])
+    reward_PN, answer_id_PN, _ = random_groups()
+    distinct_P1 = torch.tensor([[len(set(row))] for row in answer_id_PN.tolist()])
     assert len(set(distinct_P1.flatten().tolist())) > 1
     close(GroupRelative()(reward_PN + distinct_P1), GroupRelative()(reward_PN))
     flat_PN = torch.ones_like(reward_PN)
-    assert (SetMarginal("polychromic", 3)(flat_PN, kind_PN).abs().amax(1) > 1e-3).all()
-    close(SetMarginal("polychromic", 3)(flat_PN, kind_PN), SetMarginal("diversity", 3)(flat_PN, kind_PN))
+    assert (SetMarginal("polychromic", 3)(flat_PN, answer_id_PN).abs().amax(1) > 1e-3).all()
+    close(SetMarginal("polychromic", 3)(flat_PN, answer_id_PN), SetMarginal("diversity", 3)(flat_PN, answer_id_PN))
 
 
 def test_the_deviation_of_a_batch_is_that_of_all_its_rewards():
@@ -303,14 +308,20 @@ def test_noise_of_rounding_does_not_become_an_advantage(advantage):
 @pytest.mark.exact
 @pytest.mark.parametrize("objective, diversity", OBJECTIVES)
 def test_the_mean_over_all_samples_is_the_exact_advantage(objective, diversity):
-    reward_PN, kind_PN, distance_PNN = f64([1, 0.2, 0.2, 0.7]), torch.tensor([[0, 1, 1, 2]]), random_groups(1, 4)[2]
+    reward_PN, answer_id_PN, distance_PNN = (
+        f64([1, 0.2, 0.2, 0.7]),
+        torch.tensor([[0, 1, 1, 2]]),
+        random_groups(1, 4)[2],
+    )
     every_6n = all_subsets(4, 2)[0]
     total = torch.zeros(1, 4, dtype=torch.float64)
     for pair in itertools.product(range(6), repeat=2):
         index_PKn = every_6n[list(pair)][None]
-        f_PK = set_values(objective, index_PKn, reward_PN, kind_PN if diversity == "kinds" else None, distance_PNN)
+        f_PK = set_values(
+            objective, index_PKn, reward_PN, answer_id_PN if diversity == "unique" else None, distance_PNN
+        )
         total += marginal(f_PK, index_PKn, 4, sampled=True)
-    close(total / 36, SetMarginal(objective, 2, diversity=diversity)(reward_PN, kind_PN, distance_PNN))
+    close(total / 36, SetMarginal(objective, 2, diversity=diversity)(reward_PN, answer_id_PN, distance_PNN))
 
 
 def test_subsets_are_uniform_and_follow_the_generator():
@@ -328,7 +339,9 @@ def test_more_samples_come_closer():
     rows, exact = random_groups(), SetMarginal("polychromic", 3)
     errors = [
         float(
-            (SetMarginal("polychromic", 3, subsets=k)(*rows, generator=generator(0, "sets")) - exact(*rows)).abs().max()
+            (SetMarginal("polychromic", 3, num_subsets=k)(*rows, generator=generator(0, "sets")) - exact(*rows))
+            .abs()
+            .max()
         )
         for k in (20, 20_000)
     ]
@@ -339,8 +352,8 @@ def test_more_samples_come_closer():
 @pytest.mark.parametrize("arguments, message", [
     ({"objective": "max", "size": 0}, "size=0 must be at least 1"),
     ({"objective": "polychromic", "size": 1}, "size=1 must be at least 2 for objective=polychromic"),
-    ({"objective": "max", "size": 2, "subsets": 1}, "subsets=1 must be at least 2"),
-    ({"objective": "max", "size": 2, "subsets": 10**18}, "subsets=1000000000000000000 must be at most 100,000"),
+    ({"objective": "max", "size": 2, "num_subsets": 1}, "num_subsets=1 must be at least 2"),
+    ({"objective": "max", "size": 2, "num_subsets": 10**18}, "num_subsets=1000000000000000000 must be at most 100,000"),
     ({"objective": "max", "size": 2, "eps": -1.0}, "eps=-1.0 must be at least 0 and at most 1000"),
     ({"objective": "max", "size": 2, "eps": math.nan}, "eps=nan must be at least 0"),
     ({"objective": "max", "size": 2, "eps": math.inf}, "eps=inf must be at least 0"),
@@ -360,9 +373,9 @@ def test_bad_arguments_are_refused_when_built_and_before(arguments, message):
 @pytest.mark.parametrize(
     "node",
     [
-        {"_target_": "GroupRelative", "scale": "batch"},
+        {"_target_": "GroupRelative", "scale_rewards": "batch"},
         {"_target_": "RLOO"},
-        {"_target_": "SetMarginal", "objective": "polychromic", "size": 4, "subsets": None},
+        {"_target_": "SetMarginal", "objective": "polychromic", "size": 4, "num_subsets": None},
     ],
 )
 def test_a_config_builds_them(node):
@@ -370,16 +383,16 @@ def test_a_config_builds_them(node):
     assert not list(check_node("advantage", node))
     advantage = build(node, "advantage")
     advantage.check(16)
-    assert advantage.needs == ("kinds" if "size" in node else "nothing")
-    assert list(check_node("advantage", node | {"scale": "grup"}))
+    assert advantage.needs == ("answer_ids" if "size" in node else "nothing")
+    assert list(check_node("advantage", node | {"scale_rewards": "grup"}))
 
 
 def test_what_they_need():
     assert [SetMarginal(o, 2, diversity=d).needs for o, d in OBJECTIVES] == [
         "nothing",
         "nothing",
-        "kinds",
-        "kinds",
+        "answer_ids",
+        "answer_ids",
         "distances",
         "distances",
     ]
@@ -388,15 +401,15 @@ def test_what_they_need():
 @pytest.mark.parametrize(
     "advantage, group, message",
     [
-        (GroupRelative(), 1, "group=1 must be at least 2"),
-        (RLOO(), 1, "group=1 must"),
-        (SetMarginal("mean", 1), 1, "group=1 must"),
-        (SetMarginal("max", 8), 8, "size=8 must be less than group=8"),
+        (GroupRelative(), 1, "num_generations=1 must be at least 2"),
+        (RLOO(), 1, "num_generations=1 must"),
+        (SetMarginal("mean", 1), 1, "num_generations=1 must"),
+        (SetMarginal("max", 8), 8, "size=8 must be less than num_generations=8"),
         (SetMarginal("max", 9), 8, "size=9 must"),
         (
             SetMarginal("polychromic", 8, scale="sigma"),
             64,
-            "subsets=null must be a number: scale=sigma of objective=polychromic .* 4426165368 of them",
+            "num_subsets=null must be a number: scale=sigma of objective=polychromic .* 4426165368 of them",
         ),
     ],
 )
@@ -411,16 +424,16 @@ def test_large_groups_are_no_matter_for_closed_forms_and_samples():
     for advantage in (
         SetMarginal("polychromic", 8),
         SetMarginal("max", 8, scale="sigma"),
-        SetMarginal("polychromic", 8, scale="sigma", subsets=64),
+        SetMarginal("polychromic", 8, scale="sigma", num_subsets=64),
     ):
         advantage.check(64)
 
 
 def test_what_is_missing_is_named():
-    reward_PN, kind_PN, distance_PNN = random_groups()
-    with pytest.raises(ValueError, match=r"kind_PN=None must be a tensor of shape \(3, 8\)"):
+    reward_PN, answer_id_PN, distance_PNN = random_groups()
+    with pytest.raises(ValueError, match=r"answer_id_PN=None must be a tensor of shape \(3, 8\)"):
         SetMarginal("polychromic", 2)(reward_PN)
     with pytest.raises(ValueError, match=r"distance_PNN=\(3, 8, 7\) must be a tensor of shape \(3, 8, 8\)"):
-        SetMarginal("diversity", 2, diversity="distance")(reward_PN, kind_PN, distance_PNN[:, :, :7])
-    with pytest.raises(ValueError, match="subsets=4 must come with a generator"):
-        SetMarginal("max", 2, subsets=4)(reward_PN)
+        SetMarginal("diversity", 2, diversity="distance")(reward_PN, answer_id_PN, distance_PNN[:, :, :7])
+    with pytest.raises(ValueError, match="num_subsets=4 must come with a generator"):
+        SetMarginal("max", 2, num_subsets=4)(reward_PN)

@@ -14,24 +14,24 @@ import torch
 
 from research_stack import compose, load, run
 from research_stack.metrics.passk import pass_at_k
-from research_stack.posttraining import dynamics, measures, passk
-from research_stack.posttraining.answers import different_prompts
+from research_stack.posttraining import answer_metrics, dynamics, passk
 from research_stack.posttraining.rewards.expressions import Expressions
+from research_stack.posttraining.scored_completions import unique_prompts
 from research_stack.records.files import read_json, read_jsonl
 from research_stack.training.module import TrainingModule
 
 DYNAMICS = [
     "callbacks.dynamics.every=2",
-    "callbacks.dynamics.most=3",
-    "callbacks.dynamics.measures.count=8",
-    "callbacks.dynamics.measures.ks=[1,8]",
-    "callbacks.dynamics.measures.rollouts.length=6",
+    "callbacks.dynamics.max_prompts=3",
+    "callbacks.dynamics.metrics.num_generations=8",
+    "callbacks.dynamics.metrics.ks=[1,8]",
+    "callbacks.dynamics.metrics.rollouts.max_completion_length=6",
 ]
 PASSK = [
-    "eval.passk.measures.count=8",
-    "eval.passk.measures.ks=[1,8]",
-    "eval.passk.most=3",
-    "eval.passk.measures.rollouts.length=6",
+    "eval.passk.metrics.num_generations=8",
+    "eval.passk.metrics.ks=[1,8]",
+    "eval.passk.max_prompts=3",
+    "eval.passk.metrics.rollouts.max_completion_length=6",
 ]
 SFT = [
     "experiment=sft",
@@ -98,10 +98,10 @@ def test_a_point_before_the_first_step_at_every_so_many_and_at_the_end(whole):
                 "pass@1",
                 "pass@8",
                 "reward",
-                "distinct@8",
-                "distinct_right@8",
+                "unique@8",
+                "unique_correct@8",
                 "self_bleu",
-                "self_bleu_right",
+                "self_bleu_correct",
                 "entropy",
             }
         )
@@ -128,9 +128,9 @@ def test_the_last_point_is_of_the_policy_that_was_saved_its_average(whole):
     """What a next phase begins with is what this one ended with."""
     context = load(whole / "whole")
     data = context.data
-    made = measures.Measures(Expressions(), measures.Rollouts(6), 8, (1, 8), "char")
+    made = answer_metrics.AnswerMetrics(Expressions(), answer_metrics.Rollouts(6), 8, (1, 8), "char")
     with torch.no_grad():
-        found = made(context.method, data.codec, different_prompts(data.train, 3), context.seed)
+        found = made(context.method, data.codec, unique_prompts(data.train, 3), context.seed)
     last = points(whole / "whole")[-1]
     assert {name: values for name, values in found.as_json()["per_prompt"].items()} == {
         name: pytest.approx(values, abs=1e-6, nan_ok=True) for name, values in last["per_prompt"].items()
@@ -138,7 +138,7 @@ def test_the_last_point_is_of_the_policy_that_was_saved_its_average(whole):
     raw = torch.load(whole / "whole" / "checkpoints" / "last.ckpt", weights_only=True)["current_model_state"]
     context.method.load_state_dict(raw)
     with torch.no_grad():
-        other = made(context.method, data.codec, different_prompts(data.train, 3), context.seed)
+        other = made(context.method, data.codec, unique_prompts(data.train, 3), context.seed)
     assert other.bands["entropy"].value != pytest.approx(last["metrics"]["entropy"]["value"], abs=1e-4)
 
 
@@ -180,7 +180,7 @@ def test_held_out_prompts(whole):
             [
                 *(o for o in SFT if o not in PASSK),
                 "callbacks.dynamics.prompts=held_out",
-                "callbacks.dynamics.most=100",
+                "callbacks.dynamics.max_prompts=100",
                 "trainer.max_steps=2",
                 "eval=none",
             ]
@@ -189,7 +189,7 @@ def test_held_out_prompts(whole):
     )
     found, trained = read_json("held/dynamics.json"), read_json(whole / "whole" / "dynamics.json")
     context = load("held")
-    held = [context.data.codec.decode(prompt.tolist()) for prompt in different_prompts(context.data.validation)]
+    held = [context.data.codec.decode(prompt.tolist()) for prompt in unique_prompts(context.data.validation)]
     assert found["which"] == "held_out" and found["prompts"] == held and not set(held) & set(trained["prompts"])
 
 
@@ -254,13 +254,13 @@ def test_a_method_without_answers_is_one_line_before_the_first_step(monkeypatch)
     [
         ("callbacks.dynamics.every=0", "callbacks.dynamics.every=0 must be at least 1"),
         (
-            "callbacks.dynamics.measures.ks=[1,64]",
-            r"callbacks.dynamics.measures.ks=\[1, 64\] must lie in 1 .. count=32",
+            "callbacks.dynamics.metrics.ks=[1,64]",
+            r"callbacks.dynamics.metrics.ks=\[1, 64\] must lie in 1 .. num_generations=32",
         ),
-        ("eval.passk.most=0", "eval.passk.most=0 must be at least 1"),
+        ("eval.passk.max_prompts=0", "eval.passk.max_prompts=0 must be at least 1"),
         (
-            f"eval.passk.measures.count={10**18}",
-            "eval.passk.measures.count=1000000000000000000 must be at most 100,000",
+            f"eval.passk.metrics.num_generations={10**18}",
+            "eval.passk.metrics.num_generations=1000000000000000000 must be at most 100,000",
         ),
     ],
 )
@@ -286,7 +286,7 @@ def test_the_tables_of_the_evaluation_agree_with_one_another_and_with_the_metric
         name = f"passk/{'held_out_' if band['prompts'] == 'held_out' else ''}{band['metric']}"
         assert metrics.get(name) == (pytest.approx(float(band["value"])) if int(band["n"]) else None), name
     for side, count in (("trained", 3), ("held_out", 2)):  # two of thirty numbers are held out
-        right = np.array([int(line["right"]) for line in lines if line["prompts"] == side])
+        right = np.array([int(line["correct"]) for line in lines if line["prompts"] == side])
         assert len(right) == count and right.sum() > 0
         for k in (1, 2, 4, 8):
             (row,) = [row for row in curve if row["prompts"] == side and row["k"] == str(k)]
@@ -294,10 +294,10 @@ def test_the_tables_of_the_evaluation_agree_with_one_another_and_with_the_metric
     for line in lines:
         assert (
             int(line["answers"]) == 8
-            and int(line["distinct_right"]) <= int(line["right"])
-            and bool(line["most_frequent_right"]) == (line["right"] != "0")
+            and int(line["unique_correct"]) <= int(line["correct"])
+            and bool(line["most_frequent_correct"]) == (line["correct"] != "0")
         )
-        assert line["most_frequent_right"].isprintable()
+        assert line["most_frequent_correct"].isprintable()
 
 
 def test_a_line_holds_a_prompts_most_frequent_right_answers_whatever_letters_are_in_them(tmp_path):
@@ -314,7 +314,7 @@ def test_a_line_holds_a_prompts_most_frequent_right_answers_whatever_letters_are
 def test_prompts_of_both_sides_are_those_of_the_split(whole):
     data = load(whole / "whole").data
     for side, rows in (("trained", data.train), ("held_out", data.validation)):
-        expected = [data.codec.decode(prompt.tolist()) for prompt in different_prompts(rows, 3)]
+        expected = [data.codec.decode(prompt.tolist()) for prompt in unique_prompts(rows, 3)]
         assert [
             line["prompt"] for line in table(whole / "whole", "passk_prompts") if line["prompts"] == side
         ] == expected

@@ -100,7 +100,7 @@ def grpo(backbone, codec, alone):
                 rollouts=rollouts or Rollouts(LONGEST),
                 advantage=advantage or GroupRelative(),
                 loss=loss or PolicyLoss("dapo"),
-                **{"group": GROUP, **options},
+                **{"num_generations": GROUP, **options},
             )
         )
 
@@ -118,7 +118,7 @@ def naive_advantages(rows, codec, reward, prompts):
     for start in range(0, len(rows["tokens"]), GROUP):
         worth = []
         for row in range(start, start + GROUP):
-            width, made = int(rows["width"][row]), int(rows["made"][row])
+            width, made = int(rows["prompt_length"][row]), int(rows["completion_length"][row])
             ids = rows["tokens"][row].tolist()
             assert ids[:width] in [list(p) for p in prompts]
             worth.append(float(reward([codec.decode(ids[:width])], [codec.decode(ids[width : width + made])])[0]))
@@ -161,7 +161,7 @@ def naive_loss(kind, laws, olds, advantages, counted, epsilon, high, delta, refe
 
 
 def settings(loss):
-    return {"kind": loss.kind, "epsilon": loss.epsilon, "high": loss.epsilon_high, "delta": loss.delta}
+    return {"kind": loss.loss_type, "epsilon": loss.epsilon, "high": loss.epsilon_high, "delta": loss.delta}
 
 
 def logps(laws):
@@ -169,7 +169,7 @@ def logps(laws):
 
 
 def texts(rows):
-    return rows["tokens"], rows["width"], rows["made"]
+    return rows["tokens"], rows["prompt_length"], rows["completion_length"]
 
 
 def whole_loss(method, rows, denominator):
@@ -191,23 +191,23 @@ def shift(model, scale, seed=9):
 @pytest.mark.exact
 @pytest.mark.parametrize("temperature", [1.0, 0.7])
 @pytest.mark.parametrize("moved", [0.0, 0.03], ids=["on", "off"])
-@pytest.mark.parametrize("loss", LOSSES, ids=lambda p: f"{p.kind}-{p.delta}")
+@pytest.mark.parametrize("loss", LOSSES, ids=lambda p: f"{p.loss_type}-{p.delta}")
 def test_loss_and_gradient_are_the_written_out(grpo, naive_laws, codec, loss, moved, temperature):
     """Penalty on a reference that is another model, bonus on the entropy, completions of all lengths; after the policy
     has moved, too.
     """
-    method = grpo(loss=loss, beta=0.3, entropy=0.2, iterations=2, rollouts=Rollouts(LONGEST, temperature))
+    method = grpo(loss=loss, beta=0.3, entropy_coef=0.2, num_iterations=2, rollouts=Rollouts(LONGEST, temperature))
     shift(method.reference, 0.05, seed=4)
     drawn_from = copy.deepcopy(method.model)
     method.prepare(batch(), draws())
     shift(method.model, moved)
     method._trainer.global_step = 1
     rows, denominator = method.prepare(batch(), draws(step=1))
-    lengths = rows["made"].tolist()
+    lengths = rows["completion_length"].tolist()
     assert (
         len(set(lengths)) >= 3
-        and len(set(rows["width"].tolist())) == 3
-        and {True, False} == set(rows["ended"].tolist())
+        and len(set(rows["prompt_length"].tolist())) == 3
+        and {True, False} == set(rows["terminated"].tolist())
     )
     laws, reference = (naive_laws(model, *texts(rows), temperature) for model in (method.model, method.reference))
     olds = logps(naive_laws(drawn_from, *texts(rows), temperature))
@@ -222,14 +222,14 @@ def test_loss_and_gradient_are_the_written_out(grpo, naive_laws, codec, loss, mo
         entropy=0.2,
         **settings(loss),
     )
-    found, parameters = whole_loss(method, rows, denominator), list(method.trained().values())
+    found, parameters = whole_loss(method, rows, denominator), list(method.trainable_parameters().values())
     torch.testing.assert_close(found, wanted, rtol=1e-6, atol=1e-7)
     for ours, theirs in zip(
         torch.autograd.grad(found, parameters), torch.autograd.grad(wanted, parameters), strict=True
     ):
         assert theirs.abs().max() > 1e-5
         torch.testing.assert_close(ours, theirs, rtol=1e-5, atol=1e-6)
-    clipped = float(method._sums["clip_fraction"]) / sum(lengths)
+    clipped = float(method._sums["clip_ratio"]) / sum(lengths)
     assert (clipped == 0) == (moved == 0) and clipped < 1
     assert float(method._sums["kl"]) / sum(lengths) == pytest.approx(
         float(sum((q - p).expm1().sum() - (q - p).sum() for p, q in zip(logps(laws), logps(reference), strict=True)))
@@ -239,11 +239,11 @@ def test_loss_and_gradient_are_the_written_out(grpo, naive_laws, codec, loss, mo
 
 @pytest.mark.exact
 @pytest.mark.parametrize("pieces", [1, 3])
-@pytest.mark.parametrize("loss", LOSSES, ids=lambda p: f"{p.kind}-{p.delta}")
+@pytest.mark.parametrize("loss", LOSSES, ids=lambda p: f"{p.loss_type}-{p.delta}")
 def test_one_optimizer_step_is_that_of_the_written_out_loss_however_it_is_cut(
     grpo, naive_laws, codec, fit, loss, pieces
 ):
-    method = grpo(loss=loss, entropy=0.2, optimization=plain(accumulate=pieces))
+    method = grpo(loss=loss, entropy_coef=0.2, optimization=plain(accumulate=pieces))
     twin = copy.deepcopy(method.model)
     rows, _ = method.prepare(batch(), draws())
     laws = naive_laws(twin, *texts(rows))
@@ -265,22 +265,22 @@ def test_one_optimizer_step_is_that_of_the_written_out_loss_however_it_is_cut(
     assert logged["train/loss"] == pytest.approx(float(wanted), abs=1e-6) and logged[
         "train/grad_norm"
     ] == pytest.approx(norm, rel=1e-5)
-    assert logged["train/clip_fraction"] == 0
+    assert logged["train/clip_ratio"] == 0
     assert logged["train/loss"] == pytest.approx(
         logged["train/loss_policy"] - 0.2 * logged["train/loss_entropy"], abs=1e-6
     )
 
 
 @pytest.mark.exact
-@pytest.mark.parametrize("loss", LOSSES, ids=lambda p: f"{p.kind}-{p.delta}")
+@pytest.mark.parametrize("loss", LOSSES, ids=lambda p: f"{p.loss_type}-{p.delta}")
 def test_no_part_of_a_loss_depends_on_the_pieces_and_the_entropy_is_the_mean_over_tokens(grpo, loss):
     """After the policy has moved, so that ratios are clipped; in float64."""
-    method = grpo(loss=loss, entropy=0.2, beta=0.3, iterations=2)
+    method = grpo(loss=loss, entropy_coef=0.2, beta=0.3, num_iterations=2)
     method.prepare(batch(), draws())
     shift(method.model, 0.05)
     method._trainer.global_step = 1
     rows, denominator = method.prepare(batch(), draws(step=1))
-    parameters, found = list(method.trained().values()), {}
+    parameters, found = list(method.trainable_parameters().values()), {}
     for pieces in (1, 2, 4):
         means, gradients = 0.0, [0.0] * len(parameters)
         for piece in split_batch(rows, pieces):
@@ -292,8 +292,8 @@ def test_no_part_of_a_loss_depends_on_the_pieces_and_the_entropy_is_the_mean_ove
     for pieces in (2, 4):
         torch.testing.assert_close(found[pieces][0], found[1][0], rtol=0, atol=1e-12)
         torch.testing.assert_close(found[pieces][1], found[1][1], rtol=0, atol=1e-12)
-    tokens = rows["made"].sum()
-    entropy = method._scores(rows).entropy_BT.detach().sum() / tokens
+    tokens = rows["completion_length"].sum()
+    entropy = method._logps(rows).entropy_BT.detach().sum() / tokens
     assert float(found[1][0][2]) == pytest.approx(float(entropy), abs=1e-12)
 
 
@@ -303,7 +303,7 @@ def test_passes_and_minibatches_follow_the_written_out_steps(grpo, naive_laws, c
     drew them.
     """
     loss = PolicyLoss("dapo", 0.2)
-    method = grpo(loss=loss, iterations=2, minibatches=2, beta=0.5, rollouts=Rollouts(LONGEST))
+    method = grpo(loss=loss, num_iterations=2, num_mini_batches=2, beta=0.5, rollouts=Rollouts(LONGEST))
     assert method.steps_per_batch == 4
     twin, reference = copy.deepcopy(method.model), copy.deepcopy(method.model)
     sampler = grpo(model=copy.deepcopy(twin))
@@ -340,28 +340,28 @@ def test_passes_and_minibatches_follow_the_written_out_steps(grpo, naive_laws, c
     for ours, theirs in zip(method.model.parameters(), twin.parameters(), strict=True):
         torch.testing.assert_close(ours, theirs, rtol=0, atol=1e-4)
     for step, row in enumerate(logged):
-        assert (row["train/clip_fraction"] == 0) == (step in firsts), step
+        assert (row["train/clip_ratio"] == 0) == (step in firsts), step
     assert logged[0]["train/kl"] < 1e-20 < logged[1]["train/kl"]
 
 
 def test_the_ratio_is_one_at_the_first_step_although_the_old_law_was_read_apart(grpo):
-    method = grpo(iterations=3, minibatches=3)
+    method = grpo(num_iterations=3, num_mini_batches=3)
     rows, _ = method.prepare(batch(), draws())
-    assert len(rows["tokens"]) == 4 and rows["old"].shape[1] >= int(rows["made"].max())
-    scores = method._scores(rows)
+    assert len(rows["tokens"]) == 4 and rows["old_logp"].shape[1] >= int(rows["completion_length"].max())
+    scores = method._logps(rows)
     torch.testing.assert_close(
-        scores.logp_BT, rows["old"][:, : scores.logp_BT.shape[1]] * scores.mask_BT, rtol=0, atol=1e-12
+        scores.logp_BT, rows["old_logp"][:, : scores.logp_BT.shape[1]] * scores.mask_BT, rtol=0, atol=1e-12
     )
 
 
 def test_minibatches_cover_every_completion_once(grpo):
-    method = grpo(minibatches=5)
+    method = grpo(num_mini_batches=5)
     seen = []
     for step in range(5):
         method._trainer.global_step = step
         seen.append(method.prepare(batch(), draws(step))[0]["tokens"])
     assert torch.equal(torch.cat(seen), method.rows["tokens"]) and [len(part) for part in seen] == [2, 2, 3, 2, 3]
-    assert method.rows["minibatch"].diff().min() == 0
+    assert method.rows["mini_batch"].diff().min() == 0
 
 
 # ------------------------------------------------------------------------------------------------ the groups
@@ -384,7 +384,7 @@ def test_groups_of_equal_rewards_give_way_to_spare_prompts(grpo, differing, kept
     """Six prompts, two groups: those that tell nothing are replaced, in the order of the prompts, as long as there are
     spare ones.
     """
-    prompts, method = [[token] for token in range(6)], grpo(reward=Decided(differing), groups=2)
+    prompts, method = [[token] for token in range(6)], grpo(reward=Decided(differing), num_groups=2)
     everything = grpo(reward=Decided("abcdef"))
     rows, all_rows = (
         method.experience(batch(prompts), draws(total=6)),
@@ -395,20 +395,22 @@ def test_groups_of_equal_rewards_give_way_to_spare_prompts(grpo, differing, kept
         ours, theirs = slice(place * GROUP, (place + 1) * GROUP), slice(prompt * GROUP, (prompt + 1) * GROUP)
         columns = min(rows["tokens"].shape[1], all_rows["tokens"].shape[1])
         assert torch.equal(rows["tokens"][ours, :columns], all_rows["tokens"][theirs, :columns])
-        assert torch.equal(rows["made"][ours], all_rows["made"][theirs]) and torch.equal(
-            rows["ended"][ours], all_rows["ended"][theirs]
+        assert torch.equal(rows["completion_length"][ours], all_rows["completion_length"][theirs]) and torch.equal(
+            rows["terminated"][ours], all_rows["terminated"][theirs]
         )
         assert bool(rows["advantage"][ours].any()) == ("abcdef"[prompt] in differing)
-    assert float(method._numbers["zero_variance"]) == np.mean(["abcdef"[prompt] not in differing for prompt in kept])
+    assert float(method._numbers["frac_reward_zero_std"]) == np.mean(
+        ["abcdef"[prompt] not in differing for prompt in kept]
+    )
 
 
 def test_replaced_groups_of_other_widths_are_scored_right(grpo, naive_laws):
-    method = grpo(reward=Decided({"iba"}), groups=2)
+    method = grpo(reward=Decided({"iba"}), num_groups=2)
     rows, _ = method.prepare(batch(([3], [4], [8, 1, 0])), draws())
-    assert rows["width"].tolist() == [3] * 4 + [1] * 4
+    assert rows["prompt_length"].tolist() == [3] * 4 + [1] * 4
     wanted = naive_laws(method.model, *texts(rows))
     for row, (logp, _) in enumerate(wanted):
-        torch.testing.assert_close(method._scores(rows).logp_BT[row, : len(logp)], logp, rtol=0, atol=1e-12)
+        torch.testing.assert_close(method._logps(rows).logp_BT[row, : len(logp)], logp, rtol=0, atol=1e-12)
 
 
 def test_equal_rewards_warn_have_no_gradient_and_move_nothing(grpo, fit, caplog):
@@ -416,17 +418,19 @@ def test_equal_rewards_warn_have_no_gradient_and_move_nothing(grpo, fit, caplog)
     before = copy.deepcopy(method.model.state_dict())
     with caplog.at_level(logging.WARNING):
         logged = fit(method, [batch()] * 22)
-    assert [r.message.partition(";")[0] for r in caplog.records if "equal worth" in r.message] == [
-        f"step {step}: in all 3 groups the answers are of equal worth (mean reward 0.25), so that there is nothing to"
+    assert [r.message.partition(";")[0] for r in caplog.records if "equal rewards" in r.message] == [
+        f"step {step}: in all 3 groups the answers have equal rewards (mean reward 0.25), so that there is nothing to"
         " learn from"
         for step in (0, 20)
     ]
-    assert all(row["train/grad_norm"] == row["train/loss"] == 0 and row["train/zero_variance"] == 1 for row in logged)
+    assert all(
+        row["train/grad_norm"] == row["train/loss"] == 0 and row["train/frac_reward_zero_std"] == 1 for row in logged
+    )
     assert all(torch.equal(tensor, before[name]) for name, tensor in method.model.state_dict().items())
 
 
 def test_equal_rewards_still_serve_an_advantage_of_diversity(grpo, caplog):
-    method = grpo(reward=Constant(), advantage=SetMarginal("polychromic", 2), rollouts=Rollouts(1), group=8)
+    method = grpo(reward=Constant(), advantage=SetMarginal("polychromic", 2), rollouts=Rollouts(1), num_generations=8)
     with caplog.at_level(logging.WARNING):
         rows = method.experience(batch(), draws())
     assert rows["advantage"].any() and not caplog.records
@@ -438,15 +442,15 @@ def test_sampled_subsets_and_distances_have_what_they_need(grpo):
             angles = np.array([len(text) for text in texts], dtype=float)
             return np.stack([np.cos(angles), np.sin(angles)], 1)
 
-    sampled = grpo(advantage=SetMarginal("polychromic", 2, subsets=6)).experience(batch(), draws())
+    sampled = grpo(advantage=SetMarginal("polychromic", 2, num_subsets=6)).experience(batch(), draws())
     assert torch.equal(
         sampled["advantage"],
-        grpo(advantage=SetMarginal("polychromic", 2, subsets=6)).experience(batch(), draws())["advantage"],
+        grpo(advantage=SetMarginal("polychromic", 2, num_subsets=6)).experience(batch(), draws())["advantage"],
     )
     rows = grpo(advantage=SetMarginal("diversity", 2, diversity="distance"), encoder=Lengths()).experience(
         batch(), draws()
     )
-    letters = (rows["made"] - rows["ended"].long()).double().view(3, GROUP)
+    letters = (rows["completion_length"] - rows["terminated"].long()).double().view(3, GROUP)
     distance = 1 - (letters[:, :, None] - letters[:, None]).cos()
     mine, mean = distance.sum(2) / (GROUP - 1), distance.sum((1, 2)) / (GROUP * (GROUP - 1))
     torch.testing.assert_close(rows["advantage"].view(3, GROUP).double(), mine - mean[:, None], rtol=0, atol=1e-6)
@@ -459,25 +463,25 @@ def test_sampled_subsets_and_distances_have_what_they_need(grpo):
 
 # ------------------------------------------------------------------------------------------- truncated answers
 @pytest.mark.exact
-@pytest.mark.parametrize("loss", LOSSES, ids=lambda p: f"{p.kind}-{p.delta}")
+@pytest.mark.parametrize("loss", LOSSES, ids=lambda p: f"{p.loss_type}-{p.delta}")
 def test_truncated_completions_carry_no_loss(grpo, naive_laws, codec, loss):
     """They stay in the count of completions, and in their group's mean."""
-    method = grpo(loss=loss, mask_truncated=True, beta=0.3, entropy=0.2)
+    method = grpo(loss=loss, mask_truncated_completions=True, beta=0.3, entropy_coef=0.2)
     shift(method.reference, 0.05)
     rows, denominator = method.prepare(batch(), draws())
-    assert 0 < int(rows["ended"].sum()) < 12
+    assert 0 < int(rows["terminated"].sum()) < 12
     laws, references = (naive_laws(model, *texts(rows)) for model in (method.model, method.reference))
     wanted = naive_loss(
         laws=laws,
         olds=logps(laws),
         advantages=naive_advantages(rows, codec, Vowels(), PROMPTS),
-        counted=rows["ended"].tolist(),
+        counted=rows["terminated"].tolist(),
         references=logps(references),
         beta=0.3,
         entropy=0.2,
         **settings(loss),
     )
-    found, parameters = whole_loss(method, rows, denominator), list(method.trained().values())
+    found, parameters = whole_loss(method, rows, denominator), list(method.trainable_parameters().values())
     torch.testing.assert_close(found, wanted, rtol=1e-6, atol=1e-7)
     for ours, theirs in zip(
         torch.autograd.grad(found, parameters), torch.autograd.grad(wanted, parameters), strict=True
@@ -485,9 +489,9 @@ def test_truncated_completions_carry_no_loss(grpo, naive_laws, codec, loss):
         torch.testing.assert_close(ours, theirs, rtol=1e-5, atol=1e-6)
 
 
-@pytest.mark.parametrize("loss", LOSSES, ids=lambda p: f"{p.kind}-{p.delta}")
+@pytest.mark.parametrize("loss", LOSSES, ids=lambda p: f"{p.loss_type}-{p.delta}")
 def test_nothing_but_truncated_completions_is_no_loss_and_no_false_alarm(grpo, fit, loss):
-    method = grpo(loss=loss, mask_truncated=True, beta=0.3, entropy=0.2)
+    method = grpo(loss=loss, mask_truncated_completions=True, beta=0.3, entropy_coef=0.2)
     with torch.no_grad():
         method.bias_V[VOCAB.end] = -torch.inf  # no completion ends
     logged = fit(method, [batch()] * 2)
@@ -505,7 +509,7 @@ def test_a_copy_stays_what_the_policy_was(grpo, fit):
     assert all(torch.equal(tensor, begun[name]) for name, tensor in method.reference.state_dict().items())
     assert not torch.equal(method.model.norm.weight, begun["norm.weight"])
     assert logged[0]["train/kl"] == 0 < logged[1]["train/kl"] and logged[0]["train/loss_kl"] == 0
-    assert not any(name.startswith("reference") for name in method.trained())
+    assert not any(name.startswith("reference") for name in method.trainable_parameters())
     method.train()
     assert (
         method.training and method.model.training and not any(module.training for module in method.reference.modules())
@@ -519,7 +523,7 @@ def test_without_a_penalty_no_reference_is_kept(grpo):
 @pytest.mark.exact
 @pytest.mark.parametrize("mix", [1.0, 0.25])
 def test_the_reference_follows_every_so_many_steps(grpo, fit, mix):
-    method = grpo(beta=0.1, sync_every=2, sync_mix=mix)
+    method = grpo(beta=0.1, ref_model_sync_steps=2, ref_model_mixup_alpha=mix)
     theirs, ours = [], []
     update = method.after_update
 
@@ -544,30 +548,34 @@ def test_the_reference_begins_as_the_policy_of_another_run(grpo, backbone, compl
         grpo(model=backbone("pretrained", lora=lora)),
         grpo(model=backbone("pretrained", fresh=True, lora=lora).double(), beta=0.1),
     )
-    assert not torch.equal(first.scores(*completions()).logp_BT, method.scores(*completions()).logp_BT)
+    assert not torch.equal(
+        first.completion_logps(*completions()).logp_BT, method.completion_logps(*completions()).logp_BT
+    )
     method.load_initial_weights(first.state_dict())
-    wanted = first.scores(*completions()).logp_BT
-    assert torch.equal(method.scores(*completions()).logp_BT, wanted) and torch.equal(
-        method.scores(*completions(), model=method.reference).logp_BT, wanted
+    wanted = first.completion_logps(*completions()).logp_BT
+    assert torch.equal(method.completion_logps(*completions()).logp_BT, wanted) and torch.equal(
+        method.completion_logps(*completions(), model=method.reference).logp_BT, wanted
     )
 
 
 def test_adapters_alone_are_trained_against_the_model_without_them(grpo, backbone, fit, naive_laws):
     model = backbone("pretrained", fresh=True, lora=LoRA(rank=2, dropout=0.3), checkpoint_blocks=True)
-    method = grpo(model=model, beta=0.5, reference="adapters", iterations=2)
+    method = grpo(model=model, beta=0.5, reference="adapters", num_iterations=2)
     frozen = {name: p.clone() for name, p in model.named_parameters() if not p.requires_grad}
-    assert method.reference is None and all("lora" in name for name in method.trained())
+    assert method.reference is None and all("lora" in name for name in method.trainable_parameters())
     bare = copy.deepcopy(model)
     logged = fit(method, [batch()] * 6)
     assert logged[0]["train/kl"] < 0.05 and logged[-1]["train/kl"] > 0
     assert all(torch.equal(p, frozen[name]) for name, p in model.named_parameters() if name in frozen)
     assert any(bool(p.any()) for name, p in model.named_parameters() if "lora_B" in name)
     method._trainer = None
-    with method.quiet():
+    with method.eval_mode():
         rows = {name: tensor[:4] for name, tensor in method.rows.items()}
         with model.without_adapters():
-            without = method._scores(rows).logp_BT
-        torch.testing.assert_close(without, method.scores(*texts(rows), model=bare.eval()).logp_BT, rtol=0, atol=1e-5)
+            without = method._logps(rows).logp_BT
+        torch.testing.assert_close(
+            without, method.completion_logps(*texts(rows), model=bare.eval()).logp_BT, rtol=0, atol=1e-5
+        )
 
 
 def test_a_reference_that_is_not_the_policy_is_refused_at_the_first_step(grpo, backbone, fit):
@@ -594,7 +602,9 @@ def test_rounding_and_dropout_make_no_other_model_of_the_reference(grpo, backbon
     with torch.no_grad():
         model.embedding.weight.mul_(6)  # logits that bf16 rounds coarsely
     logged = fit(
-        grpo(model=model, beta=0.1, minibatches=3, optimization=plain(accumulate=2)), [batch()] * 3, precision=precision
+        grpo(model=model, beta=0.1, num_mini_batches=3, optimization=plain(accumulate=2)),
+        [batch()] * 3,
+        precision=precision,
     )
     assert all(math.isfinite(row["train/loss"]) for row in logged)
 
@@ -610,22 +620,25 @@ def test_what_cannot_be_is_refused(grpo, backbone):
             "reference=adapters needs adapters, and model=Transformer has none; use reference=copy",
         ),
         ({"reference": "none", "beta": 0.1}, "beta=0.1 needs a reference: reference=copy or adapters"),
-        ({"group": 1}, "group=1 must be at least 2"),
-        ({"groups": 0}, "groups=0 must be at least 1, or null"),
+        ({"num_generations": 1}, "num_generations=1 must be at least 2"),
+        ({"num_groups": 0}, "num_groups=0 must be at least 1, or null"),
         ({"beta": -1.0}, "beta=-1.0 must be at least 0"),
         ({"reference": "ema"}, "reference=ema must be copy, adapters or none"),
-        ({"sync_every": -1}, "sync_every=-1 must be at least 0"),
-        ({"sync_every": 2, "reference": "none"}, "sync_every=2 needs reference=copy"),
-        ({"sync_mix": 0.0}, r"sync_mix=0.0 must lie in \(0, 1\]"),
-        *(({name: 10**18}, f"{name}={10**18} must be at most") for name in ("group", "groups", "minibatches")),
-        ({"iterations": 10**18}, f"iterations={10**18} must be at most 10,000"),
-        *(({name: math.nan}, f"{name}=nan must be at least 0") for name in ("beta", "entropy")),
+        ({"ref_model_sync_steps": -1}, "ref_model_sync_steps=-1 must be at least 0"),
+        ({"ref_model_sync_steps": 2, "reference": "none"}, "ref_model_sync_steps=2 needs reference=copy"),
+        ({"ref_model_mixup_alpha": 0.0}, r"ref_model_mixup_alpha=0.0 must lie in \(0, 1\]"),
+        *(
+            ({name: 10**18}, f"{name}={10**18} must be at most")
+            for name in ("num_generations", "num_groups", "num_mini_batches")
+        ),
+        ({"num_iterations": 10**18}, f"num_iterations={10**18} must be at most 10,000"),
+        *(({name: math.nan}, f"{name}=nan must be at least 0") for name in ("beta", "entropy_coef")),
         ({"beta": math.inf}, "beta=inf must be at most 1000"),
-        ({"entropy": -0.1}, "entropy=-0.1 must be at least 0"),
-        ({"entropy": math.inf}, "entropy=inf must be at least 0 and at most 1000"),
-        ({"iterations": 0}, "iterations=0 must be at least 1"),
-        ({"minibatches": 0}, "minibatches=0 must be at least 1"),
-        ({"advantage": SetMarginal("mean", 4)}, "size=4 must be less than group=4"),
+        ({"entropy_coef": -0.1}, "entropy_coef=-0.1 must be at least 0"),
+        ({"entropy_coef": math.inf}, "entropy_coef=inf must be at least 0 and at most 1000"),
+        ({"num_iterations": 0}, "num_iterations=0 must be at least 1"),
+        ({"num_mini_batches": 0}, "num_mini_batches=0 must be at least 1"),
+        ({"advantage": SetMarginal("mean", 4)}, "size=4 must be less than num_generations=4"),
     ):
         with pytest.raises(ValueError, match=f"^{message}"):
             grpo(**options)
@@ -635,13 +648,13 @@ def test_what_cannot_be_is_refused(grpo, backbone):
 class Deaf(GRPO):
     """Its entropies have lost their graph."""
 
-    def _scores(self, rows, model=None):
-        found = super()._scores(rows, model)
+    def _logps(self, rows, model=None):
+        found = super()._logps(rows, model)
         return found._replace(entropy_BT=found.entropy_BT.detach())
 
 
 def test_a_term_without_a_gradient_stops_the_run(grpo, fit):
-    method = grpo(entropy=0.1)
+    method = grpo(entropy_coef=0.1)
     method.__class__ = Deaf
     with pytest.raises(
         ValueError, match="^loss_entropy has a gradient of exactly zero at the first step: it would train nothing$"
@@ -702,15 +715,16 @@ def test_data_that_does_not_fit_is_refused(grpo, backbone, codec, tmp_path):
 
     data = TokenData(Expressions(high=9, answers=0), Bytes(), 4, batch_size=4, cache_dir=str(tmp_path))
     data.prepare()
-    grpo(groups=4, minibatches=16).check_data(data)
+    grpo(num_groups=4, num_mini_batches=16).check_data(data)
     for options, message in (
-        ({"groups": 5}, "method.groups=5 must be at most data.batch_size=4"),
-        ({"minibatches": 17}, "method.minibatches=17 must be at most the 16 completions"),
-        ({"groups": 2, "minibatches": 9}, "method.minibatches=9 must be at most the 8 completions"),
+        ({"num_groups": 5}, "method.num_groups=5 must be at most data.batch_size=4"),
+        ({"num_mini_batches": 17}, "method.num_mini_batches=17 must be at most the 16 completions"),
+        ({"num_groups": 2, "num_mini_batches": 9}, "method.num_mini_batches=9 must be at most the 8 completions"),
         (
             {"rollouts": Rollouts(15)},
             (
-                "method.rollouts.length=15 behind the longest prompt of 2 tokens exceeds model.max_length=16; lower it"
+                "method.rollouts.max_completion_length=15 behind the longest prompt of 2 tokens exceeds"
+                " model.max_length=16; lower it"
                 " to 14"
             ),
         ),
@@ -726,13 +740,13 @@ def test_validation_is_the_mean_reward_and_pass_at_k_of_the_same_draws_each_time
             return np.array([float(text[:1] in "abcd") for text in completions])
 
     held_out = [batch(), batch(([6], [2, 2]))]
-    method = grpo(reward=Starts(), group=8, optimization=plain(lr=1e-12))  # it stays the same policy
+    method = grpo(reward=Starts(), num_generations=8, optimization=plain(lr=1e-12))  # it stays the same policy
     logged = fit(method, [batch()] * 2, validation=held_out)
     worth = []
     for index, part in enumerate(held_out):
         u_PNT = Draws(1, "validation", index, total=len(part["tokens"])).uniform(8, LONGEST)
         worth.append(
-            method.answers(
+            method.generate_and_score(
                 [tokens[given] for tokens, given in zip(part["tokens"], part["prompt"], strict=True)], u_PNT
             ).reward_PN
         )
@@ -753,27 +767,37 @@ def same_state(ours, theirs):
 @pytest.mark.parametrize("stop", [1, 2, 3, 4, 5])
 def test_a_run_that_stopped_anywhere_goes_on_with_its_completions_and_its_reference(grpo, fit, stop):
     """Three steps on the completions of a batch: they, their laws and what was logged of them are part of the state."""
-    options = {"beta": 0.2, "iterations": 3, "entropy": 0.01, "sync_every": 2, "sync_mix": 0.5}
+    options = {
+        "beta": 0.2,
+        "num_iterations": 3,
+        "entropy_coef": 0.01,
+        "ref_model_sync_steps": 2,
+        "ref_model_mixup_alpha": 0.5,
+    }
     whole, batches = grpo(**options), [batch()] * 3 + [batch(([5], [2, 6], [1]))] * 3
     logged = fit(whole, batches)
     first = fit(grpo(**options), batches[:stop])
     again = grpo(**options)
     rest = fit(again, batches[stop:], steps=6, goes_on=True)
     assert first + rest == logged and same_state(again, whole)
-    assert not again._pushed and again._witnesses is None, "only a new run proves its first step"
+    assert not again._had_gradient and again._first_weights is None, "only a new run proves its first step"
 
 
 def test_completions_are_kept_only_while_they_are_in_use(grpo, fit, tmp_path):
     last = tmp_path / "fit" / "checkpoints" / "last.ckpt"
-    fit(grpo(iterations=2), [batch()] * 3)
+    fit(grpo(num_iterations=2), [batch()] * 3)
     (kept,) = load_checkpoint(last)["completions"]
-    assert set(kept[0]) == {"tokens", "width", "made", "ended", "advantage", "minibatch", "old"} and "reward" in kept[1]
-    fit(grpo(iterations=2), [batch()] * 4)
+    assert (
+        set(kept[0])
+        == {"tokens", "prompt_length", "completion_length", "terminated", "advantage", "mini_batch", "old_logp"}
+        and "reward" in kept[1]
+    )
+    fit(grpo(num_iterations=2), [batch()] * 4)
     assert "completions" not in load_checkpoint(last)
 
 
 def test_completions_of_other_devices_are_refused(grpo):
-    method = grpo(iterations=2)
+    method = grpo(num_iterations=2)
     with pytest.raises(
         ValueError,
         match="^hardware.devices=1 must be 2: the run stopped between two steps on completions that 2 devices hold$",
@@ -782,11 +806,11 @@ def test_completions_of_other_devices_are_refused(grpo):
 
 
 def test_the_cost_of_a_step_counts_writing_reading_again_and_learning(grpo):
-    base = grpo(group=3).model.flops_per_token(4 + LONGEST) * 3 * (4 + LONGEST) / 4
-    assert grpo(group=3).training_flops(4) == pytest.approx(4 * base)
-    assert grpo(group=3, beta=0.1).training_flops(4) == pytest.approx(5 * base)
-    assert grpo(group=3, iterations=2).training_flops(4) == pytest.approx((2 / 2 + 3) * base)
-    assert grpo(group=3, minibatches=2).training_flops(4) == pytest.approx((2 / 2 + 3 / 2) * base)
+    base = grpo(num_generations=3).model.flops_per_token(4 + LONGEST) * 3 * (4 + LONGEST) / 4
+    assert grpo(num_generations=3).training_flops(4) == pytest.approx(4 * base)
+    assert grpo(num_generations=3, beta=0.1).training_flops(4) == pytest.approx(5 * base)
+    assert grpo(num_generations=3, num_iterations=2).training_flops(4) == pytest.approx((2 / 2 + 3) * base)
+    assert grpo(num_generations=3, num_mini_batches=2).training_flops(4) == pytest.approx((2 / 2 + 3 / 2) * base)
 
 
 @pytest.mark.parametrize("kind", ["own", "pretrained"])
@@ -796,7 +820,7 @@ def test_a_policy_learns_what_is_rewarded(grpo, backbone, fit, kind):
         grpo(
             model=backbone(kind, fresh=True),
             advantage=RLOO(),
-            group=16,
+            num_generations=16,
             loss=PolicyLoss("dr_grpo"),
             optimization=plain(lr=0.01),
         ),

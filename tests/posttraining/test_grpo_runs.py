@@ -25,7 +25,13 @@ QUICK = [
     "trainer.val_check_interval=3",
     "hardware.threads=1",
 ]
-SMALL = ["experiment=grpo", *QUICK, "method.group=4", "data.batch_size=4", "method.rollouts.length=6"]
+SMALL = [
+    "experiment=grpo",
+    *QUICK,
+    "method.num_generations=4",
+    "data.batch_size=4",
+    "method.rollouts.max_completion_length=6",
+]
 PHASE = (
     "init_from='sft trainer=smoke trainer.max_steps=5 trainer.val_check_interval=5 eval=none callbacks=default"
     " data.batch_size=16'"
@@ -74,15 +80,15 @@ def dies_at(step, monkeypatch):
 
 
 STATES = {
-    "passes": ["method.iterations=2", "method.advantage.scale=batch", "optimization.accumulate=3"],
+    "passes": ["method.num_iterations=2", "method.advantage.scale_rewards=batch", "optimization.accumulate=3"],
     "reference": [
         "method.beta=.1",
-        "method.entropy=.01",
-        "method.iterations=2",
-        "method.sync_every=2",
-        "method.sync_mix=.5",
+        "method.entropy_coef=.01",
+        "method.num_iterations=2",
+        "method.ref_model_sync_steps=2",
+        "method.ref_model_mixup_alpha=.5",
     ],
-    "average": ["method.minibatches=2", "optimization.ema=.9", "method.beta=.1", "method.groups=3"],
+    "average": ["method.num_mini_batches=2", "optimization.ema=.9", "method.beta=.1", "method.num_groups=3"],
 }
 
 
@@ -106,8 +112,9 @@ def test_a_killed_run_goes_on_bit_for_bit(monkeypatch, digits, options):
 
 @pytest.mark.parametrize("options", [
     ["experiment=sft", "data.pack=true", "data.sequence_length=40"],
-    ["experiment=polychromic", "method.group=4", "method.warmup=.2", "method.rollouts.length=6",
-     "method.advantage.size=2", "+method.advantage.subsets=5"],
+    ["experiment=polychromic", "method.num_generations=4", "method.diversity_start=.2",
+     "method.rollouts.max_completion_length=6",
+     "method.advantage.size=2", "+method.advantage.num_subsets=5"],
 ], ids=["sft", "polychromic"])  # fmt: skip
 def test_supervised_runs_go_on_bit_for_bit(monkeypatch, digits, options):
     cfg = compose([*options, *QUICK, "data.batch_size=8", "callbacks.checkpoints.every=2"])
@@ -136,7 +143,7 @@ def test_a_run_begins_with_the_policy_of_another_one_and_so_does_its_reference(d
     trained = (first / "checkpoints" / "last.ckpt").stat().st_mtime_ns
     assert run(compose([*two, f"init_from={first}"]), "folder").status == "ok"
     assert history("folder") == history("phrase")
-    assert run(compose([*two, PHASE, "method.entropy=.1"]), "other").status == "ok"
+    assert run(compose([*two, PHASE, "method.entropy_coef=.1"]), "other").status == "ok"
     assert (first / "checkpoints" / "last.ckpt").stat().st_mtime_ns == trained, "it must not be trained again"
     for mistake, message in (
         (["model.dim=32"], "^init_from: that run's model is another one than model"),
@@ -183,10 +190,13 @@ def test_a_first_step_that_moves_nothing_is_one_line_and_a_failed_run(digits):
 
 def test_mistakes_show_before_the_first_step():
     for mistake, message in (
-        ("method.groups=5", "method.groups=5 must be at most data.batch_size=4"),
+        ("method.num_groups=5", "method.num_groups=5 must be at most data.batch_size=4"),
         ("data.pack=true", "pack=true|pack=True"),
-        ("method.minibatches=17", "method.minibatches=17 must be at most the 16 completions"),
-        ("method.rollouts.length=2000", "method.rollouts.length=2000 behind the longest prompt of 3 tokens exceeds"),
+        ("method.num_mini_batches=17", "method.num_mini_batches=17 must be at most the 16 completions"),
+        (
+            "method.rollouts.max_completion_length=2000",
+            "method.rollouts.max_completion_length=2000 behind the longest prompt of 3 tokens exceeds",
+        ),
     ):
         with pytest.raises(ValueError, match=message):
             run(compose([*SMALL, mistake]), "run")
@@ -199,7 +209,7 @@ def test_prompts_alone_and_the_prompts_of_pairs_are_one_task(digits):
     saved = load("pairs", ["sampler=gpt"])
     method, rows = saved.method, saved.data.train
     assert rows.spans[:, 1].max() > rows.spans[:, 0].max() and isinstance(method, GRPO)
-    assert all(row["train/length"] <= 6 and math.isfinite(row["train/loss"]) for row in history("pairs"))
+    assert all(row["train/completion_length"] <= 6 and math.isfinite(row["train/loss"]) for row in history("pairs"))
 
 
 def test_a_run_is_measured_and_sampled_from(digits, capsys):
@@ -211,8 +221,8 @@ def test_a_run_is_measured_and_sampled_from(digits, capsys):
                 "task=eval",
                 "run=run",
                 "eval=passk",
-                "eval.passk.measures.count=8",
-                "eval.passk.measures.ks=[1,8]",
+                "eval.passk.metrics.num_generations=8",
+                "eval.passk.metrics.ks=[1,8]",
                 "sampler=gpt",
             ]
         )
@@ -233,7 +243,7 @@ DEVICES = [
     "experiment=grpo",
     *SMOKE,
     "optimization.lr=.001",
-    "method.group=8",
+    "method.num_generations=8",
     "data.batch_size=8",
     "hardware.precision=32",
 ]
@@ -258,10 +268,11 @@ def processes(monkeypatch):
 
 @pytest.mark.slow
 @pytest.mark.parametrize("options", [
-    ["method.advantage.scale=batch", "method.beta=.1", "method.entropy=.01", "method.minibatches=2", "method.groups=5",
-     "method.mask_truncated=true"],
-    ["method.loss.kind=bnpo", "optimization.accumulate=3", "method.beta=.1", "method.sync_every=2",
-     "method.iterations=2"],
+    ["method.advantage.scale_rewards=batch", "method.beta=.1", "method.entropy_coef=.01", "method.num_mini_batches=2",
+     "method.num_groups=5",
+     "method.mask_truncated_completions=true"],
+    ["method.loss.loss_type=bnpo", "optimization.accumulate=3", "method.beta=.1", "method.ref_model_sync_steps=2",
+     "method.num_iterations=2"],
 ], ids=["minibatches", "pieces"])  # fmt: skip
 def test_two_devices_take_the_steps_of_one(first, options):
     """Losses, norms and all that is logged; in time rounding makes another token of one draw."""
@@ -284,7 +295,7 @@ def test_killed_without_a_word_between_two_passes(tmp_path, processes, first):
         first,
         "hardware=cpu_ddp",
         "trainer.max_steps=40",
-        "method.iterations=3",
+        "method.num_iterations=3",
         "method.beta=.1",
         "callbacks.checkpoints.every=7",
     ]

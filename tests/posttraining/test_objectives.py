@@ -117,7 +117,7 @@ def test_the_delta_vector_with_the_higher_clip():
 
 # ------------------------------------------------------------------------------------------------- gradients
 @pytest.mark.exact
-@pytest.mark.parametrize("policy", [p for p in EVERY if p.kind != "cispo"], ids=repr)
+@pytest.mark.parametrize("policy", [p for p in EVERY if p.loss_type != "cispo"], ids=repr)
 @pytest.mark.parametrize("beta", [0.0, 0.3])
 def test_gradients_are_the_finite_differences_of_the_loss(policy, beta):
     batch = random_batch()
@@ -197,7 +197,7 @@ def test_truncated_completions_add_nothing(policy):
     batch = random_batch()
     masked = batch | {"mask": batch["mask"] & torch.tensor([True, False, True, True, False, True])[:, None]}
     rest = {name: x[[0, 2, 3, 5]] for name, x in batch.items()}
-    per_completion = policy.kind in (
+    per_completion = policy.loss_type in (
         "grpo",
         "gspo",
         "dr_grpo",
@@ -239,10 +239,10 @@ def test_weights_and_denominators(kind, weights, denominator):
 def test_where_the_clip_cuts(policy, expected):
     cut_BT = policy.per_token(LOGP, OLD, A, MASK)[1]
     assert cut_BT.dtype == torch.bool and cut_BT.int().tolist() == expected
-    if policy.kind != "cispo":
+    if policy.loss_type != "cispo":
         assert torch.equal(gradient(policy) == 0, cut_BT | ~MASK)
     assert not policy.per_token(LOGP, LOGP, A, MASK)[1].any()
-    if policy.kind != "cispo":
+    if policy.loss_type != "cispo":
         assert not policy.per_token(LOGP, OLD, torch.zeros(4, dtype=torch.float64), MASK)[1].any()
 
 
@@ -310,9 +310,9 @@ def test_behind_the_end_of_a_completion_each_token_is_nothing(policy):
         ({"epsilon_high": math.inf}, "epsilon_high=inf must be positive and at most 1000"),
         ({"delta": NAN}, "delta=nan must be"),
         ({"delta": math.inf}, "delta=inf must be above 1 . epsilon=1.2 and at most 1000"),
-        ({"kind": "cispo"}, "epsilon_high=None must be at least 1 for kind=cispo"),
-        ({"kind": "cispo", "epsilon_high": 0.28}, "epsilon_high=0.28 must be at least 1"),
-        ({"kind": "cispo", "epsilon_high": 5.0, "delta": 9.0}, "delta=9.0 must be null for kind=cispo"),
+        ({"loss_type": "cispo"}, "epsilon_high=None must be at least 1 for loss_type=cispo"),
+        ({"loss_type": "cispo", "epsilon_high": 0.28}, "epsilon_high=0.28 must be at least 1"),
+        ({"loss_type": "cispo", "epsilon_high": 5.0, "delta": 9.0}, "delta=9.0 must be null for loss_type=cispo"),
         ({"delta": 1.1}, "delta=1.1 must be above 1 . epsilon"),
         ({"delta": 1.25, "epsilon_high": 0.28}, "delta=1.25 must be above 1 . epsilon_high"),
     ],
@@ -327,9 +327,9 @@ def test_bad_arguments_are_refused_when_built_and_before(arguments, message):
 def test_a_config_builds_it():
     node = {
         "_target_": "research_stack.posttraining.objectives.PolicyLoss",
-        "kind": "dapo",
+        "loss_type": "dapo",
         "epsilon_high": 0.28,
         "delta": None,
     }
     assert not list(check_node("loss", node)) and build(node, "loss") == PolicyLoss("dapo", 0.2, 0.28)
-    assert list(check_node("loss", node | {"kind": "dapper"}))
+    assert list(check_node("loss", node | {"loss_type": "dapper"}))

@@ -9,7 +9,7 @@ import torch
 
 from research_stack.backbones.pretrained import LoRA
 from research_stack.data.tokenizers import specials_last
-from research_stack.posttraining.policy import Policy, check_policy_data
+from research_stack.posttraining.policy import Policy, require_room_for_completions
 from research_stack.training.optimization import Optimization
 
 VOCAB = specials_last(9)
@@ -39,7 +39,7 @@ def policy(backbone, alone):
 @pytest.mark.parametrize("temperature", [1.0, 0.6])
 def test_scores_are_the_log_softmax_of_each_text_read_alone(policy, completions, naive_laws, kind, temperature):
     method, texts = policy(kind), completions()
-    scores, wanted = method.scores(*texts, temperature), naive_laws(method.model, *texts, temperature)
+    scores, wanted = method.completion_logps(*texts, temperature), naive_laws(method.model, *texts, temperature)
     assert scores.mask_BT.tolist() == [[place < made for place in range(6)] for made in (4, 6, 1, 3)]
     for row, (logp, entropy) in enumerate(wanted):
         torch.testing.assert_close(scores.logp_BT[row, : len(logp)], logp, **CLOSE[kind])
@@ -51,7 +51,7 @@ def test_scores_are_the_log_softmax_of_each_text_read_alone(policy, completions,
 @pytest.mark.parametrize("kind", ["own", "pretrained"])
 def test_gradients_of_scores_are_those_of_the_full_forward(policy, completions, naive_laws, kind):
     method, texts = policy(kind), completions()
-    scores, parameters = method.scores(*texts, 0.8), list(method.trained().values())
+    scores, parameters = method.completion_logps(*texts, 0.8), list(method.trainable_parameters().values())
     up_BT, bend_BT = (
         torch.randn(scores.mask_BT.shape, generator=torch.Generator().manual_seed(s), dtype=torch.float64)
         for s in (1, 2)
@@ -72,7 +72,10 @@ def test_gradients_of_scores_are_those_of_the_full_forward(policy, completions, 
 @pytest.mark.parametrize("garbage", [0, VOCAB.pad, VOCAB.end])
 def test_padding_changes_no_score(policy, completions, kind, garbage):
     method = policy(kind)
-    short, long = method.scores(*completions()), method.scores(*completions(padding=5, garbage=garbage))
+    short, long = (
+        method.completion_logps(*completions()),
+        method.completion_logps(*completions(padding=5, garbage=garbage)),
+    )
     torch.testing.assert_close(short.logp_BT, long.logp_BT, **CLOSE[kind])
     torch.testing.assert_close(short.entropy_BT, long.entropy_BT, **CLOSE[kind])
     assert torch.equal(short.mask_BT, long.mask_BT)
@@ -85,32 +88,32 @@ def test_the_first_token_is_scored_by_the_law_behind_the_prompt_and_all_firsts_a
     firsts = torch.arange(VOCAB.size)
     tokens = torch.cat([torch.tensor([[2, 5, 1]]).expand(len(firsts), -1), firsts[:, None]], dim=1)
     ones = torch.ones(len(firsts), dtype=torch.int64)
-    scores = method.scores(tokens, 3 * ones, ones)
+    scores = method.completion_logps(tokens, 3 * ones, ones)
     p = scores.logp_BT[:, 0].exp()
     assert p.sum().item() == pytest.approx(1, abs=1e-12) and p[VOCAB.end] > 0
     assert p[VOCAB.mask] == p[VOCAB.pad] == 0
     assert float(scores.entropy_BT[0, 0]) == pytest.approx(
         float(torch.distributions.Categorical(p).entropy()), abs=1e-6
     )
-    other = method.scores(tokens.index_fill(1, torch.tensor(2), 4), 3 * ones, ones).logp_BT
+    other = method.completion_logps(tokens.index_fill(1, torch.tensor(2), 4), 3 * ones, ones).logp_BT
     assert (other - scores.logp_BT)[: VOCAB.n_real].abs().max() > 1e-2, "it must hang on the last token of the prompt"
 
 
 def test_another_model_can_be_asked(policy, backbone, completions):
     method, other, texts = policy(), backbone(seed=8), completions()
-    found = method.scores(*texts, model=other)
-    assert torch.equal(found.logp_BT, policy(model=other).scores(*texts).logp_BT)
-    assert not torch.allclose(found.logp_BT, method.scores(*texts).logp_BT)
+    found = method.completion_logps(*texts, model=other)
+    assert torch.equal(found.logp_BT, policy(model=other).completion_logps(*texts).logp_BT)
+    assert not torch.allclose(found.logp_BT, method.completion_logps(*texts).logp_BT)
 
 
 @pytest.mark.parametrize("precision", ["bf16", "weights"])
 def test_scores_in_bf16_are_float32_and_near(policy, backbone, completions, precision):
     method, texts = policy(model=backbone().float()), completions()
-    wanted = method.float().scores(*texts)
+    wanted = method.float().completion_logps(*texts)
     if precision == "weights":
         method.model.bfloat16()
     with torch.autocast("cpu", dtype=torch.bfloat16, enabled=precision == "bf16"):
-        found = method.scores(*texts)
+        found = method.completion_logps(*texts)
     found.logp_BT.sum().backward()
     assert found.logp_BT.dtype == found.entropy_BT.dtype == torch.float32
     assert (found.logp_BT - wanted.logp_BT).abs().max() < 0.2 and all(
@@ -129,22 +132,24 @@ def test_rows_of_the_unembedding_beyond_the_vocabulary_are_ruled_out(codec, alon
     wide = alone(
         Plain(Transformer(40, dim=16, layers=1, heads=2, causal=True, max_length=16), VOCAB, Optimization(), seed=1)
     )
-    assert (wide.bias_V[VOCAB.size :] == -torch.inf).all() and torch.isfinite(wide.scores(*completions()).logp_BT).all()
+    assert (wide.bias_V[VOCAB.size :] == -torch.inf).all() and torch.isfinite(
+        wide.completion_logps(*completions()).logp_BT
+    ).all()
 
 
 # ------------------------------------------------------------------------------------------------- the model
 def test_quiet_is_without_dropout_and_gradients_and_ends_as_it_began(policy, completions):
     method, texts = policy(dropout=0.5), completions()
-    assert not torch.equal(method.scores(*texts).logp_BT, method.scores(*texts).logp_BT)
-    with method.quiet():
-        first, second = method.scores(*texts).logp_BT, method.scores(*texts).logp_BT
+    assert not torch.equal(method.completion_logps(*texts).logp_BT, method.completion_logps(*texts).logp_BT)
+    with method.eval_mode():
+        first, second = method.completion_logps(*texts).logp_BT, method.completion_logps(*texts).logp_BT
         assert not first.requires_grad
     assert torch.equal(first, second) and method.model.training and torch.is_grad_enabled()
-    with pytest.raises(KeyError), method.quiet():
+    with pytest.raises(KeyError), method.eval_mode():
         raise KeyError
     assert method.model.training and torch.is_grad_enabled()
     method.eval()
-    with method.quiet():
+    with method.eval_mode():
         pass
     assert not method.model.training
 
@@ -158,12 +163,12 @@ def test_a_model_that_sees_both_ways_is_no_policy(backbone):
 def test_begin_from_takes_the_weights_over(policy, completions, kind, options):
     first, second, texts = policy(kind, **options), policy(kind, **options), completions()
     with torch.no_grad():
-        for parameter in first.trained().values():
+        for parameter in first.trainable_parameters().values():
             parameter.mul_(1.3)
     state = first.state_dict() | {"reference.norm.weight": torch.zeros(3)}  # of a method that keeps more
-    assert not torch.equal(first.scores(*texts).logp_BT, second.scores(*texts).logp_BT)
+    assert not torch.equal(first.completion_logps(*texts).logp_BT, second.completion_logps(*texts).logp_BT)
     second.load_initial_weights(state)
-    assert torch.equal(first.scores(*texts).logp_BT, second.scores(*texts).logp_BT)
+    assert torch.equal(first.completion_logps(*texts).logp_BT, second.completion_logps(*texts).logp_BT)
 
 
 def test_begin_from_another_model_is_refused_in_one_line(policy):
@@ -181,51 +186,52 @@ def test_prompts_that_do_not_fit_are_refused(policy):
         return SimpleNamespace(source=object(), **sides)
 
     method = policy()  # 16 tokens
-    check_policy_data(data([3, 6], [2, 5]), method, 10)
+    require_room_for_completions(data([3, 6], [2, 5]), method, 10)
     for sides in (([3, 7], [2]), ([3], [2, 7])):
         with pytest.raises(
             ValueError,
             match=(
-                r"^method.rollouts.length=10 behind the longest prompt of 7 tokens exceeds model.max_length=16; lower"
+                r"^method.rollouts.max_completion_length=10 behind the longest prompt of 7 tokens exceeds"
+                r" model.max_length=16; lower"
                 r" it to 9$"
             ),
         ):
-            check_policy_data(data(*sides), method, 10)
+            require_room_for_completions(data(*sides), method, 10)
     with pytest.raises(ValueError, match="raise model.max_length to 30"):
-        check_policy_data(data([20], [2]), method, 10)
+        require_room_for_completions(data([20], [2]), method, 10)
     for sides, what in (
         (([0, 0], [0]), "no prompts"),
         (([3, 0], [2]), "rows without a prompt"),
         (([3], [0, 2]), "rows without a prompt"),
     ):
         with pytest.raises(ValueError, match=f"^data=object has {what}: completions need something to stand behind"):
-            check_policy_data(data(*sides), method, 10)
+            require_room_for_completions(data(*sides), method, 10)
 
 
 # -------------------------------------------------------------------------------------------- the first step
 def sums(method, policy=1.0, entropy=1.0):
     """Two parts, each a multiple of the sum of all weights that are trained."""
-    total = sum(parameter.sum() for parameter in method.trained().values())
+    total = sum(parameter.sum() for parameter in method.trainable_parameters().values())
     return torch.stack([policy * total, entropy * total])
 
 
 def test_terms_are_asked_once_and_the_weights_must_have_moved(policy):
     method = policy()
     method.on_train_start()
-    method.prove(sums(method), {})
+    method.check_gradients(sums(method), {})
     with pytest.raises(ValueError, match="^optimization.lr=0.003: the first step has moved no weight$"):
-        method.moved()
-    method.moved()  # said once
-    method.prove(sums(method, policy=0.0), {})  # proven already
+        method.check_weights_moved()
+    method.check_weights_moved()  # said once
+    method.check_gradients(sums(method, policy=0.0), {})  # proven already
 
 
 def test_one_weight_that_moves_is_enough(policy):
     method = policy()
     method.on_train_start()
-    method.prove(sums(method), {})
+    method.check_gradients(sums(method), {})
     with torch.no_grad():
         method.model.norm.weight[3] += 1e-6
-    method.moved()
+    method.check_weights_moved()
 
 
 @pytest.mark.parametrize("which", ["policy", "entropy"])
@@ -235,7 +241,7 @@ def test_a_gradient_of_exactly_zero_is_one_line(policy, which):
     with pytest.raises(
         ValueError, match=f"^loss_{which} has a gradient of exactly zero at the first step: it would train nothing$"
     ):
-        method.prove(sums(method, **{which: 0.0}), {})
+        method.check_gradients(sums(method, **{which: 0.0}), {})
 
 
 def test_a_term_that_reaches_nothing_is_one_line(policy):
@@ -249,14 +255,14 @@ def test_a_term_that_reaches_nothing_is_one_line(policy):
                 r" would train nothing$"
             ),
         ):
-            method.prove(value, {})
+            method.check_gradients(value, {})
 
 
 def test_a_term_without_weight_is_not_asked(policy):
     method = policy()
     method.loss_terms = {"policy": 1.0, "entropy": 0.0}
     method.on_train_start()
-    method.prove(sums(method, entropy=0.0), {})
+    method.check_gradients(sums(method, entropy=0.0), {})
 
 
 def test_a_term_with_a_good_reason_is_asked_again_until_it_has_a_gradient(policy, caplog):
@@ -265,31 +271,31 @@ def test_a_term_with_a_good_reason_is_asked_again_until_it_has_a_gradient(policy
     excuse = {"policy": "all answers are equal"}
     with caplog.at_level(logging.INFO):
         for _ in range(3):
-            method.prove(sums(method, policy=0.0, entropy=0.0), excuse | {"entropy": "so it is"})
-            method.moved()  # nothing has pushed the weights
+            method.check_gradients(sums(method, policy=0.0, entropy=0.0), excuse | {"entropy": "so it is"})
+            method.check_weights_moved()  # nothing has pushed the weights
     assert [r.message for r in caplog.records] == [
         "loss_policy has no gradient yet: all answers are equal",
         "loss_entropy has no gradient yet: so it is",
     ]
     with pytest.raises(ValueError, match="^loss_entropy has a gradient of exactly zero"):
-        method.prove(sums(method, entropy=0.0), excuse)
-    method.prove(sums(method), excuse)
+        method.check_gradients(sums(method, entropy=0.0), excuse)
+    method.check_gradients(sums(method), excuse)
     with pytest.raises(ValueError, match="has moved no weight"):
-        method.moved()
+        method.check_weights_moved()
 
 
 def test_a_resumed_run_proves_nothing(policy, alone):
     method = alone(policy(), step=4)
     method.on_train_start()
-    method.prove(sums(method, policy=0.0), {})
-    method.moved()
+    method.check_gradients(sums(method, policy=0.0), {})
+    method.check_weights_moved()
 
 
 def test_without_gradients_nothing_is_asked(policy):
     method = policy()
     method.on_train_start()
     with torch.no_grad():
-        method.prove(sums(method, policy=0.0), {})
+        method.check_gradients(sums(method, policy=0.0), {})
 
 
 def test_a_model_without_trained_parameters_is_one_line(policy):

@@ -14,9 +14,9 @@ from research_stack.data.sources.expressions import Expressions
 from research_stack.data.tokenizers import Bytes, specials_last
 from research_stack.posttraining import polychromic
 from research_stack.posttraining.advantages import SetMarginal
-from research_stack.posttraining.answers import Answers
 from research_stack.posttraining.polychromic import PolychromicSFT
-from research_stack.posttraining.rollout import Rollout, Rollouts
+from research_stack.posttraining.rollout import Completions, Rollouts
+from research_stack.posttraining.scored_completions import ScoredCompletions
 from research_stack.posttraining.sft import SFT
 from research_stack.streams import Draws
 from research_stack.training.module import TrainingModule, split_batch
@@ -52,7 +52,9 @@ class Worth:
 def make(alone):
     """Makes the method on a model in float64 with weights that have an effect."""
 
-    def build(step=0, max_steps=10, fresh=False, accumulate=1, objective="polychromic", group=4, length=2, **options):
+    def build(
+        step=0, max_steps=10, fresh=False, accumulate=1, objective="polychromic", num_generations=4, length=2, **options
+    ):
         model = Transformer(VOCAB.size, dim=8, layers=1, heads=2, causal=True, max_length=8, seed=2)
         noise = torch.Generator().manual_seed(8)
         with torch.no_grad():
@@ -68,7 +70,7 @@ def make(alone):
             Rollouts(length),
             advantage,
             Worth(),
-            group=group,
+            num_generations=num_generations,
             **options,
         )
         return method if fresh else alone(method.double(), step, max_steps)
@@ -94,7 +96,7 @@ def vector(values):
 
 
 def gradient(loss, method):
-    return vector(torch.autograd.grad(loss, list(method.trained().values()), allow_unused=False))
+    return vector(torch.autograd.grad(loss, list(method.trainable_parameters().values()), allow_unused=False))
 
 
 def laws(method):
@@ -118,7 +120,7 @@ def expected_f(method, gated):
 
 def along(method, direction, of, step=1e-5):
     """Central difference of a function of the method along a direction of its weights."""
-    values, weights = [], list(method.trained().values())
+    values, weights = [], list(method.trainable_parameters().values())
     before = [weight.detach().clone() for weight in weights]
     with torch.no_grad():
         for sign in (1, -1):
@@ -143,7 +145,7 @@ def every_group(count):
     chosen = list(itertools.product(range(len(OUTCOMES)), repeat=count))
     flat = [OUTCOMES[i] for group in chosen for i in group]
     tokens = torch.tensor([(PROMPT + outcome + [VOCAB.pad])[:4] for outcome in flat])
-    rollout = Rollout(
+    rollout = Completions(
         tokens,
         torch.full((len(flat),), 2),
         torch.tensor([len(o) for o in flat]),
@@ -151,15 +153,15 @@ def every_group(count):
     )
     texts = [[Two().decode(OUTCOMES[i]) for i in group] for group in chosen]
     reward = torch.from_numpy(np.stack([Worth()(group, group) for group in texts]))
-    return torch.tensor(chosen), Answers(rollout, texts, reward, {"worth": reward.numpy()})
+    return torch.tensor(chosen), ScoredCompletions(rollout, texts, reward, {"worth": reward.numpy()})
 
 
 @pytest.mark.exact
 @pytest.mark.parametrize("objective, gated", [("polychromic", True), ("polychromic", False), ("diversity", False)])
 def test_the_expected_gradient_over_all_groups_is_that_of_the_expected_diversity(make, monkeypatch, objective, gated):
-    method = make(objective=objective, gated=gated, group=3)
+    method = make(objective=objective, gated=gated, num_generations=3)
     chosen, found = every_group(3)
-    monkeypatch.setattr(polychromic, "answers", lambda *a: found)
+    monkeypatch.setattr(polychromic, "generate_and_score", lambda *a: found)
     batch = pairs(len(chosen) * 3)
     rows, denominator = method.prepare(batch, draws(batch))
     chance = laws(method).detach()[chosen].prod(1)
@@ -214,7 +216,7 @@ def gradients(fit, monkeypatch):
         kept = {}
 
         def look(self):
-            kept["g"] = vector([parameter.grad for parameter in self.trained().values()])
+            kept["g"] = vector([parameter.grad for parameter in self.trainable_parameters().values()])
             return clip(self)
 
         monkeypatch.setattr(TrainingModule, "clip_gradients", look)
@@ -228,11 +230,15 @@ def gradients(fit, monkeypatch):
 def test_the_loss_is_cross_entropy_less_weight_times_diversity(make, gradients, estimator):
     batch, found = pairs(16), {}
     for weight in (0.25, 1.0):
-        found[weight], row = gradients(make(fresh=True, weight=weight, estimator=estimator), batch)
+        found[weight], row = gradients(make(fresh=True, diversity_coef=weight, estimator=estimator), batch)
         assert row["train/loss"] == pytest.approx(
             row["train/loss_reply"] - weight * row["train/loss_diversity"], abs=1e-6
         )
-        assert row["train/loss_diversity"] != 0 and 0 <= row["train/reward"] <= 1 and 0 <= row["train/apart"] <= 1
+        assert (
+            row["train/loss_diversity"] != 0
+            and 0 <= row["train/reward"] <= 1
+            and 0 <= row["train/different_pairs"] <= 1
+        )
     model = make(fresh=True)
     plain, row = gradients(SFT(model.model, VOCAB, Optimization(lr=1e-3, clip=None, warmup_steps=0), 1), batch)
     assert (found[1.0] - plain).norm() > 1e-3
@@ -280,11 +286,13 @@ def test_a_cut_through_a_group_is_refused_where_it_would_count(make):
 
 
 def test_warmup_is_plain_sft_and_then_it_begins(make, fit, monkeypatch):
-    drawn, answers = [], polychromic.answers
+    drawn, generate_and_score = [], polychromic.generate_and_score
     monkeypatch.setattr(
-        polychromic, "answers", lambda policy, *a: drawn.append(policy.global_step) or answers(policy, *a)
+        polychromic,
+        "generate_and_score",
+        lambda policy, *a: drawn.append(policy.global_step) or generate_and_score(policy, *a),
     )
-    method = make(fresh=True, warmup=0.5, group=4)
+    method = make(fresh=True, diversity_start=0.5, num_generations=4)
     rows = fit(method, [pairs(8, seed) for seed in range(4)])
     assert drawn == [2, 3] and [row["train/loss_diversity"] != 0 for row in rows] == [False, False, True, True]
     assert (
@@ -302,8 +310,10 @@ def test_warmup_is_plain_sft_and_then_it_begins(make, fit, monkeypatch):
 
 
 def test_validation_is_of_the_replies_alone_and_draws_nothing(make, fit, monkeypatch):
-    drawn, answers = [], polychromic.answers
-    monkeypatch.setattr(polychromic, "answers", lambda policy, *a: drawn.append(1) or answers(policy, *a))
+    drawn, generate_and_score = [], polychromic.generate_and_score
+    monkeypatch.setattr(
+        polychromic, "generate_and_score", lambda policy, *a: drawn.append(1) or generate_and_score(policy, *a)
+    )
     held_out = pairs(6, 9)  # not a multiple of the group
     method, expected = make(fresh=True), []
     ends = method.on_validation_epoch_end
@@ -325,31 +335,31 @@ def soft_written_out(method, rows, table):
     """The surrogate group by group and text by text, in float64, with its prefixes and this table held fixed."""
     total, allowed = 0.0, [0, 1, VOCAB.end]
     table = table - table.mean(0)
-    for start in range(0, len(rows["own_tokens"]), method.group):
+    for start in range(0, len(rows["own_tokens"]), method.num_generations):
         means = []
-        for row in range(start, start + method.group):
-            width, made = int(rows["own_width"][row]), int(rows["own_made"][row])
+        for row in range(start, start + method.num_generations):
+            width, made = int(rows["own_prompt_length"][row]), int(rows["own_completion_length"][row])
             logits = (
                 method.model.read(rows["own_tokens"][row : row + 1, : width + made])[0] @ method.model.unembedding.T
             )
             law = logits[width - 1 : width + made - 1, allowed].softmax(-1)
             mean = (law @ table[allowed]).mean(0)
             means.append(mean / mean.norm())
-        quality = rows["quality"][start : start + method.group].double()
+        quality = rows["quality"][start : start + method.num_generations].double()
         distances = [
             (quality[i] * quality[j] * (1 - means[i] @ means[j]))
-            for i in range(method.group)
-            for j in range(method.group)
+            for i in range(method.num_generations)
+            for j in range(method.num_generations)
             if i != j
         ]
-        total = total + sum(distances) / len(distances) * method.group
+        total = total + sum(distances) / len(distances) * method.num_generations
     return total
 
 
 @pytest.mark.exact
 @pytest.mark.parametrize("gated", [True, False])
 def test_the_surrogate_and_its_gradient_by_finite_differences(make, gated):
-    method, batch = make(estimator="soft", gated=gated, group=8), pairs(16)
+    method, batch = make(estimator="soft", gated=gated, num_generations=8), pairs(16)
     rows = method.prepare(batch, draws(batch))[0]
     assert torch.equal(rows["quality"], torch.ones(16)) != gated
     rows["quality"] = (
@@ -380,7 +390,7 @@ def test_neither_padding_nor_other_groups_change_the_surrogate(make):
 
 
 def test_what_is_worth_nothing_adds_nothing_to_the_surrogate(make):
-    method, batch = make(estimator="soft", group=8), pairs(16)
+    method, batch = make(estimator="soft", num_generations=8), pairs(16)
     rows = method.prepare(batch, draws(batch))[0]
     half = {**rows, "quality": torch.cat([torch.ones(8), torch.zeros(8)])}
     first = {name: tensor[:8] for name, tensor in half.items()}
@@ -393,16 +403,16 @@ def test_what_is_worth_nothing_adds_nothing_to_the_surrogate(make):
 # ---------------------------------------------------------------------------------------------------- what is refused
 def test_options_that_cannot_be(make):
     for options, message in (
-        ({"group": 1}, "group=1 must be at least 2: diversity is a property of several answers"),
-        ({"weight": 0.0}, "weight=0.0 must be above 0; without diversity it is experiment=sft"),
-        ({"weight": -0.5}, "weight=-0.5 must be above 0"),
-        ({"weight": math.nan}, "weight=nan must be above 0"),
-        ({"weight": math.inf}, "weight=inf must be at most 1000"),
-        ({"warmup": math.nan}, "warmup=nan must lie in"),
-        ({"group": 10**18}, "group=1000000000000000000 must be at most 10,000"),
+        ({"num_generations": 1}, "num_generations=1 must be at least 2: diversity is a property of several answers"),
+        ({"diversity_coef": 0.0}, "diversity_coef=0.0 must be above 0; without diversity it is experiment=sft"),
+        ({"diversity_coef": -0.5}, "diversity_coef=-0.5 must be above 0"),
+        ({"diversity_coef": math.nan}, "diversity_coef=nan must be above 0"),
+        ({"diversity_coef": math.inf}, "diversity_coef=inf must be at most 1000"),
+        ({"diversity_start": math.nan}, "diversity_start=nan must lie in"),
+        ({"num_generations": 10**18}, "num_generations=1000000000000000000 must be at most 10,000"),
         ({"estimator": "hard"}, "estimator=hard must be score or soft"),
-        ({"warmup": 1.0}, r"warmup=1.0 must lie in \[0, 1\)"),
-        ({"group": 2}, "size=2 must be less than group=2"),
+        ({"diversity_start": 1.0}, r"diversity_start=1.0 must lie in \[0, 1\)"),
+        ({"num_generations": 2}, "size=2 must be less than num_generations=2"),
     ):
         with pytest.raises(ValueError, match=f"^{message}"):
             make(**options)
@@ -427,13 +437,22 @@ def test_batches_that_are_not_of_whole_groups(tmp_path, alone):
     data = TokenData(Expressions(high=10, answers=5), Bytes(), 14, batch_size=8, cache_dir=str(tmp_path))
     data.prepare()
 
-    def check(batch_size, group=4, **options):
+    def check(batch_size, num_generations=4, **options):
         data.batch_size = batch_size
         model = Transformer(data.vocab.size, dim=8, layers=1, heads=2, causal=True, max_length=32)
         optimization = Optimization(accumulate=options.pop("accumulate", 1))
         rollouts, advantage = Rollouts(options.pop("length", 4)), SetMarginal("polychromic", 2)
         method = PolychromicSFT(
-            model, data.vocab, data.codec, optimization, 1, rollouts, advantage, Worth(), group=group, **options
+            model,
+            data.vocab,
+            data.codec,
+            optimization,
+            1,
+            rollouts,
+            advantage,
+            Worth(),
+            num_generations=num_generations,
+            **options,
         )
         method.check_data(data)
         method.check_devices(data, 1)
@@ -444,7 +463,8 @@ def test_batches_that_are_not_of_whole_groups(tmp_path, alone):
     with pytest.raises(
         ValueError,
         match=(
-            "^data.batch_size=10 must be a multiple of method.group=4: one prompt of every so many pairs is answered$"
+            "^data.batch_size=10 must be a multiple of method.num_generations=4: one prompt of every so many pairs is"
+            " answered$"
         ),
     ):
         check(10)
@@ -453,7 +473,9 @@ def test_batches_that_are_not_of_whole_groups(tmp_path, alone):
     ):
         check(12, accumulate=2, estimator="soft")
     with pytest.raises(
-        ValueError, match="^method.rollouts.length=40 behind the longest prompt of 3 tokens exceeds model.max_length=32"
+        ValueError,
+        match="^method.rollouts.max_completion_length=40 behind the longest prompt of 3 tokens exceeds"
+        " model.max_length=32",
     ):
         check(8, length=40)
 
@@ -464,7 +486,8 @@ def test_a_devices_share_must_be_of_whole_groups(make):
     make().check_devices(data, 3)
     with pytest.raises(
         ValueError,
-        match="^data.batch_size=12 on 2 devices must be a multiple of 2 x method.group=4: a group stays on one device$",
+        match="^data.batch_size=12 on 2 devices must be a multiple of 2 x method.num_generations=4: a group stays on"
+        " one device$",
     ):
         make().check_devices(data, 2)
     data.batch_size = 24

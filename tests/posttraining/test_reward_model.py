@@ -28,11 +28,11 @@ from research_stack.posttraining.reward_evaluation import (
     LINEAR,
     MODEL,
     RewardEvaluation,
+    pairwise_accuracy,
     predicted,
-    within_prompt,
 )
 from research_stack.posttraining.reward_model import RewardModel
-from research_stack.posttraining.rewards.base import RewardError, called
+from research_stack.posttraining.rewards.base import RewardError, call_reward
 from research_stack.posttraining.rewards.learned import METHOD, Learned
 from research_stack.records.run_folder import RunFolder
 from research_stack.reporting import reward as figures
@@ -427,7 +427,7 @@ def test_the_numbers_are_those_of_the_predictions(run):
     order = [np.argsort(np.argsort(values)) for values in (direct, rows.target_N)]
     assert metrics["spearman"] == pytest.approx(np.corrcoef(*order)[0, 1], abs=0.02)  # up to ties
     assert metrics["pairs"] == len(rows) and metrics["prompts"] == len(set(rows.group_N))
-    for key in ("pearson", "spearman", "r2", "within"):
+    for key in ("pearson", "spearman", "r2", "pairwise_accuracy"):
         assert metrics[f"{key}_low"] < metrics[key] < metrics[f"{key}_high"]
 
 
@@ -438,7 +438,7 @@ def test_planted_words_are_found_and_length_alone_finds_less(run):
         and metrics["pearson"] > metrics["pearson_length"] + 0.1
         and metrics["r2_over_length_low"] > 0
     )
-    assert metrics["within"] > 0.6 and abs(metrics["slope"] - 1) < 0.5
+    assert metrics["pairwise_accuracy"] > 0.6 and abs(metrics["slope"] - 1) < 0.5
     rows = {row["name"]: row for row in table(folder, "reward_heldout")}
     assert list(rows) == [MODEL, LINEAR, LENGTH] and float(rows[MODEL]["pearson"]) == pytest.approx(
         metrics["pearson"], rel=1e-5
@@ -454,7 +454,7 @@ def test_an_engagement_of_length_alone_is_found_by_length_alone(tmp_path):
     data = pairs(tmp_path, source)
     judge = RewardEvaluation()
     found = judge._judged(judge._controls(data.train, data.validation)[LENGTH], data.validation)
-    assert found.r2.value > 0.99 and found.within.value > 0.99 and found.calibration_error < 0.05
+    assert found.r2.value > 0.99 and found.pairwise_accuracy.value > 0.99 and found.calibration_error < 0.05
 
 
 def test_a_prediction_that_knows_nothing_is_seen_through(data):
@@ -462,10 +462,12 @@ def test_a_prediction_that_knows_nothing_is_seen_through(data):
     rows = data.train
     noise = judge._judged(rng.normal(size=len(rows)), rows)
     assert (
-        noise.pearson.low < 0 < noise.pearson.high and noise.r2.high < 0 and noise.within.low < 0.5 < noise.within.high
+        noise.pearson.low < 0 < noise.pearson.high
+        and noise.r2.high < 0
+        and noise.pairwise_accuracy.low < 0.5 < noise.pairwise_accuracy.high
     )
     perfect = judge._judged(rows.target_N, rows)
-    assert perfect.pearson.low > 1 - 1e-9 and perfect.within.value == 1 and perfect.slope == pytest.approx(1)
+    assert perfect.pearson.low > 1 - 1e-9 and perfect.pairwise_accuracy.value == 1 and perfect.slope == pytest.approx(1)
 
 
 def test_ranking_within_a_prompt_by_enumeration():
@@ -477,9 +479,9 @@ def test_ranking_within_a_prompt_by_enumeration():
             count += 1
             agree = (predicted_n[i] - predicted_n[j]) * (actual_n[i] - actual_n[j])
             right += 0.5 if agree == 0 else float(agree > 0)
-    found = within_prompt(predicted_n.astype(float), actual_n.astype(float), group_n)
+    found = pairwise_accuracy(predicted_n.astype(float), actual_n.astype(float), group_n)
     assert found.value == pytest.approx(right / count) and found.low < found.value < found.high
-    assert math.isnan(within_prompt(np.arange(3.0), np.ones(3), np.zeros(3)).value)
+    assert math.isnan(pairwise_accuracy(np.arange(3.0), np.ones(3), np.zeros(3)).value)
 
 
 def test_the_card_says_what_it_was_made_of(run):
@@ -621,14 +623,14 @@ def test_a_finished_run_gives_what_its_model_predicts(folder_of_run):
         expected = module.eval().predict(torch.from_numpy(np.concatenate(vectors, axis=1))).double().numpy()
     reward = Learned(str(folder), unit="log")
     reward.check()
-    found = called(reward, prompts, texts)
+    found = call_reward(reward, prompts, texts)
     np.testing.assert_allclose(found, expected, atol=1e-5)
-    standard = called(Learned(str(folder)), prompts, texts)
+    standard = call_reward(Learned(str(folder)), prompts, texts)
     np.testing.assert_allclose(standard, (expected - data.target_mean) / data.target_std, atol=1e-5)
     np.testing.assert_allclose(
-        [called(reward, [p], [t])[0] for p, t in zip(prompts, texts, strict=True)], found, atol=1e-5
+        [call_reward(reward, [p], [t])[0] for p, t in zip(prompts, texts, strict=True)], found, atol=1e-5
     )
-    assert np.ptp(found) > 1e-3 and called(reward, [], []).shape == (0,)
+    assert np.ptp(found) > 1e-3 and call_reward(reward, [], []).shape == (0,)
 
 
 def test_a_folder_that_is_no_reward_run_is_one_line(tmp_path, folder_of_run, bert):
@@ -649,10 +651,10 @@ def test_a_folder_that_is_no_reward_run_is_one_line(tmp_path, folder_of_run, ber
     (other / "checkpoints").mkdir()
     (other / "checkpoints" / "last.ckpt").write_bytes(b"nothing")
     with pytest.raises(RewardError, match="reward=learned failed on prompt 'a' .*the checkpoint is damaged"):
-        called(Learned(str(other)), ["a"], ["b"])
+        call_reward(Learned(str(other)), ["a"], ["b"])
     torch.save({"state_dict": {"weight": torch.zeros(2)}}, other / "checkpoints" / "last.ckpt")
     with pytest.raises(RewardError, match="the checkpoint is of another model"):
-        called(Learned(str(other)), ["a"], ["b"])
+        call_reward(Learned(str(other)), ["a"], ["b"])
     with pytest.raises(ValueError, match="unit=likes must be standardised or log"):
         Learned(str(folder), unit="likes")
 
@@ -666,7 +668,7 @@ def test_an_encoder_that_has_changed_or_is_gone_is_one_line(tmp_path, folder_of_
     (other / "config.yaml").write_text(yaml.safe_dump(config))
     (other / "run.json").write_text(json.dumps({"data": {"encoder": "sentence-another"}}))
     with pytest.raises(RewardError, match="was trained on embeddings of another encoder"):
-        called(Learned(str(other)), ["a"], ["b"])
+        call_reward(Learned(str(other)), ["a"], ["b"])
     config["data"]["encoder"]["path"] = str(tmp_path / "gone")
     (other / "config.yaml").write_text(yaml.safe_dump(config))
     with pytest.raises(OSError, match="gone is no folder"):

@@ -7,8 +7,8 @@ import pytest
 import yaml
 
 from research_stack.config.build import build
-from research_stack.posttraining.rewards.base import RewardError, called, shown
-from research_stack.posttraining.rewards.composite import Composite, means, scored
+from research_stack.posttraining.rewards.base import RewardError, call_reward, quoted
+from research_stack.posttraining.rewards.composite import Composite, mean_of_parts, score
 from research_stack.posttraining.rewards.expressions import Expressions
 from research_stack.posttraining.rewards.heuristic import Format, Length, Relevance, Repetition
 from research_stack.records.paths import CONF
@@ -53,19 +53,19 @@ PROMPTS, TEXTS = ["a", "b", "c"], ["x", "y", "z"]
 )
 def test_a_broken_contract_is_one_line(result, message):
     with pytest.raises(ValueError, match=message) as caught:
-        called(Given(result), PROMPTS, TEXTS)
+        call_reward(Given(result), PROMPTS, TEXTS)
     assert str(caught.value).startswith("reward=given") and "\n" not in str(caught.value)
 
 
 @pytest.mark.parametrize("dtype", [np.float32, np.int64, bool])
 def test_real_numbers_of_any_type_come_out_as_float64(dtype):
-    found = called(Given(np.array([1, 0, 1], dtype=dtype)), PROMPTS, TEXTS)
+    found = call_reward(Given(np.array([1, 0, 1], dtype=dtype)), PROMPTS, TEXTS)
     assert found.dtype == np.float64 and found.tolist() == [1, 0, 1]
 
 
 def test_what_is_returned_is_a_copy():
     kept = np.zeros(3)
-    called(Given(kept), PROMPTS, TEXTS)[0] = 5
+    call_reward(Given(kept), PROMPTS, TEXTS)[0] = 5
     assert kept[0] == 0
 
 
@@ -76,7 +76,7 @@ def test_an_error_inside_names_the_pair_it_came_from_and_keeps_its_cause():
     with pytest.raises(
         RewardError, match="reward=given failed on prompt 'b' and completion 'y': ZeroDivisionError: division by zero"
     ) as caught:
-        called(Given(fails), PROMPTS, TEXTS)
+        call_reward(Given(fails), PROMPTS, TEXTS)
     assert isinstance(caught.value.__cause__, ZeroDivisionError)
 
 
@@ -87,7 +87,7 @@ def test_an_error_of_the_batch_alone_names_the_first_pair():
         return np.zeros(1)
 
     with pytest.raises(RewardError, match="failed on prompt 'a' and completion 'x': RuntimeError: out of memory"):
-        called(Given(fails), PROMPTS, TEXTS)
+        call_reward(Given(fails), PROMPTS, TEXTS)
 
 
 def test_a_key_press_is_no_failure_of_the_reward():
@@ -95,21 +95,21 @@ def test_a_key_press_is_no_failure_of_the_reward():
         raise KeyboardInterrupt
 
     with pytest.raises(KeyboardInterrupt):
-        called(Given(stopped), PROMPTS, TEXTS)
+        call_reward(Given(stopped), PROMPTS, TEXTS)
 
 
 def test_prompts_and_completions_must_be_as_many():
     with pytest.raises(RewardError, match="reward=given: 2 prompts came with 3 completions"):
-        called(Given(np.zeros(3)), PROMPTS[:2], TEXTS)
+        call_reward(Given(np.zeros(3)), PROMPTS[:2], TEXTS)
 
 
 def test_no_completions_have_no_rewards():
-    assert called(Expressions(), [], []).shape == (0,)
-    assert scored(Composite({"a": Relevance()}), [], [])[0].shape == (0,)
+    assert call_reward(Expressions(), [], []).shape == (0,)
+    assert score(Composite({"a": Relevance()}), [], [])[0].shape == (0,)
 
 
 def test_long_and_broken_texts_are_shown_in_one_short_line():
-    assert shown("a\nb") == r"'a\nb'" and len(shown("x" * 1000)) == 60 and shown("x" * 1000).endswith("…")
+    assert quoted("a\nb") == r"'a\nb'" and len(quoted("x" * 1000)) == 60 and quoted("x" * 1000).endswith("…")
 
 
 # -------------------------------------------------------------------------------------------------- expressions
@@ -149,7 +149,7 @@ def test_a_prompt_that_asks_for_no_number_is_refused(prompt):
         RewardError,
         match=r"reward=expressions failed on prompt .* must be a whole number and an equals sign.*data=expressions",
     ):
-        called(Expressions(), ["3=", prompt], ["1+2", "1+2"])
+        call_reward(Expressions(), ["3=", prompt], ["1+2", "1+2"])
 
 
 # --------------------------------------------------------------------------------------------------- heuristics
@@ -199,19 +199,19 @@ def test_a_pair_is_worth_the_same_alone_and_in_any_batch(reward):
         prompts, texts = (
             [" ".join(rng.choice(list("abcdef"), rng.integers(0, 12))) for _ in range(200)] for _ in range(2)
         )
-    together = called(reward, prompts, texts)
-    alone = np.array([called(reward, [p], [t])[0] for p, t in zip(prompts, texts, strict=True)])
+    together = call_reward(reward, prompts, texts)
+    alone = np.array([call_reward(reward, [p], [t])[0] for p, t in zip(prompts, texts, strict=True)])
     order = rng.permutation(200)
-    shuffled = called(reward, [prompts[i] for i in order], [texts[i] for i in order])
+    shuffled = call_reward(reward, [prompts[i] for i in order], [texts[i] for i in order])
     assert np.array_equal(together, alone) and np.array_equal(together[order], shuffled)
     assert together.min() >= 0 and together.max() <= 1 and len(np.unique(together)) > 1
 
 
 @pytest.mark.parametrize("make, message", [
-    (lambda: Length(shortest=5, low=4), "shortest=5 must be at most low=4"),
+    (lambda: Length(min_length=5, low=4), "min_length=5 must be at most low=4"),
     (lambda: Length(low=90, high=80), "low=90 must be at most high=80"),
-    (lambda: Length(high=200), "high=200 must be at most longest=160"),
-    (lambda: Length(shortest=-1), "shortest=-1 must not be negative"),
+    (lambda: Length(high=200), "high=200 must be at most max_length=160"),
+    (lambda: Length(min_length=-1), "min_length=-1 must not be negative"),
     (lambda: Length(unit="tokens"), "unit=tokens must be words or characters"),
     (lambda: Repetition(n=0), "n=0 must be at least 1"),
     (lambda: Repetition(n=10**18), f"n={10**18} must be at most 1000"),
@@ -235,21 +235,21 @@ def test_a_composite_is_the_weighted_sum_and_each_part_is_computed_once():
         return np.array([1.0, 2.0, 3.0])
 
     reward = Composite({"own": Given(counted), "length": Length(0, 1, 1, 2, unit="characters")}, {"own": -2.0})
-    total, parts = scored(reward, PROMPTS, ["x", "yy", ""])
+    total, parts = score(reward, PROMPTS, ["x", "yy", ""])
     assert calls == [3] and list(parts) == ["own", "length"]
     assert parts["own"].tolist() == [1, 2, 3] and parts["length"].tolist() == [1, 0, 0]
     assert total.tolist() == [-1, -4, -6] == reward(PROMPTS, ["x", "yy", ""]).tolist()
-    assert means(parts) == {"own": 2.0, "length": pytest.approx(1 / 3)}
+    assert mean_of_parts(parts) == {"own": 2.0, "length": pytest.approx(1 / 3)}
 
 
 def test_a_reward_without_parts_is_its_own_only_part():
-    total, parts = scored(Expressions(), ["3="], ["1+2"])
+    total, parts = score(Expressions(), ["3="], ["1+2"])
     assert total.tolist() == [1] and list(parts) == ["expressions"] and parts["expressions"].tolist() == [1]
 
 
 def test_a_failure_inside_a_composite_names_the_part_once():
     with pytest.raises(RewardError, match="^reward=expressions failed on prompt 'b'") as caught:
-        called(Composite({"sum": Composite({"right": Expressions()})}), ["3=", "b"], ["1+2", "1+2"])
+        call_reward(Composite({"sum": Composite({"right": Expressions()})}), ["3=", "b"], ["1+2", "1+2"])
     assert str(caught.value).count("reward=") == 1
 
 

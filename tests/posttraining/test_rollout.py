@@ -12,7 +12,7 @@ from scipy.stats import chisquare
 from research_stack.backbones.transformer import Transformer
 from research_stack.data.vocabulary import Vocabulary
 from research_stack.posttraining import rollout as module
-from research_stack.posttraining.rollout import Rollout, Rollouts
+from research_stack.posttraining.rollout import Completions, Rollouts
 from research_stack.streams import generator
 
 VOCAB = Vocabulary(size=7, mask=4, pad=5, end=6, special=(4, 5, 6))
@@ -44,7 +44,11 @@ def uniforms(prompts, count, length, *names):
 def texts(found):
     """[(ids with the end token, whether ended)]."""
     ids = zip(
-        found.tokens_BL.tolist(), found.width_B.tolist(), found.made_B.tolist(), found.ended_B.tolist(), strict=True
+        found.tokens_BL.tolist(),
+        found.prompt_length_B.tolist(),
+        found.completion_length_B.tolist(),
+        found.terminated_B.tolist(),
+        strict=True,
     )
     return [(tuple(row[width : width + made]), ended) for row, width, made, ended in ids]
 
@@ -110,7 +114,9 @@ def test_completions_have_the_law_of_the_model(model, temperature, top_p):
 def test_special_tokens_are_never_drawn_and_a_completion_ends_once(model):
     found = Rollouts(6)(model, VOCAB, BIAS, PROMPTS, uniforms(4, 200, 6))
     assert {len(text) for text, _ in texts(found)} == set(range(1, 7)), "some end at once, some are cut off"
-    for (text, ended), row, width in zip(texts(found), found.tokens_BL.tolist(), found.width_B.tolist(), strict=True):
+    for (text, ended), row, width in zip(
+        texts(found), found.tokens_BL.tolist(), found.prompt_length_B.tolist(), strict=True
+    ):
         assert not {VOCAB.mask, VOCAB.pad} & set(text)
         assert ended == (text[-1] == VOCAB.end) and VOCAB.end not in text[:-1]
         assert ended or len(text) == 6
@@ -123,7 +129,7 @@ def test_completions_are_without_prompt_end_and_padding(model):
     assert found.completions(VOCAB) == [list(text[:-1] if ended else text) for text, ended in texts(found)]
     for row, ids in enumerate(found.tokens_BL.tolist()):
         prompt = PROMPTS[row // 5].tolist()
-        assert ids[: len(prompt)] == prompt and int(found.width_B[row]) == len(prompt)
+        assert ids[: len(prompt)] == prompt and int(found.prompt_length_B[row]) == len(prompt)
 
 
 # The same numbers give the same texts -----------------------------------------------------------------------------
@@ -162,10 +168,13 @@ def test_a_prompt_is_read_once_for_its_group_and_ended_texts_leave(model):
     assert shapes[0] == (4, 5) and {width for _, width in shapes[1:]} == {1}
     rows = [count for count, _ in shapes[1:]]
     assert rows[0] <= 80 and rows == sorted(rows, reverse=True) and rows[-1] < 60
-    longest = int(found.made_B.max())
+    longest = int(found.completion_length_B.max())
     assert len(shapes) == longest, "the last token is not read"
     going = [
-        int((found.made_B > step + 1).sum() + ((found.made_B == step + 1) & ~found.ended_B).sum())
+        int(
+            (found.completion_length_B > step + 1).sum()
+            + ((found.completion_length_B == step + 1) & ~found.terminated_B).sum()
+        )
         for step in range(longest - 1)
     ]
     assert all(left <= n <= max(left, left / 0.75) for n, left in zip(rows, going, strict=True))
@@ -175,7 +184,9 @@ def test_a_prompt_is_read_once_for_its_group_and_ended_texts_leave(model):
 
 
 def test_what_does_not_fit_is_one_line(model):
-    with pytest.raises(ValueError, match=r"^length=12 behind a prompt of 5 tokens exceeds model.max_length=16$"):
+    with pytest.raises(
+        ValueError, match=r"^max_completion_length=12 behind a prompt of 5 tokens exceeds model.max_length=16$"
+    ):
         Rollouts(12)(model, VOCAB, BIAS, PROMPTS, uniforms(4, 2, 12))
     Rollouts(11)(model, VOCAB, BIAS, PROMPTS, uniforms(4, 2, 11))
     with pytest.raises(ValueError, match="^prompts must not be empty"):
@@ -185,12 +196,12 @@ def test_what_does_not_fit_is_one_line(model):
 @pytest.mark.parametrize(
     ("arguments", "line"),
     [
-        ({"length": 10**18}, f"length={10**18} must be at most"),
+        ({"max_completion_length": 10**18}, f"max_completion_length={10**18} must be at most"),
         ({"temperature": math.nan}, "temperature=nan must be above 0"),
         ({"temperature": math.inf}, "temperature=inf must be at least 1e-06 and at most"),
         ({"top_p": math.nan}, "top_p=nan must"),
         ({"temperature": 1e-30}, "temperature=1e-30 must be at least 1e-06"),
-        ({"length": 0}, "length=0 must be"),
+        ({"max_completion_length": 0}, "max_completion_length=0 must be"),
         ({"temperature": 0.0}, "temperature=0.0 must be"),
         ({"top_p": 0.0}, "top_p=0.0 must"),
         ({"top_p": 1.1}, "top_p=1.1 must"),
@@ -210,10 +221,10 @@ def test_rollouts_are_joined_and_taken(model):
     first = Rollouts(6)(model, VOCAB, BIAS, PROMPTS[:2], u_PNT[:2])
     second = Rollouts(6)(model, VOCAB, BIAS, PROMPTS[2:], u_PNT[2:])
     assert first.tokens_BL.shape[1] < second.tokens_BL.shape[1]
-    joined = Rollout.joined([first, second], VOCAB.pad)
+    joined = Completions.joined([first, second], VOCAB.pad)
     for name, tensor in whole.rows().items():
         assert torch.equal(joined.rows()[name], tensor), name
     order = [7, 0, 0, 11]
     taken = joined.take(torch.tensor(order))
     assert texts(taken) == [texts(whole)[row] for row in order]
-    assert taken.width_B.tolist() == [len(PROMPTS[row // 3]) for row in order]
+    assert taken.prompt_length_B.tolist() == [len(PROMPTS[row // 3]) for row in order]

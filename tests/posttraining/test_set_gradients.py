@@ -20,8 +20,8 @@ VECTORS = {
 CASES = [
     (o, d)
     for o in ("mean", "max", "polychromic", "diversity")
-    for d in ("kinds", "distance")
-    if d == "kinds" or o in ("polychromic", "diversity")
+    for d in ("unique", "distance")
+    if d == "unique" or o in ("polychromic", "diversity")
 ]
 
 
@@ -40,7 +40,7 @@ def expected_f(theta, objective, diversity, n):
     y_Gn = outcomes(n)
     reward, kind, distance = rows(y_Gn)
     f_G = set_values(
-        objective, torch.arange(n).expand(len(y_Gn), 1, n), reward, kind if diversity == "kinds" else None, distance
+        objective, torch.arange(n).expand(len(y_Gn), 1, n), reward, kind if diversity == "unique" else None, distance
     )[:, 0]
     return (theta.log_softmax(0)[y_Gn].sum(1).exp() * f_G).sum()
 
@@ -78,7 +78,7 @@ def test_the_vectors(objective):
     torch.testing.assert_close(
         2 / (4 - 2) * mean_over_groups(SetMarginal(objective, 2), 4), expected, atol=5e-9, rtol=0
     )
-    torch.testing.assert_close(exact_gradient(objective, "kinds", 2), expected, atol=5e-9, rtol=0)
+    torch.testing.assert_close(exact_gradient(objective, "unique", 2), expected, atol=5e-9, rtol=0)
 
 
 @pytest.mark.exact
@@ -96,10 +96,10 @@ def test_the_expectation_by_finite_differences(objective, diversity):
 @pytest.mark.exact
 @pytest.mark.parametrize("objective, diversity", CASES)
 def test_enumerated_subsets_give_it_too(objective, diversity):
-    def enumerated(reward_PN, kind_PN, distance_PNN):
+    def enumerated(reward_PN, answer_id_PN, distance_PNN):
         index_PKn = all_subsets(4, 2).expand(len(reward_PN), -1, -1)
         return marginal(
-            set_values(objective, index_PKn, reward_PN, kind_PN if diversity == "kinds" else None, distance_PNN),
+            set_values(objective, index_PKn, reward_PN, answer_id_PN if diversity == "unique" else None, distance_PNN),
             index_PKn,
             4,
             sampled=False,
@@ -113,14 +113,14 @@ def test_enumerated_subsets_give_it_too(objective, diversity):
 @pytest.mark.exact
 def test_leaving_one_out_is_the_gradient_of_the_mean_reward():
     torch.testing.assert_close(
-        mean_over_groups(lambda r, k, d: RLOO()(r), 4) / 4, exact_gradient("mean", "kinds", 1), atol=1e-12, rtol=0
+        mean_over_groups(lambda r, k, d: RLOO()(r), 4) / 4, exact_gradient("mean", "unique", 1), atol=1e-12, rtol=0
     )
 
 
 @pytest.mark.exact
 def test_a_diversity_bonus_for_the_whole_group_has_no_gradient_and_the_set_marginal_has():
-    def bonus(reward_PN, kind_PN, distance_PNN):
-        distinct_P1 = torch.stack([(kind_PN == v).any(1) for v in range(3)]).sum(0)[:, None]
+    def bonus(reward_PN, answer_id_PN, distance_PNN):
+        distinct_P1 = torch.stack([(answer_id_PN == v).any(1) for v in range(3)]).sum(0)[:, None]
         return RLOO()((distinct_P1 - 1) / 3.0 + torch.zeros_like(reward_PN))
 
     assert torch.equal(mean_over_groups(bonus, 4), torch.zeros(3, dtype=torch.float64))

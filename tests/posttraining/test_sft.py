@@ -54,7 +54,7 @@ def sft(llama_folder, alone):
             )
         method, noise = alone(SFT(model.double(), vocab, Optimization(), seed=1)), torch.Generator().manual_seed(5)
         with torch.no_grad():
-            for parameter in method.trained().values():
+            for parameter in method.trainable_parameters().values():
                 parameter += 0.05 * torch.randn(parameter.shape, generator=noise, dtype=torch.float64)
         return method
 
@@ -65,7 +65,7 @@ def summed(method, batch):
     """(summed loss, reply tokens, gradients) as a step takes them."""
     rows, count = method.prepare(batch, Draws(1, "corruption", 0, total=len(batch["tokens"])))
     loss = method.loss_sum(rows)
-    return loss, count, torch.autograd.grad(loss.sum(), list(method.trained().values()))
+    return loss, count, torch.autograd.grad(loss.sum(), list(method.trainable_parameters().values()))
 
 
 def written_out(method, rows):
@@ -81,7 +81,7 @@ def written_out(method, rows):
         for place in range(prompt, filled):
             total = total - (logits[place - 1, ids[place]] - logits[place - 1].logsumexp(0))
             count += 1
-    return total, count, torch.autograd.grad(total.sum(), list(method.trained().values()))
+    return total, count, torch.autograd.grad(total.sum(), list(method.trainable_parameters().values()))
 
 
 @pytest.mark.exact
@@ -154,9 +154,9 @@ def test_a_piece_of_prompts_alone_is_no_false_alarm_at_the_first_step(data, sft)
     method, batch = sft("own", d.vocab), batch_of(d.train.take(slice(0, 4)))
     method.on_train_start()
     rows = method.prepare(batch, Draws(1, "corruption", 0, total=4))[0]
-    assert float(method.loss_sum({**rows, "counts": rows["counts"] & False}).detach()) == 0 and not method._pushed
+    assert float(method.loss_sum({**rows, "counts": rows["counts"] & False}).detach()) == 0 and not method._had_gradient
     method.loss_sum(rows)
-    assert method._pushed
+    assert method._had_gradient
 
 
 def test_data_without_replies_is_refused(tmp_path, monkeypatch):

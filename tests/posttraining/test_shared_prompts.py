@@ -17,7 +17,7 @@ PROMPTS, MADE = [[1, 2, 0, 4], [3], [2, 2, 1, 0, 3, 5, 1], [0, 1]], [3, 1, 4, 5]
 
 
 def texts(prompts, count, alone=False):
-    """(tokens_BL, width_B, made_B) of random completions."""
+    """(tokens_BL, prompt_length_B, completion_length_B) of random completions."""
     rows, source = [], generator(0, "shared")
     for p, prompt in enumerate(prompts):
         rows += [(prompt, torch.randint(7, (MADE[(p + i) % 4],), generator=source).tolist()) for i in range(count)]
@@ -30,9 +30,9 @@ def backbone(**options):
     return Transformer(8, dim=16, layers=2, heads=4, kv_heads=2, max_length=16, causal=True, seed=1, **options).double()
 
 
-def by_hand(model, tokens_BL, width_B, made_B):
+def by_hand(model, tokens_BL, prompt_length_B, completion_length_B):
     """Each text alone, without padding."""
-    rows = zip(tokens_BL, width_B.tolist(), made_B.tolist(), strict=True)
+    rows = zip(tokens_BL, prompt_length_B.tolist(), completion_length_B.tolist(), strict=True)
     return torch.cat(
         [model.read(row[None, : width + made])[0, width - 1 : width + made - 1] for row, width, made in rows]
     )
@@ -81,15 +81,15 @@ def test_prompts_that_differ_are_read_in_one_pass():
 
 def test_a_prompt_that_goes_on_in_the_next_text_is_another():
     """Equal columns with unequal widths: where a prompt ends belongs to it."""
-    tokens_BL, width_B, made_B = (
+    tokens_BL, prompt_length_B, completion_length_B = (
         torch.tensor([[1, 2, 3, 4, 5]] * 6),
         torch.tensor([2, 2, 2, 3, 3, 3]),
         torch.tensor([3, 3, 3, 2, 2, 2]),
     )
     model, shapes = backbone(), []
     torch.testing.assert_close(
-        hidden_before(spied(model, shapes), tokens_BL, width_B, made_B),
-        by_hand(model, tokens_BL, width_B, made_B),
+        hidden_before(spied(model, shapes), tokens_BL, prompt_length_B, completion_length_B),
+        by_hand(model, tokens_BL, prompt_length_B, completion_length_B),
         rtol=1e-9,
         atol=1e-11,
     )

@@ -54,7 +54,7 @@ class Meeting:
 
     def __init__(self, monkeypatch, world):
         self.world, self.brought, self.barrier = world, {}, threading.Barrier(world)
-        monkeypatch.setattr(Policy, "of_all_devices", lambda method, mine: self.all_of(method.global_rank, mine))
+        monkeypatch.setattr(Policy, "gather_objects", lambda method, mine: self.all_of(method.global_rank, mine))
         monkeypatch.setattr(
             TrainingModule, "total_over_devices", lambda method, value: sum(self.all_of(method.global_rank, value))
         )
@@ -153,12 +153,12 @@ def with_replies(prompts=PROMPTS):
 
 @pytest.mark.exact
 @pytest.mark.parametrize("options", [
-    {}, {"loss": PolicyLoss("bnpo"), "entropy": 0.2, "beta": 0.3}, {"groups": 2, "loss": PolicyLoss("grpo")},
-    {"loss": PolicyLoss("dr_grpo"), "minibatches": 2, "entropy": 0.2},
-    {"loss": PolicyLoss("gspo"), "minibatches": 4, "iterations": 2, "advantage": GroupRelative("batch")},
-    {"groups": 4, "minibatches": 3, "advantage": SetMarginal("polychromic", 2, subsets=6)},
+    {}, {"loss": PolicyLoss("bnpo"), "entropy_coef": 0.2, "beta": 0.3}, {"num_groups": 2, "loss": PolicyLoss("grpo")},
+    {"loss": PolicyLoss("dr_grpo"), "num_mini_batches": 2, "entropy_coef": 0.2},
+    {"loss": PolicyLoss("gspo"), "num_mini_batches": 4, "num_iterations": 2, "advantage": GroupRelative("batch")},
+    {"num_groups": 4, "num_mini_batches": 3, "advantage": SetMarginal("polychromic", 2, num_subsets=6)},
     {"advantage": SetMarginal("diversity", 2, diversity="distance"), "encoder": Lengths()},
-    {"groups": 1, "mask_truncated": True},
+    {"num_groups": 1, "mask_truncated_completions": True},
 ], ids=lambda options: "-".join(map(str, options)) or "plain")  # fmt: skip
 def test_grpo(backbone, codec, monkeypatch, options):
     """Spare prompts, minibatches, sampled subsets, distances, groups that are fewer than devices."""
@@ -166,7 +166,9 @@ def test_grpo(backbone, codec, monkeypatch, options):
 
     def make():
         given = {"advantage": GroupRelative(), "loss": PolicyLoss("dapo"), **options}
-        return GRPO(copy.deepcopy(model), VOCAB, codec, Optimization(), 1, Vowels(), Rollouts(5), group=4, **given)
+        return GRPO(
+            copy.deepcopy(model), VOCAB, codec, Optimization(), 1, Vowels(), Rollouts(5), num_generations=4, **given
+        )
 
     assert_shared(monkeypatch, make, prompts_alone(), steps=make().steps_per_batch)
 
@@ -174,7 +176,7 @@ def test_grpo(backbone, codec, monkeypatch, options):
 @pytest.mark.exact
 @pytest.mark.parametrize(
     "advantage",
-    [SetMarginal("polychromic", 2, subsets=5), SetMarginal("diversity", 2, diversity="distance")],
+    [SetMarginal("polychromic", 2, num_subsets=5), SetMarginal("diversity", 2, diversity="distance")],
     ids=["subsets", "distances"],
 )
 def test_polychromic(backbone, codec, monkeypatch, advantage):
@@ -190,7 +192,7 @@ def test_polychromic(backbone, codec, monkeypatch, advantage):
             Rollouts(5),
             advantage,
             Vowels(),
-            group=3,
+            num_generations=3,
             encoder=Lengths(),
         )
 
@@ -235,26 +237,29 @@ def test_a_device_without_a_completion_of_a_minibatch_is_refused_and_dropout_is_
             Rollouts(5),
             GroupRelative(),
             PolicyLoss("dapo"),
-            group=4,
+            num_generations=4,
             **options,
         )
         method.check_devices(SimpleNamespace(batch_size=6), devices)
 
     with caplog.at_level(logging.INFO):
-        check(2, minibatches=12)
+        check(2, num_mini_batches=12)
         check(1, model=backbone(dropout=0.1))
         check(2, model=backbone(dropout=0.1).eval())
         assert not caplog.messages
         check(2, model=backbone(dropout=0.1))
     assert caplog.messages == ["dropout: each device draws its own, so 2 devices agree with one in law, not in numbers"]
-    check(3, minibatches=2, groups=2)
-    line = "^method.minibatches=13 must be at most 12 on 2 devices: each needs one of the 24 completions of a step for"
+    check(3, num_mini_batches=2, num_groups=2)
+    line = (
+        "^method.num_mini_batches=13 must be at most 12 on 2 devices: each needs one of the 24 completions of a"
+        " step for"
+    )
     with pytest.raises(ValueError, match=line):
-        check(2, minibatches=13)
+        check(2, num_mini_batches=13)
     with pytest.raises(
-        ValueError, match="^method.minibatches=3 must be at most 2 on 3 devices: each needs one of the 8 "
+        ValueError, match="^method.num_mini_batches=3 must be at most 2 on 3 devices: each needs one of the 8 "
     ):
-        check(3, minibatches=3, groups=2)
-    check(2, minibatches=6, accumulate=2)
+        check(3, num_mini_batches=3, num_groups=2)
+    check(2, num_mini_batches=6, accumulate=2)
     with pytest.raises(ValueError, match="^optimization.accumulate=3 must be at most 2 on 2 devices"):
-        check(2, minibatches=6, accumulate=3)
+        check(2, num_mini_batches=6, accumulate=3)

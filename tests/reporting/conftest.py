@@ -397,11 +397,11 @@ def dynamics_of(points, prompts=28, which="trained", count=32, method="GRPO"):
                 "pass@8": band(min(1.0, 2 * good)),
                 "pass@32": band(1.0, 0.0),
                 "reward": band(good),
-                "distinct_right@32": band(wide, 1.0),
+                "unique_correct@32": band(wide, 1.0),
                 "self_bleu": band(60.0 + step / 10),
                 "distinct_2": band(0.4),
                 "entropy": band(1.2 - good),
-                "self_bleu_right": {"value": None, "low": None, "high": None, "n": 0, "undefined": prompts},
+                "self_bleu_correct": {"value": None, "low": None, "high": None, "n": 0, "undefined": prompts},
             },
             "per_prompt": {},
         }
@@ -427,16 +427,16 @@ def policy_rows(steps, kind, seed=0):
                 "train/loss_policy": rng.gauss(0, 0.01),
                 "train/reward": 0.5 + 0.4 * step / steps + rng.gauss(0, 0.02),
                 "train/entropy": 1 - 0.7 * step / steps,
-                "train/clip_fraction": 0.0,
-                "train/length": 5 + rng.random(),
+                "train/clip_ratio": 0.0,
+                "train/completion_length": 5 + rng.random(),
                 "train/truncated": 0.01 * rng.random(),
-                "train/zero_variance": 0.25 * rng.random(),
-                "train/distinct": 1 - 0.5 * step / steps,
+                "train/frac_reward_zero_std": 0.25 * rng.random(),
+                "train/unique_fraction": 1 - 0.5 * step / steps,
             }
             row |= {"val/loss": -0.2, "val/reward": 0.2} if step % 20 == 0 else {}
         else:
             row |= {"train/loss": 1 + rng.random(), "train/loss_reply": 1 + rng.random()} | (
-                {"train/reward": 0.1, "train/apart": rng.random()} if kind == "polychromic" else {}
+                {"train/reward": 0.1, "train/different_pairs": rng.random()} if kind == "polychromic" else {}
             )
             row |= {"val/loss": 1.6, "val/loss_reply": 1.6} if step % 20 == 0 else {}
         rows.append(row)
@@ -450,11 +450,11 @@ def answers_of(good, wide):
         "pass@8": (min(1.0, 2 * good), 0.02),
         "pass@32": (1.0, 0.0),
         "reward": (good, 0.05),
-        "distinct_right@32": (wide, 0.4),
-        "distinct@32": (wide + 4, 0.5),
+        "unique_correct@32": (wide, 0.4),
+        "unique@32": (wide + 4, 0.5),
         "self_bleu": (80.0, 1.0),
         "distinct_2": (0.12, 0.01),
-        "hidden_pass@32": (0.3, 0.02),
+        "preference_pass@32": (0.3, 0.02),
         "entropy": (1.2 - good, 0.03),
     }
 
@@ -469,7 +469,7 @@ def write_passk(folder, good, wide, prompts=28, texts=("1+1", "4-2")):
         ["held_out", name, 0.5 * value, 0.5 * value, 0.5 * value, HELD_OUT, 0]
         for name, (value, _) in answers_of(good, wide).items()
     ]
-    other.append(["held_out", "self_bleu_right", 70.0, 60.0, 80.0, 1, 1])
+    other.append(["held_out", "self_bleu_correct", 70.0, 60.0, 80.0, 1, 1])
     write_table(folder, "passk", "prompts,metric,value,low,high,n,undefined", own + other)
     write_table(
         folder,
@@ -487,7 +487,7 @@ def write_passk(folder, good, wide, prompts=28, texts=("1+1", "4-2")):
     write_table(
         folder,
         "passk_prompts",
-        "prompts,prompt,answers,right,distinct_right,most_frequent_right",
+        "prompts,prompt,answers,correct,unique_correct,most_frequent_correct",
         [*lines, ["held_out", "99=", 128, 7, 2, texts[0]]],
     )
 

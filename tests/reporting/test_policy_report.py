@@ -186,11 +186,11 @@ def test_torn_tables_are_survived(two_phases):
     [
         ("pass@1", "right at the first try", "Right"),
         ("pass@8", "right within 8 tries", "Right"),
-        ("distinct_right@32", "different right answers among 32", "Diverse"),
-        ("distinct_2_right", "distinct-2, right answers", "Diverse"),
+        ("unique_correct@32", "different right answers among 32", "Diverse"),
+        ("distinct_2_correct", "distinct-2, right answers", "Diverse"),
         ("self_bleu", "self-BLEU", "Diverse"),
         ("entropy", "entropy, nats per token", "Sure"),
-        ("hidden_pass@32", "hidden preference met within 32 tries", "Right"),
+        ("preference_pass@32", "hidden preference met within 32 tries", "Right"),
         ("some_other", "some other", "Diverse"),
     ],
 )
@@ -202,14 +202,14 @@ def test_the_few_that_matter_are_in_order():
     names = [
         "entropy",
         "pass@32",
-        "distinct_right@8",
-        "distinct_right@32",
+        "unique_correct@8",
+        "unique_correct@32",
         "pass@1",
         "self_bleu",
         "pass@8",
-        "hidden_pass@32",
+        "preference_pass@32",
     ]
-    assert measured.main(names) == ["pass@1", "pass@8", "pass@32", "distinct_right@32", "hidden_pass@32", "entropy"]
+    assert measured.main(names) == ["pass@1", "pass@8", "pass@32", "unique_correct@32", "preference_pass@32", "entropy"]
 
 
 # A reward model ------------------------------------------------------------------------------------------------------

@@ -41,7 +41,7 @@ def test_phases_lie_one_after_the_other(two_phases):
         200,
     ]
     assert last.curves["pass@1"][0].value == 0.54
-    assert "self_bleu_right" not in last.curves
+    assert "self_bleu_correct" not in last.curves
 
 
 def test_three_phases(tmp_path, policy_folder):
@@ -64,7 +64,7 @@ def test_a_phase_that_was_not_measured_takes_its_place(two_phases):
 def test_the_plane_and_the_panels(two_phases):
     phases = trajectory(read(two_phases[1]))
     across, up = plane_of(phases)
-    assert (across, up) == ("distinct_right@32", "pass@1")
+    assert (across, up) == ("unique_correct@32", "pass@1")
     assert [(d.value, q.value) for d, q in path_in_plane(phases[1], across, up)] == [
         (15.0, 0.54),
         (6.0, 0.7),

@@ -144,18 +144,18 @@ def test_pass_at_one_decides(sweep):
     table = named(sweep())
     assert worth_plotting(table)[:2] == [
         "passk/pass@1",
-        "passk/distinct_right@32",
+        "passk/unique_correct@32",
     ] and "passk/self_bleu" not in worth_plotting(table)
     assert "gives the highest pass@1" in verdict(table)
     assert (
         better("passk/pass@8") is False
         and better("passk/held_out_pass@1") is False
         and better("passk/entropy") is None
-        and better("passk/distinct_right@32") is False
+        and better("passk/unique_correct@32") is False
     )
     assert (
         metric_words("passk/held_out_pass@1") == "held out: pass@1"
-        and metric_words("passk/distinct_right@32") == "different right answers among 32"
+        and metric_words("passk/unique_correct@32") == "different right answers among 32"
     )
 
 
@@ -188,7 +188,7 @@ def test_looks(sweep):
 def test_places_in_the_plane(sweep):
     found = two_phase.lines(named(sweep()))
     placed, across = two_phase_page.spots(found)
-    assert across == "distinct_right@32" and len(placed) == 8 and len(two_phase_page.origins(placed)) == 6
+    assert across == "unique_correct@32" and len(placed) == 8 and len(two_phase_page.origins(placed)) == 6
     spot = next(spot for spot in placed if spot.line.label == "sft → group")
     assert spot.place == (3.0, pytest.approx(71.5)) and spot.errors == (0.0, pytest.approx(0.5))
     assert two_phase_figures.figure(named(sweep())) is not None

@@ -188,5 +188,5 @@ def test_rows_of_whole_groups_are_cut_between_groups():
     from research_stack.posttraining.polychromic import PolychromicSFT
 
     for now, more in ((1, 2), (2, 6), (3, 6), (6, None)):
-        method = type("Method", (), {"estimator": "soft", "group": 4, "micro_batches": now})()
+        method = type("Method", (), {"estimator": "soft", "num_generations": 4, "micro_batches": now})()
         assert PolychromicSFT.more_micro_batches(method, {"x": torch.zeros(24)}) == more

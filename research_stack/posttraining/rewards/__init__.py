@@ -1,1 +1,1 @@
-"""What a completion is worth: rewards of one interface, batched, and their weighted sums."""
+"""Rewards of completions: of one interface, batched, and their weighted sums."""

@@ -15,7 +15,7 @@ class RewardError(ValueError):
 
 
 class Reward(Protocol):
-    """What completions of prompts are worth. The worth of a pair may not depend on the pairs beside it.
+    """Rewards of completions. The reward of a pair may not depend on the pairs beside it.
 
     - name: one word, for logs and messages.
     """
@@ -28,10 +28,10 @@ class Reward(Protocol):
         """
 
     def __call__(self, prompts: Sequence[str], completions: Sequence[str]) -> np.ndarray:
-        """(n,) float64, finite: what each completion is worth as the answer to the prompt at its place."""
+        """(n,) float64, finite: the reward of each completion as the answer to the prompt at its index."""
 
 
-def called(reward: Reward, prompts: Sequence[str], completions: Sequence[str]) -> np.ndarray:
+def call_reward(reward: Reward, prompts: Sequence[str], completions: Sequence[str]) -> np.ndarray:
     """(n,) float64: what the reward says, once it is certain that it kept its contract.
 
     Raises RewardError (a ValueError) in one line when prompts and completions differ in number, when the result is no
@@ -48,15 +48,15 @@ def called(reward: Reward, prompts: Sequence[str], completions: Sequence[str]) -
     except RewardError:
         raise
     except Exception as error:
-        at, cause = _culprit(reward, prompts, completions, error)
-        pair = f" on prompt {shown(prompts[at])} and completion {shown(completions[at])}" if len(prompts) else ""
+        at, cause = _failing_pair(reward, prompts, completions, error)
+        pair = f" on prompt {quoted(prompts[at])} and completion {quoted(completions[at])}" if len(prompts) else ""
         raise RewardError(
             f"reward={reward.name} failed{pair}: {type(cause).__name__}: {' '.join(str(cause).split())}"
         ) from cause
-    return _kept(reward.name, values, prompts, completions)
+    return _validated(reward.name, values, prompts, completions)
 
 
-def _kept(name: str, values: Any, prompts: Sequence[str], completions: Sequence[str]) -> np.ndarray:
+def _validated(name: str, values: Any, prompts: Sequence[str], completions: Sequence[str]) -> np.ndarray:
     """The values as float64 (n,), or the line that says what is wrong with them."""
     if not isinstance(values, np.ndarray):
         raise RewardError(
@@ -75,12 +75,12 @@ def _kept(name: str, values: Any, prompts: Sequence[str], completions: Sequence[
         at = int(wrong[0])
         raise RewardError(
             f"reward={name} gave {values[at]} to {len(wrong)} of {len(values)} completions, the first one"
-            f" {shown(completions[at])} to the prompt {shown(prompts[at])}; rewards must be finite"
+            f" {quoted(completions[at])} to the prompt {quoted(prompts[at])}; rewards must be finite"
         )
     return values.astype(np.float64)
 
 
-def _culprit(
+def _failing_pair(
     reward: Reward, prompts: Sequence[str], completions: Sequence[str], error: Exception
 ) -> tuple[int, Exception]:
     """(place, error) of the first pair on which the reward fails alone; the first pair and the batch's error if none
@@ -94,7 +94,7 @@ def _culprit(
     return 0, error
 
 
-def shown(text: Any) -> str:
+def quoted(text: Any) -> str:
     """A text in one line and in quotation marks, cut where it is long."""
     line = repr(text)
     return line if len(line) <= SHOWN else f"{line[: SHOWN - 1]}…"

@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 
 import numpy as np
 
-from research_stack.posttraining.rewards.base import Reward, called
+from research_stack.posttraining.rewards.base import Reward, call_reward
 from research_stack.require import require
 
 
@@ -37,8 +37,8 @@ class Composite:
                 raise ValueError(f"rewards.{name}.{error}") from error
 
     def parts(self, prompts: Sequence[str], completions: Sequence[str]) -> dict[str, np.ndarray]:
-        """{name: (n,) float64} what each reward says, unweighted. Raises RewardError as `called` does."""
-        return {name: called(reward, prompts, completions) for name, reward in self.rewards.items()}
+        """{name: (n,) float64} what each reward says, unweighted. Raises RewardError as `call_reward` does."""
+        return {name: call_reward(reward, prompts, completions) for name, reward in self.rewards.items()}
 
     def total(self, parts: Mapping[str, np.ndarray]) -> np.ndarray:
         """(n,) float64: the weighted sum of what `parts` gave."""
@@ -49,21 +49,21 @@ class Composite:
         return self.total(self.parts(prompts, completions))
 
 
-def scored(
+def score(
     reward: Reward, prompts: Sequence[str], completions: Sequence[str]
 ) -> tuple[np.ndarray, dict[str, np.ndarray]]:
     """((n,) float64 rewards, {name: (n,)} of the parts), each part computed once; a reward without parts is its own
     only part.
 
-    Raises RewardError as `called` does.
+    Raises RewardError as `call_reward` does.
     """
     if isinstance(reward, Composite):
         parts = reward.parts(prompts, completions)
         return reward.total(parts), parts
-    values_n = called(reward, prompts, completions)
+    values_n = call_reward(reward, prompts, completions)
     return values_n, {reward.name: values_n}
 
 
-def means(parts: Mapping[str, np.ndarray]) -> dict[str, float]:
+def mean_of_parts(parts: Mapping[str, np.ndarray]) -> dict[str, float]:
     """{name: mean} of each part, for the log; NaN without a completion."""
     return {name: float(values_n.mean()) if len(values_n) else math.nan for name, values_n in parts.items()}

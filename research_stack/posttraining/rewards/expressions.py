@@ -1,4 +1,4 @@
-"""The task "write an expression equal to N": right or wrong, decided by exact arithmetic. No torch."""
+"""The task "write an expression equal to N": correct or not, decided by exact arithmetic. No torch."""
 
 from __future__ import annotations
 
@@ -8,14 +8,15 @@ import numpy as np
 
 from research_stack.data.sources.arithmetic import is_answer
 from research_stack.data.sources.expressions import number_of
-from research_stack.posttraining.rewards.base import shown
+from research_stack.posttraining.rewards.base import quoted
 
 
 class Expressions:
     """1 for an expression over whole numbers with + - * / and parentheses that is exactly N, 0 for anything else.
 
     The prompt is "N=", the completion the expression, as in "13=" and "3*4+1". N itself, written as a bare number, is
-    worth 0: an answer has at least one operator. Values are fractions, so 1/3*3 is 1; nothing is ever handed to `eval`.
+    reward 0: an answer has at least one operator. Values are fractions, so 1/3*3 is 1; nothing is ever handed to
+    `eval`.
     """
 
     name = "expressions"
@@ -36,6 +37,6 @@ def number(prompt: str) -> int:
     found = number_of(prompt)
     if found is None:
         raise ValueError(
-            f"prompt={shown(prompt)} must be a whole number and an equals sign, as in '12='; choose data=expressions"
+            f"prompt={quoted(prompt)} must be a whole number and an equals sign, as in '12='; choose data=expressions"
         )
     return found

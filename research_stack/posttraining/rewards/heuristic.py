@@ -1,7 +1,7 @@
 """Rewards that need no model: on topic, of the right length, not repeating itself, in a given form. All lie in [0, 1].
 No torch.
 
-Each is a formula of one prompt and one completion, so the worth of a pair is the same alone and in any batch. All of
+Each is a formula of one prompt and one completion, so the reward of a pair is the same alone and in any batch. All of
 them can be satisfied by text that is no good: they are to be parts of a `Composite`, not goals.
 """
 
@@ -42,7 +42,7 @@ class Heuristic:
 
     @abstractmethod
     def score(self, prompt: str, completion: str) -> float:
-        """What the completion is worth, in [0, 1]."""
+        """The reward, in [0, 1]."""
 
     def __call__(self, prompts: Sequence[str], completions: Sequence[str]) -> np.ndarray:
         """(n,) float64 in [0, 1]."""
@@ -55,23 +55,23 @@ class Relevance(Heuristic):
     """Cosine of the sets of content words of prompt and completion, |P and C| / sqrt(|P| |C|) (Ochiai 1957).
 
     Words are compared as they are written, case folded, without function words (English); the order and the number of
-    their uses do not count. 0 where either text has none. A copy of the prompt is worth 1.
+    their uses do not count. 0 where either text has none. A copy of the prompt has the reward 1.
     """
 
     name = "relevance"
 
     def score(self, prompt: str, completion: str) -> float:
-        """What the completion is worth, in [0, 1]."""
+        """The reward, in [0, 1]."""
         asked, said = set(words(prompt)) - FUNCTION_WORDS, set(words(completion)) - FUNCTION_WORDS
         return len(asked & said) / math.sqrt(len(asked) * len(said)) if asked and said else 0.0
 
 
 class Length(Heuristic):
-    """A trapezoid over the length of the completion: 1 from `low` to `high`, falling to 0 at `shortest` and at
-    `longest`.
+    """A trapezoid over the length of the completion: 1 from `low` to `high`, falling to 0 at `min_length` and at
+    `max_length`.
 
-    - shortest, low, high, longest: in ascending order. Where two of them are equal the edge is upright, and the length
-      itself is worth 1.
+    - min_length, low, high, max_length: in ascending order. Where two of them are equal the edge is upright, and the
+      length itself has the reward 1.
     - unit: words, or characters.
     """
 
@@ -79,25 +79,25 @@ class Length(Heuristic):
 
     def __init__(
         self,
-        shortest: int = 0,
+        min_length: int = 0,
         low: int = 10,
         high: int = 80,
-        longest: int = 160,
+        max_length: int = 160,
         unit: Literal["words", "characters"] = "words",
     ) -> None:
-        require(0 <= shortest, f"shortest={shortest} must not be negative")
-        require(shortest <= low, f"shortest={shortest} must be at most low={low}")
+        require(0 <= min_length, f"min_length={min_length} must not be negative")
+        require(min_length <= low, f"min_length={min_length} must be at most low={low}")
         require(low <= high, f"low={low} must be at most high={high}")
-        require(high <= longest, f"high={high} must be at most longest={longest}")
+        require(high <= max_length, f"high={high} must be at most max_length={max_length}")
         require(unit in ("words", "characters"), f"unit={unit} must be words or characters")
-        self.shortest, self.low, self.high, self.longest, self.unit = shortest, low, high, longest, unit
+        self.min_length, self.low, self.high, self.max_length, self.unit = min_length, low, high, max_length, unit
 
     def score(self, prompt: str, completion: str) -> float:
-        """What the completion is worth, in [0, 1]."""
+        """The reward, in [0, 1]."""
         length = len(words(completion)) if self.unit == "words" else len(completion)
         if self.low <= length <= self.high:
             return 1.0
-        edge, inside = (self.shortest, self.low) if length < self.low else (self.longest, self.high)
+        edge, inside = (self.min_length, self.low) if length < self.low else (self.max_length, self.high)
         return max(0.0, (length - edge) / (inside - edge)) if inside != edge else 0.0
 
 
@@ -107,7 +107,8 @@ class Repetition(Heuristic):
 
     - n: words or characters of an n-gram. unit: words, or characters for texts without spaces.
 
-    A completion that is too short for a single n-gram repeats nothing and is worth 1: put `Length` beside this one.
+    A completion that is too short for a single n-gram repeats nothing and has the reward 1: put `Length` beside this
+    one.
     """
 
     name = "repetition"
@@ -119,7 +120,7 @@ class Repetition(Heuristic):
         self.n, self.unit = n, unit
 
     def score(self, prompt: str, completion: str) -> float:
-        """What the completion is worth, in [0, 1]."""
+        """The reward, in [0, 1]."""
         pieces = words(completion) if self.unit == "words" else list(completion)
         grams = list(zip(*(pieces[start:] for start in range(self.n)), strict=False))
         return len(set(grams)) / len(grams) if grams else 1.0
@@ -141,5 +142,5 @@ class Format(Heuristic):
             raise ValueError(f"pattern={pattern!r} must be a regular expression: {error}") from error
 
     def score(self, prompt: str, completion: str) -> float:
-        """What the completion is worth, 0 or 1."""
+        """The reward, 0 or 1."""
         return float(self.pattern.fullmatch(completion.strip()) is not None)

@@ -10,9 +10,15 @@ from research_stack.data.batches import batch_of
 from research_stack.data.module import TokenData
 from research_stack.data.sources.expressions import Expressions
 from research_stack.data.tokenizers import Bytes
-from research_stack.posttraining.answers import Answers, answers, different_prompts, distances, prompts_of
 from research_stack.posttraining.policy import Policy
-from research_stack.posttraining.rollout import Rollout, Rollouts
+from research_stack.posttraining.rollout import Completions, Rollouts
+from research_stack.posttraining.scored_completions import (
+    ScoredCompletions,
+    distances,
+    generate_and_score,
+    prompts_of,
+    unique_prompts,
+)
 from research_stack.training.optimization import Optimization
 
 PROMPTS = [torch.tensor([0, 1]), torch.tensor([2]), torch.tensor([3, 4, 5])]
@@ -36,7 +42,7 @@ def policy(backbone, codec, alone):
 def drawn(policy, codec, prompts=PROMPTS, count=4, seed=0):
     reward = Asked()
     u = torch.rand(len(prompts), count, 5, generator=torch.Generator().manual_seed(seed))
-    return answers(policy, codec, Rollouts(5), reward, prompts, u), reward
+    return generate_and_score(policy, codec, Rollouts(5), reward, prompts, u), reward
 
 
 def test_each_prompt_has_its_own_completions_and_their_rewards(policy, codec):
@@ -48,7 +54,7 @@ def test_each_prompt_has_its_own_completions_and_their_rewards(policy, codec):
         for prompt, group in zip(("ab", "c", "def"), found.texts, strict=True)
     ]
     for row, (prompt, text) in enumerate(reward.pairs):
-        width, made = int(found.rollout.width_B[row]), int(found.rollout.made_B[row])
+        width, made = int(found.rollout.prompt_length_B[row]), int(found.rollout.completion_length_B[row])
         assert (
             codec.decode(found.rollout.tokens_BL[row, :width].tolist()) == prompt
             and codec.decode(found.rollout.tokens_BL[row, width : width + made].tolist()) == text
@@ -58,8 +64,8 @@ def test_each_prompt_has_its_own_completions_and_their_rewards(policy, codec):
 
 def test_kinds_are_equal_texts_within_a_prompt(policy, codec):
     found, _ = drawn(policy, codec, count=12)
-    kind_PN = found.kind_PN()
-    for group, kinds in zip(found.texts, kind_PN.tolist(), strict=True):
+    answer_id_PN = found.answer_ids()
+    for group, kinds in zip(found.texts, answer_id_PN.tolist(), strict=True):
         assert [[a == b for b in kinds] for a in kinds] == [[a == b for b in group] for a in group]
 
 
@@ -86,7 +92,7 @@ def test_replaced_groups_carry_everything_of_theirs(policy, codec):
     assert torch.equal(found.reward_PN, torch.stack([new.reward_PN[1], old.reward_PN[1], new.reward_PN[0]]))
     spelled = [
         codec.decode(row[:width].tolist())
-        for row, width in zip(found.rollout.tokens_BL, found.rollout.width_B.tolist(), strict=True)
+        for row, width in zip(found.rollout.tokens_BL, found.rollout.prompt_length_B.tolist(), strict=True)
     ]
     assert spelled == ["i"] * 4 + ["c"] * 4 + ["ghig"] * 4
     assert [codec.decode(ids) for ids in found.rollout.completions(codec.vocab)] == [
@@ -96,9 +102,9 @@ def test_replaced_groups_carry_everything_of_theirs(policy, codec):
 
 
 def test_groups_whose_rewards_are_all_equal():
-    rollout = Rollout(*(torch.zeros(6, dtype=torch.int64) for _ in range(4)))
-    found = Answers(rollout, [["a"] * 2] * 3, torch.tensor([[1.0, 1.0], [0.0, 1.0], [0.0, 0.0]]), {})
-    assert found.same_P.tolist() == [True, False, True]
+    rollout = Completions(*(torch.zeros(6, dtype=torch.int64) for _ in range(4)))
+    found = ScoredCompletions(rollout, [["a"] * 2] * 3, torch.tensor([[1.0, 1.0], [0.0, 1.0], [0.0, 0.0]]), {})
+    assert found.zero_std_P.tolist() == [True, False, True]
 
 
 # ------------------------------------------------------------------------------------------------------- prompts
@@ -108,7 +114,7 @@ def test_different_prompts_come_once_in_their_order(tmp_path, pack):
         Expressions(high=12, answers=4), Bytes(), 28 if pack else 14, batch_size=4, cache_dir=str(tmp_path), pack=pack
     )
     data.prepare()
-    texts = [data.codec.decode(prompt.tolist()) for prompt in different_prompts(data.train)]
+    texts = [data.codec.decode(prompt.tolist()) for prompt in unique_prompts(data.train)]
     first = [data.codec.decode(prompt.tolist()) for prompt in prompts_of(batch_of(data.train.take(slice(None))))]
     assert (
         texts == list(dict.fromkeys(first))
@@ -116,18 +122,14 @@ def test_different_prompts_come_once_in_their_order(tmp_path, pack):
         and all(text.endswith("=") and text.count("=") == 1 for text in texts)
     )
     if not pack:
-        assert len(texts) + len(different_prompts(data.validation)) == 12
-        few = [data.codec.decode(prompt.tolist()) for prompt in different_prompts(data.train, 4)]
+        assert len(texts) + len(unique_prompts(data.validation)) == 12
+        few = [data.codec.decode(prompt.tolist()) for prompt in unique_prompts(data.train, 4)]
         assert few == [texts[place * len(texts) // 4] for place in range(4)] and len(set(few)) == 4
-        assert [len(different_prompts(data.train, most)) for most in (1, len(texts), 1000)] == [
-            1,
-            len(texts),
-            len(texts),
-        ]
+        assert [len(unique_prompts(data.train, most)) for most in (1, len(texts), 1000)] == [1, len(texts), len(texts)]
 
 
 def test_rows_without_a_prompt_have_none():
     rows = SimpleNamespace(
         arrays=lambda: {"tokens": np.ones((5, 4), dtype=np.int64), "prompt": np.zeros((5, 4), dtype=bool)}
     )
-    assert different_prompts(rows) == [] == different_prompts(rows, 3)
+    assert unique_prompts(rows) == [] == unique_prompts(rows, 3)

@@ -12,8 +12,8 @@ import pytest
 import torch
 
 from research_stack.metrics import diversity
-from research_stack.posttraining import measures as measures_module
-from research_stack.posttraining.measures import Measures, OperatorSets
+from research_stack.posttraining import answer_metrics
+from research_stack.posttraining.answer_metrics import AnswerMetrics, OperatorSets
 from research_stack.posttraining.policy import Policy
 from research_stack.posttraining.rewards.base import RewardError
 from research_stack.posttraining.rollout import Rollouts
@@ -44,8 +44,10 @@ class Encoder:
         return np.array([at[text[0]] for text in texts])
 
 
-def made(count=8, ks=(1, 2, 4), **options):
-    return Measures(options.pop("reward", Vowels()), options.pop("rollouts", Rollouts(5)), count, ks, **options)
+def made(num_generations=8, ks=(1, 2, 4), **options):
+    return AnswerMetrics(
+        options.pop("reward", Vowels()), options.pop("rollouts", Rollouts(5)), num_generations, ks, **options
+    )
 
 
 def subsets(measure, items, k):
@@ -67,10 +69,10 @@ def test_every_number_of_given_answers():
         "pass@4"
     ] == pytest.approx([1, 0], abs=1e-12)
     pairs = list(zip(SUMS, flags, strict=True))
-    assert found["distinct_right@4"] == pytest.approx(
+    assert found["unique_correct@4"] == pytest.approx(
         [subsets(lambda chosen: len({t for t, good in chosen if good}), pairs, 4), 0], abs=1e-12
     )
-    assert found["distinct@4"] == pytest.approx([subsets(lambda chosen: len(set(chosen)), SUMS, 4), 1], abs=1e-12)
+    assert found["unique@4"] == pytest.approx([subsets(lambda chosen: len(set(chosen)), SUMS, 4), 1], abs=1e-12)
     wanted = OperatorSets(2).wanted
     assert len(wanted) == 10 and set(map(len, wanted)) == {1, 2}
 
@@ -80,64 +82,66 @@ def test_every_number_of_given_answers():
         )
 
     assert (
-        found["hidden_pass@4"] == pytest.approx([subsets(satisfied, pairs, 4), 0], abs=1e-12)
-        and 0 < found["hidden_pass@4"][0] < 0.4
+        found["preference_pass@4"] == pytest.approx([subsets(satisfied, pairs, 4), 0], abs=1e-12)
+        and 0 < found["preference_pass@4"][0] < 0.4
     )
-    assert found["self_bleu_right"][0] == diversity.self_bleu(right, "word") and math.isnan(found["self_bleu_right"][1])
+    assert found["self_bleu_correct"][0] == diversity.self_bleu(right, "word") and math.isnan(
+        found["self_bleu_correct"][1]
+    )
     assert (
         found["distinct_1"] == pytest.approx([7 / 8, 1 / 8])
-        and math.isnan(found["distinct_1_right"][1])
-        and found["distinct_1_right"][0] == pytest.approx(5 / 6)
+        and math.isnan(found["distinct_1_correct"][1])
+        and found["distinct_1_correct"][0] == pytest.approx(5 / 6)
     )
 
 
 @pytest.mark.exact
 def test_the_vectors_of_the_definitions():
     found = made(4, (1, 4)).values([T], np.ones((1, 4)))
-    for suffix in ("", "_right"):
+    for suffix in ("", "_correct"):
         assert found[f"self_bleu{suffix}"][0] == pytest.approx(61.527120542, abs=1e-8)
         assert [found[f"distinct_{n}{suffix}"][0] for n in (1, 2, 3)] == pytest.approx(
             [0.458333, 0.6, 0.6875], abs=1e-6
         )
-    assert found["distinct@4"][0] == found["distinct_right@4"][0] == 3
+    assert found["unique@4"][0] == found["unique_correct@4"][0] == 3
     assert made(4, (1, 4), unit="char").values([T], np.ones((1, 4)))["distinct_1"][0] == pytest.approx(
         len(set("".join(T))) / len("".join(T))
     )
-    vectors = made(4, (1, 4), encoder=Encoder()).values([["a", "a", "b", "c"]], np.ones((1, 4)))["semantic"]
+    vectors = made(4, (1, 4), encoder=Encoder()).values([["a", "a", "b", "c"]], np.ones((1, 4)))["semantic_distance"]
     assert vectors == pytest.approx([1.1666667], abs=1e-7)
 
 
 @pytest.mark.exact
-def test_distinct_right_is_unbiased():
+def test_unique_correct_is_unbiased():
     """Over all samples of 4 answers the estimate from 4 has the mean of what 2 fresh ones hold."""
     law, worth = {"ae": 0.5, "aei": 0.3, "x": 0.2}, {"ae": True, "aei": True, "x": False}
     m, total = made(4, (1, 2)), 0.0
     for sample in itertools.product(law, repeat=4):
         found = m.values([list(sample)], np.array([[float(worth[text]) for text in sample]]))
-        total += math.prod(law[text] for text in sample) * found["distinct_right@2"][0]
+        total += math.prod(law[text] for text in sample) * found["unique_correct@2"][0]
     assert total == pytest.approx(sum(1 - (1 - p) ** 2 for text, p in law.items() if worth[text]), abs=1e-12)
 
 
-def test_what_one_right_answer_or_none_leaves_open_is_not_taken_for_zero():
+def test_what_one_correct_answer_or_none_leaves_open_is_not_taken_for_zero():
     texts = [["a b", "c d", "e f", "g h"]] * 3
     found = made(4, (1, 2)).values(texts, np.array([[1, 1, 0, 0], [1, 0, 0, 0], [0.0] * 4]))
-    for name in ("self_bleu_right", "distinct_1_right", "distinct_2_right", "distinct_3_right"):
+    for name in ("self_bleu_correct", "distinct_1_correct", "distinct_2_correct", "distinct_3_correct"):
         assert np.isnan(found[name][1:]).all(), name
     assert (
-        found["distinct_1_right"][0] == 1 and np.isnan(found["distinct_3_right"]).all()
+        found["distinct_1_correct"][0] == 1 and np.isnan(found["distinct_3_correct"]).all()
     )  # two words have no three-gram
-    assert found["distinct_right@2"].tolist() == pytest.approx([1, 0.5, 0]) and found[
+    assert found["unique_correct@2"].tolist() == pytest.approx([1, 0.5, 0]) and found[
         "pass@2"
     ].tolist() == pytest.approx([5 / 6, 0.5, 0])
     assert not np.isnan(found["self_bleu"]).any()
 
 
-def test_an_answer_is_right_from_one_on():
+def test_an_answer_is_correct_from_one_on():
     found = made(4, (1,)).values([["a", "b", "c", "d"]], np.array([[0.999, 1.0, 1.5, -3.0]]))
     assert (
         found["pass@1"][0] == 0.5
         and found["reward"][0] == pytest.approx((0.999 + 1 + 1.5 - 3) / 4)
-        and found["distinct_right@1"][0] == 0.5
+        and found["unique_correct@1"][0] == 0.5
     )
 
 
@@ -156,12 +160,17 @@ PROMPTS = [torch.tensor([0, 1]), torch.tensor([2]), torch.tensor([3, 4, 5])]
 def test_the_entropy_is_that_of_the_laws_of_the_tokens_that_were_written(
     policy, codec, naive_laws, monkeypatch, temperature
 ):
-    kept, answers = [], measures_module.answers
-    monkeypatch.setattr(measures_module, "answers", lambda *a: kept.append(answers(*a)) or kept[-1])
-    found = made(count=4, rollouts=Rollouts(5, temperature=temperature))(policy, codec, PROMPTS, 3)
+    kept, generate_and_score = [], answer_metrics.generate_and_score
+    monkeypatch.setattr(
+        answer_metrics, "generate_and_score", lambda *a: kept.append(generate_and_score(*a)) or kept[-1]
+    )
+    found = made(num_generations=4, rollouts=Rollouts(5, temperature=temperature))(policy, codec, PROMPTS, 3)
     rows = kept[0].rollout
     entropies = [
-        entropy for _, entropy in naive_laws(policy.model, rows.tokens_BL, rows.width_B, rows.made_B, temperature)
+        entropy
+        for _, entropy in naive_laws(
+            policy.model, rows.tokens_BL, rows.prompt_length_B, rows.completion_length_B, temperature
+        )
     ]
     expected = [float(torch.cat(entropies[start : start + 4]).mean().detach()) for start in (0, 4, 8)]
     assert (
@@ -176,11 +185,11 @@ def test_the_entropy_is_that_of_the_laws_of_the_tokens_that_were_written(
 
 
 def test_rewards_texts_and_flags_belong_together(policy, codec):
-    found = made(count=16)(policy, codec, PROMPTS, 3)
-    assert found.right_PN.shape == (3, 16) and [len(group) for group in found.texts] == [16] * 3
+    found = made(num_generations=16)(policy, codec, PROMPTS, 3)
+    assert found.correct_PN.shape == (3, 16) and [len(group) for group in found.texts] == [16] * 3
     expected = np.array([Vowels()([], group) for group in found.texts])
     assert (
-        np.array_equal(found.right_PN, expected >= 1)
+        np.array_equal(found.correct_PN, expected >= 1)
         and np.allclose(found.per_prompt["reward"], expected.mean(1))
         and expected.any()
     )
@@ -192,7 +201,7 @@ def test_the_same_seed_gives_the_same_answers_however_many_are_drawn_at_once(pol
     again, other = made()(policy, codec, PROMPTS, 3), made()(policy, codec, PROMPTS, 4)
     assert first.texts == again.texts and first.as_json() == again.as_json() and first.texts != other.texts
     for together in (1, 16):
-        monkeypatch.setattr(measures_module, "TOGETHER", together)
+        monkeypatch.setattr(answer_metrics, "MAX_BATCH", together)
         cut = made()(policy, codec, PROMPTS, 3)
         assert cut.texts == first.texts and np.allclose(
             cut.per_prompt["entropy"], first.per_prompt["entropy"], atol=1e-9
@@ -235,18 +244,20 @@ def test_a_failing_measure_raises(policy, codec, monkeypatch):
 def test_no_prompts_and_prompts_without_room_are_one_line(policy, codec):
     with pytest.raises(ValueError, match="^prompts must hold at least one prompt$"):
         made()(policy, codec, [], 3)
-    with pytest.raises(ValueError, match="^length=5 behind a prompt of 14 tokens exceeds model.max_length=16$"):
+    with pytest.raises(
+        ValueError, match="^max_completion_length=5 behind a prompt of 14 tokens exceeds model.max_length=16$"
+    ):
         made()(policy, codec, [torch.zeros(14, dtype=torch.int64)], 3)
 
 
 def test_as_json_has_null_where_nothing_is_known():
     m = made(4, (1, 2))
     values = m.values([["a", "b", "c", "d"]], np.zeros((1, 4)))
-    found = measures_module.Measured(
-        {name: measures_module.over_prompts(value) for name, value in values.items()}, values
+    found = answer_metrics.Measurement(
+        {name: answer_metrics.over_prompts(value) for name, value in values.items()}, values
     ).as_json()
     again = json.loads(json.dumps(found, allow_nan=False))
-    assert again["per_prompt"]["self_bleu_right"] == [None] and again["metrics"]["self_bleu_right"] == {
+    assert again["per_prompt"]["self_bleu_correct"] == [None] and again["metrics"]["self_bleu_correct"] == {
         "value": None,
         "low": None,
         "high": None,
@@ -260,9 +271,9 @@ def test_as_json_has_null_where_nothing_is_known():
 @pytest.mark.parametrize(
     "options, message",
     [
-        ({"count": 1, "ks": (1,)}, "count=1 must be at least 2"),
-        ({"ks": (1, 9)}, r"ks=\(1, 9\) must lie in 1 .. count=8"),
-        ({"ks": ()}, r"ks=\(\) must lie in 1 .. count=8"),
+        ({"num_generations": 1, "ks": (1,)}, "num_generations=1 must be at least 2"),
+        ({"ks": (1, 9)}, r"ks=\(1, 9\) must lie in 1 .. num_generations=8"),
+        ({"ks": ()}, r"ks=\(\) must lie in 1 .. num_generations=8"),
         ({"ks": (0, 1)}, r"ks=\(0, 1\) must lie in"),
         ({"unit": "token"}, "unit=token must be word or char"),
     ],
@@ -285,5 +296,5 @@ def test_sets_of_operators():
     assert [len(OperatorSets(most).wanted) for most in (1, 2, 3, 4)] == [4, 10, 14, 15]
     assert OperatorSets()("3*(4+1)") == frozenset("*+") and OperatorSets()("3") == frozenset()
     for most in (0, 5):
-        with pytest.raises(ValueError, match=f"^most={most} must lie in 1 .. 4$"):
+        with pytest.raises(ValueError, match=f"^max_operators={most} must lie in 1 .. 4$"):
             OperatorSets(most)
