@@ -273,7 +273,7 @@ class GRPO(Policy):
     def experience(self, batch: Batch, draws: Draws) -> Batch:
         """This device's share of the completions of all devices' prompts, with their advantages, one row each."""
         prompts = [prompt for theirs in self.gather_objects(prompts_of(batch)) for prompt in theirs]
-        draws = draws.full_tensor()
+        draws = draws.whole()
         found = self._dynamic_sampling(
             prompts, draws.uniform(self.num_generations, self.rollouts.max_completion_length)
         )
