@@ -1,7 +1,7 @@
 """What the numbers of a policy's answers are called, and how they are written.
 
-Names are those of `posttraining.answer_metrics`: pass@k, unique_correct@k, self_bleu, distinct_2, entropy and so on; `_right`
-ends those that are taken over right answers alone.
+Names are those of `posttraining.answer_metrics`: pass@k, unique_correct@k, self_bleu, distinct_2, entropy and so on;
+`_right` ends those that are taken over right answers alone.
 """
 
 from __future__ import annotations
