@@ -29,7 +29,6 @@ DPI = 150
 
 def write_figures(place: RunFolder, run: RunFiles) -> list[Path]:
     """Draw what the run has files for; returns the paths written."""
-    from research_stack.reporting import confidence_figures as confidence
     from research_stack.reporting import (
         latentwire_figures,
         latentwire_losses,
@@ -39,13 +38,12 @@ def write_figures(place: RunFolder, run: RunFiles) -> list[Path]:
         trajectory_figure,
     )
 
-    drawn = {"training.png": (confidence.training(run) or policy_training.figure(run) or latentwire_losses.figure(run))}
+    drawn = {"training.png": (policy_training.figure(run) or latentwire_losses.figure(run))}
     drawn |= {
         "passk.png": passk.figure(run),
         "dynamics.png": trajectory_figure.figure(run),
         "reward.png": reward.figure(run),
     }
-    drawn |= {"calibration.png": confidence.calibration(run), "risk_coverage.png": confidence.risk_coverage(run)}
     drawn |= latentwire_figures.figures(run)
     return [save(figure, place.figures / name) for name, figure in drawn.items() if figure is not None]
 

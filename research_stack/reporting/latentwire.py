@@ -11,6 +11,7 @@ from collections.abc import Sequence
 
 from research_stack.metrics.interval import FEW
 from research_stack.reporting import latentwire_page
+from research_stack.reporting.elements import cell, span
 from research_stack.reporting.html import Html, el
 from research_stack.reporting.latentwire_tables import (
     HEAD,
@@ -30,7 +31,6 @@ from research_stack.reporting.latentwire_tables import (
     load,
 )
 from research_stack.reporting.latentwire_words import f1_words, interval_words, share, size_words, warnings
-from research_stack.reporting.next_token import cell, span
 from research_stack.reporting.reading import RunFiles
 from research_stack.reporting.sections import keys, listing
 from research_stack.reporting.svg_charts import Axis, Series, axis_of, line_chart

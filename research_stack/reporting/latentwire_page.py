@@ -7,6 +7,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 
+from research_stack.reporting.elements import cell
 from research_stack.reporting.html import Html, el
 from research_stack.reporting.latentwire_tables import (
     LATENT,
@@ -22,7 +23,6 @@ from research_stack.reporting.latentwire_tables import (
     with_num_latents,
 )
 from research_stack.reporting.latentwire_words import joined, size_words
-from research_stack.reporting.next_token import cell
 from research_stack.reporting.reading import Table
 from research_stack.reporting.sections import keys, listing
 from research_stack.reporting.svg_charts import Series, axis_of, line_chart

@@ -7,27 +7,9 @@ from pathlib import Path
 from typing import Any
 
 from research_stack.records.run_folder import RunFolder
-from research_stack.reporting import (
-    latentwire,
-    latentwire_losses,
-    latentwire_words,
-    loss_parts,
-    passk,
-    policy_training,
-    sections,
-)
-from research_stack.reporting.calibration import predictor_rows, predictors
+from research_stack.reporting import latentwire, latentwire_losses, latentwire_words, passk, policy_training, sections
 from research_stack.reporting.elements import aligned
 from research_stack.reporting.measured import main, words, written, written_span
-from research_stack.reporting.next_token import (
-    DECODERS,
-    cell,
-    decoder_rows,
-    decoders,
-    next_token,
-    next_token_rows,
-    span,
-)
 from research_stack.reporting.passk import SIDES, interval, measured, prompts_of
 from research_stack.reporting.policy_words import answers
 from research_stack.reporting.policy_words import glance as policy_glance
@@ -35,9 +17,7 @@ from research_stack.reporting.reading import RunFiles, read, real, reals
 from research_stack.reporting.reward import reward_model
 from research_stack.reporting.reward_words import correlation
 from research_stack.reporting.run_files import RunFiles as Run
-from research_stack.reporting.selective import abstention, risk_coverage
 from research_stack.reporting.trajectory import dynamics
-from research_stack.reporting.verdicts import FAMILY, held_out
 
 
 def old(run: Run) -> RunFiles:
@@ -49,34 +29,20 @@ def results(run: Run) -> Any:
     """Sections above the training curves."""
     files = old(run)
     run.problems += [problem for problem in files.problems if problem not in run.problems]
-    parts = (
-        next_token,
-        predictors,
-        risk_coverage,
-        abstention,
-        passk.answers,
-        dynamics,
-        reward_model,
-        latentwire.answers,
-    )
+    parts = (passk.answers, dynamics, reward_model, latentwire.answers)
     return [found for part in parts if (found := part(files)) is not None]
 
 
 def training(run: Run) -> Any:
     """The training section of a family."""
     files = old(run)
-    return loss_parts.training(files) or policy_training.training(files) or latentwire_losses.training(files)
-
-
-def details(run: Run) -> Any:
-    """Sections below the training curves."""
-    return decoders(old(run))
+    return policy_training.training(files) or latentwire_losses.training(files)
 
 
 def verdict(run: Run) -> str:
     """The sentence."""
     files = old(run)
-    return answers(files) or held_out(files) or correlation(files.metrics) or latentwire_words.verdict(files)
+    return answers(files) or correlation(files.metrics) or latentwire_words.verdict(files)
 
 
 def progress(run: Run) -> str:
@@ -88,8 +54,6 @@ def progress(run: Run) -> str:
 def numbers(run: Run) -> dict[str, str]:
     """On top of the page."""
     files, found = old(run), {}
-    if math.isfinite(bits := files.metrics.get(f"{FAMILY}bits_per_byte", math.nan)):
-        found["bits per byte"] = f"{bits:.3f}"
     found |= policy_glance(files) | latentwire_words.glance(files)
     if math.isfinite(pearson := files.metrics.get("reward/pearson", math.nan)):
         found["Pearson, unseen prompts"] = f"{pearson:.2f}"
@@ -99,8 +63,7 @@ def numbers(run: Run) -> dict[str, str]:
 def terminal(run: Run) -> list[str]:
     """Tables."""
     files = old(run)
-    parts = [_answers(files), _next_token(files), _predictors(files), _decoders(files)]
-    return [*parts, *map(aligned, latentwire_words.terminal(files))]
+    return [_answers(files), *map(aligned, latentwire_words.terminal(files))]
 
 
 def _answers(run: RunFiles) -> str:
@@ -116,35 +79,6 @@ def _answers(run: RunFiles) -> str:
         ]
         lines.append([words(name), *(cell for pair in cells for cell in pair)])
     return aligned(lines)
-
-
-def _next_token(run: RunFiles) -> str:
-    rows = next_token_rows(run)
-    if not rows:
-        return ""
-    lines = [["nats per held-out token", "", "95 % interval", "bits per byte", "accuracy", "ECE"]]
-    for row in reversed(rows):
-        value, low, high, bits, accuracy, ece = reals(row, "nats", "low", "high", "bits_per_byte", "accuracy", "ece")
-        numbers = [cell(value), span(low, high), cell(bits), cell(accuracy, "{:.1%}"), cell(ece)]
-        lines.append([row.get("name", ""), *numbers])
-    return "\n".join(part for part in (aligned(lines), sections.few_documents(rows).strip()) if part)
-
-
-def _predictors(run: RunFiles) -> str:
-    rows = predictor_rows(run)
-    if not rows:
-        return ""
-    lines = [["predicts the future loss", "R2", "95 % interval", "Spearman", "calibration error"]]
-    for row in rows:
-        r2, low, high, spearman, error = reals(row, "r2", "low", "high", "spearman", "calibration_error")
-        lines.append([row.get("name", ""), cell(r2), span(low, high), cell(spearman), cell(error)])
-    return aligned(lines)
-
-
-def _decoders(run: RunFiles) -> str:
-    shown = (0, 1, 2, 4, 5, 7)  # of DECODERS, what fits a terminal
-    rows = [[row[i] for i in shown] for row in decoder_rows(run)]
-    return aligned([[DECODERS[i] for i in shown], *rows]) if rows else ""
 
 
 def write_figures(run_folder: RunFolder, run: Run) -> list[Path]:

@@ -63,7 +63,6 @@ def contents(run: RunFiles) -> Node:
         *(section(run) for report in reports for section in report.results),
         legacy.results(run),
         next((part for part in own_training if part is not None), None) or legacy.training(run) or training(run),
-        legacy.details(run),
         *(section(run) for report in reports for section in report.details),
         provenance(run, measured_by(run, reports)),
     ]

@@ -14,7 +14,6 @@ from research_stack.reporting.policy_words import answers, last_reward
 from research_stack.reporting.reading import RunFiles, real
 from research_stack.reporting.reward_words import correlation
 from research_stack.reporting.svg_charts import Series, axis_of, line_chart
-from research_stack.reporting.verdicts import held_out
 
 INTERVALS = f"The interval, over documents by Student's t and meant for {FEW} of them or more,"
 NOT_BOUNDED = (
@@ -62,7 +61,6 @@ def verdict(run: RunFiles) -> str:
     if found is None:
         rest = (
             answers(run)
-            or held_out(run)
             or correlation(run.metrics)
             or latentwire_words.verdict(run)
             or latentwire_words.last_step(run)

@@ -9,21 +9,21 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from research_stack.records.files import atomic_write
 from research_stack.records.sweep_table import Row, SweepTable, show, show_mean
 from research_stack.reporting import (
     budgets,
     latentwire_sizes,
     latentwire_sweep,
     latentwire_sweep_page,
-    overlays,
     paired,
     speed,
     two_phase,
     two_phase_page,
 )
-from research_stack.reporting.html import Html, el, page
-from research_stack.reporting.page import asset
+from research_stack.reporting.contract import Report, reports_of
+from research_stack.reporting.html import Html, Node, el, page
+from research_stack.reporting.page import asset, write_page
+from research_stack.reporting.run_files import read
 from research_stack.reporting.sections import keys
 from research_stack.reporting.stability import stability
 from research_stack.reporting.svg_charts import Series, axis_of, heat_map, line_chart
@@ -56,13 +56,18 @@ def write_sweep_report(folder: str | os.PathLike[str], table: SweepTable) -> Pat
     from research_stack.reporting.sweep_figures import write_sweep_figures
 
     folder, table = Path(folder), named(table)
-    atomic_write(folder / "report.html", render(folder, table))
+    write_page(folder / "report.html", *contents(folder, table))
     write_sweep_figures(folder, table)
     return folder / "report.html"
 
 
 def render(folder: Path, table: SweepTable) -> str:
-    """The page."""
+    """The page as text."""
+    return page(*contents(folder, table), asset("style.css"), asset("player.js"))
+
+
+def contents(folder: Path, table: SweepTable) -> tuple[str, Node]:
+    """Title and body of the page."""
     seeds = max((row.n for row in table.rows), default=0)
     axes = " × ".join(table.labels[axis] for axis in table.axes) or "seeds"
     over = budgets.panels(table)
@@ -73,7 +78,7 @@ def render(folder: Path, table: SweepTable) -> str:
         *_results(table),
         *compared,
         budgets.section(table, over),
-        overlays.section(table),
+        *declared_sections(table),
         speed.section(table),
         stability(table, validation=not over),
         _failures(table),
@@ -88,7 +93,18 @@ def render(folder: Path, table: SweepTable) -> str:
             " nothing from anywhere.",
         ),
     ]
-    return page(title, body, asset("style.css"), asset("player.js"))
+    return title, body
+
+
+def reports_of_sweep(table: SweepTable) -> list[Report]:
+    """The reports of the classes that the configs of its runs name, each once."""
+    folders = [folder for row in table.rows for folder in row.points]
+    return list({id(report): report for folder in folders for report in reports_of(read(folder))}.values())
+
+
+def declared_sections(table: SweepTable) -> list[Node]:
+    """The sections that the reports have for sweeps."""
+    return [section(table) for report in reports_of_sweep(table) for section in report.sweep.sections]
 
 
 # Words ---------------------------------------------------------------------------------------------------------------

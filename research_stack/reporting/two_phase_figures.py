@@ -8,7 +8,6 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 from research_stack.records.sweep_table import SweepTable
-from research_stack.reporting.confidence_figures import OCHRE, VIOLET
 from research_stack.reporting.figures import BLUE, GREEN, GREY, INK, ORANGE
 from research_stack.reporting.measured import words
 from research_stack.reporting.trajectory import Panel, panels, scaled
@@ -29,6 +28,7 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
+VIOLET, OCHRE = "#7a4a9e", "#a17a00"
 PALETTE = (BLUE, ORANGE, GREEN, VIOLET, OCHRE, GREY)
 FAINT = "#98a1aa"
 

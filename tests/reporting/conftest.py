@@ -178,6 +178,10 @@ def make_run(
 LOOKAHEAD = {
     "name": "lookahead", "seed": 1, "method": {"_target_": "research_stack.lookahead.module.Lookahead", "weight": 0.3},
     "data": {"batch_size": 16}, "trainer": {"max_steps": 700}, "optimization": {"lr": 0.003, "clip": 1.0},
+    "eval": {
+        "lookahead": {"_target_": "research_stack.lookahead.calibration.LookaheadCalibration"},
+        "generated_prefix": {"_target_": "research_stack.lookahead.generated_prefix.GeneratedPrefix"},
+    },
 }  # fmt: skip
 MINIGPT = LOOKAHEAD | {"name": "minigpt", "method": {"_target_": "research_stack.lookahead.module.MiniGPT"}}
 SCORES = {"confidence head": 0.9, "entropy": 0.8, "max probability": 0.74, "margin": 0.66, "oracle": 2.6}

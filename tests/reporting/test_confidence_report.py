@@ -5,11 +5,13 @@ import re
 
 import pytest
 
+from research_stack.lookahead.report.calibration import verdict
+from research_stack.lookahead.report.future_loss import predictor_rows
+from research_stack.lookahead.report.selective import CONFORMAL, TESTED, promise, risk_curves
 from research_stack.reporting import summary, write_report
-from research_stack.reporting.calibration import bins, predictor_rows
-from research_stack.reporting.reading import read
-from research_stack.reporting.selective import CONFORMAL, TESTED, promise, risk_curves
-from research_stack.reporting.verdicts import held_out
+from research_stack.reporting.page import render
+from research_stack.reporting.reliability import bins_of
+from research_stack.reporting.run_files import read
 
 HOSTILE = "</script><script>alert(1)</script><img src=http://evil/x onerror=alert(2)> \"'&$x^2$"
 HEADINGS = (
@@ -21,8 +23,8 @@ HEADINGS = (
 )
 
 
-def text_of(folder):
-    text = write_report(folder).read_text(encoding="utf-8")
+def text_of(folder, write=False):
+    text = write_report(folder).read_text(encoding="utf-8") if write else render(read(folder))
     assert text.count("<svg") == text.count("</svg>")
     assert not re.search(r'(?i)\s(d|x|y|style|cx|cy|width)="[^"]*\b(nan|inf)', text)
     return text
@@ -30,7 +32,7 @@ def text_of(folder):
 
 def test_a_run_with_a_head_shows_everything(tmp_path, lookahead_folder):
     folder = lookahead_folder(tmp_path / "run")
-    text = text_of(folder)
+    text = text_of(folder, write=True)
     assert (
         "2.62 nats per held-out token (2.55 to 2.67), 1.10 below a trigram; the confidence head explains 43 % of the"
         " variance of the future loss (41 to 45 %), an entropy fit 38 %." in text
@@ -52,11 +54,23 @@ def test_a_run_with_a_head_shows_everything(tmp_path, lookahead_folder):
         " All promises are kept." in text
     )
     assert not re.search("&lt;(h[1-6]|p|div|table|td|svg)", text), "markup of our own is not escaped"
-    assert {path.name for path in (folder / "figures").iterdir()} == {
-        "training.png",
-        "calibration.png",
-        "risk_coverage.png",
+    assert {path.stem for path in (folder / "figures").iterdir()} == {
+        "next_token",
+        "future_loss_r2",
+        "reliability",
+        "reliability_by_own_token",
+        "risk_coverage_future_loss",
+        "risk_coverage_next_token_loss",
+        "loss_lm",
+        "loss_confidence",
+        "gradient_norms_of_losses",
+        "gradient_norm",
+        "future_loss",
     }
+    for figure in (folder / "figures").iterdir():
+        assert f"figures/{figure.name}" in text and figure.stat().st_size > 1000
+    for table in re.findall(r'href="(tables/[^"]*)"', text):
+        assert (folder / table).is_file(), table
     assert "eval=likelihood" not in text
 
 
@@ -77,7 +91,6 @@ def test_sections_need_their_files(tmp_path, lookahead_folder, run_folder):
             table.unlink()
     text = text_of(folder)
     assert [words in text for words in (f"<h2>{heading}" for heading in HEADINGS)] == [False, False, True, False, False]
-    assert {path.name for path in (folder / "figures").iterdir()} == {"training.png", "risk_coverage.png"}
     flow = text_of(run_folder(tmp_path / "flow"))
     assert not any(f"<h2>{words}" in flow for words in HEADINGS[1:])
 
@@ -119,7 +132,7 @@ def test_sections_need_their_files(tmp_path, lookahead_folder, run_folder):
 def test_verdict_follows_the_numbers(tmp_path, metrics, words):
     run = read(tmp_path)
     run.metrics = {f"lookahead/{key}": value for key, value in metrics.items()}
-    assert held_out(run) == words
+    assert verdict(run) == words
 
 
 def test_torn_and_empty_tables(tmp_path, lookahead_folder):
@@ -164,11 +177,11 @@ def test_hostile_tables_do_nothing(tmp_path, lookahead_folder):
 
 def test_bins_and_curves_come_in_order(tmp_path, lookahead_folder):
     run = read(lookahead_folder(tmp_path / "run"))
-    found = bins(run.tables["reliability"][::-1], "confidence head")
+    found = bins_of(run.table("reliability")[::-1], "confidence head")
     assert len(found) == 15 and [b.predicted for b in found] == sorted(b.predicted for b in found)
     assert found[3].error == pytest.approx((0.11, 0.13))
     assert [row["kind"] for row in predictor_rows(run)] == ["head", *["control"] * 4, "ceiling"]
-    curves = risk_curves(run.tables["risk_coverage"])
+    curves = risk_curves(run.table("risk_coverage"))
     assert (
         list(curves) == ["future loss", "next-token loss"]
         and [len(c.points) for c in curves["future loss"]] == [50] * 5

@@ -7,11 +7,11 @@ import math
 
 import pytest
 
+from research_stack.lookahead.report.overlays import mean_bins
 from research_stack.records import sweep_table
 from research_stack.reporting import budgets, paired, speed
-from research_stack.reporting.calibration import Bin
 from research_stack.reporting.curves import averaged, interpolate
-from research_stack.reporting.overlays import mean_bins
+from research_stack.reporting.reliability import ReliabilityBin as Bin
 from research_stack.reporting.sweep_axes import better, metric_words, worth_plotting
 from research_stack.reporting.sweep_report import render, verdict, write_sweep_report
 

@@ -6,14 +6,15 @@ From tables/risk_coverage.csv and tables/abstention.csv.
 from __future__ import annotations
 
 import math
+import re
 from dataclasses import dataclass
 
+from research_stack.reporting.charts import COLORS as PALETTE
+from research_stack.reporting.charts import Axis, Chart, Series, axis_of, line_chart
 from research_stack.reporting.curves import Point
-from research_stack.reporting.html import Html, el
-from research_stack.reporting.next_token import cell, span
-from research_stack.reporting.reading import RunFiles, Table, reals
-from research_stack.reporting.sections import keys, listing
-from research_stack.reporting.svg_charts import Axis, Series, axis_of, line_chart
+from research_stack.reporting.elements import cell, listing, note, scrolled, span
+from research_stack.reporting.html import Node, el
+from research_stack.reporting.run_files import RunFiles, Table, reals
 
 COLORS = {
     "confidence head": "var(--c0)",
@@ -52,25 +53,23 @@ def risk_curves(rows: Table) -> dict[str, list[RiskCurve]]:
     return found
 
 
-def risk_coverage(run: RunFiles) -> list[Html] | None:
+def risk_coverage(run: RunFiles) -> Node:
     """One chart for each loss, the area under each curve in the legend."""
-    found = risk_curves(run.tables.get("risk_coverage", []))
+    found = risk_curves(run.table("risk_coverage"))
     if not found:
         return None
     return [
         el("h2", "Risk and coverage"),
         el("div", [risk_chart(loss, curves) for loss, curves in found.items()], class_="charts"),
-        el(
-            "p",
+        note(
             "Keep only the share of tokens that a score trusts most: the mean loss of those kept. A score that knows"
             " nothing is a level line; the oracle sorts by the loss itself. AURC is the area under a curve, lower is"
-            " better, and in brackets what it lies above the oracle's.",
-            class_="note",
+            " better, and in brackets what it lies above the oracle's."
         ),
     ]
 
 
-def risk_chart(loss: str, curves: list[RiskCurve]) -> Html:
+def risk_chart(loss: str, curves: list[RiskCurve]) -> Chart:
     """The curves of all scores for one loss."""
     colors = [risk_color(curve.score, i) for i, curve in enumerate(curves)]
     drawn = [
@@ -79,13 +78,22 @@ def risk_chart(loss: str, curves: list[RiskCurve]) -> Html:
     ]
     y = axis_of([risk for curve in curves for _, risk in curve.points])
     texts = [f"{curve.score}{', dashed' if curve.score == ORACLE else ''}{area(curve)}" for curve in curves]
-    chart = line_chart(drawn, coverage_axis(), y, f"{loss} over coverage: {', '.join(curve.score for curve in curves)}")
-    return el(
-        "figure",
-        el("figcaption", f"{loss[:1].upper()}{loss[1:]} ", el("small", "mean nats of the tokens kept")),
-        chart,
-        keys([(color, text, False) for color, text in zip(colors, texts, strict=True)]),
+    return line_chart(
+        drawn,
+        coverage_axis(),
+        y,
+        f"{loss} over coverage: {', '.join(curve.score for curve in curves)}",
+        name=chart_name(loss),
+        title=f"{loss[:1].upper()}{loss[1:]}",
+        note="mean nats of the tokens kept",
+        legend=[(color, text, False) for color, text in zip(colors, texts, strict=True)],
+        table="risk_coverage",
     )
+
+
+def chart_name(loss: str) -> str:
+    """The file name of a loss's chart: letters, digits and underscores."""
+    return f"risk_coverage_{re.sub(r'[^a-z0-9]+', '_', loss.lower())}"
 
 
 def coverage_axis() -> Axis:
@@ -95,7 +103,7 @@ def coverage_axis() -> Axis:
 
 def risk_color(score: str, index: int) -> str:
     """The score's own colour, so that it is the same in every chart."""
-    return COLORS.get(score, f"var(--c{index % 6})")
+    return COLORS.get(score, PALETTE[index % len(PALETTE)])
 
 
 def area(curve: RiskCurve) -> str:
@@ -128,14 +136,14 @@ PROMISES = {
 }
 
 
-def abstention(run: RunFiles) -> list[Html] | None:
+def abstention(run: RunFiles) -> Node:
     """What was promised and what was kept, for each kind of promise a table and a sentence."""
-    rows = [row for row in run.tables.get("abstention", []) if math.isfinite(*reals(row, "target"))]
+    rows = [row for row in run.table("abstention") if math.isfinite(*reals(row, "target"))]
     found = [part for name in PROMISES for part in _promise(name, [row for row in rows if row.get("promise") == name])]
     return [el("h2", "Abstention with a promise"), *found] if found else None
 
 
-def _promise(name: str, rows: Table) -> list[Html]:
+def _promise(name: str, rows: Table) -> list[Node]:
     """The table of one kind of promise; nothing without rows."""
     if not rows:
         return []
@@ -155,13 +163,13 @@ def _promise(name: str, rows: Table) -> list[Html]:
     return [
         el("h3", name[:1].upper() + name[1:].replace("-", " ")),
         el("p", promise(rows, name)),
-        el("div", listing(header, cells), class_="scroll", tabindex="0"),
-        el("p", words, class_="note"),
+        scrolled(listing(header, cells)),
+        note(words),
     ]
 
 
 def promise(rows: Table, name: str) -> str:
-    """Whether the promises were kept, and the coverage that the most useful one leaves, in plain words."""
+    """Whether the promises were kept, and the coverage that the first usable one leaves, in plain words."""
     usable = [row for row in rows if reals(row, "coverage")[0] > 0 and math.isfinite(reals(row, "risk")[0])]
     if not usable:
         return (

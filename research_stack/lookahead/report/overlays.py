@@ -6,51 +6,56 @@ import math
 import statistics
 from collections.abc import Sequence
 
+from research_stack.lookahead.report.future_loss import CONTROL, HEAD
+from research_stack.lookahead.report.selective import RiskCurve, area, chart_name, coverage_axis, risk_curves
 from research_stack.records.run_folder import RunFolder
 from research_stack.records.sweep_table import Row, SweepTable
-from research_stack.reporting.calibration import CONTROL, HEAD, Bin, bins, calibration_chart
+from research_stack.reporting.charts import COLORS, Chart, Series, axis_of, line_chart, ramp
 from research_stack.reporting.curves import averaged
-from research_stack.reporting.html import Html, el
-from research_stack.reporting.reading import table_of
-from research_stack.reporting.sections import keys
-from research_stack.reporting.selective import RiskCurve, area, coverage_axis, risk_curves
-from research_stack.reporting.svg_charts import Series, axis_of, line_chart
-from research_stack.reporting.sweep_axes import color_of, label_of
+from research_stack.reporting.elements import note
+from research_stack.reporting.html import Node, el
+from research_stack.reporting.reliability import ReliabilityBin, ReliabilityLine, bins_of, reliability_chart
+from research_stack.reporting.run_files import table_of
+from research_stack.reporting.sweep_axes import label_of
 
-MOST = 8  # settings in one chart
+MAX_SETTINGS = 8  # in one chart
 
 
-def section(table: SweepTable) -> list[Html] | None:
+def section(table: SweepTable) -> Node:
     """Both kinds of charts; None if no run has the tables."""
-    rows = table.rows[:MOST]
+    rows = table.rows[:MAX_SETTINGS]
     charts = [chart for chart in (_reliability(table, rows), *_risks(table, rows)) if chart is not None]
     if not charts:
         return None
-    more = f" The first {MOST} settings are drawn." if len(table.rows) > MOST else ""
+    more = f" The first {MAX_SETTINGS} settings are drawn." if len(table.rows) > MAX_SETTINGS else ""
     return [
         el("h2", "Calibration, risk and coverage"),
         el("div", charts, class_="charts"),
-        el(
-            "p",
+        note(
             "Means over seeds, bars and shades from the lowest to the highest (95 % intervals for one seed). A setting"
-            f" is shown by its confidence head, or by the entropy of its next token where it has none.{more}",
-            class_="note",
+            f" is shown by its confidence head, or by the entropy of its next token where it has none.{more}"
         ),
     ]
 
 
-def _reliability(table: SweepTable, rows: Sequence[Row]) -> Html | None:
+def color_of(index: int, count: int) -> str:
+    """A colour of its own for each of a few settings, a shade of a ramp for each of many."""
+    return COLORS[index] if count <= len(COLORS) else ramp(index / (count - 1))
+
+
+def _reliability(table: SweepTable, rows: Sequence[Row]) -> Chart | None:
     lines = []
     for index, row in enumerate(rows):
         tables = [table_of(RunFolder(folder), "reliability") for folder in row.points]
-        name = next((name for name in (HEAD, CONTROL) if any(bins(one, name) for one in tables)), None)
+        name = next((name for name in (HEAD, CONTROL) if any(bins_of(one, name) for one in tables)), None)
         if name is not None:
-            found = mean_bins([bins(one, name) for one in tables])
-            lines.append((f"{label_of(row, table)}: {name}", color_of(index, len(rows)), found, name != HEAD))
-    return calibration_chart(lines, "Predicted and actual future loss")
+            found = mean_bins([bins_of(one, name) for one in tables])
+            words, color = f"{label_of(row, table)}: {name}", color_of(index, len(rows))
+            lines.append(ReliabilityLine(words, color, found, dashed=name != HEAD))
+    return reliability_chart(lines, name="reliability", title="Predicted and actual future loss", unit="nats")
 
 
-def mean_bins(seeds: Sequence[Sequence[Bin]]) -> list[Bin]:
+def mean_bins(seeds: Sequence[Sequence[ReliabilityBin]]) -> list[ReliabilityBin]:
     """The mean over seeds of each bin, and from the lowest to the highest seed; of seeds with equally many bins as the
     first.
     """
@@ -60,12 +65,12 @@ def mean_bins(seeds: Sequence[Sequence[Bin]]) -> list[Bin]:
         return list(seeds[0])
     groups = [([b.predicted for b in group], [b.actual for b in group]) for group in zip(*seeds, strict=True)]
     return [
-        Bin(statistics.fmean(predicted), statistics.fmean(actual), min(actual), max(actual))
+        ReliabilityBin(statistics.fmean(predicted), statistics.fmean(actual), min(actual), max(actual))
         for predicted, actual in groups
     ]
 
 
-def _risks(table: SweepTable, rows: Sequence[Row]) -> list[Html]:
+def _risks(table: SweepTable, rows: Sequence[Row]) -> list[Chart]:
     """A chart for each loss."""
     found: dict[str, list[tuple[str, str, list[RiskCurve]]]] = {}
     for index, row in enumerate(rows):
@@ -81,7 +86,7 @@ def _risks(table: SweepTable, rows: Sequence[Row]) -> list[Html]:
     return [_risk_chart(loss, lines) for loss, lines in found.items()]
 
 
-def _risk_chart(loss: str, lines: Sequence[tuple[str, str, list[RiskCurve]]]) -> Html:
+def _risk_chart(loss: str, lines: Sequence[tuple[str, str, list[RiskCurve]]]) -> Chart:
     drawn, entries, heights = [], [], []
     for label, color, curves in lines:
         mean, band = averaged(curve.points for curve in curves)
@@ -91,11 +96,15 @@ def _risk_chart(loss: str, lines: Sequence[tuple[str, str, list[RiskCurve]]]) ->
         drawn.append(Series(mean, color=color, band=band, title=label))
         entries.append((color, f"{label}: {whole.score}{area(whole).replace(':', ',', 1)}", False))
         heights += [y for edge in band or (mean,) for _, y in edge]
-    return el(
-        "figure",
-        el("figcaption", f"{loss[:1].upper()}{loss[1:]} ", el("small", "mean nats of the tokens kept")),
-        line_chart(drawn, coverage_axis(), axis_of(heights), f"{loss} over coverage, {len(drawn)} settings"),
-        keys(entries),
+    return line_chart(
+        drawn,
+        coverage_axis(),
+        axis_of(heights),
+        f"{loss} over coverage, {len(drawn)} settings",
+        name=chart_name(loss),
+        title=f"{loss[:1].upper()}{loss[1:]}",
+        note="mean nats of the tokens kept",
+        legend=entries,
     )
 
 

@@ -1,0 +1,1 @@
+"""What runs of MiniGPT and Lookahead show of themselves, by the contract of `reporting.contract`."""
