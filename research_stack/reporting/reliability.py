@@ -11,7 +11,7 @@ from research_stack.reporting.run_files import Table, reals
 
 
 @dataclass(frozen=True)
-class ReliabilityBin:
+class DiagramBin:
     """One of the bins of equal mass: mean prediction and mean of what came, with its interval."""
 
     predicted: float
@@ -32,15 +32,13 @@ class ReliabilityLine:
 
     name: str
     color: str
-    bins: Sequence[ReliabilityBin]
+    bins: Sequence[DiagramBin]
     dashed: bool = False
 
 
-def bins_of(rows: Table, name: str) -> list[ReliabilityBin]:
+def bins_of(rows: Table, name: str) -> list[DiagramBin]:
     """The bins of the predictor of this name in a table (name, predicted, actual, low, high), by prediction."""
-    found = [
-        ReliabilityBin(*reals(row, "predicted", "actual", "low", "high")) for row in rows if row.get("name") == name
-    ]
+    found = [DiagramBin(*reals(row, "predicted", "actual", "low", "high")) for row in rows if row.get("name") == name]
     return sorted(
         (b for b in found if math.isfinite(b.predicted) and math.isfinite(b.actual)), key=lambda b: b.predicted
     )
@@ -84,7 +82,7 @@ def reliability_chart(
     )
 
 
-def diagonal_axis(found: Sequence[ReliabilityBin]) -> Axis:
+def diagonal_axis(found: Sequence[DiagramBin]) -> Axis:
     """One range for both axes: every bin with its interval, and zero where nothing is negative."""
     values = [v for b in found for v in (b.predicted, b.actual, b.low, b.high)]
     positive = min(v for v in values if math.isfinite(v)) >= 0

@@ -13,7 +13,7 @@ from research_stack.metrics.interval import few_words
 from research_stack.reporting.elements import cell, span
 from research_stack.reporting.html import Html, el
 from research_stack.reporting.reading import RunFiles, Table, reals
-from research_stack.reporting.reliability import ReliabilityBin, diagonal_axis
+from research_stack.reporting.reliability import DiagramBin, diagonal_axis
 from research_stack.reporting.sections import intervals, keys, listing
 from research_stack.reporting.svg_charts import Axis, Series, axis_of, line_chart
 
@@ -25,10 +25,10 @@ TABLES = ("reward_heldout", "reward_reliability", "reward_points")
 UNIT = "log(1 + engagement)"
 
 
-def deciles(run: RunFiles) -> list[ReliabilityBin]:
+def deciles(run: RunFiles) -> list[DiagramBin]:
     """The bins of tables/reward_reliability.csv, by prediction."""
     rows = run.tables.get("reward_reliability", [])
-    found = [ReliabilityBin(*reals(row, "predicted", "actual", "low", "high")) for row in rows]
+    found = [DiagramBin(*reals(row, "predicted", "actual", "low", "high")) for row in rows]
     return sorted(
         (b for b in found if math.isfinite(b.predicted) and math.isfinite(b.actual)), key=lambda b: b.predicted
     )
@@ -163,7 +163,7 @@ def figure(run: RunFiles) -> Figure | None:
     return drawn
 
 
-def _agreement(plot: Axes, bins: Sequence[ReliabilityBin], single: Sequence[tuple[float, float]]) -> None:
+def _agreement(plot: Axes, bins: Sequence[DiagramBin], single: Sequence[tuple[float, float]]) -> None:
     """Predicted against actual: single pairs, deciles over them, the diagonal."""
     from research_stack.reporting.figures import BLUE, GREY
 

@@ -11,7 +11,7 @@ from research_stack.lookahead.report.overlays import mean_bins
 from research_stack.records import sweep_table
 from research_stack.reporting import budgets, paired, speed
 from research_stack.reporting.curves import averaged, interpolate
-from research_stack.reporting.reliability import ReliabilityBin as Bin
+from research_stack.reporting.reliability import DiagramBin as Bin
 from research_stack.reporting.sweep_axes import better, metric_words, worth_plotting
 from research_stack.reporting.sweep_report import render, verdict, write_sweep_report
 
@@ -234,7 +234,14 @@ def test_the_page_of_a_comparison(compare, tmp_path):
         "of the language model, smoothed",
     ):
         assert words in text, words
-    assert {p.name for p in (tmp_path / "out" / "figures").iterdir()} == {"sweep.png", "stability.png", "budgets.png"}
+    assert {p.stem for p in (tmp_path / "out" / "figures").iterdir()} == {
+        "sweep",
+        "stability",
+        "budgets",
+        "reliability",
+        "risk_coverage_future_loss",
+        "risk_coverage_next_token_loss",
+    }
     assert text.count("<svg") == text.count("</svg>") and len(text) < 1_000_000
     assert verdict(table).startswith("Lookahead gives the lowest held-out loss, 2.572 ±")
 

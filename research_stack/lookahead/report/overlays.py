@@ -14,7 +14,7 @@ from research_stack.reporting.charts import COLORS, Chart, Series, axis_of, line
 from research_stack.reporting.curves import averaged
 from research_stack.reporting.elements import note
 from research_stack.reporting.html import Node, el
-from research_stack.reporting.reliability import ReliabilityBin, ReliabilityLine, bins_of, reliability_chart
+from research_stack.reporting.reliability import DiagramBin, ReliabilityLine, bins_of, reliability_chart
 from research_stack.reporting.run_files import table_of
 from research_stack.reporting.sweep_axes import label_of
 
@@ -55,7 +55,7 @@ def _reliability(table: SweepTable, rows: Sequence[Row]) -> Chart | None:
     return reliability_chart(lines, name="reliability", title="Predicted and actual future loss", unit="nats")
 
 
-def mean_bins(seeds: Sequence[Sequence[ReliabilityBin]]) -> list[ReliabilityBin]:
+def mean_bins(seeds: Sequence[Sequence[DiagramBin]]) -> list[DiagramBin]:
     """The mean over seeds of each bin, and from the lowest to the highest seed; of seeds with equally many bins as the
     first.
     """
@@ -65,7 +65,7 @@ def mean_bins(seeds: Sequence[Sequence[ReliabilityBin]]) -> list[ReliabilityBin]
         return list(seeds[0])
     groups = [([b.predicted for b in group], [b.actual for b in group]) for group in zip(*seeds, strict=True)]
     return [
-        ReliabilityBin(statistics.fmean(predicted), statistics.fmean(actual), min(actual), max(actual))
+        DiagramBin(statistics.fmean(predicted), statistics.fmean(actual), min(actual), max(actual))
         for predicted, actual in groups
     ]
 
