@@ -13,19 +13,18 @@ from typing import Any
 from research_stack.records.files import read_json, read_jsonl
 from research_stack.records.run_folder import RunFolder
 from research_stack.records.sweep_table import Row, SweepTable
+from research_stack.reporting.charts import Axis, Chart, Series, axis_of, keys, line_chart
 from research_stack.reporting.curves import Band, Point, averaged, is_number
-from research_stack.reporting.html import Html, el
-from research_stack.reporting.sections import keys
-from research_stack.reporting.stability import MOST, POLICY
-from research_stack.reporting.svg_charts import Axis, Series, axis_of, line_chart
+from research_stack.reporting.elements import note
+from research_stack.reporting.html import Node, el
+from research_stack.reporting.stability import GENERIC, MAX_SETTINGS, training_curves
 from research_stack.reporting.sweep_axes import color_of, label_of
 
-OWN, MIXED = "val/loss_lm", "val/loss"
 STEEP = 0.2  # share of a run in which the loss falls too fast to be shown in full
 
 
 @dataclass(frozen=True)
-class Curve:
+class BudgetCurve:
     """A setting's validation loss over one budget: the mean over seeds, from the lowest to the highest of them."""
 
     row: Row
@@ -34,13 +33,14 @@ class Curve:
 
 
 @dataclass(frozen=True)
-class Panel:
-    """All settings over one budget; key is the metric, y the axis that all budgets share."""
+class BudgetPanel:
+    """All settings over one budget; key is the metric, words what it is, y the axis that all budgets share."""
 
     title: str
     label: str
     key: str
-    curves: list[Curve]
+    words: str
+    curves: list[BudgetCurve]
     y: Axis
 
     def x(self) -> Axis:
@@ -51,40 +51,51 @@ class Panel:
         return axis_of([min(starts) if log else 0.0, max(ends)], self.label, log=log, margin=0)
 
 
-def loss_axis(curves: Sequence[Curve]) -> Axis:
+def loss_axis(curves: Sequence[BudgetCurve]) -> Axis:
     """The heights of the curves and bands, but for the first steep fall, which would hide the rest."""
     late = [y for curve in curves for edge in curve.band or (curve.mean,) for x, y in edge if x >= STEEP * edge[-1][0]]
     return axis_of(late)
 
 
-def panels(table: SweepTable) -> list[Panel]:
-    """One for each budget that the runs know; none where no run logs a language model's loss or knows its FLOPs.
+def panels(table: SweepTable) -> list[BudgetPanel]:
+    """One for each budget that the runs know; none where no run logs a declared validation loss or knows its FLOPs.
 
-    The loss of the language model is compared where all runs have it, the validation loss otherwise.
+    The first declared curve whose validation all runs have is compared, the validation loss otherwise; nothing where a
+    run's curve is a surrogate, whose height says nothing.
     """
-    rows = table.rows[:MOST]
+    rows = table.rows[:MAX_SETTINGS]
     runs = {
         folder: (read_jsonl(RunFolder(folder).metrics_jsonl), run_facts(folder))
         for row in rows
         for folder in row.points
     }
-    logged = [any(is_number(one.get(OWN)) for one in history) for history, _ in runs.values()]
-    surrogate = any(
-        is_number(one.get(POLICY)) for history, _ in runs.values() for one in history
-    )  # of a policy gradient: no loss to compare
-    if not runs or surrogate or not (any(logged) or any(flops_of(facts) for _, facts in runs.values())):
+    histories = [history for history, _ in runs.values()]
+    curves = training_curves(table)
+    own = [one for one in curves if not one.surrogate and one.validation != GENERIC.validation]
+    known = any(_logs(history, one.validation) for history in histories for one in own) or any(
+        flops_of(facts) for _, facts in runs.values()
+    )
+    if not known or any(_logs(history, one.key) for history in histories for one in curves if one.surrogate):
         return []
-    key = OWN if all(logged) else MIXED
-    found: list[Panel] = []
-    for title, label, place in BUDGETS:
-        curves = [Curve(row, *averaged(_curve(*runs[folder], key, place) for folder in row.points)) for row in rows]
-        if curves := [curve for curve in curves if len(curve.mean) > 1]:  # a single validation is no line
-            found.append(Panel(title, label, key, curves, found[0].y if found else loss_axis(curves)))
+    one = next((one for one in own if all(_logs(history, one.validation) for history in histories)), GENERIC)
+    found: list[BudgetPanel] = []
+    for title, label, budget in BUDGETS:
+        lines = [
+            BudgetCurve(row, *averaged(_curve(*runs[folder], one.validation, budget) for folder in row.points))
+            for row in rows
+        ]
+        if lines := [line for line in lines if len(line.mean) > 1]:  # a single validation is no line
+            y = found[0].y if found else loss_axis(lines)
+            found.append(BudgetPanel(title, label, one.validation, one.validation_note, lines, y))
     return found
 
 
-def _curve(history: Sequence[Mapping[str, Any]], facts: Mapping[str, Any], key: str, place: Place) -> list[Point]:
-    pairs = [(place(one, facts), one[key]) for one in history if is_number(one.get(key))]
+def _logs(history: Sequence[Mapping[str, Any]], key: str) -> bool:
+    return any(is_number(row.get(key)) for row in history)
+
+
+def _curve(history: Sequence[Mapping[str, Any]], facts: Mapping[str, Any], key: str, budget: Budget) -> list[Point]:
+    pairs = [(budget(one, facts), one[key]) for one in history if is_number(one.get(key))]
     return [(float(x), float(y)) for x, y in pairs if is_number(x)]
 
 
@@ -93,10 +104,10 @@ def _compute(row: Mapping[str, Any], facts: Mapping[str, Any]) -> float | None:
     return row["step"] * flops if flops and is_number(row.get("step")) else None
 
 
-Place = Callable[
+Budget = Callable[
     [Mapping[str, Any], Mapping[str, Any]], Any
 ]  # where a row of metrics.jsonl lies, given run.json; None where it is not known
-BUDGETS: Sequence[tuple[str, str, Place]] = (
+BUDGETS: Sequence[tuple[str, str, Budget]] = (
     ("Over steps", "optimizer step", lambda row, facts: row.get("step")),
     ("Over compute", "training FLOPs", _compute),
     ("Over time", "seconds since the start", lambda row, facts: row.get("time")),
@@ -120,30 +131,31 @@ def flops_of(facts: Mapping[str, Any]) -> float | None:
     return float(value) if value is not None and is_number(value) and value > 0 else None
 
 
-def section(table: SweepTable, found: Sequence[Panel]) -> list[Html] | None:
+def section(table: SweepTable, found: Sequence[BudgetPanel]) -> Node:
     """The panels on the page."""
     if not found:
         return None
-    rows = table.rows[:MOST]
+    rows = table.rows[:MAX_SETTINGS]
     legend = keys([(color_of(i, len(rows)), label_of(row, table), False) for i, row in enumerate(rows)])
-    mixed = "the training loss on held-out rows, which is one quantity only where all settings train the same loss"
-    words = "loss of the language model, nats per token" if found[0].key == OWN else mixed
+    words = found[0].words + (
+        ", which is one quantity only where all settings train the same loss"
+        if found[0].key == GENERIC.validation
+        else ""
+    )
     return [
         el("h2", "Validation loss over each budget"),
         legend,
-        el("div", [_chart(table, panel, words) for panel in found], class_="charts three"),
-        el(
-            "p",
+        el("div", [_chart(table, panel) for panel in found], class_="charts three"),
+        note(
             f"{words[:1].upper()}{words[1:]}. Lines are means over seeds, shades reach from the lowest to the highest;"
             " between validations lines are straight, and the first steep fall is cut off. Seconds count validation"
-            " too, and are those of the machine of the run.",
-            class_="note",
+            " too, and are those of the machine of the run."
         ),
     ]
 
 
-def _chart(table: SweepTable, panel: Panel, words: str) -> Html:
-    rows = table.rows[:MOST]
+def _chart(table: SweepTable, panel: BudgetPanel) -> Chart:
+    rows = table.rows[:MAX_SETTINGS]
     lines = [
         Series(
             curve.mean,
@@ -153,5 +165,11 @@ def _chart(table: SweepTable, panel: Panel, words: str) -> Html:
         )
         for curve in panel.curves
     ]
-    chart = line_chart(lines, panel.x(), panel.y, f"{words}, {panel.title.lower()}, {len(lines)} settings")
-    return el("figure", el("figcaption", panel.title), chart)
+    return line_chart(
+        lines,
+        panel.x(),
+        panel.y,
+        f"{panel.words}, {panel.title.lower()}, {len(lines)} settings",
+        name=f"loss_{panel.title.lower().replace(' ', '_')}",
+        title=panel.title,
+    )

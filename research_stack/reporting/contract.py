@@ -29,7 +29,7 @@ from typing import Any, Literal
 from research_stack.config.targets import packages
 from research_stack.records.sweep_table import SweepTable
 from research_stack.reporting.html import Node
-from research_stack.reporting.run_files import RunFiles
+from research_stack.reporting.run_files import RunFiles, read
 
 Lines = list[list[str]]  # a table of texts, its header first
 
@@ -163,6 +163,12 @@ def reports_of(run: RunFiles) -> list[Report]:
     """The reports of the classes that a run's config names, and of those that have measured it since; each once."""
     later = {"eval": run.result.get("measured") or {}}
     return reports_of_targets(tuple(dict.fromkeys((*targets(run.config), *targets(later)))))
+
+
+def reports_of_sweep(table: SweepTable) -> list[Report]:
+    """The reports of the classes that the configs of a sweep's runs name, each once."""
+    folders = [folder for row in table.rows for folder in row.points]
+    return list({id(report): report for folder in folders for report in reports_of(read(folder))}.values())
 
 
 @functools.lru_cache(maxsize=64)

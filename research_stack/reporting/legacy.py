@@ -8,6 +8,7 @@ from typing import Any
 
 from research_stack.records.run_folder import RunFolder
 from research_stack.reporting import latentwire, latentwire_losses, latentwire_words, passk, policy_training, sections
+from research_stack.reporting.contract import TrainingCurve
 from research_stack.reporting.elements import aligned
 from research_stack.reporting.measured import main, words, written, written_span
 from research_stack.reporting.passk import SIDES, interval, measured, prompts_of
@@ -18,6 +19,19 @@ from research_stack.reporting.reward import reward_model
 from research_stack.reporting.reward_words import correlation
 from research_stack.reporting.run_files import RunFiles as Run
 from research_stack.reporting.trajectory import dynamics
+
+CURVES = (  # of sweeps
+    TrainingCurve("train/loss_reply", "val/loss", note="of the replies, nats per token, smoothed"),
+    TrainingCurve(
+        "train/reward",
+        "val/reward",
+        "Training reward",
+        "Held-out reward",
+        "mean of the answers drawn, smoothed",
+        "mean of the answers drawn",
+        surrogate=True,
+    ),
+)
 
 
 def old(run: Run) -> RunFiles:

@@ -14,8 +14,8 @@ from research_stack.records.run_folder import RunFolder
 from research_stack.records.sweep_table import Row, SweepTable, show_mean
 from research_stack.reporting.budgets import flops_of, run_facts
 from research_stack.reporting.curves import is_number, number
-from research_stack.reporting.html import Html, el
-from research_stack.reporting.sections import listing
+from research_stack.reporting.elements import listing, note, scrolled
+from research_stack.reporting.html import Node, el
 from research_stack.reporting.sweep_axes import label_of
 
 
@@ -36,15 +36,15 @@ def seconds_per_step(history: Sequence[Mapping[str, Any]]) -> float:
     remain.
     """
     rows = [row for row in history if is_number(row.get("time")) and is_number(row.get("step"))]
-    paces, quiet = [], []
+    paces, unvalidated = [], []
     for before, after in zip(rows, rows[1:], strict=False):
         if (
             after["step"] > before["step"] and after["time"] >= before["time"]
         ):  # not where an earlier part of the run was resumed
             paces.append((after["time"] - before["time"]) / (after["step"] - before["step"]))
             if not _validates(before) and (not _validates(after) or _trains(after)):
-                quiet.append(paces[-1])
-    return statistics.median(quiet or paces) if paces else math.nan
+                unvalidated.append(paces[-1])
+    return statistics.median(unvalidated or paces) if paces else math.nan
 
 
 def _validates(row: Mapping[str, Any]) -> bool:
@@ -74,7 +74,7 @@ def known(facts: Mapping[str, Any], key: str) -> float:
     return float(facts[key]) if is_number(facts.get(key)) else math.nan
 
 
-def section(table: SweepTable) -> list[Html] | None:
+def section(table: SweepTable) -> Node:
     """The table, a row for each setting; None if no run logged two rows with their times."""
     configs = {point.folder: point.config for point in table.points}
     found = [(row, [speed_of(folder, configs.get(folder, {})) for folder in row.points]) for row in table.rows]
@@ -97,13 +97,11 @@ def section(table: SweepTable) -> list[Html] | None:
     ]
     return [
         el("h2", "Speed"),
-        el("div", listing(header, lines), class_="scroll", tabindex="0"),
-        el(
-            "p",
+        scrolled(listing(header, lines)),
+        note(
             "Seconds a step are the median over the run, without validation, mean ± standard error over seeds; seconds"
             " in all count everything, evaluations included. Times compare only between runs that had the same machine"
-            " to themselves.",
-            class_="note",
+            " to themselves."
         ),
     ]
 

@@ -9,21 +9,30 @@ from pathlib import Path
 from research_stack.records.files import read_jsonl
 from research_stack.records.run_folder import RunFolder
 from research_stack.records.sweep_table import SweepTable
+from research_stack.reporting import legacy
+from research_stack.reporting.charts import Chart, Series, axis_of, keys, line_chart
+from research_stack.reporting.contract import TrainingCurve, reports_of_sweep
 from research_stack.reporting.curves import Point, even, quantile, series, smooth
-from research_stack.reporting.html import Html, el
-from research_stack.reporting.sections import keys
-from research_stack.reporting.svg_charts import Series, axis_of, line_chart
+from research_stack.reporting.elements import note
+from research_stack.reporting.html import Node, el
 from research_stack.reporting.sweep_axes import color_of, label_of
 
-MOST = 24  # settings whose curves are drawn
-OWN, REPLY, REWARD, MIXED = "train/loss_lm", "train/loss_reply", "train/reward", "train/loss"
-POLICY = "train/loss_policy"  # a surrogate whose height says nothing
-WORDS = {
-    OWN: ("Training loss", "of the language model, smoothed"),
-    REPLY: ("Training loss", "of the replies, nats per token, smoothed"),
-    REWARD: ("Training reward", "mean of the answers drawn, smoothed"),
-    MIXED: ("Training loss", "smoothed"),
-}
+NORM_NOTE = "before clipping, smoothed, log scale"
+MAX_SETTINGS = 24  # whose curves are drawn
+GENERIC = TrainingCurve("train/loss", "val/loss", note="smoothed")  # of whatever is trained
+
+
+def training_curves(table: SweepTable) -> list[TrainingCurve]:
+    """The curves that the reports of the runs declare."""
+    declared = [report.sweep.curve for report in reports_of_sweep(table) if report.sweep.curve is not None]
+    return [*declared, *legacy.CURVES]
+
+
+def training_curve(table: SweepTable) -> TrainingCurve:
+    """The first declared curve that every run logs; the training loss where there is none."""
+    folders = [folder for row in table.rows[:MAX_SETTINGS] for folder in row.points]
+    logged = (one for one in training_curves(table) if folders and all(curve(folder, one.key) for folder in folders))
+    return next(logged, GENERIC)
 
 
 def curve(folder: Path, key: str, log: bool = False) -> list[Point]:
@@ -47,35 +56,21 @@ def mean_and_band(curves: Sequence[Sequence[Point]]) -> tuple[list[Point], tuple
     return mean, ([(s, min(t[s] for t in tables)) for s in steps], [(s, max(t[s] for t in tables)) for s in steps])
 
 
-def training_key(table: SweepTable) -> str:
-    """The metric of the training loss: that of the language model or of the replies alone, or the reward of policy
-    gradients, where every run logs it.
-    """
-    folders = [folder for row in table.rows[:MOST] for folder in row.points]
-    logged = [
-        key
-        for key, sign in ((OWN, OWN), (REPLY, REPLY), (REWARD, POLICY))
-        if folders and all(curve(folder, sign) and curve(folder, key) for folder in folders)
-    ]
-    return logged[0] if logged else MIXED
-
-
-def stability(table: SweepTable, validation: bool = True) -> list[Html] | None:
+def stability(table: SweepTable, validation: bool = True) -> Node:
     """The panel; None if no run has a loss curve.
 
     - validation: whether the validation loss is drawn too.
     """
-    rows = table.rows[:MOST]
-    loss = training_key(table)
-    held_out = (
-        ("val/reward", "Held-out reward", "mean of the answers drawn")
-        if loss == REWARD
-        else ("val/loss", "Validation loss", "the training loss on held-out rows")
-    )
+    rows = table.rows[:MAX_SETTINGS]
+    shown = training_curve(table)
     panels = [
-        _panel(table, loss, *WORDS[loss], log=False),
-        _panel(table, *held_out, log=False) if validation else None,
-        _panel(table, "train/grad_norm", "Gradient norm", "before clipping, smoothed, log scale", log=True),
+        _panel(table, shown.key, shown.title, shown.note, "training_curve"),
+        _panel(table, shown.validation, shown.validation_title, shown.validation_note, "validation_curve")
+        if validation
+        else None,
+        _panel(
+            table, "train/grad_norm", "Gradient norm", "before clipping, smoothed, log scale", "gradient_norm", True
+        ),
     ]
     charts = [panel for panel in panels if panel is not None]
     if not charts:
@@ -84,36 +79,37 @@ def stability(table: SweepTable, validation: bool = True) -> list[Html] | None:
     legend = keys([*entries, *([("var(--bad)", "runs without a result, dashed", False)] if table.failures else [])])
     losses = (
         ""
-        if loss == REWARD
+        if shown.surrogate
         else (
             " Losses of different corruptions or loss settings are different quantities: compare their shapes, not"
             " their heights."
         )
     )
-    more = f" The first {MOST} settings are drawn." if len(table.rows) > MOST else ""
+    more = f" The first {MAX_SETTINGS} settings are drawn." if len(table.rows) > MAX_SETTINGS else ""
     return [
         el("h2", "Stability"),
         legend,
         el("div", charts, class_="charts"),
-        el(
-            "p",
-            "Lines are means over seeds, shades reach from the lowest to the highest seed." + losses + more,
-            class_="note",
-        ),
+        note(f"Lines are means over seeds, shades reach from the lowest to the highest seed.{losses}{more}"),
     ]
 
 
-def _panel(table: SweepTable, key: str, title: str, small: str, log: bool) -> Html | None:
+def _panel(table: SweepTable, key: str, title: str, note: str, name: str, log: bool = False) -> Chart | None:
     lines, shown = [], []
-    for index, row in enumerate(table.rows[:MOST]):
+    for index, row in enumerate(table.rows[:MAX_SETTINGS]):
         curves = [curve(folder, key, log) for folder in row.points]
         mean, band = mean_and_band(curves)
         if mean:
             lines.append(
-                Series(mean, color=color_of(index, min(len(table.rows), MOST)), band=band, title=label_of(row, table))
+                Series(
+                    mean,
+                    color=color_of(index, min(len(table.rows), MAX_SETTINGS)),
+                    band=band,
+                    title=label_of(row, table),
+                )
             )
             shown += [y for _, y in (mean if band is None else band[0] + band[1])]
-    for failure in table.failures[:MOST]:
+    for failure in table.failures[:MAX_SETTINGS]:
         points = curve(failure.folder, key, log)
         if points:
             lines.append(
@@ -125,6 +121,12 @@ def _panel(table: SweepTable, key: str, title: str, small: str, log: bool) -> Ht
     if not lines:
         return None
     last = max(line.points[-1][0] for line in lines)
-    y = axis_of([quantile(shown, 0.001), quantile(shown, 0.997)], log=log)
-    chart = line_chart(lines, axis_of([0.0, last], "optimizer step", margin=0), y, f"{title}, {len(lines)} curves")
-    return el("figure", el("figcaption", f"{title} ", el("small", small)), chart)
+    return line_chart(
+        lines,
+        axis_of([0.0, last], "optimizer step", margin=0),
+        axis_of([quantile(shown, 0.001), quantile(shown, 0.997)], log=log),
+        f"{title}, {len(lines)} curves",
+        name=name,
+        title=title,
+        note=note,
+    )

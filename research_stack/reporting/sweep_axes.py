@@ -11,6 +11,7 @@ from typing import Any
 
 from research_stack.records.sweep_table import Row, SweepTable, show
 from research_stack.reporting import measured
+from research_stack.reporting.charts import ramp
 from research_stack.reporting.sections import COLORS
 from research_stack.reporting.svg_charts import Axis, axis_of
 
@@ -149,7 +150,7 @@ def color_of(index: int, count: int) -> str:
     """A colour of its own for each of a few, a shade of a ramp for each of many."""
     if count <= len(COLORS):
         return COLORS[index]
-    return f"color-mix(in oklab,var(--ramp-b) {100 * index / (count - 1):.0f}%,var(--ramp-a))"
+    return ramp(index / (count - 1))
 
 
 def is_numeric(values: Sequence[Any]) -> bool:

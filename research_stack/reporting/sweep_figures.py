@@ -1,4 +1,4 @@
-"""figures/*.png of a sweep: each metric over the axes, and the training curves of all settings."""
+"""figures/*.png of a sweep: each metric over the axes."""
 
 from __future__ import annotations
 
@@ -8,11 +8,8 @@ from typing import TYPE_CHECKING
 
 from research_stack.records.sweep_table import SweepTable, show
 from research_stack.reporting import latentwire_figures, latentwire_sizes, latentwire_sweep, two_phase_figures
-from research_stack.reporting.budgets import OWN, panels
-from research_stack.reporting.curves import number
 from research_stack.reporting.figures import BLUE, GREEN, GREY, INK, ORANGE, new_figure, save
-from research_stack.reporting.stability import MOST, WORDS, curve, mean_and_band, training_key
-from research_stack.reporting.sweep_axes import grid_of, label_of, with_unit, worth_plotting
+from research_stack.reporting.sweep_axes import grid_of, with_unit, worth_plotting
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -24,12 +21,7 @@ COLUMNS = 3
 
 def write_sweep_figures(folder: Path, table: SweepTable) -> list[Path]:
     """figures/*.png, as far as there is something to draw; returns the paths."""
-    drawn = {
-        "sweep.png": metrics_figure(table),
-        "stability.png": stability_figure(table),
-        "budgets.png": budgets_figure(table),
-        "dynamics.png": two_phase_figures.figure(table),
-    }
+    drawn = {"sweep.png": metrics_figure(table), "dynamics.png": two_phase_figures.figure(table)}
     if (wire := latentwire_sizes.sizes(table)) is not None:
         drawn |= {
             "latentwire.png": latentwire_figures.rate_figure(wire),
@@ -86,70 +78,3 @@ def _metric(plot: Axes, table: SweepTable, metric: str) -> None:
     if len(grid.lines) > 1:
         for text in plot.legend(frameon=False, fontsize=7, labelcolor=GREY).get_texts():
             text.set_parse_math(False)
-
-
-def stability_figure(table: SweepTable) -> Figure | None:
-    """Loss and gradient norm of every setting, the seeds as bands."""
-    loss = training_key(table)
-    found = {
-        key: [(row, *mean_and_band([curve(f, key, log) for f in row.points])) for row in table.rows[:MOST]]
-        for key, log in ((loss, False), ("train/grad_norm", True))
-    }
-    if not any(mean for _, mean, _ in found[loss]):
-        return None
-    figure, plots = new_figure(9, 3.4, 2)
-    for plot, (key, lines), title in zip(
-        plots, found.items(), (f"{WORDS[loss][0].lower()}, smoothed", "gradient norm before clipping"), strict=True
-    ):
-        for index, (row, mean, band) in enumerate(lines):
-            if mean:
-                color = PALETTE[index % len(PALETTE)]
-                plot.plot(*zip(*mean, strict=True), color=color, linewidth=1.5, label=label_of(row, table))
-                if band:
-                    plot.fill_between(
-                        [x for x, _ in mean],
-                        [y for _, y in band[0]],
-                        [y for _, y in band[1]],
-                        color=color,
-                        alpha=0.15,
-                        linewidth=0,
-                    )
-        plot.set_title(title, loc="left", fontsize=9, color=INK)
-        plot.set_xlabel("optimizer step", fontsize=8, color=GREY)
-        if key == "train/grad_norm":
-            plot.set_yscale("log")
-    for text in plots[0].legend(frameon=False, fontsize=7, labelcolor=GREY).get_texts():
-        text.set_parse_math(False)
-    return figure
-
-
-def budgets_figure(table: SweepTable) -> Figure | None:
-    """Validation loss over steps, FLOPs and seconds, the seeds as bands."""
-    found = panels(table)
-    if not found:
-        return None
-    figure, plots = new_figure(4.2 * len(found), 3.4, len(found))
-    for plot, panel in zip(plots, found, strict=True):
-        for one in panel.curves:
-            color = PALETTE[table.rows.index(one.row) % len(PALETTE)]
-            plot.plot(*zip(*one.mean, strict=True), color=color, linewidth=1.5, label=label_of(one.row, table))
-            if one.band:
-                low, high = ([y for _, y in edge] for edge in one.band)
-                plot.fill_between([x for x, _ in one.mean], low, high, color=color, alpha=0.15, linewidth=0)
-        x, y = panel.x(), panel.y
-        if x.log:
-            plot.set_xscale("log")
-        else:
-            plot.set_xlim(0, x.high)
-            plot.xaxis.set_major_formatter(lambda value, _: number(value))
-        plot.set_ylim(y.low, y.high)
-        plot.set_xlabel(x.label, fontsize=8, color=GREY)
-    plots[0].set_title(
-        f"validation loss{' of the language model, nats per token' if found[0].key == OWN else ''}",
-        loc="left",
-        fontsize=9,
-        color=INK,
-    )
-    for text in plots[0].legend(frameon=False, fontsize=7, labelcolor=GREY).get_texts():
-        text.set_parse_math(False)
-    return figure

@@ -20,10 +20,10 @@ from research_stack.reporting import (
     two_phase,
     two_phase_page,
 )
-from research_stack.reporting.contract import Report, reports_of
+from research_stack.reporting.charts import css
+from research_stack.reporting.contract import reports_of_sweep
 from research_stack.reporting.html import Html, Node, el, page
 from research_stack.reporting.page import asset, write_page
-from research_stack.reporting.run_files import read
 from research_stack.reporting.sections import keys
 from research_stack.reporting.stability import stability
 from research_stack.reporting.svg_charts import Series, axis_of, heat_map, line_chart
@@ -94,12 +94,6 @@ def contents(folder: Path, table: SweepTable) -> tuple[str, Node]:
         ),
     ]
     return title, body
-
-
-def reports_of_sweep(table: SweepTable) -> list[Report]:
-    """The reports of the classes that the configs of its runs name, each once."""
-    folders = [folder for row in table.rows for folder in row.points]
-    return list({id(report): report for folder in folders for report in reports_of(read(folder))}.values())
 
 
 def declared_sections(table: SweepTable) -> list[Node]:
@@ -291,7 +285,7 @@ def plot(table: SweepTable, grid: Grid, metric: str) -> Html:
         ]
         points = [(x, row.mean(metric) or 0.0) for x, row in pairs]
         errors = [row.standard_error(metric) for _, row in pairs]
-        color = color_of(index, len(grid.lines))
+        color = css(color_of(index, len(grid.lines)))
         runs = [(x, value) for x, row in pairs for value in row.values.get(metric, []) if math.isfinite(value)]
         drawn += [
             Series(runs, color=color, opacity=0.35, dots=2.4, line=False),
@@ -309,7 +303,10 @@ def plot(table: SweepTable, grid: Grid, metric: str) -> Html:
         ]
     chart = line_chart(drawn, grid.axis(), axis_of(ends, margin=0.1), f"{metric} over {grid.column_label}")
     entries = (
-        [(color_of(i, len(grid.lines)), f"{grid.line_label} {show(line)}", True) for i, line in enumerate(grid.lines)]
+        [
+            (css(color_of(i, len(grid.lines))), f"{grid.line_label} {show(line)}", True)
+            for i, line in enumerate(grid.lines)
+        ]
         if len(grid.lines) > 1
         else []
     )

@@ -236,8 +236,11 @@ def test_the_page_of_a_comparison(compare, tmp_path):
         assert words in text, words
     assert {p.stem for p in (tmp_path / "out" / "figures").iterdir()} == {
         "sweep",
-        "stability",
-        "budgets",
+        "training_curve",
+        "gradient_norm",
+        "loss_over_steps",
+        "loss_over_compute",
+        "loss_over_time",
         "reliability",
         "risk_coverage_future_loss",
         "risk_coverage_next_token_loss",

@@ -74,7 +74,12 @@ def test_one_numeric_axis(sweep, tmp_path):
     grid = grid_of(table)
     assert grid.numeric and grid.log and not grid.is_heat_map
     assert "<b>4.6150 ± 0.0050</b>" in text and "<b>5.0150" not in text
-    assert {p.name for p in (tmp_path / "figures").iterdir()} == {"sweep.png", "stability.png"}
+    assert {p.stem for p in (tmp_path / "figures").iterdir()} == {
+        "sweep",
+        "training_curve",
+        "validation_curve",
+        "gradient_norm",
+    }
     assert text.count("<svg") == text.count("</svg>") == 3 + 3  # bound, calls, seconds; loss, validation, norm
 
 

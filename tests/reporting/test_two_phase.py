@@ -8,7 +8,7 @@ import pytest
 from research_stack.records import sweep_table
 from research_stack.reporting import two_phase, two_phase_figures, two_phase_page
 from research_stack.reporting.budgets import panels as budget_panels
-from research_stack.reporting.stability import training_key
+from research_stack.reporting.stability import training_curve
 from research_stack.reporting.sweep_axes import better, grid_of, label_of, metric_words, worth_plotting
 from research_stack.reporting.sweep_names import named
 from research_stack.reporting.sweep_report import as_markdown, render, verdict, write_sweep_report
@@ -161,7 +161,7 @@ def test_pass_at_one_decides(sweep):
 
 def test_the_surrogate_is_no_loss_to_compare(sweep):
     table = sweep(inits=("sft",), advantages=("group", "max"))
-    assert training_key(table) == "train/reward" and budget_panels(table) == []
+    assert training_curve(table).key == "train/reward" and budget_panels(table) == []
 
 
 def test_tracks_are_means_over_seeds_that_meet_at_zero(sweep):

@@ -146,7 +146,7 @@ REPORT = Report(
             "train/loss_lm",
             "val/loss_lm",
             note="of the language model, smoothed",
-            validation_note="of the language model, nats per token",
+            validation_note="loss of the language model, nats per token",
         )
     ),
 )

@@ -10,13 +10,13 @@ from research_stack.lookahead.report.future_loss import CONTROL, HEAD
 from research_stack.lookahead.report.selective import RiskCurve, area, chart_name, coverage_axis, risk_curves
 from research_stack.records.run_folder import RunFolder
 from research_stack.records.sweep_table import Row, SweepTable
-from research_stack.reporting.charts import COLORS, Chart, Series, axis_of, line_chart, ramp
+from research_stack.reporting.charts import Chart, Series, axis_of, line_chart
 from research_stack.reporting.curves import averaged
 from research_stack.reporting.elements import note
 from research_stack.reporting.html import Node, el
 from research_stack.reporting.reliability import DiagramBin, ReliabilityLine, bins_of, reliability_chart
 from research_stack.reporting.run_files import table_of
-from research_stack.reporting.sweep_axes import label_of
+from research_stack.reporting.sweep_axes import color_of, label_of
 
 MAX_SETTINGS = 8  # in one chart
 
@@ -36,11 +36,6 @@ def section(table: SweepTable) -> Node:
             f" is shown by its confidence head, or by the entropy of its next token where it has none.{more}"
         ),
     ]
-
-
-def color_of(index: int, count: int) -> str:
-    """A colour of its own for each of a few settings, a shade of a ramp for each of many."""
-    return COLORS[index] if count <= len(COLORS) else ramp(index / (count - 1))
 
 
 def _reliability(table: SweepTable, rows: Sequence[Row]) -> Chart | None:
