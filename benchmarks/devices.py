@@ -26,7 +26,7 @@ from pathlib import Path
 TINY = [
     f"method.readers.{reader}.{size}"
     for reader in ("llama", "qwen")
-    for size in ("steps=2", "batch=2", "dim=32", "layers=1", "heads=2", "tokens=300")
+    for size in ("steps=2", "batch_size=2", "dim=32", "layers=1", "heads=2", "vocab_size=300")
 ]
 POLICY = ["model=smoke", "model.causal=true", "callbacks=default", "method.rollouts.max_completion_length=6"]
 #: Overrides that make an experiment small, and where its numbers depend on chance, ones under which no number may.

@@ -87,11 +87,13 @@ def measure(sampler, denoiser, rows, length, device, first_row=0):
 
 
 def compare(name, method, rows, length, device, overrides, alone=2):
-    """One decoder: the whole batch, then `alone` of its rows by themselves."""
+    """One decoder: the whole batch, then `alone` of its rows by themselves; None for one of next-token models."""
     from research_stack import compose
     from research_stack.config.build import build
 
     sampler = build(compose([*CONFIG, *overrides, f"sampler={name}"]).sampler, "sampler")
+    if sampler.unsuited(type(method)):
+        return None
     sampler.steps = min(sampler.steps or length, length)
     batch = measure(sampler, method, rows, length, device)
     picked = [round((i + 0.5) * len(rows) / alone - 0.5) for i in range(alone)]
@@ -134,6 +136,7 @@ def main():
             if not found:
                 compare(name, method, rows, 4, device, arguments.overrides)  # a warm-up
             found[name] = compare(name, method, rows, arguments.length, device, arguments.overrides)
+    found = {name: row for name, row in found.items() if row}
     print(f"{'':13s}" + "".join(f"{title:>{len(title) + 4}s}" for title in COLUMNS))
     for name, row in found.items():
         print(f"{name:13s}" + "".join(f"{row[key]!s:>{len(title) + 4}s}" for title, key in COLUMNS.items()))

@@ -59,7 +59,7 @@ WIRE = [
     *(
         f"method.readers.{reader}.{option}"
         for reader in ("llama", "qwen")
-        for option in ("steps=2", "batch=2", "dim=32", "layers=1", "heads=2", "tokens=300")
+        for option in ("steps=2", "batch_size=2", "dim=32", "layers=1", "heads=2", "vocab_size=300")
     ),
     "model.dim=32",
     "model.layers=1",
