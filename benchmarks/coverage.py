@@ -8,7 +8,7 @@ nothing. The rows of each kind:
 
 - reported: what the evaluations print.
 - blind: of bounds, the same with noise levels taken for noise, though they are stratified over the rows
-  (`research_stack.metrics.levels`).
+  (`research_stack.metrics.stratification`).
 - bootstrap: 2.5 and 97.5 % of the values of groups that are drawn anew with replacement.
 - student: the standard deviation of the linearised residuals of groups over sqrt(groups), times Student's t for
   groups - 1: without what `research_stack.metrics.interval` does about unequal sizes and bent statistics.
@@ -35,8 +35,8 @@ from research_stack.corruption.bound import fixed_k_by_level, nelbo_by_level
 from research_stack.corruption.process import Absorbing, Hybrid, Uniform
 from research_stack.data.vocabulary import Vocabulary
 from research_stack.metrics import calibration, paired, passk
-from research_stack.metrics.interval import CORRELATION, FEW, jackknife, per_token, student
-from research_stack.metrics.levels import balanced
+from research_stack.metrics.interval import CORRELATION, FEW, jackknife, per_token, t_quantile
+from research_stack.metrics.stratification import balanced_part
 from research_stack.streams import Draws
 
 GROUPS = (2, 3, 5, 8, 10, 30)
@@ -141,7 +141,7 @@ def bounds(groups, times, process, length=16, samples=4):
     found = nelbo_by_level(denoiser, process, *given) if process.has_uniform else fixed_k_by_level(denoiser, *given)
     nats_WBS, t_WBS = (values.view(times, rows, samples).numpy() for values in found)
     return [
-        (nats_BS.mean(1), balanced(nats_BS, t_BS), tokens_B, document_B)
+        (nats_BS.mean(1), balanced_part(nats_BS, t_BS), tokens_B, document_B)
         for nats_BS, t_BS in zip(nats_WBS, t_WBS, strict=True)
     ]
 
@@ -293,7 +293,7 @@ def linearised(sums_gK, value, step=1e-5):
     """(low, high) from the slopes of the value in the weight of each group."""
     groups, total_K = len(sums_gK), sums_gK.sum(0)
     slope_g = (value(total_K + step * sums_gK) - value(total_K - step * sums_gK)) / (2 * step)
-    reach = student(groups - 1) * np.sqrt(groups / (groups - 1) * np.square(slope_g).sum())
+    reach = t_quantile(groups - 1) * np.sqrt(groups / (groups - 1) * np.square(slope_g).sum())
     return value(total_K) - reach, value(total_K) + reach
 
 

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any, Literal
 import numpy as np
 
 from research_stack.data.batches import ContiguousBatches, StepBatches, TrainBatches
-from research_stack.data.kept import judge_losses, judge_split
+from research_stack.data.dropped import check_dropped, check_split
 from research_stack.data.packing import DUPLICATE, PackedRows, pack, require_pairs, split, train_texts
 from research_stack.data.sources.base import Source
 from research_stack.data.sources.record_reader import Selective
@@ -151,7 +151,7 @@ class TokenData(StepData):
                 self.train, self.batch_size, self.overlap
             )  # a corpus that has no such order shows now, not at the first step
         validation = PackedRows.load(folder, "validation", self.vocab, self.sequence_length)
-        taken = validation.spread_indices(self.validation_rows or len(validation))
+        taken = validation.evenly_spaced_indices(self.validation_rows or len(validation))
         self.validation, self.validation_document = validation.take(taken), validation.document[taken]
 
     def build(self, folder: Path) -> dict[str, Any]:
@@ -187,8 +187,8 @@ class TokenData(StepData):
             f"they do not fit sequence_length={self.sequence_length}, and their prompt takes more than half of it"
             " (alone: all)"
         )
-        judge_losses(documents - dropped, dropped, self.meta.get("odd", {}), self.max_dropped, why, truncated)
-        judge_split(train["documents"], validation["documents"], self.validation_fraction, "documents")
+        check_dropped(documents - dropped, dropped, self.meta.get("odd", {}), self.max_dropped, why, truncated)
+        check_split(train["documents"], validation["documents"], self.validation_fraction, "documents")
 
     @staticmethod
     def least_numbers(batch_size: int, sequence_length: int) -> int:
@@ -253,7 +253,7 @@ class TokenData(StepData):
         """The texts of the validation rows, cut at end tokens and, of pairs, before each prompt; the first and last may
         be incomplete.
         """
-        texts = map(self.codec.decode, self.validation.pieces())
+        texts = map(self.codec.decode, self.validation.segments())
         return [text for text in texts if text.strip()]
 
     def describe(self) -> dict[str, Any]:

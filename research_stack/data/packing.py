@@ -35,11 +35,6 @@ PADDED, PROMPT, RESPONSE = range(3)  # marks of the positions of packed rows
 FIRST = 4  # added to the mark of a pair's first position
 
 
-def side_of(document: Document, validation_fraction: float) -> int:
-    """TRAIN or VALIDATION, from the SHA-256 of the group, or of the prompt, or of the text that has neither."""
-    return VALIDATION if _rank(_alike(document)) < validation_fraction else TRAIN
-
-
 def _alike(document: Document) -> str:
     """What documents on one side of the split have in common: the group, or the prompt, or the text that has
     neither.
@@ -311,12 +306,12 @@ class PackedRows:
         """The same rows for a method that learns where a response ends (Nie et al. 2025, section 2.3): see `ended`."""
         return PackedRows(self.tokens, self.spans, self.vocab, self.marks, ended=True)
 
-    def spread(self, count: int) -> PackedRows:
+    def evenly_spaced(self, count: int) -> PackedRows:
         """`count` rows evenly spread over all (all of them when there are fewer)."""
-        return self if count >= len(self) else self.take(self.spread_indices(count))
+        return self if count >= len(self) else self.take(self.evenly_spaced_indices(count))
 
-    def spread_indices(self, count: int) -> np.ndarray:
-        """Where the rows of `spread` stand."""
+    def evenly_spaced_indices(self, count: int) -> np.ndarray:
+        """Where the rows of `evenly_spaced` stand."""
         count = min(count, len(self))
         return np.arange(count) * len(self) // max(count, 1)
 
@@ -399,7 +394,7 @@ class PackedRows:
         """(n,) int64: every token but padding, row after row, end tokens included (prompts too)."""
         return self.tokens[self.attention_mask].astype(np.int64)
 
-    def pieces(self) -> list[np.ndarray]:
+    def segments(self) -> list[np.ndarray]:
         """The stream cut after each end token and before each pair, end tokens left out; some may be empty."""
         stream = self.stream()
         ends, firsts = np.flatnonzero(stream == self.vocab.end) + 1, np.flatnonzero(self.first[self.attention_mask])

@@ -20,7 +20,7 @@ from typing import Any, Protocol
 import numpy as np
 
 from research_stack.data.batches import StepBatches, TrainBatches
-from research_stack.data.kept import judge_losses, judge_split
+from research_stack.data.dropped import check_dropped, check_split
 from research_stack.data.packing import DUPLICATE, TRAIN, VALIDATION, split
 from research_stack.data.sources.base import Document, Source
 from research_stack.data.sources.record_reader import Selective
@@ -78,7 +78,7 @@ class ScoredRows:
             *(column[rows] for column in (self.pair_N2, self.target_N, self.group_N, self.length_N, self.number_N)),
         )
 
-    def spread(self, count: int) -> ScoredRows:
+    def evenly_spaced(self, count: int) -> ScoredRows:
         """`count` pairs evenly spread over all (all of them when there are fewer)."""
         return self if count >= len(self) else self.take(np.arange(count) * len(self) // count)
 
@@ -153,11 +153,11 @@ class ScoredPairs(StepData):
         self.set_fingerprint(["scored", *parts])
         folder = self.open_cache()
         sides = self.meta["train"]["pairs"], self.meta["validation"]["pairs"]
-        judge_losses(sum(sides), 0, self.meta.get("odd", {}), self.max_dropped, "")
-        judge_split(*sides, self.validation_fraction, "pairs")
+        check_dropped(sum(sides), 0, self.meta.get("odd", {}), self.max_dropped, "")
+        check_split(*sides, self.validation_fraction, "pairs")
         texts_UD = np.load(folder / "texts.npy", mmap_mode="r")
         self.train, self.validation = (self._rows(folder, name, texts_UD) for name in ("train", "validation"))
-        self.validation = self.validation.spread(self.validation_rows or len(self.validation))
+        self.validation = self.validation.evenly_spaced(self.validation_rows or len(self.validation))
 
     def build(self, folder: Path) -> dict[str, Any]:
         source = ByPrompt(self.source)

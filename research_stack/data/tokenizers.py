@@ -43,7 +43,7 @@ class Codec(Protocol):
     def decode(self, ids: Iterable[int]) -> str:
         """The text of the real tokens among the ids; special ones are left out."""
 
-    def pieces(self, ids: Iterable[int]) -> list[str]:
+    def token_strings(self, ids: Iterable[int]) -> list[str]:
         """One printable string per token: a space is a space, a newline ⏎, a tab ⇥, mask ▒, pad ·, end ■."""
 
     def save(self, folder: Path) -> None:
@@ -124,7 +124,7 @@ class BytesCodec:
         """The text; bytes that form no character become �."""
         return bytes(i for i in map(int, ids) if i < ALPHABET).decode(errors="replace")
 
-    def pieces(self, ids: Iterable[int]) -> list[str]:
+    def token_strings(self, ids: Iterable[int]) -> list[str]:
         """One printable character per byte; a byte of a longer character is �."""
         return [
             self._special[i] if i >= ALPHABET else printable(bytes([i]).decode(errors="replace")) for i in map(int, ids)
@@ -190,7 +190,7 @@ class ByteBPECodec:
         """The text; bytes that form no character become �."""
         return self.tokenizer.decode([i for i in map(int, ids) if i < self.real], skip_special_tokens=False)
 
-    def pieces(self, ids: Iterable[int]) -> list[str]:
+    def token_strings(self, ids: Iterable[int]) -> list[str]:
         """One printable string per token; part of a longer character is �."""
         return [self._special[i] if i >= self.real else printable(self.decode([i])) for i in map(int, ids)]
 

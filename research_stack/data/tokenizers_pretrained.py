@@ -76,7 +76,7 @@ class PretrainedCodec:
         real = [i for i in map(int, ids) if i not in self._special]
         return self.tokenizer.decode(real, clean_up_tokenization_spaces=False)
 
-    def pieces(self, ids: Iterable[int]) -> list[str]:
+    def token_strings(self, ids: Iterable[int]) -> list[str]:
         """One printable string per token."""
         start = len(self.decode(self._anchor))
         return [

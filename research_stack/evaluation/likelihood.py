@@ -30,8 +30,8 @@ from research_stack.data.batches import batch_of
 from research_stack.data.packing import PackedRows
 from research_stack.evaluation.context import Context
 from research_stack.metrics.interval import Estimate, per_token, warn_few
-from research_stack.metrics.levels import balanced
 from research_stack.metrics.ngram import Baseline
+from research_stack.metrics.stratification import balanced_part
 from research_stack.records.csv_tables import as_csv
 from research_stack.records.files import atomic_write
 from research_stack.records.run_folder import RunFolder
@@ -118,7 +118,7 @@ class Likelihood:
         interval.
         """
         validation = context.data.validation
-        taken = validation.spread_indices(self.max_sequences or len(validation))
+        taken = validation.evenly_spaced_indices(self.max_sequences or len(validation))
         rows, document_B = validation.take(taken), context.data.validation_document[taken]
         eligible_BL = rows.eligible
         count_B = eligible_BL.sum(1)
@@ -185,7 +185,7 @@ class Likelihood:
                 else fixed_k_by_level(context.method, *given)
             )
         nats_BS, t_BS = (np.concatenate([part[i].cpu().numpy() for part in parts]) for i in range(2))
-        return Bound(np.concatenate([part.nats_B.cpu().numpy() for part in parts]), balanced(nats_BS, t_BS))
+        return Bound(np.concatenate([part.nats_B.cpu().numpy() for part in parts]), balanced_part(nats_BS, t_BS))
 
     def _write(
         self,

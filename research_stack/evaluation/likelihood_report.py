@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 
-from research_stack.metrics.interval import FEW, few_words
+from research_stack.metrics.interval import FEW, few_groups_note
 from research_stack.reporting.charts import Bar, axis_of, interval_chart
 from research_stack.reporting.contract import Lines, Metric, Report
 from research_stack.reporting.elements import listing, note, scrolled, span
@@ -61,7 +61,7 @@ def few_documents(rows: Sequence[Row]) -> str:
     counted them.
     """
     count = real(rows[0].get("documents")) if rows else math.nan
-    words = few_words(int(count), "documents") if math.isfinite(count) else ""
+    words = few_groups_note(int(count), "documents") if math.isfinite(count) else ""
     return f" {words}" if words else ""
 
 

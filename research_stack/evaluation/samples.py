@@ -120,7 +120,7 @@ class Samples:
             return [
                 torch.tensor([*begin, *context.data.codec.encode(text)], dtype=torch.int64) for text in self.prompts
             ]
-        rows = context.data.validation.spread(self.count)
+        rows = context.data.validation.evenly_spaced(self.count)
         if rows.prompt.any():
             given = [row[prompt] for row, prompt in zip(rows.tokens, rows.prompt, strict=True)]
         else:
@@ -195,7 +195,13 @@ def film(trace: Trace, codec: Codec, name: str, row: Mapping[str, Any], b: int =
     if trace.confidence is not None:
         for frame, confidence in zip(frames, _numpy(trace.confidence)[:, b][:, used], strict=True):
             frame["confidence"] = confidence.round(3).tolist()
-    return {**row, "sampler": name, "states": list(STATES), "pieces": codec.pieces(ids.tolist()), "frames": frames}
+    return {
+        **row,
+        "sampler": name,
+        "states": list(STATES),
+        "pieces": codec.token_strings(ids.tolist()),
+        "frames": frames,
+    }
 
 
 def write_film(path: Path, value: Mapping[str, Any]) -> None:

@@ -28,7 +28,7 @@ from research_stack.latentwire.paths import HEAD, LATENT, NONE, SHUFFLED, TEXT, 
 from research_stack.latentwire.text_baselines import ratio_of_bytes
 from research_stack.latentwire.wire import MAX_LATENTS
 from research_stack.metrics import paired
-from research_stack.metrics.interval import warn_few, within
+from research_stack.metrics.interval import clip_interval, warn_few
 from research_stack.records.csv_tables import write_table
 from research_stack.require import require
 
@@ -197,7 +197,7 @@ class ScoreTables:
         bytes_n, context_n = one.bytes_n[at], self.context_n[at]
         ratio = ratio_of_bytes(context_n, bytes_n) if (bytes_n > 0).all() else None
         means = {
-            name: within(paired.mean(values_n[at], self.group_n[at]), 0.0, 1.0)
+            name: clip_interval(paired.mean(values_n[at], self.group_n[at]), 0.0, 1.0)
             for name, values_n in (("f1", one.f1_n), ("em", one.exact_n))
         }
         return {

@@ -19,4 +19,8 @@ def message_information(sources: Iterable[QuestionSource], dataset: str, exact: 
     entropy.
     """
     facts = next((source for source in sources if isinstance(source, Facts) and source.name == dataset), None)
-    return None if facts is None or facts.law.values < 2 else facts.law.facts * fano_bits(exact, facts.law.values)
+    return (
+        None
+        if facts is None or facts.distribution.values < 2
+        else facts.distribution.facts * fano_bits(exact, facts.distribution.values)
+    )

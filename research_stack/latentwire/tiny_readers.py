@@ -29,7 +29,7 @@ from transformers.utils import logging as hub_logging
 from research_stack.backbones.as_llama import llama_weights
 from research_stack.backbones.transformer import Transformer
 from research_stack.data.cache import FolderCache
-from research_stack.data.questions.fact_world import Law, Made
+from research_stack.data.questions.fact_world import ContextDistribution, GeneratedContext
 from research_stack.data.questions.facts import Facts
 from research_stack.latentwire.reader import PROMPT, QUESTION, FrozenReader, padded
 from research_stack.latentwire.receiver import greedy, prefill_text
@@ -97,15 +97,15 @@ class TinyReader(FrozenReader):
             f"dim={dim} must be a multiple of 2 * heads={heads}: positions rotate pairs",
         )
         require(lr > 0, f"lr={lr} must be positive")
-        law = replace(
-            facts.law,
-            questions=min(questions, facts.law.facts),
+        distribution = replace(
+            facts.distribution,
+            questions=min(questions, facts.distribution.facts),
             contexts=steps * batch_size + TOKENIZER_CONTEXTS + HELD_OUT,
         )
         recipe: dict[str, Any] = {
             "layout": LAYOUT,
             "architecture": architecture,
-            "facts": asdict(law),
+            "facts": asdict(distribution),
             "vocab_size": vocab_size,
             "dim": dim,
             "layers": layers,
@@ -117,7 +117,9 @@ class TinyReader(FrozenReader):
             "prompt": prompt,
         }
         fingerprint = hashlib.sha256(json.dumps(["reader", recipe], sort_keys=True).encode()).hexdigest()[:20]
-        folder, self.facts = FolderCache(cache_dir, fingerprint).folder(lambda empty: trained(empty, recipe, law))
+        folder, self.facts = FolderCache(cache_dir, fingerprint).folder(
+            lambda empty: trained(empty, recipe, distribution)
+        )
         super().__init__(
             str(folder), prompt=prompt, max_answer_tokens=max_answer_tokens, attention="eager"
         )  # for few keys on a CPU several times faster than sdpa
@@ -128,9 +130,9 @@ class TinyReader(FrozenReader):
         return 4 * layers * dim * dim + vocab_size * dim + batch_size * dim * layers
 
 
-def trained(folder: Path, recipe: dict[str, Any], law: Law) -> dict[str, Any]:
+def trained(folder: Path, recipe: dict[str, Any], distribution: ContextDistribution) -> dict[str, Any]:
     """Train the reader of the recipe and save it; returns what is known of it."""
-    started, made = time.monotonic(), law.made()
+    started, made = time.monotonic(), distribution.made()
     tokenizer = tokenizer_of(
         recipe["architecture"],
         [_whole(next(made), recipe["prompt"]) for _ in range(TOKENIZER_CONTEXTS)],
@@ -196,14 +198,14 @@ def tokenizer_of(architecture: str, texts: list[str], vocab_size: int) -> PreTra
     return PreTrainedTokenizerFast(tokenizer_object=own, bos_token="<s>", eos_token="</s>")
 
 
-def _whole(made: Made, prompt: str) -> str:
+def _whole(made: GeneratedContext, prompt: str) -> str:
     return made.context + "".join(
         f"{prompt.replace(QUESTION, question)} {answer}" for question, answer, _ in made.asked
     )
 
 
 def rows_of(
-    tokenizer: PreTrainedTokenizerFast, made: Iterator[Made], prompt: str
+    tokenizer: PreTrainedTokenizerFast, made: Iterator[GeneratedContext], prompt: str
 ) -> Iterator[tuple[list[int], list[float]]]:
     """(tokens, weights of their loss) of each context with its questions and answers; an end token follows each answer,
     and leads the text as `Reader` does where the tokenizer has no begin token."""
@@ -280,7 +282,7 @@ def saved(model: Transformer, tokenizer: PreTrainedTokenizerFast, qwen: bool) ->
     return own.eval()
 
 
-def tried(reader: FrozenReader, made: list[Made]) -> tuple[float, float]:
+def tried(reader: FrozenReader, made: list[GeneratedContext]) -> tuple[float, float]:
     """Shares of the first questions that are answered word for word, from the context and without it."""
     prompts, right = [reader.prompt_ids(one.asked[0][0]) for one in made], []
     for texts in ([reader.token_ids(one.context) for one in made], [[] for _ in made]):

@@ -98,7 +98,7 @@ class LookaheadCalibration:
     def __call__(self, context: Context) -> dict[str, float]:
         """The numbers: see the tables' columns; `r2_over_entropy` is the head's R2 less that of the entropy fit."""
         validation = context.data.validation
-        taken = validation.spread_indices(self.max_sequences or len(validation))
+        taken = validation.evenly_spaced_indices(self.max_sequences or len(validation))
         rows, document_B = validation.take(taken), context.data.validation_document[taken]
         warn_few(document_B, "documents")
         found = records(context, rows, document_B, self.samples)
@@ -178,7 +178,7 @@ class LookaheadCalibration:
             for name, score_n in scores(found).items()
             if name != HEAD
         }
-        train = context.data.train.spread(self.probe_sequences)
+        train = context.data.train.evenly_spaced(self.probe_sequences)
         line = fit_probe(context, train, records(context, train, train.document, 2))
         head = {HEAD: found.confidence} if HEAD in scores(found) else {}
         return head | curves | {"linear probe": line.predict(hidden_states(context, rows))}
@@ -325,7 +325,7 @@ class LookaheadCalibration:
         method = context.method
         if not (isinstance(method, Lookahead) and method.model.condition_dim and self.rollout_sequences):
             return {}
-        few, previous_mode = rows.spread(self.rollout_sequences), method.previous_mode
+        few, previous_mode = rows.evenly_spaced(self.rollout_sequences), method.previous_mode
         usual, _ = held_out(context, few)
         try:
             method.previous_mode = "rollout"

@@ -164,7 +164,7 @@ class GeneratedPrefix:
             f"scored_tokens={self.scored_tokens} are {needed} tokens, and a row has "
             f"data.sequence_length={data.sequence_length}: shorten one of them",
         )
-        taken = data.validation.spread_indices(self.count)
+        taken = data.validation.evenly_spaced_indices(self.count)
         rows, document_B = data.validation.take(taken), data.validation_document[taken]
         whole_B = rows.attention_mask.sum(1) > self.prompt_tokens + self.generated_tokens
         require(

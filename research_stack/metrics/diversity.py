@@ -71,7 +71,7 @@ def kinds(texts: Sequence[Text]) -> np.ndarray:
     return np.array([index[form] for form in forms], dtype=np.int64)
 
 
-def distinct_kinds(texts: Sequence[Text]) -> float:
+def unique_answers(texts: Sequence[Text]) -> float:
     """How many kinds of text there are; 0 without any."""
     return float(len(set(kinds(texts).tolist())))
 

@@ -4,7 +4,7 @@ One kind for all: the spread between groups, corrected for how few and how unequ
 Student's t.
 
 - `per_token`, `clustered`: means of parts, sum over sum: residuals of the groups, each over sqrt(1 - its share of all
-  parts) (CR2, Bell and McCaffrey 2002), with the degrees of freedom of their unequal sizes (`freedom`).
+  parts) (CR2, Bell and McCaffrey 2002), with the degrees of freedom of their unequal sizes (`degrees_of_freedom`).
 - `ratio_interval`: of a ratio of two such means, by Fieller (1954), which stays right where the lower one is near 0.
 - `jackknife`: of any other statistic, from its values without each group in turn (Tukey 1958), on a scale on which it
   is about symmetric.
@@ -32,7 +32,9 @@ from scipy.special import stdtrit
 log = logging.getLogger(__name__)
 
 FEW = 5  #: groups below which an interval may be too narrow
-OWN_SHARE = 0.25  # of a group of mean size: variance that its parts share, over what they have apart; see `freedom`
+OWN_SHARE = (
+    0.25  # of a group of mean size: variance that its parts share, over what they have apart; see `degrees_of_freedom`
+)
 MOST_LEFT_OUT = 400  # statistics that a jackknife computes
 
 Scale = tuple[Callable[[np.ndarray], np.ndarray], Callable[[np.ndarray], np.ndarray]]
@@ -58,7 +60,7 @@ class Clustered(NamedTuple):
 
     mean_K: np.ndarray
     covariance_KK: np.ndarray
-    freedom: float
+    degrees_of_freedom: float
 
 
 def per_token(
@@ -89,8 +91,8 @@ def per_token(
 
 def around(value: float, found: Clustered) -> Estimate:
     """The value with the interval of the first mean of `found`."""
-    reach = student(found.freedom) * float(np.sqrt(found.covariance_KK[0, 0]))
-    return Estimate(value, value - reach, value + reach)
+    half_width = t_quantile(found.degrees_of_freedom) * float(np.sqrt(found.covariance_KK[0, 0]))
+    return Estimate(value, value - half_width, value + half_width)
 
 
 def clustered(values_nK: ArrayLike, size_n: ArrayLike, group_n: ArrayLike) -> Clustered:
@@ -106,10 +108,10 @@ def clustered(values_nK: ArrayLike, size_n: ArrayLike, group_n: ArrayLike) -> Cl
     if len(size_g) < 2:
         return Clustered(mean_K, np.full((len(mean_K), len(mean_K)), np.nan), np.nan)
     rest_Kg = (np.stack(sums_Kg) - np.outer(mean_K, size_g)) / size_g.sum() / np.sqrt(1 - size_g / size_g.sum())
-    return Clustered(mean_K, rest_Kg @ rest_Kg.T, freedom(size_g))
+    return Clustered(mean_K, rest_Kg @ rest_Kg.T, degrees_of_freedom(size_g))
 
 
-def freedom(size_g: ArrayLike) -> float:
+def degrees_of_freedom(size_g: ArrayLike) -> float:
     """Degrees of freedom of the variance of `clustered` (Bell and McCaffrey 2002): groups - 1 where all are of one
     size, else fewer.
 
@@ -136,9 +138,9 @@ def freedom(size_g: ArrayLike) -> float:
     return float(trace**2 / square)
 
 
-def student(freedom: float) -> float:
+def t_quantile(degrees_of_freedom: float) -> float:
     """97.5 % quantile of Student's t, for any degrees of freedom above 0; NaN for NaN."""
-    return float(stdtrit(freedom, 0.975))
+    return float(stdtrit(degrees_of_freedom, 0.975))
 
 
 def ratio_interval(found: Clustered) -> tuple[float, float]:
@@ -148,7 +150,7 @@ def ratio_interval(found: Clustered) -> tuple[float, float]:
     All r with |mean_0 - r mean_1| within its own interval (Fieller 1954); up to infinity where the second mean may be
     0.
     """
-    (above, below), square = found.mean_K, student(found.freedom) ** 2
+    (above, below), square = found.mean_K, t_quantile(found.degrees_of_freedom) ** 2
     a = below**2 - square * found.covariance_KK[1, 1]
     b = above * below - square * found.covariance_KK[0, 1]
     c = above**2 - square * found.covariance_KK[0, 0]
@@ -191,12 +193,12 @@ def from_left_out(value: float, without_g: np.ndarray, size_g: np.ndarray, scale
     to, back = scale
     middle, moved_g = to(np.float64(value)), to(np.asarray(without_g, dtype=np.float64))
     error = np.sqrt((groups - 1) / groups * np.square(moved_g - moved_g.mean()).sum())
-    reach = student(freedom(size_g)) * error
-    low, high = sorted((float(back(middle - reach)), float(back(middle + reach))))
+    half_width = t_quantile(degrees_of_freedom(size_g)) * error
+    low, high = sorted((float(back(middle - half_width)), float(back(middle + half_width))))
     return low, high
 
 
-def within(estimate: Estimate, lowest: float = -np.inf, highest: float = np.inf) -> Estimate:
+def clip_interval(estimate: Estimate, lowest: float = -np.inf, highest: float = np.inf) -> Estimate:
     """The estimate with its interval cut to where the truth can lie at all."""
     return Estimate(estimate.value, *(float(np.clip(end, lowest, highest)) for end in estimate[1:]))
 
@@ -204,10 +206,10 @@ def within(estimate: Estimate, lowest: float = -np.inf, highest: float = np.inf)
 def warn_few(group_n: ArrayLike, what: str) -> None:
     """A warning in the log where there are fewer than 5 groups, `what` they are in words ("documents")."""
     if (count := len(np.unique(np.asarray(group_n)))) < FEW:
-        log.warning("%s", few_words(count, what))
+        log.warning("%s", few_groups_note(count, what))
 
 
-def few_words(count: int, what: str) -> str:
+def few_groups_note(count: int, what: str) -> str:
     """What is to be said beside an interval over so few groups; empty where there are enough."""
     if count >= FEW:
         return ""

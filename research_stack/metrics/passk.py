@@ -14,7 +14,7 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import ArrayLike
 
-from research_stack.metrics.interval import Estimate, around, clustered, jackknife, within
+from research_stack.metrics.interval import Estimate, around, clip_interval, clustered, jackknife
 from research_stack.require import require
 
 EVERYWHERE = -np.inf, np.inf
@@ -50,7 +50,7 @@ def over_prompts(values_P: ArrayLike, possible: tuple[float, float] = EVERYWHERE
     if not len(known_P):
         return Band(np.nan, np.nan, np.nan, 0, len(values_P))
     found = around(float(known_P.mean()), clustered(known_P, np.ones(len(known_P)), np.arange(len(known_P))))
-    return Band(*within(found, *possible), len(known_P), len(values_P) - len(known_P))
+    return Band(*clip_interval(found, *possible), len(known_P), len(values_P) - len(known_P))
 
 
 # ----------------------------------------------------------------------------------------------------- pass@k
@@ -141,7 +141,7 @@ def der_band(n_P: ArrayLike, c_P: ArrayLike, k: int, normalised: bool = True) ->
         return (normalised_der if normalised else der)({1: first, k: value})[k]
 
     value = ratio(np.ones(len(at_1), dtype=bool))
-    return Band(*within(Estimate(value, *jackknife(ratio, np.arange(len(at_1)))), *SHARE), len(at_1), 0)
+    return Band(*clip_interval(Estimate(value, *jackknife(ratio, np.arange(len(at_1)))), *SHARE), len(at_1), 0)
 
 
 def collapse_point(at: Mapping[int, float], threshold: float = 0.01) -> int | None:

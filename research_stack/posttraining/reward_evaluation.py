@@ -21,7 +21,7 @@ import torch
 from research_stack.data.scored import ScoredPairs, ScoredRows
 from research_stack.data.sources.replies import Replies
 from research_stack.metrics import calibration
-from research_stack.metrics.interval import CORRELATION, Estimate, jackknife, per_token, warn_few, within
+from research_stack.metrics.interval import CORRELATION, Estimate, clip_interval, jackknife, per_token, warn_few
 from research_stack.posttraining.reward_card import card
 from research_stack.posttraining.reward_model import RewardModel
 from research_stack.records.csv_tables import write_table
@@ -234,7 +234,7 @@ def pairwise_accuracy(predicted_n: np.ndarray, actual_n: np.ndarray, group_n: np
         right.append(((agree[differ] + 1) / 2).sum())
         count.append(differ.sum())
     return (
-        within(per_token(np.array(right), np.array(count)), 0.0, 1.0)
+        clip_interval(per_token(np.array(right), np.array(count)), 0.0, 1.0)
         if any(count)
         else Estimate(np.nan, np.nan, np.nan)
     )

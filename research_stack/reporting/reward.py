@@ -9,7 +9,7 @@ import math
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
-from research_stack.metrics.interval import few_words
+from research_stack.metrics.interval import few_groups_note
 from research_stack.reporting.elements import cell, span
 from research_stack.reporting.html import Html, el
 from research_stack.reporting.reading import RunFiles, Table, reals
@@ -57,7 +57,7 @@ def reward_model(run: RunFiles) -> list[Html] | None:
             f"{pairs:,.0f} held-out pairs of {prompts:,.0f} prompts. Pairwise accuracy: of two replies to one"
             " prompt that earned differently, how often the better one is predicted higher; chance is .5. The controls"
             " were fitted on the same training side. What the model is made of and what it is not for: reward_card.md."
-            f" {few_words(int(prompts), 'prompts') if math.isfinite(prompts) else ''}",
+            f" {few_groups_note(int(prompts), 'prompts') if math.isfinite(prompts) else ''}",
             class_="note",
         ),
     ]

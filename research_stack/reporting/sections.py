@@ -6,7 +6,7 @@ import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from research_stack.metrics.interval import FEW, few_words
+from research_stack.metrics.interval import FEW, few_groups_note
 from research_stack.reporting import latentwire_words
 from research_stack.reporting.curves import Point, even, number, quantile, series, smooth, thin, ticks
 from research_stack.reporting.html import Html, el
@@ -162,7 +162,7 @@ def few_documents(rows: Sequence[Mapping[str, str]]) -> str:
     counted them.
     """
     count = real(rows[0].get("documents")) if rows else math.nan
-    words = few_words(int(count), "documents") if math.isfinite(count) else ""
+    words = few_groups_note(int(count), "documents") if math.isfinite(count) else ""
     return f" {words}" if words else ""
 
 

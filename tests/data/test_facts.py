@@ -53,7 +53,7 @@ def test_entropy_is_that_of_equally_likely_contexts(options, count):
     """Every context of a tiny law turns up, none else, and none more often than chance allows."""
     each = 80 if count < 500 else 20
     source = Facts(**{**TINY, **options}, contexts=each * count)
-    seen = Counter(made.context for made in source.law.made())
+    seen = Counter(made.context for made in source.distribution.made())
     assert len(seen) == count and source.entropy_bits == pytest.approx(math.log2(count), abs=1e-12)
     chi2 = sum((n - each) ** 2 / each for n in seen.values())
     assert abs(chi2 - (count - 1)) < 5 * math.sqrt(2 * (count - 1))
@@ -62,7 +62,7 @@ def test_entropy_is_that_of_equally_likely_contexts(options, count):
 @pytest.mark.exact
 def test_entropy_with_distractors_counts_who_is_asked_about():
     source = Facts(**TINY, facts=1, distractors=1, contexts=16_000)
-    seen = Counter((made.context, made.facts) for made in source.law.made())
+    seen = Counter((made.context, made.facts) for made in source.distribution.made())
     assert len(seen) == 3 * 2 * 2 * (2 * 2) * 2 * 2 and source.entropy_bits == pytest.approx(math.log2(len(seen)))
     assert len({context for context, _ in seen}) < len(
         seen
@@ -73,7 +73,7 @@ def test_entropy_with_distractors_counts_who_is_asked_about():
 @pytest.mark.exact
 def test_answer_bits_leave_out_wording_order_and_distractors():
     source = Facts(**{**TINY, "wordings": 2}, facts=2, entities=2, distractors=1, contexts=4000)
-    found = {made.facts for made in source.law.made()}
+    found = {made.facts for made in source.distribution.made()}
     assert source.answer_bits == pytest.approx(math.log2(len(found))) and len(found) == 3 * 2 * 4
 
 
@@ -160,7 +160,7 @@ def test_facts_stand_in_random_order(standard):
 
 def test_hops_lead_to_the_one_who_answers():
     source = Facts(facts=4, entities=2, hops=3, contexts=300, questions=2)
-    for made in source.law.made():
+    for made in source.distribution.made():
         said = [sentence.strip() for sentence in sentences(made.context)]
         friends = dict(
             match.groups() for sentence in said if (match := re.fullmatch(r"(\w+)'s friend is (\w+)\.", sentence))
@@ -174,7 +174,7 @@ def test_hops_lead_to_the_one_who_answers():
 
 
 def test_two_people_have_the_same_attributes_so_that_names_matter():
-    for made in islice(Facts(facts=6, entities=2, contexts=100).law.made(), 100):
+    for made in islice(Facts(facts=6, entities=2, contexts=100).distribution.made(), 100):
         verbs = Counter(re.sub(r"^\w+", "", sentence.strip())[:7] for sentence in sentences(made.context))
         assert len({sentence.split()[0] for sentence in sentences(made.context)}) == 2 and max(verbs.values()) >= 2
 

@@ -148,8 +148,10 @@ def test_take_and_spread(corpus, stories, tmp_path):
     train, *_ = packed(corpus(*stories), tmp_path)
     some = train.take(np.array([5, 2, 5]))
     assert (some.tokens == train.tokens[[5, 2, 5]]).all()
-    assert train.spread(10**9) is train
-    assert len(train.spread(7)) == 7 and (train.spread(3).tokens[1] == train.tokens[len(train) // 3]).all()
+    assert train.evenly_spaced(10**9) is train
+    assert (
+        len(train.evenly_spaced(7)) == 7 and (train.evenly_spaced(3).tokens[1] == train.tokens[len(train) // 3]).all()
+    )
 
 
 def test_a_codec_that_begins_texts_begins_each_document_and_prompt_once(corpus, tmp_path):

@@ -11,7 +11,7 @@ import pytest
 
 from research_stack.data import Bytes, Replies, TokenData
 from research_stack.data.packing import DUPLICATE, TRAIN, VALIDATION, split
-from research_stack.data.sources import planted
+from research_stack.data.sources import synthetic_replies
 
 
 @pytest.fixture(scope="module")
@@ -46,13 +46,17 @@ def test_documents_are_the_planted_replies(source):
 def test_features_are_in_the_text(source):
     for r in source.truth:
         assert r.words == len(r.reply.split()) and r.example == ("For example, " in r.reply)
-        topic = next(name for name, parts in planted.TOPICS.items() if any(subject in r.prompt for subject in parts[0]))
-        said = {name for name, parts in planted.TOPICS.items() if any(advice in r.reply for advice in parts[1])}
+        topic = next(
+            name for name, parts in synthetic_replies.TOPICS.items() if any(subject in r.prompt for subject in parts[0])
+        )
+        said = {
+            name for name, parts in synthetic_replies.TOPICS.items() if any(advice in r.reply for advice in parts[1])
+        }
         assert len(said) == 1 and (topic in said) == r.on_topic
-        assert r.question == any(q in r.reply for parts in planted.TOPICS.values() for q in parts[3])
+        assert r.question == any(q in r.reply for parts in synthetic_replies.TOPICS.values() for q in parts[3])
         tones = {
             tone
-            for table in (planted.OPENINGS, planted.CLOSINGS)
+            for table in (synthetic_replies.OPENINGS, synthetic_replies.CLOSINGS)
             for tone, texts in table.items()
             if any(t in r.reply for t in texts)
         }
@@ -60,15 +64,17 @@ def test_features_are_in_the_text(source):
 
 
 def test_the_law_by_hand():
-    assert planted.log_mean(on_topic=1, tone=1, example=1, question=1, words=45) == pytest.approx(
+    assert synthetic_replies.log_mean(on_topic=1, tone=1, example=1, question=1, words=45) == pytest.approx(
         0.8 + 1.2 + 0.6 + 0.5 + 0.4 + 0.3
     )
-    assert planted.log_mean(on_topic=0, tone=-1, example=0, question=0, words=15) == pytest.approx(0.8 - 0.6 - 0.3)
+    assert synthetic_replies.log_mean(on_topic=0, tone=-1, example=0, question=0, words=15) == pytest.approx(
+        0.8 - 0.6 - 0.3
+    )
 
 
 @pytest.mark.parametrize("noise", [0.0, 0.5, 1.0])
 def test_engagement_follows_the_law(noise):
-    likes, shares, logs = columns(planted.replies(20_000, noise, 3), "likes", "shares", "log_mean")
+    likes, shares, logs = columns(synthetic_replies.replies(20_000, noise, 3), "likes", "shares", "log_mean")
     mean = np.exp(logs)
     residual = (likes + shares - mean) / np.sqrt(
         mean + (noise * mean) ** 2
@@ -92,11 +98,11 @@ def test_the_preference_can_be_found_and_has_a_ceiling(source):
 
 def test_seed_noise_count_and_limit():
     one, again, other, calm = (
-        planted.replies(300, noise, seed) for noise, seed in ((0.5, 1), (0.5, 1), (0.5, 2), (0.0, 1))
+        synthetic_replies.replies(300, noise, seed) for noise, seed in ((0.5, 1), (0.5, 1), (0.5, 2), (0.0, 1))
     )
     assert one == again and [r.reply for r in one] != [r.reply for r in other]
     assert [r.reply for r in one] == [r.reply for r in calm] and [r.likes for r in one] != [r.likes for r in calm]
-    assert planted.replies(120, 0.5, 1)[:112] == one[:112] and len(list(Replies(limit=7).documents())) == 7
+    assert synthetic_replies.replies(120, 0.5, 1)[:112] == one[:112] and len(list(Replies(limit=7).documents())) == 7
 
 
 def test_the_split_is_by_prompt(source):
@@ -132,7 +138,7 @@ def test_fingerprint_follows_every_option(tmp_path):
     assert (
         len({Replies(**o).fingerprint() for o in options}) == 5 and Replies().fingerprint() == Replies().fingerprint()
     )
-    path = str(planted.write(tmp_path / "a.jsonl", count=10))
+    path = str(synthetic_replies.write(tmp_path / "a.jsonl", count=10))
     files = [{}, {"engagement_fields": ["likes"]}, {"reply_field": "prompt"}, {"limit": 5}]
     assert len({Replies(path, **o).fingerprint() for o in files}) == 4
     assert not any("SYNTHETIC" in Replies(path, **o).fingerprint() for o in files)
@@ -143,7 +149,7 @@ def test_fingerprint_follows_every_option(tmp_path):
 
 @pytest.mark.parametrize("suffix", [".jsonl", ".parquet"])
 def test_what_is_written_is_read_back(tmp_path, suffix):
-    path = planted.write(tmp_path / f"replies{suffix}", count=150, seed=4)
+    path = synthetic_replies.write(tmp_path / f"replies{suffix}", count=150, seed=4)
     source, made = Replies(str(path)), Replies(count=150, seed=4)
     source.check()
     for ours, theirs in zip(source.documents(), made.documents(), strict=True):
@@ -235,4 +241,4 @@ def test_wrong_options_are_refused(options):
 
 def test_the_file_must_have_a_known_name(tmp_path):
     with pytest.raises(ValueError, match="must end in .jsonl or .parquet"):
-        planted.write(tmp_path / "a.csv")
+        synthetic_replies.write(tmp_path / "a.csv")

@@ -55,7 +55,7 @@ def test_specials_come_last_and_vanish_in_decode(codecs, name):
 def test_pieces_are_printable_one_per_token(codecs, name):
     codec = codecs[name]
     ids = [*codec.encode("a b\n\té\0"), codec.vocab.mask, codec.vocab.pad, codec.vocab.end]
-    pieces = codec.pieces(np.array(ids))
+    pieces = codec.token_strings(np.array(ids))
     assert len(pieces) == len(ids)
     assert all(p and p.isprintable() for p in pieces)
     assert "".join(pieces).startswith("a b⏎⇥") and pieces[-3:] == ["▒", "·", "■"]
@@ -67,7 +67,7 @@ def test_bpe_learns_at_most_what_is_asked(codecs):
     tiny = ByteBPE(2048).fit(["aaaa"])
     assert 259 <= tiny.vocab.size < 270
     short = ByteBPE(400, max_token_chars=3).fit(["interesting " * 50])
-    longest = [max(map(len, c.pieces(c.vocab.real))) for c in (short, ByteBPE(400).fit(["interesting " * 50]))]
+    longest = [max(map(len, c.token_strings(c.vocab.real))) for c in (short, ByteBPE(400).fit(["interesting " * 50]))]
     assert longest[0] <= 3 < longest[1]
 
 

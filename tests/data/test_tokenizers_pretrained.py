@@ -56,8 +56,8 @@ def test_roles_round_trip_and_pieces(make, tmp_path):
     ids = codec.encode(TEXT)
     assert not set(ids) & set(vocab.special)
     assert codec.decode([*ids, vocab.end, vocab.pad]) == TEXT
-    assert "".join(codec.pieces(ids)).strip() == TEXT
-    assert codec.pieces([vocab.mask, vocab.pad, vocab.end]) == ["▒", "·", "■"]
+    assert "".join(codec.token_strings(ids)).strip() == TEXT
+    assert codec.token_strings([vocab.mask, vocab.pad, vocab.end]) == ["▒", "·", "■"]
 
 
 def test_roles_that_exist_are_used_and_others_added(tmp_path):

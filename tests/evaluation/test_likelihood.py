@@ -8,14 +8,14 @@ import pytest
 import torch
 
 from research_stack.evaluation.likelihood import Likelihood
-from research_stack.metrics.interval import few_words, freedom, per_token, student, warn_few
+from research_stack.metrics.interval import degrees_of_freedom, few_groups_note, per_token, t_quantile, warn_few
 
 
 def test_interval_by_hand():
     value, low, high = per_token(np.array([2.0, 4.0, 9.0, 0.0]), np.array([1, 2, 3, 0]))
     assert value == pytest.approx(15 / 6)  # the sequence without tokens does not count
     rest, share = np.array([2 - 2.5, 4 - 5, 9 - 7.5]), np.array([1, 2, 3]) / 6
-    reach = student(freedom([1, 2, 3])) * math.sqrt((rest**2 / (1 - share)).sum()) / 6
+    reach = t_quantile(degrees_of_freedom([1, 2, 3])) * math.sqrt((rest**2 / (1 - share)).sum()) / 6
     assert (low, high) == (pytest.approx(2.5 - reach), pytest.approx(2.5 + reach))
     # What the draws balance out is no part of the spread, and changes no value.
     assert per_token([2.0, 4.0, 9.0], [1, 2, 3], balanced_n=[-0.5, -1.0, 1.5]) == pytest.approx((2.5, 2.5, 2.5))
@@ -27,8 +27,10 @@ def test_degrees_of_freedom_against_the_matrix():
         share_g, variance_g = size_g / size_g.sum(), size_g * size_g.mean() + size_g**2 / 4
         residual_gg = np.eye(len(size_g)) - np.outer(share_g, np.ones(len(size_g)))
         covariance_gg = residual_gg * variance_g @ residual_gg.T / np.sqrt(np.outer(1 - share_g, 1 - share_g))
-        assert freedom(size_g) == pytest.approx(np.trace(covariance_gg) ** 2 / (covariance_gg**2).sum())
-    assert freedom([5.0] * 7) == pytest.approx(6) and 1 < freedom([1.0, 2, 3]) < 2  # unequal groups count as fewer
+        assert degrees_of_freedom(size_g) == pytest.approx(np.trace(covariance_gg) ** 2 / (covariance_gg**2).sum())
+    assert (
+        degrees_of_freedom([5.0] * 7) == pytest.approx(6) and 1 < degrees_of_freedom([1.0, 2, 3]) < 2
+    )  # unequal groups count as fewer
 
 
 def test_few_documents_are_told(caplog):
@@ -37,7 +39,7 @@ def test_few_documents_are_told(caplog):
     assert [record.getMessage() for record in caplog.records] == [
         "Numbers over 3 documents: their intervals may be too narrow; 95 % is meant from 5 documents on."
     ]
-    assert few_words(1, "prompts").startswith("Numbers over 1 prompt: they have no interval")
+    assert few_groups_note(1, "prompts").startswith("Numbers over 1 prompt: they have no interval")
 
 
 def test_sequences_of_one_document_count_once():
@@ -63,7 +65,7 @@ def test_students_quantiles():
         (2.2622, 9),
         (1.9842, 99),
     ]:  # printed tables
-        assert student(freedom_of_t) == pytest.approx(quantile, abs=5e-5)
+        assert t_quantile(freedom_of_t) == pytest.approx(quantile, abs=5e-5)
 
 
 def test_interval_covers_the_truth_as_often_as_it_says():

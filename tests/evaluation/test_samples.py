@@ -107,6 +107,6 @@ def test_the_samplers_of_the_default_evaluation(context, name):
 
 def test_the_first_tokens_of_validation_rows_are_continued(context):
     rows = Samples({}, count=2, lead=5).decode(context, name="x", sampler=Scripted())
-    codec, validation = context.data.codec, context.data.validation.spread(2)
+    codec, validation = context.data.codec, context.data.validation.evenly_spaced(2)
     assert [row["prompt"] for row in rows] == [codec.decode(tokens[:5]) for tokens in validation.tokens]
     assert all(len(row["text"]) == 48 - 5 for row in rows)

@@ -14,7 +14,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from research_stack.metrics.levels import balanced
+from research_stack.metrics.stratification import balanced_part
 
 pytestmark = pytest.mark.exact
 
@@ -56,11 +56,11 @@ def test_balanced_parts_sum_to_nothing_and_need_enough_levels():
     rng = np.random.default_rng(0)
     t_BS = (np.arange(4) + (rng.permuted(np.tile(np.arange(40), (4, 1)), axis=1).T + 0.5) / 40) / 4
     effect_BS = 3 * np.sin(np.pi * t_BS / 2)
-    found_B = balanced(effect_BS + 5 * rng.normal(size=40)[:, None], t_BS)
+    found_B = balanced_part(effect_BS + 5 * rng.normal(size=40)[:, None], t_BS)
     assert found_B.sum() == pytest.approx(0, abs=1e-9)
     # The row's own difficulty is no part of it.
     np.testing.assert_allclose(found_B, effect_BS.mean(1) - effect_BS.mean(), atol=0.03)
-    assert not balanced(effect_BS[:2], t_BS[:2]).any() and not balanced(effect_BS[:8, :1], t_BS[:8, :1]).any()
+    assert not balanced_part(effect_BS[:2], t_BS[:2]).any() and not balanced_part(effect_BS[:8, :1], t_BS[:8, :1]).any()
 
 
 def test_scores_of_questions_of_articles():

@@ -67,11 +67,11 @@ def test_tokenizers_spell_any_text_and_differ(architecture, lead):
 def test_training_rows_are_what_a_reader_sees(architecture, tmp_path, monkeypatch):
     own = tiny(architecture, tmp_path, monkeypatch)
     facts = Facts(contexts=3, questions=2)
-    for tokens, weights in rows_of(own.tokenizer, facts.law.made(), PROMPT):
+    for tokens, weights in rows_of(own.tokenizer, facts.distribution.made(), PROMPT):
         assert len(tokens) == len(weights)
         made = next(
             m
-            for m in facts.law.made()
+            for m in facts.distribution.made()
             if own.token_ids(m.context) == tokens[len(own.bos_ids) :][: len(own.token_ids(m.context))]
         )
         own.max_answer_tokens = 100

@@ -56,7 +56,7 @@ def context(stories, tmp_path):
 
 def rows_of(context, count):
     """(rows, their documents)."""
-    taken = context.data.validation.spread_indices(count)
+    taken = context.data.validation.evenly_spaced_indices(count)
     return context.data.validation.take(taken), context.data.validation_document[taken]
 
 
@@ -67,7 +67,7 @@ class Knowing:
 
     def __init__(self, context, shift=0, only=99):
         self.rows, self.shift, self.only, self.at = (
-            [row.astype(np.int64) for row in context.data.validation.spread(6).tokens],
+            [row.astype(np.int64) for row in context.data.validation.evenly_spaced(6).tokens],
             shift,
             only,
             0,

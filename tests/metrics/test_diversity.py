@@ -16,7 +16,6 @@ from hypothesis import strategies as st
 from research_stack.metrics.diversity import (
     ast_distances,
     cosine_distances,
-    distinct_kinds,
     distinct_n,
     kinds,
     mean_ast_distance,
@@ -25,6 +24,7 @@ from research_stack.metrics.diversity import (
     per_prompt,
     self_bleu,
     share_parsed,
+    unique_answers,
     vendi,
     vendi_cosine,
 )
@@ -118,7 +118,7 @@ def test_kinds_are_numbered_by_appearance():
     assert found.tolist() == [0, 1, 0, 2, 1, 2, 3] and found.dtype == np.int64
     assert kinds(["e\u0301", "\u00e9"]).tolist() == [0, 0]
     assert kinds([(1, 2), [1, 2], (1,)]).tolist() == [0, 0, 1]
-    assert kinds([]).tolist() == [] and distinct_kinds([]) == 0 and distinct_kinds(["a", "a ", "b"]) == 2
+    assert kinds([]).tolist() == [] and unique_answers([]) == 0 and unique_answers(["a", "a ", "b"]) == 2
 
 
 # ---------------------------------------------------------------------------------------------------- meanings
@@ -345,14 +345,14 @@ def test_prompts_with_too_few_texts_are_counted_and_left_out():
     assert (band.low, band.high) == pytest.approx((17 / 24 - 12.7062 / 24, 17 / 24 + 12.7062 / 24), abs=1e-5)
     nothing = per_prompt(self_bleu, [["a"], []])
     assert np.isnan(nothing[:3]).all() and nothing[3:] == (0, 2)
-    count = per_prompt(distinct_kinds, texts, least=0)
+    count = per_prompt(unique_answers, texts, least=0)
     assert count.value == pytest.approx((2 + 1 + 0 + 2) / 4) and count.n == 4
 
 
 def test_only_the_right_answers():
     texts = [["1+1", "1+1", "x", "y"], ["2*1", "1*2", "z", "z"]]
     right = [[True, True, False, False], [True, True, False, True]]
-    assert per_prompt(distinct_kinds, texts, right).value == 2 and per_prompt(distinct_kinds, texts).value == 3
+    assert per_prompt(unique_answers, texts, right).value == 2 and per_prompt(unique_answers, texts).value == 3
     vectors = [np.array([E1, E1, E2, -E1]), np.array([E1, E2, E1, E1])]
     assert per_prompt(mean_cosine_distance, vectors, right).value == pytest.approx((0 + 2 / 3) / 2)
     assert per_prompt(mean_cosine_distance, vectors).value == pytest.approx((7 / 6 + 1 / 2) / 2)
@@ -360,7 +360,7 @@ def test_only_the_right_answers():
     assert only.value == pytest.approx(0.5) and (only.n, only.undefined) == (1, 1)
     for wrong in ([[True] * 4], [[True] * 4, [True] * 3]):
         with pytest.raises(ValueError, match="right_Pn="):
-            per_prompt(distinct_kinds, texts, wrong)
+            per_prompt(unique_answers, texts, wrong)
 
 
 def test_per_prompt_and_pooled_are_different_things():
@@ -368,11 +368,9 @@ def test_per_prompt_and_pooled_are_different_things():
     texts = [[f"w{i} v{i}"] * 4 for i in range(30)]
     assert distinct_n([text for of in texts for text in of], 1) == 1 / 4
     assert per_prompt(self_bleu, texts)[:3] == pytest.approx((100, 100, 100))
-    assert per_prompt(distinct_kinds, texts).value == 1
+    assert per_prompt(unique_answers, texts).value == 1
 
 
 def test_it_needs_no_torch():
-    code = (
-        "import sys; from research_stack.evaluation import diversity, passk, pareto; assert 'torch' not in sys.modules"
-    )
+    code = "import sys; from research_stack.metrics import diversity, passk, pareto; assert 'torch' not in sys.modules"
     subprocess.run([sys.executable, "-c", code], check=True)

@@ -175,7 +175,7 @@ FRIEND = "{a}'s friend is {b}."
 
 
 @dataclass(frozen=True, slots=True)
-class Made:
+class GeneratedContext:
     """A context, the facts that can be asked for (in an order of their own), and (question, answer, where it begins) of
     what is asked.
     """
@@ -186,7 +186,7 @@ class Made:
 
 
 @dataclass(frozen=True)
-class Law:
+class ContextDistribution:
     """How contexts are drawn; `sources_facts.Facts` says what the numbers mean and checks them."""
 
     facts: int
@@ -234,13 +234,13 @@ class Law:
             + (self.facts + self.distractors) * log2(self.wordings)
         )
 
-    def made(self) -> Iterator[Made]:
+    def made(self) -> Iterator[GeneratedContext]:
         """The contexts, in order."""
         for start in range(0, self.contexts, TOGETHER):
             rng = np.random.default_rng(seed_of(self.seed, "facts", start))
             yield from islice(self._block(rng), self.contexts - start)
 
-    def _block(self, rng: np.random.Generator) -> Iterator[Made]:
+    def _block(self, rng: np.random.Generator) -> Iterator[GeneratedContext]:
         """TOGETHER contexts."""
         rest = (self.people - self.entities * self.hops) * self.attributes if self.distractors or self.bytes else 0
         yield from map(
@@ -265,7 +265,7 @@ class Law:
         others: list[int],
         sayings: list[int],
         keys: np.ndarray,
-    ) -> Made:
+    ) -> GeneratedContext:
         """A context from its draws: permutations of people, attributes, facts and the others' attributes; numbers of
         values and wordings; sort keys.
         """
@@ -294,7 +294,7 @@ class Law:
             + len(owned[f][1].wordings[wordings[f]].partition("{v}")[0].format(n=owned[f][0][-1]))
             for f in asked[: self.questions]
         ]
-        return Made(
+        return GeneratedContext(
             context,
             " ".join(facts),
             tuple((*_asked(*owned[f]), start) for f, start in zip(asked, starts, strict=False)),

@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from dataclasses import asdict
 from typing import Any
 
-from research_stack.data.questions.fact_world import RECIPE, Law
+from research_stack.data.questions.fact_world import RECIPE, ContextDistribution
 from research_stack.data.questions.question import Question
 from research_stack.require import require
 
@@ -76,7 +76,7 @@ class Facts:
             f"one of attributes={attributes} of one of {people - entities * hops} people nobody asks about",
         )
         self.name = name
-        self.law = Law(
+        self.distribution = ContextDistribution(
             facts, entities, hops, distractors, contexts, questions, bytes, wordings, people, attributes, values, seed
         )
 
@@ -85,7 +85,7 @@ class Facts:
 
     def questions(self) -> Iterator[Question]:
         """The questions, context by context."""
-        for number, made in enumerate(self.law.made(), 1):
+        for number, made in enumerate(self.distribution.made(), 1):
             for asked, (question, answer, start) in enumerate(made.asked, 1):
                 yield Question(
                     f"{self.name}:{number}.{asked}",
@@ -100,13 +100,13 @@ class Facts:
 
     @property
     def entropy_bits(self) -> float | None:
-        """Bits of a context, exact for the law it is drawn by (see `Law`); None with `bytes`."""
-        return self.law.entropy_bits
+        """Bits of a context, exact for the law it is drawn by (see `ContextDistribution`); None with `bytes`."""
+        return self.distribution.entropy_bits
 
     @property
     def answer_bits(self) -> float:
         """Bits of the facts that can be asked for, without wording, order and distractors."""
-        return self.law.answer_bits
+        return self.distribution.answer_bits
 
     def describe(self) -> dict[str, Any]:
         """`entropy_bits`, where it is known, and `answer_bits`."""
@@ -115,4 +115,5 @@ class Facts:
 
     def fingerprint(self) -> str:
         """The recipe and every option."""
-        return f"facts{RECIPE}-{self.name}-{'-'.join(f'{name}={value}' for name, value in asdict(self.law).items())}"
+        options = "-".join(f"{name}={value}" for name, value in asdict(self.distribution).items())
+        return f"facts{RECIPE}-{self.name}-{options}"

@@ -17,7 +17,7 @@ from typing import Any, Literal
 
 import numpy as np
 
-from research_stack.data.kept import judge_losses, judge_split
+from research_stack.data.dropped import check_dropped, check_split
 from research_stack.data.packing import DUPLICATE, TRAIN, VALIDATION, split
 from research_stack.data.questions.files import QuestionFiles
 from research_stack.data.questions.mixture import MixedBatches, QuestionRows
@@ -160,7 +160,7 @@ class QuestionData(StepData):
             )
         odd = source.odd.summary() if isinstance(source, Selective) else {}
         why = f"their context is longer than max_context_bytes={self.max_context_bytes}"
-        judge_losses(len(questions), found - len(questions), odd, self.max_dropped, why, of=name)
+        check_dropped(len(questions), found - len(questions), odd, self.max_dropped, why, of=name)
         self._facts[name] = facts
         return questions
 
@@ -176,7 +176,7 @@ class QuestionData(StepData):
         number_N = len(kept) + np.arange(len(fresh))
         kept += [questions[i] for i in fresh]
         train, validation = (number_N[sides[fresh] == side] for side in (TRAIN, VALIDATION))
-        judge_split(len(train), len(validation), self.validation_fraction, f"questions of {name}")
+        check_split(len(train), len(validation), self.validation_fraction, f"questions of {name}")
         count = min(self.validation_rows or len(validation), len(validation))
         contexts = {questions[i].context for i in fresh}
         facts = {

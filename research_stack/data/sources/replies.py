@@ -1,8 +1,8 @@
 """Replies to prompts and how they were received: prompt, reply and engagement counts, from files or SYNTHETIC. No
 torch.
 
-Without a path the replies are made up and their engagement follows a known law with noise (`planted`): they show that a
-model can find a preference that is there, and say nothing of what people like.
+Without a path the replies are made up and their engagement follows a known formula with noise (`synthetic_replies`):
+they show that a model can find a preference that is there, and say nothing of what people like.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-from research_stack.data.sources import planted
+from research_stack.data.sources import synthetic_replies
 from research_stack.data.sources.base import PAIRS, Document
 from research_stack.data.sources.prompts import ended
 from research_stack.data.sources.record_reader import NoField, pick, records_of
@@ -36,7 +36,7 @@ class Replies(RecordFiles):
     - prompt_field, reply_field: the texts; a record in which either is blank is passed over and counted.
     - engagement_fields: counts that are summed; None for likes and shares.
     - limit: keep only the first so many pairs; None for all.
-    - count, noise, seed: of the synthetic ones (see `planted.replies`); without meaning for files.
+    - count, noise, seed: of the synthetic ones (see `synthetic_replies.replies`); without meaning for files.
     - strict: an odd record is an error; False leaves it out and counts it.
     """
 
@@ -87,13 +87,13 @@ class Replies(RecordFiles):
             )
 
     @cached_property
-    def truth(self) -> list[planted.Reply]:
+    def truth(self) -> list[synthetic_replies.Reply]:
         """The synthetic replies with the features they were made with, in the order of `documents()`.
 
         Raises ValueError where the replies come from files: of those nobody knows the preference.
         """
         require(self.synthetic, f"path={self.path} must be null: only synthetic replies have planted features")
-        return planted.replies(self.count, self.noise, self.seed)[: self.limit]
+        return synthetic_replies.replies(self.count, self.noise, self.seed)[: self.limit]
 
     def documents(self) -> Iterator[Document]:
         """The pairs, in order, with their engagement."""
@@ -135,11 +135,12 @@ class Replies(RecordFiles):
         """Whether the replies are synthetic, and what their engagement is."""
         if not self.synthetic:
             return {"synthetic": False, "engagement": " + ".join(self.engagement_fields)}
-        terms = " + ".join(f"{weight} {name}" for name, weight in planted.WEIGHTS.items())
+        terms = " + ".join(f"{weight} {name}" for name, weight in synthetic_replies.WEIGHTS.items())
         return {
             "synthetic": True,
             "engagement": (
-                f"SYNTHETIC: likes + shares of made-up replies, ln mean = {planted.BASE} + {terms}, noise {self.noise}"
+                f"SYNTHETIC: likes + shares of made-up replies, ln mean = {synthetic_replies.BASE} + {terms}, noise"
+                f" {self.noise}"
             ),
         }
 
@@ -149,7 +150,7 @@ class Replies(RecordFiles):
         """
         if self.synthetic:
             return (
-                f"replies{EXTRACTION}-SYNTHETIC-{planted.RECIPE}-{self.count}-{self.noise}-{self.seed}-{self.limit}-"
+                f"replies{EXTRACTION}-SYNTHETIC-{synthetic_replies.RECIPE}-{self.count}-{self.noise}-{self.seed}-{self.limit}-"
                 f"{PAIRS}"
             )
         fields = [self.prompt_field, self.reply_field, *self.engagement_fields]

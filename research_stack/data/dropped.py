@@ -10,7 +10,7 @@ log = logging.getLogger(__name__)
 FAR = 2.0  # a side that is so many times as large or as small as was asked for is worth a warning
 
 
-def judge_split(train: int, validation: int, fraction: float, what: str) -> None:
+def check_split(train: int, validation: int, fraction: float, what: str) -> None:
     """Warn in one line when the validation share is far from the fraction: then a few large groups hold most of the
     documents.
     """
@@ -28,7 +28,7 @@ def judge_split(train: int, validation: int, fraction: float, what: str) -> None
         )
 
 
-def judge_losses(
+def check_dropped(
     used: int, dropped: int, odd: Mapping[str, Any], most: float, why: str, truncated: int = 0, of: str = ""
 ) -> None:
     """Warn in one line of what is not used, or not whole. Raises ValueError when more than the share `most` is lost.

@@ -19,7 +19,7 @@ DEGREE = 4  # of the polynomial at most
 FOR_EACH = 8  # degrees of freedom of the data for each of its terms, so that it does not fit noise
 
 
-def balanced(nats_BS: np.ndarray, t_BS: np.ndarray) -> np.ndarray:
+def balanced_part(nats_BS: np.ndarray, t_BS: np.ndarray) -> np.ndarray:
     """(B,) the part of each row's mean over its levels that stratification balances out over all rows; 0 where there
     are too few to tell.
 
