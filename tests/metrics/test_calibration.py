@@ -119,9 +119,7 @@ def test_the_parts_of_the_noise_ceiling_are_unbiased():
         bits = np.array([code >> k & 1 for k in range(6)]).reshape(3, 2)
         actual_nm = np.where(bits, high_i[:, None], low_i[:, None])
         within.append(actual_nm.var(axis=1, ddof=1).mean())
-        total.append(
-            within[-1] / (1 - noise_ceiling(actual_nm)) if within[-1] else actual_nm[:, 0].var(ddof=1)
-        )
+        total.append(within[-1] / (1 - noise_ceiling(actual_nm)) if within[-1] else actual_nm[:, 0].var(ddof=1))
     noise = np.square((high_i - low_i) / 2)
     assert np.mean(within) == pytest.approx(noise.mean())
     assert np.mean(total) == pytest.approx(((low_i + high_i) / 2).var(ddof=1) + noise.mean())
