@@ -135,7 +135,7 @@ def train(folders):
     """Train the saved config of each folder in this process, one among others or alone; errors go to the folder."""
     from omegaconf import OmegaConf
 
-    from research_stack.running.run import fit
+    from research_stack.running.fit import fit
 
     rank = os.environ.get("RANK", "0")
     for folder in folders:

@@ -27,7 +27,6 @@ machine changes less than those of the clock. `share_of_peak` counts 4 forward p
 """
 
 import argparse
-import importlib
 import json
 import statistics
 import subprocess
@@ -283,9 +282,9 @@ def run_ours(kind, folder, size, steps):
     from research_stack.posttraining.rollout import Rollouts
     from research_stack.records import provenance
     from research_stack.records.run_folder import RunFolder
+    from research_stack.running import fit
 
-    run = importlib.import_module("research_stack.running.run")  # the package's `run` is its function
-    clock, place, assemble, found = Clock(), RunFolder(folder / f"{kind}-{time.time_ns()}"), run.assemble, []
+    clock, place, assemble, found = Clock(), RunFolder(folder / f"{kind}-{time.time_ns()}"), fit.assemble, []
 
     def changed(cfg):
         parts = assemble(cfg)
@@ -305,12 +304,12 @@ def run_ours(kind, folder, size, steps):
         clock.timed(method, "experience", "batch")
         return parts
 
-    run.assemble = changed
+    fit.assemble = changed
     clock.timed(Rollouts, "__call__", "rollout")
     cfg = compose(overrides(kind, folder, size, steps))
     place.write_config(cfg)
     provenance.begin(place.path, cfg)
-    run.fit(cfg, place.path)
+    fit.fit(cfg, place.path)
     return clock, found[0]
 
 

@@ -23,7 +23,7 @@ from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast,
 from research_stack import compose
 from research_stack.data.sources.embedded import PythonDocs
 from research_stack.latentwire.latency import Latency
-from research_stack.running.run import assemble
+from research_stack.running.assemble import assemble
 
 NUM_LATENTS, OFTEN = 32, 4
 SHAPES = {

@@ -80,7 +80,7 @@ def measure(kind, length, overrides):
     import torch
 
     from research_stack import compose
-    from research_stack.running.run import assemble
+    from research_stack.running.assemble import assemble
     from research_stack.streams import Draws
 
     literal = kind == "literal"

@@ -124,7 +124,7 @@ def main():
 
     from research_stack import compose
     from research_stack.config.composer import Composer
-    from research_stack.running.run import assemble
+    from research_stack.running.assemble import assemble
 
     parts = assemble(compose([*CONFIG, *arguments.overrides]))
     device = parts.hardware.device()

@@ -82,7 +82,7 @@ def measure(mode, overrides):
     import torch
 
     from research_stack import compose
-    from research_stack.running.run import assemble
+    from research_stack.running.assemble import assemble
     from research_stack.streams import Draws
 
     parts = assemble(compose([*CONFIG, *overrides]))

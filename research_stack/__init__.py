@@ -13,11 +13,12 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from research_stack.config.compose import compose
-    from research_stack.running.run import load, run
+    from research_stack.running.open_run import load
+    from research_stack.running.run import run
 
 __version__ = "0.1.0"
 __all__ = ["compose", "load", "run"]
-_MODULES = {"compose": "config.compose", "load": "running.run", "run": "running.run"}
+_MODULES = {"compose": "config.compose", "load": "running.open_run", "run": "running.run"}
 
 
 def __getattr__(name: str) -> Any:

@@ -10,11 +10,13 @@ from pathlib import Path
 import pytest
 
 from research_stack.cli.main import main
-from research_stack.config import check_node, signatures, targets
+from research_stack.config import check_node, signatures, targets, tasks
 from research_stack.records import paths
 from research_stack.records.config_hash import config_hash
 from research_stack.records.provenance import overrides_of
 from research_stack.records.run_folder import RunFolder
+from research_stack.running import jobs
+from research_stack.running.compare import compare
 
 TOY = '''
 from __future__ import annotations
@@ -157,22 +159,22 @@ def conf(tmp_path, monkeypatch):
     (classes / "toylib").mkdir(parents=True)
     (classes / "toylib" / "__init__.py").write_text(TOY)
     (classes / "toylib" / "parts.py").write_text("class Exported:\n    def __init__(self, size: int = 1): ...\n")
-    real = signatures._root
+    real = signatures.package_folder
 
     def roots(name: str) -> Path | None:
-        return classes / "toylib" if name == "toylib" else real(name)
+        return classes / name if (classes / name).is_dir() else real(name)
 
-    monkeypatch.setattr(signatures, "_root", roots)
+    monkeypatch.setattr(signatures, "package_folder", roots)
     monkeypatch.setenv(targets.VARIABLE, "toylib")
     monkeypatch.syspath_prepend(classes)
     monkeypatch.setattr(check_node, "SCHEMA", "toylib.Whole")
     monkeypatch.setattr(paths, "CONF", root)
-    for cached in (signatures.module, signatures.signature):
+    for cached in (signatures.module, signatures.signature, tasks._tasks_of):
         cached.cache_clear()
     (tmp_path / "work").mkdir()
     monkeypatch.chdir(tmp_path / "work")
     yield root
-    for cached in (signatures.module, signatures.signature):
+    for cached in (signatures.module, signatures.signature, tasks._tasks_of):
         cached.cache_clear()
 
 
@@ -186,27 +188,28 @@ class FakeRun:
         self.raises: dict[int, BaseException] = {}
 
     def __call__(self, cfg, folder):
+        if cfg.task == "compare":
+            return compare(cfg.runs)
         self.calls.append((cfg, Path(folder)))
         self.argv, self.overrides = list(sys.argv), overrides_of(sys.argv)
-        place = RunFolder(folder)
         if cfg.dry_run or cfg.task != "train":
             return None
-        place.write_config(cfg)
-        (place.path / "run.json").write_text("{}")
-        place.start(config_hash(cfg))
+        run_folder = RunFolder(folder)
+        run_folder.write_config(cfg)
+        (run_folder.path / "run.json").write_text("{}")
+        run_folder.start(config_hash(cfg))
         error = self.raises.get(len(self.calls))
         if isinstance(error, KeyboardInterrupt):
-            place.interrupted(3)
+            run_folder.interrupted(3)
         if error is not None:
             raise error
-        return place.finish({"likelihood/bound": float(len(self.calls))}, 7)
+        return run_folder.finish({"likelihood/bound": float(len(self.calls))}, 7)
 
 
 @pytest.fixture
 def fake_run(monkeypatch):
     """Runs that train nothing, and a sweep report that is a line of text."""
-    fake, module, report = FakeRun(), types.ModuleType("research_stack.running.run"), types.ModuleType("sweep_report")
-    module.run = fake
+    fake, report = FakeRun(), types.ModuleType("sweep_report")
 
     def write_sweep_report(folder, table):
         (Path(folder) / "report.html").write_text(f"{len(table.points)} points")
@@ -217,7 +220,7 @@ def fake_run(monkeypatch):
         lambda table: "",
         lambda table, width: table.as_text(width),
     )
-    monkeypatch.setitem(sys.modules, "research_stack.running.run", module)
+    monkeypatch.setattr(jobs, "run", fake)
     monkeypatch.setitem(sys.modules, "research_stack.reporting.sweep_report", report)
     return fake
 

@@ -8,9 +8,10 @@ import sys
 
 from research_stack.cli.command import FOLDERS, Command, folders_of
 from research_stack.config.hints import UserError
+from research_stack.config.tasks import tasks
 from research_stack.records import paths
 
-VERBS = ("why", "list", "send", "receive")
+VERBS = ("why", "list")
 
 
 def answer(command: Command) -> Command | None:
@@ -26,7 +27,12 @@ def answer(command: Command) -> Command | None:
     except UserError:  # half a command
         line = Command()
     if words[:1] == ["list"]:
-        sys.stdout.writelines(f"{group}\n" for group in paths.groups(folders_of(line)) if group.startswith(last))
+        sys.stdout.writelines(
+            f"{group}\n" for group in ("task", *paths.groups(folders_of(line))) if group.startswith(last)
+        )
+        return None
+    if last.startswith("task="):
+        sys.stdout.writelines(f"task={name}\n" for name in tasks() if f"task={name}".startswith(last))
         return None
     if not words:
         sys.stdout.writelines(f"{verb}\n" for verb in VERBS if verb.startswith(last))

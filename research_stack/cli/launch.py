@@ -5,10 +5,9 @@ from __future__ import annotations
 import logging
 import os
 import shlex
-import shutil
 import sys
 from collections.abc import Callable, Sequence
-from contextlib import suppress
+from contextlib import nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -16,7 +15,8 @@ from typing import TYPE_CHECKING
 from research_stack.cli.command import Command, complain
 from research_stack.config.hints import UserError
 from research_stack.config.quoting import quoted
-from research_stack.records import paths, terminal
+from research_stack.config.tasks import find_task
+from research_stack.records import paths
 from research_stack.records.run_folder import InUse
 
 if TYPE_CHECKING:
@@ -53,7 +53,8 @@ def single(command: Command, composer: Composer) -> int:
 
     from research_stack.config.compose import preflight
     from research_stack.config.saved_run import effective
-    from research_stack.running.jobs import HYDRA, set_up_logging
+    from research_stack.running.jobs import HYDRA
+    from research_stack.running.logs import set_up_logging
 
     composed = effective(composer.compose(command.overrides))
     preflight([composed], composer)
@@ -63,8 +64,8 @@ def single(command: Command, composer: Composer) -> int:
             " here"
         )
     set_up_logging()
-    if composed.cfg.task == "compare":
-        return compare(composed.cfg)
+    if not find_task(composed.cfg.task).takes_folder:
+        return guarded(lambda: execute_here([(composed.cfg, None)]))
     chosen = chosen_folder(composed)
     if composed.cfg.dry_run:
         folder = chosen or paths.next_run_folder(composed.cfg.name)
@@ -83,16 +84,19 @@ def single(command: Command, composer: Composer) -> int:
         return run_in(paths.new_run_folder(composed.cfg.name))
 
 
-def guarded(run: Callable[[], None], folder: Path, again: str = "", training: bool = True) -> int:
+def guarded(run: Callable[[], None], folder: Path | None = None, again: str = "", training: bool = True) -> int:
     """Run, and turn how it ended into an exit code: mistakes to one line, Ctrl-C to the way to go on.
 
+    - folder: the run's, removed when nothing came of it; None for a task without one.
     - again: what goes on with an interrupted run; `run=FOLDER` by default. training: whether that is what was going on.
     """
-    from research_stack.running.jobs import Escape, is_mistake, said
+    from research_stack.running.errors import is_mistake, message_of
+    from research_stack.running.jobs import Escape
 
-    again = again or f"research-stack run={shlex.quote(paths.shown(folder))}"
+    again = again or (f"research-stack run={shlex.quote(paths.shown(folder))}" if folder else "the same command")
     try:
-        run()
+        with paths.removed_if_empty(folder) if folder else nullcontext():
+            run()
     except KeyboardInterrupt:
         return complain(f"interrupted; to go on: {again}", code=130)
     except SystemExit as stop:  # a signal that the run itself answered, by saving a checkpoint
@@ -103,16 +107,13 @@ def guarded(run: Callable[[], None], folder: Path, again: str = "", training: bo
         assert error is not None
         if not is_mistake(error) or isinstance(error, InUse):
             raise error from None
-        trained = training and (folder / "checkpoints" / "last.ckpt").exists()
+        trained = training and folder is not None and (folder / "checkpoints" / "last.ckpt").exists()
         kept = f"; what was trained is kept, to go on: {again}" if trained else ""
-        return complain(said(error) + kept)
-    finally:
-        with suppress(OSError):  # not there, or not empty: something came of it
-            folder.rmdir()
+        return complain(message_of(error) + kept)
     return 0
 
 
-def execute_here(points: Sequence[tuple[DictConfig, Path]]) -> None:
+def execute_here(points: Sequence[tuple[DictConfig, Path | None]]) -> None:
     """Run configs in this process without Hydra and without making their folders (dry_run)."""
     from research_stack.running.jobs import Escape, execute
 
@@ -163,7 +164,7 @@ def _sets(overrides: Sequence[str], wanted: str) -> bool:
 
 
 @dataclass(frozen=True)
-class Point:
+class SweepPoint:
     """A checked point of a sweep and its folder."""
 
     composed: Composed
@@ -173,13 +174,16 @@ class Point:
 def sweep(command: Command, composer: Composer) -> int:
     """Check every point, run what is missing, collect."""
     from research_stack.config.compose import preflight
-    from research_stack.running.jobs import HYDRA, POINTS, finished, set_up_logging
+    from research_stack.running.compare import collect
+    from research_stack.running.jobs import HYDRA, POINTS, finished
+    from research_stack.running.logs import set_up_logging
 
     folder, points = plan(command, composer)
     preflight([p.composed for p in points], composer)
     set_up_logging()
-    if any(p.composed.cfg.task == "compare" for p in points):
-        raise UserError("task=compare is no sweep: leave out -m and give runs=[A,B]")
+    for task in {p.composed.cfg.task for p in points}:
+        if not find_task(task).takes_folder:
+            raise UserError(f"task={task} is no sweep: leave out -m")
     if all(p.composed.cfg.dry_run for p in points):
         return guarded(lambda: execute_here([(p.composed.cfg, p.folder) for p in points]), folder, "the same command")
     for p in points:
@@ -203,7 +207,7 @@ def sweep(command: Command, composer: Composer) -> int:
     return code
 
 
-def plan(command: Command, composer: Composer) -> tuple[Path, list[Point]]:
+def plan(command: Command, composer: Composer) -> tuple[Path, list[SweepPoint]]:
     """The sweep's folder, and every point with its config and folder; UserError for the first bad point."""
     from research_stack.config.saved_run import effective
 
@@ -221,12 +225,12 @@ def plan(command: Command, composer: Composer) -> tuple[Path, list[Point]]:
     folder = paths.sweep_folder([str(c.cfg.name) for c in composed], group, composer.swept(command.overrides, master))
     if _sets(command.overrides, "hydra.sweep.dir="):
         folder = Path(str(master.hydra.sweep.dir))
-    points = [Point(c, _point_folder(c, folder, o)) for c, o in zip(composed, lists, strict=True)]
+    points = [SweepPoint(c, _point_folder(c, folder, o)) for c, o in zip(composed, lists, strict=True)]
     refuse_shared(points, lists)
     return folder, points
 
 
-def refuse_shared(points: Sequence[Point], lists: Sequence[Sequence[str]]) -> None:
+def refuse_shared(points: Sequence[SweepPoint], lists: Sequence[Sequence[str]]) -> None:
     """Raise UserError where two points that train would share a folder.
 
     They then differ in keys alone that change no number and name no folder.
@@ -248,59 +252,24 @@ def _point_folder(composed: Composed, folder: Path, overrides: Sequence[str]) ->
     return folder / paths.point_name(o for o in overrides if not o.startswith(("hydra.", "hydra/")))
 
 
-def put_aside(point: Point) -> None:
+def put_aside(point: SweepPoint) -> None:
     """Rename a point's folder that holds a run of another config (or any, with run=new): neither overwrites the
     other.
     """
     from research_stack.records.config_hash import config_hash
     from research_stack.records.run_folder import Result, RunFolder
 
-    place = RunFolder(point.folder)
+    run_folder = RunFolder(point.folder)
     if (
         point.composed.cfg.task != "train"
         or point.composed.cfg.run not in (None, "new")
-        or not place.result_json.is_file()
+        or not run_folder.result_json.is_file()
     ):
         return
     old, again = Result.load(point.folder).hash, point.composed.cfg.run == "new"
     if not again and (not old or old == config_hash(point.composed.cfg)):
         return
-    with place.lock():  # nobody begins in it meanwhile
+    with run_folder.lock():  # nobody begins in it meanwhile
         aside = paths.claim(point.folder.with_name(f"{point.folder.name}.{old}"))
         os.rename(point.folder, aside)
     log.info("%s is kept as %s", point.folder, aside)
-
-
-def collect(folder: Path, points: Sequence[Path]) -> list[str]:
-    """Write the table and the report of the points that exist; returns the failed ones, as `point: error`."""
-    from research_stack.records import sweep_table
-    from research_stack.reporting.sweep_names import named
-    from research_stack.reporting.sweep_report import as_markdown, as_text, write_sweep_report
-
-    if not any((p / "result.json").is_file() for p in points):
-        return []
-    table = named(sweep_table.collect(list(dict.fromkeys(points))))
-    sweep_table.write_table(folder, table, as_markdown(table))
-    report = write_sweep_report(folder, table)
-    terminal.write(f"{as_text(table, shutil.get_terminal_size().columns).rstrip()}\n\n{paths.shown(report)}\n")
-    return [f"{f.folder.name}: {f.error or f.status}" for f in table.failures]
-
-
-def compare(cfg: DictConfig) -> int:
-    """task=compare runs=[...]: one table and one report of finished runs."""
-    from research_stack.records import sweep_table
-    from research_stack.running.jobs import said
-
-    if not cfg.runs:
-        raise UserError("task=compare needs runs=[FOLDER,FOLDER]: run folders, or a sweep's folder for its points")
-    try:
-        runs = sweep_table.expand(list(cfg.runs))
-    except (ValueError, OSError) as error:
-        raise UserError(said(error)) from error
-    parents = {p.parent for p in runs}
-    folder = parents.pop() if len(parents) == 1 and len(cfg.runs) == 1 else paths.new_run_folder("compare")
-    try:
-        collect(folder, runs)
-    except OSError as error:
-        return complain(said(error))
-    return 0

@@ -8,6 +8,7 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 from research_stack.config.hints import UserError, did_you_mean
+from research_stack.config.tasks import tasks
 from research_stack.records import paths
 
 SENTENCE = re.compile(r"(?<! al)\.(?:\s|$)")  # its end, which that of "et al." is not
@@ -47,6 +48,15 @@ def first_sentence(file: Path) -> str:
 def all_groups(folders: Sequence[Path], width: int) -> str:
     """Every group with the names of its options."""
     return columns(((group, ", ".join(options)) for group, options in paths.groups(folders).items()), width)
+
+
+def all_tasks(width: int, writes: bool = False) -> str:
+    """Every task with what it does, and with `writes` what comes of it."""
+    rows = [
+        (name, task.help + (f"; writes {task.writes}" if writes and task.writes else ""))
+        for name, task in tasks().items()
+    ]
+    return columns(rows, width)
 
 
 def options_of(group: str, folders: Sequence[Path], width: int) -> str:

@@ -15,11 +15,9 @@ from research_stack.cli import completion, listing
 from research_stack.cli.command import Command, complain, composer_of, folders_of
 from research_stack.config import targets
 from research_stack.config.hints import UserError
-from research_stack.config.quoting import require_utf8
 from research_stack.records import redaction, terminal
 from research_stack.running import outlet
 
-WIRE = {"send": ("RUN", "READER"), "receive": ("RUN", "READER", "QUESTION")}
 SHOWING = ("--cfg", "--info", "--shell-completion", "--hydra-help", "--version")
 EXAMPLES = (
     ("research-stack", "train and measure the default experiment"),
@@ -31,8 +29,6 @@ EXAMPLES = (
     ('research-stack task=sample run=FOLDER prompt="..."', "sample from it"),
     ("research-stack task=compare 'runs=[A,B]'", "one table of several runs"),
     ("research-stack dry_run=true", "show config, parameters, memory, steps; train nothing"),
-    ("research-stack send RUN READER < text > message", "a context as the bytes of a message to one reader"),
-    ('research-stack receive RUN READER "..." < message', "what the reader answers to a question about it"),
     ("research-stack why trainer.max_steps", "every file and line that sets a key"),
     ("research-stack list model", "what each option of a group is"),
     ("research-stack --cfg job", "print the composed config"),
@@ -73,11 +69,11 @@ def answered(arguments: Sequence[str]) -> int:
     except KeyboardInterrupt:
         return complain("interrupted", code=130)
     except (ValueError, OSError) as error:
-        from research_stack.running.jobs import is_mistake, said
+        from research_stack.running.errors import is_mistake, message_of
 
         if not is_mistake(error):
             raise
-        return complain(said(error))
+        return complain(message_of(error))
 
 
 def dispatch(arguments: Sequence[str]) -> int:
@@ -86,8 +82,6 @@ def dispatch(arguments: Sequence[str]) -> int:
         return why(arguments[1:])
     if arguments and arguments[0] == "list":
         return listed(Command.parse(arguments[1:]))
-    if arguments and arguments[0] in WIRE:
-        return over_the_wire(*arguments)
     command = Command.parse(arguments)
     if "--help" in command.flags:
         return listed(command) if any("=" not in o for o in command.overrides) else usage(command)
@@ -122,6 +116,9 @@ Usage: research-stack [-m] [key=value ...]
 
 {listing.columns(EXAMPLES, width())}
 
+Tasks (task=NAME, train by default):
+{listing.all_tasks(width())}
+
 Groups (group=option; research-stack list GROUP says what each option is):
 {listing.all_groups(folders_of(command), width())}
 
@@ -134,7 +131,10 @@ Options:
 def listed(command: Command) -> int:
     """`research-stack list [GROUP]` and `research-stack --help GROUP`: what there is to choose from."""
     folders, groups = folders_of(command), [o for o in command.overrides if "=" not in o]
-    options = [listing.options_of(group, folders, width()) for group in groups]
+    options = [
+        listing.all_tasks(width(), writes=True) if group == "task" else listing.options_of(group, folders, width())
+        for group in groups
+    ]
     sys.stdout.writelines(f"{text}\n" for text in options or [listing.all_groups(folders, width())])
     return 0
 
@@ -147,32 +147,6 @@ def why(arguments: Sequence[str]) -> int:
         raise UserError("why needs a key: research-stack why trainer.max_steps [overrides]")
     command = Command.parse(arguments[1:])
     terminal.write(report(arguments[0], command.overrides, composer_of(command)) + "\n")
-    return 0
-
-
-def over_the_wire(verb: str, *arguments: str) -> int:
-    """`research-stack send RUN READER` and `research-stack receive RUN READER QUESTION`: standard input to standard
-    output.
-    """
-    if len(arguments) != len(WIRE[verb]):
-        raise UserError(
-            f"{verb} needs {', '.join(WIRE[verb])}: research-stack {verb} {' '.join(WIRE[verb])} <"
-            f" {'context > message' if verb == 'send' else 'message'}"
-        )
-    run, reader, *question = *arguments[:2], *(require_utf8(text, "the question") for text in arguments[2:])
-
-    from research_stack.latentwire import sending
-    from research_stack.running.run import load
-
-    context = load(run)
-    given = sending.given(context, verb, sys.stdin.buffer)
-    if verb == "receive":
-        answer = sending.receive(context, reader, *question, given)
-        out = f"{terminal.visible(answer) if sys.stdout.isatty() else answer}\n".encode()
-    else:
-        out = sending.send(context, reader, given)
-    sys.stdout.buffer.write(out)
-    sys.stdout.buffer.flush()
     return 0
 
 

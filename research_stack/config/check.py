@@ -14,6 +14,7 @@ from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from research_stack.config import memory, trainer_keys
+from research_stack.config.annotations import fits
 from research_stack.config.check_node import (
     Problem,
     check_keys,
@@ -25,9 +26,10 @@ from research_stack.config.check_node import (
     short,
 )
 from research_stack.config.composer import Composed, Composer
-from research_stack.config.hints import UserError, did_you_mean, nearest, one_line
+from research_stack.config.hints import UserError, did_you_mean, one_line
 from research_stack.config.nodes import is_node, nodes
 from research_stack.config.signatures import UnknownTarget, resolve, signature
+from research_stack.config.tasks import Task, find_task
 from research_stack.config.why import Origins, saved_at
 from research_stack.records import paths
 from research_stack.records.config_hash import flatten, is_movable_path
@@ -35,7 +37,6 @@ from research_stack.records.paths import key_of
 from research_stack.records.redaction import refuse_masked
 from research_stack.records.run_folder import RunFolder
 
-TASKS = ("train", "eval", "sample", "export", "compare")
 WITHOUT_TORCH = (
     "research_stack.data.sources.",
     "research_stack.data.tokenizers",
@@ -100,24 +101,32 @@ def _unresolved(cfg: Any) -> Iterator[Problem]:
 
 def _top(cfg: Any, config: Mapping[str, Any]) -> Iterator[Problem]:
     """The keys of config.yaml itself."""
-    task = config.get("task", "train")
-    if task not in TASKS:
-        yield Problem(
-            "task",
-            (
-                f"task={short(task)} must be one of {', '.join(TASKS)}{did_you_mean(str(task), TASKS)}"
-                if nearest(str(task), TASKS)
-                else f"task={short(task)} must be one of {', '.join(TASKS)}"
-            ),
-        )
     whole = experiment_signature()
     given = {str(key): value for key, value in config.items() if key in whole.parameters}
     problems = [*check_keys("", whole, given), *missing("", whole, config)]
     yield from problems or conditions("", whole, given)
-    unread = [str(key) for key in config if key not in whole.parameters and key != "hydra"]
+    try:
+        task = find_task(config.get("task", "train"))
+    except UserError as error:
+        yield Problem("task", str(error))
+        return
+    yield from _of_task(task, config)
+    known = (*whole.parameters, *task.keys, "hydra")
+    unread = [str(key) for key in config if key not in known]
     if unread:
         referred = _referred(cfg)
-        yield from (_unread(key, config[key], list(whole.parameters)) for key in unread if key not in referred)
+        yield from (_unread(key, config[key], known) for key in unread if key not in referred)
+
+
+def _of_task(task: Task, config: Mapping[str, Any]) -> Iterator[Problem]:
+    """The keys that the function of a task takes; what it cannot do without must be given."""
+    known = signature(task.run) if task.keys else None
+    for name, parameter in task.keys.items():
+        value = config.get(name)
+        if value is None and parameter.default is None and fits(None, parameter.annotation, None) is not True:
+            yield Problem(name, f"{name} is missing: task={task.name} needs {name}=...")
+        elif name in config and known is not None:
+            yield from check_keys("", known, {name: value})
 
 
 def _referred(cfg: Any) -> set[str]:
@@ -260,7 +269,7 @@ def _problems(point: Composed, done: set[str], seen: set[str]) -> list[Problem]:
             if not found:
                 done.add(name)
     problems = _with_sizes(config, _first_of_each([*problems, *_trainer(config)]))
-    unread = problems or config.get("task") == "compare" or _reads_no_corpus(config)
+    unread = problems or not find_task(config["task"]).takes_folder or _reads_no_corpus(config)
     source = None if unread else check_inputs(point.cfg, config, seen)
     typed = [key_of(o) for o in point.overrides]  # what the command says comes first
     problems.sort(key=lambda p: p.named_in(typed) is None)

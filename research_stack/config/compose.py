@@ -15,6 +15,7 @@ from research_stack.config.composer import Composed, Composer
 from research_stack.config.first_phase import check_init_from
 from research_stack.config.quoting import quoted, with_places
 from research_stack.config.saved_run import effective
+from research_stack.config.tasks import with_task_keys
 
 
 def compose(*overrides: str | Iterable[str], check: bool = True) -> DictConfig:
@@ -27,7 +28,7 @@ def compose(*overrides: str | Iterable[str], check: bool = True) -> DictConfig:
     """
     flat = [o for part in overrides for o in ([part] if isinstance(part, str) else part)]
     composer = Composer()
-    composed = effective(composer.compose(flat))
+    composed = effective(composer.compose(with_task_keys(flat)))
     if check:
         preflight([composed], composer)
     return composed.cfg
@@ -39,7 +40,9 @@ def for_run(folder: str | Path, overrides: Sequence[str] = (), task: str = "eval
     The same as `task=eval run=FOLDER ...` on the command line, with the same checks. Raises UserError.
     """
     composer = Composer()
-    composed = effective(composer.compose([*with_places(overrides), f"run={quoted(folder)}", f"task={task}"]))
+    composed = effective(
+        composer.compose(with_task_keys([*with_places(overrides), f"run={quoted(folder)}", f"task={task}"]))
+    )
     preflight([composed], composer)
     return composed.cfg
 

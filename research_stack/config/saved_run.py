@@ -14,28 +14,13 @@ from research_stack.config import hints, moved_paths
 from research_stack.config.composer import Composed, is_hydra
 from research_stack.config.hints import UserError
 from research_stack.config.smoke import shrink
+from research_stack.config.tasks import find_task, tasks
 from research_stack.records import provenance, redaction
 from research_stack.records.config_hash import MAX_STEPS, differences, extension, is_hashed, is_movable_path
 from research_stack.records.escaping import as_config, escaped
 from research_stack.records.paths import key_of, known_runs, shown
 from research_stack.records.run_folder import RunFolder, is_run
 
-#: Tasks about a finished run, of which the command line changes little.
-OF_A_RUN = ("eval", "sample", "export")
-#: Top-level keys that they take from the command line; the rest is the saved run's.
-OF_THE_COMMAND = (
-    "task",
-    "run",
-    "eval",
-    "sampler",
-    "hardware",
-    "prompt",
-    "format",
-    "logger",
-    "dry_run",
-    "seed",
-    "launcher",
-)
 #: Keys that resuming a folder may add to the command without their being a config of its own.
 OF_RESUMING = ("run", "task", "dry_run", "logger", "hardware", "callbacks", "launcher", "name")
 #: Checkpoints of a run; not the hidden `.tmp-...-best.ckpt` that a process leaves which is killed while it writes one
@@ -49,7 +34,8 @@ def effective(composed: Composed) -> Composed:
     """
     cfg = composed.cfg
     if cfg.get("run") in (None, "new"):
-        if cfg.get("task") in OF_A_RUN:
+        task = tasks().get(str(cfg.get("task")))
+        if task is not None and task.needs_run:
             newest = known_runs()
             raise UserError(
                 f"task={cfg.task} needs run=FOLDER, a finished run"
@@ -65,8 +51,8 @@ def effective(composed: Composed) -> Composed:
 def of_saved_run(cfg: DictConfig, overrides: Sequence[str]) -> DictConfig:
     """The saved config of the folder `cfg.run`, changed as the command line says.
 
-    - task=eval, task=sample, task=export: nodes of OF_THE_COMMAND that the command names replace the saved ones; any
-      other key on the command line is refused, but for places (`data.path=...`) of what has moved.
+    - a task about a finished run (eval, sample, ...): nodes that the task lets the command line set (`Task.settable`)
+      replace the saved ones; any other key is refused, but for paths (`data.path=...`) of what has moved.
     - task=train: the run goes on with its own config. A command that says only `run=FOLDER` needs no more, and
       `trainer.max_steps=N` beside it makes the run longer; one that leads to another config is refused with the keys
       that differ, the typed ones first.
@@ -79,21 +65,22 @@ def of_saved_run(cfg: DictConfig, overrides: Sequence[str]) -> DictConfig:
     moved = moved_paths.moved(folder.read_config(), places, folder)
     saved, said = _given_again(moved, cfg, [o for o in said if key_of(o) not in places])
     named = {key_of(o).split(".")[0].split("/")[0]: o for o in said}
-    if cfg.task in OF_A_RUN:
+    task = find_task(cfg.task)
+    if task.needs_run:
         trained(folder)
     sound_checkpoint(folder)
     provenance.refuse_edited(folder)
-    if cfg.task not in OF_A_RUN:
+    if not task.needs_run:
         keys = {key_of(o) for o in said}
         if all(_of_resuming(key) for key in keys):
             return _with_nodes(saved, cfg, said)
         _refuse_another(folder, saved, cfg, sorted(keys))
         return cfg
     for key, override in named.items():
-        if key not in OF_THE_COMMAND:
+        if key not in task.settable:
             raise UserError(
                 f"{override} cannot be set with task={cfg.task}: the run's own config says it; "
-                f"the command line may set {', '.join(OF_THE_COMMAND)} ({shown(folder.config_yaml)})"
+                f"the command line may set {', '.join(task.settable)} ({shown(folder.config_yaml)})"
             )
     return _with_nodes(saved, cfg, said)
 

@@ -160,7 +160,7 @@ def _flat(body: list[ast.stmt]) -> Iterator[ast.stmt]:
 def module(name: str) -> Module | None:
     """The parsed module, or None where there is no such source file."""
     root, *rest = name.split(".")
-    base = _root(root)
+    base = package_folder(root)
     if base is None or not all(part.isidentifier() for part in rest):
         return None
     path = base.joinpath(*rest)
@@ -174,8 +174,8 @@ def module(name: str) -> Module | None:
 
 
 @cache
-def _root(name: str) -> Path | None:
-    """The folder of a top-level package, found without importing it."""
+def package_folder(name: str) -> Path | None:
+    """The folder of a top-level package, found without importing it; None where there is none."""
     if name == "research_stack":
         return PACKAGE
     try:
@@ -188,7 +188,7 @@ def _root(name: str) -> Path | None:
 def _known(name: str) -> bool:
     """Whether a module of that name exists in source, compiled, or as a folder."""
     root, *rest = name.split(".")
-    base = _root(root)
+    base = package_folder(root)
     if base is None:
         return False
     path = base.joinpath(*rest)

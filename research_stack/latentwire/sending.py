@@ -1,23 +1,39 @@
 """Sender and receiver as two processes that share a trained run and otherwise only the bytes of a message.
 
-research-stack send RUN READER < context > message
-research-stack receive RUN READER QUESTION < message
+research-stack task=send run=RUN reader=llama < context > message
+research-stack task=receive run=RUN reader=llama prompt="Where does Ada live?" < message
 """
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, BinaryIO
+import sys
+from typing import BinaryIO
 
 from research_stack.config.hints import did_you_mean
+from research_stack.evaluation.context import Context
 from research_stack.latentwire.module import LatentWire
 from research_stack.latentwire.receiver import greedy
+from research_stack.records import terminal
 from research_stack.require import require
 
 MESSAGE = 1 << 24  # bytes of standard input that are read as a message: far more than any has
 QUESTION = 1024  # tokens of a question, prompt included: its attention grows with the square
 
-if TYPE_CHECKING:
-    from research_stack.evaluation.context import Context
+
+def send_input(context: Context, reader: str) -> None:
+    """task=send: the context on standard input as the message to one reader on standard output."""
+    _write(send(context, reader, given(context, "send", sys.stdin.buffer)))
+
+
+def receive_input(context: Context, reader: str, prompt: str) -> None:
+    """task=receive: what the reader answers to the question `prompt` about the message on standard input."""
+    answer = receive(context, reader, prompt, given(context, "receive", sys.stdin.buffer))
+    _write(f"{terminal.visible(answer) if sys.stdout.isatty() else answer}\n".encode())
+
+
+def _write(content: bytes) -> None:
+    sys.stdout.buffer.write(content)
+    sys.stdout.buffer.flush()
 
 
 def given(context: Context, verb: str, stream: BinaryIO) -> bytes:

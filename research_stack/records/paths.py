@@ -10,7 +10,8 @@ from __future__ import annotations
 import hashlib
 import os
 import re
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager, suppress
 from datetime import datetime
 from pathlib import Path
 
@@ -95,6 +96,16 @@ def claim(wanted: Path) -> Path:
             folder = wanted.with_name(f"{wanted.name}_{number}")
         else:
             return folder
+
+
+@contextmanager
+def removed_if_empty(folder: Path) -> Iterator[None]:
+    """Remove the folder afterwards if nothing came of it."""
+    try:
+        yield
+    finally:
+        with suppress(OSError):  # not there, or not empty
+            folder.rmdir()
 
 
 def next_run_folder(name: str, moment: datetime | None = None) -> Path:

@@ -3,11 +3,9 @@
 from __future__ import annotations
 
 import logging
-import os
 import sys
 import traceback
 from pathlib import Path
-from types import TracebackType
 
 from hydra.core.hydra_config import HydraConfig
 from hydra.types import RunMode
@@ -15,12 +13,14 @@ from omegaconf import DictConfig, OmegaConf
 
 from research_stack.config import targets
 from research_stack.config.composer import Composed
-from research_stack.config.hints import UserError, one_line
 from research_stack.config.saved_run import effective
 from research_stack.records.config_hash import config_hash
-from research_stack.records.paths import PACKAGE, point_name, shown
-from research_stack.records.redaction import Formatter
+from research_stack.records.paths import point_name, shown
 from research_stack.records.run_folder import Refused, Result, RunFolder, Stopped, is_run
+from research_stack.running.errors import is_mistake, message_of
+from research_stack.running.logs import set_up_logging
+from research_stack.running.ranks import is_helper_rank
+from research_stack.running.run import run
 
 log = logging.getLogger(__name__)
 #: Overrides that hand the naming of points, and nothing of logging or config files, to us. A cluster job resolves
@@ -33,50 +33,6 @@ POINTS = "hydra.sweep.subdir='${point_name:${hydra.overrides.task}}'"
 
 class Escape(BaseException):
     """Carries the error of a single run (its cause) past Hydra, which would print lines of its own about it."""
-
-
-class _Terminal(logging.Handler):
-    """Writes to whatever sys.stderr is at the time."""
-
-    def emit(self, record: logging.LogRecord) -> None:
-        sys.stderr.write(self.format(record) + "\n")
-        sys.stderr.flush()
-
-
-def set_up_logging() -> None:
-    """One line per message on standard error; the run folder gets its own file. Hydra's own lines are dropped."""
-    root = logging.getLogger()
-    if not any(isinstance(h, _Terminal) for h in root.handlers):
-        handler = _Terminal()
-        handler.setFormatter(Formatter("%(asctime)s %(message)s", datefmt="%H:%M:%S"))
-        root.addHandler(handler)
-    root.setLevel(logging.INFO)
-    for name in ("hydra", "httpx", "urllib3", "fsspec"):
-        logging.getLogger(name).setLevel(logging.WARNING)
-
-
-def is_mistake(error: BaseException) -> bool:
-    """Whether an error is one that our code raised to tell the user something, or the system's word on a file.
-
-    A ValueError from inside a library is a bug of ours: it keeps its traceback.
-    """
-    if isinstance(error, UserError | OSError | Refused | Stopped):
-        return True
-    return isinstance(error, ValueError | ArithmeticError) and _origin(error.__traceback__).is_relative_to(PACKAGE)
-
-
-def _origin(trace: TracebackType | None) -> Path:
-    """The file in which an error was raised."""
-    while trace is not None and trace.tb_next is not None:
-        trace = trace.tb_next
-    return Path(trace.tb_frame.f_code.co_filename) if trace is not None else Path()
-
-
-def said(error: BaseException) -> str:
-    """The error on one line."""
-    if isinstance(error, OSError) and error.strerror and error.filename:
-        return f"{shown(os.fsdecode(error.filename))}: {error.strerror}"
-    return one_line(error) or type(error).__name__
 
 
 def job(cfg: DictConfig) -> Result:
@@ -95,10 +51,8 @@ def job(cfg: DictConfig) -> Result:
         raise Escape from error
 
 
-def execute(cfg: DictConfig, folder: Path) -> Result:
+def execute(cfg: DictConfig, folder: Path | None) -> Result:
     """Run the config; Ctrl-C reaches the caller as KeyboardInterrupt even where Lightning turned it into an exit."""
-    from research_stack.running.run import run
-
     if cfg.run == "new":
         cfg.run = None
     if cfg.run is not None:
@@ -124,7 +78,7 @@ def point(cfg: DictConfig, folder: Path) -> Result:
     try:
         return execute(cfg, folder)
     except Exception as error:  # noqa: BLE001 - whatever it is, it belongs to this point
-        log.error("%s failed: %s", folder, said(error))
+        log.error("%s failed: %s", folder, message_of(error))
         if not is_mistake(error):
             log.error("%s", "".join(traceback.format_exception(error)))
         return record(cfg, folder, error)
@@ -140,15 +94,13 @@ def finished(cfg: DictConfig, folder: Path) -> Result | None:
 
 def record(cfg: DictConfig, folder: Path, error: Exception) -> Result:
     """The point's failed result, written if the run itself did not come to it."""
-    from research_stack.running.worker import is_helper_rank
-
-    place = RunFolder(folder)
+    run_folder = RunFolder(folder)
     if isinstance(error, Refused | Stopped):  # the run's own records say all there is to say
-        return Result(folder, place.load_result().status, error=said(error))
-    if place.result_json.is_file() and place.load_result().status == "failed":
-        return place.load_result()
-    if place.is_live() or cfg.task != "train" or is_helper_rank():  # the folder is not ours to write
-        return Result(folder, "failed", error=said(error))
-    if not place.config_yaml.is_file():
-        place.write_config(cfg)
-    return place.fail(said(error))
+        return Result(folder, run_folder.load_result().status, error=message_of(error))
+    if run_folder.result_json.is_file() and run_folder.load_result().status == "failed":
+        return run_folder.load_result()
+    if run_folder.is_live() or cfg.task != "train" or is_helper_rank():  # the folder is not ours to write
+        return Result(folder, "failed", error=message_of(error))
+    if not run_folder.config_yaml.is_file():
+        run_folder.write_config(cfg)
+    return run_folder.fail(message_of(error))

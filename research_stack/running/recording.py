@@ -9,9 +9,8 @@ from __future__ import annotations
 import logging
 import os
 import shutil
-import sys
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -20,7 +19,6 @@ from omegaconf import DictConfig
 from research_stack.records import provenance, terminal
 from research_stack.records.config_hash import MAX_STEPS, config_hash, differences, differing_keys, extension
 from research_stack.records.files import atomic_write, read_json, read_jsonl
-from research_stack.records.redaction import Formatter
 from research_stack.records.run_folder import Refused, Result, RunFolder, Stopped, is_run
 
 if TYPE_CHECKING:
@@ -32,44 +30,44 @@ log = logging.getLogger(__name__)
 
 
 @contextmanager
-def recorded(cfg: DictConfig, place: RunFolder) -> Iterator[dict[str, float]]:
+def recorded(cfg: DictConfig, run_folder: RunFolder) -> Iterator[dict[str, float]]:
     """Keep the folder's status, provenance, history and report true, however the block ends; it fills in the metrics.
 
     A resumed run that is refused has its records as they were.
     """
     from research_stack.reporting import write_report
 
-    resumed = (place.checkpoints / "last.ckpt").is_file()
-    before = _records(place) if resumed else {}
-    _begin(cfg, place, resumed and is_run(place))
+    resumed = (run_folder.checkpoints / "last.ckpt").is_file()
+    before = _records(run_folder) if resumed else {}
+    _begin(cfg, run_folder, resumed and is_run(run_folder))
     metrics: dict[str, float] = {}
     reporting = False
     try:
         yield metrics
-        place.measured(metrics)
+        run_folder.measured(metrics)
         reporting = True
-        write_report(place.path, status="ok")
+        write_report(run_folder.path, status="ok")
     except Refused:
         _put_back(before)
         raise
     except BaseException as error:
-        _end_badly(cfg, place, error, report=not reporting)
+        _end_badly(cfg, run_folder, error, report=not reporting)
         raise
-    place.finish(metrics, steps_done(place))
-    provenance.history(place.path, cfg)
+    run_folder.finish(metrics, steps_done(run_folder))
+    provenance.history(run_folder.path, cfg)
 
 
-def _begin(cfg: DictConfig, place: RunFolder, resumed: bool) -> None:
+def _begin(cfg: DictConfig, run_folder: RunFolder, resumed: bool) -> None:
     """Config, provenance and status of a run that begins or goes on; Refused before anything of the old is touched."""
     if resumed:
-        provenance.refuse_edited(place)
-        refuse_another(cfg, place)
-    place.write_config(cfg)
-    provenance.begin(place.path, cfg, resumed=resumed)
-    place.start(config_hash(cfg), resumed=resumed)
+        provenance.refuse_edited(run_folder)
+        refuse_another(cfg, run_folder)
+    run_folder.write_config(cfg)
+    provenance.begin(run_folder.path, cfg, resumed=resumed)
+    run_folder.start(config_hash(cfg), resumed=resumed)
 
 
-def _end_badly(cfg: DictConfig, place: RunFolder, error: BaseException, report: bool) -> None:
+def _end_badly(cfg: DictConfig, run_folder: RunFolder, error: BaseException, report: bool) -> None:
     """Record that the run was stopped or has failed; what goes wrong meanwhile must not hide the error.
 
     - report: whether to write one; not when it is what failed.
@@ -78,17 +76,17 @@ def _end_badly(cfg: DictConfig, place: RunFolder, error: BaseException, report: 
 
     stopped = isinstance(error, KeyboardInterrupt | SystemExit | Stopped)
     try:
-        place.interrupted(steps_done(place)) if stopped else place.fail(error, steps_done(place))
-        provenance.history(place.path, cfg)
+        run_folder.interrupted(steps_done(run_folder)) if stopped else run_folder.fail(error, steps_done(run_folder))
+        provenance.history(run_folder.path, cfg)
         if report:
-            write_report(place.path)
+            write_report(run_folder.path)
     except Exception as second:
         bug = not isinstance(second, OSError)
-        log.error("the end of %s could not be recorded: %s", place.path, second, exc_info=bug)
+        log.error("the end of %s could not be recorded: %s", run_folder.path, second, exc_info=bug)
 
 
-def _records(place: RunFolder) -> dict[Path, bytes]:
-    paths = (place.config_yaml, place.run_json, place.result_json)
+def _records(run_folder: RunFolder) -> dict[Path, bytes]:
+    paths = (run_folder.config_yaml, run_folder.run_json, run_folder.result_json)
     return {path: path.read_bytes() for path in paths if path.is_file()}
 
 
@@ -97,22 +95,22 @@ def _put_back(records: Mapping[Path, bytes]) -> None:
         atomic_write(path, content)
 
 
-def is_finished(cfg: DictConfig, place: RunFolder) -> bool:
+def is_finished(cfg: DictConfig, run_folder: RunFolder) -> bool:
     """Whether the folder holds this very run with status ok."""
-    if not is_run(place) or not place.result_json.is_file():
+    if not is_run(run_folder) or not run_folder.result_json.is_file():
         return False
-    result, saved = place.load_result(), place.read_config()
+    result, saved = run_folder.load_result(), run_folder.read_config()
     its_own = result.hash == config_hash(saved)  # not of the config before it was made longer
     return result.status == "ok" and its_own and not differing_keys(saved, cfg)  # where its files lie may differ
 
 
-def refuse_other_data(place: RunFolder, data: TokenData) -> None:
+def refuse_other_data(run_folder: RunFolder, data: TokenData) -> None:
     """Raise Refused when corpus or tokenizer are not those the run was trained on: ids would mean other tokens."""
-    facts = read_json(place.run_json) if place.run_json.is_file() else {}
+    facts = read_json(run_folder.run_json) if run_folder.run_json.is_file() else {}
     trained = (facts.get("data") or {}).get("fingerprint")
     if trained not in (None, data.fingerprint):
         raise Refused(
-            f"data: the corpus has changed since {place.path} was trained on it (fingerprint {trained} then, "
+            f"data: the corpus has changed since {run_folder.path} was trained on it (fingerprint {trained} then, "
             f"{data.fingerprint} now); bring the old one back, or train anew with run=new"
         )
 
@@ -127,98 +125,66 @@ def refuse_other_codec(first: RunFolder, data: TokenData) -> None:
         )
 
 
-def keep_codec(data: LightningDataModule, place: RunFolder, anew: bool) -> None:
+def keep_codec(data: LightningDataModule, run_folder: RunFolder, anew: bool) -> None:
     """Keep the tokenizer in the run's folder, whole or not at all: texts are sampled with it when the corpus is
     gone.
     """
     from research_stack.data.module import TokenData
 
-    if not isinstance(data, TokenData) or (place.tokenizer.is_dir() and not anew):
+    if not isinstance(data, TokenData) or (run_folder.tokenizer.is_dir() and not anew):
         return
     for part in (
-        *place.path.glob(".tmp-*-tokenizer"),
-        place.tokenizer,
+        *run_folder.path.glob(".tmp-*-tokenizer"),
+        run_folder.tokenizer,
     ):  # what a killed process left, or a run that came to nothing
         shutil.rmtree(part, ignore_errors=True)
-    part = place.path / f".tmp-{os.getpid()}-tokenizer"
+    part = run_folder.path / f".tmp-{os.getpid()}-tokenizer"
     part.mkdir()
     data.codec.save(part)
-    os.rename(part, place.tokenizer)
+    os.rename(part, run_folder.tokenizer)
 
 
-def refuse_another(cfg: DictConfig, place: RunFolder) -> None:
+def refuse_another(cfg: DictConfig, run_folder: RunFolder) -> None:
     """Raise Refused when the folder holds a run of another config, unless `run=FOLDER` makes that one longer."""
-    saved = place.read_config()
+    saved = run_folder.read_config()
     said = differences(saved, cfg)
     if not said:
         return
     longer = extension(saved, cfg)
     if longer is None and [key for key, _, _ in differing_keys(saved, cfg)] == [MAX_STEPS]:
-        raise Refused(f"run={place.path}: a run can be made longer, not shorter ({said})")
+        raise Refused(f"run={run_folder.path}: a run can be made longer, not shorter ({said})")
     if longer is None:
-        raise Refused(f"run={place.path} was started with another config ({said})")
+        raise Refused(f"run={run_folder.path} was started with another config ({said})")
     if cfg.get("run") is None:
         raise Refused(
-            f"run={place.path} was started with {MAX_STEPS}={longer[0]}; to make it longer: "
-            f"run={place.path} {MAX_STEPS}={longer[1]}"
+            f"run={run_folder.path} was started with {MAX_STEPS}={longer[0]}; to make it longer: "
+            f"run={run_folder.path} {MAX_STEPS}={longer[1]}"
         )
-    result = place.load_result()
+    result = run_folder.load_result()
     if result.status == "ok" and result.steps < longer[0]:
         raise Refused(
-            f"run={place.path} was stopped early, at step {result.steps} of {longer[0]}: "
+            f"run={run_folder.path} was stopped early, at step {result.steps} of {longer[0]}: "
             f"{MAX_STEPS}={longer[1]} would not make it longer"
         )
 
 
-def leads() -> bool:
-    """Whether this process is the first of the run's ranks, the one that writes the folder."""
-    from research_stack.running import worker
-
-    return not worker.is_helper_rank() and int(os.environ.get("RANK", "0")) == 0
-
-
-def finished(place: RunFolder) -> Result:
+def finished(run_folder: RunFolder) -> Result:
     """The folder's result, and its summary on standard output."""
     from research_stack.reporting import summary
 
-    terminal.write(summary(place.path) + "\n")
-    return place.load_result()
+    terminal.write(summary(run_folder.path) + "\n")
+    return run_folder.load_result()
 
 
-def steps_done(place: RunFolder) -> int:
+def steps_done(run_folder: RunFolder) -> int:
     """Optimizer steps logged so far."""
-    rows = read_jsonl(place.metrics_jsonl)
+    rows = read_jsonl(run_folder.metrics_jsonl)
     return max((row["step"] for row in rows), default=0)
 
 
-class _LogFile(logging.FileHandler):
-    """A log file that a full disk leaves incomplete, and no more: the terminal has the same lines."""
-
-    def handleError(self, record: logging.LogRecord) -> None:
-        if not isinstance(sys.exception(), OSError):
-            super().handleError(record)
-
-
-@contextmanager
-def log_file(path: Path) -> Iterator[None]:
-    """Also write the log's lines to a file."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    if path.is_symlink():
-        raise OSError(f"{path} is a link: a run folder's log is a file in it; move it away")
-    handler = _LogFile(path)
-    handler.setFormatter(Formatter("%(asctime)s %(levelname)s %(name)s: %(message)s"))
-    logging.getLogger().addHandler(handler)
-    try:
-        yield
-    finally:
-        logging.getLogger().removeHandler(handler)
-        with suppress(OSError):  # what could not be written could not be written a line ago either
-            handler.close()
-
-
-def measuring(place: RunFolder) -> float:
+def measuring(run_folder: RunFolder) -> float:
     """Seconds to wait for the folder before it is measured: for ever when another process measures it too."""
-    if place.is_live() and place.load_result().status == "ok":
-        log.info("waiting for %s, which another process measures", place.path)
+    if run_folder.is_live() and run_folder.load_result().status == "ok":
+        log.info("waiting for %s, which another process measures", run_folder.path)
         return float("inf")
     return 0.5

@@ -21,7 +21,6 @@ import warnings
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
-from importlib import import_module
 from pathlib import Path
 from typing import Any, ClassVar
 from unittest import mock
@@ -33,9 +32,13 @@ from research_stack.config.composer import Composer
 from research_stack.config.hints import UserError
 from research_stack.config.saved_run import effective
 from research_stack.records.paths import CONF
-from research_stack.running.jobs import is_mistake, said
+from research_stack.records.run_folder import RunFolder
+from research_stack.running.assemble import assemble
+from research_stack.running.errors import is_mistake, message_of
+from research_stack.running.evaluate import measurements
+from research_stack.running.fit import chosen_loggers
+from research_stack.running.run import run
 
-run = import_module("research_stack.running.run")  # the package's `run` is its function
 EXPERIMENTS = sorted(path.stem for path in (CONF / "experiment").glob("*.yaml"))
 QUICK = [
     "trainer=smoke",
@@ -197,8 +200,8 @@ class Fuzzer:
         """Every object of a config, the data of one that has been seen before taken from there."""
         node = json.dumps(plain(cfg.data), sort_keys=True, default=str) + f"{cfg.seed}"
         parts = self._assemble(cfg, node)
-        run.measurements(cfg)
-        run.chosen_loggers(cfg, run.RunFolder(tempfile.gettempdir()))
+        measurements(cfg)
+        chosen_loggers(cfg, RunFolder(tempfile.gettempdir()))
         callbacks = [build(value, f"callbacks.{name}") for name, value in plain(cfg.callbacks).items()]
         build(
             cfg.trainer,
@@ -215,7 +218,7 @@ class Fuzzer:
 
     def _assemble(self, cfg: Any, node: str) -> Any:
         if node not in self.data:
-            parts = run.assemble(cfg)
+            parts = assemble(cfg)
             self.data[node] = parts.data
             return parts
         kept = self.data[node]
@@ -224,7 +227,7 @@ class Fuzzer:
             return kept if path == "data" else build(value, path, **arguments)
 
         with mock.patch.object(run, "build", known), mock.patch.object(kept, "prepare", lambda: None):
-            return run.assemble(cfg)
+            return assemble(cfg)
 
 
 def train(cfg: Any) -> tuple[str, str]:
@@ -232,7 +235,7 @@ def train(cfg: Any) -> tuple[str, str]:
 
     def whole() -> None:
         with tempfile.TemporaryDirectory() as folder:
-            run.run(cfg, Path(folder) / "run")
+            run(cfg, Path(folder) / "run")
 
     return timed(whole, 60)
 
@@ -251,7 +254,7 @@ def timed(work: Callable[[], Any], seconds: int = SECONDS) -> tuple[str, str]:
         return "hang", traceback.format_exc()
     except Exception as error:
         if is_mistake(error):
-            return "late", said(error)
+            return "late", message_of(error)
         return ("hang" if "TookTooLong" in traceback.format_exc() else "trace"), traceback.format_exc()
     finally:
         signal.setitimer(signal.ITIMER_PROF, 0)

@@ -233,8 +233,8 @@ def test_eval_changes_single_keys_of_saved_nodes(trained, fake_run, command):
 def test_a_saved_run_from_python(trained, command):
     from research_stack.config.compose import for_run
 
-    cfg = for_run(trained, ["prompt=hello"])
-    assert (cfg.model.dim, cfg.seed, cfg.prompt, cfg.task, cfg.run) == (16, 4, "hello", "eval", str(trained))
+    cfg = for_run(trained, ["prompt=hello"], task="sample")
+    assert (cfg.model.dim, cfg.seed, cfg.prompt, cfg.task, cfg.run) == (16, 4, "hello", "sample", str(trained))
 
 
 def test_eval_refuses_keys_of_the_run(trained, fake_run, command):

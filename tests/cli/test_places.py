@@ -82,9 +82,7 @@ def test_sampling_from_a_prompt_needs_no_corpus(moved, fake_run, command):
     assert command("task=sample", f"run={run}", "prompt=x")[0] == 2
     RunFolder(run).tokenizer.mkdir()
     assert command("task=sample", f"run={run}", "prompt=x")[0] == 0
-    assert (
-        command("task=sample", f"run={run}")[0] == 2 and command("task=eval", f"run={run}", "prompt=x")[0] == 2
-    )  # these read it
+    assert command("task=sample", f"run={run}")[0] == 2 and command("task=eval", f"run={run}")[0] == 2  # these read it
 
 
 def test_a_user_without_a_home_folder_is_told_where_the_cache_may_be(tmp_path, monkeypatch):

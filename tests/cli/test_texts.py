@@ -64,8 +64,6 @@ def test_prompts_reach_a_saved_run_and_its_records_as_they_are(trained, fake_run
     for typed, said in (("???", "prompt=???"), ("x\udcff", "is not UTF-8 text: byte 0xff at character 1")):
         code, _, err = command("task=sample", f"run={trained}", f"prompt={typed}")
         assert code == 2 and said in err and err.count("\n") == 1
-    code, _, err = command("receive", str(trained), "a", "x\udcff")
-    assert code == 2 and "the question is not UTF-8 text" in err and err.count("\n") == 1
 
 
 def test_a_saved_config_keeps_texts_that_look_like_references(trained):

@@ -1,6 +1,5 @@
 """A message from one process to another, as the command line sends it; mistakes are one line."""
 
-import importlib
 import io
 import subprocess
 import sys
@@ -11,10 +10,9 @@ import torch
 from tiny_wires import context, facts, folders, wire
 
 from research_stack import compose, run
-from research_stack.cli.main import main as cli
 from research_stack.latentwire import sending
 from research_stack.latentwire.receiver import greedy
-from research_stack.latentwire.sending import MESSAGE, send
+from research_stack.latentwire.sending import MESSAGE, receive_input, send, send_input
 
 QUESTION = "Where does Ada live?"
 
@@ -32,16 +30,18 @@ def here(places, tmp_path_factory):
 
 @pytest.fixture
 def command(here, monkeypatch):
-    """The command with bytes as standard input: (exit code, bytes of standard output, standard error)."""
+    """A task with bytes as standard input: (its error as one line, bytes of standard output)."""
 
-    def called(*arguments, given=b"", terminal=False):
-        out, errors = SimpleNamespace(buffer=io.BytesIO(), isatty=lambda: terminal), io.StringIO()
-        monkeypatch.setattr(importlib.import_module("research_stack.running.run"), "load", lambda folder: here)
-        monkeypatch.setattr(sys, "stdin", SimpleNamespace(buffer=io.BytesIO(given)))
-        monkeypatch.setattr(sys, "stdout", out)
-        monkeypatch.setattr(sys, "stderr", errors)
-        code = cli(arguments)
-        return code, out.buffer.getvalue(), errors.getvalue()
+    def called(task, *arguments, given=b"", terminal=False):
+        out = SimpleNamespace(buffer=io.BytesIO(), isatty=lambda: terminal)
+        with monkeypatch.context() as patched:
+            patched.setattr(sys, "stdin", SimpleNamespace(buffer=io.BytesIO(given)))
+            patched.setattr(sys, "stdout", out)
+            try:
+                task(here, *arguments)
+            except ValueError as error:
+                return str(error), out.buffer.getvalue()
+        return "", out.buffer.getvalue()
 
     return called
 
@@ -49,9 +49,9 @@ def command(here, monkeypatch):
 def test_a_message_is_all_that_the_receiver_needs(here, command):
     method, text = here.method, here.data.questions[0].context
     for name, reader in method.readers.items():
-        code, message, said = command("send", "RUN", name, given=f"{text}\n".encode())
-        assert (code, said) == (0, "") and message == method.encode([text], name)[0] and len(message) == 14
-        code, answer, said = command("receive", "RUN", name, QUESTION, given=message)
+        said, message = command(send_input, name, given=f"{text}\n".encode())
+        assert said == "" and message == method.encode([text], name)[0] and len(message) == 14
+        said, answer = command(receive_input, name, QUESTION, given=message)
         with torch.inference_mode():
             ids, _ = greedy(
                 reader,
@@ -59,7 +59,7 @@ def test_a_message_is_all_that_the_receiver_needs(here, command):
                 [reader.prompt_ids(QUESTION)],
                 reader.max_answer_tokens,
             )
-        assert (code, said) == (0, "") and answer == f"{reader.decode(ids[0])}\n".encode()
+        assert said == "" and answer == f"{reader.decode(ids[0])}\n".encode()
 
 
 def test_other_contexts_are_other_messages(here):
@@ -74,8 +74,8 @@ def test_other_contexts_are_other_messages(here):
     (b"x" * 300, "max_length=256 is less than the bytes of the context on standard input, of which the first 259 were"),
 ])  # fmt: skip
 def test_what_cannot_be_sent_is_said_in_one_line(command, given, said):
-    code, out, error = command("send", "RUN", "llama", given=given)
-    assert (code, out) == (2, b"") and said in error and error.count("\n") == 1
+    error, out = command(send_input, "llama", given=given)
+    assert out == b"" and said in error and "\n" not in error
 
 
 def test_what_cannot_be_received_is_said_in_one_line(here, command):
@@ -88,24 +88,21 @@ def test_what_cannot_be_received_is_said_in_one_line(here, command):
         ("qwen", message, "for another reader"),
         ("lama", message, "did you mean 'llama'"),
     ):
-        code, out, error = command("receive", "RUN", reader, QUESTION, given=given)
-        assert (code, out) == (2, b"") and said in error and error.count("\n") == 1, error
+        error, out = command(receive_input, reader, QUESTION, given=given)
+        assert out == b"" and said in error and "\n" not in error, error
     too_much = "tokens with its prompt, and reader=llama takes at most "
     for question, given, said in (
         ("where? " * 1500, message, too_much),
         (QUESTION, bytes(MESSAGE + 9), "16777216 bytes"),
     ):
-        code, out, error = command("receive", "RUN", "llama", question, given=given)
-        assert (code, out) == (2, b"") and said in error and error.count("\n") == 1 and len(error) < 300, error
-    code, _, error = command("receive", "RUN", "llama", given=message)
-    assert code == 2 and "RUN READER QUESTION" in error
-    assert command("send", "RUN")[0] == 2
+        error, out = command(receive_input, "llama", question, given=given)
+        assert out == b"" and said in error and "\n" not in error and len(error) < 300, error
 
 
 def test_an_answer_on_a_terminal_moves_nothing(here, command, monkeypatch):
     monkeypatch.setattr(sending, "receive", lambda *arguments: "a\x1b[2Jb\u202ec")
-    assert command("receive", "RUN", "llama", QUESTION)[1] == "a\x1b[2Jb\u202ec\n".encode()
-    assert command("receive", "RUN", "llama", QUESTION, terminal=True)[1] == b"a\\x1b[2Jb\\u202ec\n"
+    assert command(receive_input, "llama", QUESTION)[1] == "a\x1b[2Jb\u202ec\n".encode()
+    assert command(receive_input, "llama", QUESTION, terminal=True)[1] == b"a\\x1b[2Jb\\u202ec\n"
 
 
 def test_another_method_sends_nothing(here):
@@ -137,14 +134,16 @@ def test_two_processes_share_a_run_and_a_file_of_bytes(places, tmp_path, monkeyp
     def process(*arguments, given):
         return subprocess.run([sys.executable, "-m", "research_stack", *arguments], input=given, capture_output=True)
 
-    sent = process("send", "run", "a", given=b"Ada lives in Oslo. Ada is a baker.\n")
+    sent = process("task=send", "run=run", "reader=a", given=b"Ada lives in Oslo. Ada is a baker.\n")
     assert sent.returncode == 0 and len(sent.stdout) == 36, sent.stderr
-    answers = [process("receive", "run", "a", QUESTION, given=sent.stdout) for _ in range(2)]
+    answers = [
+        process("task=receive", "run=run", "reader=a", f"prompt={QUESTION}", given=sent.stdout) for _ in range(2)
+    ]
     assert (
         all(answer.returncode == 0 for answer in answers)
         and answers[0].stdout == answers[1].stdout
         and answers[0].stdout.endswith(b"\n")
     )
-    refused = process("receive", "run", "b", QUESTION, given=sent.stdout)
+    refused = process("task=receive", "run=run", "reader=b", f"prompt={QUESTION}", given=sent.stdout)
     assert refused.returncode in (0, 2)  # one message in 256 is taken
     assert refused.returncode == 0 or refused.stderr.count(b"\n") == 1

@@ -13,7 +13,7 @@ from research_stack.data.cache import FolderCache
 from research_stack.records import csv_tables, files, sweep_table, terminal
 from research_stack.records.files import atomic_write
 from research_stack.records.run_folder import RunFolder
-from research_stack.running.run import log_file
+from research_stack.running.logs import log_file
 from research_stack.training.loggers import _csv
 
 FORMULAS = ["=1+1", "+cmd|' /C calc'!A0", "@SUM(A1)", "-2+3", "\t=1", "'=1", "''@x"]

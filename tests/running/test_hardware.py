@@ -12,7 +12,7 @@ import torch
 import yaml
 
 from research_stack.records.paths import CONF
-from research_stack.running import hardware, worker
+from research_stack.running import hardware, launcher, ranks
 from research_stack.running.hardware import Hardware
 from research_stack.training import machine
 
@@ -173,52 +173,52 @@ def test_what_cannot_be_cut_is_refused_in_one_line():
 
 
 def test_local_runs_pass_and_are_launched_here():
-    worker.guard(Hardware())
-    worker.guard(Hardware(devices=2))
-    assert not worker.needs_launch(Hardware()) and worker.needs_launch(Hardware(devices=2))
-    assert not worker.is_helper_rank()
+    launcher.guard(Hardware())
+    launcher.guard(Hardware(devices=2))
+    assert not launcher.needs_launch(Hardware()) and launcher.needs_launch(Hardware(devices=2))
+    assert not ranks.is_helper_rank()
 
 
 @pytest.mark.parametrize(("tasks", "devices"), [(1, 2), (2, 1), (2, 4)])
 def test_tasks_must_equal_devices(monkeypatch, tasks, devices):
     srun(monkeypatch, tasks=tasks)
     with pytest.raises(ValueError, match=rf"^hardware.devices={devices} but the SLURM job has {tasks} tasks per node"):
-        worker.guard(Hardware(devices=devices))
+        launcher.guard(Hardware(devices=devices))
 
 
 def test_a_job_of_the_right_shape_passes(monkeypatch):
     srun(monkeypatch, tasks=4, nodes=2, rank=3)
-    worker.guard(Hardware(devices=2, num_nodes=2))
-    assert worker.is_helper_rank() and not worker.needs_launch(Hardware(devices=2, num_nodes=2))
+    launcher.guard(Hardware(devices=2, num_nodes=2))
+    assert ranks.is_helper_rank() and not launcher.needs_launch(Hardware(devices=2, num_nodes=2))
     with pytest.raises(ValueError, match=r"^hardware.num_nodes=1 but the SLURM job has 2 nodes"):
-        worker.guard(Hardware(devices=4))
+        launcher.guard(Hardware(devices=4))
 
 
 def test_the_step_counts_not_the_allocation(monkeypatch):
     """`srun -n1` inside an allocation of four tasks starts one."""
     srun(monkeypatch, tasks=4, SLURM_STEP_NUM_TASKS="1", SLURM_STEP_NUM_NODES="1")
-    worker.guard(Hardware())
+    launcher.guard(Hardware())
     with pytest.raises(ValueError, match="1 tasks per node"):
-        worker.guard(Hardware(devices=4))
+        launcher.guard(Hardware(devices=4))
 
 
 def test_torchrun_below_srun_is_refused(monkeypatch):
     srun(monkeypatch)
     monkeypatch.setenv("TORCHELASTIC_RUN_ID", "x")
     with pytest.raises(ValueError, match="must not run below srun"):
-        worker.guard(Hardware())
+        launcher.guard(Hardware())
 
 
 def test_launcher_without_multirun_is_refused(monkeypatch):
     with pytest.raises(ValueError, match=r"^launcher=slurm submits sweeps only: add -m"):
-        worker.guard(Hardware(submit=True))
+        launcher.guard(Hardware(submit=True))
     srun(monkeypatch)
-    worker.guard(Hardware(submit=True))
+    launcher.guard(Hardware(submit=True))
 
 
 def test_several_machines_need_slurm():
     with pytest.raises(ValueError, match=r"^hardware.num_nodes=2 needs -m launcher=slurm"):
-        worker.guard(Hardware(num_nodes=2))
+        launcher.guard(Hardware(num_nodes=2))
 
 
 @pytest.mark.parametrize(
@@ -230,14 +230,19 @@ def test_several_machines_need_slurm():
             ValueError,
             r"^data.path=nowhere.txt: there is no such file$",
         ),
-        (1, "KeyError: 'x'", worker.WorkerFailed, r"^rank 1 failed \(KeyError: 'x'\)"),
-        (-int(signal.SIGKILL), "Signal 9 (SIGKILL) received by PID 3", worker.WorkerFailed, r"^rank 1 died of SIGKILL"),
+        (1, "KeyError: 'x'", launcher.WorkerFailed, r"^rank 1 failed \(KeyError: 'x'\)"),
+        (
+            -int(signal.SIGKILL),
+            "Signal 9 (SIGKILL) received by PID 3",
+            launcher.WorkerFailed,
+            r"^rank 1 died of SIGKILL",
+        ),
         (143, "", SystemExit, "143"),
     ],
 )
 def test_the_failing_rank_is_said_in_one_line(exitcode, message, error, text):
     with pytest.raises(error) as caught:
-        worker._raise_for(1, exitcode, message)
+        launcher._raise_for(1, exitcode, message)
     assert re.search(text, str(caught.value))
 
 

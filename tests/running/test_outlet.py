@@ -7,7 +7,7 @@ import subprocess
 import sys
 
 RUN = """
-import logging, sys, types
+import logging, sys
 from pathlib import Path
 
 def run(cfg, folder):
@@ -18,9 +18,8 @@ def run(cfg, folder):
     if cfg.seed == 7:
         raise OSError(28, "No space left on device", "last.ckpt")
 
-module = types.ModuleType("research_stack.running.run")
-module.run = run
-sys.modules["research_stack.running.run"] = module
+from research_stack.running import jobs
+jobs.run = run
 from research_stack.cli.main import main
 sys.exit(main())
 """

@@ -3,7 +3,6 @@ twice.
 """
 
 import errno
-import importlib
 import os
 import shutil
 import threading
@@ -22,7 +21,7 @@ from research_stack.records import files, provenance
 from research_stack.records.config_hash import config_hash, differing_keys
 from research_stack.records.files import read_json, read_jsonl, write_json
 from research_stack.records.run_folder import Refused, Result, RunFolder, Stopped
-from research_stack.running import recording
+from research_stack.running import recording, train
 from research_stack.training.checkpoint import Checkpoints, load_checkpoint
 from research_stack.training.loggers import Tensorboard
 from research_stack.training.module import TrainingModule
@@ -201,9 +200,7 @@ def test_one_that_ends_while_another_looks_is_ok_and_is_not_made_again(whole, tm
     write_json(folder / "result.json", ended | {"status": "running"})
     looks = iter([False, True])  # finished between the first look and the lock
     monkeypatch.setattr(recording.provenance, "begin", lambda *a, **k: pytest.fail("it began again"))
-    monkeypatch.setattr(
-        importlib.import_module("research_stack.running.run"), "is_finished", lambda cfg, place: next(looks)
-    )
+    monkeypatch.setattr(train, "is_finished", lambda cfg, run_folder: next(looks))
     run(cfg, folder)
 
 

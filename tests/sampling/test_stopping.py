@@ -15,7 +15,7 @@ from research_stack.data.sources.base import Document
 from research_stack.evaluation.samples import Samples
 from research_stack.flowlm.module import FlowLM
 from research_stack.posttraining.sft import SFT
-from research_stack.running.run import load
+from research_stack.running.open_run import load
 from research_stack.sampling.choosers import Temperature
 from research_stack.sampling.committers import Schedule
 from research_stack.sampling.inits import Masks

@@ -10,7 +10,7 @@ from torch import nn
 from torch.utils.data import DataLoader
 
 from research_stack.config.check_node import check_node
-from research_stack.running.run import model_facts
+from research_stack.running.assemble import model_facts
 from research_stack.training import machine
 from research_stack.training.checkpoint import AtomicCheckpointIO, Checkpoints, load_checkpoint
 from research_stack.training.ema import Ema
