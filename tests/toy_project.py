@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from research_stack.cli.main import main
-from research_stack.config import check_node, signatures, targets, tasks
+from research_stack.config import check_node, packages, signatures, tasks
 from research_stack.records import paths
 from research_stack.records.config_hash import config_hash
 from research_stack.records.provenance import overrides_of
@@ -165,7 +165,7 @@ def conf(tmp_path, monkeypatch):
         return classes / name if (classes / name).is_dir() else real(name)
 
     monkeypatch.setattr(signatures, "package_folder", roots)
-    monkeypatch.setenv(targets.VARIABLE, "toylib")
+    monkeypatch.setenv(packages.VARIABLE, "toylib")
     monkeypatch.syspath_prepend(classes)
     monkeypatch.setattr(check_node, "SCHEMA", "toylib.Whole")
     monkeypatch.setattr(paths, "CONF", root)

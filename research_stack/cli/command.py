@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from research_stack.config.hints import UserError, choices, nearest
+from research_stack.config.packages import conf_folders
 from research_stack.config.quoting import as_text
 from research_stack.records import paths, terminal
 from research_stack.records.redaction import redact
@@ -89,7 +90,7 @@ def folders_of(command: Command) -> list[Path]:
     """The config folders of the command, as far as that goes without Hydra where nothing names another one."""
     searched = any(paths.key_of(o) == "hydra.searchpath" for o in command.overrides)
     if not searched and not set(FOLDERS) & set(command.flags):
-        return [paths.CONF]
+        return [paths.CONF, *conf_folders()]
     composer = composer_of(command)
     composer.search(command.overrides)
     return composer.folders

@@ -8,7 +8,6 @@ import sys
 
 from research_stack.cli.command import FOLDERS, Command, folders_of
 from research_stack.config.hints import UserError
-from research_stack.config.tasks import tasks
 from research_stack.records import paths
 
 VERBS = ("why", "list")
@@ -32,6 +31,8 @@ def answer(command: Command) -> Command | None:
         )
         return None
     if last.startswith("task="):
+        from research_stack.config.tasks import tasks
+
         sys.stdout.writelines(f"task={name}\n" for name in tasks() if f"task={name}".startswith(last))
         return None
     if not words:

@@ -15,7 +15,6 @@ from typing import TYPE_CHECKING
 from research_stack.cli.command import Command, complain
 from research_stack.config.hints import UserError
 from research_stack.config.quoting import quoted
-from research_stack.config.tasks import find_task
 from research_stack.records import paths
 from research_stack.records.run_folder import InUse
 
@@ -27,18 +26,26 @@ if TYPE_CHECKING:
 log = logging.getLogger(__name__)
 
 
-def hand_over(flags: Sequence[str], overrides: Sequence[str]) -> None:
+def start(flags: Sequence[str], overrides: Sequence[str]) -> None:
+    """Have Hydra run the job, or the jobs of a sweep; errors come back as they are."""
+    from research_stack.running import jobs
+
+    jobs.typed[:] = sys.argv
+    hand_over(jobs.job, flags, overrides)
+
+
+def hand_over(job: Callable[[DictConfig], object], flags: Sequence[str], overrides: Sequence[str]) -> None:
     """Call Hydra's main on these arguments; errors come back as they are."""
     import hydra
 
-    from research_stack.running import jobs
+    from research_stack.config.composer import search_packages
 
+    search_packages()
     argv, full = sys.argv, os.environ.get("HYDRA_FULL_ERROR")
-    jobs.typed[:] = argv
     sys.argv = [argv[0], *flags, *overrides]
     os.environ["HYDRA_FULL_ERROR"] = "1"  # raise, do not print and exit
     try:
-        hydra.main(config_path=str(paths.CONF), config_name="config", version_base="1.3")(jobs.job)()
+        hydra.main(config_path=str(paths.CONF), config_name="config", version_base="1.3")(job)()
     finally:
         sys.argv = argv
         os.environ.pop("HYDRA_FULL_ERROR") if full is None else os.environ.update(HYDRA_FULL_ERROR=full)
@@ -53,6 +60,7 @@ def single(command: Command, composer: Composer) -> int:
 
     from research_stack.config.compose import preflight
     from research_stack.config.saved_run import effective
+    from research_stack.config.tasks import find_task
     from research_stack.running.jobs import HYDRA
     from research_stack.running.logs import set_up_logging
 
@@ -74,7 +82,7 @@ def single(command: Command, composer: Composer) -> int:
     def run_in(folder: Path) -> int:
         extra = [*(o for o in HYDRA if not _sets(command.overrides, o)), f"hydra.run.dir={quoted(folder)}"]
         overrides, training = [*command.overrides, *extra], composed.cfg.task == "train"
-        return guarded(lambda: hand_over(command.hydra_arguments(), overrides), folder, training=training)
+        return guarded(lambda: start(command.hydra_arguments(), overrides), folder, training=training)
 
     try:
         return run_in(chosen or unfinished_run(composed.cfg) or paths.new_run_folder(composed.cfg.name))
@@ -174,6 +182,7 @@ class SweepPoint:
 def sweep(command: Command, composer: Composer) -> int:
     """Check every point, run what is missing, collect."""
     from research_stack.config.compose import preflight
+    from research_stack.config.tasks import find_task
     from research_stack.running.compare import collect
     from research_stack.running.jobs import HYDRA, POINTS, finished
     from research_stack.running.logs import set_up_logging
@@ -195,7 +204,7 @@ def sweep(command: Command, composer: Composer) -> int:
     code = 0
     try:
         if missing:
-            code = guarded(lambda: hand_over(command.hydra_arguments(), [*given, *extra]), folder, "the same command")
+            code = guarded(lambda: start(command.hydra_arguments(), [*given, *extra]), folder, "the same command")
     finally:
         failed = collect(folder, [p.folder for p in points])
     if code == 0 and failed:

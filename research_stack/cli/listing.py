@@ -8,7 +8,6 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 from research_stack.config.hints import UserError, did_you_mean
-from research_stack.config.tasks import tasks
 from research_stack.records import paths
 
 SENTENCE = re.compile(r"(?<! al)\.(?:\s|$)")  # its end, which that of "et al." is not
@@ -52,6 +51,8 @@ def all_groups(folders: Sequence[Path], width: int) -> str:
 
 def all_tasks(width: int, writes: bool = False) -> str:
     """Every task with what it does, and with `writes` what comes of it."""
+    from research_stack.config.tasks import tasks
+
     rows = [
         (name, task.help + (f"; writes {task.writes}" if writes and task.writes else ""))
         for name, task in tasks().items()

@@ -13,7 +13,7 @@ from contextlib import contextmanager
 
 from research_stack.cli import completion, listing
 from research_stack.cli.command import Command, complain, composer_of, folders_of
-from research_stack.config import targets
+from research_stack.config import packages
 from research_stack.config.hints import UserError
 from research_stack.records import redaction, terminal
 from research_stack.running import outlet
@@ -58,7 +58,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def answered(arguments: Sequence[str]) -> int:
     """The exit code of a command; mistakes are told in one line."""
-    targets.search_working_directory()
+    packages.search_working_directory()
     for argument in arguments:
         redaction.redact_override(argument)  # what it holds is masked from here on
     sys.excepthook = redaction.excepthook
@@ -154,8 +154,11 @@ def show(command: Command) -> int:
     """--cfg, --info, completion and the like: Hydra's own, with our one-line errors."""
     from research_stack.cli.launch import hand_over
 
+    def runs_nothing(cfg: object) -> None:
+        """Hydra shows and stops before it."""
+
     with hydra_errors(command):
-        hand_over(command.hydra_arguments(), command.overrides)
+        hand_over(runs_nothing, command.hydra_arguments(), command.overrides)
     return 0
 
 

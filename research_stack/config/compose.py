@@ -54,4 +54,4 @@ def preflight(points: Sequence[Composed], composer: Composer) -> None:
     """
     check_points(points, composer)
     for point in points:
-        check_init_from(point.cfg)
+        check_init_from(point.cfg, composer)

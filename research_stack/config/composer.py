@@ -13,21 +13,25 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
+from typing import Any
 
 from hydra._internal.config_loader_impl import ConfigLoaderImpl
 from hydra._internal.config_repository import CachingConfigRepository
 from hydra._internal.core_plugins.basic_sweeper import BasicSweeper
 from hydra._internal.utils import create_config_search_path
-from hydra.core.config_search_path import SearchPathQuery
+from hydra.core.config_search_path import ConfigSearchPath, SearchPathQuery
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.core.override_parser.types import Override
+from hydra.core.plugins import Plugins
 from hydra.core.utils import setup_globals
 from hydra.plugins.config_source import ConfigResult, ConfigSource
+from hydra.plugins.search_path_plugin import SearchPathPlugin
 from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf, open_dict
 
 from research_stack.config import hints
 from research_stack.config.hints import UserError
+from research_stack.config.packages import GROUP, conf_folders
 from research_stack.config.why import Origins
 from research_stack.records import paths
 from research_stack.records.config_hash import flatten
@@ -91,23 +95,44 @@ class Composed:
     saved: Path | None = None
 
 
+class PackageConfigs(SearchPathPlugin):
+    """Has Hydra search the config folders of the packages opted into, behind the one that holds config.yaml."""
+
+    def manipulate_search_path(self, search_path: ConfigSearchPath) -> None:
+        """Append the folders."""
+        for folder in conf_folders():
+            search_path.append(provider=GROUP, path=f"file://{folder.resolve()}")
+
+
+def search_packages() -> None:
+    """Have every composition of this process, Hydra's own too, search the packages opted into."""
+    Plugins.instance().register(PackageConfigs)
+
+
 class Composer:
-    """Composes configs of one config folder.
+    """Composes configs of config folders. Behind those given lie those of the packages opted into.
 
     - conf: the folder that holds config.yaml; the package's own by default.
-    - extra: a further folder that is searched first (`--config-dir`). `hydra.searchpath` names more: searched last.
+    - extra: a further folder that is searched first (`--config-dir`).
+    - last: folders that are searched last. A command's `hydra.searchpath` names more.
     """
 
-    def __init__(self, conf: Path | None = None, extra: Path | None = None, config_name: str = CONFIG) -> None:
+    def __init__(
+        self, conf: Path | None = None, extra: Path | None = None, config_name: str = CONFIG, last: Sequence[Path] = ()
+    ) -> None:
         self.conf, self.config_name = Path(conf or paths.CONF).resolve(), config_name
         setup_globals()
+        search_packages()
         search = create_config_search_path(str(self.conf))
         if extra is not None:
             search.prepend(
                 provider="command-line", path=f"file://{extra.resolve()}", anchor=SearchPathQuery(provider="schema")
             )
+        for folder in last:
+            search.append(provider="command-line", path=f"file://{folder.resolve()}")
         self.loader = _Loader(search)
-        self._given = [*([extra.resolve()] if extra else []), self.conf]
+        behind = [folder.resolve() for folder in (*conf_folders(), *last)]
+        self._given = [*([extra.resolve()] if extra else []), self.conf, *behind]
         self._bases: dict[tuple[str, ...], Composed] = {}
 
     @property
@@ -222,3 +247,16 @@ class Composer:
 def is_hydra(override: str) -> bool:
     """Whether the override is about Hydra itself."""
     return key_of(override).startswith(("hydra.", "hydra/"))
+
+
+_of_command: dict[str, Any] = {}
+
+
+def remember_folders(conf: Path | None, extra: Path | None, last: Sequence[Path] = ()) -> None:
+    """Keep where the command of this process finds its configs, for what is composed while it runs."""
+    _of_command.update(conf=conf, extra=extra, last=tuple(last))
+
+
+def command_composer() -> Composer:
+    """A composer of the folders that the command of this process names: a first phase may be of a user's project."""
+    return Composer(**_of_command)

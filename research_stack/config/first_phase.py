@@ -14,7 +14,7 @@ from typing import Any
 from omegaconf import DictConfig, OmegaConf
 
 from research_stack.config.check import check_points
-from research_stack.config.composer import Composer
+from research_stack.config.composer import Composer, command_composer
 from research_stack.config.hints import UserError, did_you_mean, nearest
 from research_stack.config.saved_run import effective
 from research_stack.records import paths
@@ -30,10 +30,11 @@ SAME_FUNCTION = ("causal", "heads", "activation", "qk_norm", "positions")
 SAME_SHAPE = ("_target_", "path", "dim", "layers")
 
 
-def first_phase_config(cfg: DictConfig) -> DictConfig:
+def first_phase_config(cfg: DictConfig, composer: Composer | None = None) -> DictConfig:
     """The checked config of the experiment that `cfg.init_from` names. Raises UserError in one line."""
     name, *overrides = str(cfg.init_from).split() or [""]
-    known = paths.groups([paths.CONF])["experiment"]
+    composer = composer or command_composer()
+    known = composer.groups()["experiment"]
     if name not in known:
         raise UserError(
             f"init_from={cfg.init_from} is neither the folder of a run nor an experiment{did_you_mean(name, known)}"
@@ -46,18 +47,17 @@ def first_phase_config(cfg: DictConfig) -> DictConfig:
             )
     try:
         trial = ["debug=smoke"] if cfg.get("smoke") else []
-        composer = Composer()
         composed = effective(composer.compose([f"experiment={name}", *trial, *overrides, f"seed={cfg.seed}"]))
         check_points([composed], composer)
         phase = composed.cfg
-        check_init_from(phase)
+        check_init_from(phase, composer)
     except UserError as error:
         raise UserError(f"init_from={cfg.init_from}: {error}") from error
     OmegaConf.update(phase, "hardware", cfg.hardware, merge=False)
     return phase
 
 
-def check_init_from(cfg: DictConfig) -> None:
+def check_init_from(cfg: DictConfig, composer: Composer | None = None) -> None:
     """Raise UserError in one line when the run cannot begin as `init_from` says; trains nothing.
 
     A run that has begun has its own checkpoint: it needs no first phase any more.
@@ -65,7 +65,7 @@ def check_init_from(cfg: DictConfig) -> None:
     if not cfg.get("init_from") or has_begun(cfg):
         return
     if not names_folder(cfg.init_from):
-        phase = first_phase_config(cfg)
+        phase = first_phase_config(cfg, composer)
         refuse_other_model(cfg, phase, (*SAME_SHAPE, *SAME_FUNCTION))
         theirs, ours = (OmegaConf.select(config, "data.tokenizer._target_") for config in (phase, cfg))
         if theirs != ours:

@@ -14,7 +14,6 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from research_stack.config.hints import UserError
-from research_stack.config.tasks import with_task_keys
 from research_stack.records.config_hash import is_movable_path, is_path
 from research_stack.records.escaping import escaped
 from research_stack.records.paths import expanded, key_of
@@ -33,7 +32,11 @@ def quoted(value: Path | str) -> str:
 
 def as_text(overrides: Sequence[str], multirun: bool) -> list[str]:
     """The overrides with prompts and folders quoted. Raises UserError for a prompt that no config can hold."""
-    words = [_written(override, multirun) for override in with_task_keys(overrides)]
+    if any(key_of(override) == "task" for override in overrides):
+        from research_stack.config.tasks import with_task_keys  # the table is read only where a task is chosen
+
+        overrides = with_task_keys(overrides)
+    words = [_written(override, multirun) for override in overrides]
     return with_places(words) if _of_a_run(words) else words
 
 

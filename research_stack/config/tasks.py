@@ -18,8 +18,8 @@ from typing import Any
 from research_stack.config import signatures
 from research_stack.config.check_node import experiment_signature
 from research_stack.config.hints import UserError, did_you_mean, nearest
+from research_stack.config.packages import packages
 from research_stack.config.signatures import Parameter, UnknownTarget, signature
-from research_stack.config.targets import packages
 from research_stack.records.paths import key_of, shown
 
 FILE = "tasks.py"

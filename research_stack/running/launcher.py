@@ -17,7 +17,7 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from research_stack.config import targets
+from research_stack.config.packages import module_folders
 from research_stack.records.run_folder import Refused, Stopped
 from research_stack.training.machine import under_srun, under_torchrun
 
@@ -129,7 +129,7 @@ def _environment(hardware: Hardware, secrets: Mapping[str, str]) -> Iterator[Non
         "TORCH_ELASTIC_SHUTDOWN_TIMEOUT": str(SAVE_SECONDS),
         "RESEARCH_STACK_PARENT": str(os.getpid()),
         **secrets,
-        "PYTHONPATH": os.pathsep.join([*filter(None, [os.environ.get("PYTHONPATH")]), *targets.folders()]),
+        "PYTHONPATH": os.pathsep.join([*filter(None, [os.environ.get("PYTHONPATH")]), *module_folders()]),
     }
     before = {key: os.environ.get(key) for key in (*values, "TORCHELASTIC_SIGNALS_TO_HANDLE")}
     os.environ |= values

@@ -11,7 +11,7 @@ from omegaconf import OmegaConf
 from research_stack import compose, load, run
 from research_stack.cli.main import main
 from research_stack.config import build as building
-from research_stack.config import targets
+from research_stack.config import packages, targets
 from research_stack.config.build import build
 from research_stack.config.check_node import check_node
 from research_stack.config.hints import UserError
@@ -50,10 +50,10 @@ FOREIGN = {
     "lightning.pytorch.callbacks.model_checkpoint.os.system": "os.system",
     "lightning.pytorch.callbacks.timer.timedelta": "timedelta",
     "research_stack.running.hardware": "module",
-    "research_stack.config.targets.VARIABLE": "str",
+    "research_stack.config.packages.VARIABLE": "str",
     "research_stack.records.files.log": "Logger",
     "research_stack.no_such.Thing": "no",
-    "research_stack": "_Package",
+    "research_stack": "module",
     "": "outside",
     ".": "outside",
     "research_stack.": "",
@@ -94,7 +94,7 @@ def test_nothing_foreign_is_built_at_any_depth_and_the_check_says_so_first(nothi
         unseen += [] if problems else [target]
     assert unseen == [
         "research_stack.running.hardware",
-        "research_stack.config.targets.VARIABLE",
+        "research_stack.config.packages.VARIABLE",
         "research_stack.records.files.log",
         "research_stack.no_such.Thing",
         "research_stack",
@@ -190,7 +190,7 @@ def project(tmp_path, monkeypatch):
     (tmp_path / "conf" / "corruption").mkdir(parents=True)
     (tmp_path / "conf" / "corruption" / "growing.yaml").write_text("_target_: myproj.noise.Growing\nmost: 0.9\n")
     monkeypatch.chdir(tmp_path)
-    monkeypatch.delenv(targets.VARIABLE, raising=False)
+    monkeypatch.delenv(packages.VARIABLE, raising=False)
     yield tmp_path
     for name in ("myproj", "myproj.noise"):
         sys.modules.pop(name, None)
@@ -206,11 +206,11 @@ def test_a_package_is_opted_into_by_the_environment(project, monkeypatch):
     assert (
         "RESEARCH_STACK_PACKAGES=myproj" in next(check_node("corruption", node)).message and "myproj" not in sys.modules
     )
-    monkeypatch.setenv(targets.VARIABLE, " other, myproj,")
+    monkeypatch.setenv(packages.VARIABLE, " other, myproj,")
     monkeypatch.setattr(sys, "path", [p for p in sys.path if p not in ("", str(project))])
     with pytest.raises(ValueError, match="no package 'myproj' in the working directory or on PYTHONPATH"):
         build(node, "corruption")
-    targets.search_working_directory()
+    packages.search_working_directory()
     assert sys.path[-1] == str(project)
     assert [p.message for p in check_node("corruption", node | {"moist": 1})] == [
         "corruption.moist=1: Growing has no parameter 'moist'; did you mean 'most'?"
@@ -225,9 +225,9 @@ def test_a_package_is_opted_into_by_the_environment(project, monkeypatch):
         with pytest.raises(ValueError, match=said):
             build({"_target_": target}, "corruption")
     assert isinstance(building.target({"_target_": "myproj.noise.Corruption"}), type)  # defined in ours
-    monkeypatch.setenv(targets.VARIABLE, "myproj.noise")
+    monkeypatch.setenv(packages.VARIABLE, "myproj.noise")
     with pytest.raises(UserError, match="'myproj.noise' must be the name of a top-level package"):
-        targets.packages()
+        packages.packages()
 
 
 def test_a_package_is_opted_into_by_an_installed_distribution(project, monkeypatch):
@@ -236,13 +236,13 @@ def test_a_package_is_opted_into_by_an_installed_distribution(project, monkeypat
     (folder / "METADATA").write_text("Metadata-Version: 2.1\nName: mine\nVersion: 1.0\n")
     (folder / "entry_points.txt").write_text("[research_stack.packages]\nanything = myproj.noise\n")
     monkeypatch.syspath_prepend(project / "site")
-    targets.installed.cache_clear()
+    packages.installed.cache_clear()
     try:
-        assert targets.packages() == ("research_stack", "myproj") and "myproj" not in sys.modules
+        assert packages.packages() == ("research_stack", "myproj") and "myproj" not in sys.modules
         monkeypatch.syspath_prepend(project)
         assert build({"_target_": "myproj.noise.Growing"}, "corruption").most == 0.9
     finally:
-        targets.installed.cache_clear()
+        packages.installed.cache_clear()
 
 
 # Folders of somebody else ----------------------------------------------------------------------------------------

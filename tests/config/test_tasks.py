@@ -10,7 +10,7 @@ import pytest
 from omegaconf import OmegaConf
 
 from research_stack import run
-from research_stack.config import targets
+from research_stack.config import packages
 from research_stack.config.hints import UserError
 from research_stack.config.tasks import FOLDER, find_task, tasks
 
@@ -42,7 +42,7 @@ def table(conf, monkeypatch):
     (folder / "__init__.py").write_text("")
     (folder / "tasks.py").write_text(TABLE)
     (folder / "work.py").write_text(FUNCTIONS)
-    monkeypatch.setenv(targets.VARIABLE, "toylib,countlib")
+    monkeypatch.setenv(packages.VARIABLE, "toylib,countlib")
     yield folder
     for name in ("countlib", "countlib.work"):
         sys.modules.pop(name, None)
