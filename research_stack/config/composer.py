@@ -9,11 +9,12 @@ import copy
 import importlib.util
 import re
 import warnings
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
+from contextvars import ContextVar
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import Any
 
 from hydra._internal.config_loader_impl import ConfigLoaderImpl
 from hydra._internal.config_repository import CachingConfigRepository
@@ -249,14 +250,20 @@ def is_hydra(override: str) -> bool:
     return key_of(override).startswith(("hydra.", "hydra/"))
 
 
-_of_command: dict[str, Any] = {}
+_of_job: ContextVar[tuple[Path | None, Path | None, tuple[Path, ...]]] = ContextVar("folders", default=(None, None, ()))
 
 
-def remember_folders(conf: Path | None, extra: Path | None, last: Sequence[Path] = ()) -> None:
-    """Keep where the command of this process finds its configs, for what is composed while it runs."""
-    _of_command.update(conf=conf, extra=extra, last=tuple(last))
+@contextmanager
+def config_folders(conf: Path | None, extra: Path | None, last: Sequence[Path] = ()) -> Iterator[None]:
+    """Where a job finds its configs, for what is composed while it runs (`job_composer`)."""
+    token = _of_job.set((conf, extra, tuple(last)))
+    try:
+        yield
+    finally:
+        _of_job.reset(token)
 
 
-def command_composer() -> Composer:
-    """A composer of the folders that the command of this process names: a first phase may be of a user's project."""
-    return Composer(**_of_command)
+def job_composer() -> Composer:
+    """A composer of the folders of the job that runs: its first phase may be of a user's project."""
+    conf, extra, last = _of_job.get()
+    return Composer(conf, extra, last=last)

@@ -14,7 +14,7 @@ from typing import Any
 from omegaconf import DictConfig, OmegaConf
 
 from research_stack.config.check import check_points
-from research_stack.config.composer import Composer, command_composer
+from research_stack.config.composer import Composer, job_composer
 from research_stack.config.hints import UserError, did_you_mean, nearest
 from research_stack.config.saved_run import effective
 from research_stack.records import paths
@@ -33,7 +33,7 @@ SAME_SHAPE = ("_target_", "path", "dim", "layers")
 def first_phase_config(cfg: DictConfig, composer: Composer | None = None) -> DictConfig:
     """The checked config of the experiment that `cfg.init_from` names. Raises UserError in one line."""
     name, *overrides = str(cfg.init_from).split() or [""]
-    composer = composer or command_composer()
+    composer = composer or job_composer()
     known = composer.groups()["experiment"]
     if name not in known:
         raise UserError(

@@ -11,8 +11,8 @@ from hydra.core.hydra_config import HydraConfig
 from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf
 
-from research_stack.config import composer, packages
-from research_stack.config.composer import Composed
+from research_stack.config import packages
+from research_stack.config.composer import Composed, config_folders
 from research_stack.config.saved_run import effective
 from research_stack.records.config_hash import config_hash
 from research_stack.records.paths import point_name, shown
@@ -41,23 +41,21 @@ def job(cfg: DictConfig) -> Result:
     sys.argv = typed or sys.argv
     packages.search_working_directory()  # in a cluster job too
     set_up_logging()
-    _remember_folders(hydra)
     folder = Path(shown(OmegaConf.to_container(hydra.runtime)["output_dir"]))  # a `${` in a name is no reference
     try:
         composed = effective(Composed(tuple(OmegaConf.to_container(hydra.overrides.task)), cfg, hydra))
-        if hydra.mode == RunMode.MULTIRUN:
-            return point(composed.cfg, folder)
-        return execute(composed.cfg, folder)
+        with config_folders(*_folders(hydra)):
+            return (point if hydra.mode == RunMode.MULTIRUN else execute)(composed.cfg, folder)
     except Exception as error:
         raise Escape from error
 
 
-def _remember_folders(hydra: DictConfig) -> None:
-    """Where the configs of this job came from; a cluster job has no command line to ask."""
+def _folders(hydra: DictConfig) -> tuple[Path | None, Path | None, list[Path]]:
+    """(the folder of config.yaml, of --config-dir, of hydra.searchpath): a cluster job has no command line to ask."""
     sources = [(str(s.provider), Path(s.path)) for s in hydra.runtime.config_sources if s.schema == "file"]
     given = dict(reversed(sources))
     last = [folder for provider, folder in sources if provider.startswith("hydra.searchpath")]
-    composer.remember_folders(given.get("main"), given.get("command-line"), last)
+    return given.get("main"), given.get("command-line"), last
 
 
 def execute(cfg: DictConfig, folder: Path | None) -> Result:

@@ -126,7 +126,7 @@ def test_its_folder_depends_on_what_it_is_and_not_on_what_follows(tmp_path, monk
         return first_phase_folder(second(init_from=first, **values)).path
 
     base, other = folder("sft"), folder("polychromic")
-    assert base == folder("sft", method__group=8, optimization__lr=0.1, trainer__max_steps=3)
+    assert base == folder("sft", method__num_groups=8, optimization__lr=0.1, trainer__max_steps=3)
     assert (
         len({base, folder("sft", seed=2), folder("sft trainer.max_steps=3"), other}) == 4
         and other.parent.name == "polychromic"
