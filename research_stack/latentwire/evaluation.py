@@ -24,7 +24,20 @@ from research_stack.latentwire import latency, paths, wire
 from research_stack.latentwire.information import message_information
 from research_stack.latentwire.latency import Latency
 from research_stack.latentwire.module import LatentWire
-from research_stack.latentwire.paths import HEAD, LATENT, NONE, SHUFFLED, TEXT, TOKENS, AnswerGenerator, PathAnswers
+from research_stack.latentwire.path_names import (
+    FIRST,
+    HEAD,
+    LATENT,
+    NONE,
+    POOLED,
+    SHUFFLED,
+    TAIL,
+    TEXT,
+    TOKENS,
+    ZEROS,
+    ZLIB,
+)
+from research_stack.latentwire.paths import AnswerGenerator, PathAnswers
 from research_stack.latentwire.text_baselines import ratio_of_bytes
 from research_stack.latentwire.wire import MAX_LATENTS
 from research_stack.metrics import paired
@@ -37,11 +50,7 @@ if TYPE_CHECKING:
 
 log = logging.getLogger(__name__)
 
-POOLED = "all"  # the questions of all data sets, where there are several
-COMPARED = (
-    *((LATENT, path) for path in (HEAD, paths.TAIL, paths.ZLIB, TOKENS, SHUFFLED, TEXT, paths.ZEROS)),
-    (SHUFFLED, NONE),
-)
+COMPARED = (*((LATENT, path) for path in (HEAD, TAIL, ZLIB, TOKENS, SHUFFLED, TEXT, ZEROS)), (SHUFFLED, NONE))
 SHOWN = (LATENT, SHUFFLED, NONE, TEXT, HEAD, TOKENS)  # answers of the examples
 Table = list[dict[str, Any]]
 
@@ -145,15 +154,16 @@ class LatentWireEvaluation:
         table = []
         asked = chosen(questions, self.examples)
         for name in method.readers:
-            answers = {
-                one.path: one.answers
+            given = {
+                one.path: one
                 for one in found
                 if one.reader == name and one.num_latents in (None, method.final_num_latents) and not one.curve_only
             }
             messages = AnswerGenerator(method, name, asked, self.batch_size).messages(method.final_num_latents)
             for question, message in zip(asked, messages, strict=True):
                 at = questions.index(question)
-                texts = {path: answers[path][at] if path in answers else "" for path in SHOWN}
+                texts = {path: given[path].answers[at] if path in given else "" for path in SHOWN}
+                exact = [path for path in SHOWN if path in given and given[path].exact_n[at] == 1]
                 table.append(
                     {
                         "dataset": question.dataset,
@@ -162,6 +172,7 @@ class LatentWireEvaluation:
                         "question": question.question,
                         "answers": " | ".join(question.answers),
                         **texts,
+                        "exact": " ".join(exact),
                         "message_hex": message.hex(),
                     }
                 )
@@ -216,7 +227,7 @@ class ScoreTables:
                 for end, value in zip(("", "_low", "_high"), mean, strict=True)
             },
             "share_of_text": share_of(one.f1_n[at], self.of(one.reader)[TEXT].f1_n[at]),
-            **{f"first{k}": known_mean(one.first_nK[at, i]) for i, k in enumerate(paths.FIRST)},
+            **{f"first{k}": known_mean(one.first_nK[at, i]) for i, k in enumerate(FIRST)},
             "questions": len(at),
             "main": int(self.main(one)),
         }

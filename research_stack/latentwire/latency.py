@@ -21,7 +21,7 @@ import torch
 from research_stack.latentwire import wire
 from research_stack.latentwire.features.lora import plain
 from research_stack.latentwire.module import LatentWire
-from research_stack.latentwire.paths import LATENT, TEXT
+from research_stack.latentwire.path_names import LATENT, LONG, TEXT
 from research_stack.latentwire.reader import FrozenReader
 from research_stack.latentwire.receiver import Prefilled, forward_cached, prefill_latents, prefill_text
 from research_stack.latentwire.text_baselines import head
@@ -31,7 +31,6 @@ from research_stack.require import require
 log = logging.getLogger(__name__)
 
 SHORTEST = 32  # bytes
-LONG = 4  # a context of so many times as many tokens as there are latents: where encoding should have paid off
 
 
 class Timing(NamedTuple):

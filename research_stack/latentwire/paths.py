@@ -31,6 +31,7 @@ import torch
 from research_stack.data.questions.question import Question
 from research_stack.latentwire.features.lora import plain
 from research_stack.latentwire.module import LatentWire
+from research_stack.latentwire.path_names import FIRST, HEAD, LATENT, NONE, SHUFFLED, TAIL, TEXT, TOKENS, ZEROS, ZLIB
 from research_stack.latentwire.reader import FrozenReader
 from research_stack.latentwire.receiver import Prefilled, greedy, prefill_text
 from research_stack.latentwire.text_baselines import deflated_bytes, deflated_fits, first_tokens, head, tail
@@ -41,9 +42,6 @@ from research_stack.streams import seed_of
 log = logging.getLogger(__name__)
 
 Item = TypeVar("Item")
-LATENT, SHUFFLED, ZEROS, NONE, TEXT = "latent", "shuffled", "zeros", "none", "text"
-HEAD, TAIL, ZLIB, TOKENS = "text_bytes", "text_bytes_tail", "text_zlib", "text_tokens"
-FIRST = (1, 5, 10)  # K
 
 
 @dataclass(frozen=True)

@@ -24,9 +24,11 @@ import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from importlib.machinery import ModuleSpec
+from pathlib import Path
 from typing import Any, Literal
 
 from research_stack.config.targets import packages
+from research_stack.records.run_folder import RunFolder
 from research_stack.records.sweep_table import SweepTable
 from research_stack.reporting.html import Node
 from research_stack.reporting.run_files import RunFiles, read
@@ -104,7 +106,8 @@ class SweepReport:
     - first: sections above the table of results.
     - tables: tables that are read before the table of all numbers, which is folded behind them, in the terminal too.
     - sections: below the results.
-    - compares: whether its tables compare the settings, so that the generic comparison and plots are left out.
+    - comparable: whether the settings may be compared at all; where not, none is marked as the best, and the generic
+      comparison and plots are left out.
     - curve: the training curve, where every run logs it.
     """
 
@@ -112,7 +115,7 @@ class SweepReport:
     first: Sequence[Callable[[SweepTable], Node]] = ()
     tables: Callable[[SweepTable], Sequence[FewColumns]] | None = None
     sections: Sequence[Callable[[SweepTable], Node]] = ()
-    compares: Callable[[SweepTable], bool] | None = None
+    comparable: Callable[[SweepTable], bool] | None = None
     curve: TrainingCurve | None = None
 
 
@@ -168,7 +171,19 @@ def reports_of(run: RunFiles) -> list[Report]:
 def reports_of_sweep(table: SweepTable) -> list[Report]:
     """The reports of the classes that the configs of a sweep's runs name, each once."""
     folders = [folder for row in table.rows for folder in row.points]
-    return list({id(report): report for folder in folders for report in reports_of(read(folder))}.values())
+    found = (report for folder in folders for report in _saved_reports(folder, _written(folder)))
+    return list({id(report): report for report in found}.values())
+
+
+@functools.lru_cache(maxsize=1024)
+def _saved_reports(folder: Path, written: tuple[int, ...]) -> list[Report]:
+    """The reports of a run whose files are as they were `written`: the page, the terminal and results.md all ask."""
+    return reports_of(read(folder))
+
+
+def _written(folder: Path) -> tuple[int, ...]:
+    files = RunFolder(folder).config_yaml, RunFolder(folder).result_json
+    return tuple(path.stat().st_mtime_ns for path in files if path.is_file())
 
 
 @functools.lru_cache(maxsize=64)

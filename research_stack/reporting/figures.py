@@ -29,22 +29,14 @@ DPI = 150
 
 def write_figures(place: RunFolder, run: RunFiles) -> list[Path]:
     """Draw what the run has files for; returns the paths written."""
-    from research_stack.reporting import (
-        latentwire_figures,
-        latentwire_losses,
-        passk,
-        policy_training,
-        reward,
-        trajectory_figure,
-    )
+    from research_stack.reporting import passk, policy_training, reward, trajectory_figure
 
-    drawn = {"training.png": (policy_training.figure(run) or latentwire_losses.figure(run))}
+    drawn = {"training.png": policy_training.figure(run)}
     drawn |= {
         "passk.png": passk.figure(run),
         "dynamics.png": trajectory_figure.figure(run),
         "reward.png": reward.figure(run),
     }
-    drawn |= latentwire_figures.figures(run)
     return [save(figure, place.figures / name) for name, figure in drawn.items() if figure is not None]
 
 

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from research_stack.records.run_folder import RunFolder
-from research_stack.reporting import latentwire, latentwire_losses, latentwire_words, passk, policy_training, sections
+from research_stack.reporting import passk, policy_training, sections
 from research_stack.reporting.contract import TrainingCurve
 from research_stack.reporting.elements import aligned
 from research_stack.reporting.measured import main, words, written, written_span
@@ -43,32 +43,32 @@ def results(run: Run) -> Any:
     """Sections above the training curves."""
     files = old(run)
     run.problems += [problem for problem in files.problems if problem not in run.problems]
-    parts = (passk.answers, dynamics, reward_model, latentwire.answers)
+    parts = (passk.answers, dynamics, reward_model)
     return [found for part in parts if (found := part(files)) is not None]
 
 
 def training(run: Run) -> Any:
     """The training section of a family."""
     files = old(run)
-    return policy_training.training(files) or latentwire_losses.training(files)
+    return policy_training.training(files)
 
 
 def verdict(run: Run) -> str:
     """The sentence."""
     files = old(run)
-    return answers(files) or correlation(files.metrics) or latentwire_words.verdict(files)
+    return answers(files) or correlation(files.metrics)
 
 
 def progress(run: Run) -> str:
     """The last word of training."""
     files = old(run)
-    return latentwire_words.last_step(files) or sections.last_loss(files)
+    return sections.last_loss(files)
 
 
 def numbers(run: Run) -> dict[str, str]:
     """On top of the page."""
     files, found = old(run), {}
-    found |= policy_glance(files) | latentwire_words.glance(files)
+    found |= policy_glance(files)
     if math.isfinite(pearson := files.metrics.get("reward/pearson", math.nan)):
         found["Pearson, unseen prompts"] = f"{pearson:.2f}"
     return found
@@ -77,7 +77,7 @@ def numbers(run: Run) -> dict[str, str]:
 def terminal(run: Run) -> list[str]:
     """Tables."""
     files = old(run)
-    return [_answers(files), *map(aligned, latentwire_words.terminal(files))]
+    return [_answers(files)]
 
 
 def _answers(run: RunFiles) -> str:

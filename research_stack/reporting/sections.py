@@ -7,7 +7,6 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from research_stack.metrics.interval import FEW, few_groups_note
-from research_stack.reporting import latentwire_words
 from research_stack.reporting.curves import Point, even, number, quantile, series, smooth, thin, ticks
 from research_stack.reporting.html import Html, el
 from research_stack.reporting.policy_words import answers, last_reward
@@ -59,13 +58,7 @@ def verdict(run: RunFiles) -> str:
     }.get(run.status, "")
     found = headline(run)
     if found is None:
-        rest = (
-            answers(run)
-            or correlation(run.metrics)
-            or latentwire_words.verdict(run)
-            or latentwire_words.last_step(run)
-            or last_loss(run)
-        )
+        rest = answers(run) or correlation(run.metrics) or last_loss(run)
         return (prefix + rest) or "The run ended; nothing was measured."
     value, _, _ = found
     sentence = f"{prefix}At most {value:.2f} nats per held-out token, a perplexity of {math.exp(value):,.4g} or less"
@@ -120,8 +113,6 @@ def loss_unit(run: RunFiles) -> str:
         )
     if method == "SFT":
         return "nats per reply token"
-    if latentwire_words.is_wire(run):
-        return "in all, the weighted sum of its parts"
     return {"tokens": "nats per token", "answer": "nats per answer token"}.get(
         str(run.setting("method.loss.normalize")), "nats per position"
     )

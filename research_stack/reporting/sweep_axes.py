@@ -12,6 +12,7 @@ from typing import Any
 from research_stack.records.sweep_table import Row, SweepTable, show
 from research_stack.reporting import measured
 from research_stack.reporting.charts import ramp
+from research_stack.reporting.contract import Metrics, reports_of_sweep
 from research_stack.reporting.sections import COLORS
 from research_stack.reporting.svg_charts import Axis, axis_of
 
@@ -103,13 +104,13 @@ def with_unit(metric: str) -> str:
 
 def worth_plotting(table: SweepTable) -> list[str]:
     """The metrics that say something of their own, the most important first; seconds come last."""
-    answers = _answers_worth_plotting(table)
+    answers, declared = _answers_worth_plotting(table), Metrics(reports_of_sweep(table))
     own = [
         m
         for m in table.metrics
         if (not m.endswith(REDUNDANT) or m.endswith(GAIN))
         and (not m.startswith(measured.NAME) or m in answers)
-        and (not m.startswith("latentwire/") or better(m) is not None)
+        and ((metric := declared.find(m)) is None or metric.plot)
     ]
     if not own:
         return list(table.metrics)

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from research_stack.records.sweep_table import SweepTable, show
-from research_stack.reporting import latentwire_figures, latentwire_sizes, latentwire_sweep, two_phase_figures
+from research_stack.reporting import sweep_declared, two_phase_figures
 from research_stack.reporting.figures import BLUE, GREEN, GREY, INK, ORANGE, new_figure, save
 from research_stack.reporting.sweep_axes import grid_of, with_unit, worth_plotting
 
@@ -22,18 +22,13 @@ COLUMNS = 3
 def write_sweep_figures(folder: Path, table: SweepTable) -> list[Path]:
     """figures/*.png, as far as there is something to draw; returns the paths."""
     drawn = {"sweep.png": metrics_figure(table), "dynamics.png": two_phase_figures.figure(table)}
-    if (wire := latentwire_sizes.sizes(table)) is not None:
-        drawn |= {
-            "latentwire.png": latentwire_figures.rate_figure(wire),
-            "latentwire_slots.png": latentwire_figures.num_latents_figure(wire),
-        }
     return [save(figure, folder / "figures" / name) for name, figure in drawn.items() if figure is not None]
 
 
 def metrics_figure(table: SweepTable) -> Figure | None:
     """The three most important metrics with standard errors."""
     metrics = worth_plotting(table)[:COLUMNS]
-    if len(table.rows) < 2 or not metrics or not latentwire_sweep.comparable(table):
+    if len(table.rows) < 2 or not metrics or not sweep_declared.comparable(table):
         return None
     figure, plots = new_figure(3.6 * len(metrics), 3.3, len(metrics))
     for plot, metric in zip(plots, metrics, strict=True):

@@ -9,19 +9,9 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from research_stack.records.sweep_table import Row, SweepTable, show, show_mean
-from research_stack.reporting import (
-    budgets,
-    latentwire_sizes,
-    latentwire_sweep,
-    latentwire_sweep_page,
-    paired,
-    speed,
-    two_phase,
-    two_phase_page,
-)
+from research_stack.records.sweep_table import Row, SweepTable, failure_line, show, show_mean
+from research_stack.reporting import budgets, paired, speed, sweep_declared, two_phase, two_phase_page
 from research_stack.reporting.charts import css
-from research_stack.reporting.contract import reports_of_sweep
 from research_stack.reporting.html import Html, Node, el, page
 from research_stack.reporting.page import asset, write_page
 from research_stack.reporting.sections import keys
@@ -71,14 +61,14 @@ def contents(folder: Path, table: SweepTable) -> tuple[str, Node]:
     seeds = max((row.n for row in table.rows), default=0)
     axes = " × ".join(table.labels[axis] for axis in table.axes) or "seeds"
     over = budgets.panels(table)
-    compared = [paired.section(table), _plots(table, axes)] if latentwire_sweep.comparable(table) else []
+    compared = [paired.section(table), _plots(table, axes)] if sweep_declared.comparable(table) else []
     parts = [
         _header(folder, table, axes),
-        latentwire_sizes.section(table),
+        *sweep_declared.first_sections(table),
         *_results(table),
         *compared,
         budgets.section(table, over),
-        *declared_sections(table),
+        *sweep_declared.sections(table),
         speed.section(table),
         stability(table, validation=not over),
         _failures(table),
@@ -94,11 +84,6 @@ def contents(folder: Path, table: SweepTable) -> tuple[str, Node]:
         ),
     ]
     return title, body
-
-
-def declared_sections(table: SweepTable) -> list[Node]:
-    """The sections that the reports have for sweeps."""
-    return [section(table) for report in reports_of_sweep(table) for section in report.sweep.sections]
 
 
 # Words ---------------------------------------------------------------------------------------------------------------
@@ -124,8 +109,8 @@ def verdict(table: SweepTable) -> str:
     found = next(((m, better(m)) for m in worth_plotting(table) if better(m) is not None), None)
     if not table.rows:
         return "No run has a result."
-    if told := latentwire_sizes.verdict(table) or latentwire_sweep.headline(table):
-        return told
+    if sentence := sweep_declared.verdict(table):
+        return sentence
     if found is None or len(table.rows) < 2:
         return f"{sum(row.n for row in table.rows)} runs."
     metric, lower = found
@@ -166,26 +151,30 @@ def _finite(value: float | None) -> bool:
 
 
 def as_markdown(table: SweepTable) -> str:
-    """What results.md says below its table: quality and diversity of policies, wires of latents against their baseline,
-    the differences seed by seed.
-    """
+    """What results.md says below its table: the tables that are read first, the differences seed by seed."""
     table = named(table)
-    differences = paired.as_markdown(table) if latentwire_sweep.comparable(table) else ""
-    return "\n".join(
-        part for part in (two_phase.as_markdown(table), latentwire_sweep.as_markdown(table), differences) if part
-    )
+    few, sentence = sweep_declared.tables_markdown(sweep_declared.tables(table)), sweep_declared.verdict(table)
+    differences = paired.as_markdown(table) if sweep_declared.comparable(table) else ""
+    parts = [two_phase.as_markdown(table), f"{sentence}\n" if sentence else "", few, differences]
+    return "\n".join(part for part in parts if part)
 
 
 def as_text(table: SweepTable, width: int) -> str:
-    """The table for a terminal of `width` columns: quality and diversity where runs answered prompts, wires of latents
-    beside their baseline, else as many metrics as fit.
+    """The table for a terminal of `width` columns: quality and diversity where runs answered prompts, the tables that
+    are read first where a report has some, else as many metrics as fit.
     """
-    return two_phase.as_text(table) or latentwire_sweep.as_text(table, width) or table.as_text(width)
+    few = sweep_declared.tables(table)
+    if not few:
+        return two_phase.as_text(table) or table.as_text(width)
+    failures = "\n".join(map(failure_line, table.failures))
+    parts = [sweep_declared.tables_text(few, width), failures, sweep_declared.verdict(table)]
+    return "\n\n".join(part for part in parts if part)
 
 
 def _results(table: SweepTable) -> list[Any]:
-    """All numbers; those of policies and of wires of latents, which are many, folded behind the few that are read."""
-    found, few = _table_section(table), two_phase_page.section(table) or latentwire_sweep_page.section(table)
+    """All numbers, folded behind the few that are read where a report says which."""
+    found, tables = _table_section(table), sweep_declared.tables(table)
+    few = two_phase_page.section(table) or (sweep_declared.tables_section(tables) if tables else None)
     if few is None or found is None:
         return [found]
     return [few, [el("details", el("summary", "All numbers"), found[1:])]]
@@ -195,7 +184,7 @@ def _table_section(table: SweepTable) -> list[Html] | None:
     if not table.rows:
         return None
     metrics = table.estimates
-    best = {metric: _best(table.rows, metric) if latentwire_sweep.comparable(table) else None for metric in metrics}
+    best = {metric: _best(table.rows, metric) if sweep_declared.comparable(table) else None for metric in metrics}
     head = [
         *(el("th", table.labels[axis]) for axis in table.axes),
         el("th", "seeds", class_="num"),

@@ -20,10 +20,10 @@ from research_stack.latentwire.information import message_information
 from research_stack.latentwire.latency import Latency
 from research_stack.latentwire.paths import AnswerGenerator, mismatched_contexts
 from research_stack.latentwire.receiver import greedy, prefill_text
+from research_stack.latentwire.report.loading import load
 from research_stack.latentwire.wire import MAX_LATENTS
 from research_stack.metrics import qa
-from research_stack.reporting import latentwire_tables
-from research_stack.reporting.reading import RunFiles
+from research_stack.reporting.run_files import RunFiles
 
 PATHS = ["none", "text", "latent", "shuffled", "zeros", "text_bytes", "text_bytes_tail", "text_zlib", "text_tokens"]
 NAMES = ["llama", "qwen"]
@@ -305,7 +305,7 @@ def measured(method, data, golden, tmp_path_factory):
 
 def test_the_tables_hold_what_the_report_reads(measured, method):
     folder, metrics = measured
-    found = latentwire_tables.load(RunFiles(folder))
+    found = load(RunFiles(folder))
     assert found.readers == NAMES and found.datasets == ["qa_facts"]
     llama = [found.main("qa_facts", "llama", path).f1.value for path in ("none", "shuffled", "latent")]
     assert len({0, *llama}) == 4, "or what follows says nothing"

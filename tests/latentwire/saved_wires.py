@@ -1,6 +1,4 @@
-"""Run folders of a wire of latents as its training and its evaluation leave them, with numbers made up by a plain
-law.
-"""
+"""Run folders of LatentWire as its training and its evaluation leave them, with made-up numbers."""
 
 import csv
 import json
@@ -20,12 +18,15 @@ CONFIG = {
         "_target_": "research_stack.latentwire.module.LatentWire",
         "losses": {"first": {"weight": 0.5}, "kd": {"weight": 0.1}},
     },
+    "eval": {"latentwire": {"_target_": "research_stack.latentwire.evaluation.LatentWireEvaluation"}},
     "optimization": {"clip": 1.0},
     "trainer": {"max_steps": 500},
 }
 HEADER = (
-    "dataset,reader,path,num_latents,bits,bytes,ratio,ratio_mean,prefill_tokens,f1,f1_low,f1_high,em,em_low,em_high,first1,first5,first10,questions,main"
+    "dataset,reader,path,num_latents,bits,bytes,ratio,ratio_mean,prefill_tokens,f1,f1_low,f1_high,em,em_low,em_high,"
+    "share_of_text,first1,first5,first10,questions,main"
 ).split(",")
+SHARE = HEADER.index("share_of_text")
 BOTH = {"llama": 0.87, "qwen": 0.83}  # F1 of the latents at the trained setting
 
 
@@ -54,6 +55,7 @@ def row(dataset, reader, path, num_latents, bits, size, f1, context=136.0, main=
         num_latents or size / 4,
         *score,
         *exact,
+        "",
         *firsts,
         1000,
         main,
@@ -138,6 +140,12 @@ def scores(readers=BOTH, dataset="qa_facts", shuffled=None, head=None, text=FULL
     return rows
 
 
+def with_shares(rows):
+    """The rows with F1 over that of the whole text."""
+    text = {(row[0], row[1]): row[9] for row in rows if row[2] == "text"}
+    return [[*row[:SHARE], row[9] / text[row[0], row[1]], *row[SHARE + 1 :]] for row in rows]
+
+
 def paired(rows, half=0.03):
     """latentwire_paired.csv of what `scores` made."""
     at = {(r[0], r[1], r[2]): r[9] for r in rows if r[-1] == 1}
@@ -160,6 +168,11 @@ def paired(rows, half=0.03):
                 ]
             )
     return found
+
+
+LATENCY = (
+    "reader,context_bytes,num_latents,path,encode_ms,adapt_ms,prefill_ms,total_ms,total_p90_ms,prefill_tokens,memory_mib"
+).split(",")
 
 
 def latency(readers, lengths=(68, 136, 272, 544, 1088, 2176)):
@@ -189,6 +202,17 @@ def latency(readers, lengths=(68, 136, 272, 544, 1088, 2176)):
     return rows
 
 
+SPEED = (
+    "reader,num_latents,faster_from_bytes,faster_somewhere,shortest_bytes,longest_bytes,long_context_bytes,latent_ms,"
+    "text_ms"
+).split(",")
+
+
+def speed(readers):
+    """latentwire_speed.csv."""
+    return [[reader, 8, 136, 1, 68, 2176, 99.2 + 32 * i, 3.719 + 0.04 * i, 4.4] for i, reader in enumerate(readers)]
+
+
 FACTS = (
     "Mira lives in Oslo. Mira eats rice. Mira has a red bike. Mira plays the cello. Mira works as a baker. Mira likes"
     " green tea on rainy Mondays."
@@ -213,13 +237,14 @@ def examples(readers, context=FACTS, question="What does Mira eat?", answers="ri
             question,
             answers,
             *said.values(),
+            "latent text text_bytes",
             "".join(f"{i * (n + 3) % 256:02x}" for i in range(36)),
         ]
         for n, reader in enumerate(readers)
     ]
 
 
-EXAMPLES = ["dataset", "reader", "context", "question", "answers", *PATHS, "message_hex"]
+EXAMPLES = ["dataset", "reader", "context", "question", "answers", *PATHS, "exact", "message_hex"]
 PARTS = [["header", 3, 3], ["values", 32, 48], ["scales", 0, 0], ["checksum", 1, 1]]
 
 
@@ -280,9 +305,9 @@ def make_wire(
     shift=0.0,
     move=0,
     first1=None,
-    **law,
+    **options,
 ):
-    """A run folder; `law` goes to `scores`, `shift` and `move` to `question_scores`."""
+    """A run folder; `options` go to `scores`, `shift` and `move` to `question_scores`."""
     folder.mkdir(parents=True, exist_ok=True)
     (folder / "config.yaml").write_text(
         yaml.safe_dump(CONFIG | {"seed": seed, "method": CONFIG["method"] | (method or {})}, sort_keys=False)
@@ -300,7 +325,7 @@ def make_wire(
     (folder / "metrics.jsonl").write_text("".join(json.dumps(line) + "\n" for line in history(steps, readers)))
     metrics = {}
     if evaluated:
-        rows = rows or scores(readers, **law)
+        rows = with_shares(rows or scores(readers, **options))
         write(folder, "latentwire", HEADER, rows)
         write(
             folder,
@@ -308,14 +333,8 @@ def make_wire(
             "dataset,reader,comparison,difference,low,high,p,ratio,ratio_low,ratio_high".split(","),
             paired(rows),
         )
-        write(
-            folder,
-            "latentwire_latency",
-            "reader,context_bytes,num_latents,path,encode_ms,adapt_ms,prefill_ms,total_ms,total_p90_ms,prefill_tokens,memory_mib".split(
-                ","
-            ),
-            latency(readers),
-        )
+        write(folder, "latentwire_latency", LATENCY, latency(readers))
+        write(folder, "latentwire_speed", SPEED, speed(readers))
         write(folder, "latentwire_bytes", ["part", "reader_bytes", "broadcast_bytes"], PARTS)
         write(folder, "latentwire_examples", EXAMPLES, examples(readers))
         asked = question_scores(readers, shift, seed, move=move)

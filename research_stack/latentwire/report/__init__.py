@@ -1,0 +1,1 @@
+"""What LatentWire's runs and sweeps show; no torch."""
