@@ -172,4 +172,5 @@ def _chart(table: SweepTable, panel: BudgetPanel) -> Chart:
         f"{panel.words}, {panel.title.lower()}, {len(lines)} settings",
         name=f"loss_{panel.title.lower().replace(' ', '_')}",
         title=panel.title,
+        file_legend=[(line.color, line.title, False) for line in lines],
     )

@@ -101,7 +101,8 @@ class Chart:
 
     - name: of its files, without an ending. title, note: above it, in bold and plain. alt: for those who cannot see it.
     - draw: puts it on the axes. height, left, right: of the picture and its margins, points.
-    - legend: (colour, text, whether it is a dot), below it.
+    - legend: (colour, text, whether it is a dot), below it. file_legend: that of the files alone, where the page has
+      one for several charts.
     - rows: the numbers behind it, header first, for tables/figure_<name>.csv; empty where `table` says which table of
       the run has them.
     """
@@ -118,6 +119,7 @@ class Chart:
     top: float = TOP
     rows: Sequence[Sequence[Any]] = ()
     table: str = ""
+    file_legend: Legend = ()
 
     def __html__(self) -> Html:
         """The figure as it stands in a page."""
@@ -168,8 +170,9 @@ class Chart:
         """Title above and legend below, on a page that grows by as much."""
         from matplotlib.lines import Line2D
 
-        figure, columns = self.figure, 1 if any(len(text) > 34 for _, text, _ in self.legend) else 2
-        above, below = 30.0, 17.0 * math.ceil(len(self.legend) / columns) + (8 if self.legend else 0)
+        figure, legend = self.figure, self.legend or self.file_legend
+        columns = 1 if any(len(text) > 34 for _, text, _ in legend) else 2
+        above, below = 30.0, 17.0 * math.ceil(len(legend) / columns) + (8 if legend else 0)
         total = self.height + above + below
         boxes = [(axes, axes.get_position()) for axes in figure.axes]
         figure.set_size_inches(WIDTH / 72, total / 72)
@@ -181,14 +184,14 @@ class Chart:
             figure.text(
                 10 / WIDTH, 1 - 28 / total, clean(self.note), fontsize=9.5, va="center", color=rgb("var(--soft)")
             )
-        if self.legend:
+        if legend:
             marks = [
                 Line2D([], [], color=rgb(color), marker="o" if dot else None, linestyle="none" if dot else "-")
-                for color, _, dot in self.legend
+                for color, _, dot in legend
             ]
             figure.legend(
                 marks,
-                [clean(text) for _, text, _ in self.legend],
+                [clean(text) for _, text, _ in legend],
                 loc="lower left",
                 bbox_to_anchor=(0.01, 2 / total),
                 ncols=columns,
@@ -353,10 +356,12 @@ def line_chart(
     legend: Legend = (),
     height: float = HEIGHT,
     table: str = "",
+    file_legend: Legend = (),
 ) -> Chart:
     """Lines, points, bands and bars over two axes.
 
-    - alt: tells what it shows to those who cannot see it. name: of its files. title, note, legend: its words.
+    - alt: tells what it shows to those who cannot see it. name: of its files. title, note, legend,
+      file_legend: its words.
     - table: the run's table that holds its numbers; empty for one that is written from the series.
     """
     widest = max((len(text) for text in y.names), default=0)
@@ -369,7 +374,7 @@ def line_chart(
             _draw(axes, one, index)
 
     rows = [] if table else _rows(lines, x, y)
-    return Chart(name, title, draw, alt, note, legend, height, left, rows=rows, table=table)
+    return Chart(name, title, draw, alt, note, legend, height, left, rows=rows, table=table, file_legend=file_legend)
 
 
 def _rows(lines: Sequence[Series], x: Axis, y: Axis) -> list[list[Any]]:

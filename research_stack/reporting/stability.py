@@ -95,7 +95,7 @@ def stability(table: SweepTable, validation: bool = True) -> Node:
 
 
 def _panel(table: SweepTable, key: str, title: str, note: str, name: str, log: bool = False) -> Chart | None:
-    lines, shown = [], []
+    lines, legend, shown = [], [], []
     for index, row in enumerate(table.rows[:MAX_SETTINGS]):
         curves = [curve(folder, key, log) for folder in row.points]
         mean, band = mean_and_band(curves)
@@ -129,4 +129,5 @@ def _panel(table: SweepTable, key: str, title: str, note: str, name: str, log: b
         name=name,
         title=title,
         note=note,
+        file_legend=legend,
     )
