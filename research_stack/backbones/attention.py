@@ -17,7 +17,7 @@ SHORT = 512
 class AttentionFunction(Protocol):
     """Attention of the queries of a forward pass; the same object serves every block."""
 
-    def __call__(self, q_BHLE: Tensor, k_BKLE: Tensor, v_BKLE: Tensor, block: int) -> Tensor:
+    def __call__(self, q_BHLE: Tensor, k_BKLE: Tensor, v_BKLE: Tensor, block: int, /) -> Tensor:
         """The output (B, H, L, E), given the queries, keys and values of the tokens of this pass."""
 
 

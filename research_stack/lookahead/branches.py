@@ -17,7 +17,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Literal
+from typing import Any, Literal, TypeVar
 
 import torch
 import torch.nn.functional as F
@@ -30,13 +30,21 @@ KERNEL_NAMES = ("auto", "lse", "sink", "math", "flex")
 Pairs = dict[int, tuple[Tensor, Tensor]]  # keys and values (B, K, L, E) of each block
 
 
+Decorated = TypeVar("Decorated", bound=Callable[..., Any])
+
+
+def never_compiled(function: Decorated) -> Decorated:
+    """`torch.compiler.disable`, which hides the signature from type checkers."""
+    return torch.compiler.disable(function)  # type: ignore[return-value]
+
+
 class RecordingAttention:
     """Attention that keeps the keys and values of its pass, without their graph, for branches off it."""
 
     def __init__(self, attention_fn: AttentionFunction) -> None:
         self.attention_fn, self.pairs = attention_fn, Pairs()
 
-    @torch.compiler.disable  # else each block would be compiled for itself: the pairs are kept by its number
+    @never_compiled  # else each block would be compiled for itself: the pairs are kept by its number
     def __call__(self, q_BHLE: Tensor, k_BKLE: Tensor, v_BKLE: Tensor, block: int) -> Tensor:
         """What the attention inside gives."""
         self.pairs[block] = (
@@ -68,7 +76,7 @@ class Branches:
         self.pairs, self.at_Bn, self.kernel = pairs, at_Bn, kernel
         self.own: dict[int, list[tuple[Tensor, Tensor]]] = {block: [] for block in pairs}
 
-    @torch.compiler.disable
+    @never_compiled
     def __call__(self, q_BHnE: Tensor, k_BKnE: Tensor, v_BKnE: Tensor, block: int) -> Tensor:
         """(B, H, n, E)."""
         self.own[block].append((k_BKnE, v_BKnE))
@@ -168,17 +176,17 @@ def gather_positions(values_BL: Tensor, at_Bn: Tensor | None) -> Tensor:
 
 
 KERNELS: dict[str, Callable[..., Tensor]] = {"lse": by_lse, "sink": by_sink, "math": by_math, "flex": by_flex}
-_kept: dict[object, object] = {}  # compiled kernels and their masks, by device and length
+_kept: dict[object, Any] = {}  # compiled kernels and their masks, by device and length
 
 
-def _flex(device: str) -> Callable[..., tuple[Tensor, Tensor]]:
+def _flex(device: str) -> Callable[..., Any]:
     from torch.nn.attention.flex_attention import flex_attention
 
     if device == "cpu":
         return flex_attention
     if device not in _kept:
         _kept[device] = torch.compile(flex_attention, dynamic=False)
-    return _kept[device]  # type: ignore[return-value]
+    return _kept[device]
 
 
 def _causal(length: int, device: str) -> object:

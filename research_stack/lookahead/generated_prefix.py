@@ -150,7 +150,9 @@ class GeneratedPrefix:
 
     def _fitting(self, context: Context) -> dict[str, Autoregressive]:
         """The decoders that the model can serve."""
-        lacking = [name for name, sampler in self.samplers.items() if sampler.lacks_confidence(context.method.reader())]
+        lacking = [
+            name for name, sampler in self.samplers.items() if sampler.lacks_confidence(method_of(context).reader())
+        ]
         if lacking:
             log.info("%s has no confidence head: left out %s", type(context.method).__name__, ", ".join(lacking))
         return {name: sampler for name, sampler in self.samplers.items() if name not in lacking}
@@ -192,7 +194,7 @@ class GeneratedPrefix:
         texts, calls, shown = [], [], []
         for at, _ in batches(rows):
             trace = sampler.sample(
-                context.method,
+                method_of(context),
                 leads[at],
                 length=self.text_tokens,
                 seed=context.seed,
@@ -226,7 +228,7 @@ class GeneratedPrefix:
         batch.
         """
         method, start, stop = (
-            context.method,
+            method_of(context),
             self.prompt_tokens + self.generated_tokens,
             self.prompt_tokens + self.generated_tokens + self.scored_tokens,
         )
@@ -251,9 +253,9 @@ class GeneratedPrefix:
 
     def _measured(
         self, found: Written, real: Written, document_B: np.ndarray
-    ) -> tuple[dict[str, float], dict[str, Estimate]]:
+    ) -> tuple[dict[str, float], Mapping[str, Estimate]]:
         """A row of the table, and the numbers that have an interval; NaN where nothing is scored."""
-        estimates = dict.fromkeys(("future_nats", "excess_nats"), Estimate(*[float("nan")] * 3))
+        estimates: dict[str, Estimate] = dict.fromkeys(("future_nats", "excess_nats"), Estimate(*[float("nan")] * 3))
         if found.scored_B.any():
             excess_B = (found.nats_B - real.nats_B) * (found.scored_B > 0)
             estimates = {
@@ -269,6 +271,11 @@ class GeneratedPrefix:
             "texts": len(found.texts),
         }
         return row, estimates
+
+
+def method_of(context: Context) -> MiniGPT:
+    """The method, whose class `unsuited` has checked."""
+    return context.method  # type: ignore[return-value]
 
 
 def named(estimates: Mapping[str, Estimate]) -> dict[str, float]:

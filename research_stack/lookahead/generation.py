@@ -40,6 +40,7 @@ class CachedReader:
             previous_B1 = self._previous(piece_Bl).unsqueeze(1)
             hidden_BLD, confidence_BL = self.method.advance(piece_Bl, previous_B1.expand(piece_Bl.shape), self.cache)
             if self.reads_confidence:
+                assert confidence_BL is not None, "only models that predict their loss read it"
                 self.previous_B = zero_at_document_end(
                     self.method.normalised(confidence_BL), piece_Bl, self.method.vocab.end
                 )[:, -1].to(previous_B1.dtype)

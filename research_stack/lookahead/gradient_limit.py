@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor
 from torch.autograd import Function
-from torch.autograd.function import FunctionCtx
 
 
 @dataclass
@@ -31,14 +31,12 @@ class GradientNorms:
 
 class _LimitedGradient(Function):
     @staticmethod
-    def forward(
-        ctx: FunctionCtx, hidden_BLD: Tensor, ratio: float | None, norms: GradientNorms
-    ) -> tuple[Tensor, Tensor]:
+    def forward(ctx: Any, hidden_BLD: Tensor, ratio: float | None, norms: GradientNorms) -> tuple[Tensor, Tensor]:
         ctx.ratio, ctx.norms = ratio, norms
         return hidden_BLD.view_as(hidden_BLD), hidden_BLD.view_as(hidden_BLD)
 
     @staticmethod
-    def backward(ctx: FunctionCtx, first_BLD: Tensor, second_BLD: Tensor) -> tuple[Tensor, None, None]:
+    def backward(ctx: Any, first_BLD: Tensor, second_BLD: Tensor) -> tuple[Tensor, None, None]:
         first_B, second_B = (
             torch.linalg.vector_norm(g, dim=(1, 2), dtype=torch.promote_types(g.dtype, torch.float32))
             for g in (first_BLD, second_BLD)

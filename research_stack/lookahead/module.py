@@ -317,13 +317,8 @@ class Lookahead(MiniGPT):
             max_gradient_ratio,
             target,
         )
-        self.previous_mode, self.passes, self.dropout, self.fraction, self.kernel = (
-            previous,
-            passes,
-            dropout,
-            fraction,
-            kernel,
-        )
+        self.previous_mode, self.passes, self.dropout, self.fraction = previous, passes, dropout, fraction
+        self.kernel: Kernel = kernel
         self.loss_terms = {"lm": 1.0, "confidence": alpha}
         self.head = HEADS[head](
             model.dim, model.spared_parameters // model.dim if head_width is None else head_width, seed

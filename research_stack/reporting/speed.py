@@ -58,7 +58,7 @@ def _trains(row: Mapping[str, Any]) -> bool:
 def speed_of(folder: Path, config: Mapping[str, Any]) -> Speed:
     """The speed of a run; config is flat."""
     facts = run_facts(folder)
-    model, data = (facts.get(key) if isinstance(facts.get(key), Mapping) else {} for key in ("model", "data"))
+    model, data = (value if isinstance(value := facts.get(key), Mapping) else {} for key in ("model", "data"))
     batch, length = known(config, "data.batch_size"), known(data, "sequence_length")
     tokens = known(model, "tokens_per_step")
     return Speed(

@@ -132,7 +132,8 @@ class Autoregressive:
             return token_n
         at, every = texts.live[rows], len(rows) == len(token_n)
         inputs = ChooserInput(
-            *(None if part is None else part[rows] for part in prediction),
+            prediction.logits_BV[rows],
+            *(None if part is None else part[rows] for part in prediction[1:]),
             confidence_at=lambda tokens: read.confidence_at(tokens, None if every else rows),
         )
         token, ends = self.chooser(

@@ -36,15 +36,18 @@ class IncrementalReader(Protocol):
 
     def read(self, tokens_BL: Tensor) -> NextTokenPrediction:
         """Read these tokens, which follow those read before."""
+        ...
 
     def keep(self, rows: Tensor) -> None:
         """Go on with these texts only, indices (n,) in this order."""
+        ...
 
     def confidence_at(self, tokens_nk: Tensor, rows: Tensor | None = None) -> Tensor:
         """(n, k) confidences there would be at each candidate if it were the next token; nothing is read.
 
         - rows: indices (n,) of the texts; None for all.
         """
+        ...
 
 
 class CausalModel(Protocol):
@@ -55,6 +58,8 @@ class CausalModel(Protocol):
     @property
     def max_length(self) -> int:
         """Longest sequence, in tokens."""
+        ...
 
     def reader(self) -> IncrementalReader:
         """A reader that has read nothing yet."""
+        ...

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, cast
 
 import torch
 from torch import Tensor
@@ -16,6 +16,7 @@ from research_stack.sampling.state import Decision, Proposal, RowStreams, State
 from research_stack.sampling.trace import Trace
 
 if TYPE_CHECKING:
+    from research_stack.sampling.inits import Init
     from research_stack.sampling.sampler import Sampler
 
 
@@ -72,7 +73,7 @@ class Decoding:
                 else drafted_BG
             )
         draws_B2G = self.streams.uniform(range(len(prompts)), 2, self.length)
-        return self.sampler.init(draws_B2G, prompts, self.vocab, self.process)
+        return cast("Init", self.sampler.init)(draws_B2G, prompts, self.vocab, self.process)
 
     def _steps(self) -> Tensor:
         """(B,) steps in all."""
@@ -190,6 +191,7 @@ class Decoding:
             history = torch.stack([layout.tokens(z_BG, all_rows) for z_BG, _ in self.states])
             confidence = torch.stack([layout.full_width(values_BG, 1.0) for _, values_BG in self.states])
             if self.draft is not None:  # whose last state is the first one here
+                assert self.draft.history is not None and self.draft.confidence is not None, "recorded as this is"
                 history = torch.cat([self.draft.history, history[1:]])
                 confidence = torch.cat([self.draft.confidence, confidence[1:]])
         tokens_BL, generated_BL = layout.tokens(self.z_BG, all_rows), layout.generated_BL

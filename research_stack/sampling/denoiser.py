@@ -27,6 +27,7 @@ class Denoiser(Protocol):
     @property
     def predicts(self) -> PredictionKind:
         """The meaning of the logits at visible positions."""
+        ...
 
     def logits(
         self,
@@ -40,6 +41,7 @@ class Denoiser(Protocol):
 
         - z_BL: token ids. attention_mask_BL: bool, False at padding; None: no padding. t_B: noise level in [0, 1].
         """
+        ...
 
 
 @runtime_checkable
@@ -56,3 +58,4 @@ class HasMaxLength(Protocol):
     @property
     def max_length(self) -> int:
         """Longest sequence, in tokens."""
+        ...

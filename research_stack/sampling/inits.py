@@ -24,6 +24,7 @@ class Init(Protocol):
         - draw_B2G: U[0, 1), two numbers for each position. prompts: B int64 vectors of ids, maybe empty.
         - process: the diffusion process, where one is known.
         """
+        ...
 
 
 class Masks:

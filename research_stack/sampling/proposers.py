@@ -21,6 +21,7 @@ class Proposer(Protocol):
 
     def propose(self, at: Positions, state: State) -> Tensor:
         """(n,) ids for the positions `at`."""
+        ...
 
 
 @dataclass(frozen=True)
