@@ -81,9 +81,11 @@ def _share(row: PathScore, text: float) -> float:
 
 
 def verdict(table: SweepTable) -> str:
-    """What each size keeps of the whole text, in a sentence; empty for another kind of sweep."""
+    """What each size keeps of the whole text, in a sentence; empty for another kind of sweep, and where readers answer
+    nothing from the whole text.
+    """
     data = sizes(table)
-    if data is None:
+    if data is None or not all(math.isfinite(row.share) for row in data.rows):
         return ""
     dataset, found = data.datasets[0], {}
     for reader in data.readers:
