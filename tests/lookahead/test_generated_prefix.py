@@ -21,9 +21,11 @@ from research_stack.evaluation.samples import Samples
 from research_stack.lookahead.choosers import Abstain, BranchAndRank
 from research_stack.lookahead.generated_prefix import GeneratedPrefix
 from research_stack.lookahead.module import Lookahead, MiniGPT
+from research_stack.lookahead.report.generated_prefix import REPORT
 from research_stack.metrics.decoding import repetition
 from research_stack.metrics.interval import per_token
 from research_stack.records.files import read_jsonl
+from research_stack.reporting.contract import Metrics
 from research_stack.sampling.autoregressive import Autoregressive
 from research_stack.sampling.choosers import Temperature
 from research_stack.sampling.trace import Trace
@@ -138,6 +140,8 @@ def test_who_writes_the_real_text_loses_nothing(context):
     with ready.inference():
         found = GeneratedPrefix({"knowing": Knowing(ready), "late": Knowing(ready, shift=4)}, count=6, **SIZES)(ready)
     assert found["knowing/future_nats"] == found["real_text/future_nats"] and found["knowing/excess_nats"] == 0
+    declared = Metrics([REPORT])
+    assert [name for name in found if not declared.is_declared(f"generated_prefix/{name}")] == []
     assert found["late/future_nats"] != found["real_text/future_nats"] and found["late/calls"] == 7
     assert found["late/excess_nats"] == pytest.approx(found["late/future_nats"] - found["real_text/future_nats"])
     assert found["late/excess_nats_low"] < found["late/excess_nats"] < found["late/excess_nats_high"]
