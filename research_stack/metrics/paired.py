@@ -105,6 +105,32 @@ def over_runs(
     return Estimate(statistics.fmean(values), found.low, found.high), len(values)
 
 
+class SeedDifference(NamedTuple):
+    """Mean difference of runs of the same seeds: standard error, 95 % interval, p of sign flips, the smallest p that so
+    many seeds can have.
+    """
+
+    difference: float
+    error: float
+    low: float
+    high: float
+    p: float
+    smallest_p: float
+
+
+def between_seeds(a_n: Sequence[float], b_n: Sequence[float]) -> SeedDifference:
+    """A metric of two settings, run for run of n >= 2 seeds; the interval is Student's t with n - 1 degrees of freedom.
+
+    Raises ValueError for one seed, and as `paired` does.
+    """
+    differences = [a - b for a, b in zip(a_n, b_n, strict=True)]
+    require(len(differences) > 1, f"n={len(differences)}: a paired comparison needs two seeds")
+    error = statistics.stdev(differences) / math.sqrt(len(differences))
+    _, low, high = mean(differences)
+    smallest = 2 / 2 ** len(differences)
+    return SeedDifference(statistics.fmean(differences), error, low, high, sign_flip(differences), smallest)
+
+
 def _over_groups(values_nK: np.ndarray, group_n: ArrayLike | None) -> Clustered:
     return clustered(values_nK, np.ones(len(values_nK)), _groups(group_n, len(values_nK)))
 

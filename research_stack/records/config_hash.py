@@ -8,7 +8,7 @@ from __future__ import annotations
 import hashlib
 import json
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 from research_stack.records.redaction import masked
@@ -68,6 +68,23 @@ def flatten(tree: Any, prefix: str = "") -> dict[str, Any]:
     else:
         return {prefix: tree}
     return {k: v for key, node in pairs for k, v in flatten(node, f"{prefix}.{key}" if prefix else str(key)).items()}
+
+
+def class_names(config: Any) -> list[str]:
+    """The `_target_`s of a plain config, each once: those of evaluations first, then of callbacks and the method."""
+    first = ("eval", "callbacks", "method")
+
+    def walk(node: Any) -> Iterator[str]:
+        if isinstance(node, Mapping):
+            if isinstance(node.get("_target_"), str):
+                yield node["_target_"]
+            for key in sorted(node, key=lambda key: first.index(key) if key in first else len(first)):
+                yield from walk(node[key])
+        elif isinstance(node, list | tuple):
+            for value in node:
+                yield from walk(value)
+
+    return list(dict.fromkeys(walk(config)))
 
 
 def is_hashed(key: str) -> bool:

@@ -22,7 +22,7 @@ from typing import Any
 
 from research_stack.records import csv_tables
 from research_stack.records.axes import PRESET, find_axes, shortest
-from research_stack.records.config_hash import ABSENT, canonical, hashed_keys
+from research_stack.records.config_hash import ABSENT, canonical, class_names, hashed_keys
 from research_stack.records.files import atomic_write, read_json, to_json
 from research_stack.records.run_folder import RunFolder, is_run
 
@@ -35,6 +35,7 @@ class Point:
 
     - config: what can change its numbers, by dotted key, without the seed.
     - choices: {group: name} of the group choices among its overrides (`sampler=llada`), from run.json.
+    - classes: the `_target_`s of its config and of later evaluations.
     """
 
     folder: Path
@@ -46,6 +47,7 @@ class Point:
     finished: str = ""
     error: str | None = None
     choices: Mapping[str, str] = field(default_factory=dict)
+    classes: Sequence[str] = ()
 
 
 @dataclass(frozen=True)
@@ -209,12 +211,12 @@ def read_point(folder: Path) -> Point:
         return Point(folder, config, seed, name, "missing", {}, error=str(error))
     finished, measured = kept.get("finished"), kept.get("measured")
     if measured:  # evaluations made again later may differ from the config's
-        config = settings_of(plain | {"eval": {**(plain.get("eval") or {}), **measured}})
+        plain = plain | {"eval": {**(plain.get("eval") or {}), **measured}}
+        config = settings_of(plain)
     numbers = {k: float(v) for k, v in result.metrics.items() if isinstance(v, int | float)}
     numbers |= {"seconds": result.seconds}
-    return Point(
-        folder, config, seed, name, result.status, numbers, finished or "", result.error, _choices(place, plain)
-    )
+    choices, classes = _choices(place, plain), class_names(plain)
+    return Point(folder, config, seed, name, result.status, numbers, finished or "", result.error, choices, classes)
 
 
 def settings_of(plain: Mapping[str, Any]) -> dict[str, Any]:

@@ -21,17 +21,16 @@ import functools
 import importlib
 import importlib.util
 import re
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from importlib.machinery import ModuleSpec
-from pathlib import Path
-from typing import Any, Literal
+from typing import Literal
 
 from research_stack.config.targets import packages
-from research_stack.records.run_folder import RunFolder
+from research_stack.records.config_hash import class_names
 from research_stack.records.sweep_table import SweepTable
 from research_stack.reporting.html import Node
-from research_stack.reporting.run_files import RunFiles, read
+from research_stack.reporting.run_files import RunFiles
 
 Lines = list[list[str]]  # a table of texts, its header first
 
@@ -147,47 +146,20 @@ class Report:
 
 # Which reports a config has ------------------------------------------------------------------------------------------
 
-ORDER = ("eval", "callbacks", "method")  # nodes whose reports come first; the rest follows as the config has it
-
-
-def targets(node: Any) -> Iterator[str]:
-    """The class names of a plain config: those of evaluations first, then of callbacks and the method."""
-    if isinstance(node, Mapping):
-        if isinstance(node.get("_target_"), str):
-            yield node["_target_"]
-        for key in sorted(node, key=lambda key: ORDER.index(key) if key in ORDER else len(ORDER)):
-            yield from targets(node[key])
-    elif isinstance(node, list | tuple):
-        for value in node:
-            yield from targets(value)
-
 
 def reports_of(run: RunFiles) -> list[Report]:
     """The reports of the classes that a run's config names, and of those that have measured it since; each once."""
     later = {"eval": run.result.get("measured") or {}}
-    return reports_of_targets(tuple(dict.fromkeys((*targets(run.config), *targets(later)))))
+    return reports_of_classes((*class_names(run.config), *class_names(later)))
 
 
 def reports_of_sweep(table: SweepTable) -> list[Report]:
     """The reports of the classes that the configs of a sweep's runs name, each once."""
-    folders = [folder for row in table.rows for folder in row.points]
-    found = (report for folder in folders for report in _saved_reports(folder, _written(folder)))
-    return list({id(report): report for report in found}.values())
-
-
-@functools.lru_cache(maxsize=1024)
-def _saved_reports(folder: Path, written: tuple[int, ...]) -> list[Report]:
-    """The reports of a run whose files are as they were `written`: the page, the terminal and results.md all ask."""
-    return reports_of(read(folder))
-
-
-def _written(folder: Path) -> tuple[int, ...]:
-    files = RunFolder(folder).config_yaml, RunFolder(folder).result_json
-    return tuple(path.stat().st_mtime_ns for path in files if path.is_file())
+    return reports_of_classes(tuple(dict.fromkeys(name for point in table.points for name in point.classes)))
 
 
 @functools.lru_cache(maxsize=64)
-def reports_of_targets(names: tuple[str, ...]) -> list[Report]:
+def reports_of_classes(names: tuple[str, ...]) -> list[Report]:
     """The reports of these classes, each once, in their order."""
     found: dict[int, Report] = {}
     for name in names:

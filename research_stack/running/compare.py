@@ -8,6 +8,7 @@ from pathlib import Path
 
 from research_stack.config.hints import UserError
 from research_stack.records import paths, sweep_table, terminal
+from research_stack.records.files import atomic_write
 from research_stack.records.run_folder import Result
 from research_stack.running.errors import message_of
 
@@ -32,13 +33,18 @@ def compare(runs: Sequence[str]) -> Result:
 
 def collect(folder: Path, runs: Sequence[Path]) -> list[str]:
     """Write the table and the report of the runs that exist; returns the failed ones, as `point: error`."""
+    from research_stack.evaluation.seed_differences import seed_differences
+    from research_stack.reporting.differences import csv
     from research_stack.reporting.sweep_names import named
-    from research_stack.reporting.sweep_report import as_markdown, as_text, write_sweep_report
+    from research_stack.reporting.sweep_page import as_markdown, as_text, write_sweep_report
 
     if not any((run / "result.json").is_file() for run in runs):
         return []
     table = named(sweep_table.collect(list(dict.fromkeys(runs))))
-    sweep_table.write_table(folder, table, as_markdown(table))
-    report = write_sweep_report(folder, table)
+    differences = seed_differences(table)
+    sweep_table.write_table(folder, table, as_markdown(table, differences))
+    if differences:
+        atomic_write(folder / "tables" / "differences.csv", csv(differences))
+    report = write_sweep_report(folder, table, differences)
     terminal.write(f"{as_text(table, shutil.get_terminal_size().columns).rstrip()}\n\n{paths.shown(report)}\n")
     return [f"{f.folder.name}: {f.error or f.status}" for f in table.failures]

@@ -16,11 +16,11 @@ from research_stack.sampling import film as films
 TEXT_LIMIT = 4000  # characters of a sample
 SAMPLE_LIMIT = 6  # samples of a sampler
 METRICS = {
-    "samples/*/calls": Metric("model calls a text", form="{:.1f}", better="lower"),
-    "samples/*/distinct_2": Metric("distinct-2", form="{:.3f}"),
-    "samples/*/entropy": Metric("token entropy, nats", form="{:.2f}"),
-    "samples/*/changed": Metric("changed after filled", form="{:.1%}"),
-    "samples/*/idle": Metric("idle steps", form="{:.1%}"),
+    "samples/*/calls": Metric("{0}: model calls a text", form="{:.1f}", better="lower"),
+    "samples/*/distinct_2": Metric("{0}: distinct-2", form="{:.3f}"),
+    "samples/*/entropy": Metric("{0}: token entropy, nats", form="{:.2f}"),
+    "samples/*/changed": Metric("{0}: changed after filled", form="{:.1%}"),
+    "samples/*/idle": Metric("{0}: idle steps", form="{:.1%}"),
 }
 
 
@@ -35,7 +35,7 @@ def decoding(run: RunFiles, names: Sequence[str] | None = None) -> Lines:
         for name in (names or measured)
         if any(math.isfinite(run.metric(key.replace("*", name))) for key in METRICS)
     ]
-    return [["decoder", *(metric.label for metric in METRICS.values())], *rows] if rows else []
+    return [["decoder", *(metric.label.removeprefix("{0}: ") for metric in METRICS.values())], *rows] if rows else []
 
 
 def terminal(run: RunFiles) -> list[Lines]:

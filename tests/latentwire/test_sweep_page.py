@@ -9,11 +9,13 @@ import saved_wires as runs
 import scipy.stats
 import yaml
 
+from research_stack.evaluation.seed_differences import seed_differences
 from research_stack.latentwire.report import sweep, sweep_numbers, sweep_sizes
 from research_stack.records import sweep_table
-from research_stack.reporting.sweep_figures import metrics_figure
+from research_stack.reporting import sweep_page
+from research_stack.reporting.contract import Metrics, reports_of_sweep
 from research_stack.reporting.sweep_names import named
-from research_stack.reporting.sweep_report import as_markdown, as_text, verdict, write_sweep_report
+from research_stack.reporting.sweep_page import as_text, write_sweep_report
 
 READERS = {"llama": 0.6, "qwen": 0.55}
 SHIFTS = {"[]": 0.0, "[lora]": 0.02, "[deep_prefix]": 0.12, "[lora,deep_prefix]": -0.1}
@@ -170,14 +172,15 @@ def test_the_headline_counts(table_of):
 
 def test_a_sweep_is_compared_with_its_baseline(table_of, tmp_path):
     table = table_of(shifts={"[]": 0.0, "[deep_prefix]": 0.2})
-    assert verdict(table).startswith("Of 1 setting 1 is better than the baseline, features=[], for every reader")
-    page = write_sweep_report(tmp_path / "sweep", table).read_text()
+    assert sweep_page.verdict(table, Metrics(reports_of_sweep(table))).startswith(
+        "Of 1 setting 1 is better than the baseline, features=[], for every reader"
+    )
+    page = write_sweep_report(tmp_path / "sweep", table, seed_differences(table)).read_text()
     assert page.count("difference of F1 from the baseline, 95 % intervals over questions") == 2
     assert "Against the baseline: qwen" in page and "Differences, seed by seed" in page
     names = {path.name for path in (tmp_path / "sweep" / "figures").iterdir()}
     assert {"latentwire_differences_llama.png", "latentwire_differences_qwen.pdf"} <= names
-    assert metrics_figure(table) is not None
-    text = as_markdown(table)
+    text = sweep_page.as_markdown(table, seed_differences(table))
     assert "## Against the baseline: llama" in text and "## Differences, seed by seed" in text
     assert sum(line.startswith("| features=") for line in text.splitlines()) >= 4
     wide, narrow = as_text(table, 240), as_text(table, 80)
@@ -188,13 +191,15 @@ def test_a_sweep_is_compared_with_its_baseline(table_of, tmp_path):
 def test_behind_a_shut_gate_nothing_is_compared(table_of, tmp_path):
     options = {"shifts": {"[]": 0.0, "[deep_prefix]": 0.2}, "first1": {"llama": 0.05, "qwen": 0.4}}
     table = table_of(**options)
-    assert verdict(table).startswith(
+    assert sweep_page.verdict(table, Metrics(reports_of_sweep(table))).startswith(
         "The gate was not passed: the baseline's first token is correct 5 % (llama) and 40"
     )
-    page = write_sweep_report(tmp_path / "sweep", table).read_text()
-    assert "No feature is compared." in page and metrics_figure(table) is None
+    page = write_sweep_report(tmp_path / "sweep", table, seed_differences(table)).read_text()
+    assert "No feature is compared." in page
     assert "Differences, seed by seed" not in page and "Over features" not in page
-    assert "Differences" not in as_markdown(table) and "No feature is compared." in as_text(table, 200)
+    assert "Differences" not in sweep_page.as_markdown(
+        table, seed_differences(table)
+    ) and "No feature is compared." in as_text(table, 200)
 
 
 # Sizes ---------------------------------------------------------------------------------------------------------------
@@ -242,7 +247,7 @@ def test_each_size_is_a_point_and_the_first_one_the_main(sized, tmp_path):
     assert ends == [pytest.approx((value, value - 0.02, value + 0.02)) for value in (0.51, 0.91, 0.96)]
     assert [row.bytes for row in data.of("qa_facts", "qwen", "text_bytes")] == [16, 36, 72]
     assert len(data.of("qa_facts", "qwen", "text")) == len(data.of("qa_facts", "qwen", "shuffled")) == 1
-    page = write_sweep_report(tmp_path / "sweep", table).read_text()
+    page = write_sweep_report(tmp_path / "sweep", table, seed_differences(table)).read_text()
     assert "16 bytes of latents keep 55\u00a0% and 41\u00a0%, 36 bytes 98\u00a0% and 82\u00a0%, 72 bytes 103" in page
     assert "What a byte is worth" in page and page.count("F1 against bytes on the wire") == 2
     names = {path.name for path in (tmp_path / "sweep" / "figures").iterdir()}

@@ -6,14 +6,13 @@ import json
 import math
 
 import pytest
+from sweep_pages import metrics, plotted, render, verdict
 
 from research_stack.lookahead.report.overlays import mean_bins
 from research_stack.records import sweep_table
-from research_stack.reporting import budgets, paired, speed
+from research_stack.reporting import budgets, speed
 from research_stack.reporting.curves import averaged, interpolate
 from research_stack.reporting.reliability import DiagramBin as Bin
-from research_stack.reporting.sweep_axes import better, metric_words, worth_plotting
-from research_stack.reporting.sweep_report import render, verdict, write_sweep_report
 
 
 @pytest.fixture
@@ -32,76 +31,6 @@ def compare(tmp_path, lookahead_folder):
         return sweep_table.collect(runs)
 
     return make
-
-
-# Statistics ----------------------------------------------------------------------------------------------------------
-
-
-def test_paired_by_hand():
-    mean, error, low, high, p = paired.paired([3.0, 5.0, 4.0], [2.0, 3.0, 1.0])  # differences 1, 2, 3: sd 1
-    assert (mean, error) == pytest.approx((2.0, 1 / math.sqrt(3)))
-    assert (low, high) == pytest.approx((2 - 4.3026527 / math.sqrt(3), 2 + 4.3026527 / math.sqrt(3)))
-    assert p == 0.25  # all of one sign: 2 of 8
-    with pytest.raises(ValueError, match="two seeds"):
-        paired.paired([1.0], [2.0])
-
-
-@pytest.mark.parametrize(
-    "differences, p",
-    [
-        ([1.0, 2.0], 0.5),
-        ([1.0, -1.0], 1.0),
-        ([1.0, 2.0, -3.0], 1.0),
-        ([0.0, 0.0, 0.0], 1.0),
-        ([0.1] * 5, 2 / 32),
-        ([-0.1] * 5, 2 / 32),
-        ([1.0, 1.0, 1.0, -1.0], 10 / 16),
-        ([0.1, 0.2, 0.3], 0.25),
-    ],
-)
-def test_sign_flips(differences, p):
-    assert paired.paired(differences, [0.0] * len(differences))[-1] == p
-
-
-def test_pairs_meet_by_seed(compare):
-    table = compare(seeds=(1, 2, 3), baseline_seeds=(3, 2, 4))
-    found = {one.metric: one for one in paired.comparisons(table)}
-    nats = found["lookahead/nats"]
-    assert (nats.first, nats.second, nats.n) == ("Lookahead", "MiniGPT", 2)  # seeds 2 and 3
-    assert nats.difference == pytest.approx(-0.065) and nats.error == pytest.approx(0.025) and nats.p == 0.5
-    assert "lookahead/r2" not in found and nats.differs is False
-
-
-def test_missing_values_and_seeds(compare):
-    table = compare(seeds=(1, 2), shifts=(-0.1, -0.1))
-    point = next(p for p in table.points if p.seed == 2)
-    point.metrics["lookahead/nats"] = math.nan
-    assert "lookahead/nats" not in {one.metric for one in paired.comparisons(table)}
-    assert paired.comparisons(compare(seeds=(1,), shifts=(0.0,))) == []
-
-
-def test_many_settings_are_compared_with_the_best(tmp_path, lookahead_folder):
-    runs = []
-    for number in range(10):
-        config = {"name": "lookahead", "method": {"_target_": "x.Lookahead", "weight": number / 10}}
-        runs += [
-            lookahead_folder(
-                tmp_path / f"{number},{s}", s, config=config, shift=0.01 * abs(number - 4), tables=True, steps=70
-            )
-            for s in (1, 2)
-        ]
-    found = [one for one in paired.comparisons(sweep_table.collect(runs)) if one.metric == "lookahead/nats"]
-    assert len(found) == 9 and {one.second for one in found} == {"weight=0.4"}
-
-
-def test_it_is_said_in_markdown_and_on_the_page(compare, tmp_path):
-    table = compare()
-    text = paired.as_markdown(table)
-    assert "| held-out loss | Lookahead − MiniGPT | -0.060 ± 0.015 | -0.126 to 0.006 | 0.25 | 3 |" in text
-    assert "With 3 seeds p cannot be below 0.25" in text
-    assert "With 3 seeds p cannot be below 0.25" in render(tmp_path, table)
-    sweep_table.write_table(tmp_path, table, text)
-    assert "Differences, seed by seed" in (tmp_path / "results.md").read_text()
 
 
 # Curves --------------------------------------------------------------------------------------------------------------
@@ -220,7 +149,7 @@ def test_bins_are_averaged_over_seeds():
 
 def test_the_page_of_a_comparison(compare, tmp_path):
     table = compare()
-    text = write_sweep_report(tmp_path / "out", table).read_text()
+    text = render(tmp_path / "out", table)
     for words in (
         "Validation loss over each budget",
         "Over compute",
@@ -234,8 +163,8 @@ def test_the_page_of_a_comparison(compare, tmp_path):
         "of the language model, smoothed",
     ):
         assert words in text, words
-    assert {p.stem for p in (tmp_path / "out" / "figures").iterdir()} == {
-        "sweep",
+    assert {p.stem for p in (tmp_path / "out" / "figures").iterdir()} >= {
+        "sweep_lookahead_nats",
         "training_curve",
         "gradient_norm",
         "loss_over_steps",
@@ -259,23 +188,10 @@ def test_a_comparison_of_torn_runs(compare, tmp_path):
     assert "Speed" not in text and "Validation loss over each budget" not in text and "Calibration, risk" not in text
 
 
-def test_metrics_have_words_and_directions(compare):
-    assert worth_plotting(compare())[:2] == ["lookahead/nats", "lookahead/r2"]
-    assert [
-        better(m)
-        for m in (
-            "lookahead/nats",
-            "a/ece",
-            "a/b/aurc",
-            "x/calibration_error",
-            "x/future_nats",
-            "lookahead/r2",
-            "lookahead/r2_over_entropy",
-            "lookahead/r2_entropy",
-        )
-    ] == [True, True, True, True, True, False, False, None]
-    assert metric_words("lookahead/r2") == "R² of the confidence head"
-    assert (
-        metric_words("selective/entropy/aurc") == "selective: entropy, AURC"
-        and metric_words("likelihood/bound") == "bound"
-    )
+def test_metrics_have_labels_and_directions(compare):
+    table = compare()
+    assert plotted(table)[:2] == ["lookahead/nats", "lookahead/r2"]
+    names = ("nats", "ece", "r2", "r2_over_entropy", "r2_entropy")
+    better = [metrics(table).of(f"lookahead/{name}").better for name in names]
+    assert better == ["lower", "lower", "higher", "higher", None]
+    assert metrics(table).of("lookahead/r2").label == "R² of the confidence head"

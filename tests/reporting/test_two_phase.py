@@ -4,14 +4,15 @@ import math
 import shutil
 
 import pytest
+from sweep_pages import metrics, plotted, render, verdict
 
 from research_stack.records import sweep_table
 from research_stack.reporting import two_phase, two_phase_figures, two_phase_page
 from research_stack.reporting.budgets import panels as budget_panels
 from research_stack.reporting.stability import training_curve
-from research_stack.reporting.sweep_axes import better, grid_of, label_of, metric_words, worth_plotting
+from research_stack.reporting.sweep_axes import grid_of, label_of
 from research_stack.reporting.sweep_names import named
-from research_stack.reporting.sweep_report import as_markdown, render, verdict, write_sweep_report
+from research_stack.reporting.sweep_page import as_markdown, write_sweep_report
 
 INITS = {"sft": "sft trainer.max_steps=200", "polychromic": "polychromic"}
 
@@ -142,20 +143,17 @@ def test_markdown_and_page(sweep, tmp_path):
 
 def test_pass_at_one_decides(sweep):
     table = named(sweep())
-    assert worth_plotting(table)[:2] == [
-        "passk/pass@1",
-        "passk/unique_correct@32",
-    ] and "passk/self_bleu" not in worth_plotting(table)
+    assert plotted(table)[:2] == ["passk/pass@1", "passk/unique_correct@32"] and "passk/self_bleu" not in plotted(table)
     assert "gives the highest pass@1" in verdict(table)
     assert (
-        better("passk/pass@8") is False
-        and better("passk/held_out_pass@1") is False
-        and better("passk/entropy") is None
-        and better("passk/unique_correct@32") is False
+        metrics(table).of("passk/pass@8").better is False
+        and metrics(table).of("passk/held_out_pass@1").better is False
+        and metrics(table).of("passk/entropy").better is None
+        and metrics(table).of("passk/unique_correct@32").better is False
     )
     assert (
-        metric_words("passk/held_out_pass@1") == "held out: pass@1"
-        and metric_words("passk/unique_correct@32") == "different right answers among 32"
+        metrics(table).of("passk/held_out_pass@1").label == "held out: pass@1"
+        and metrics(table).of("passk/unique_correct@32").label == "different right answers among 32"
     )
 
 
