@@ -14,14 +14,14 @@ from typing import Any
 from research_stack.metrics.paired import between_seeds
 from research_stack.records.sweep_table import Row, SweepTable
 from research_stack.reporting.contract import Metrics, reports_of_sweep
-from research_stack.reporting.differences import Difference
+from research_stack.reporting.differences import SettingDifference
 from research_stack.reporting.sweep_axes import label_of, plotted
 from research_stack.reporting.sweep_declared import comparable
 
 MAX_METRICS, MAX_SETTINGS = 6, 8
 
 
-def seed_differences(table: SweepTable) -> list[Difference]:
+def seed_differences(table: SweepTable) -> list[SettingDifference]:
     """Every pair of settings that share two seeds, on the main metrics; of more than eight settings each with the best
     one. None where a report says that the settings cannot be compared.
     """
@@ -42,14 +42,14 @@ def _pairs(table: SweepTable, name: str, metrics: Metrics) -> Iterator[tuple[Row
     return iter((row, best) for row in table.rows if best is not None and row is not best)
 
 
-def _compare(table: SweepTable, name: str, a: Row, b: Row) -> Difference | None:
+def _compare(table: SweepTable, name: str, a: Row, b: Row) -> SettingDifference | None:
     """None for fewer than two seeds that both have a finite value."""
     of_a, of_b = by_seed(table, a, name), by_seed(table, b, name)
     seeds = [seed for seed in of_a if seed in of_b]
     if len(seeds) < 2:
         return None
     numbers = between_seeds([of_a[seed] for seed in seeds], [of_b[seed] for seed in seeds])
-    return Difference(name, label_of(a, table), label_of(b, table), len(seeds), *numbers)
+    return SettingDifference(name, label_of(a, table), label_of(b, table), len(seeds), *numbers)
 
 
 def by_seed(table: SweepTable, row: Row, name: str) -> dict[Any, float]:

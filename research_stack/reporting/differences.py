@@ -19,7 +19,7 @@ HEADER = ("metric", "difference", "mean ± standard error", "95 % interval", "p,
 
 
 @dataclass(frozen=True)
-class Difference:
+class SettingDifference:
     """The difference of one metric between two settings.
 
     - seeds: those that both have, 2 or more. difference: mean over them of first less second; error: its standard
@@ -43,12 +43,12 @@ class Difference:
         return not self.low <= 0 <= self.high
 
 
-def csv(found: Sequence[Difference]) -> str:
+def csv(found: Sequence[SettingDifference]) -> str:
     """The differences as a table for differences.csv."""
-    return as_csv([field.name for field in fields(Difference)], map(astuple, found))
+    return as_csv([field.name for field in fields(SettingDifference)], map(astuple, found))
 
 
-def cells(one: Difference, metrics: Metrics) -> list[str]:
+def cells(one: SettingDifference, metrics: Metrics) -> list[str]:
     """A comparison under HEADER."""
     places = max(0, 1 - math.floor(math.log10(one.error))) if one.error > 0 else 0
     form = f"{{:.{places}f}}" if 0 < one.error and places < 8 else "{:.4g}"
@@ -62,7 +62,7 @@ def cells(one: Difference, metrics: Metrics) -> list[str]:
     ]
 
 
-def words(found: Sequence[Difference]) -> str:
+def words(found: Sequence[SettingDifference]) -> str:
     """What the columns mean and what so few seeds cannot show."""
     few = min(found, key=lambda one: one.seeds)
     smallest = (
@@ -79,7 +79,7 @@ def words(found: Sequence[Difference]) -> str:
     )
 
 
-def section(found: Sequence[Difference], metrics: Metrics) -> Node:
+def section(found: Sequence[SettingDifference], metrics: Metrics) -> Node:
     """The table; None if no two settings share two seeds."""
     if not found:
         return None
@@ -88,7 +88,7 @@ def section(found: Sequence[Difference], metrics: Metrics) -> Node:
     return [el("h2", "Differences, seed by seed"), shown, note(f"{words(found)} Bold: the interval leaves out zero.")]
 
 
-def as_markdown(found: Sequence[Difference], metrics: Metrics) -> str:
+def as_markdown(found: Sequence[SettingDifference], metrics: Metrics) -> str:
     """The same for results.md; empty if there is nothing to compare."""
     if not found:
         return ""

@@ -14,7 +14,7 @@ from research_stack.reporting import budgets, differences, speed, two_phase_page
 from research_stack.reporting import sweep_declared as declared
 from research_stack.reporting.charts import Chart, Series, axis_of, heat_map, line_chart
 from research_stack.reporting.contract import Metrics, reports_of_sweep
-from research_stack.reporting.differences import Difference
+from research_stack.reporting.differences import SettingDifference
 from research_stack.reporting.elements import folded, listing, note, scrolled
 from research_stack.reporting.html import Node, el
 from research_stack.reporting.page import write_page
@@ -31,7 +31,7 @@ ARROWS = {"lower": "↓ better", "higher": "↑ better", None: ""}
 
 
 def write_sweep_report(
-    folder: str | os.PathLike[str], table: SweepTable, compared_by_seed: Sequence[Difference] = ()
+    folder: str | os.PathLike[str], table: SweepTable, compared_by_seed: Sequence[SettingDifference] = ()
 ) -> Path:
     """Write report.html and its charts' files in the sweep's folder; returns the page's path.
 
@@ -43,7 +43,7 @@ def write_sweep_report(
     return folder / "report.html"
 
 
-def contents(folder: Path, table: SweepTable, compared_by_seed: Sequence[Difference] = ()) -> Node:
+def contents(folder: Path, table: SweepTable, compared_by_seed: Sequence[SettingDifference] = ()) -> Node:
     """What the page of a sweep shows."""
     metrics = Metrics(reports_of_sweep(table))
     seeds = max((row.n for row in table.rows), default=0)
@@ -137,7 +137,7 @@ def _finite(value: float | None) -> bool:
 # Table ---------------------------------------------------------------------------------------------------------------
 
 
-def as_markdown(table: SweepTable, compared_by_seed: Sequence[Difference] = ()) -> str:
+def as_markdown(table: SweepTable, compared_by_seed: Sequence[SettingDifference] = ()) -> str:
     """What results.md says below its table: the tables that are read first, and the differences seed by seed."""
     sentence = declared.verdict(table)
     by_seed = differences.as_markdown(compared_by_seed, Metrics(reports_of_sweep(table)))
