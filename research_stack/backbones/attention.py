@@ -19,6 +19,7 @@ class AttentionFunction(Protocol):
 
     def __call__(self, q_BHLE: Tensor, k_BKLE: Tensor, v_BKLE: Tensor, block: int, /) -> Tensor:
         """The output (B, H, L, E), given the queries, keys and values of the tokens of this pass."""
+        ...
 
 
 @dataclass

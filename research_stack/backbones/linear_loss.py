@@ -9,11 +9,12 @@ needs no gradient (the unembedding under adapters) gets none made.
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import Any
 
 import torch
 from torch import Tensor
 from torch.autograd import Function
-from torch.autograd.function import FunctionCtx, once_differentiable
+from torch.autograd.function import once_differentiable
 
 #: Losses of some positions, (c,), from their logits (c, V) and where they stand among all n.
 TokenLosses = Callable[[Tensor, slice], Tensor]
@@ -24,7 +25,7 @@ class _LinearLoss(Function):
 
     @staticmethod
     def forward(
-        ctx: FunctionCtx,
+        ctx: Any,
         hidden_nD: Tensor,
         unembedding_VD: Tensor,
         weight_n: Tensor,
@@ -60,7 +61,7 @@ class _LinearLoss(Function):
 
     @staticmethod
     @once_differentiable
-    def backward(ctx: FunctionCtx, grad: Tensor) -> tuple[Tensor | None, ...]:
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
         grads = (made if made is None else made * grad.to(made.dtype) for made in ctx.saved_tensors)
         return *grads, *[None] * 5
 

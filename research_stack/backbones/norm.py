@@ -4,11 +4,13 @@ training step.
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.autograd import Function
-from torch.autograd.function import FunctionCtx, once_differentiable
+from torch.autograd.function import once_differentiable
 
 
 class RMSNorm(nn.Module):
@@ -60,14 +62,14 @@ def _gradients(grad_xE: Tensor, unit_xE: Tensor, factor_x1: Tensor, weight_E: Te
 
 class _RMSNorm(Function):
     @staticmethod
-    def forward(ctx: FunctionCtx, x_xE: Tensor, weight_E: Tensor, eps: float) -> Tensor:
+    def forward(ctx: Any, x_xE: Tensor, weight_E: Tensor, eps: float) -> Tensor:
         unit_xE, factor_x1 = _unit(x_xE, eps)
         ctx.save_for_backward(unit_xE, factor_x1, weight_E)
         return unit_xE * weight_E
 
     @staticmethod
     @once_differentiable
-    def backward(ctx: FunctionCtx, grad_xE: Tensor) -> tuple[Tensor, Tensor, None]:
+    def backward(ctx: Any, grad_xE: Tensor) -> tuple[Tensor, Tensor, None]:
         return *_gradients(grad_xE, *ctx.saved_tensors), None
 
 
@@ -75,9 +77,7 @@ class _Adaptive(Function):
     """Keeps neither the plain norm nor 1 + scale, an eighth of a model's activations together."""
 
     @staticmethod
-    def forward(
-        ctx: FunctionCtx, x_xE: Tensor, weight_E: Tensor, eps: float, scale_xE: Tensor, shift_xE: Tensor
-    ) -> Tensor:
+    def forward(ctx: Any, x_xE: Tensor, weight_E: Tensor, eps: float, scale_xE: Tensor, shift_xE: Tensor) -> Tensor:
         unit_xE, factor_x1 = _unit(x_xE, eps)
         ctx.save_for_backward(unit_xE, factor_x1, weight_E, scale_xE)
         ctx.shift = shift_xE.dtype, shift_xE.shape
@@ -85,7 +85,7 @@ class _Adaptive(Function):
 
     @staticmethod
     @once_differentiable
-    def backward(ctx: FunctionCtx, grad_xE: Tensor) -> tuple[Tensor, Tensor, None, Tensor, Tensor]:
+    def backward(ctx: Any, grad_xE: Tensor) -> tuple[Tensor, Tensor, None, Tensor, Tensor]:
         unit_xE, factor_x1, weight_E, scale_xE = ctx.saved_tensors
         dtype, shape = ctx.shift
         scale_grad_xE = (grad_xE * (unit_xE * weight_E)).sum_to_size(scale_xE.shape).to(scale_xE.dtype)

@@ -13,10 +13,12 @@ Shapes: n positions, D width, V tokens, c positions of a chunk.
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 from torch import Tensor
 from torch.autograd import Function
-from torch.autograd.function import FunctionCtx, once_differentiable
+from torch.autograd.function import once_differentiable
 
 
 class _TokenLogps(Function):
@@ -24,7 +26,7 @@ class _TokenLogps(Function):
 
     @staticmethod
     def forward(
-        ctx: FunctionCtx,
+        ctx: Any,
         hidden_nD: Tensor,
         unembedding_VD: Tensor,
         token_n: Tensor,
@@ -49,7 +51,7 @@ class _TokenLogps(Function):
 
     @staticmethod
     @once_differentiable
-    def backward(ctx: FunctionCtx, grad_logp_n: Tensor, grad_entropy_n: Tensor) -> tuple[Tensor | None, ...]:
+    def backward(ctx: Any, grad_logp_n: Tensor, grad_entropy_n: Tensor) -> tuple[Tensor | None, ...]:
         hidden_nD, unembedding_VD, token_n, bias_V, entropy_n, kept = ctx.saved_tensors
         of_hidden, of_unembedding = ctx.needs_input_grad[:2]  # type: ignore[attr-defined]
         hidden_grad_nD = torch.empty_like(hidden_nD) if of_hidden else None

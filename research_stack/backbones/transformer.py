@@ -14,13 +14,12 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from contextlib import AbstractContextManager
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.autograd import Function
-from torch.autograd.function import FunctionCtx
 from torch.utils.checkpoint import checkpoint
 
 from research_stack.backbones.attention import AttentionFunction, KVCache, StandardAttention
@@ -421,12 +420,12 @@ class _Rotation(Function):
     """
 
     @staticmethod
-    def forward(ctx: FunctionCtx, x_BLHE: Tensor, cos_L1E: Tensor, sin_L1E: Tensor) -> Tensor:
+    def forward(ctx: Any, x_BLHE: Tensor, cos_L1E: Tensor, sin_L1E: Tensor) -> Tensor:
         ctx.save_for_backward(cos_L1E, sin_L1E)
         return rotated(x_BLHE, cos_L1E, sin_L1E)
 
     @staticmethod
-    def backward(ctx: FunctionCtx, grad_BLHE: Tensor) -> tuple[Tensor, None, None]:
+    def backward(ctx: Any, grad_BLHE: Tensor) -> tuple[Tensor, None, None]:
         cos_L1E, sin_L1E = ctx.saved_tensors
         return rotated(grad_BLHE, cos_L1E, -sin_L1E), None, None
 

@@ -24,6 +24,7 @@ class Backbone(Protocol):
 
     def forward(self, *arguments: Any) -> Any:
         """What it computes."""
+        ...
 
 
 class Corpus(Protocol):
@@ -34,9 +35,11 @@ class Corpus(Protocol):
 
     def for_model(self) -> dict[str, Any]:
         """Constructor arguments that a model may take from the data."""
+        ...
 
     def for_method(self) -> dict[str, Any]:
         """Constructor arguments that a method may take from the data."""
+        ...
 
 
 class Decoder(Protocol):
@@ -44,6 +47,7 @@ class Decoder(Protocol):
 
     def unsuited(self, method: type) -> str | None:
         """Why it cannot write with methods of this class; None if it can."""
+        ...
 
 
 @dataclass

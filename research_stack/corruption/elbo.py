@@ -15,10 +15,11 @@ So no one-hot, no q_t over the vocabulary: logsumexp, two gathers and T, with a 
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 from torch import Tensor
 from torch.autograd import Function
-from torch.autograd.function import FunctionCtx
 
 from research_stack.corruption.process import Process
 
@@ -27,7 +28,7 @@ class _SoftmaxSums(Function):
     """(logsumexp, T) of each row, differentiable in the logits; one (n, V) tensor, p, is kept."""
 
     @staticmethod
-    def forward(ctx: FunctionCtx, logits_nV: Tensor, k_n: Tensor) -> tuple[Tensor, Tensor]:
+    def forward(ctx: Any, logits_nV: Tensor, k_n: Tensor) -> tuple[Tensor, Tensor]:
         lse_n = logits_nV.logsumexp(1)
         p_nV = (logits_nV - lse_n.unsqueeze(1)).exp_()
         spread_n = (p_nV * k_n.unsqueeze(1)).log1p_().sum(1)
@@ -35,7 +36,7 @@ class _SoftmaxSums(Function):
         return lse_n, spread_n
 
     @staticmethod
-    def backward(ctx: FunctionCtx, lse_grad_n: Tensor, spread_grad_n: Tensor) -> tuple[Tensor, None]:
+    def backward(ctx: Any, lse_grad_n: Tensor, spread_grad_n: Tensor) -> tuple[Tensor, None]:
         p_nV, k_n = ctx.saved_tensors
         # dT/dlogit_v = p_v (k / (1 + k p_v) - sum_u p_u k / (1 + k p_u))
         slope_nV = (p_nV * k_n.unsqueeze(1)).add_(1).reciprocal_().mul_(k_n.unsqueeze(1))

@@ -39,15 +39,18 @@ class Encoder(Protocol):
     @property
     def dim(self) -> int:
         """D."""
+        ...
 
     def check(self) -> None:
         """Raise ValueError or OSError in one line when the weights are not there; fast."""
 
     def embed(self, texts: list[str]) -> np.ndarray:
         """(n, D) float32."""
+        ...
 
     def fingerprint(self) -> str:
         """A text that changes whenever the vectors may have changed."""
+        ...
 
 
 @dataclass(frozen=True)

@@ -33,24 +33,30 @@ class Codec(Protocol):
     @property
     def begin(self) -> tuple[int, ...]:
         """Special tokens that stand in front of every document and prompt; most codecs have none."""
+        ...
 
     def encode(self, text: str) -> list[int]:
         """Ids of the text alone: no special token is added."""
+        ...
 
     def encode_batch(self, texts: list[str]) -> list[list[int]]:
         """`encode` of each text, on all cores."""
+        ...
 
     def decode(self, ids: Iterable[int]) -> str:
         """The text of the real tokens among the ids; special ones are left out."""
+        ...
 
     def token_strings(self, ids: Iterable[int]) -> list[str]:
         """One printable string per token: a space is a space, a newline ⏎, a tab ⇥, mask ▒, pad ·, end ■."""
+        ...
 
     def save(self, folder: Path) -> None:
         """Write what `load` of the tokenizer needs; the folder exists."""
 
     def to_transformers(self) -> PreTrainedTokenizerBase:
         """A tokenizer of transformers that gives the same ids."""
+        ...
 
 
 class Tokenizer(Protocol):
@@ -61,12 +67,15 @@ class Tokenizer(Protocol):
 
     def fit(self, texts: Iterable[str]) -> Codec:
         """The codec learned from the texts (those of the training documents only)."""
+        ...
 
     def load(self, folder: Path) -> Codec:
         """The codec that `Codec.save` wrote."""
+        ...
 
     def fingerprint(self) -> str:
         """A text that changes whenever the codec may change for the same texts."""
+        ...
 
 
 def specials_last(real: int) -> Vocabulary:

@@ -58,6 +58,7 @@ class Evaluation(Protocol):
         """Why methods of this class cannot be measured so, and what can measure them; None if they can. Asked before
         training.
         """
+        ...
 
     def __call__(self, context: Context) -> dict[str, float]:
         """The numbers by name; they land in result.json as `<name of the evaluation>/<key>`."""

@@ -7,14 +7,14 @@ Shapes: B rows, M latents, d dimensions of a latent, N = M d, G groups of number
 from __future__ import annotations
 
 from abc import abstractmethod
-from typing import Literal, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import torch
 import torch.distributed as dist
 import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.autograd import Function
-from torch.autograd.function import FunctionCtx, once_differentiable
+from torch.autograd.function import once_differentiable
 
 from research_stack.latentwire.formats import FP16_MAX, FloatFormat, FSQFormat, GroupedFormat, WireFormat
 from research_stack.require import require
@@ -96,14 +96,14 @@ class _Total(Function):
     """The sum over devices. What every device makes of it sends its gradient back to all of them."""
 
     @staticmethod
-    def forward(ctx: FunctionCtx, x: Tensor) -> Tensor:
+    def forward(ctx: Any, x: Tensor) -> Tensor:
         total = x.clone()
         dist.all_reduce(total)
         return total
 
     @staticmethod
     @once_differentiable
-    def backward(ctx: FunctionCtx, grad: Tensor) -> Tensor:
+    def backward(ctx: Any, grad: Tensor) -> Tensor:
         total = grad.clone()
         dist.all_reduce(total)
         return total

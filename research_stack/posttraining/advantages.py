@@ -35,6 +35,7 @@ class Advantage(Protocol):
     @property
     def needs(self) -> Literal["nothing", "answer_ids", "distances"]:
         """What it has to be given beside the rewards."""
+        ...
 
     def check(self, num_generations: int) -> None:
         """Raise ValueError where groups of that many completions do not do."""
@@ -54,6 +55,7 @@ class Advantage(Protocol):
 
         Raises ValueError where something it needs is missing or the group does not do.
         """
+        ...
 
 
 # ------------------------------------------------------------------------------------------------ one reward

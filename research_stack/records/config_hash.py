@@ -9,7 +9,7 @@ import hashlib
 import json
 import math
 from collections.abc import Iterator, Mapping, Sequence
-from typing import Any
+from typing import Any, cast
 
 from research_stack.records.redaction import masked
 
@@ -56,7 +56,7 @@ def plain_config(config: Any) -> dict[str, Any]:
         return dict(config)
     from omegaconf import OmegaConf
 
-    return OmegaConf.to_container(config, resolve=True)
+    return cast(dict[str, Any], OmegaConf.to_container(config, resolve=True))
 
 
 def flatten(tree: Any, prefix: str = "") -> dict[str, Any]:

@@ -12,7 +12,7 @@ from __future__ import annotations
 import re
 from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
 if TYPE_CHECKING:
     from omegaconf import DictConfig
@@ -44,7 +44,7 @@ def as_config(tree: Mapping[str, Any]) -> DictConfig:
     """A config of plain values, each of which stays what it is."""
     from omegaconf import OmegaConf
 
-    return OmegaConf.create(escaped(tree))
+    return cast("DictConfig", OmegaConf.create(escaped(tree)))
 
 
 def refuse_interpolations(path: Path, text: str) -> None:

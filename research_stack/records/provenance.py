@@ -87,7 +87,8 @@ def overrides_of(argv: Sequence[str]) -> list[str]:
     if hydra is not None and hydra.HydraConfig.initialized():
         from omegaconf import OmegaConf
 
-        return OmegaConf.to_container(hydra.HydraConfig.get().overrides.task)  # a `${` in a prompt is no reference
+        task = OmegaConf.to_container(hydra.HydraConfig.get().overrides.task)  # a `${` in a prompt is no reference
+        return [str(override) for override in task or ()]
     return [argument for argument in argv[1:] if "=" in argument and not argument.startswith("-")]
 
 

@@ -252,7 +252,7 @@ class RunFolder(os.PathLike[str]):
 
     def _update(self, changed: Mapping[str, Any]) -> None:
         with self._result_lock():
-            write_json(self.result_json, self._read_result() | changed)
+            write_json(self.result_json, {**self._read_result(), **changed})
 
     def finish(self, metrics: Mapping[str, float], steps: int) -> Result:
         """The run ended well: status ok, its final metrics and its optimizer steps. Nothing may be left to do."""

@@ -170,7 +170,8 @@ def expand(runs: Sequence[str | os.PathLike[str]]) -> list[Path]:
     Raises ValueError in one line for a name that leads to no run. Each run comes once, in natural order.
     """
     found: dict[Path, None] = {}
-    for run in map(os.fspath, runs):
+    for given in runs:
+        run = os.fspath(given)
         names = [run] if os.path.exists(run) else sorted(glob.glob(run, recursive=True), key=_natural)
         below = [folder for name in names for folder in _runs_below(Path(name))]
         if not below:
@@ -235,7 +236,9 @@ def collect(points: Sequence[str | os.PathLike[str]]) -> SweepTable:
     read = [read_point(Path(folder)) for folder in points]
     known = [point for point in read if point.config]
     axes = find_axes([p.config for p in known], [p.name for p in known], [p.choices for p in known])
-    settings = {point.folder: {axis.name: axis.values[index] for axis in axes} for index, point in enumerate(known)}
+    settings: dict[Path, Mapping[str, Any]] = {
+        point.folder: {axis.name: axis.values[index] for axis in axes} for index, point in enumerate(known)
+    }
     rows = _rows([point for point in known if point.status == "ok"], settings)
     failures = [
         Failure(p.folder, settings.get(p.folder, {}), p.seed, p.status, p.error) for p in read if p.status != "ok"

@@ -41,6 +41,8 @@ class QuestionSource(Protocol):
 
     def questions(self) -> Iterator[Question]:
         """Every question, in order; may be called several times."""
+        ...
 
     def fingerprint(self) -> str:
         """A text that changes whenever the questions may have changed."""
+        ...

@@ -39,9 +39,11 @@ class Source(Protocol):
 
     def documents(self) -> Iterator[Document]:
         """Every document, in order; may be called several times."""
+        ...
 
     def fingerprint(self) -> str:
         """A text that changes whenever the documents may have changed."""
+        ...
 
 
 @runtime_checkable
@@ -50,6 +52,7 @@ class Described(Protocol):
 
     def describe(self) -> dict[str, Any]:
         """Facts by name that belong beside every number measured on the corpus."""
+        ...
 
 
 def encodable(text: str) -> str:

@@ -115,6 +115,7 @@ class Selective(Protocol):
     @property
     def odd(self) -> OddRecords:
         """What became of the records of its last pass."""
+        ...
 
 
 # Finding files -----------------------------------------------------------------------------------------------------

@@ -29,6 +29,7 @@ class Reward(Protocol):
 
     def __call__(self, prompts: Sequence[str], completions: Sequence[str]) -> np.ndarray:
         """(n,) float64, finite: the reward of each completion as the answer to the prompt at its index."""
+        ...
 
 
 def call_reward(reward: Reward, prompts: Sequence[str], completions: Sequence[str]) -> np.ndarray:
