@@ -9,7 +9,6 @@ from pathlib import Path
 
 from research_stack.records.files import atomic_write
 from research_stack.records.run_folder import RunFolder
-from research_stack.reporting import legacy
 from research_stack.reporting.contract import Report, reports_of
 from research_stack.reporting.curves import number
 from research_stack.reporting.elements import duration, moment
@@ -37,13 +36,11 @@ def write_report(folder: str | os.PathLike[str], status: str | None = None) -> P
     """
     run_folder, run = RunFolder(folder), read(Path(folder), status)
     write_page(run_folder.report_html, f"{run.name}: {run.status}", contents(run))
-    legacy.write_figures(run_folder, run)
     return run_folder.report_html
 
 
 def render(run: RunFiles) -> str:
     """The page of a run as text."""
-    run = run if isinstance(run, RunFiles) else read(run.folder, run.status)  # of an old module
     return page(f"{run.name}: {run.status}", contents(run), asset("style.css"), asset("player.js"))
 
 
@@ -61,8 +58,7 @@ def contents(run: RunFiles) -> Node:
     own_training = (report.training(run) for report in reports if report.training is not None)
     sections = [
         *(section(run) for report in reports for section in report.results),
-        legacy.results(run),
-        next((part for part in own_training if part is not None), None) or legacy.training(run) or training(run),
+        next((part for part in own_training if part is not None), None) or training(run),
         *(section(run) for report in reports for section in report.details),
         provenance(run, measured_by(run, reports)),
     ]
@@ -101,13 +97,13 @@ def verdict(run: RunFiles, reports: list[Report]) -> str:
 def measured(run: RunFiles, reports: list[Report]) -> str:
     """The first verdict that a report has; empty where nothing was measured."""
     sentences = (report.verdict(run) for report in reports if report.verdict is not None)
-    return next(filter(None, sentences), "") or legacy.verdict(run)
+    return next(filter(None, sentences), "")
 
 
 def progress(run: RunFiles, reports: list[Report]) -> str:
     """How far training came, in a sentence."""
     sentences = (report.progress(run) for report in reports if report.progress is not None)
-    return next(filter(None, sentences), "") or legacy.progress(run) or last_loss(run)
+    return next(filter(None, sentences), "") or last_loss(run)
 
 
 def measured_by(run: RunFiles, reports: list[Report]) -> str:
@@ -122,7 +118,6 @@ def numbers(run: RunFiles, reports: list[Report]) -> dict[str, str]:
     found: dict[str, str] = {}
     for report in reports:
         found |= report.numbers(run) if report.numbers is not None else {}
-    found |= legacy.numbers(run)
     model, data = run.run.get("model") or {}, run.run.get("data") or {}
     if isinstance(model.get("parameters"), int):
         found["parameters"] = number(float(f"{model['parameters']:.3g}"))

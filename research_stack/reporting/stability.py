@@ -9,7 +9,6 @@ from pathlib import Path
 from research_stack.records.files import read_jsonl
 from research_stack.records.run_folder import RunFolder
 from research_stack.records.sweep_table import SweepTable
-from research_stack.reporting import legacy
 from research_stack.reporting.charts import Chart, Series, axis_of, keys, line_chart
 from research_stack.reporting.contract import TrainingCurve, reports_of_sweep
 from research_stack.reporting.curves import Point, even, quantile, series, smooth
@@ -24,8 +23,7 @@ GENERIC = TrainingCurve("train/loss", "val/loss", note="smoothed")  # of whateve
 
 def training_curves(table: SweepTable) -> list[TrainingCurve]:
     """The curves that the reports of the runs declare."""
-    declared = [report.sweep.curve for report in reports_of_sweep(table) if report.sweep.curve is not None]
-    return [*declared, *legacy.CURVES]
+    return [report.sweep.curve for report in reports_of_sweep(table) if report.sweep.curve is not None]
 
 
 def training_curve(table: SweepTable) -> TrainingCurve:

@@ -13,7 +13,7 @@ from research_stack.records.axes import partition_of
 from research_stack.records.paths import expanded
 from research_stack.records.sweep_table import Failure, Row, SweepTable
 from research_stack.reporting.budgets import run_facts
-from research_stack.reporting.reading import read_phase
+from research_stack.reporting.run_files import read
 
 INIT = "init_from"
 Settings = Mapping[str, Any]
@@ -85,4 +85,4 @@ def _experiment(value: str) -> str:
     """`sft` of `sft trainer.max_steps=200`; the name in the config of a folder."""
     first = value.split(" ")[0]
     folder = expanded(value)
-    return read_phase(folder).name if folder.is_dir() else first.rpartition("/")[2] or value
+    return read(folder).name if folder.is_dir() else first.rpartition("/")[2] or value

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from research_stack.records.sweep_table import Row, SweepTable, failure_line, show, show_mean
-from research_stack.reporting import budgets, differences, speed, two_phase_page
+from research_stack.reporting import budgets, differences, speed
 from research_stack.reporting import sweep_declared as declared
 from research_stack.reporting.charts import Chart, Series, axis_of, heat_map, line_chart
 from research_stack.reporting.contract import Metrics, reports_of_sweep
@@ -51,7 +51,6 @@ def contents(folder: Path, table: SweepTable, compared_by_seed: Sequence[Setting
     parts = [
         _header(folder, table, metrics),
         *declared.first_sections(table),
-        two_phase_page.section(table),
         _results(table, metrics),
         differences.section(compared_by_seed, metrics),
         _plots(table, metrics) if declared.comparable(table) else None,

@@ -5,7 +5,6 @@ from __future__ import annotations
 import os
 from pathlib import Path
 
-from research_stack.reporting import legacy
 from research_stack.reporting.contract import reports_of
 from research_stack.reporting.elements import aligned, duration
 from research_stack.reporting.page import measured, progress, verdict
@@ -23,7 +22,6 @@ def summary(folder: str | os.PathLike[str]) -> str:
             blocks[-1] += f"\n{part}"
         else:
             blocks.append(aligned(part))
-    blocks += legacy.terminal(run)
     blocks.append(verdict(run, reports) if measured(run, reports) else progress(run, reports))
     report = run.folder / "report.html"
     if report.is_file():

@@ -23,6 +23,7 @@ from research_stack.data.scored import ScoredPairs
 from research_stack.data.sources import replies as sources_replies
 from research_stack.data.sources.base import Document
 from research_stack.evaluation.context import Context
+from research_stack.posttraining.report import reward_evaluation as report
 from research_stack.posttraining.reward_evaluation import (
     LENGTH,
     LINEAR,
@@ -34,10 +35,8 @@ from research_stack.posttraining.reward_evaluation import (
 from research_stack.posttraining.reward_model import RewardModel
 from research_stack.posttraining.rewards.base import RewardError, call_reward
 from research_stack.posttraining.rewards.learned import METHOD, Learned
-from research_stack.records.run_folder import RunFolder
-from research_stack.reporting import reward as figures
-from research_stack.reporting.reading import RunFiles, table_of
-from research_stack.reporting.reward_words import correlation
+from research_stack.reporting.html import join, walk
+from research_stack.reporting.run_files import RunFiles
 from research_stack.training.checkpoint import AtomicCheckpointIO
 from research_stack.training.module import split_batch
 from research_stack.training.optimization import Optimization
@@ -531,27 +530,16 @@ def test_only_reward_models_are_judged():
         RewardEvaluation(bins=1)
 
 
-def files(folder):
-    """What a report reads of a run."""
-    place = RunFolder(folder)
-    return RunFiles(folder, tables={name: table_of(place, name) for name in figures.TABLES})
-
-
-def test_the_report_shows_numbers_and_both_charts(run):
+def test_the_report_shows_numbers_and_every_chart(run):
     _, _, folder, metrics = run
-    page = "".join(map(str, figures.reward_model(files(folder))))
-    assert (
-        page.count("<svg") == 2
-        and f"{metrics['pearson']:.3f}" in page
-        and LENGTH in page
-        and LINEAR in page
-        and "nan" not in page
-    )
-    drawn = figures.figure(files(folder))
-    assert len(drawn.axes) == 2 and len(drawn.axes[1].get_yticklabels()) == 3
-    assert figures.reward_model(RunFiles(folder)) is None and figures.figure(RunFiles(folder)) is None
-    words = correlation({f"reward/{key}": value for key, value in metrics.items()})
-    assert words.startswith(f"Correlates {metrics['pearson']:.2f} (") and correlation({}) == ""
+    found = RunFiles(folder, metrics={f"reward/{key}": value for key, value in metrics.items()})
+    page = join(report.engagement(found))
+    assert page.count("<svg") == 3 and f"{metrics['pearson']:.3f}" in page and "nan" not in page
+    assert LENGTH in page and LINEAR in page
+    charts = [node for node in walk(report.engagement(found)) if hasattr(node, "figure")]
+    assert [chart.name for chart in charts] == ["reward_correlation", "reward_pairs", "reward_deciles"]
+    assert report.engagement(RunFiles(folder / "none")) is None and report.verdict(RunFiles(folder)) == ""
+    assert report.verdict(found).startswith(f"Correlates {metrics['pearson']:.2f} (")
 
 
 # ---------------------------------------------------------------------------------------------- a run as a reward

@@ -513,7 +513,9 @@ def make_policy(
     """The run folder of a phase: {step: (pass@1, distinct right)} while training, `good` and `wide` after it."""
     method = {"_target_": f"research_stack.posttraining.{PHASES[kind]}"}
     if kind == "grpo":
-        kinds = {"group": {"_target_": "research_stack.posttraining.advantages.GroupRelative", "scale": "group"}}
+        kinds = {
+            "group": {"_target_": "research_stack.posttraining.advantages.GroupRelative", "scale_rewards": "group"}
+        }
         marginal = {
             "_target_": "research_stack.posttraining.advantages.SetMarginal",
             "objective": advantage,
@@ -526,8 +528,8 @@ def make_policy(
         "seed": seed,
         "init_from": init if init_from else None,
         "method": method,
-        "eval": {"passk": {"most": 64}},
-        "callbacks": {"dynamics": {"every": 50}},
+        "eval": {"passk": {"_target_": "research_stack.posttraining.passk.PassK", "max_prompts": 64}},
+        "callbacks": {"dynamics": {"_target_": "research_stack.posttraining.dynamics.DiversityDynamics", "every": 50}},
         "optimization": {"clip": 1.0, "ema": 0.99},
         "trainer": {"max_steps": steps},
     }

@@ -6,10 +6,16 @@ import json
 
 import pytest
 
-from research_stack.reporting import measured, passk, policy_training, policy_words, summary, write_report
+from research_stack.posttraining.report import names, passk, reward_model, training
+from research_stack.reporting import page, summary, write_report
+from research_stack.reporting.contract import Metrics, reports_of
 from research_stack.reporting.page import render
-from research_stack.reporting.reading import read
-from research_stack.reporting.sections import last_loss, loss_note, loss_unit, verdict
+from research_stack.reporting.run_files import read
+
+
+def verdict(run):
+    return page.verdict(run, reports_of(run))
+
 
 HOSTILE = "</script><img src=x onerror=alert(1)>&"
 
@@ -17,20 +23,20 @@ HOSTILE = "</script><img src=x onerror=alert(1)>&"
 def test_the_verdict_says_where_it_began(two_phases):
     assert (
         verdict(read(two_phases[1]))
-        == "Right at the first try 84 % of the time (79 to 89 %), with 2.3 different right answers among 32 (1.9 to"
+        == "Correct at the first try 84 % of the time (79 to 89 %), with 2.3 unique correct answers among 32 (1.9 to"
         " 2.7); "
         "after SFT it was 55 % and 15.7."
     )
     assert (
         verdict(read(two_phases[0]))
-        == "Right at the first try 55 % of the time (50 to 60 %), with 15.7 different right answers among 32 (15.3 to"
+        == "Correct at the first try 55 % of the time (50 to 60 %), with 15.7 unique correct answers among 32 (15.3 to"
         " 16.1)."
     )
 
 
 def test_where_it_began_is_step_zero_if_the_first_phase_was_measured_otherwise(two_phases):
     sft, grpo = two_phases
-    (sft / "config.yaml").write_text((sft / "config.yaml").read_text().replace("most: 64", "most: 8"))
+    (sft / "config.yaml").write_text((sft / "config.yaml").read_text().replace("max_prompts: 64", "max_prompts: 8"))
     assert "after SFT it was 54 % and 15.0." in verdict(read(grpo))
     dynamics = json.loads((grpo / "dynamics.json").read_text())
     (grpo / "dynamics.json").write_text(json.dumps(dynamics | {"which": "held_out"}))
@@ -41,15 +47,17 @@ def test_an_unfinished_policy_says_its_last_measurement(tmp_path, policy_folder)
     folder = policy_folder(tmp_path / "run", evaluated=False)
     assert (
         verdict(read(folder))
-        == "At step 100 right at the first try 84 % of the time, with 2.3 different right answers among 32."
+        == "At step 100 correct at the first try 84 % of the time, with 2.3 unique correct answers among 32."
     )
     (folder / "dynamics.json").write_text('{"points": []}')
     assert verdict(read(folder)).startswith("The last training reward was 0.") and "nats" not in verdict(read(folder))
 
 
 def test_the_loss_of_sft_is_in_nats_per_reply_token(tmp_path, policy_folder):
-    run = read(policy_folder(tmp_path / "run", "sft"))
-    assert loss_unit(run) == "nats per reply token" and last_loss(run).endswith("nats per reply token.")
+    folder = policy_folder(tmp_path / "run", "sft")
+    run = read(folder)
+    (folder / "dynamics.json").unlink()
+    assert training.progress(read(folder)).endswith("nats per reply token.")
     assert "noise levels" not in render(run) and "Loss of the replies" in render(run)
 
 
@@ -57,23 +65,23 @@ def test_the_loss_of_sft_is_in_nats_per_reply_token(tmp_path, policy_folder):
     "share, text", [(0.843, "84 %"), (0.004, "0.4 %"), (0.996, "99.6 %"), (1.0, "100 %"), (0.0, "0 %")]
 )
 def test_percent(share, text):
-    assert policy_words.percent(share) == text
+    assert names.percent(share) == text
 
 
 def test_the_numbers_on_top(two_phases):
-    found = policy_words.glance(read(two_phases[1]))
-    assert found["right at the first try"] == "84 %" and found["different right of 32"] == "2.3"
+    found = page.numbers(run := read(two_phases[1]), reports_of(run))
+    assert found["correct at the first try"] == "84 %" and found["unique correct of 32"] == "2.3"
     assert float(found["reward in training"]) == pytest.approx(0.88, abs=0.02)
 
 
 def test_the_table_has_both_sides_and_no_interval_of_two_prompts(two_phases):
-    header, rows = passk.table(passk.measured(read(two_phases[1])))
+    header, rows = passk.comparison(passk.measured(read(two_phases[1])))
     assert header == ["", "28 trained prompts", "95 % interval", "2 held-out prompts", "95 % interval"]
-    assert [cells[0] for cells, strong in rows if strong] == ["Right", "Diverse", "Sure"]
+    assert [cells[0] for cells, strong in rows if strong] == ["Correctness", "Diversity", "Certainty"]
     cells = {row[0]: row[1:] for row, _ in rows}
-    assert cells["right at the first try"] == ["84.0 %", "79.0 to 89.0 %", "42.0 %", "-"]
-    assert cells["different right answers among 32"] == ["2.3", "1.9 to 2.7", "1.1", "-"]
-    assert cells["self-BLEU, right answers"] == ["-", "-", "70.0", "-"]
+    assert cells["correct at the first try"] == ["84.0 %", "79.0 to 89.0 %", "42.0 %", "-"]
+    assert cells["unique correct answers among 32"] == ["2.3", "1.9 to 2.7", "1.1", "-"]
+    assert cells["self-BLEU, correct answers"] == ["-", "-", "70.0", "-"]
 
 
 def test_few_prompts_are_named(two_phases):
@@ -81,7 +89,7 @@ def test_few_prompts_are_named(two_phases):
     assert (
         "Only 2 held-out prompts: too few to tell how the policy does on others, and too few for an interval." in text
     )
-    assert "Only 28" not in text and "self-BLEU, right answers (1 of 2 held-out)" in text
+    assert "Only 28" not in text and "self-BLEU, correct answers (1 of 2 held-out)" in text
 
 
 def test_prompts_are_folded_and_the_hardest_come_first(two_phases):
@@ -98,9 +106,9 @@ def test_prompts_are_folded_and_the_hardest_come_first(two_phases):
 
 def test_answers_keep_apart_on_the_page():
     assert (
-        passk.apart("6+1 x2  a  b x12  4+3 x1") == "6+1 ×2 · a  b ×12 · 4+3 ×1"
-        and passk.apart("") == ""
-        and passk.apart("2 x3") == "2 ×3"
+        passk.separated("6+1 x2  a  b x12  4+3 x1") == "6+1 ×2 · a  b ×12 · 4+3 ×1"
+        and passk.separated("") == ""
+        and passk.separated("2 x3") == "2 ×3"
     )
 
 
@@ -124,14 +132,14 @@ def test_a_hostile_name_is_text_in_figures(tmp_path, policy_folder):
 
 def test_a_policy_gradient_shows_rewards_and_no_loss(two_phases):
     run = read(two_phases[1])
-    moved, still = policy_training.moving(run)
+    moved, still = training.changing(run)
     assert [curve.title for curve in moved] == [
         "Reward",
         "Entropy",
-        "Length",
-        "Cut off",
+        "Completion length",
+        "Truncated",
         "Groups of equal reward",
-        "Different answers",
+        "Unique answers",
     ]
     assert [(curve.title, value) for curve, value in still] == [("Clipped", 0.0)]
     text = render(run)
@@ -144,29 +152,24 @@ def test_a_policy_gradient_shows_rewards_and_no_loss(two_phases):
 
 def test_polychromic_sft_shows_its_answers_too(tmp_path, policy_folder):
     run = read(policy_folder(tmp_path / "run", "polychromic"))
-    assert [curve.title for curve in policy_training.moving(run)[0]] == ["Answers that differ"]
-    assert "Loss of the replies" in render(run) and policy_training.figure(run) is not None
+    assert [curve.title for curve in training.changing(run)[0]] == ["Answers that differ"]
+    assert "Loss of the replies" in render(run)
 
 
 def test_other_runs_have_none_of_this(tmp_path, run_folder):
     run = read(run_folder(tmp_path / "run"))
-    assert (
-        passk.answers(run) is None
-        and policy_training.training(run) is None
-        and policy_words.answers(run) == ""
-        and passk.figure(run) is None
-    )
+    assert passk.answers(run) is None and training.training(run) is None and passk.verdict(run) == ""
 
 
 def test_figures_and_summary(two_phases):
     write_report(two_phases[1])
-    assert {"training.png", "passk.png", "dynamics.png"} <= {
+    assert {"training_reward.png", "passk.pdf", "dynamics_plane.png", "dynamics_pass.png"} <= {
         path.name for path in (two_phases[1] / "figures").iterdir()
     }
     lines = summary(two_phases[1]).splitlines()
-    row = next(line for line in lines if line.startswith("right at the first try"))
+    row = next(line for line in lines if line.startswith("correct at the first try"))
     assert row.split("  ")[-1].strip() == "-" and "79.0 to 89.0 %" in row and "42.0 %" in row
-    assert any(line.startswith("Right at the first try 84 %") for line in lines) and max(map(len, lines[:8])) < 110
+    assert any(line.startswith("Correct at the first try 84 %") for line in lines) and max(map(len, lines[:8])) < 110
 
 
 def test_torn_tables_are_survived(two_phases):
@@ -182,24 +185,24 @@ def test_torn_tables_are_survived(two_phases):
 
 
 @pytest.mark.parametrize(
-    "metric, words, group",
+    "metric, label, group",
     [
-        ("pass@1", "right at the first try", "Right"),
-        ("pass@8", "right within 8 tries", "Right"),
-        ("unique_correct@32", "different right answers among 32", "Diverse"),
-        ("distinct_2_correct", "distinct-2, right answers", "Diverse"),
-        ("self_bleu", "self-BLEU", "Diverse"),
-        ("entropy", "entropy, nats per token", "Sure"),
-        ("preference_pass@32", "hidden preference met within 32 tries", "Right"),
-        ("some_other", "some other", "Diverse"),
+        ("pass@1", "correct at the first try", "Correctness"),
+        ("pass@8", "correct within 8 tries", "Correctness"),
+        ("unique_correct@32", "unique correct answers among 32", "Diversity"),
+        ("distinct_2_correct", "distinct-2, correct answers", "Diversity"),
+        ("self_bleu", "self-BLEU", "Diversity"),
+        ("entropy", "entropy, nats per token", "Certainty"),
+        ("preference_pass@32", "hidden preference met within 32 tries", "Correctness"),
+        ("some_other", "some other", "Diversity"),
     ],
 )
-def test_metrics_have_names(metric, words, group):
-    assert measured.words(metric) == words and measured.group_of(metric) == group
+def test_metrics_have_names(metric, label, group):
+    assert names.label(metric) == label and names.group_of(metric) == group
 
 
 def test_the_few_that_matter_are_in_order():
-    names = [
+    given = [
         "entropy",
         "pass@32",
         "unique_correct@8",
@@ -209,7 +212,7 @@ def test_the_few_that_matter_are_in_order():
         "pass@8",
         "preference_pass@32",
     ]
-    assert measured.main(names) == ["pass@1", "pass@8", "pass@32", "unique_correct@32", "preference_pass@32", "entropy"]
+    assert names.main(given) == ["pass@1", "pass@8", "pass@32", "unique_correct@32", "preference_pass@32", "entropy"]
 
 
 # A reward model ------------------------------------------------------------------------------------------------------
@@ -221,6 +224,7 @@ def reward_folder(tmp_path, run_folder):
         "name": "reward",
         "seed": 1,
         "method": {"_target_": "research_stack.posttraining.reward_model.RewardModel", "loss": "mse"},
+        "eval": {"reward": {"_target_": "research_stack.posttraining.reward_evaluation.RewardEvaluation"}},
     }
     metrics = {
         "reward/pearson": 0.655,
@@ -246,14 +250,27 @@ def test_a_reward_model_is_reported(reward_folder):
         "Correlates 0.65 (0.62 to 0.69)"
     )
     assert "Engagement on unseen prompts" in text and "averaged over noise levels" not in text
-    assert (reward_folder / "figures" / "reward.png").is_file()
+    assert {"reward_correlation.png", "reward_pairs.pdf", "reward_deciles.png"} <= {
+        path.name for path in (reward_folder / "figures").iterdir()
+    }
     assert "Correlates" in summary(reward_folder)
 
 
 def test_its_loss_is_a_squared_error(reward_folder):
     run = read(reward_folder)
-    assert loss_unit(
-        run
-    ) == "squared standard deviations of the target" and "always predicting the mean gives about 1" in loss_note(run)
+    assert reward_model.unit(run) == "squared standard deviations of the target"
+    assert "always predicting the mean gives about 1" in reward_model.words(run)
     run.config["method"]["loss"] = "huber"
-    assert "Huber" in loss_unit(run) and "about 1" not in loss_note(run)
+    assert "Huber" in reward_model.unit(run) and "about 1" not in reward_model.words(run)
+
+
+def test_every_metric_is_declared(two_phases, reward_folder):
+    for folder in (*two_phases, reward_folder):
+        run = read(folder)
+        metrics = Metrics(reports_of(run))
+        assert [name for name in run.metrics if not metrics.is_declared(name)] == []
+    metrics = Metrics(reports_of(read(two_phases[1])))
+    assert metrics.of("passk/pass@8").label == "pass@8" and metrics.of("passk/pass@8").better == "higher"
+    assert metrics.of("passk/unique_correct@32").label == "unique correct answers among 32"
+    assert metrics.of("passk/held_out_pass@1").label == "held out: pass@1"
+    assert metrics.of("passk/entropy").better is None and not metrics.of("passk/self_bleu").plot

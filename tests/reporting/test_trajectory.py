@@ -7,20 +7,20 @@ import shutil
 
 import pytest
 
-from research_stack.reporting import trajectory_figure, write_report
-from research_stack.reporting.page import render
-from research_stack.reporting.reading import begun_from, read
-from research_stack.reporting.svg_charts import Axis, Series, line_chart
-from research_stack.reporting.trajectory import (
-    dynamics,
-    moments,
+from research_stack.posttraining.report.trajectory import (
+    changes,
+    metrics_by_step,
     note,
     panels,
     path_in_plane,
     plane_of,
-    story,
+    section,
     trajectory,
 )
+from research_stack.reporting import write_report
+from research_stack.reporting.html import walk
+from research_stack.reporting.page import render
+from research_stack.reporting.run_files import begun_from, read
 
 
 def rewritten(folder, **changes):
@@ -58,6 +58,7 @@ def test_a_phase_that_was_not_measured_takes_its_place(two_phases):
     found = read(two_phases[1])
     (only,) = trajectory(found)
     assert only.begins == 100
+    section(found)
     assert any("dynamics.json is missing" in problem for problem in found.problems)
 
 
@@ -71,17 +72,17 @@ def test_the_plane_and_the_panels(two_phases):
         (2.3, 0.84),
     ]
     assert [panel.title for panel in panels(phases)] == [
-        "Right answers, pass@k",
-        "Different right answers among 32",
+        "Correct answers, pass@k",
+        "Unique correct answers among 32",
         "Self-BLEU",
         "Distinct-2",
         "Entropy",
     ]
     assert panels(phases)[0].metrics == ["pass@1", "pass@8", "pass@32"] and panels(phases)[0].factor == 100
     assert (
-        story(phases)
-        == "SFT went from 0 to 55 % right at the first try and from 0.0 to 15.7 different right answers among 32; GRPO"
-        " went from 54 to 84 % right at the first try and from 15.0 to 2.3 different right answers among 32."
+        changes(phases)
+        == "SFT went from 0 to 55 % correct at the first try and from 0.0 to 15.7 unique correct answers among 32; GRPO"
+        " went from 54 to 84 % correct at the first try and from 15.0 to 2.3 unique correct answers among 32."
     )
 
 
@@ -89,10 +90,13 @@ def test_page_and_figure(two_phases):
     text = write_report(two_phases[1]).read_text()
     assert "Quality and diversity while training" in text and "optimizer step, SFT | GRPO" in text
     assert not re.search(r'(?i)(d|x|y|cx|cy)="[^"]*(nan|inf)', text)
-    assert (two_phases[1] / "figures" / "dynamics.png").stat().st_size > 10_000
-    figure = trajectory_figure.figure(read(two_phases[1]))
-    assert [plot.get_title(loc="left") for plot in figure.axes][-1] == "Quality against diversity, arrows go with time"
-    assert {"SFT", "GRPO"} <= {text.get_text() for text in figure.axes[0].texts}
+    figures = {path.name for path in (two_phases[1] / "figures").iterdir()}
+    assert {"dynamics_plane.png", "dynamics_pass.pdf", "dynamics_entropy.png"} <= figures
+    plane, *others = (node for node in walk(section(read(two_phases[1]))) if hasattr(node, "figure"))
+    assert plane.title == "Quality against diversity" and {"SFT", "GRPO"} <= {
+        t.get_text() for t in plane.figure.axes[0].texts
+    }
+    assert all([text for _, text, _ in chart.file_legend] == ["SFT", "GRPO"] for chart in others)
 
 
 def test_few_prompts_have_no_band_and_a_warning(two_phases):
@@ -127,8 +131,8 @@ def test_the_same_prompts_need_no_warning(two_phases):
 def test_torn_dynamics_are_a_problem_and_no_crash(two_phases, content, problem):
     (two_phases[1] / "dynamics.json").write_text(content)
     run = read(two_phases[1])
+    assert section(run) is None
     assert len([line for line in run.problems if re.search(problem, line)]) == 1
-    assert dynamics(run) is None and trajectory_figure.figure(run) is None
     assert "dynamics.json" in write_report(two_phases[1]).read_text()
 
 
@@ -143,7 +147,7 @@ def test_torn_dynamics_are_a_problem_and_no_crash(two_phases, content, problem):
 )
 def test_points_of_another_shape_are_left_out(two_phases, points):
     rewritten(two_phases[1], points=points)
-    assert moments({"points": points}) == {}
+    assert metrics_by_step({"points": points}) == {}
     write_report(two_phases[1])
 
 
@@ -155,9 +159,9 @@ def test_one_measurement_is_enough(tmp_path, policy_folder):
 def test_missing_dynamics_are_named_only_where_they_were_asked_for(tmp_path, policy_folder):
     folder = policy_folder(tmp_path / "run")
     (folder / "dynamics.json").unlink()
-    assert any("is missing though callbacks.dynamics is on" in problem for problem in read(folder).problems)
+    assert "is missing though callbacks.dynamics is on" in render(read(folder))
     (folder / "config.yaml").write_text((folder / "config.yaml").read_text().replace("dynamics:", "other:"))
-    assert read(folder).problems == []
+    assert "is missing" not in render(read(folder))
 
 
 def test_a_first_phase_that_is_gone(two_phases):
@@ -183,20 +187,3 @@ def test_runs_that_were_moved_together_find_each_other(two_phases, tmp_path):
     )
     assert found == moved.resolve() / "outputs" / "sft" / "a"
     assert begun_from({}, moved) is None
-
-
-def test_heads_and_labels_of_a_chart():
-    line = Series(
-        [(0, 0), (50, 50), (100, 100)],
-        arrow=True,
-        label="<b>",
-        anchor="end",
-        rise=-1,
-        errors=[1, 1, 1],
-        widths=[1, None, None],
-    )
-    text = line_chart([line], Axis(0, 100), Axis(0, 100), "x")
-    assert text.count("fill:var(--c0);stroke:none") == 2  # one half way, one at the end
-    assert "&lt;b&gt;" in text and 'text-anchor="end"' in text
-    assert text.count("v8M") == 1
-    assert line_chart([Series([(0, 0), (0, 0)], arrow=True)], Axis(0, 1), Axis(0, 1), "x").count("stroke:none") == 0

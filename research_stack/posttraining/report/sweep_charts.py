@@ -10,42 +10,38 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import NamedTuple
 
+from research_stack.posttraining.report.names import PREFIX, label, largest, parts, passes
+from research_stack.posttraining.report.sweep import PolicySetting, cells, columns, head, is_phase, lines, note
+from research_stack.posttraining.report.trajectory import MetricAtStep, Panel, Phase, panels, scaled, trajectory
 from research_stack.records.sweep_table import SweepTable
-from research_stack.reporting import measured
-from research_stack.reporting.html import Html, el
-from research_stack.reporting.sections import COLORS, keys, listing
-from research_stack.reporting.svg_charts import Series, axis_of, line_chart
-from research_stack.reporting.trajectory import Moment, Panel, Phase, panels, scaled, trajectory
-from research_stack.reporting.two_phase import Line, cells, columns, head, is_phase, lines, note
+from research_stack.reporting.charts import COLORS, Axis, Chart, Legend, Series, axis_of, keys, line_chart
+from research_stack.reporting.contract import FewColumns
+from research_stack.reporting.html import el
 
-MOST = 12  # settings that are drawn
+MAX_LINES = 12  # settings that are drawn
 FAINT, SOFT = "var(--faint)", "var(--soft)"
 
 
-def section(table: SweepTable) -> list[Html] | None:
-    """Table, plane and trajectories; None where no run answered prompts."""
+def tables(table: SweepTable) -> list[FewColumns]:
+    """Quality and diversity of every setting, with its charts; [] where no run answered prompts."""
     found = lines(table)
     if not found:
-        return None
+        return []
     names = columns(found)
-    drawn = [chart for chart in (_plane(found), *_panels(found)) if chart is not None]
-    legend = [(color, label, False) for label, color, _ in legend_of(found)]
+    charts = [chart for chart in (_plane(found), *_panels(found)) if chart is not None]
     return [
-        el("h2", "Quality and diversity"),
-        el(
-            "div",
-            listing(head(found), [(cells(line, names), not line.then) for line in found], text=(0, 1)),
-            class_="scroll wrap",
-            tabindex="0",
-        ),
-        el("p", note(found), class_="note"),
-        keys(legend) if drawn else None,
-        el("div", drawn, class_="charts") if drawn else None,
-        el("p", drawing_note(found), class_="note") if drawn else None,
+        FewColumns(
+            "Quality and diversity",
+            [head(found), *(cells(line, names) for line in found)],
+            strong=frozenset(index for index, line in enumerate(found) if not line.then),
+            text=(0, 1),
+            note=note(found) + (f" {drawing_note(found)}" if charts else ""),
+            charts=[el("div", keys(legend_of(found)), style="grid-column:1/-1"), *charts] if charts else (),
+        )
     ]
 
 
-class Look(NamedTuple):
+class LineStyle(NamedTuple):
     """How a line is drawn: its label, the number of its colour (None: faint), whether it is dashed."""
 
     label: str
@@ -53,7 +49,7 @@ class Look(NamedTuple):
     dashed: bool
 
 
-def looks(found: Sequence[Line]) -> list[Look]:
+def styles(found: Sequence[PolicySetting]) -> list[LineStyle]:
     """A colour for each setting beside the first phase and dashes for the second first phase; colours alone where there
     are more than two.
     """
@@ -61,7 +57,7 @@ def looks(found: Sequence[Line]) -> list[Look]:
     firsts, thens = (list(dict.fromkeys(getattr(line, part) for line in settings)) for part in ("first", "then"))
     plain = len(firsts) > 2
     return [
-        Look(
+        LineStyle(
             line.label,
             None if is_phase(line, found) else settings.index(line) if plain else thens.index(line.then),
             not plain and line.first in firsts and firsts.index(line.first) == 1,
@@ -75,15 +71,15 @@ def css(color: int | None) -> str:
     return SOFT if color is None else COLORS[color % len(COLORS)]
 
 
-def legend_of(found: Sequence[Line]) -> list[tuple[str, str, bool]]:
-    """(label, colour, dashed) of what is drawn."""
+def legend_of(found: Sequence[PolicySetting]) -> Legend:
+    """The settings that are drawn."""
     return [
-        (f"{look.label}, dashed" if look.dashed else look.label, css(look.color), look.dashed)
-        for look in looks(found)[:MOST]
+        (css(style.color), f"{style.label}, dashed" if style.dashed else style.label, False)
+        for style in styles(found)[:MAX_LINES]
     ]
 
 
-def track(line: Line) -> list[Phase]:
+def track(line: PolicySetting) -> list[Phase]:
     """The mean trajectory over seeds, on an axis on which the last phase begins at 0; bands reach from the lowest to
     the highest seed.
     """
@@ -103,41 +99,41 @@ def _mean(phases: Sequence[Phase]) -> Phase:
     for name in phases[0].curves:
         seeds = [{m.step: m for m in phase.curves.get(name, [])} for phase in phases]
         steps = sorted(set.intersection(*map(set, seeds)))
-        curves[name] = [_moment(step, [seed[step] for seed in seeds]) for step in steps]
+        curves[name] = [_over_seeds(step, [seed[step] for seed in seeds]) for step in steps]
     return replace(phases[0], curves={name: curve for name, curve in curves.items() if curve})
 
 
-def _moment(step: float, of: Sequence[Moment]) -> Moment:
+def _over_seeds(step: float, of: Sequence[MetricAtStep]) -> MetricAtStep:
     values = [m.value for m in of]
     ends = (min(values), max(values)) if len(values) > 1 else (math.nan, math.nan)
-    return Moment(step, statistics.fmean(values), *ends)
+    return MetricAtStep(step, statistics.fmean(values), *ends)
 
 
-class Stretch(NamedTuple):
+class PhaseCurve(NamedTuple):
     """One curve to draw: a phase of a line."""
 
-    look: Look
+    style: LineStyle
     phase: Phase
 
 
-def stretches(found: Sequence[Line]) -> list[Stretch]:
+def phase_curves(found: Sequence[PolicySetting]) -> list[PhaseCurve]:
     """The last phase of every setting, and each first phase once, before 0."""
-    drawn: dict[tuple[str, str], Stretch] = {}
-    for line, look in list(zip(found, looks(found), strict=True))[:MOST]:
+    drawn: dict[tuple[str, str], PhaseCurve] = {}
+    for line, style in list(zip(found, styles(found), strict=True))[:MAX_LINES]:
         if is_phase(line, found):
             continue
         phases = track(line)
         for index, phase in enumerate(phases):
             last = index == len(phases) - 1
-            before = Look(line.first, None, look.dashed)
+            before = LineStyle(line.first, None, style.dashed)
             drawn.setdefault(
                 (line.label, "") if last else (line.first, str(index - len(phases))),
-                Stretch(look if last else before, phase),
+                PhaseCurve(style if last else before, phase),
             )
     return list(drawn.values())
 
 
-def drawing_note(found: Sequence[Line]) -> str:
+def drawing_note(found: Sequence[PolicySetting]) -> str:
     """How to read the plots."""
     earlier = any(run.earlier for line in found for run in line.runs)
     parts = [
@@ -146,13 +142,14 @@ def drawing_note(found: Sequence[Line]) -> str:
     ]
     parts.append("Curves are means over seeds, shades reach from the lowest to the highest seed.")
     parts += ["0 is where the last phase begins; what lies before it, in grey, is the phase before."] if earlier else []
-    parts += [f"The first {MOST} lines are drawn."] if len(found) > MOST else []
+    parts += [f"The first {MAX_LINES} lines are drawn."] if len(found) > MAX_LINES else []
     return " ".join(parts)
 
 
-def _panels(found: Sequence[Line]) -> list[Html]:
-    drawn = stretches(found)
-    return [_panel(drawn, one) for panel in panels([stretch.phase for stretch in drawn]) for one in single(panel)]
+def _panels(found: Sequence[PolicySetting]) -> list[Chart]:
+    drawn = phase_curves(found)
+    legend = legend_of(found)
+    return [_panel(drawn, one, legend) for panel in panels([curve.phase for curve in drawn]) for one in single(panel)]
 
 
 def single(panel: Panel) -> list[Panel]:
@@ -160,18 +157,16 @@ def single(panel: Panel) -> list[Panel]:
     if len(panel.metrics) == 1:
         return [panel]
     return [
-        Panel(
-            measured.words(name).capitalize(), "% of prompts" if measured.parts(name)[1] > 1 else "% of answers", [name]
-        )
+        Panel(label(name).capitalize(), "% of prompts" if parts(name)[1] > 1 else "% of answers", [name])
         for name in dict.fromkeys((panel.metrics[0], panel.metrics[-1]))
     ]
 
 
-def _panel(drawn: Sequence[Stretch], panel: Panel) -> Html:
+def _panel(drawn: Sequence[PhaseCurve], panel: Panel, legend: Legend) -> Chart:
     series, heights, ends = [], [], [0.0]
-    for look, phase in drawn:
+    for style, phase in drawn:
         mean, band = scaled(phase.curves.get(panel.metrics[0], []), panel.factor)
-        series.append(Series(mean, color=css(look.color), band=band, dashed=look.dashed, title=look.label))
+        series.append(Series(mean, color=css(style.color), band=band, dashed=style.dashed, title=style.label))
         heights += [y for edge in band or (mean,) for _, y in edge]
         ends += [phase.begins, phase.ends]
     y = axis_of(heights, margin=0.1, floor=0.0 if min(heights, default=0.0) >= 0 else None)
@@ -179,35 +174,43 @@ def _panel(drawn: Sequence[Stretch], panel: Panel) -> Html:
         [min(ends), max(ends)], "optimizer step" + (", 0: the last phase begins" if min(ends) < 0 else ""), margin=0
     )
     border = [Series([(0.0, y.low), (0.0, y.high)], color=FAINT, width=1.2, dashed=True)] if min(ends) < 0 else []
-    chart = line_chart([*border, *series], x, y, f"{panel.title} of {len(drawn)} curves")
-    return el("figure", el("figcaption", f"{panel.title} ", el("small", panel.small)), chart)
+    return line_chart(
+        [*border, *series],
+        x,
+        y,
+        f"{panel.title} of {len(drawn)} curves",
+        name="dynamics_" + panel.metrics[0].replace("@", "_at_"),
+        title=panel.title,
+        note=panel.small,
+        file_legend=legend,
+    )
 
 
 @dataclass(frozen=True)
-class Spot:
-    """A line's place in the plane: (diversity, quality) with their standard errors, 0 where there is none."""
+class SettingPoint:
+    """A setting in the plane: (diversity, quality) with their standard errors, 0 where there is none."""
 
-    line: Line
-    look: Look
-    place: tuple[float, float]
+    line: PolicySetting
+    style: LineStyle
+    point: tuple[float, float]
     errors: tuple[float, float]
 
 
-def spots(found: Sequence[Line]) -> tuple[list[Spot], str]:
-    """The places of all lines that have both numbers, and the name of the diversity."""
+def points_of(found: Sequence[PolicySetting]) -> tuple[list[SettingPoint], str]:
+    """The points of all settings that have both numbers, and the name of the diversity."""
     names = columns(found)
-    across, up = measured.largest(names, "unique_correct"), next(iter(measured.passes(names)), None)
+    across, up = largest(names, "unique_correct"), next(iter(passes(names)), None)
     placed = []
-    for line, look in list(zip(found, looks(found), strict=True))[:MOST] if across and up else ():
-        wide, good = line.row.mean(f"{measured.NAME}{across}"), line.row.mean(f"{measured.NAME}{up}")
-        errors = [line.row.standard_error(f"{measured.NAME}{name}") or 0.0 for name in (across, up)]
+    for line, style in list(zip(found, styles(found), strict=True))[:MAX_LINES] if across and up else ():
+        wide, good = line.row.mean(f"{PREFIX}{across}"), line.row.mean(f"{PREFIX}{up}")
+        errors = [line.row.standard_error(f"{PREFIX}{name}") or 0.0 for name in (across, up)]
         if wide is not None and good is not None and math.isfinite(wide) and math.isfinite(good):
-            placed.append(Spot(line, look, (wide, 100 * good), (errors[0], 100 * errors[1])))
+            placed.append(SettingPoint(line, style, (wide, 100 * good), (errors[0], 100 * errors[1])))
     return placed, across or ""
 
 
 class Side(NamedTuple):
-    """Where a label stands: to the left of its point or to the right, 0 lines above it, 1 more, or -1 for below it."""
+    """Where a label is: to the left of its point or to the right, 0 lines above it, 1 more, or -1 for below it."""
 
     left: bool
     rise: int
@@ -217,16 +220,16 @@ SIDES = tuple(Side(left, rise) for rise in (0, -1, 1, -2) for left in (False, Tr
 
 
 def label_sides(
-    places: Sequence[tuple[float, float]], texts: Sequence[str], letter: float = 0.018, line: float = 0.075
+    points: Sequence[tuple[float, float]], texts: Sequence[str], letter: float = 0.018, line: float = 0.075
 ) -> list[Side]:
     """For each point the first side on which its label runs over no point and no label before it; the first of all if
     none is free.
 
-    - places: as shares of the plot's width and height. letter, line: width and height of a character, as such shares.
+    - points: as shares of the plot's width and height. letter, line: width and height of a character, as such shares.
     """
-    taken = [(x - letter, y - line / 5, x + letter, y + line / 5) for x, y in places]
+    taken = [(x - letter, y - line / 5, x + letter, y + line / 5) for x, y in points]
     found = []
-    for (x, y), text in zip(places, texts, strict=True):
+    for (x, y), text in zip(points, texts, strict=True):
         boxes = {}
         for side in SIDES:
             near, far = (
@@ -248,39 +251,39 @@ def _overlap(a: tuple[float, float, float, float], b: tuple[float, float, float,
     return a[0] < b[2] and b[0] < a[2] and a[1] < b[3] and b[1] < a[3]
 
 
-def origins(placed: Sequence[Spot]) -> list[tuple[Spot, Spot]]:
-    """(first phase, setting) of the settings whose first phase has a place."""
+def origins(placed: Sequence[SettingPoint]) -> list[tuple[SettingPoint, SettingPoint]]:
+    """(first phase, setting) of the settings whose first phase is drawn."""
     found = [spot.line for spot in placed]
     phases = {spot.line.first: spot for spot in placed if is_phase(spot.line, found)}
     return [(phases[spot.line.first], spot) for spot in placed if spot.line.then and spot.line.first in phases]
 
 
-def _plane(found: Sequence[Line]) -> Html | None:
-    placed, across = spots(found)
+def _plane(found: Sequence[PolicySetting]) -> Chart | None:
+    placed, across = points_of(found)
     if len(placed) < 2:
         return None
     drawn = [
         Series(
-            [start.place, end.place],
-            color=css(end.look.color),
+            [start.point, end.point],
+            color=css(end.style.color),
             width=1,
             opacity=0.6,
             arrow=True,
-            dashed=end.look.dashed,
+            dashed=end.style.dashed,
         )
         for start, end in origins(placed)
     ]
-    xs = [spot.place[0] + sign * spot.errors[0] for spot in placed for sign in (-1, 1)]
-    ys = [spot.place[1] + sign * spot.errors[1] for spot in placed for sign in (-1, 1)]
+    xs = [spot.point[0] + sign * spot.errors[0] for spot in placed for sign in (-1, 1)]
+    ys = [spot.point[1] + sign * spot.errors[1] for spot in placed for sign in (-1, 1)]
     room = 0.35 * (max(xs) - min(xs))  # for the names
-    x, y = axis_of([*xs, max(xs) + room], measured.words(across)), axis_of(ys, margin=0.12)
+    x, y = axis_of([*xs, max(xs) + room], label(across)), axis_of(ys, margin=0.12)
     sides = label_sides(
-        [(x.place(spot.place[0]), y.place(spot.place[1])) for spot in placed], [spot.line.label for spot in placed]
+        [(_share(x, spot.point[0]), _share(y, spot.point[1])) for spot in placed], [spot.line.label for spot in placed]
     )
     drawn += [
         Series(
-            [spot.place],
-            color=css(spot.look.color),
+            [spot.point],
+            color=css(spot.style.color),
             line=False,
             dots=4.5,
             errors=[spot.errors[1]],
@@ -292,8 +295,17 @@ def _plane(found: Sequence[Line]) -> Html | None:
         )
         for spot, side in zip(placed, sides, strict=True)
     ]
-    return el(
-        "figure",
-        el("figcaption", "Quality against diversity ", el("small", "% right at the first try, upwards")),
-        line_chart(drawn, x, y, "pass@1 against different right answers"),
+    return line_chart(
+        drawn,
+        x,
+        y,
+        "pass@1 against unique correct answers",
+        name="quality_diversity",
+        title="Quality against diversity",
+        note="% correct at the first try, upwards",
     )
+
+
+def _share(axis: Axis, value: float) -> float:
+    """Where a value lies on a linear axis, 0 at its low end and 1 at its high end."""
+    return (value - axis.low) / (axis.high - axis.low)
