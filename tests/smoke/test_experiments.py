@@ -13,6 +13,8 @@ from research_stack import compose, load, run
 from research_stack.config.compose import preflight
 from research_stack.config.composer import Composer
 from research_stack.records.paths import CONF
+from research_stack.reporting.contract import Metrics, reports_of
+from research_stack.reporting.run_files import read
 
 EXPERIMENTS = sorted(path.stem for path in (CONF / "experiment").glob("*.yaml"))
 QUICK = ["trainer=smoke", "trainer.max_steps=6", "trainer.val_check_interval=3"]
@@ -29,6 +31,8 @@ def test_experiment_runs_from_config_to_report(experiment, tmp_path, monkeypatch
     assert result.status == "ok" and result.steps == 6
     estimates = {name: value for name, value in result.metrics.items() if not name.endswith(("_low", "_high"))}
     assert estimates and all(math.isfinite(value) for value in estimates.values())  # one document has no interval
+    metrics = Metrics(reports_of(read(tmp_path / "run")))
+    assert [name for name in result.metrics if not metrics.is_declared(name)] == []
     assert (tmp_path / "run" / "report.html").stat().st_size > 10_000
     assert (tmp_path / "run" / "checkpoints" / "last.ckpt").is_file()
 
