@@ -30,10 +30,6 @@ FLOORS = (
     {"cli"},
     {"__main__"},
 )
-#: To be taken out one by one: what does not yet follow the rules.
-PENDING = ("reporting/",)
-PENDING_CIRCLES = ("research_stack.reporting",)
-PENDING_NAMES = {"Axis", "Curve", "Expressions", "Format", "Line", "Measured", "Panel", "Scores"}
 FAMILIES = FLOORS[8]
 NO_TORCH = {"cli": HEAVY, "config": HEAVY, "records": HEAVY, "metrics": TORCH, "data/sources": TORCH}
 
@@ -298,12 +294,11 @@ def faults(rule, cases):
 
 
 def test_imports_go_one_way():
-    found = faults(imports_go_one_way, FILES)
-    assert [fault for fault in found if not fault.startswith(PENDING)] == []
+    assert faults(imports_go_one_way, FILES) == []
 
 
 def test_no_module_imports_itself_round_about():
-    assert [circle for circle in circles() if not circle[0].startswith(PENDING_CIRCLES)] == []
+    assert circles() == []
 
 
 def test_the_command_line_imports_nothing_heavy():
@@ -330,8 +325,7 @@ def test_a_class_name_stands_in_one_module():
         for node in tree(path).body:
             if isinstance(node, ast.ClassDef) and not node.name.startswith("_"):
                 where.setdefault(node.name, []).append(name(path))
-    found = {known: files for known, files in where.items() if len(files) > 1}
-    assert {known: files for known, files in found.items() if known not in PENDING_NAMES} == {}
+    assert {known: files for known, files in where.items() if len(files) > 1} == {}
 
 
 def test_each_config_says_what_it_is_and_names_what_there_is():

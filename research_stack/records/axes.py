@@ -19,7 +19,7 @@ TARGET = "._target_"
 
 
 @dataclass
-class Axis:
+class SweepAxis:
     """A column of settings.
 
     - name: a dotted config key, a group where its class or its choice differs, or "name".
@@ -34,7 +34,7 @@ class Axis:
 
 def find_axes(
     configs: Sequence[Mapping[str, Any]], names: Sequence[Any], choices: Sequence[Mapping[str, str]]
-) -> list[Axis]:
+) -> list[SweepAxis]:
     """What the runs differ in, as few readable axes that still tell apart all that differs.
 
     - configs: flat, of each run; names: of the experiments; choices: {group: name} of the groups that were chosen.
@@ -48,7 +48,7 @@ def find_axes(
     preset = [choice.get(PRESET) for choice in choices]
     own = partition_of(preset)
     under = [part for part in classes if None not in preset and _refines(own, part)]
-    axes = [Axis(PRESET, preset, [key for part in under for key in classes.pop(part)])] if under else []
+    axes = [SweepAxis(PRESET, preset, [key for part in under for key in classes.pop(part)])] if under else []
     dependent = _dependent(classes, columns)
     labels = {"name": list(names)}
     labels |= {
@@ -95,7 +95,7 @@ def _represent(
     columns: Mapping[str, list[Any]],
     labels: Mapping[str, list[Any]],
     hidden: list[str],
-) -> list[Axis]:
+) -> list[SweepAxis]:
     """The axis, or few axes, that stand for keys that change together; the first one lists the rest as hidden.
 
     In this order: a few plain settings; the choice of one group, as it was typed; the class of a group; the name of
@@ -109,16 +109,16 @@ def _represent(
     }
     typed = [group for group in groups if len(groups) == 1 and group in fitting]
     if not classes and 1 <= len(leaves) <= LEAVES_SHOWN and len(keys) <= 2 * LEAVES_SHOWN:
-        axes = [Axis(key, columns[key]) for key in leaves]
+        axes = [SweepAxis(key, columns[key]) for key in leaves]
     elif typed:
-        axes = [Axis(typed[0], fitting[typed[0]])]
+        axes = [SweepAxis(typed[0], fitting[typed[0]])]
     elif classes and (len(classes) == 1 or "name" not in fitting):
-        axes = [Axis(classes[0].removesuffix(TARGET), _short_names(columns[classes[0]]))]
+        axes = [SweepAxis(classes[0].removesuffix(TARGET), _short_names(columns[classes[0]]))]
     elif "name" in fitting:
-        axes = [Axis("name", fitting["name"])]
+        axes = [SweepAxis("name", fitting["name"])]
     else:
         best = min(leaves or keys, key=lambda key: key.count("."))
-        axes = [Axis(best, _short_names(columns[best]) if _is_target(best) else columns[best])]
+        axes = [SweepAxis(best, _short_names(columns[best]) if _is_target(best) else columns[best])]
     shown = {axis.name for axis in axes} | {axis.name + TARGET for axis in axes}
     axes[0].hidden = [key for key in [*keys, *hidden] if key not in shown]
     return axes

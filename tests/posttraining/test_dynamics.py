@@ -15,7 +15,7 @@ import torch
 from research_stack import compose, load, run
 from research_stack.metrics.passk import pass_at_k
 from research_stack.posttraining import answer_metrics, dynamics, passk
-from research_stack.posttraining.rewards.expressions import Expressions
+from research_stack.posttraining.rewards.expressions import ExpressionReward
 from research_stack.posttraining.scored_completions import unique_prompts
 from research_stack.records.files import read_json, read_jsonl
 from research_stack.training.module import TrainingModule
@@ -59,7 +59,7 @@ def whole(tmp_path_factory):
     where = tmp_path_factory.mktemp("dynamics")
     with pytest.MonkeyPatch.context() as patched:
         patched.chdir(where)
-        patched.setattr(Expressions, "__call__", contains_letters)
+        patched.setattr(ExpressionReward, "__call__", contains_letters)
         assert run(compose(SFT), "whole").status == "ok"
     return where
 
@@ -67,7 +67,7 @@ def whole(tmp_path_factory):
 @pytest.fixture(autouse=True)
 def folder(whole, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(Expressions, "__call__", contains_letters)
+    monkeypatch.setattr(ExpressionReward, "__call__", contains_letters)
 
 
 def points(folder):
@@ -128,7 +128,7 @@ def test_the_last_point_is_of_the_policy_that_was_saved_its_average(whole):
     """What a next phase begins with is what this one ended with."""
     context = load(whole / "whole")
     data = context.data
-    made = answer_metrics.AnswerMetrics(Expressions(), answer_metrics.Rollouts(6), 8, (1, 8), "char")
+    made = answer_metrics.AnswerMetrics(ExpressionReward(), answer_metrics.Rollouts(6), 8, (1, 8), "char")
     with torch.no_grad():
         found = made(context.method, data.codec, unique_prompts(data.train, 3), context.seed)
     last = points(whole / "whole")[-1]
@@ -197,7 +197,7 @@ def test_a_failing_measurement_fails_the_run(monkeypatch):
     def breaks(self, prompts, completions):
         raise RuntimeError("no judge")
 
-    monkeypatch.setattr(Expressions, "__call__", breaks)
+    monkeypatch.setattr(ExpressionReward, "__call__", breaks)
     with pytest.raises(ValueError, match="^reward=expressions failed on prompt .*: RuntimeError: no judge$"):
         run(compose(SFT), "run")
     result = read_json("run/result.json")
@@ -214,7 +214,7 @@ def test_a_measurement_that_fails_later_keeps_the_points_before(monkeypatch):
 
     def late(self, trainer, policy):
         if trainer.global_step == 4:
-            monkeypatch.setattr(Expressions, "__call__", lambda self, prompts, texts: np.full(len(texts), np.nan))
+            monkeypatch.setattr(ExpressionReward, "__call__", lambda self, prompts, texts: np.full(len(texts), np.nan))
         measure(self, trainer, policy)
 
     monkeypatch.setattr(dynamics.DiversityDynamics, "_measure", late)

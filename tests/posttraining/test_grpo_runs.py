@@ -12,7 +12,7 @@ import torch
 
 from research_stack import compose, load, run
 from research_stack.posttraining.grpo import GRPO
-from research_stack.posttraining.rewards.expressions import Expressions
+from research_stack.posttraining.rewards.expressions import ExpressionReward
 from research_stack.records.files import read_json, read_jsonl
 from research_stack.training.checkpoint import load_checkpoint
 from research_stack.training.module import TrainingModule
@@ -52,7 +52,7 @@ def digits(monkeypatch):
             [sum(letter == "\N{REPLACEMENT CHARACTER}" for letter in text) / max(len(text), 1) for text in completions]
         )
 
-    monkeypatch.setattr(Expressions, "__call__", worth)
+    monkeypatch.setattr(ExpressionReward, "__call__", worth)
 
 
 def history(folder):
@@ -174,7 +174,7 @@ def test_a_run_begins_with_the_policy_of_another_one_and_so_does_its_reference(d
     ids=["nan", "shape", "type", "raises"],
 )
 def test_a_reward_that_breaks_its_contract_is_one_line_and_a_failed_run(monkeypatch, worth, message):
-    monkeypatch.setattr(Expressions, "__call__", lambda self, prompts, texts: worth(prompts, texts))
+    monkeypatch.setattr(ExpressionReward, "__call__", lambda self, prompts, texts: worth(prompts, texts))
     with pytest.raises(ValueError, match=f"^{message}[^\n]*$"):
         run(compose(SMALL), "run")
     result = read_json("run/result.json")

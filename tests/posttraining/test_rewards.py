@@ -9,7 +9,7 @@ import yaml
 from research_stack.config.build import build
 from research_stack.posttraining.rewards.base import RewardError, call_reward, quoted
 from research_stack.posttraining.rewards.composite import Composite, mean_of_parts, score
-from research_stack.posttraining.rewards.expressions import Expressions
+from research_stack.posttraining.rewards.expressions import ExpressionReward
 from research_stack.posttraining.rewards.heuristic import Format, Length, Relevance, Repetition
 from research_stack.records.paths import CONF
 
@@ -104,7 +104,7 @@ def test_prompts_and_completions_must_be_as_many():
 
 
 def test_no_completions_have_no_rewards():
-    assert call_reward(Expressions(), [], []).shape == (0,)
+    assert call_reward(ExpressionReward(), [], []).shape == (0,)
     assert score(Composite({"a": Relevance()}), [], [])[0].shape == (0,)
 
 
@@ -140,7 +140,7 @@ def test_long_and_broken_texts_are_shown_in_one_short_line():
     ],
 )
 def test_only_a_true_expression_is_worth_something(n, text, worth):
-    assert Expressions()([f"{n}="], [text]).tolist() == [worth]
+    assert ExpressionReward()([f"{n}="], [text]).tolist() == [worth]
 
 
 @pytest.mark.parametrize("prompt", ["12", "=", "x=", "12= ", "1.5=", "٣="])
@@ -149,7 +149,7 @@ def test_a_prompt_that_asks_for_no_number_is_refused(prompt):
         RewardError,
         match=r"reward=expressions failed on prompt .* must be a whole number and an equals sign.*data=expressions",
     ):
-        call_reward(Expressions(), ["3=", prompt], ["1+2", "1+2"])
+        call_reward(ExpressionReward(), ["3=", prompt], ["1+2", "1+2"])
 
 
 # --------------------------------------------------------------------------------------------------- heuristics
@@ -182,12 +182,12 @@ def test_each_heuristic_is_its_formula(reward, prompt, text, worth):
 
 @pytest.mark.parametrize(
     "reward",
-    [Relevance(), Length(1, 3, 4, 9), Repetition(2), Format("[a-c ]*"), Expressions()],
+    [Relevance(), Length(1, 3, 4, 9), Repetition(2), Format("[a-c ]*"), ExpressionReward()],
     ids=lambda reward: reward.name,
 )
 def test_a_pair_is_worth_the_same_alone_and_in_any_batch(reward):
     rng = np.random.default_rng(0)
-    if isinstance(reward, Expressions):
+    if isinstance(reward, ExpressionReward):
         prompts = [f"{n}=" for n in rng.integers(1, 9, 200)]
         texts = [
             f"{a}{sign}{b}"
@@ -243,13 +243,13 @@ def test_a_composite_is_the_weighted_sum_and_each_part_is_computed_once():
 
 
 def test_a_reward_without_parts_is_its_own_only_part():
-    total, parts = score(Expressions(), ["3="], ["1+2"])
+    total, parts = score(ExpressionReward(), ["3="], ["1+2"])
     assert total.tolist() == [1] and list(parts) == ["expressions"] and parts["expressions"].tolist() == [1]
 
 
 def test_a_failure_inside_a_composite_names_the_part_once():
     with pytest.raises(RewardError, match="^reward=expressions failed on prompt 'b'") as caught:
-        call_reward(Composite({"sum": Composite({"right": Expressions()})}), ["3=", "b"], ["1+2", "1+2"])
+        call_reward(Composite({"sum": Composite({"right": ExpressionReward()})}), ["3=", "b"], ["1+2", "1+2"])
     assert str(caught.value).count("reward=") == 1
 
 

@@ -11,7 +11,7 @@ from research_stack.data.sources.expressions import number_of
 from research_stack.posttraining.rewards.base import quoted
 
 
-class Expressions:
+class ExpressionReward:
     """1 for an expression over whole numbers with + - * / and parentheses that is exactly N, 0 for anything else.
 
     The prompt is "N=", the completion the expression, as in "13=" and "3*4+1". N itself, written as a bare number, is
