@@ -1,6 +1,7 @@
 """RMSNorm against torch's, values and gradients, in each precision."""
 
-import pytest
+import itertools
+
 import torch
 import torch.nn.functional as F
 
@@ -16,17 +17,17 @@ def inputs(dtype, shape=(3, 5, 8)):
     return x, norm, torch.randn(shape, generator=stream, dtype=torch.float64).to(dtype)
 
 
-@pytest.mark.parametrize("dtype, tolerance", [(torch.float64, 1e-14), (torch.float32, 3e-6), (torch.bfloat16, 5e-2)])
-def test_values_and_gradients_are_torchs(dtype, tolerance):
-    x, norm, grad = inputs(dtype)
-    got = torch.autograd.grad(norm(x), (x, norm.weight), grad)
-    exact_x, exact_w = x.detach().double().requires_grad_(), norm.weight.detach().double().requires_grad_()
-    eps = torch.finfo(torch.promote_types(dtype, torch.float32)).eps
-    out = F.rms_norm(exact_x, (8,), exact_w, eps)
-    assert norm(x).dtype == dtype
-    torch.testing.assert_close(norm(x).double(), out, rtol=tolerance, atol=tolerance)
-    for ours, theirs in zip(got, torch.autograd.grad(out, (exact_x, exact_w), grad.double()), strict=True):
-        torch.testing.assert_close(ours.double(), theirs, rtol=tolerance, atol=4 * tolerance)
+def test_values_and_gradients_are_torchs():
+    for dtype, tolerance in ((torch.float64, 1e-14), (torch.float32, 3e-6), (torch.bfloat16, 5e-2)):
+        x, norm, grad = inputs(dtype)
+        got = torch.autograd.grad(norm(x), (x, norm.weight), grad)
+        exact_x, exact_w = x.detach().double().requires_grad_(), norm.weight.detach().double().requires_grad_()
+        eps = torch.finfo(torch.promote_types(dtype, torch.float32)).eps
+        out = F.rms_norm(exact_x, (8,), exact_w, eps)
+        assert norm(x).dtype == dtype
+        torch.testing.assert_close(norm(x).double(), out, rtol=tolerance, atol=tolerance)
+        for ours, theirs in zip(got, torch.autograd.grad(out, (exact_x, exact_w), grad.double()), strict=True):
+            torch.testing.assert_close(ours.double(), theirs, rtol=tolerance, atol=4 * tolerance)
 
 
 def test_gradients_match_finite_differences():
@@ -43,20 +44,21 @@ def test_zeros_stay_finite():
     assert bool(torch.isfinite(x.grad).all())
 
 
-@pytest.mark.parametrize("shape", [(3, 5, 8), (3, 1, 8)])
-@pytest.mark.parametrize("x_type, told_type", [(torch.float64, torch.float64), (torch.float32, torch.bfloat16)])
-def test_the_adaptive_norm_is_the_norm_scaled_and_shifted(shape, x_type, told_type):
-    x, norm, grad = inputs(x_type)
-    stream = torch.Generator().manual_seed(1)
-    scale, shift = (
-        torch.randn(shape, generator=stream, dtype=torch.float64).to(told_type).requires_grad_() for _ in range(2)
-    )
-    out = norm(x, scale, shift)
-    exact = [t.detach().double().requires_grad_() for t in (x, norm.weight, scale, shift)]
-    expected = F.rms_norm(exact[0], (8,), exact[1], torch.finfo(x_type).eps) * (1 + exact[2]) + exact[3]
-    tolerance = 1e-12 if x_type == torch.float64 else 3e-2
-    torch.testing.assert_close(out.double(), expected, rtol=tolerance, atol=tolerance)
-    got = torch.autograd.grad(out, (x, norm.weight, scale, shift), grad)
-    for ours, theirs in zip(got, torch.autograd.grad(expected, exact, grad.double()), strict=True):
-        assert ours.shape == theirs.shape
-        torch.testing.assert_close(ours.double(), theirs, rtol=tolerance, atol=10 * tolerance)
+def test_the_adaptive_norm_is_the_norm_scaled_and_shifted():
+    for shape, (x_type, told_type) in itertools.product(
+        ((3, 5, 8), (3, 1, 8)), ((torch.float64, torch.float64), (torch.float32, torch.bfloat16))
+    ):
+        x, norm, grad = inputs(x_type)
+        stream = torch.Generator().manual_seed(1)
+        scale, shift = (
+            torch.randn(shape, generator=stream, dtype=torch.float64).to(told_type).requires_grad_() for _ in range(2)
+        )
+        out = norm(x, scale, shift)
+        exact = [t.detach().double().requires_grad_() for t in (x, norm.weight, scale, shift)]
+        expected = F.rms_norm(exact[0], (8,), exact[1], torch.finfo(x_type).eps) * (1 + exact[2]) + exact[3]
+        tolerance = 1e-12 if x_type == torch.float64 else 3e-2
+        torch.testing.assert_close(out.double(), expected, rtol=tolerance, atol=tolerance)
+        got = torch.autograd.grad(out, (x, norm.weight, scale, shift), grad)
+        for ours, theirs in zip(got, torch.autograd.grad(expected, exact, grad.double()), strict=True):
+            assert ours.shape == theirs.shape
+            torch.testing.assert_close(ours.double(), theirs, rtol=tolerance, atol=10 * tolerance)

@@ -6,7 +6,9 @@ import hashlib
 
 import pytest
 
+from research_stack.data.sources import embedded
 from research_stack.data.sources.base import Document
+from research_stack.data.sources.embedded import library_docstrings
 
 
 class Corpus:
@@ -36,3 +38,15 @@ def corpus():
 def stories():
     """Forty different short texts."""
     return [f"story {i}: " + " ".join(f"word{i * j % 17}" for j in range(20 + i)) for i in range(40)]
+
+
+@pytest.fixture(scope="session")
+def library():
+    """Every docstring of the standard library: parsing it takes seconds."""
+    return list(library_docstrings())
+
+
+@pytest.fixture
+def parsed(monkeypatch, library):
+    """The library is parsed once for all the tests that ask for this."""
+    monkeypatch.setattr(embedded, "library_docstrings", lambda: iter(library))

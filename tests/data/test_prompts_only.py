@@ -194,7 +194,7 @@ def test_the_prompts_of_pairs(corpus):
         list(PromptsOf(corpus(("p", "r"), "text")).documents())
 
 
-def test_prompts_of_grouped_pairs_stand_on_the_side_of_their_pairs():
+def test_prompts_of_grouped_pairs_are_on_the_side_of_their_pairs(parsed):
     pairs = Docstrings(limit=1500)
     prompts = PromptsOf(pairs)
     sides = [

@@ -1,5 +1,6 @@
 """Conversations as pairs: the layouts, the templates against `apply_chat_template` itself, and what is refused."""
 
+import itertools
 import json
 
 import pyarrow
@@ -109,11 +110,8 @@ def test_a_conversation_stays_on_one_side_and_so_do_equal_questions(tmp_path):
     assert all(questions) and not questions[0] & questions[1] and len(questions[0] | questions[1]) == 60
 
 
-def test_the_embedded_conversations(tmp_path, monkeypatch):
+def test_the_embedded_conversations(parsed, tmp_path):
     source, pairs = Instructions(limit=1200), list(Docstrings(limit=1200).documents())
-    monkeypatch.setattr(
-        Docstrings, "documents", lambda self: iter(pairs[: self.limit])
-    )  # the standard library is read once, not five times
     source.check()
     for document, pair in zip(source.documents(), pairs, strict=True):
         assert (document.text, document.group) == (
@@ -128,42 +126,43 @@ def test_the_embedded_conversations(tmp_path, monkeypatch):
 # Templates --------------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("template", [CHATML, THINKING], ids=["chatml", "thinking"])
-def test_a_tokenizers_own_template_to_the_token(tmp_path, chat, template):
-    folder = chat(template)
-    source = Instructions(write(tmp_path / "a.jsonl", {"messages": TURNS}), folder)
-    source.check()
-    codec = Pretrained(folder).fit([])
-    first, second = source.documents()
-    for document, count in ((first, 3), (second, 5)):
-        whole = codec.tokenizer.apply_chat_template(TURNS[:count], tokenize=True, return_dict=False)
-        ours = [*codec.encode(document.prompt), *codec.encode(document.text), codec.vocab.end]
-        assert ours == whole[: len(ours)] and codec.decode(whole[len(ours) :]).strip() == ""
-        assert document.prompt == codec.tokenizer.apply_chat_template(
-            TURNS[: count - 1], tokenize=False, add_generation_prompt=True
+def test_a_tokenizers_own_template_to_the_token(chat, tmp_path_factory):
+    for template in (CHATML, THINKING):
+        tmp_path = tmp_path_factory.mktemp("case")
+        folder = chat(template)
+        source = Instructions(write(tmp_path / "a.jsonl", {"messages": TURNS}), folder)
+        source.check()
+        codec = Pretrained(folder).fit([])
+        first, second = source.documents()
+        for document, count in ((first, 3), (second, 5)):
+            whole = codec.tokenizer.apply_chat_template(TURNS[:count], tokenize=True, return_dict=False)
+            ours = [*codec.encode(document.prompt), *codec.encode(document.text), codec.vocab.end]
+            assert ours == whole[: len(ours)] and codec.decode(whole[len(ours) :]).strip() == ""
+            assert document.prompt == codec.tokenizer.apply_chat_template(
+                TURNS[: count - 1], tokenize=False, add_generation_prompt=True
+            )
+        start, end = codec.tokenizer.convert_tokens_to_ids(["<|im_start|>", "<|im_end|>"])
+        prompt = codec.encode(second.prompt)
+        assert (
+            prompt[0] == codec.tokenizer.bos_token_id
+            and prompt.count(start) == 5
+            and prompt.count(end) == 4
+            and codec.vocab.end == end
         )
-    start, end = codec.tokenizer.convert_tokens_to_ids(["<|im_start|>", "<|im_end|>"])
-    prompt = codec.encode(second.prompt)
-    assert (
-        prompt[0] == codec.tokenizer.bos_token_id
-        and prompt.count(start) == 5
-        and prompt.count(end) == 4
-        and codec.vocab.end == end
-    )
-    assert {start, end} <= set(codec.vocab.special)
+        assert {start, end} <= set(codec.vocab.special)
 
 
-@pytest.mark.parametrize("template", ["plain", "chatml"])
-@pytest.mark.parametrize("kind", ["pretrained", "byte_bpe", "bytes"])
-def test_prompt_and_response_have_the_same_ids_apart_and_together(tmp_path, chat, stories, template, kind):
-    texts = [m["content"] + "\nuser:\nassistant:\n" for m in TURNS] * 9
-    codec = (Bytes() if kind == "bytes" else ByteBPE(600) if kind == "byte_bpe" else Pretrained(chat())).fit(texts)
-    for document in Instructions(write(tmp_path / "a.jsonl", {"messages": TURNS}), template).documents():
-        assert codec.encode(document.prompt) + codec.encode(document.text) == codec.encode(
-            document.prompt + document.text
-        )
-    if kind == "pretrained" and template == "chatml":
-        assert isinstance(codec, PretrainedCodec) and codec.encode(document.prompt).count(codec.vocab.end) == 4
+def test_prompt_and_response_have_the_same_ids_apart_and_together(chat, stories, tmp_path_factory):
+    for template, kind in itertools.product(("plain", "chatml"), ("pretrained", "byte_bpe", "bytes")):
+        tmp_path = tmp_path_factory.mktemp("case")
+        texts = [m["content"] + "\nuser:\nassistant:\n" for m in TURNS] * 9
+        codec = (Bytes() if kind == "bytes" else ByteBPE(600) if kind == "byte_bpe" else Pretrained(chat())).fit(texts)
+        for document in Instructions(write(tmp_path / "a.jsonl", {"messages": TURNS}), template).documents():
+            assert codec.encode(document.prompt) + codec.encode(document.text) == codec.encode(
+                document.prompt + document.text
+            )
+        if kind == "pretrained" and template == "chatml":
+            assert isinstance(codec, PretrainedCodec) and codec.encode(document.prompt).count(codec.vocab.end) == 4
 
 
 def test_rows_of_a_templates_pairs(tmp_path, chat):
@@ -207,9 +206,8 @@ def complaint(source):
 USER, REPLY = {"role": "user", "content": "q"}, {"role": "assistant", "content": "a"}
 
 
-@pytest.mark.parametrize(
-    "record, line",
-    [
+def test_a_wrong_record_is_one_line_with_its_place(tmp_path_factory):
+    for record, line in (
         (
             {"messages": [USER, {"role": "robot", "content": "a"}]},
             ":2 message 2 has the unknown role 'robot'; known: system user assistant tool human gpt",
@@ -243,16 +241,17 @@ USER, REPLY = {"role": "user", "content": "q"}, {"role": "assistant", "content":
             {"prompt": "q", "response": "a"},
             ":2 has neither the field 'messages' nor 'conversations'; the fields there: prompt, response",
         ),
-    ],
-)
-def test_a_wrong_record_is_one_line_with_its_place(tmp_path, record, line):
-    path = write(tmp_path / "a.jsonl", {"messages": [USER, REPLY]}, record)
-    assert complaint(Instructions(path)) == f"path={path}{line}; set strict=false to leave such records out"
-    lenient = Instructions(path, strict=False)
-    lenient.check()
-    assert (
-        len(list(lenient.documents())) == 1 and lenient.odd.left_out == 1 and lenient.odd.first == f"path={path}{line}"
-    )
+    ):
+        tmp_path = tmp_path_factory.mktemp("case")
+        path = write(tmp_path / "a.jsonl", {"messages": [USER, REPLY]}, record)
+        assert complaint(Instructions(path)) == f"path={path}{line}; set strict=false to leave such records out"
+        lenient = Instructions(path, strict=False)
+        lenient.check()
+        assert (
+            len(list(lenient.documents())) == 1
+            and lenient.odd.left_out == 1
+            and lenient.odd.first == f"path={path}{line}"
+        )
 
 
 def test_wrong_files(tmp_path):

@@ -1,5 +1,6 @@
 """TokenData: batches, their order, resuming, ranks, validation and what it says of itself."""
 
+import itertools
 import json
 import math
 from itertools import islice
@@ -64,14 +65,13 @@ def test_an_epoch_shows_every_row_once_and_epochs_differ(data):
     assert not torch.equal(seen[:rows], seen[rows : 2 * rows])
 
 
-@pytest.mark.parametrize("workers", [0, 2])
-@pytest.mark.parametrize("start", [1, 5, 8])
-def test_resume_goes_on_exactly(data, start, workers):
-    whole = steps(data(seed=3), 10)
-    resumed = data(seed=3, num_workers=workers)
-    resumed.start_step = start
-    for a, b in zip(whole[start:], steps(resumed, 10 - start), strict=True):
-        assert torch.equal(a, b)
+def test_resume_goes_on_exactly(data):
+    for workers, start in itertools.product((0, 2), (1, 5, 8)):
+        whole = steps(data(seed=3), 10)
+        resumed = data(seed=3, num_workers=workers)
+        resumed.start_step = start
+        for a, b in zip(whole[start:], steps(resumed, 10 - start), strict=True):
+            assert torch.equal(a, b)
 
 
 def test_resume_far_in_does_not_depend_on_the_orders_seen_before(data):
@@ -88,20 +88,21 @@ def test_order_follows_the_seed_alone(data):
     assert not torch.equal(steps(data(seed=1), 1)[0], steps(data(seed=2), 1)[0])
 
 
-@pytest.mark.parametrize("world", [2, 3])
-def test_ranks_share_each_global_batch(data, monkeypatch, world):
-    d = data()
-    whole, validation = steps(d, 5), torch.cat([b["tokens"] for b in d.val_dataloader()])
-    shares, parts = [], []
-    for rank in range(world):
-        monkeypatch.setattr(step_data, "rank_and_world_size", lambda rank=rank: (rank, world))
-        shares.append(steps(d, 5))
-        parts.append([b["tokens"] for b in d.val_dataloader()])
-    for step in range(5):
-        assert torch.equal(torch.cat([share[step] for share in shares]), whole[step])
-    assert len({len(part) for part in parts}) == 1
-    together = torch.stack([torch.cat(part) for part in parts], 1).flatten(0, 1)
-    assert torch.equal(together, validation[: len(validation) // world * world])
+def test_ranks_share_each_global_batch(data):
+    for world in (2, 3):
+        with pytest.MonkeyPatch.context() as monkeypatch:
+            d = data()
+            whole, validation = steps(d, 5), torch.cat([b["tokens"] for b in d.val_dataloader()])
+            shares, parts = [], []
+            for rank in range(world):
+                monkeypatch.setattr(step_data, "rank_and_world_size", lambda rank=rank: (rank, world))
+                shares.append(steps(d, 5))
+                parts.append([b["tokens"] for b in d.val_dataloader()])
+            for step in range(5):
+                assert torch.equal(torch.cat([share[step] for share in shares]), whole[step])
+            assert len({len(part) for part in parts}) == 1
+            together = torch.stack([torch.cat(part) for part in parts], 1).flatten(0, 1)
+            assert torch.equal(together, validation[: len(validation) // world * world])
 
 
 def test_a_batch_that_ranks_cannot_share_is_refused(data, monkeypatch):
@@ -177,12 +178,10 @@ def test_a_corpus_shorter_than_a_row(data, tmp_path):
     assert not list((tmp_path / "cache").glob("*.tmp-*"))
 
 
-@pytest.mark.parametrize(
-    "options", [{"sequence_length": 1}, {"batch_size": 0}, {"validation_fraction": 1.0}, {"validation_rows": 0}]
-)
-def test_wrong_options_are_refused(options):
-    with pytest.raises(ValueError, match=f"^{next(iter(options))}="):
-        TokenData(PythonDocs(), Bytes(), **options)
+def test_wrong_options_are_refused():
+    for options in ({"sequence_length": 1}, {"batch_size": 0}, {"validation_fraction": 1.0}, {"validation_rows": 0}):
+        with pytest.raises(ValueError, match=f"^{next(iter(options))}="):
+            TokenData(PythonDocs(), Bytes(), **options)
 
 
 def test_use_before_prepare_says_so():
@@ -237,7 +236,7 @@ def test_smoke_config_is_small_and_whole(tmp_path):
     assert len(made.validation) == 16 and next(iter(made.train_dataloader()))["tokens"].shape == (8, 32)
 
 
-def test_python_docs_config_serves_english(tmp_path):
+def test_python_docs_config_serves_english(parsed, tmp_path):
     made = build(config_of("python_docs"), "data", seed=1, cache_dir=str(tmp_path))
     made.prepare()
     said = made.describe()
@@ -289,33 +288,33 @@ def walked(tokens, batch_size, length, overlap, count):
     return found
 
 
-@pytest.mark.parametrize("batch_size, overlap", [(6, 0), (6, 2), (7, 5), (1, 0), (60, 15)])
-def test_every_window_is_the_right_slice_of_the_stream(stream, batch_size, overlap):
-    d = stream(batch_size=batch_size, overlap=overlap)
-    expected = walked(d.train_tokens(), batch_size, 16, overlap, 700)
-    assert sum(fresh for _, fresh in expected) > 1
-    for batch, (tokens_BL, fresh) in zip(d.train_dataloader(), expected, strict=False):
-        assert (batch["tokens"].numpy() == tokens_BL).all()
-        assert batch["fresh"].dtype == torch.bool and batch["fresh"].tolist() == [fresh] * batch_size
+def test_every_window_is_the_right_slice_of_the_stream(stream):
+    for batch_size, overlap in ((6, 0), (6, 2), (7, 5), (1, 0), (60, 15)):
+        d = stream(batch_size=batch_size, overlap=overlap)
+        expected = walked(d.train_tokens(), batch_size, 16, overlap, 700)
+        assert sum(fresh for _, fresh in expected) > 1
+        for batch, (tokens_BL, fresh) in zip(d.train_dataloader(), expected, strict=False):
+            assert (batch["tokens"].numpy() == tokens_BL).all()
+            assert batch["fresh"].dtype == torch.bool and batch["fresh"].tolist() == [fresh] * batch_size
 
 
-@pytest.mark.parametrize("overlap", [0, 1, 2, 9])
-def test_a_row_goes_on_where_it_stopped_unless_fresh(stream, overlap):
-    d = stream(overlap=overlap)
-    text, rows = d.codec.decode, [[] for _ in range(6)]
-    before = None
-    for batch in islice(d.train_dataloader(), 400):
-        if before is not None and not batch["fresh"].any():
-            assert torch.equal(batch["tokens"][:, :overlap], before[:, 16 - overlap :])
-        elif before is not None:
-            break
-        before = batch["tokens"]
-        for row, tokens in zip(rows, before, strict=True):
-            row += tokens[overlap if row else 0 :].tolist()
-    assert batch["fresh"].all() and all(len(row) > 100 for row in rows)
-    whole = text(d.train_tokens())
-    assert all(text(row) in whole for row in rows)  # one pass reads unbroken text
-    assert sum(map(len, rows)) > len(d.train_tokens()) - 6 * 17 - 6
+def test_a_row_goes_on_where_it_stopped_unless_fresh(stream):
+    for overlap in (0, 1, 2, 9):
+        d = stream(overlap=overlap)
+        text, rows = d.codec.decode, [[] for _ in range(6)]
+        before = None
+        for batch in islice(d.train_dataloader(), 400):
+            if before is not None and not batch["fresh"].any():
+                assert torch.equal(batch["tokens"][:, :overlap], before[:, 16 - overlap :])
+            elif before is not None:
+                break
+            before = batch["tokens"]
+            for row, tokens in zip(rows, before, strict=True):
+                row += tokens[overlap if row else 0 :].tolist()
+        assert batch["fresh"].all() and all(len(row) > 100 for row in rows)
+        whole = text(d.train_tokens())
+        assert all(text(row) in whole for row in rows)  # one pass reads unbroken text
+        assert sum(map(len, rows)) > len(d.train_tokens()) - 6 * 17 - 6
 
 
 def test_contiguous_batches_have_the_form_of_others(stream):
@@ -327,26 +326,27 @@ def test_contiguous_batches_have_the_form_of_others(stream):
     assert isinstance(d.train.tokens, np.memmap)
 
 
-@pytest.mark.parametrize("world, workers", [(1, 2), (2, 0), (3, 2)])
-def test_ranks_and_workers_share_each_contiguous_batch(stream, monkeypatch, world, workers):
-    whole = list(islice(stream(overlap=3).train_dataloader(), 150))
-    d, shares = stream(overlap=3, num_workers=workers), []
-    for rank in range(world):
-        monkeypatch.setattr(step_data, "rank_and_world_size", lambda rank=rank: (rank, world))
-        shares.append(list(islice(d.train_dataloader(), 150)))
-    assert any(batch["fresh"].any() for batch in whole[1:])
-    for step, batch in enumerate(whole):
-        for name in batch:
-            assert torch.equal(torch.cat([share[step][name] for share in shares]), batch[name])
+def test_ranks_and_workers_share_each_contiguous_batch(stream):
+    for world, workers in ((1, 2), (2, 0), (3, 2)):
+        with pytest.MonkeyPatch.context() as monkeypatch:
+            whole = list(islice(stream(overlap=3).train_dataloader(), 150))
+            d, shares = stream(overlap=3, num_workers=workers), []
+            for rank in range(world):
+                monkeypatch.setattr(step_data, "rank_and_world_size", lambda rank=rank: (rank, world))
+                shares.append(list(islice(d.train_dataloader(), 150)))
+            assert any(batch["fresh"].any() for batch in whole[1:])
+            for step, batch in enumerate(whole):
+                for name in batch:
+                    assert torch.equal(torch.cat([share[step][name] for share in shares]), batch[name])
 
 
-@pytest.mark.parametrize("start", [1, 60, 150])
-def test_a_contiguous_run_resumes_exactly(stream, start):
-    whole = list(islice(stream(overlap=2).train_dataloader(), start + 60))
-    resumed = stream(overlap=2)
-    resumed.start_step = start
-    for a, b in zip(whole[start:], islice(resumed.train_dataloader(), 60), strict=True):
-        assert torch.equal(a["tokens"], b["tokens"]) and torch.equal(a["fresh"], b["fresh"])
+def test_a_contiguous_run_resumes_exactly(stream):
+    for start in (1, 60, 150):
+        whole = list(islice(stream(overlap=2).train_dataloader(), start + 60))
+        resumed = stream(overlap=2)
+        resumed.start_step = start
+        for a, b in zip(whole[start:], islice(resumed.train_dataloader(), 60), strict=True):
+            assert torch.equal(a["tokens"], b["tokens"]) and torch.equal(a["fresh"], b["fresh"])
 
 
 def test_the_order_changes_neither_cache_nor_validation(data, stream):
@@ -377,27 +377,28 @@ def test_a_text_too_short_for_its_stretches(stream):
         stream(batch_size=rows + 1)
 
 
-@pytest.mark.parametrize("options, line", [
-    ({"overlap": 2}, "overlap=2 needs order=contiguous"),
-    ({"order": "contiguous", "overlap": 128}, "overlap=128 must be at least 0 and below sequence_length=128"),
-    ({"order": "contiguous", "overlap": -1}, "overlap=-1 must be at least 0"),
-    ({"order": "sorted"}, "order=sorted must be shuffled or contiguous"),
-])  # fmt: skip
-def test_a_wrong_order_or_overlap_is_refused(options, line):
-    with pytest.raises(ValueError, match=f"^{line}"):
-        TokenData(PythonDocs(), Bytes(), **options)
+def test_a_wrong_order_or_overlap_is_refused():
+    for options, line in (
+        ({"overlap": 2}, "overlap=2 needs order=contiguous"),
+        ({"order": "contiguous", "overlap": 128}, "overlap=128 must be at least 0 and below sequence_length=128"),
+        ({"order": "contiguous", "overlap": -1}, "overlap=-1 must be at least 0"),
+        ({"order": "sorted"}, "order=sorted must be shuffled or contiguous"),
+    ):
+        with pytest.raises(ValueError, match=f"^{line}"):
+            TokenData(PythonDocs(), Bytes(), **options)
 
 
-@pytest.mark.parametrize("name", ["python_docs", "smoke", "text"])
-def test_order_and_overlap_are_keys_of_the_command_line(name, tmp_path):
-    (tmp_path / "some.txt").write_text("x")
-    words = [
-        f"data={name}",
-        "data.order=contiguous",
-        "data.overlap=2",
-        *([f"data.path={tmp_path / 'some.txt'}"] if name == "text" else []),
-    ]
-    cfg = compose(words)
-    assert (cfg.data.order, cfg.data.overlap) == ("contiguous", 2)
-    with pytest.raises(UserError, match=r"data\.overlap=2 needs order=contiguous"):
-        compose([word for word in words if not word.startswith("data.order")])
+def test_order_and_overlap_are_keys_of_the_command_line(tmp_path_factory):
+    for name in ("python_docs", "smoke", "text"):
+        tmp_path = tmp_path_factory.mktemp("case")
+        (tmp_path / "some.txt").write_text("x")
+        words = [
+            f"data={name}",
+            "data.order=contiguous",
+            "data.overlap=2",
+            *([f"data.path={tmp_path / 'some.txt'}"] if name == "text" else []),
+        ]
+        cfg = compose(words)
+        assert (cfg.data.order, cfg.data.overlap) == ("contiguous", 2)
+        with pytest.raises(UserError, match=r"data\.overlap=2 needs order=contiguous"):
+            compose([word for word in words if not word.startswith("data.order")])

@@ -110,29 +110,29 @@ def table_of(context):
 
 
 @pytest.mark.exact
-@pytest.mark.parametrize("kind", [Lookahead, MiniGPT])
-def test_the_loss_behind_own_tokens_is_the_one_written_out(kind, context):
-    ready, sampler = context(kind), Autoregressive(Temperature(1.1))
-    with ready.inference():
-        found = GeneratedPrefix({"hot": sampler}, count=40, **SIZES)(ready)
-    rows, document_B = rows_of(ready, 40)
-    tokens = [row.tolist() for row in rows.tokens.astype(np.int64)]
-    assert (
-        any(ready.data.vocab.end in row[LEAD : LEAD + OWN + AFTER] for row in tokens) and len(tokens) > 32
-    )  # documents end; two batches
-    leads = [torch.tensor(row[:LEAD]) for row in tokens]
-    own = (
-        sampler.sample(ready.method, leads, length=OWN, seed=1).tokens_BL[:, LEAD:].tolist()
-    )  # the first tokens of the longer texts
-    for name, words in (("hot", own), ("real_text", [row[LEAD : LEAD + OWN] for row in tokens])):
-        nats_B, count_B = map(
-            np.array,
-            zip(*(written_out(ready, row, word) for row, word in zip(tokens, words, strict=True)), strict=True),
-        )
-        expected = per_token(nats_B, count_B, document_B)
-        assert [found[f"{name}/future_nats{end}"] for end in ("", "_low", "_high")] == pytest.approx(
-            list(expected), rel=1e-9
-        )
+def test_the_loss_behind_own_tokens_is_the_one_written_out(context):
+    for kind in (Lookahead, MiniGPT):
+        ready, sampler = context(kind), Autoregressive(Temperature(1.1))
+        with ready.inference():
+            found = GeneratedPrefix({"hot": sampler}, count=40, **SIZES)(ready)
+        rows, document_B = rows_of(ready, 40)
+        tokens = [row.tolist() for row in rows.tokens.astype(np.int64)]
+        assert (
+            any(ready.data.vocab.end in row[LEAD : LEAD + OWN + AFTER] for row in tokens) and len(tokens) > 32
+        )  # documents end; two batches
+        leads = [torch.tensor(row[:LEAD]) for row in tokens]
+        own = (
+            sampler.sample(ready.method, leads, length=OWN, seed=1).tokens_BL[:, LEAD:].tolist()
+        )  # the first tokens of the longer texts
+        for name, words in (("hot", own), ("real_text", [row[LEAD : LEAD + OWN] for row in tokens])):
+            nats_B, count_B = map(
+                np.array,
+                zip(*(written_out(ready, row, word) for row, word in zip(tokens, words, strict=True)), strict=True),
+            )
+            expected = per_token(nats_B, count_B, document_B)
+            assert [found[f"{name}/future_nats{end}"] for end in ("", "_low", "_high")] == pytest.approx(
+                list(expected), rel=1e-9
+            )
 
 
 def test_who_writes_the_real_text_loses_nothing(context):

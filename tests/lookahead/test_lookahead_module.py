@@ -60,27 +60,27 @@ def test_the_next_token_counts_where_it_is_real():
         [1, 1, 1, 1, 1], [1, 0, 1, 1, 1], [0, 0, 1, 1, 1], [1, 0, 0, 1, 1]]  # fmt: skip
 
 
-@pytest.mark.parametrize("horizon, expected", [
-    (2, [[1, 1, 1, 1, 1, 1], [0, 0, 0, 1, 1, 1], [0, 0, 1, 1, 0, 0], [0, 0, 0, 0, 0, 0]]),
-    (3, [[1, 1, 1, 1, 1], [0, 0, 0, 1, 1], [0, 0, 1, 0, 0], [0, 0, 0, 0, 0]]),
-])  # fmt: skip
-def test_a_future_counts_within_one_document_behind_the_prompt(horizon, expected):
-    assert minigpt(horizon=horizon).future_counts(ROWS).int().tolist() == expected
-    rows, total = prepared(lookahead(horizon=horizon), ROWS)
-    assert rows["counts"].int().tolist() == expected
-    assert total.tolist() == [float(rows["weight"].sum()), sum(map(sum, expected))]
+def test_a_future_counts_within_one_document_behind_the_prompt():
+    for horizon, expected in (
+        (2, [[1, 1, 1, 1, 1, 1], [0, 0, 0, 1, 1, 1], [0, 0, 1, 1, 0, 0], [0, 0, 0, 0, 0, 0]]),
+        (3, [[1, 1, 1, 1, 1], [0, 0, 0, 1, 1], [0, 0, 1, 0, 0], [0, 0, 0, 0, 0]]),
+    ):
+        assert minigpt(horizon=horizon).future_counts(ROWS).int().tolist() == expected
+        rows, total = prepared(lookahead(horizon=horizon), ROWS)
+        assert rows["counts"].int().tolist() == expected
+        assert total.tolist() == [float(rows["weight"].sum()), sum(map(sum, expected))]
 
 
-@pytest.mark.parametrize("horizon", [2, 3])
-def test_a_future_counts_where_the_next_token_does(horizon):
+def test_a_future_counts_where_the_next_token_does():
     """Otherwise there would be no own token to judge."""
-    module = minigpt(horizon=horizon)
-    for seed in range(20):
-        data = by_hand(
-            *torch.randint(VOCAB.size, (4, 12), generator=torch.Generator().manual_seed(seed)).tolist(),
-            prompt=[0, 1, 3, 6],
-        )
-        assert bool((module.future_counts(data) <= module.next_counts(data)).all())
+    for horizon in (2, 3):
+        module = minigpt(horizon=horizon)
+        for seed in range(20):
+            data = by_hand(
+                *torch.randint(VOCAB.size, (4, 12), generator=torch.Generator().manual_seed(seed)).tolist(),
+                prompt=[0, 1, 3, 6],
+            )
+            assert bool((module.future_counts(data) <= module.next_counts(data)).all())
 
 
 def test_the_losses_behind():
@@ -96,23 +96,23 @@ def test_pick_takes_positions_of_each_row():
     assert gather_positions(values, torch.tensor([[0, 3], [1, 2]])).tolist() == [[0, 3], [5, 6]]
 
 
-@pytest.mark.parametrize("horizon", [2, 3])
-def test_a_real_target_is_the_loss_of_the_first_pass_behind(horizon):
-    module, data = lookahead(target="real", horizon=horizon), batch(length=10)
-    rows, total = prepared(module, data)
-    length = 10 - horizon
-    hidden = module.read(data["tokens"][:, :length], module.previous(data["tokens"][:, :length])).hidden_BLD
-    logits = (module.model.head(hidden) + module.bias_V).detach()
-    confidence, expected, counted = module.confidence(hidden), 0.0, 0
-    for b in range(3):
-        for i in range(length - horizon + 1):  # those behind are known of these positions only
-            ahead = data["tokens"][b, i + 1 : i + horizon + 1]
-            if data["tokens"][b, i] == END or not bool(data["eligible"][b, i + 1 : i + horizon + 1].all()):
-                continue
-            nats = [-float(logits[b, i + k].log_softmax(-1)[ahead[k]]) for k in range(1, horizon)]
-            expected, counted = expected + (float(confidence[b, i]) - sum(nats) / (horizon - 1)) ** 2, counted + 1
-    assert counted == int(total[1]) > 4
-    assert float(module.loss_sum(rows)[1].detach()) == pytest.approx(expected, rel=1e-12)
+def test_a_real_target_is_the_loss_of_the_first_pass_behind():
+    for horizon in (2, 3):
+        module, data = lookahead(target="real", horizon=horizon), batch(length=10)
+        rows, total = prepared(module, data)
+        length = 10 - horizon
+        hidden = module.read(data["tokens"][:, :length], module.previous(data["tokens"][:, :length])).hidden_BLD
+        logits = (module.model.head(hidden) + module.bias_V).detach()
+        confidence, expected, counted = module.confidence(hidden), 0.0, 0
+        for b in range(3):
+            for i in range(length - horizon + 1):  # those behind are known of these positions only
+                ahead = data["tokens"][b, i + 1 : i + horizon + 1]
+                if data["tokens"][b, i] == END or not bool(data["eligible"][b, i + 1 : i + horizon + 1].all()):
+                    continue
+                nats = [-float(logits[b, i + k].log_softmax(-1)[ahead[k]]) for k in range(1, horizon)]
+                expected, counted = expected + (float(confidence[b, i]) - sum(nats) / (horizon - 1)) ** 2, counted + 1
+        assert counted == int(total[1]) > 4
+        assert float(module.loss_sum(rows)[1].detach()) == pytest.approx(expected, rel=1e-12)
 
 
 # What is fed in -------------------------------------------------------------------------------------------------------
@@ -190,16 +190,16 @@ def test_options_change_no_own_token():
     assert not torch.equal(prepared(lookahead(), data, seed=1)[0]["u"], plain["u"])
 
 
-@pytest.mark.parametrize("fraction, count", [(0.4, 3), (0.01, 1), (0.9, 6), (1.0, 7)])
-def test_branches_stand_at_a_share_of_the_positions(fraction, count):
-    data = batch(rows=64, length=9, plain=True)
-    rows, total = prepared(lookahead(fraction=fraction), data)
-    assert rows["counts"].shape == (64, count) and total.tolist() == [64 * 7, 64 * count]
-    if fraction < 1:
-        assert bool((rows["at"].diff(dim=1) > 0).all()) and len(rows["at"].unique(dim=0)) > min(count, 6)
-        assert rows["at"].unique().tolist() == list(range(7))
-    else:
-        assert "at" not in rows
+def test_branches_stand_at_a_share_of_the_positions():
+    for fraction, count in ((0.4, 3), (0.01, 1), (0.9, 6), (1.0, 7)):
+        data = batch(rows=64, length=9, plain=True)
+        rows, total = prepared(lookahead(fraction=fraction), data)
+        assert rows["counts"].shape == (64, count) and total.tolist() == [64 * 7, 64 * count]
+        if fraction < 1:
+            assert bool((rows["at"].diff(dim=1) > 0).all()) and len(rows["at"].unique(dim=0)) > min(count, 6)
+            assert rows["at"].unique().tolist() == list(range(7))
+        else:
+            assert "at" not in rows
 
 
 def test_a_share_of_the_sequences_is_told_nothing_in_training_only():
@@ -219,36 +219,41 @@ def test_a_device_draws_its_rows_of_the_whole_batch():
     assert all(torch.equal(part[name], whole[name][2:4]) for name in whole)
 
 
-@pytest.mark.parametrize(
-    "options", [{}, {"fraction": 0.6}, {"dropout": 0.5}, {"lookahead": "last"}, {"target": "real"}], ids=str
-)
-def test_what_a_step_logs(options, monkeypatch):
+def test_what_a_step_logs():
     """Mean and spread of predicted and actual where they count, the change of the confidences, the norms of both
     gradients.
     """
-    module, data, seen = lookahead(**options), batch(), {}
-    rows, total = prepared(module, data)
-    note, counts = Lookahead._add_statistics, rows["counts"].bool()
-    monkeypatch.setattr(
-        Lookahead, "_add_statistics", lambda self, *given: seen.update(given=given) or note(self, *given)
-    )
-    weights = torch.tensor([1.0, module.alpha])
-    (module.loss_sum(rows) / total * weights).sum().backward()
-    lengths = module._norms.squares_2.sqrt().tolist()
-    numbers, (_, previous, confidence, future) = alone(module).after_update(), seen["given"]
-    assert [float(numbers["grad_lm"]), float(numbers["grad_confidence"])] == pytest.approx(lengths) and min(lengths) > 0
-    c, f = gather_positions(confidence, rows.get("at"))[counts], future[counts]
-    assert float(numbers["confidence_mean"]) == pytest.approx(float(c.mean()), rel=1e-5)
-    assert float(numbers["confidence_std"]) == pytest.approx(float(c.std(correction=0)), rel=1e-3, abs=1e-5)
-    assert float(numbers["future_mean"]) == pytest.approx(float(f.mean()), rel=1e-5)
-    assert float(numbers["future_std"]) == pytest.approx(float(f.std(correction=0)), rel=1e-3, abs=1e-5)
-    told = torch.where(data["tokens"][:, :6] == END, 0.0, (confidence - 1.7) / 0.6**0.5)
-    change = (told[:, :-1] - previous[:, 1:])[rows["keep"] > 0]
-    assert float(numbers["fixed_point"]) == pytest.approx(float(change.square().mean().sqrt()) * 0.6**0.5, rel=1e-5)
-    assert float(module.normaliser.mean) == pytest.approx(float(c.mean()), rel=1e-5)  # the first step counts whole
-    assert float(module.normaliser.variance) == pytest.approx(float(c.var(correction=0)), rel=1e-3, abs=1e-5)
-    assert far(module._carried, told[:, -1]) < 1e-12
-    assert not module._sums and not module._last
+    for options in ({}, {"fraction": 0.6}, {"dropout": 0.5}, {"lookahead": "last"}, {"target": "real"}):
+        with pytest.MonkeyPatch.context() as monkeypatch:
+            module, data, seen = lookahead(**options), batch(), {}
+            rows, total = prepared(module, data)
+            note, counts = Lookahead._add_statistics, rows["counts"].bool()
+            monkeypatch.setattr(
+                Lookahead, "_add_statistics", lambda self, *given: seen.update(given=given) or note(self, *given)
+            )
+            weights = torch.tensor([1.0, module.alpha])
+            (module.loss_sum(rows) / total * weights).sum().backward()
+            lengths = module._norms.squares_2.sqrt().tolist()
+            numbers, (_, previous, confidence, future) = alone(module).after_update(), seen["given"]
+            assert [float(numbers["grad_lm"]), float(numbers["grad_confidence"])] == pytest.approx(lengths) and min(
+                lengths
+            ) > 0
+            c, f = gather_positions(confidence, rows.get("at"))[counts], future[counts]
+            assert float(numbers["confidence_mean"]) == pytest.approx(float(c.mean()), rel=1e-5)
+            assert float(numbers["confidence_std"]) == pytest.approx(float(c.std(correction=0)), rel=1e-3, abs=1e-5)
+            assert float(numbers["future_mean"]) == pytest.approx(float(f.mean()), rel=1e-5)
+            assert float(numbers["future_std"]) == pytest.approx(float(f.std(correction=0)), rel=1e-3, abs=1e-5)
+            told = torch.where(data["tokens"][:, :6] == END, 0.0, (confidence - 1.7) / 0.6**0.5)
+            change = (told[:, :-1] - previous[:, 1:])[rows["keep"] > 0]
+            assert float(numbers["fixed_point"]) == pytest.approx(
+                float(change.square().mean().sqrt()) * 0.6**0.5, rel=1e-5
+            )
+            assert float(module.normaliser.mean) == pytest.approx(
+                float(c.mean()), rel=1e-5
+            )  # the first step counts whole
+            assert float(module.normaliser.variance) == pytest.approx(float(c.var(correction=0)), rel=1e-3, abs=1e-5)
+            assert far(module._carried, told[:, -1]) < 1e-12
+            assert not module._sums and not module._last
 
 
 def test_more_passes_change_the_confidences_less():
@@ -342,51 +347,52 @@ MODES = {
 }  # fmt: skip
 
 
-@pytest.mark.parametrize("mode", MODES)
-def test_a_run_that_was_stopped_goes_on_bit_by_bit(mode, stories, fit):
-    options, order = MODES[mode]
-    seen, data = {"whole": [], "parted": []}, stories(**order)
-    whole = fit(lookahead_of(data, seen=seen["whole"], **options), data, 6, "whole", validate_every=2)
-    fit(lookahead_of(data, seen=seen["parted"], **options), data, 4, "parted")
-    second = fit(lookahead_of(data, seen=seen["parted"], **options), data, 6, "parted", goes_on=True)
-    assert len(set(seen["whole"])) == 6 and seen["parted"] == seen["whole"]
-    a, b = whole.state_dict(), second.state_dict()
-    assert a.keys() == b.keys() and {"normaliser.mean", "normaliser.variance", "normaliser.steps"} <= a.keys()
-    assert all(torch.equal(a[name], b[name]) for name in a)
-    assert int(b["normaliser.steps"]) == 6 and float(b["normaliser.mean"]) != 0
-    assert torch.equal(whole._carried, second._carried)
+def test_a_run_that_was_stopped_goes_on_bit_by_bit(stories, fit):
+    for mode in MODES:
+        options, order = MODES[mode]
+        seen, data = {"whole": [], "parted": []}, stories(**order)
+        whole = fit(lookahead_of(data, seen=seen["whole"], **options), data, 6, "whole", validate_every=2)
+        fit(lookahead_of(data, seen=seen["parted"], **options), data, 4, "parted")
+        second = fit(lookahead_of(data, seen=seen["parted"], **options), data, 6, "parted", goes_on=True)
+        assert len(set(seen["whole"])) == 6 and seen["parted"] == seen["whole"]
+        a, b = whole.state_dict(), second.state_dict()
+        assert a.keys() == b.keys() and {"normaliser.mean", "normaliser.variance", "normaliser.steps"} <= a.keys()
+        assert all(torch.equal(a[name], b[name]) for name in a)
+        assert int(b["normaliser.steps"]) == 6 and float(b["normaliser.mean"]) != 0
+        assert torch.equal(whole._carried, second._carried)
 
 
-@pytest.mark.parametrize("mode", ["shift", "carry"])
-def test_a_run_that_forgot_what_it_carried_would_be_another(mode, stories, fit, monkeypatch):
-    options, order = MODES[mode]
-    seen, data = {"whole": [], "parted": []}, stories(**order)
-    fit(lookahead_of(data, seen=seen["whole"], **options), data, 6, "whole")
-    monkeypatch.setattr(Lookahead, "on_load_checkpoint", lambda self, checkpoint: None)
-    fit(lookahead_of(data, seen=seen["parted"], **options), data, 4, "parted")
-    fit(lookahead_of(data, seen=seen["parted"], **options), data, 6, "parted", goes_on=True)
-    assert (seen["parted"] == seen["whole"]) == (mode == "shift")
+def test_a_run_that_forgot_what_it_carried_would_be_another(stories, fit):
+    for mode in ("shift", "carry"):
+        with pytest.MonkeyPatch.context() as monkeypatch:
+            options, order = MODES[mode]
+            seen, data = {"whole": [], "parted": []}, stories(**order)
+            fit(lookahead_of(data, seen=seen["whole"], **options), data, 6, "whole")
+            monkeypatch.setattr(Lookahead, "on_load_checkpoint", lambda self, checkpoint: None)
+            fit(lookahead_of(data, seen=seen["parted"], **options), data, 4, "parted")
+            fit(lookahead_of(data, seen=seen["parted"], **options), data, 6, "parted", goes_on=True)
+            assert (seen["parted"] == seen["whole"]) == (mode == "shift")
 
 
-@pytest.mark.parametrize("pieces", [2, 4])
-def test_accumulation_changes_no_number_of_a_run(pieces, stories, fit):
-    seen, data = {1: [], pieces: []}, stories()
-    for accumulate in seen:
-        module = lookahead_of(data, seen=seen[accumulate], max_gradient_ratio=0.1)
-        module.optimization.accumulate = accumulate
-        fit(module, data, 4, f"in {accumulate}")
-    assert seen[pieces] == pytest.approx(seen[1], rel=1e-5)
+def test_accumulation_changes_no_number_of_a_run(stories, fit):
+    for pieces in (2, 4):
+        seen, data = {1: [], pieces: []}, stories()
+        for accumulate in seen:
+            module = lookahead_of(data, seen=seen[accumulate], max_gradient_ratio=0.1)
+            module.optimization.accumulate = accumulate
+            fit(module, data, 4, f"in {accumulate}")
+        assert seen[pieces] == pytest.approx(seen[1], rel=1e-5)
 
 
-@pytest.mark.parametrize("condition_dim", [0, 5])
-def test_a_confidence_that_is_no_number_stops_the_run_and_is_named(condition_dim, stories, fit):
-    data = stories()
-    module = lookahead_of(data, {"condition_dim": condition_dim})
-    torch.nn.init.constant_(module.head.bias, torch.nan)
-    before = [p.clone() for p in module.model.parameters()]
-    with pytest.raises(NotFinite, match=r"^[^\n]*loss_confidence=nan[^\n]*$"):
-        fit(module, data, 2)
-    assert all(torch.equal(p, q) for p, q in zip(module.model.parameters(), before, strict=True))
+def test_a_confidence_that_is_no_number_stops_the_run_and_is_named(stories, fit):
+    for condition_dim in (0, 5):
+        data = stories()
+        module = lookahead_of(data, {"condition_dim": condition_dim})
+        torch.nn.init.constant_(module.head.bias, torch.nan)
+        before = [p.clone() for p in module.model.parameters()]
+        with pytest.raises(NotFinite, match=r"^[^\n]*loss_confidence=nan[^\n]*$"):
+            fit(module, data, 2)
+        assert all(torch.equal(p, q) for p, q in zip(module.model.parameters(), before, strict=True))
 
 
 def test_both_models_learn_from_the_same_positions(stories):
@@ -411,9 +417,8 @@ def test_minigpt_is_lookahead_without_a_confidence_loss():
 # Refusals -------------------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize(
-    "options, opening",
-    [
+def test_a_wrong_option_is_named():
+    for options, opening in (
         ({"alpha": -0.1}, "alpha=-0.1"),
         ({"lookahead": "all"}, "lookahead=all"),
         ({"head": "linear"}, "head=linear"),
@@ -430,13 +435,10 @@ def test_minigpt_is_lookahead_without_a_confidence_loss():
         ({"lookahead": "last", "fraction": 0.5}, "fraction=0.5 with lookahead=last"),
         ({"lookahead": "last", "target": "real"}, "target=real with lookahead=last"),
         ({"horizon": 1}, "horizon=1"),
-    ],
-    ids=lambda value: value if isinstance(value, str) else "",
-)
-def test_a_wrong_option_is_named(options, opening):
-    with pytest.raises(ValueError) as raised:
-        lookahead(**options)
-    assert str(raised.value).startswith(opening) and "\n" not in str(raised.value)
+    ):
+        with pytest.raises(ValueError) as raised:
+            lookahead(**options)
+        assert str(raised.value).startswith(opening) and "\n" not in str(raised.value)
 
 
 def test_and_for_minigpt():
@@ -444,9 +446,8 @@ def test_and_for_minigpt():
         minigpt(horizon=1)
 
 
-@pytest.mark.parametrize(
-    "options",
-    [
+def test_the_edges_of_the_options_work():
+    for options in (
         {"alpha": 0.0},
         {"dropout": 1.0},
         {"fraction": 1e-6},
@@ -454,22 +455,18 @@ def test_and_for_minigpt():
         {"horizon": 4},
         {"passes": 5},
         {"lookahead": "last", "horizon": 3},
-    ],
-    ids=str,
-)
-def test_the_edges_of_the_options_work(options):
-    module = lookahead(**options)
-    rows, total = prepared(module, batch(length=10, plain=True))
-    assert bool(torch.isfinite(module.loss_sum(rows)).all()) and bool((total > 0).all())
+    ):
+        module = lookahead(**options)
+        rows, total = prepared(module, batch(length=10, plain=True))
+        assert bool(torch.isfinite(module.loss_sum(rows)).all()) and bool((total > 0).all())
 
 
 def data_of(**options):
     return SimpleNamespace(**{"sequence_length": 16, "order": "shuffled", "overlap": 0, **options})
 
 
-@pytest.mark.parametrize(
-    "make, data, line",
-    [
+def test_data_that_cannot_serve_is_refused():
+    for make, data, line in (
         (lambda: minigpt({"causal": False}), data_of(), "model.causal=False"),
         (lambda: lookahead({"causal": False}), data_of(), "model.causal=False"),
         (
@@ -502,12 +499,10 @@ def data_of(**options):
             data_of(order="contiguous", overlap=2),
             "method.previous=carry .* data.overlap=3$",
         ),
-    ],
-)
-def test_data_that_cannot_serve_is_refused(make, data, line):
-    with pytest.raises(ValueError, match=f"^{line}") as raised:
-        make().check_data(data)
-    assert "\n" not in str(raised.value)
+    ):
+        with pytest.raises(ValueError, match=f"^{line}") as raised:
+            make().check_data(data)
+        assert "\n" not in str(raised.value)
 
 
 def test_data_that_can_is_not():
@@ -517,23 +512,23 @@ def test_data_that_can_is_not():
         make().check_data(data)
 
 
-@pytest.mark.parametrize("name", ["scalar", "two_hot"])
-def test_the_head_is_clipped_apart_and_nothing_is_left_out(name):
-    module = lookahead(head=name)
-    parts = [list(module.model.parameters()), list(module.head.parameters())]
-    assert {id(p) for part in parts for p in part} == {id(p) for p in module.parameters()}
-    for factor, part in zip((3.0, 40.0), parts, strict=True):
-        for p in part:
-            p.grad = torch.full_like(p, factor)
-    before = [torch.linalg.vector_norm(torch.cat([p.grad.flatten() for p in part])) for part in parts]
-    assert float(module.clip_gradients()) == pytest.approx(float(torch.stack(before).norm()))
-    after = [float(torch.linalg.vector_norm(torch.cat([p.grad.flatten() for p in part]))) for part in parts]
-    assert after == pytest.approx([module.optimization.clip] * 2, rel=1e-4)
+def test_the_head_is_clipped_apart_and_nothing_is_left_out():
+    for name in ("scalar", "two_hot"):
+        module = lookahead(head=name)
+        parts = [list(module.model.parameters()), list(module.head.parameters())]
+        assert {id(p) for part in parts for p in part} == {id(p) for p in module.parameters()}
+        for factor, part in zip((3.0, 40.0), parts, strict=True):
+            for p in part:
+                p.grad = torch.full_like(p, factor)
+        before = [torch.linalg.vector_norm(torch.cat([p.grad.flatten() for p in part])) for part in parts]
+        assert float(module.clip_gradients()) == pytest.approx(float(torch.stack(before).norm()))
+        after = [float(torch.linalg.vector_norm(torch.cat([p.grad.flatten() for p in part]))) for part in parts]
+        assert after == pytest.approx([module.optimization.clip] * 2, rel=1e-4)
 
 
-@pytest.mark.parametrize(
-    "options",
-    [
+def test_flops_are_those_counted_by_torch():
+    """All forward passes of a step, those without a graph too."""
+    for options in (
         {"previous": "zeros", "target": "real"},
         {"previous": "zeros"},
         {},
@@ -543,25 +538,21 @@ def test_the_head_is_clipped_apart_and_nothing_is_left_out(name):
         {"lookahead": "last"},
         {"model": {"condition_dim": 0}},
         {"model": {"condition_dim": 0}, "passes": 3},
-    ],
-    ids=str,
-)
-def test_flops_are_those_counted_by_torch(options):
-    """All forward passes of a step, those without a graph too."""
-    from torch.nn.attention import SDPBackend, sdpa_kernel
-    from torch.utils.flop_counter import FlopCounterMode
+    ):
+        from torch.nn.attention import SDPBackend, sdpa_kernel
+        from torch.utils.flop_counter import FlopCounterMode
 
-    size = {"dim": 64, "max_length": 100, "heads": 2}
-    module = lookahead(
-        {**size, **options.get("model", {})}, kernel="math", **{k: v for k, v in options.items() if k != "model"}
-    )
-    length, horizon = 100, module.horizon
-    rows, _ = prepared(module, batch(rows=2, length=length, plain=True))
-    with sdpa_kernel(SDPBackend.MATH), FlopCounterMode(display=False) as counter, torch.no_grad():
-        module.loss_sum(rows)
-    forward = module.model.flops_per_token(length) * (length - horizon) / length
-    expected = module.training_flops(length) - 2 * forward  # the backward pass is not run here
-    assert counter.get_total_flops() / (2 * length) == pytest.approx(expected, rel=0.04)
+        size = {"dim": 64, "max_length": 100, "heads": 2}
+        module = lookahead(
+            {**size, **options.get("model", {})}, kernel="math", **{k: v for k, v in options.items() if k != "model"}
+        )
+        length, horizon = 100, module.horizon
+        rows, _ = prepared(module, batch(rows=2, length=length, plain=True))
+        with sdpa_kernel(SDPBackend.MATH), FlopCounterMode(display=False) as counter, torch.no_grad():
+            module.loss_sum(rows)
+        forward = module.model.flops_per_token(length) * (length - horizon) / length
+        expected = module.training_flops(length) - 2 * forward  # the backward pass is not run here
+        assert counter.get_total_flops() / (2 * length) == pytest.approx(expected, rel=0.04)
 
 
 def test_special_tokens_are_ruled_out():

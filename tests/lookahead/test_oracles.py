@@ -147,23 +147,23 @@ def agrees(module, **options):
 # --------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("kernel", KERNEL_NAMES)
-def test_dense_is_the_loop_over_positions(kernel):
-    for positions, kv_heads, conditioning in (
-        ("rotary", 4, "adaptive"),
-        ("learned", 2, "additive"),
-        ("rotary", 2, None),
-        ("learned", 4, "adaptive"),
-    ):
-        condition = {"conditioning": conditioning} if conditioning else {"condition_dim": 0}
-        agrees(
-            lookahead({"positions": positions, "kv_heads": kv_heads, **condition}, kernel=kernel), data=batch(length=7)
-        )
+def test_dense_is_the_loop_over_positions():
+    for kernel in KERNEL_NAMES:
+        for positions, kv_heads, conditioning in (
+            ("rotary", 4, "adaptive"),
+            ("learned", 2, "additive"),
+            ("rotary", 2, None),
+            ("learned", 4, "adaptive"),
+        ):
+            condition = {"conditioning": conditioning} if conditioning else {"condition_dim": 0}
+            agrees(
+                lookahead({"positions": positions, "kv_heads": kv_heads, **condition}, kernel=kernel),
+                data=batch(length=7),
+            )
 
 
-@pytest.mark.parametrize(
-    "options",
-    [
+def test_and_so_is_every_variant_of_it():
+    for options in (
         {"horizon": 3},
         {"fraction": 0.5},
         {"fraction": 0.5, "horizon": 3},
@@ -173,28 +173,23 @@ def test_dense_is_the_loop_over_positions(kernel):
         {"head": "softplus"},
         {"head": "two_hot"},
         {"detach": True},
-    ],
-    ids=str,
-)
-def test_and_so_is_every_variant_of_it(options):
-    for kernel in KERNEL_NAMES if {"horizon", "fraction"} & set(options) else ("math",):
-        agrees(lookahead({"kv_heads": 1}, kernel=kernel, **options), data=batch(length=9))
+    ):
+        for kernel in KERNEL_NAMES if {"horizon", "fraction"} & set(options) else ("math",):
+            agrees(lookahead({"kv_heads": 1}, kernel=kernel, **options), data=batch(length=9))
 
 
-@pytest.mark.parametrize(
-    "model",
-    [
-        {"qk_norm": True},
-        {"checkpoint_blocks": True},
-        {"tie_embeddings": False},
-        {"activation": "relu2"},
-        {"positions": "learned", "kv_heads": 2},
-    ],
-    ids=str,
-)
-@pytest.mark.parametrize("fraction", [1.0, 0.6])
-def test_and_of_the_backbone(model, fraction):
-    agrees(lookahead(model, fraction=fraction, horizon=3), data=batch(length=9))
+def test_and_of_the_backbone():
+    for model, fraction in itertools.product(
+        (
+            {"qk_norm": True},
+            {"checkpoint_blocks": True},
+            {"tie_embeddings": False},
+            {"activation": "relu2"},
+            {"positions": "learned", "kv_heads": 2},
+        ),
+        (1.0, 0.6),
+    ):
+        agrees(lookahead(model, fraction=fraction, horizon=3), data=batch(length=9))
 
 
 def test_a_first_position_that_goes_on_from_the_row_before():
@@ -203,31 +198,33 @@ def test_a_first_position_that_goes_on_from_the_row_before():
     agrees(module, data={**batch(), "fresh": torch.tensor([False, False, True])})
 
 
-@pytest.mark.parametrize("horizon", [2, 3])
-def test_the_future_of_a_model_without_confidence(horizon):
-    module, data = minigpt(horizon=horizon), batch(length=9)
-    counts, length = module.future_counts(data), 9 - horizon
-    u = torch.rand(3, length, horizon - 1, generator=torch.Generator().manual_seed(0))
-    rows = {"tokens": data["tokens"], "counts": counts, "u": u}
-    reading = module.read(data["tokens"][:, :length])
-    own = module.next_token(reading.hidden_BLD, data["tokens"][:, 1 : length + 1], module.next_counts(data), u[..., 0])[
-        2
-    ]
-    expected = torch.zeros(3, length, dtype=torch.float64)
-    for i in range(length):
-        sequence, logits = (
-            data["tokens"][:, : i + 1],
-            run(module, data["tokens"][:, : i + 1])[:, -1] @ module.model.unembedding.T + RULED_OUT,
-        )
-        for depth in range(1, horizon):
-            y = draw(logits.detach(), u[:, i, depth - 1])
-            assert depth > 1 or torch.equal(y[counts[:, i] > 0], own[:, i][counts[:, i] > 0])
-            sequence = torch.cat((sequence, y[:, None]), 1)
-            nats, logits = losses(module, run(module, sequence)[:, -1], data["tokens"][:, i + depth + 1], counts[:, i])
-            expected[:, i] += nats.detach() / (horizon - 1)
-    assert counts.sum() > 4
-    for kernel in KERNEL_NAMES:
-        assert far(module.future(reading, own, None, rows, kernel), expected) < 1e-12
+def test_the_future_of_a_model_without_confidence():
+    for horizon in (2, 3):
+        module, data = minigpt(horizon=horizon), batch(length=9)
+        counts, length = module.future_counts(data), 9 - horizon
+        u = torch.rand(3, length, horizon - 1, generator=torch.Generator().manual_seed(0))
+        rows = {"tokens": data["tokens"], "counts": counts, "u": u}
+        reading = module.read(data["tokens"][:, :length])
+        own = module.next_token(
+            reading.hidden_BLD, data["tokens"][:, 1 : length + 1], module.next_counts(data), u[..., 0]
+        )[2]
+        expected = torch.zeros(3, length, dtype=torch.float64)
+        for i in range(length):
+            sequence, logits = (
+                data["tokens"][:, : i + 1],
+                run(module, data["tokens"][:, : i + 1])[:, -1] @ module.model.unembedding.T + RULED_OUT,
+            )
+            for depth in range(1, horizon):
+                y = draw(logits.detach(), u[:, i, depth - 1])
+                assert depth > 1 or torch.equal(y[counts[:, i] > 0], own[:, i][counts[:, i] > 0])
+                sequence = torch.cat((sequence, y[:, None]), 1)
+                nats, logits = losses(
+                    module, run(module, sequence)[:, -1], data["tokens"][:, i + depth + 1], counts[:, i]
+                )
+                expected[:, i] += nats.detach() / (horizon - 1)
+        assert counts.sum() > 4
+        for kernel in KERNEL_NAMES:
+            assert far(module.future(reading, own, None, rows, kernel), expected) < 1e-12
 
 
 def test_forms_agree_in_float32_to_its_precision():
@@ -237,24 +234,23 @@ def test_forms_agree_in_float32_to_its_precision():
         torch.testing.assert_close(value, values[0], rtol=1e-5, atol=1e-5)
 
 
-@pytest.mark.parametrize("fraction", [1.0, 0.5])
-@pytest.mark.parametrize("kernel", ("auto", *KERNEL_NAMES))
-def test_forms_run_in_bfloat16(kernel, fraction):
+def test_forms_run_in_bfloat16():
     """Under autocast, with the same own tokens in every form, each near what float32 gives for them."""
-    module = lookahead(kernel=kernel, fraction=fraction).float()
-    data, own = batch(), torch.randint(VOCAB.n_real, (3, 6), generator=torch.Generator().manual_seed(0))
-    rows, _ = prepared(module, data)
+    for fraction, kernel in itertools.product((1.0, 0.5), ("auto", *KERNEL_NAMES)):
+        module = lookahead(kernel=kernel, fraction=fraction).float()
+        data, own = batch(), torch.randint(VOCAB.n_real, (3, 6), generator=torch.Generator().manual_seed(0))
+        rows, _ = prepared(module, data)
 
-    def future():
-        reading = module.read(rows["tokens"][:, :6], module.previous(rows["tokens"][:, :6]))
-        return module.future(reading, own, module.confidence(reading.hidden_BLD), rows, kernel)
+        def future():
+            reading = module.read(rows["tokens"][:, :6], module.previous(rows["tokens"][:, :6]))
+            return module.future(reading, own, module.confidence(reading.hidden_BLD), rows, kernel)
 
-    exact = future()
-    with torch.autocast("cpu", torch.bfloat16):
-        found = future()
-        module.loss_sum(rows).sum().backward()
-    assert found.dtype == torch.float32 and float(exact.max()) > 1
-    assert far(found, exact) < 0.15
+        exact = future()
+        with torch.autocast("cpu", torch.bfloat16):
+            found = future()
+            module.loss_sum(rows).sum().backward()
+        assert found.dtype == torch.float32 and float(exact.max()) > 1
+        assert far(found, exact) < 0.15
 
 
 # 2. and 3. The last position; no graph
@@ -281,45 +277,44 @@ def last_token(module, rows):
     return torch.stack([lm, (miss(module, raw, c, future) * rows["counts"][:, -1]).sum()])
 
 
-@pytest.mark.parametrize("positions", ["rotary", "learned"])
-@pytest.mark.parametrize("conditioning", ["adaptive", "additive"])
-def test_last_is_the_two_pass_step_at_the_last_token(positions, conditioning):
-    module, data = (
-        lookahead({"positions": positions, "conditioning": conditioning, "kv_heads": 2}, lookahead="last"),
-        batch(rows=4, plain=True),
-    )
-    rows, total = prepared(module, data)
-    assert rows["counts"].shape == (4, 1) and total[1] == 4
-    ours, theirs = module.loss_sum(rows), last_token(module, rows)
-    assert far(ours / total, theirs / total) <= 2e-14
-    assert far(gradients(module, ours, total), gradients(module, theirs, total)) < 1e-13
+def test_last_is_the_two_pass_step_at_the_last_token():
+    for positions, conditioning in itertools.product(("rotary", "learned"), ("adaptive", "additive")):
+        module, data = (
+            lookahead({"positions": positions, "conditioning": conditioning, "kv_heads": 2}, lookahead="last"),
+            batch(rows=4, plain=True),
+        )
+        rows, total = prepared(module, data)
+        assert rows["counts"].shape == (4, 1) and total[1] == 4
+        ours, theirs = module.loss_sum(rows), last_token(module, rows)
+        assert far(ours / total, theirs / total) <= 2e-14
+        assert far(gradients(module, ours, total), gradients(module, theirs, total)) < 1e-13
 
 
-@pytest.mark.parametrize("kernel", KERNEL_NAMES)
-def test_last_is_dense_with_weight_on_the_last_position_only(kernel):
-    data, model = batch(rows=4, plain=True), {"kv_heads": 2}
-    dense, last = lookahead(model, kernel=kernel), lookahead(model, lookahead="last")
-    (rows, total), (rows_last, total_last) = prepared(dense, data), prepared(last, data)
-    assert torch.equal(rows["u"], rows_last["u"])  # the own tokens do not depend on where branches stand
-    rows["counts"][:, :-1] = 0
-    total[1] = rows["counts"].sum()
-    assert torch.equal(total, total_last)
-    ours, theirs = dense.loss_sum(rows), last.loss_sum(rows_last)
-    assert far(ours / total, theirs / total) <= 1e-14
-    assert far(gradients(dense, ours, total), gradients(last, theirs, total)) < 1e-13
+def test_last_is_dense_with_weight_on_the_last_position_only():
+    for kernel in KERNEL_NAMES:
+        data, model = batch(rows=4, plain=True), {"kv_heads": 2}
+        dense, last = lookahead(model, kernel=kernel), lookahead(model, lookahead="last")
+        (rows, total), (rows_last, total_last) = prepared(dense, data), prepared(last, data)
+        assert torch.equal(rows["u"], rows_last["u"])  # the own tokens do not depend on where branches stand
+        rows["counts"][:, :-1] = 0
+        total[1] = rows["counts"].sum()
+        assert torch.equal(total, total_last)
+        ours, theirs = dense.loss_sum(rows), last.loss_sum(rows_last)
+        assert far(ours / total, theirs / total) <= 1e-14
+        assert far(gradients(dense, ours, total), gradients(last, theirs, total)) < 1e-13
 
 
-@pytest.mark.parametrize("horizon", [2, 3])
-def test_a_graph_behind_the_second_pass_changes_no_gradient(horizon):
-    module = lookahead(horizon=horizon)
-    rows, total = prepared(module, batch())
-    ours = gradients(module, module.loss_sum(rows), total)
-    with_graph, without = (gradients(module, naive(module, rows, graph=graph), total) for graph in (True, False))
-    assert far(with_graph, without) == 0
-    assert far(ours, with_graph) < 1e-12
-    assert (
-        far(ours, gradients(module, naive(module, rows, through=True), total)) > 1e-3
-    )  # one that is not cut off would
+def test_a_graph_behind_the_second_pass_changes_no_gradient():
+    for horizon in (2, 3):
+        module = lookahead(horizon=horizon)
+        rows, total = prepared(module, batch())
+        ours = gradients(module, module.loss_sum(rows), total)
+        with_graph, without = (gradients(module, naive(module, rows, graph=graph), total) for graph in (True, False))
+        assert far(with_graph, without) == 0
+        assert far(ours, with_graph) < 1e-12
+        assert (
+            far(ours, gradients(module, naive(module, rows, through=True), total)) > 1e-3
+        )  # one that is not cut off would
 
 
 # 4. Causality ---------------------------------------------------------------------------------------------------------
@@ -348,42 +343,42 @@ def model_of(mode, **options):
     return minigpt(**options) if MODES[mode] is None else lookahead(**MODES[mode], **options)
 
 
-@pytest.mark.parametrize("mode", MODES)
-@pytest.mark.parametrize("positions", ["rotary", "learned"])
-def test_nothing_before_a_token_knows_it(mode, positions):
-    module, tokens = model_of(mode, model={"positions": positions}), batch(plain=True)["tokens"]
+def test_nothing_before_a_token_knows_it():
+    for mode, positions in itertools.product(MODES, ("rotary", "learned")):
+        module, tokens = model_of(mode, model={"positions": positions}), batch(plain=True)["tokens"]
 
-    def hidden(ids):
-        return module.read(ids, module.previous(ids)).hidden_BLD
+        def hidden(ids):
+            return module.read(ids, module.previous(ids)).hidden_BLD
 
-    up_to = torch.ones(8, 8, dtype=torch.bool).triu()
-    assert torch.equal(
-        influence(lambda ids: (module.model.head(hidden(ids)) + RULED_OUT).softmax(-1).detach(), tokens), up_to
-    )
-    if mode != "MiniGPT":
-        assert torch.equal(influence(lambda ids: module.confidence(hidden(ids)).unsqueeze(-1), tokens), up_to)
-        strictly = up_to & ~torch.eye(8, dtype=torch.bool) if mode != "zeros" else torch.zeros(8, 8, dtype=torch.bool)
-        assert not bool((influence(lambda ids: module.previous(ids).unsqueeze(-1), tokens) & ~strictly).any())
+        up_to = torch.ones(8, 8, dtype=torch.bool).triu()
+        assert torch.equal(
+            influence(lambda ids: (module.model.head(hidden(ids)) + RULED_OUT).softmax(-1).detach(), tokens), up_to
+        )
+        if mode != "MiniGPT":
+            assert torch.equal(influence(lambda ids: module.confidence(hidden(ids)).unsqueeze(-1), tokens), up_to)
+            strictly = (
+                up_to & ~torch.eye(8, dtype=torch.bool) if mode != "zeros" else torch.zeros(8, 8, dtype=torch.bool)
+            )
+            assert not bool((influence(lambda ids: module.previous(ids).unsqueeze(-1), tokens) & ~strictly).any())
 
 
-@pytest.mark.parametrize(("kernel", "horizon"), zip(KERNEL_NAMES, (2, 3, 3, 2), strict=True))
-@pytest.mark.parametrize("mode", MODES)
-def test_a_future_loss_knows_its_prefix_and_its_target_only(mode, kernel, horizon):
+def test_a_future_loss_knows_its_prefix_and_its_target_only():
     """With own tokens held fixed: x_{<=i} and x_{i+2}, ..., x_{i+h}, and not the x_{i+1} whose position the own token
     takes.
     """
-    module, tokens, length = model_of(mode, horizon=horizon), batch(length=8, plain=True)["tokens"], 8 - horizon
-    generator = torch.Generator().manual_seed(3)
-    own = torch.randint(VOCAB.n_real, (3, length), generator=generator)
-    u = torch.rand(3, length, horizon - 1, generator=generator)
+    for (kernel, horizon), mode in itertools.product(zip(KERNEL_NAMES, (2, 3, 3, 2), strict=True), MODES):
+        module, tokens, length = model_of(mode, horizon=horizon), batch(length=8, plain=True)["tokens"], 8 - horizon
+        generator = torch.Generator().manual_seed(3)
+        own = torch.randint(VOCAB.n_real, (3, length), generator=generator)
+        u = torch.rand(3, length, horizon - 1, generator=generator)
 
-    def future(ids):
-        reading = module.read(ids[:, :length], module.previous(ids[:, :length]))
-        rows = {"tokens": ids, "counts": torch.ones(3, length), "u": u}
-        return module.future(reading, own, module.confidence(reading.hidden_BLD), rows, kernel).unsqueeze(-1)
+        def future(ids):
+            reading = module.read(ids[:, :length], module.previous(ids[:, :length]))
+            rows = {"tokens": ids, "counts": torch.ones(3, length), "u": u}
+            return module.future(reading, own, module.confidence(reading.hidden_BLD), rows, kernel).unsqueeze(-1)
 
-    j, i = torch.arange(8)[:, None], torch.arange(length)
-    assert torch.equal(influence(future, tokens), (i >= j) | ((i + 2 <= j) & (j <= i + horizon)))
+        j, i = torch.arange(8)[:, None], torch.arange(length)
+        assert torch.equal(influence(future, tokens), (i >= j) | ((i + 2 <= j) & (j <= i + horizon)))
 
 
 # 5. The start ---------------------------------------------------------------------------------------------------------
@@ -392,25 +387,30 @@ NORMAL = [math.exp(-((k / 4 - 2) ** 2) / 2) for k in range(49)]  # at the centre
 CUT_NORMAL = sum(k / 4 * p for k, p in enumerate(NORMAL)) / sum(NORMAL)  # 2.042
 
 
-@pytest.mark.parametrize("head, start", [("scalar", 2.0), ("softplus", 2.0), ("two_hot", CUT_NORMAL)])
-@pytest.mark.parametrize("conditioning", ["adaptive", "additive"])
-def test_a_fresh_model_does_not_heed_its_confidences(conditioning, head, start):
-    module, tokens = lookahead({"conditioning": conditioning}, fresh=True, head=head), batch(plain=True)["tokens"]
-    added = [block.modulation for block in module.model.blocks] if conditioning == "adaptive" else [module.model.added]
-    assert all(bool((layer.weight == 0).all()) and bool((layer.bias == 0).all()) for layer in added)
-    previous_next_BL = torch.randn(tokens.shape, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
-    plain, fed = (module.read(tokens, a).hidden_BLD for a in (None, previous_next_BL))
-    assert torch.equal(module.model.head(plain), module.model.head(fed))
-    assert torch.allclose(module.confidence(plain), torch.tensor(start, dtype=torch.float64), atol=1e-6)
-    with torch.no_grad():
-        added[-1].weight.normal_(generator=torch.Generator().manual_seed(1))
-    assert far(module.read(tokens, previous_next_BL).hidden_BLD, plain) > 1e-3
+def test_a_fresh_model_does_not_heed_its_confidences():
+    for (head, start), conditioning in itertools.product(
+        (("scalar", 2.0), ("softplus", 2.0), ("two_hot", CUT_NORMAL)), ("adaptive", "additive")
+    ):
+        module, tokens = lookahead({"conditioning": conditioning}, fresh=True, head=head), batch(plain=True)["tokens"]
+        added = (
+            [block.modulation for block in module.model.blocks] if conditioning == "adaptive" else [module.model.added]
+        )
+        assert all(bool((layer.weight == 0).all()) and bool((layer.bias == 0).all()) for layer in added)
+        previous_next_BL = torch.randn(tokens.shape, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+        plain, fed = (module.read(tokens, a).hidden_BLD for a in (None, previous_next_BL))
+        assert torch.equal(module.model.head(plain), module.model.head(fed))
+        assert torch.allclose(module.confidence(plain), torch.tensor(start, dtype=torch.float64), atol=1e-6)
+        with torch.no_grad():
+            added[-1].weight.normal_(generator=torch.Generator().manual_seed(1))
+        assert far(module.read(tokens, previous_next_BL).hidden_BLD, plain) > 1e-3
 
 
-@pytest.mark.parametrize("options", [{}, {"activation": "relu2"}, {"conditioning": "additive"}], ids=str)
-def test_a_model_with_conditions_is_as_large_as_one_without(options):
-    sizes = [sum(p.numel() for p in backbone(dim=64, condition_dim=width, **options).parameters()) for width in (0, 5)]
-    assert sizes[1] == pytest.approx(sizes[0], rel=1e-3)
+def test_a_model_with_conditions_is_as_large_as_one_without():
+    for options in ({}, {"activation": "relu2"}, {"conditioning": "additive"}):
+        sizes = [
+            sum(p.numel() for p in backbone(dim=64, condition_dim=width, **options).parameters()) for width in (0, 5)
+        ]
+        assert sizes[1] == pytest.approx(sizes[0], rel=1e-3)
 
 
 # 6. The shift ---------------------------------------------------------------------------------------------------------
@@ -444,30 +444,29 @@ def test_what_it_learns_is_the_next_token_and_so_is_what_it_then_says():
 # 7. The cache ---------------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("conditioning", ["adaptive", "additive"])
-@pytest.mark.parametrize("positions", ["rotary", "learned"])
-def test_token_by_token_is_the_pass_over_the_whole_row(positions, conditioning):
-    module, tokens = (
-        lookahead({"positions": positions, "conditioning": conditioning, "kv_heads": 2}),
-        batch(length=10)["tokens"],
-    )
-    a = torch.randn(tokens.shape, generator=torch.Generator().manual_seed(1), dtype=torch.float64)
-    whole, cache = module.read(tokens, a).hidden_BLD, module.model.new_cache()
-    pieces = [module.advance(tokens[:, j : j + 1], a[:, j : j + 1], cache) for j in range(10)]
-    assert far(torch.cat([hidden for hidden, _ in pieces], 1), whole) < 1e-13
-    assert far(torch.cat([c for _, c in pieces], 1), module.confidence(whole)) < 1e-13
-    assert cache.length == 10
+def test_token_by_token_is_the_pass_over_the_whole_row():
+    for conditioning, positions in itertools.product(("adaptive", "additive"), ("rotary", "learned")):
+        module, tokens = (
+            lookahead({"positions": positions, "conditioning": conditioning, "kv_heads": 2}),
+            batch(length=10)["tokens"],
+        )
+        a = torch.randn(tokens.shape, generator=torch.Generator().manual_seed(1), dtype=torch.float64)
+        whole, cache = module.read(tokens, a).hidden_BLD, module.model.new_cache()
+        pieces = [module.advance(tokens[:, j : j + 1], a[:, j : j + 1], cache) for j in range(10)]
+        assert far(torch.cat([hidden for hidden, _ in pieces], 1), whole) < 1e-13
+        assert far(torch.cat([c for _, c in pieces], 1), module.confidence(whole)) < 1e-13
+        assert cache.length == 10
 
 
-@pytest.mark.parametrize("first", [None, torch.tensor([0.5, -1.0, 2.0])], ids=["zero", "carried"])
-def test_jacobi_passes_arrive_at_the_rollout(first):
-    tokens, length = batch(length=9)["tokens"], 9
-    exact = lookahead(previous="rollout").previous(tokens, first)
-    assert far(lookahead(passes=length - 1).previous(tokens, first), exact) < 1e-13
-    for passes in range(1, length - 1):  # and each pass makes one more position exact
-        reached = (lookahead(passes=passes).previous(tokens, first) - exact).abs().amax(0)
-        assert reached[: passes + 1].max() < 1e-13
-    assert float(reached[-1]) > 1e-9
+def test_jacobi_passes_arrive_at_the_rollout():
+    for first in (None, torch.tensor([0.5, -1.0, 2.0])):
+        tokens, length = batch(length=9)["tokens"], 9
+        exact = lookahead(previous="rollout").previous(tokens, first)
+        assert far(lookahead(passes=length - 1).previous(tokens, first), exact) < 1e-13
+        for passes in range(1, length - 1):  # and each pass makes one more position exact
+            reached = (lookahead(passes=passes).previous(tokens, first) - exact).abs().amax(0)
+            assert reached[: passes + 1].max() < 1e-13
+        assert float(reached[-1]) > 1e-9
 
 
 def test_the_rollout_feeds_back_what_the_model_then_says():
@@ -658,18 +657,17 @@ MUTANTS = [
 ]
 
 
-@pytest.mark.parametrize("fraction", [1.0, 0.5])
-@pytest.mark.parametrize("positions", ["rotary", "learned"])
-@pytest.mark.parametrize("mutant", MUTANTS, ids=lambda mutant: mutant.__name__)
-def test_mutants_are_caught(mutant, positions, fraction, monkeypatch):
-    module = lookahead({"positions": positions}, kernel="math", fraction=fraction)
-    data = batch(rows=4, length=8)
-    value, slope, _ = difference(module, data)
-    assert value < 1e-12 and slope < 1e-12
-    mutant(monkeypatch, module)
-    value, slope, _ = difference(module, data)
-    assert slope > 1e-4
-    assert value > 1e-4 or mutant is graph_through_the_target and value < 1e-12
+def test_mutants_are_caught():
+    for fraction, positions, mutant in itertools.product((1.0, 0.5), ("rotary", "learned"), MUTANTS):
+        with pytest.MonkeyPatch.context() as monkeypatch:
+            module = lookahead({"positions": positions}, kernel="math", fraction=fraction)
+            data = batch(rows=4, length=8)
+            value, slope, _ = difference(module, data)
+            assert value < 1e-12 and slope < 1e-12
+            mutant(monkeypatch, module)
+            value, slope, _ = difference(module, data)
+            assert slope > 1e-4
+            assert value > 1e-4 or mutant is graph_through_the_target and value < 1e-12
 
 
 def test_a_graph_in_the_second_pass_reaches_nothing():
@@ -709,35 +707,33 @@ def test_only_the_pass_over_the_real_tokens_keeps_a_graph(monkeypatch):
 # -----------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize(
-    "options",
-    [
-        {},
-        {"max_gradient_ratio": 0.05},
-        {"max_gradient_ratio": 0.05, "dropout": 0.4, "fraction": 0.5},
-        {"lookahead": "last", "max_gradient_ratio": 0.5},
-        {"target": "real", "max_gradient_ratio": 0.1},
-        {"horizon": 3, "head": "two_hot", "max_gradient_ratio": 0.01},
-    ],
-    ids=str,
-)
-@pytest.mark.parametrize("pieces", [2, 3, 6])
-def test_no_cut_of_the_batch_changes_loss_or_gradient(options, pieces):
-    data = {name: torch.cat((batch(length=9)[name], batch(length=9, seed=1, plain=True)[name])) for name in batch()}
-    whole, parted = lookahead(**options), lookahead(**options)
-    rows, total = prepared(whole, data)
-    value = whole.loss_sum(rows)
-    sums = [parted.loss_sum(piece) for piece in split_batch(rows, pieces)]
-    assert len(sums) == pieces and far(sum(sums), value) < 1e-12
-    slopes = gradients(whole, value, total)
-    each = [gradients(parted, part, total) for part in sums]
-    assert far({name: sum(g[name] for g in each) for name in slopes}, slopes) < 1e-13
-    assert far(whole._norms.take(), parted._norms.take()) < 1e-13
-    numbers = alone(whole).after_update(), alone(parted).after_update()
-    assert numbers[0].keys() == numbers[1].keys()
-    for name, number in numbers[0].items():
-        assert float(number) == pytest.approx(float(numbers[1][name]), rel=1e-5)
-    assert far(whole._carried, parted._carried) < 1e-13
+def test_no_cut_of_the_batch_changes_loss_or_gradient():
+    for options, pieces in itertools.product(
+        (
+            {},
+            {"max_gradient_ratio": 0.05},
+            {"max_gradient_ratio": 0.05, "dropout": 0.4, "fraction": 0.5},
+            {"lookahead": "last", "max_gradient_ratio": 0.5},
+            {"target": "real", "max_gradient_ratio": 0.1},
+            {"horizon": 3, "head": "two_hot", "max_gradient_ratio": 0.01},
+        ),
+        (2, 3, 6),
+    ):
+        data = {name: torch.cat((batch(length=9)[name], batch(length=9, seed=1, plain=True)[name])) for name in batch()}
+        whole, parted = lookahead(**options), lookahead(**options)
+        rows, total = prepared(whole, data)
+        value = whole.loss_sum(rows)
+        sums = [parted.loss_sum(piece) for piece in split_batch(rows, pieces)]
+        assert len(sums) == pieces and far(sum(sums), value) < 1e-12
+        slopes = gradients(whole, value, total)
+        each = [gradients(parted, part, total) for part in sums]
+        assert far({name: sum(g[name] for g in each) for name in slopes}, slopes) < 1e-13
+        assert far(whole._norms.take(), parted._norms.take()) < 1e-13
+        numbers = alone(whole).after_update(), alone(parted).after_update()
+        assert numbers[0].keys() == numbers[1].keys()
+        for name, number in numbers[0].items():
+            assert float(number) == pytest.approx(float(numbers[1][name]), rel=1e-5)
+        assert far(whole._carried, parted._carried) < 1e-13
 
 
 def test_the_ratio_limits_the_share_of_the_second_gradient_in_each_row():
@@ -764,29 +760,29 @@ def test_the_ratio_limits_the_share_of_the_second_gradient_in_each_row():
     assert far(of_hidden(free, [1.0, 20.0]), lm + confidence) < 1e-13
 
 
-@pytest.mark.parametrize("dtype", [torch.float64, torch.float32])
-def test_gradients_apart_written_out(dtype):
-    for ratio, zero in itertools.product((None, 0.1, 1.0, 100.0), (None, "first", "second", "both")):
-        generator = torch.Generator().manual_seed(0)
-        hidden = torch.randn(4, 3, 2, generator=generator, dtype=dtype, requires_grad=True)
-        first, second = torch.randn(2, 4, 3, 2, generator=generator, dtype=dtype)
-        second *= 3
-        if zero in ("first", "both"):
-            first[1] = 0
-        if zero in ("second", "both"):
-            second[1] = 0
-        norms = GradientNorms()
-        a, b = limit_gradient(hidden, ratio, norms)
-        assert torch.equal(a, hidden) and torch.equal(b, hidden) and norms.take() is None
-        (gradient,) = torch.autograd.grad((a * first).sum() + (b * second).sum(), hidden)
-        for row in range(4):
-            one, two = float(first[row].norm()), float(second[row].norm())
-            share = 1.0 if ratio is None or two == 0 else min(1.0, ratio * one / two)
-            torch.testing.assert_close(gradient[row], first[row] + share * second[row])
-        assert norms.take().tolist() == pytest.approx(
-            [float(first.square().sum()), float(second.square().sum())], rel=1e-6
-        )
-        assert norms.take() is None
+def test_gradients_apart_written_out():
+    for dtype in (torch.float64, torch.float32):
+        for ratio, zero in itertools.product((None, 0.1, 1.0, 100.0), (None, "first", "second", "both")):
+            generator = torch.Generator().manual_seed(0)
+            hidden = torch.randn(4, 3, 2, generator=generator, dtype=dtype, requires_grad=True)
+            first, second = torch.randn(2, 4, 3, 2, generator=generator, dtype=dtype)
+            second *= 3
+            if zero in ("first", "both"):
+                first[1] = 0
+            if zero in ("second", "both"):
+                second[1] = 0
+            norms = GradientNorms()
+            a, b = limit_gradient(hidden, ratio, norms)
+            assert torch.equal(a, hidden) and torch.equal(b, hidden) and norms.take() is None
+            (gradient,) = torch.autograd.grad((a * first).sum() + (b * second).sum(), hidden)
+            for row in range(4):
+                one, two = float(first[row].norm()), float(second[row].norm())
+                share = 1.0 if ratio is None or two == 0 else min(1.0, ratio * one / two)
+                torch.testing.assert_close(gradient[row], first[row] + share * second[row])
+            assert norms.take().tolist() == pytest.approx(
+                [float(first.square().sum()), float(second.square().sum())], rel=1e-6
+            )
+            assert norms.take() is None
 
 
 def test_gradients_apart_when_one_of_the_two_is_not_used():
@@ -813,42 +809,42 @@ def with_fixed_target(monkeypatch, module, rows):
     return lambda: module.loss_sum(rows)[1]
 
 
-@pytest.mark.parametrize("head", ["scalar", "softplus", "two_hot"])
-@pytest.mark.parametrize("detach", [False, True])
-def test_the_gradient_of_the_confidence_loss(head, detach, monkeypatch):
-    module = lookahead(head=head, detach=detach, previous="zeros")
-    rows, _ = prepared(module, batch())
-    loss = with_fixed_target(monkeypatch, module, rows)
-    names, parameters = zip(*module.named_parameters(), strict=True)
-    slopes = torch.autograd.grad(loss(), parameters, materialize_grads=True)
-    for name, slope in zip(names, slopes, strict=True):
-        assert bool(slope.abs().max() > 1e-6) == (name.startswith("head") or not detach), name
-        assert not detach or name.startswith("head") or bool((slope == 0).all())
-    generator, values = torch.Generator().manual_seed(2), []
-    moved = [
-        (p, slope)
-        for name, p, slope in zip(names, parameters, slopes, strict=True)
-        if name.startswith("head") or not detach
-    ]
-    steps = [1e-6 * torch.randn(p.shape, generator=generator, dtype=torch.float64) for p, _ in moved]
-    for sign in (1, -2):
-        with torch.no_grad():
-            for (p, _), step in zip(moved, steps, strict=True):
-                p += sign * step
-        values.append(float(loss().detach()))
-    expected = sum(float((slope * step).sum()) for (_, slope), step in zip(moved, steps, strict=True))
-    assert (values[0] - values[1]) / 2 == pytest.approx(expected, rel=1e-6)
+def test_the_gradient_of_the_confidence_loss():
+    for head, detach in itertools.product(("scalar", "softplus", "two_hot"), (False, True)):
+        with pytest.MonkeyPatch.context() as monkeypatch:
+            module = lookahead(head=head, detach=detach, previous="zeros")
+            rows, _ = prepared(module, batch())
+            loss = with_fixed_target(monkeypatch, module, rows)
+            names, parameters = zip(*module.named_parameters(), strict=True)
+            slopes = torch.autograd.grad(loss(), parameters, materialize_grads=True)
+            for name, slope in zip(names, slopes, strict=True):
+                assert bool(slope.abs().max() > 1e-6) == (name.startswith("head") or not detach), name
+                assert not detach or name.startswith("head") or bool((slope == 0).all())
+            generator, values = torch.Generator().manual_seed(2), []
+            moved = [
+                (p, slope)
+                for name, p, slope in zip(names, parameters, slopes, strict=True)
+                if name.startswith("head") or not detach
+            ]
+            steps = [1e-6 * torch.randn(p.shape, generator=generator, dtype=torch.float64) for p, _ in moved]
+            for sign in (1, -2):
+                with torch.no_grad():
+                    for (p, _), step in zip(moved, steps, strict=True):
+                        p += sign * step
+                values.append(float(loss().detach()))
+            expected = sum(float((slope * step).sum()) for (_, slope), step in zip(moved, steps, strict=True))
+            assert (values[0] - values[1]) / 2 == pytest.approx(expected, rel=1e-6)
 
 
-@pytest.mark.parametrize("alpha", [0.0, 0.01])
-def test_alpha_zero_trains_the_language_model_alone(alpha):
-    module = lookahead(alpha=alpha)
-    rows, total = prepared(module, batch())
-    slopes = gradients(module, module.loss_sum(rows), total)
-    assert bool((slopes["head.weight"] != 0).any()) == (alpha > 0)
-    lm = torch.autograd.grad(module.loss_sum(rows)[0] / total[0], list(module.model.parameters()))
-    same = max(
-        float((slopes[f"model.{name}"] - g).abs().max())
-        for (name, _), g in zip(module.model.named_parameters(), lm, strict=True)
-    )
-    assert (same < 1e-15) == (alpha == 0)
+def test_alpha_zero_trains_the_language_model_alone():
+    for alpha in (0.0, 0.01):
+        module = lookahead(alpha=alpha)
+        rows, total = prepared(module, batch())
+        slopes = gradients(module, module.loss_sum(rows), total)
+        assert bool((slopes["head.weight"] != 0).any()) == (alpha > 0)
+        lm = torch.autograd.grad(module.loss_sum(rows)[0] / total[0], list(module.model.parameters()))
+        same = max(
+            float((slopes[f"model.{name}"] - g).abs().max())
+            for (name, _), g in zip(module.model.named_parameters(), lm, strict=True)
+        )
+        assert (same < 1e-15) == (alpha == 0)

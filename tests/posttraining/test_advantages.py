@@ -99,23 +99,25 @@ def test_closed_forms_are_the_definition(objective, diversity, group):
 
 
 @pytest.mark.exact
-@pytest.mark.parametrize("objective, diversity", OBJECTIVES)
-def test_enumeration_is_the_definition(objective, diversity):
-    rng = torch.Generator().manual_seed(1)
-    reward_PN, answer_id_PN = (
-        torch.rand(3, 6, generator=rng, dtype=torch.float64),
-        torch.randint(3, (3, 6), generator=rng),
-    )
-    distance_PNN = torch.rand(3, 6, 6, generator=rng, dtype=torch.float64)
-    index_PKn = all_subsets(6, 3).expand(3, -1, -1)
-    f_PK = set_values(objective, index_PKn, reward_PN, answer_id_PN if diversity == "unique" else None, distance_PNN)
-    found_PN = marginal(f_PK, index_PKn, 6, sampled=False)
-    for p in range(3):
-        expected, sigma = definition(
-            objective, diversity, 3, reward_PN[p].tolist(), answer_id_PN[p].tolist(), distance_PNN[p].tolist()
+def test_enumeration_is_the_definition():
+    for objective, diversity in OBJECTIVES:
+        rng = torch.Generator().manual_seed(1)
+        reward_PN, answer_id_PN = (
+            torch.rand(3, 6, generator=rng, dtype=torch.float64),
+            torch.randint(3, (3, 6), generator=rng),
         )
-        close(found_PN[p], expected)
-        assert float(f_PK[p].std(correction=0)) == pytest.approx(sigma)
+        distance_PNN = torch.rand(3, 6, 6, generator=rng, dtype=torch.float64)
+        index_PKn = all_subsets(6, 3).expand(3, -1, -1)
+        f_PK = set_values(
+            objective, index_PKn, reward_PN, answer_id_PN if diversity == "unique" else None, distance_PNN
+        )
+        found_PN = marginal(f_PK, index_PKn, 6, sampled=False)
+        for p in range(3):
+            expected, sigma = definition(
+                objective, diversity, 3, reward_PN[p].tolist(), answer_id_PN[p].tolist(), distance_PNN[p].tolist()
+            )
+            close(found_PN[p], expected)
+            assert float(f_PK[p].std(correction=0)) == pytest.approx(sigma)
 
 
 def test_pass_at_k_of_a_large_group():
@@ -128,11 +130,9 @@ def test_pass_at_k_of_a_large_group():
 
 # --------------------------------------------------------------------------------------------------- vectors
 @pytest.mark.exact
-@pytest.mark.parametrize(
-    "advantage, expected", [(GroupRelative(), 0.8658754298), (GroupRelative("none"), 0.5), (RLOO(), 2 / 3)]
-)
-def test_one_reward_against_the_group(advantage, expected):
-    close(advantage(f64([1, 0, 0, 1])), [[expected, -expected, -expected, expected]], atol=1e-9)
+def test_one_reward_against_the_group():
+    for advantage, expected in ((GroupRelative(), 0.8658754298), (GroupRelative("none"), 0.5), (RLOO(), 2 / 3)):
+        close(advantage(f64([1, 0, 0, 1])), [[expected, -expected, -expected, expected]], atol=1e-9)
 
 
 @pytest.mark.exact
@@ -141,18 +141,15 @@ def test_rewards_with_a_tie():
 
 
 @pytest.mark.exact
-@pytest.mark.parametrize(
-    "k, right, wrong", [(1, 1.732051, -0.577350), (2, 1.074172, -0.358057), (4, 0.522233, -0.174078)]
-)
-def test_pass_at_k_training(k, right, wrong):
-    found = SetMarginal("max", k, scale="sigma", eps=0.0)(f64([0, 1, 0, 0, 1, 0, 0, 0]))
-    close(found, [[wrong, right, wrong, wrong, right, wrong, wrong, wrong]], atol=1e-6)
+def test_pass_at_k_training():
+    for k, right, wrong in ((1, 1.732051, -0.577350), (2, 1.074172, -0.358057), (4, 0.522233, -0.174078)):
+        found = SetMarginal("max", k, scale="sigma", eps=0.0)(f64([0, 1, 0, 0, 1, 0, 0, 0]))
+        close(found, [[wrong, right, wrong, wrong, right, wrong, wrong, wrong]], atol=1e-6)
 
 
 @pytest.mark.exact
-@pytest.mark.parametrize(
-    "n, kind, reward, baseline, expected",
-    [
+def test_polychromic():
+    for n, kind, reward, baseline, expected in (
         (2, [0, 0, 1, 2], [1, 1, 1, 0], 0.5833333, [-0.0833333, -0.0833333, 0.25, -0.0833333]),
         (
             4,
@@ -161,13 +158,11 @@ def test_pass_at_k_training(k, right, wrong):
             0.454762,
             [-0.011905] * 3 + [0.090476] + [-0.064286] * 2 + [-0.016667, 0.090476],
         ),
-    ],
-)
-def test_polychromic(n, kind, reward, baseline, expected):
-    reward_PN, answer_id_PN = f64(reward), torch.tensor([kind])
-    close(SetMarginal("polychromic", n)(reward_PN, answer_id_PN), [expected], atol=1e-6)
-    f_PK = set_values("polychromic", all_subsets(len(kind), n), reward_PN, answer_id_PN, None)
-    assert float(f_PK.mean()) == pytest.approx(baseline, abs=1e-6)
+    ):
+        reward_PN, answer_id_PN = f64(reward), torch.tensor([kind])
+        close(SetMarginal("polychromic", n)(reward_PN, answer_id_PN), [expected], atol=1e-6)
+        f_PK = set_values("polychromic", all_subsets(len(kind), n), reward_PN, answer_id_PN, None)
+        assert float(f_PK.mean()) == pytest.approx(baseline, abs=1e-6)
 
 
 @pytest.mark.exact
@@ -186,30 +181,30 @@ def all_kinds_of(N, n):
     return [GroupRelative(), GroupRelative("batch"), GroupRelative("none"), RLOO(), *plain, *sampled]
 
 
-@pytest.mark.parametrize(
-    "N, n, kind",
-    [
-        (7, 3, [0] * 7),
-        (7, 3, list(range(7))),
-        (4, 3, [0, 0, 1, 1]),
-        (4, 3, [1, 0, 1, 0]),
-        (7, 6, [0, 1, 2, 0, 1, 2, 0]),
-        (33, 2, [5] * 33),
-    ],
-)
-@pytest.mark.parametrize("reward", [0.1, 0.0, -1 / 3])
-def test_a_group_of_equal_sets_gets_exactly_nothing(N, n, kind, reward):
-    reward_PN, distance_PNN = (
-        torch.full((2, N), reward, dtype=torch.float64),
-        torch.full((2, N, N), 0.7, dtype=torch.float64),
-    )
-    distance_PNN.diagonal(dim1=1, dim2=2).zero_()
-    assert (
-        len({value("diversity", "unique", s, [0.0] * N, kind, None) for s in itertools.combinations(range(N), n)}) == 1
-    ), "the case tests nothing"
-    for advantage in all_kinds_of(N, n):
-        found_PN = advantage(reward_PN, torch.tensor([kind] * 2), distance_PNN, generator=generator(0, "test"))
-        assert torch.equal(found_PN, torch.zeros_like(found_PN)), advantage
+def test_a_group_of_equal_sets_gets_exactly_nothing():
+    for (N, n, kind), reward in itertools.product(
+        (
+            (7, 3, [0] * 7),
+            (7, 3, list(range(7))),
+            (4, 3, [0, 0, 1, 1]),
+            (4, 3, [1, 0, 1, 0]),
+            (7, 6, [0, 1, 2, 0, 1, 2, 0]),
+            (33, 2, [5] * 33),
+        ),
+        (0.1, 0.0, -1 / 3),
+    ):
+        reward_PN, distance_PNN = (
+            torch.full((2, N), reward, dtype=torch.float64),
+            torch.full((2, N, N), 0.7, dtype=torch.float64),
+        )
+        distance_PNN.diagonal(dim1=1, dim2=2).zero_()
+        assert (
+            len({value("diversity", "unique", s, [0.0] * N, kind, None) for s in itertools.combinations(range(N), n)})
+            == 1
+        ), "the case tests nothing"
+        for advantage in all_kinds_of(N, n):
+            found_PN = advantage(reward_PN, torch.tensor([kind] * 2), distance_PNN, generator=generator(0, "test"))
+            assert torch.equal(found_PN, torch.zeros_like(found_PN)), advantage
 
 
 def random_groups(P=3, N=8):
@@ -219,36 +214,31 @@ def random_groups(P=3, N=8):
     return reward_PN, torch.randint(5, (P, N), generator=rng), distance_PNN
 
 
-@pytest.mark.parametrize("advantage", all_kinds_of(8, 3), ids=repr)
-def test_advantages_add_up_to_nothing_and_are_not_all_zero(advantage):
-    found_PN = advantage(*random_groups(), generator=generator(0, "test"))
-    close(found_PN.sum(1), torch.zeros(3))
-    assert (found_PN.abs().amax(1) > 1e-3).all()
+def test_advantages_add_up_to_nothing_and_are_not_all_zero():
+    for advantage in all_kinds_of(8, 3):
+        found_PN = advantage(*random_groups(), generator=generator(0, "test"))
+        close(found_PN.sum(1), torch.zeros(3))
+        assert (found_PN.abs().amax(1) > 1e-3).all()
 
 
-@pytest.mark.parametrize(
-    "advantage", [a for a in all_kinds_of(8, 3) if getattr(a, "num_subsets", None) is None], ids=repr
-)
-def test_advantages_follow_the_order_of_the_completions(advantage):
-    reward_PN, answer_id_PN, distance_PNN = random_groups()
-    order = torch.randperm(8, generator=generator(0, "order"))
-    mixed_PN = advantage(reward_PN[:, order], answer_id_PN[:, order], distance_PNN[:, order][:, :, order])
-    close(mixed_PN, advantage(reward_PN, answer_id_PN, distance_PNN)[:, order])
+def test_advantages_follow_the_order_of_the_completions():
+    for advantage in [a for a in all_kinds_of(8, 3) if getattr(a, "num_subsets", None) is None]:
+        reward_PN, answer_id_PN, distance_PNN = random_groups()
+        order = torch.randperm(8, generator=generator(0, "order"))
+        mixed_PN = advantage(reward_PN[:, order], answer_id_PN[:, order], distance_PNN[:, order][:, :, order])
+        close(mixed_PN, advantage(reward_PN, answer_id_PN, distance_PNN)[:, order])
 
 
-@pytest.mark.parametrize(
-    "advantage",
-    [a for a in all_kinds_of(8, 3) if a != GroupRelative("batch") and getattr(a, "num_subsets", None) is None],
-    ids=repr,
-)
-def test_a_prompt_gets_alone_what_it_gets_in_a_batch(advantage):
-    rows = random_groups()
-    close(torch.cat([advantage(*(x[p : p + 1] for x in rows)) for p in range(3)]), advantage(*rows))
+def test_a_prompt_gets_alone_what_it_gets_in_a_batch():
+    for advantage in [
+        a for a in all_kinds_of(8, 3) if a != GroupRelative("batch") and getattr(a, "num_subsets", None) is None
+    ]:
+        rows = random_groups()
+        close(torch.cat([advantage(*(x[p : p + 1] for x in rows)) for p in range(3)]), advantage(*rows))
 
 
-@pytest.mark.parametrize(
-    "advantage",
-    [
+def test_a_constant_added_to_all_rewards_changes_nothing():
+    for advantage in (
         GroupRelative(),
         GroupRelative("none"),
         GroupRelative("batch"),
@@ -257,15 +247,12 @@ def test_a_prompt_gets_alone_what_it_gets_in_a_batch(advantage):
         SetMarginal("max", 3),
         SetMarginal("max", 3, scale="sigma"),
         SetMarginal("mean", 3, num_subsets=4),
-    ],
-    ids=repr,
-)
-def test_a_constant_added_to_all_rewards_changes_nothing(advantage):
-    reward_PN = random_groups()[0]
-    plain_PN = advantage(reward_PN, generator=generator(0, "test"))
-    close(advantage(reward_PN + 5.25, generator=generator(0, "test")), plain_PN, atol=1e-11)
-    if advantage != GroupRelative("batch"):  # the deviation over all of a batch sees constants that differ
-        close(advantage(reward_PN + f64([3.5], [-2], [0.75]), generator=generator(0, "test")), plain_PN, atol=1e-11)
+    ):
+        reward_PN = random_groups()[0]
+        plain_PN = advantage(reward_PN, generator=generator(0, "test"))
+        close(advantage(reward_PN + 5.25, generator=generator(0, "test")), plain_PN, atol=1e-11)
+        if advantage != GroupRelative("batch"):  # the deviation over all of a batch sees constants that differ
+            close(advantage(reward_PN + f64([3.5], [-2], [0.75]), generator=generator(0, "test")), plain_PN, atol=1e-11)
 
 
 def test_a_bonus_for_the_whole_group_cancels_and_one_for_each_set_does_not():
@@ -293,35 +280,35 @@ def test_the_dtype_of_the_rewards_is_kept_and_their_digits_are_not_lost():
         close(GroupRelative("none")(whole), [[0.5, -0.5, -0.5, 0.5]], atol=0)
 
 
-@pytest.mark.parametrize("advantage", all_kinds_of(4, 2), ids=repr)
-def test_noise_of_rounding_does_not_become_an_advantage(advantage):
+def test_noise_of_rounding_does_not_become_an_advantage():
     """Rewards and distances that a model gives differ by rounding where they should be equal."""
-    noise = 6e-8 * torch.tensor([0.0, 1, 0, 0], dtype=torch.float64)
-    reward_PN = 0.5 + noise[None].repeat(2, 1)
-    distance_PNN = 0.3 + (noise[:, None] + noise)[None].repeat(2, 1, 1)
-    distance_PNN.diagonal(dim1=1, dim2=2).zero_()
-    found = advantage(reward_PN, torch.zeros(2, 4, dtype=torch.int64), distance_PNN, generator=generator(0, "test"))
-    assert found.abs().max() < 1e-3
+    for advantage in all_kinds_of(4, 2):
+        noise = 6e-8 * torch.tensor([0.0, 1, 0, 0], dtype=torch.float64)
+        reward_PN = 0.5 + noise[None].repeat(2, 1)
+        distance_PNN = 0.3 + (noise[:, None] + noise)[None].repeat(2, 1, 1)
+        distance_PNN.diagonal(dim1=1, dim2=2).zero_()
+        found = advantage(reward_PN, torch.zeros(2, 4, dtype=torch.int64), distance_PNN, generator=generator(0, "test"))
+        assert found.abs().max() < 1e-3
 
 
 # -------------------------------------------------------------------------------------------- sampled subsets
 @pytest.mark.exact
-@pytest.mark.parametrize("objective, diversity", OBJECTIVES)
-def test_the_mean_over_all_samples_is_the_exact_advantage(objective, diversity):
-    reward_PN, answer_id_PN, distance_PNN = (
-        f64([1, 0.2, 0.2, 0.7]),
-        torch.tensor([[0, 1, 1, 2]]),
-        random_groups(1, 4)[2],
-    )
-    every_6n = all_subsets(4, 2)[0]
-    total = torch.zeros(1, 4, dtype=torch.float64)
-    for pair in itertools.product(range(6), repeat=2):
-        index_PKn = every_6n[list(pair)][None]
-        f_PK = set_values(
-            objective, index_PKn, reward_PN, answer_id_PN if diversity == "unique" else None, distance_PNN
+def test_the_mean_over_all_samples_is_the_exact_advantage():
+    for objective, diversity in OBJECTIVES:
+        reward_PN, answer_id_PN, distance_PNN = (
+            f64([1, 0.2, 0.2, 0.7]),
+            torch.tensor([[0, 1, 1, 2]]),
+            random_groups(1, 4)[2],
         )
-        total += marginal(f_PK, index_PKn, 4, sampled=True)
-    close(total / 36, SetMarginal(objective, 2, diversity=diversity)(reward_PN, answer_id_PN, distance_PNN))
+        every_6n = all_subsets(4, 2)[0]
+        total = torch.zeros(1, 4, dtype=torch.float64)
+        for pair in itertools.product(range(6), repeat=2):
+            index_PKn = every_6n[list(pair)][None]
+            f_PK = set_values(
+                objective, index_PKn, reward_PN, answer_id_PN if diversity == "unique" else None, distance_PNN
+            )
+            total += marginal(f_PK, index_PKn, 4, sampled=True)
+        close(total / 36, SetMarginal(objective, 2, diversity=diversity)(reward_PN, answer_id_PN, distance_PNN))
 
 
 def test_subsets_are_uniform_and_follow_the_generator():
@@ -349,42 +336,42 @@ def test_more_samples_come_closer():
 
 
 # -------------------------------------------------------------------------------------------------- refusals
-@pytest.mark.parametrize("arguments, message", [
-    ({"objective": "max", "size": 0}, "size=0 must be at least 1"),
-    ({"objective": "polychromic", "size": 1}, "size=1 must be at least 2 for objective=polychromic"),
-    ({"objective": "max", "size": 2, "num_subsets": 1}, "num_subsets=1 must be at least 2"),
-    ({"objective": "max", "size": 2, "num_subsets": 10**18}, "num_subsets=1000000000000000000 must be at most 100,000"),
-    ({"objective": "max", "size": 2, "eps": -1.0}, "eps=-1.0 must be at least 0 and at most 1000"),
-    ({"objective": "max", "size": 2, "eps": math.nan}, "eps=nan must be at least 0"),
-    ({"objective": "max", "size": 2, "eps": math.inf}, "eps=inf must be at least 0"),
-])  # fmt: skip
-def test_bad_arguments_are_refused_when_built_and_before(arguments, message):
-    node = {"_target_": "research_stack.posttraining.advantages.SetMarginal", **arguments}
-    with pytest.raises(ValueError, match=f"advantage.{message}"):
-        build(node, "advantage")
-    told = (
-        message
-        if all(map(math.isfinite, (a for a in arguments.values() if isinstance(a, float))))
-        else message.partition(" ")[0]
-    )
-    assert [p.message for p in check_node("advantage", node)][0].startswith(f"advantage.{told}")
+def test_bad_arguments_are_refused_when_built_and_before():
+    for arguments, message in (
+        ({"objective": "max", "size": 0}, "size=0 must be at least 1"),
+        ({"objective": "polychromic", "size": 1}, "size=1 must be at least 2 for objective=polychromic"),
+        ({"objective": "max", "size": 2, "num_subsets": 1}, "num_subsets=1 must be at least 2"),
+        (
+            {"objective": "max", "size": 2, "num_subsets": 10**18},
+            "num_subsets=1000000000000000000 must be at most 100,000",
+        ),
+        ({"objective": "max", "size": 2, "eps": -1.0}, "eps=-1.0 must be at least 0 and at most 1000"),
+        ({"objective": "max", "size": 2, "eps": math.nan}, "eps=nan must be at least 0"),
+        ({"objective": "max", "size": 2, "eps": math.inf}, "eps=inf must be at least 0"),
+    ):
+        node = {"_target_": "research_stack.posttraining.advantages.SetMarginal", **arguments}
+        with pytest.raises(ValueError, match=f"advantage.{message}"):
+            build(node, "advantage")
+        told = (
+            message
+            if all(map(math.isfinite, (a for a in arguments.values() if isinstance(a, float))))
+            else message.partition(" ")[0]
+        )
+        assert [p.message for p in check_node("advantage", node)][0].startswith(f"advantage.{told}")
 
 
-@pytest.mark.parametrize(
-    "node",
-    [
+def test_a_config_builds_them():
+    for node in (
         {"_target_": "GroupRelative", "scale_rewards": "batch"},
         {"_target_": "RLOO"},
         {"_target_": "SetMarginal", "objective": "polychromic", "size": 4, "num_subsets": None},
-    ],
-)
-def test_a_config_builds_them(node):
-    node = node | {"_target_": f"research_stack.posttraining.advantages.{node['_target_']}"}
-    assert not list(check_node("advantage", node))
-    advantage = build(node, "advantage")
-    advantage.check(16)
-    assert advantage.needs == ("answer_ids" if "size" in node else "nothing")
-    assert list(check_node("advantage", node | {"scale_rewards": "grup"}))
+    ):
+        node = node | {"_target_": f"research_stack.posttraining.advantages.{node['_target_']}"}
+        assert not list(check_node("advantage", node))
+        advantage = build(node, "advantage")
+        advantage.check(16)
+        assert advantage.needs == ("answer_ids" if "size" in node else "nothing")
+        assert list(check_node("advantage", node | {"scale_rewards": "grup"}))
 
 
 def test_what_they_need():
@@ -398,9 +385,8 @@ def test_what_they_need():
     ]
 
 
-@pytest.mark.parametrize(
-    "advantage, group, message",
-    [
+def test_groups_that_do_not_do():
+    for advantage, group, message in (
         (GroupRelative(), 1, "num_generations=1 must be at least 2"),
         (RLOO(), 1, "num_generations=1 must"),
         (SetMarginal("mean", 1), 1, "num_generations=1 must"),
@@ -411,13 +397,11 @@ def test_what_they_need():
             64,
             "num_subsets=null must be a number: scale=sigma of objective=polychromic .* 4426165368 of them",
         ),
-    ],
-)
-def test_groups_that_do_not_do(advantage, group, message):
-    with pytest.raises(ValueError, match=message):
-        advantage.check(group)
-    with pytest.raises(ValueError, match=message):
-        advantage(torch.zeros(2, group), torch.zeros(2, group, dtype=torch.long))
+    ):
+        with pytest.raises(ValueError, match=message):
+            advantage.check(group)
+        with pytest.raises(ValueError, match=message):
+            advantage(torch.zeros(2, group), torch.zeros(2, group, dtype=torch.long))
 
 
 def test_large_groups_are_no_matter_for_closed_forms_and_samples():

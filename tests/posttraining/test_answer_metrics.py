@@ -156,32 +156,31 @@ PROMPTS = [torch.tensor([0, 1]), torch.tensor([2]), torch.tensor([3, 4, 5])]
 
 
 @pytest.mark.exact
-@pytest.mark.parametrize("temperature", [1.0, 0.6])
-def test_the_entropy_is_that_of_the_laws_of_the_tokens_that_were_written(
-    policy, codec, naive_laws, monkeypatch, temperature
-):
-    kept, generate_and_score = [], answer_metrics.generate_and_score
-    monkeypatch.setattr(
-        answer_metrics, "generate_and_score", lambda *a: kept.append(generate_and_score(*a)) or kept[-1]
-    )
-    found = made(num_generations=4, rollouts=Rollouts(5, temperature=temperature))(policy, codec, PROMPTS, 3)
-    rows = kept[0].rollout
-    entropies = [
-        entropy
-        for _, entropy in naive_laws(
-            policy.model, rows.tokens_BL, rows.prompt_length_B, rows.completion_length_B, temperature
-        )
-    ]
-    expected = [float(torch.cat(entropies[start : start + 4]).mean().detach()) for start in (0, 4, 8)]
-    assert (
-        found.per_prompt["entropy"] == pytest.approx(expected, abs=1e-6)
-        and 0 < min(expected)
-        and max(expected) < math.log(10)
-    )
-    assert len({len(entropy) for entropy in entropies}) > 1, (
-        "answers differ in length, so that a mean over tokens is not one over answers"
-    )
-    assert found.bands["entropy"].value == pytest.approx(np.mean(expected), abs=1e-6)
+def test_the_entropy_is_that_of_the_laws_of_the_tokens_that_were_written(policy, codec, naive_laws):
+    for temperature in (1.0, 0.6):
+        with pytest.MonkeyPatch.context() as monkeypatch:
+            kept, generate_and_score = [], answer_metrics.generate_and_score
+            monkeypatch.setattr(
+                answer_metrics, "generate_and_score", lambda *a: kept.append(generate_and_score(*a)) or kept[-1]
+            )
+            found = made(num_generations=4, rollouts=Rollouts(5, temperature=temperature))(policy, codec, PROMPTS, 3)
+            rows = kept[0].rollout
+            entropies = [
+                entropy
+                for _, entropy in naive_laws(
+                    policy.model, rows.tokens_BL, rows.prompt_length_B, rows.completion_length_B, temperature
+                )
+            ]
+            expected = [float(torch.cat(entropies[start : start + 4]).mean().detach()) for start in (0, 4, 8)]
+            assert (
+                found.per_prompt["entropy"] == pytest.approx(expected, abs=1e-6)
+                and 0 < min(expected)
+                and max(expected) < math.log(10)
+            )
+            assert len({len(entropy) for entropy in entropies}) > 1, (
+                "answers differ in length, so that a mean over tokens is not one over answers"
+            )
+            assert found.bands["entropy"].value == pytest.approx(np.mean(expected), abs=1e-6)
 
 
 def test_rewards_texts_and_flags_belong_together(policy, codec):
@@ -268,19 +267,16 @@ def test_as_json_has_null_where_nothing_is_known():
 
 
 # ------------------------------------------------------------------------------------------------------- options
-@pytest.mark.parametrize(
-    "options, message",
-    [
+def test_options_that_cannot_be():
+    for options, message in (
         ({"num_generations": 1, "ks": (1,)}, "num_generations=1 must be at least 2"),
         ({"ks": (1, 9)}, r"ks=\(1, 9\) must lie in 1 .. num_generations=8"),
         ({"ks": ()}, r"ks=\(\) must lie in 1 .. num_generations=8"),
         ({"ks": (0, 1)}, r"ks=\(0, 1\) must lie in"),
         ({"unit": "token"}, "unit=token must be word or char"),
-    ],
-)
-def test_options_that_cannot_be(options, message):
-    with pytest.raises(ValueError, match=f"^{message}"):
-        made(**options)
+    ):
+        with pytest.raises(ValueError, match=f"^{message}"):
+            made(**options)
 
 
 def test_a_reward_that_cannot_work_is_refused_when_it_is_named():

@@ -249,9 +249,8 @@ def test_a_method_without_answers_is_one_line_before_the_first_step(monkeypatch)
     assert calls == [] and read_json("run/result.json")["status"] == "failed"
 
 
-@pytest.mark.parametrize(
-    "option, message",
-    [
+def test_options_that_cannot_be():
+    for option, message in (
         ("callbacks.dynamics.every=0", "callbacks.dynamics.every=0 must be at least 1"),
         (
             "callbacks.dynamics.metrics.ks=[1,64]",
@@ -262,11 +261,9 @@ def test_a_method_without_answers_is_one_line_before_the_first_step(monkeypatch)
             f"eval.passk.metrics.num_generations={10**18}",
             "eval.passk.metrics.num_generations=1000000000000000000 must be at most 100,000",
         ),
-    ],
-)
-def test_options_that_cannot_be(option, message):
-    with pytest.raises(ValueError, match=message):
-        compose(["experiment=sft", option])
+    ):
+        with pytest.raises(ValueError, match=message):
+            compose(["experiment=sft", option])
 
 
 # --------------------------------------------------------------------------------------------------------- passk

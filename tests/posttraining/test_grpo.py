@@ -3,6 +3,7 @@ proofs.
 """
 
 import copy
+import itertools
 import logging
 import math
 
@@ -189,112 +190,109 @@ def shift(model, scale, seed=9):
 
 
 @pytest.mark.exact
-@pytest.mark.parametrize("temperature", [1.0, 0.7])
-@pytest.mark.parametrize("moved", [0.0, 0.03], ids=["on", "off"])
-@pytest.mark.parametrize("loss", LOSSES, ids=lambda p: f"{p.loss_type}-{p.delta}")
-def test_loss_and_gradient_are_the_written_out(grpo, naive_laws, codec, loss, moved, temperature):
+def test_loss_and_gradient_are_the_written_out(grpo, naive_laws, codec):
     """Penalty on a reference that is another model, bonus on the entropy, completions of all lengths; after the policy
     has moved, too.
     """
-    method = grpo(loss=loss, beta=0.3, entropy_coef=0.2, num_iterations=2, rollouts=Rollouts(LONGEST, temperature))
-    shift(method.reference, 0.05, seed=4)
-    drawn_from = copy.deepcopy(method.model)
-    method.prepare(batch(), draws())
-    shift(method.model, moved)
-    method._trainer.global_step = 1
-    rows, denominator = method.prepare(batch(), draws(step=1))
-    lengths = rows["completion_length"].tolist()
-    assert (
-        len(set(lengths)) >= 3
-        and len(set(rows["prompt_length"].tolist())) == 3
-        and {True, False} == set(rows["terminated"].tolist())
-    )
-    laws, reference = (naive_laws(model, *texts(rows), temperature) for model in (method.model, method.reference))
-    olds = logps(naive_laws(drawn_from, *texts(rows), temperature))
-    advantages = naive_advantages(rows, codec, Vowels(), PROMPTS)
-    wanted = naive_loss(
-        laws=laws,
-        olds=olds,
-        advantages=advantages,
-        counted=[True] * 12,
-        references=logps(reference),
-        beta=0.3,
-        entropy=0.2,
-        **settings(loss),
-    )
-    found, parameters = whole_loss(method, rows, denominator), list(method.trainable_parameters().values())
-    torch.testing.assert_close(found, wanted, rtol=1e-6, atol=1e-7)
-    for ours, theirs in zip(
-        torch.autograd.grad(found, parameters), torch.autograd.grad(wanted, parameters), strict=True
-    ):
-        assert theirs.abs().max() > 1e-5
-        torch.testing.assert_close(ours, theirs, rtol=1e-5, atol=1e-6)
-    clipped = float(method._sums["clip_ratio"]) / sum(lengths)
-    assert (clipped == 0) == (moved == 0) and clipped < 1
-    assert float(method._sums["kl"]) / sum(lengths) == pytest.approx(
-        float(sum((q - p).expm1().sum() - (q - p).sum() for p, q in zip(logps(laws), logps(reference), strict=True)))
-        / sum(lengths)
-    )
+    for temperature, moved, loss in itertools.product((1.0, 0.7), (0.0, 0.03), LOSSES):
+        method = grpo(loss=loss, beta=0.3, entropy_coef=0.2, num_iterations=2, rollouts=Rollouts(LONGEST, temperature))
+        shift(method.reference, 0.05, seed=4)
+        drawn_from = copy.deepcopy(method.model)
+        method.prepare(batch(), draws())
+        shift(method.model, moved)
+        method._trainer.global_step = 1
+        rows, denominator = method.prepare(batch(), draws(step=1))
+        lengths = rows["completion_length"].tolist()
+        assert (
+            len(set(lengths)) >= 3
+            and len(set(rows["prompt_length"].tolist())) == 3
+            and {True, False} == set(rows["terminated"].tolist())
+        )
+        laws, reference = (naive_laws(model, *texts(rows), temperature) for model in (method.model, method.reference))
+        olds = logps(naive_laws(drawn_from, *texts(rows), temperature))
+        advantages = naive_advantages(rows, codec, Vowels(), PROMPTS)
+        wanted = naive_loss(
+            laws=laws,
+            olds=olds,
+            advantages=advantages,
+            counted=[True] * 12,
+            references=logps(reference),
+            beta=0.3,
+            entropy=0.2,
+            **settings(loss),
+        )
+        found, parameters = whole_loss(method, rows, denominator), list(method.trainable_parameters().values())
+        torch.testing.assert_close(found, wanted, rtol=1e-6, atol=1e-7)
+        for ours, theirs in zip(
+            torch.autograd.grad(found, parameters), torch.autograd.grad(wanted, parameters), strict=True
+        ):
+            assert theirs.abs().max() > 1e-5
+            torch.testing.assert_close(ours, theirs, rtol=1e-5, atol=1e-6)
+        clipped = float(method._sums["clip_ratio"]) / sum(lengths)
+        assert (clipped == 0) == (moved == 0) and clipped < 1
+        assert float(method._sums["kl"]) / sum(lengths) == pytest.approx(
+            float(
+                sum((q - p).expm1().sum() - (q - p).sum() for p, q in zip(logps(laws), logps(reference), strict=True))
+            )
+            / sum(lengths)
+        )
 
 
 @pytest.mark.exact
-@pytest.mark.parametrize("pieces", [1, 3])
-@pytest.mark.parametrize("loss", LOSSES, ids=lambda p: f"{p.loss_type}-{p.delta}")
-def test_one_optimizer_step_is_that_of_the_written_out_loss_however_it_is_cut(
-    grpo, naive_laws, codec, fit, loss, pieces
-):
-    method = grpo(loss=loss, entropy_coef=0.2, optimization=plain(accumulate=pieces))
-    twin = copy.deepcopy(method.model)
-    rows, _ = method.prepare(batch(), draws())
-    laws = naive_laws(twin, *texts(rows))
-    wanted = naive_loss(
-        laws=laws,
-        olds=logps(laws),
-        advantages=naive_advantages(rows, codec, Vowels(), PROMPTS),
-        counted=[True] * 12,
-        entropy=0.2,
-        **settings(loss),
-    )
-    optimizer = torch.optim.AdamW(twin.parameters(), lr=0.01, betas=(0.9, 0.95), weight_decay=0.0)
-    wanted.backward()
-    norm = math.sqrt(sum(float(p.grad.square().sum()) for p in twin.parameters()))
-    optimizer.step()
-    (logged,) = fit(method, [batch()])
-    for ours, theirs in zip(method.model.parameters(), twin.parameters(), strict=True):
-        torch.testing.assert_close(ours, theirs, rtol=0, atol=2e-5)
-    assert logged["train/loss"] == pytest.approx(float(wanted), abs=1e-6) and logged[
-        "train/grad_norm"
-    ] == pytest.approx(norm, rel=1e-5)
-    assert logged["train/clip_ratio"] == 0
-    assert logged["train/loss"] == pytest.approx(
-        logged["train/loss_policy"] - 0.2 * logged["train/loss_entropy"], abs=1e-6
-    )
+def test_one_optimizer_step_is_that_of_the_written_out_loss_however_it_is_cut(grpo, naive_laws, codec, fit):
+    for pieces, loss in itertools.product((1, 3), LOSSES):
+        method = grpo(loss=loss, entropy_coef=0.2, optimization=plain(accumulate=pieces))
+        twin = copy.deepcopy(method.model)
+        rows, _ = method.prepare(batch(), draws())
+        laws = naive_laws(twin, *texts(rows))
+        wanted = naive_loss(
+            laws=laws,
+            olds=logps(laws),
+            advantages=naive_advantages(rows, codec, Vowels(), PROMPTS),
+            counted=[True] * 12,
+            entropy=0.2,
+            **settings(loss),
+        )
+        optimizer = torch.optim.AdamW(twin.parameters(), lr=0.01, betas=(0.9, 0.95), weight_decay=0.0)
+        wanted.backward()
+        norm = math.sqrt(sum(float(p.grad.square().sum()) for p in twin.parameters()))
+        optimizer.step()
+        (logged,) = fit(method, [batch()])
+        for ours, theirs in zip(method.model.parameters(), twin.parameters(), strict=True):
+            torch.testing.assert_close(ours, theirs, rtol=0, atol=2e-5)
+        assert logged["train/loss"] == pytest.approx(float(wanted), abs=1e-6) and logged[
+            "train/grad_norm"
+        ] == pytest.approx(norm, rel=1e-5)
+        assert logged["train/clip_ratio"] == 0
+        assert logged["train/loss"] == pytest.approx(
+            logged["train/loss_policy"] - 0.2 * logged["train/loss_entropy"], abs=1e-6
+        )
 
 
 @pytest.mark.exact
-@pytest.mark.parametrize("loss", LOSSES, ids=lambda p: f"{p.loss_type}-{p.delta}")
-def test_no_part_of_a_loss_depends_on_the_pieces_and_the_entropy_is_the_mean_over_tokens(grpo, loss):
+def test_no_part_of_a_loss_depends_on_the_pieces_and_the_entropy_is_the_mean_over_tokens(grpo):
     """After the policy has moved, so that ratios are clipped; in float64."""
-    method = grpo(loss=loss, entropy_coef=0.2, beta=0.3, num_iterations=2)
-    method.prepare(batch(), draws())
-    shift(method.model, 0.05)
-    method._trainer.global_step = 1
-    rows, denominator = method.prepare(batch(), draws(step=1))
-    parameters, found = list(method.trainable_parameters().values()), {}
-    for pieces in (1, 2, 4):
-        means, gradients = 0.0, [0.0] * len(parameters)
-        for piece in split_batch(rows, pieces):
-            part = method.loss_sum(piece) / denominator
-            weighted = (part * method._term_weights().double()).sum()
-            gradients = [g + p for g, p in zip(gradients, torch.autograd.grad(weighted, parameters), strict=True)]
-            means = means + part.detach()
-        found[pieces] = means, gradients
-    for pieces in (2, 4):
-        torch.testing.assert_close(found[pieces][0], found[1][0], rtol=0, atol=1e-12)
-        torch.testing.assert_close(found[pieces][1], found[1][1], rtol=0, atol=1e-12)
-    tokens = rows["completion_length"].sum()
-    entropy = method._logps(rows).entropy_BT.detach().sum() / tokens
-    assert float(found[1][0][2]) == pytest.approx(float(entropy), abs=1e-12)
+    for loss in LOSSES:
+        method = grpo(loss=loss, entropy_coef=0.2, beta=0.3, num_iterations=2)
+        method.prepare(batch(), draws())
+        shift(method.model, 0.05)
+        method._trainer.global_step = 1
+        rows, denominator = method.prepare(batch(), draws(step=1))
+        parameters, found = list(method.trainable_parameters().values()), {}
+        for pieces in (1, 2, 4):
+            means, gradients = 0.0, [0.0] * len(parameters)
+            for piece in split_batch(rows, pieces):
+                part = method.loss_sum(piece) / denominator
+                weighted = (part * method._term_weights().double()).sum()
+                gradients = [g + p for g, p in zip(gradients, torch.autograd.grad(weighted, parameters), strict=True)]
+                means = means + part.detach()
+            found[pieces] = means, gradients
+        for pieces in (2, 4):
+            torch.testing.assert_close(found[pieces][0], found[1][0], rtol=0, atol=1e-12)
+            torch.testing.assert_close(found[pieces][1], found[1][1], rtol=0, atol=1e-12)
+        tokens = rows["completion_length"].sum()
+        entropy = method._logps(rows).entropy_BT.detach().sum() / tokens
+        assert float(found[1][0][2]) == pytest.approx(float(entropy), abs=1e-12)
 
 
 @pytest.mark.exact
@@ -377,31 +375,37 @@ class Decided(Vowels):
         )
 
 
-@pytest.mark.parametrize("differing, kept", [
-    ("cef", [2, 4]), ("ab", [0, 1]), ("af", [0, 5]), ("d", [3, 1]), ("", [0, 1]), ("b", [0, 1]), ("bcdef", [2, 1]),
-], ids=lambda x: str(x))  # fmt: skip
-def test_groups_of_equal_rewards_give_way_to_spare_prompts(grpo, differing, kept):
+def test_groups_of_equal_rewards_give_way_to_spare_prompts(grpo):
     """Six prompts, two groups: those that tell nothing are replaced, in the order of the prompts, as long as there are
     spare ones.
     """
-    prompts, method = [[token] for token in range(6)], grpo(reward=Decided(differing), num_groups=2)
-    everything = grpo(reward=Decided("abcdef"))
-    rows, all_rows = (
-        method.experience(batch(prompts), draws(total=6)),
-        everything.experience(batch(prompts), draws(total=6)),
-    )
-    assert rows["tokens"][::GROUP, 0].tolist() == kept
-    for place, prompt in enumerate(kept):  # with the very completions that this prompt gets anyway
-        ours, theirs = slice(place * GROUP, (place + 1) * GROUP), slice(prompt * GROUP, (prompt + 1) * GROUP)
-        columns = min(rows["tokens"].shape[1], all_rows["tokens"].shape[1])
-        assert torch.equal(rows["tokens"][ours, :columns], all_rows["tokens"][theirs, :columns])
-        assert torch.equal(rows["completion_length"][ours], all_rows["completion_length"][theirs]) and torch.equal(
-            rows["terminated"][ours], all_rows["terminated"][theirs]
+    for differing, kept in (
+        ("cef", [2, 4]),
+        ("ab", [0, 1]),
+        ("af", [0, 5]),
+        ("d", [3, 1]),
+        ("", [0, 1]),
+        ("b", [0, 1]),
+        ("bcdef", [2, 1]),
+    ):
+        prompts, method = [[token] for token in range(6)], grpo(reward=Decided(differing), num_groups=2)
+        everything = grpo(reward=Decided("abcdef"))
+        rows, all_rows = (
+            method.experience(batch(prompts), draws(total=6)),
+            everything.experience(batch(prompts), draws(total=6)),
         )
-        assert bool(rows["advantage"][ours].any()) == ("abcdef"[prompt] in differing)
-    assert float(method._numbers["frac_reward_zero_std"]) == np.mean(
-        ["abcdef"[prompt] not in differing for prompt in kept]
-    )
+        assert rows["tokens"][::GROUP, 0].tolist() == kept
+        for place, prompt in enumerate(kept):  # with the very completions that this prompt gets anyway
+            ours, theirs = slice(place * GROUP, (place + 1) * GROUP), slice(prompt * GROUP, (prompt + 1) * GROUP)
+            columns = min(rows["tokens"].shape[1], all_rows["tokens"].shape[1])
+            assert torch.equal(rows["tokens"][ours, :columns], all_rows["tokens"][theirs, :columns])
+            assert torch.equal(rows["completion_length"][ours], all_rows["completion_length"][theirs]) and torch.equal(
+                rows["terminated"][ours], all_rows["terminated"][theirs]
+            )
+            assert bool(rows["advantage"][ours].any()) == ("abcdef"[prompt] in differing)
+        assert float(method._numbers["frac_reward_zero_std"]) == np.mean(
+            ["abcdef"[prompt] not in differing for prompt in kept]
+        )
 
 
 def test_replaced_groups_of_other_widths_are_scored_right(grpo, naive_laws):
@@ -463,42 +467,42 @@ def test_sampled_subsets_and_distances_have_what_they_need(grpo):
 
 # ------------------------------------------------------------------------------------------- truncated answers
 @pytest.mark.exact
-@pytest.mark.parametrize("loss", LOSSES, ids=lambda p: f"{p.loss_type}-{p.delta}")
-def test_truncated_completions_carry_no_loss(grpo, naive_laws, codec, loss):
+def test_truncated_completions_carry_no_loss(grpo, naive_laws, codec):
     """They stay in the count of completions, and in their group's mean."""
-    method = grpo(loss=loss, mask_truncated_completions=True, beta=0.3, entropy_coef=0.2)
-    shift(method.reference, 0.05)
-    rows, denominator = method.prepare(batch(), draws())
-    assert 0 < int(rows["terminated"].sum()) < 12
-    laws, references = (naive_laws(model, *texts(rows)) for model in (method.model, method.reference))
-    wanted = naive_loss(
-        laws=laws,
-        olds=logps(laws),
-        advantages=naive_advantages(rows, codec, Vowels(), PROMPTS),
-        counted=rows["terminated"].tolist(),
-        references=logps(references),
-        beta=0.3,
-        entropy=0.2,
-        **settings(loss),
-    )
-    found, parameters = whole_loss(method, rows, denominator), list(method.trainable_parameters().values())
-    torch.testing.assert_close(found, wanted, rtol=1e-6, atol=1e-7)
-    for ours, theirs in zip(
-        torch.autograd.grad(found, parameters), torch.autograd.grad(wanted, parameters), strict=True
-    ):
-        torch.testing.assert_close(ours, theirs, rtol=1e-5, atol=1e-6)
+    for loss in LOSSES:
+        method = grpo(loss=loss, mask_truncated_completions=True, beta=0.3, entropy_coef=0.2)
+        shift(method.reference, 0.05)
+        rows, denominator = method.prepare(batch(), draws())
+        assert 0 < int(rows["terminated"].sum()) < 12
+        laws, references = (naive_laws(model, *texts(rows)) for model in (method.model, method.reference))
+        wanted = naive_loss(
+            laws=laws,
+            olds=logps(laws),
+            advantages=naive_advantages(rows, codec, Vowels(), PROMPTS),
+            counted=rows["terminated"].tolist(),
+            references=logps(references),
+            beta=0.3,
+            entropy=0.2,
+            **settings(loss),
+        )
+        found, parameters = whole_loss(method, rows, denominator), list(method.trainable_parameters().values())
+        torch.testing.assert_close(found, wanted, rtol=1e-6, atol=1e-7)
+        for ours, theirs in zip(
+            torch.autograd.grad(found, parameters), torch.autograd.grad(wanted, parameters), strict=True
+        ):
+            torch.testing.assert_close(ours, theirs, rtol=1e-5, atol=1e-6)
 
 
-@pytest.mark.parametrize("loss", LOSSES, ids=lambda p: f"{p.loss_type}-{p.delta}")
-def test_nothing_but_truncated_completions_is_no_loss_and_no_false_alarm(grpo, fit, loss):
-    method = grpo(loss=loss, mask_truncated_completions=True, beta=0.3, entropy_coef=0.2)
-    with torch.no_grad():
-        method.bias_V[VOCAB.end] = -torch.inf  # no completion ends
-    logged = fit(method, [batch()] * 2)
-    assert all(
-        row["train/loss"] == row["train/grad_norm"] == row["train/entropy"] == 0 and row["train/truncated"] == 1
-        for row in logged
-    )
+def test_nothing_but_truncated_completions_is_no_loss_and_no_false_alarm(grpo, fit):
+    for loss in LOSSES:
+        method = grpo(loss=loss, mask_truncated_completions=True, beta=0.3, entropy_coef=0.2)
+        with torch.no_grad():
+            method.bias_V[VOCAB.end] = -torch.inf  # no completion ends
+        logged = fit(method, [batch()] * 2)
+        assert all(
+            row["train/loss"] == row["train/grad_norm"] == row["train/entropy"] == 0 and row["train/truncated"] == 1
+            for row in logged
+        )
 
 
 # ------------------------------------------------------------------------------------------------- references
@@ -521,41 +525,41 @@ def test_without_a_penalty_no_reference_is_kept(grpo):
 
 
 @pytest.mark.exact
-@pytest.mark.parametrize("mix", [1.0, 0.25])
-def test_the_reference_follows_every_so_many_steps(grpo, fit, mix):
-    method = grpo(beta=0.1, ref_model_sync_steps=2, ref_model_mixup_alpha=mix)
-    theirs, ours = [], []
-    update = method.after_update
+def test_the_reference_follows_every_so_many_steps(grpo, fit):
+    for mix in (1.0, 0.25):
+        method = grpo(beta=0.1, ref_model_sync_steps=2, ref_model_mixup_alpha=mix)
+        theirs, ours = [], []
+        update = method.after_update
 
-    def watched():
-        found = update()
-        theirs.append(method.reference.norm.weight.clone())
-        ours.append(method.model.norm.weight.detach().clone())
-        return found
+        def watched():
+            found = update()
+            theirs.append(method.reference.norm.weight.clone())
+            ours.append(method.model.norm.weight.detach().clone())
+            return found
 
-    begun = method.model.norm.weight.detach().clone()
-    method.after_update = watched
-    fit(method, [batch()] * 4)
-    assert torch.equal(theirs[0], begun) and torch.equal(theirs[2], theirs[1])
-    torch.testing.assert_close(theirs[1], begun + mix * (ours[1] - begun), rtol=0, atol=1e-12)
-    torch.testing.assert_close(theirs[3], theirs[1] + mix * (ours[3] - theirs[1]), rtol=0, atol=1e-12)
-    assert mix < 1 or torch.equal(theirs[3], ours[3])
+        begun = method.model.norm.weight.detach().clone()
+        method.after_update = watched
+        fit(method, [batch()] * 4)
+        assert torch.equal(theirs[0], begun) and torch.equal(theirs[2], theirs[1])
+        torch.testing.assert_close(theirs[1], begun + mix * (ours[1] - begun), rtol=0, atol=1e-12)
+        torch.testing.assert_close(theirs[3], theirs[1] + mix * (ours[3] - theirs[1]), rtol=0, atol=1e-12)
+        assert mix < 1 or torch.equal(theirs[3], ours[3])
 
 
-@pytest.mark.parametrize("lora", [None, LoRA(rank=2)], ids=["whole", "lora"])
-def test_the_reference_begins_as_the_policy_of_another_run(grpo, backbone, completions, lora):
-    first, method = (
-        grpo(model=backbone("pretrained", lora=lora)),
-        grpo(model=backbone("pretrained", fresh=True, lora=lora).double(), beta=0.1),
-    )
-    assert not torch.equal(
-        first.completion_logps(*completions()).logp_BT, method.completion_logps(*completions()).logp_BT
-    )
-    method.load_initial_weights(first.state_dict())
-    wanted = first.completion_logps(*completions()).logp_BT
-    assert torch.equal(method.completion_logps(*completions()).logp_BT, wanted) and torch.equal(
-        method.completion_logps(*completions(), model=method.reference).logp_BT, wanted
-    )
+def test_the_reference_begins_as_the_policy_of_another_run(grpo, backbone, completions):
+    for lora in (None, LoRA(rank=2)):
+        first, method = (
+            grpo(model=backbone("pretrained", lora=lora)),
+            grpo(model=backbone("pretrained", fresh=True, lora=lora).double(), beta=0.1),
+        )
+        assert not torch.equal(
+            first.completion_logps(*completions()).logp_BT, method.completion_logps(*completions()).logp_BT
+        )
+        method.load_initial_weights(first.state_dict())
+        wanted = first.completion_logps(*completions()).logp_BT
+        assert torch.equal(method.completion_logps(*completions()).logp_BT, wanted) and torch.equal(
+            method.completion_logps(*completions(), model=method.reference).logp_BT, wanted
+        )
 
 
 def test_adapters_alone_are_trained_against_the_model_without_them(grpo, backbone, fit, naive_laws):
@@ -595,18 +599,18 @@ def test_a_reference_that_is_not_the_policy_is_refused_at_the_first_step(grpo, b
             fit(method, [batch()])
 
 
-@pytest.mark.parametrize("precision", ["32-true", "bf16-mixed"])
-def test_rounding_and_dropout_make_no_other_model_of_the_reference(grpo, backbone, fit, precision):
+def test_rounding_and_dropout_make_no_other_model_of_the_reference(grpo, backbone, fit):
     """The policy is compared without dropout, in the pass that the reference gets, whatever pieces it learns in."""
-    model = backbone(dropout=0.4).float()
-    with torch.no_grad():
-        model.embedding.weight.mul_(6)  # logits that bf16 rounds coarsely
-    logged = fit(
-        grpo(model=model, beta=0.1, num_mini_batches=3, optimization=plain(accumulate=2)),
-        [batch()] * 3,
-        precision=precision,
-    )
-    assert all(math.isfinite(row["train/loss"]) for row in logged)
+    for precision in ("32-true", "bf16-mixed"):
+        model = backbone(dropout=0.4).float()
+        with torch.no_grad():
+            model.embedding.weight.mul_(6)  # logits that bf16 rounds coarsely
+        logged = fit(
+            grpo(model=model, beta=0.1, num_mini_batches=3, optimization=plain(accumulate=2)),
+            [batch()] * 3,
+            precision=precision,
+        )
+        assert all(math.isfinite(row["train/loss"]) for row in logged)
 
 
 def test_what_cannot_be_is_refused(grpo, backbone):
@@ -764,23 +768,23 @@ def same_state(ours, theirs):
     return all(torch.equal(a, b) for a, b in zip(ours.state_dict().values(), theirs.state_dict().values(), strict=True))
 
 
-@pytest.mark.parametrize("stop", [1, 2, 3, 4, 5])
-def test_a_run_that_stopped_anywhere_goes_on_with_its_completions_and_its_reference(grpo, fit, stop):
+def test_a_run_that_stopped_anywhere_goes_on_with_its_completions_and_its_reference(grpo, fit):
     """Three steps on the completions of a batch: they, their laws and what was logged of them are part of the state."""
-    options = {
-        "beta": 0.2,
-        "num_iterations": 3,
-        "entropy_coef": 0.01,
-        "ref_model_sync_steps": 2,
-        "ref_model_mixup_alpha": 0.5,
-    }
-    whole, batches = grpo(**options), [batch()] * 3 + [batch(([5], [2, 6], [1]))] * 3
-    logged = fit(whole, batches)
-    first = fit(grpo(**options), batches[:stop])
-    again = grpo(**options)
-    rest = fit(again, batches[stop:], steps=6, goes_on=True)
-    assert first + rest == logged and same_state(again, whole)
-    assert not again._had_gradient and again._first_weights is None, "only a new run proves its first step"
+    for stop in (1, 2, 3, 4, 5):
+        options = {
+            "beta": 0.2,
+            "num_iterations": 3,
+            "entropy_coef": 0.01,
+            "ref_model_sync_steps": 2,
+            "ref_model_mixup_alpha": 0.5,
+        }
+        whole, batches = grpo(**options), [batch()] * 3 + [batch(([5], [2, 6], [1]))] * 3
+        logged = fit(whole, batches)
+        first = fit(grpo(**options), batches[:stop])
+        again = grpo(**options)
+        rest = fit(again, batches[stop:], steps=6, goes_on=True)
+        assert first + rest == logged and same_state(again, whole)
+        assert not again._had_gradient and again._first_weights is None, "only a new run proves its first step"
 
 
 def test_completions_are_kept_only_while_they_are_in_use(grpo, fit, tmp_path):
@@ -813,18 +817,18 @@ def test_the_cost_of_a_step_counts_writing_reading_again_and_learning(grpo):
     assert grpo(num_generations=3, num_mini_batches=2).training_flops(4) == pytest.approx((2 / 2 + 3 / 2) * base)
 
 
-@pytest.mark.parametrize("kind", ["own", "pretrained"])
-def test_a_policy_learns_what_is_rewarded(grpo, backbone, fit, kind):
+def test_a_policy_learns_what_is_rewarded(grpo, backbone, fit):
     """The leave-one-out gradient lifts the share of vowels."""
-    logged = fit(
-        grpo(
-            model=backbone(kind, fresh=True),
-            advantage=RLOO(),
-            num_generations=16,
-            loss=PolicyLoss("dr_grpo"),
-            optimization=plain(lr=0.01),
-        ),
-        [batch()] * 12,
-    )
-    early, late = (np.mean([row["train/reward"] for row in part]) for part in (logged[:2], logged[-2:]))
-    assert late > early + 0.2
+    for kind in ("own", "pretrained"):
+        logged = fit(
+            grpo(
+                model=backbone(kind, fresh=True),
+                advantage=RLOO(),
+                num_generations=16,
+                loss=PolicyLoss("dr_grpo"),
+                optimization=plain(lr=0.01),
+            ),
+            [batch()] * 12,
+        )
+        early, late = (np.mean([row["train/reward"] for row in part]) for part in (logged[:2], logged[-2:]))
+        assert late > early + 0.2
