@@ -226,7 +226,7 @@ def test_several_machines_need_slurm():
     [
         (
             1,
-            "UserError: data.path=nowhere.txt: there is no such file",
+            "Mistake: data.path=nowhere.txt: there is no such file",
             ValueError,
             r"^data.path=nowhere.txt: there is no such file$",
         ),

@@ -21,7 +21,9 @@ from research_stack.records import files, provenance
 from research_stack.records.config_hash import config_hash, differing_keys
 from research_stack.records.files import read_json, read_jsonl, write_json
 from research_stack.records.run_folder import Refused, Result, RunFolder, Stopped
+from research_stack.reporting.charts import Chart
 from research_stack.running import recording, train
+from research_stack.sampling.film import Picture
 from research_stack.training.checkpoint import Checkpoints, load_checkpoint
 from research_stack.training.loggers import Tensorboard
 from research_stack.training.module import TrainingModule
@@ -82,7 +84,8 @@ def killed(monkeypatch):
 @pytest.fixture(autouse=True)
 def no_figures(monkeypatch):
     """They take most of the time of a run of a few steps; the run left alone has them."""
-    monkeypatch.setattr(reporting.report, "write_figures", lambda place, run: None)
+    for kind in (Chart, Picture):
+        monkeypatch.setattr(kind, "write", lambda self, folder: [])
 
 
 @pytest.fixture
@@ -133,7 +136,7 @@ def test_killed_at_every_boundary_it_ends_in_the_same_folder_with_the_same_numbe
     assert len(steps) == 3
     stages = [(RunFolder, "trained", False), (RunFolder, "trained", True), (Likelihood, "__call__", False),
               (Samples, "__call__", False), (RunFolder, "measured", False), (reporting, "write_report", False),
-              (reporting.report, "write_figures", False),
+              (Chart, "write", False),
               (reporting, "write_report", True), (RunFolder, "finish", False)]  # fmt: skip
     shutil.move(first, "trained")
     for owner, name, after in stages:
