@@ -90,12 +90,9 @@ class RewardEvaluation:
         """The numbers of the model, those of the controls, and `r2_over_length` with its interval."""
         method, data = context.method, context.data
         assert isinstance(method, RewardModel) and isinstance(data, ScoredPairs)
-        rows = data.validation
-        predictions = {
-            MODEL: predicted(method, rows, context.device),
-            **self._controls(data.train, rows),
-            **ceiling(data),
-        }
+        train, rows = data.train, data.validation
+        assert isinstance(train, ScoredRows) and isinstance(rows, ScoredRows)
+        predictions = {MODEL: predicted(method, rows, context.device), **self._controls(train, rows), **ceiling(data)}
         warn_few(rows.group_N, "prompts")
         judged = {name: self._judged(predicted_n, rows) for name, predicted_n in predictions.items()}
         over = calibration.r2_difference(predictions[MODEL], predictions[LENGTH], rows.target_N, rows.group_N)

@@ -147,7 +147,9 @@ def curve(run: RunFiles) -> dict[str, list[tuple[float, float, float, float]]]:
         for side, rows in by_side(run.table("passk_curve")).items()
     }
     return {
-        side: [(k, *(100 * v for v in rest)) for k, *rest in rows if k >= 1 and math.isfinite(rest[0])]
+        side: [
+            (k, 100 * value, 100 * low, 100 * high) for k, value, low, high in rows if k >= 1 and math.isfinite(value)
+        ]
         for side, rows in found.items()
     }
 

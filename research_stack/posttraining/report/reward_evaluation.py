@@ -102,7 +102,8 @@ def _cells(row: dict[str, str]) -> tuple[list[str], bool]:
     pearson, spearman, r2, within, slope, error = reals(
         row, "pearson", "spearman", "r2", "pairwise_accuracy", "slope", "calibration_error"
     )
-    r2_span, within_span = (span(*reals(row, f"{key}_low", f"{key}_high")) for key in ("r2", "pairwise_accuracy"))
+    r2_low, r2_high, low, high = reals(row, "r2_low", "r2_high", "pairwise_accuracy_low", "pairwise_accuracy_high")
+    r2_span, within_span = span(r2_low, r2_high), span(low, high)
     cells = [cell(pearson), cell(spearman), cell(r2), r2_span, cell(within), within_span, cell(slope), cell(error)]
     return [row.get("name", ""), *cells], row.get("kind") == "model"
 

@@ -42,7 +42,7 @@ class Composite:
 
     def total(self, parts: Mapping[str, np.ndarray]) -> np.ndarray:
         """(n,) float64: the weighted sum of what `parts` gave."""
-        return sum((self.weights[name] * values_n for name, values_n in parts.items()), start=np.float64(0))
+        return np.asarray(sum((self.weights[name] * values_n for name, values_n in parts.items()), start=np.float64(0)))
 
     def __call__(self, prompts: Sequence[str], completions: Sequence[str]) -> np.ndarray:
         """(n,) float64: the weighted sum."""
