@@ -1,10 +1,15 @@
-"""A class from outside the package, and a secret, reach each process of a run on several devices."""
+"""A project outside the package, as docs/extending.md builds it: installed, run, swept, submitted, on devices."""
 
 from __future__ import annotations
 
 import os
+import subprocess
+import sys
+from importlib.util import find_spec
 
 import pytest
+import slurm_cluster
+from own_project import ROOT, cluster_commands, commands, mistakes, write_project
 from small_runs import SMALL, finish, log_of, start
 
 pytestmark = pytest.mark.slow
@@ -20,6 +25,57 @@ class Notes(Callback):
     def on_train_start(self, trainer, pl_module):
         Path(f"rank{trainer.global_rank}").write_text(self.api_key[::-1])
 '''
+
+
+@pytest.fixture(scope="module")
+def environment(tmp_path_factory):
+    """`research-stack` and `pip` on the PATH: those of this checkout, and into a folder of the test's own."""
+    folder = tmp_path_factory.mktemp("commands")
+    (folder / "site").mkdir()
+    install = f"install --quiet --no-build-isolation --no-deps --no-index --target {folder / 'site'}"
+    for name, command in (("research-stack", 'research_stack "$@"'), ("pip", f'pip {install} "${{@:2}}"')):
+        (folder / name).write_text(f"#!/usr/bin/env bash\nexec {sys.executable} -m {command}\n")
+        (folder / name).chmod(0o755)
+    paths = [str(folder / "site"), str(ROOT), os.environ.get("PYTHONPATH", "")]
+    return {
+        **os.environ,
+        "PATH": os.pathsep.join([str(folder), os.environ["PATH"]]),
+        "PYTHONPATH": os.pathsep.join(filter(None, paths)),
+    }
+
+
+def ran(command, cwd, environment, code=0):
+    """(standard output, standard error) of a shell command that ends with the exit code."""
+    done = subprocess.run(
+        ["bash", "-c", command], cwd=cwd, env=environment, capture_output=True, text=True, timeout=1800
+    )
+    assert done.returncode == code, done.stdout + done.stderr
+    return done.stdout, done.stderr
+
+
+def test_every_command_of_the_page_does_what_it_says(tmp_path, environment):
+    write_project(tmp_path)
+    out, _ = ran("set -ex\n" + "\n".join(commands()), tmp_path, environment)
+    assert "3 + 4 = " in out and "modulo 13" in out and out.count("ok, 6 steps") >= 5
+    page = (tmp_path / "first" / "report.html").read_text()
+    assert "<h2>Sums</h2>" in page and "of the sums it has not seen" in page
+    (sweep,) = tmp_path.glob("multirun/*/*/report.html")
+    assert "held-out sums right" in sweep.read_text() and len(list(sweep.parent.glob("*/result.json"))) == 6
+    assert len(list(tmp_path.glob("elsewhere/outputs/*/*/report.html"))) == 1
+    for command, wanted in mistakes():
+        _, err = ran(f"RESEARCH_STACK_PACKAGES=addition {command}", tmp_path, environment, code=2)
+        assert err == f"{wanted}\n"
+
+
+def test_a_cluster_job_finds_the_project(tmp_path, environment):
+    reason = slurm_cluster.missing() or (None if find_spec("submitit") else "no submitit")
+    if reason:
+        pytest.skip(reason)
+    write_project(tmp_path)
+    with slurm_cluster.cluster() as cluster:
+        for command in cluster_commands():
+            ran(command, tmp_path, {**environment, **cluster, "RESEARCH_STACK_PACKAGES": "addition"})
+    assert len(list(tmp_path.glob("multirun/*/*/*/report.html"))) == 3
 
 
 def test_every_process_has_the_package_and_the_secret(tmp_path):
