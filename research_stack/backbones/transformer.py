@@ -178,9 +178,6 @@ class Transformer(nn.Module):
         )
         require(0 <= dropout < 1, f"dropout={dropout} must lie in [0, 1)")
         require(max_length >= 1, f"max_length={max_length} must be at least 1")
-        require(activation in FEED_FORWARD, f"activation={activation} must be one of {', '.join(FEED_FORWARD)}")
-        require(positions in ("rotary", "learned"), f"positions={positions} must be rotary or learned")
-        require(conditioning in ("adaptive", "additive"), f"conditioning={conditioning} must be adaptive or additive")
         require(condition_dim >= 0, f"condition_dim={condition_dim} must be at least 0")
         require(spared >= 0, f"spared={spared} must be at least 0")
         require(

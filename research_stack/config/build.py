@@ -10,7 +10,9 @@ from typing import Any
 
 from omegaconf import OmegaConf
 
+from research_stack.config.check_node import literal_mistake
 from research_stack.config.nodes import nodes
+from research_stack.config.signatures import signature
 from research_stack.config.targets import SPECIAL, refused, refused_object
 from research_stack.records.redaction import refuse_masked
 
@@ -71,6 +73,8 @@ def _built(value: Any, path: str) -> Any:
 def _called(node: Mapping[str, Any], values: Mapping[str, Any]) -> Any:
     """The node's class, called; what is still to be given (`???`) is left to its default."""
     given = {key: value for key, value in values.items() if not (isinstance(value, str) and value == "???")}
+    if mistake := literal_mistake(signature(node["_target_"]), given):
+        raise ValueError(mistake)
     return target(node)(**{key: value for key, value in given.items() if key != "_target_"})
 
 

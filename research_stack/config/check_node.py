@@ -108,11 +108,7 @@ def _value_problem(key: str, parameter: Parameter, value: Any, where: Module | N
     key, value, annotation, where = misfit(key, value, parameter.annotation, where)
     assert annotation is not None
     if allowed := _choices(annotation, where):
-        near = nearest(str(value), [str(a) for a in allowed if a is not None], count=1)
-        guess = f"; did you mean '{near[0]}'?" if near else ""
-        yield Problem(
-            key, f"{key}={short(value)} must be one of {', '.join(dict.fromkeys(map(written, allowed)))}{guess}"
-        )
+        yield Problem(key, f"{key}={short(value)} {_one_of(value, allowed)}")
         return
     if is_node(value):
         yield Problem(f"{key}._target_", f"{key}._target_={value['_target_']} must be {_type(annotation)}")
@@ -141,6 +137,24 @@ def _no_node(key: str, value: Any, wanted: str) -> Problem:
 def _type(annotation: ast.expr) -> str:
     quoted = isinstance(annotation, ast.Constant) and isinstance(annotation.value, str)
     return str(annotation.value) if quoted else ast.unparse(annotation)  # type: ignore[attr-defined]
+
+
+def _one_of(value: Any, allowed: Sequence[Any]) -> str:
+    near = nearest(str(value), [str(a) for a in allowed if a is not None], count=1)
+    return f"must be one of {', '.join(dict.fromkeys(map(written, allowed)))}" + (
+        f"; did you mean '{near[0]}'?" if near else ""
+    )
+
+
+def literal_mistake(known: Signature, given: Mapping[str, Any]) -> str | None:
+    """`name=value must be one of ...` of the first value that is none of its parameter's `Literal`; None if all are."""
+    for name, parameter in known.parameters.items():
+        if name not in given or parameter.annotation is None:
+            continue
+        allowed = _choices(parameter.annotation, known.module)
+        if allowed and fits(given[name], parameter.annotation, known.module) is False:
+            return f"{name}={short(given[name])} {_one_of(given[name], allowed)}"
+    return None
 
 
 def _choices(annotation: ast.expr, where: Module | None) -> list[Any]:

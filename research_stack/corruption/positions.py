@@ -22,7 +22,6 @@ class Positional:
         require(
             start >= 0 and end >= 0 and start + end > 0, f"start={start} and end={end} must not be negative, nor both 0"
         )
-        require(shape in ("linear", "cosine"), f"shape={shape} must be one of linear, cosine")
         self.start, self.end, self.shape = start, end, shape
 
     def __call__(self, open_BL: Tensor) -> Tensor:

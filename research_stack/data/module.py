@@ -98,7 +98,6 @@ class TokenData(StepData):
             batch_size, validation_fraction, validation_rows, num_workers, seed, path, max_dropped, cache_dir
         )
         require(sequence_length >= 2, f"sequence_length={sequence_length} must be at least 2")
-        require(order in ("shuffled", "contiguous"), f"order={order} must be shuffled or contiguous")
         require(
             0 <= overlap < sequence_length,
             f"overlap={overlap} must be at least 0 and below sequence_length={sequence_length}",

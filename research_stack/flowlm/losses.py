@@ -49,17 +49,6 @@ class DenoisingLoss:
         normalize: Literal["tokens", "positions", "answer"] = "tokens",
         max_weight: float = 1.0,
     ) -> None:
-        require(
-            positions in ("masked", "corrupted", "all"), f"positions={positions} must be one of masked, corrupted, all"
-        )
-        require(
-            weight in ("none", "inv_t", "elbo", "clip", "dynamic"),
-            f"weight={weight} must be one of none, inv_t, elbo, clip, dynamic",
-        )
-        require(
-            normalize in ("tokens", "positions", "answer"),
-            f"normalize={normalize} must be one of tokens, positions, answer",
-        )
         require(max_weight > 0, f"max_weight={max_weight} must be positive")
         require(
             not (weight == "inv_t" and positions == "all"),

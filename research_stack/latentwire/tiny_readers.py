@@ -83,7 +83,6 @@ class TinyReader(FrozenReader):
         prompt: str = PROMPT,
         max_answer_tokens: int = 12,
     ) -> None:
-        require(architecture in ("llama", "qwen3"), f"architecture={architecture} must be llama or qwen3")
         require(vocab_size >= 300, f"vocab_size={vocab_size} must be at least 300: 256 bytes and some words")
         require(vocab_size <= 1_000_000, f"vocab_size={vocab_size} must be at most 1,000,000")
         require(steps >= 1, f"steps={steps} must be at least 1")

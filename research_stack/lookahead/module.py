@@ -280,8 +280,6 @@ class Lookahead(MiniGPT):
         kernel: Kernel = "auto",
     ) -> None:
         require(alpha >= 0, f"alpha={alpha} must not be negative: it weighs a loss")
-        require(lookahead in ("dense", "last"), f"lookahead={lookahead} must be dense or last")
-        require(head in HEADS, f"head={head} must be one of {', '.join(HEADS)}")
         require(
             head_width is None or head_width >= 0,
             f"head_width={head_width} must be at least 0, or null; 0: no hidden layer",
@@ -290,11 +288,6 @@ class Lookahead(MiniGPT):
             max_gradient_ratio is None or max_gradient_ratio > 0,
             f"max_gradient_ratio={max_gradient_ratio} must be positive, or null for no limit; "
             "method.detach=true sends no gradient at all",
-        )
-        require(target in ("own", "real"), f"target={target} must be own or real")
-        require(
-            previous in ("zeros", "shift", "rollout", "carry"),
-            f"previous={previous} must be one of zeros, shift, rollout, carry",
         )
         require(passes >= 1, f"passes={passes} must be at least 1; method.previous=zeros makes none")
         require(passes <= 100, f"passes={passes} must be at most 100")

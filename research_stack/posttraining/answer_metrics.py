@@ -127,7 +127,6 @@ class AnswerMetrics:
             len(ks) >= 1 and min(ks) >= 1 and max(ks) <= num_generations,
             f"ks={ks} must lie in 1 .. num_generations={num_generations}",
         )
-        require(unit in ("word", "char"), f"unit={unit} must be word or char")
         reward.check()
         self.reward, self.rollouts, self.num_generations, self.ks, self.unit = (
             reward,

@@ -44,7 +44,6 @@ class DiversityDynamics(Callback):
         max_prompts: int = 32,
     ) -> None:
         require(every >= 1, f"every={every} must be at least 1")
-        require(prompts in ("held_out", "trained"), f"prompts={prompts} must be held_out or trained")
         require(max_prompts >= 1, f"max_prompts={max_prompts} must be at least 1")
         self.metrics, self.every, self.prompts, self.max_prompts = metrics, every, prompts, max_prompts
         self._asked: list[Tensor] | None = None

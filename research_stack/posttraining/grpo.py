@@ -116,7 +116,6 @@ class GRPO(Policy):
         require(beta >= 0, f"beta={beta} must be at least 0")
         require(beta <= 1000, f"beta={beta} must be at most 1000")
         require(0 <= entropy_coef <= 1000, f"entropy_coef={entropy_coef} must be at least 0 and at most 1000")
-        require(reference in ("copy", "adapters", "none"), f"reference={reference} must be copy, adapters or none")
         require(beta == 0 or reference != "none", f"beta={beta} needs a reference: reference=copy or adapters")
         require(ref_model_sync_steps >= 0, f"ref_model_sync_steps={ref_model_sync_steps} must be at least 0")
         require(

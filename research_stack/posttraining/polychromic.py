@@ -92,7 +92,6 @@ class PolychromicSFT(SFT):
             f"diversity_coef={diversity_coef} must be above 0; without diversity it is experiment=sft",
         )
         require(diversity_coef <= 1000, f"diversity_coef={diversity_coef} must be at most 1000")
-        require(estimator in ("score", "soft"), f"estimator={estimator} must be score or soft")
         require(0 <= diversity_start < 1, f"diversity_start={diversity_start} must lie in [0, 1)")
         advantage.check(num_generations)
         reward.check()

@@ -48,7 +48,6 @@ class RewardModel(TrainingModule):
         target_std: float = 1.0,
     ) -> None:
         super().__init__(optimization, seed)
-        require(loss in ("mse", "huber"), f"loss={loss} must be mse or huber")
         require(0 < delta <= 1000, f"delta={delta} must be positive and at most 1000")
         require(math.isfinite(target_mean), f"target_mean={target_mean} must be finite")
         require(0 < target_std < math.inf, f"target_std={target_std} must be positive and finite")

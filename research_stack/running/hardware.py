@@ -84,16 +84,10 @@ class Hardware:
     submit: bool = False
 
     def __post_init__(self) -> None:
-        require(self.accelerator in ("cpu", "gpu"), f"accelerator={self.accelerator} must be cpu or gpu")
         require(self.devices >= 1, f"devices={self.devices} must be at least 1")
         require(self.devices <= 1_024, f"devices={self.devices} must be at most 1,024")
         require(self.num_nodes >= 1, f"num_nodes={self.num_nodes} must be at least 1")
         require(self.num_nodes <= 100_000, f"num_nodes={self.num_nodes} must be at most 100,000")
-        require(
-            str(self.precision) in ("auto", "32", "bf16-mixed"),
-            f"precision={self.precision} must be auto, 32 or bf16-mixed",
-        )
-        require(self.strategy in ("auto", "ddp", "fsdp"), f"strategy={self.strategy} must be auto, ddp or fsdp")
         require(
             self.threads is None or self.threads >= 1,
             f"threads={self.threads} must be at least 1, or null for all cores",

@@ -39,8 +39,6 @@ def die_with_parent() -> None:
 
 def main(folder: str) -> int:
     """Train the saved config of the folder on this rank; the exit code. Errors are handed to the launching process."""
-    from research_stack.running.run import fit
-
     try:
         with _logging(Path(folder), rank=int(os.environ["RANK"])):
             fit(as_config(handed(RunFolder(folder).read_config())), Path(folder))

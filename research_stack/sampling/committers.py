@@ -74,7 +74,6 @@ class Schedule(Committer):
     def __init__(
         self, shape: Literal["linear", "cosine"] = "linear", fill: float = 1.0, revisions: int | None = None
     ) -> None:
-        require(shape in ("linear", "cosine"), f"shape={shape} must be linear or cosine")
         require(0 < fill <= 1, f"fill={fill} must lie in (0, 1]")
         require(revisions is None or revisions >= 1, f"revisions={revisions} must be at least 1, or null")
         self.shape, self.fill, self.revisions = shape, fill, revisions
@@ -156,7 +155,6 @@ class ReMDM(Committer):
         t_off: float = 0.05,
         alpha_on: float = 0.9,
     ) -> None:
-        require(variant in ("rescale", "cap", "loop"), f"variant={variant} must be rescale, cap or loop")
         require(0 <= eta <= 1, f"eta={eta} must lie in [0, 1]")
         require(0 < t_off < t_on < 1, f"t_off={t_off} must lie between 0 and t_on={t_on}, and that below 1")
         require(0 < alpha_on < 1, f"alpha_on={alpha_on} must lie in (0, 1)")

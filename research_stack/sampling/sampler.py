@@ -78,10 +78,6 @@ class Sampler:
             f"block_length={block_length} must be at least 1, or null for no blocks",
         )
         require(guidance >= 0, f"guidance={guidance} must be at least 0; 1 is none")
-        require(
-            reads in ("posterior", "leave_one_out", "as_is"), f"reads={reads} must be posterior, leave_one_out or as_is"
-        )
-        require(times in ("masks", "schedule"), f"times={times} must be masks or schedule")
         require(0 <= min_time < 1, f"min_time={min_time} must lie in [0, 1)")
         self.init, self.proposer, self.selector, self.committer, self.stopper = (
             init,

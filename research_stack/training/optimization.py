@@ -77,7 +77,6 @@ class Optimization:
         require(accumulate >= 1, f"accumulate={accumulate} must be at least 1")
         require(accumulate <= 100_000, f"accumulate={accumulate} must be at most 100,000")
         require(0 <= ema < 1, f"ema={ema} must lie in [0, 1); 0 turns the average off")
-        require(optimizer in ("adamw", "muon"), f"optimizer={optimizer} must be adamw or muon")
         self.lr, self.betas, self.eps, self.weight_decay = lr, (float(betas[0]), float(betas[1])), eps, weight_decay
         self.warmup_steps, self.schedule, self.final_ratio, self.decay_share = (
             warmup_steps,

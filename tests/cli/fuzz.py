@@ -33,6 +33,7 @@ from research_stack.config.hints import UserError
 from research_stack.config.saved_run import effective
 from research_stack.records.paths import CONF
 from research_stack.records.run_folder import RunFolder
+from research_stack.running import assemble as assembling
 from research_stack.running.assemble import assemble
 from research_stack.running.errors import is_mistake, message_of
 from research_stack.running.evaluate import measurements
@@ -226,7 +227,7 @@ class Fuzzer:
         def known(value: Any, path: str, /, **arguments: Any) -> Any:
             return kept if path == "data" else build(value, path, **arguments)
 
-        with mock.patch.object(run, "build", known), mock.patch.object(kept, "prepare", lambda: None):
+        with mock.patch.object(assembling, "build", known), mock.patch.object(kept, "prepare", lambda: None):
             return assemble(cfg)
 
 

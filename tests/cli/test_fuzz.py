@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import logging
+
 import pytest
 from fuzz import EXPERIMENTS, Fuzzer, quiet, survey
 from hypothesis import HealthCheck, given, settings
@@ -10,13 +12,14 @@ from hypothesis import strategies as st
 
 @pytest.fixture(scope="module")
 def fuzzer():
-    return Fuzzer()
+    quiet()
+    yield Fuzzer()
+    logging.disable(logging.NOTSET)
 
 
 @settings(max_examples=150, derandomize=True, deadline=None, database=None, suppress_health_check=list(HealthCheck))
 @given(data=st.data())
 def test_a_sample_of_commands_is_refused_in_one_line_or_builds(fuzzer, data):
-    quiet()
     experiment = data.draw(st.sampled_from(["flowlm", "lookahead", "llada", "minigpt"]))
     command = data.draw(st.sampled_from(fuzzer.commands(experiment)))
     verdict, found = fuzzer.check(command)

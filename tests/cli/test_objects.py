@@ -23,9 +23,9 @@ from research_stack.latentwire.features.deep_prefix import DeepPrefix
 PROGRESS = "{_target_: research_stack.training.progress.Progress}"
 WRONG = {
     "corruption.positions=0": "corruption.positions=0 must be Positional | None (a mapping with _target_)",
-    "method.loss=null": "method.loss=null must be Loss",
-    "~method.loss._target_": "method.loss._target_ is missing: it names the class of method.loss, a Loss",
-    f"method.loss={PROGRESS}": "method.loss._target_=research_stack.training.progress.Progress must be Loss",
+    "method.loss=null": "method.loss=null must be DenoisingLoss",
+    "~method.loss._target_": "method.loss._target_ is missing: it names the class of method.loss, a DenoisingLoss",
+    f"method.loss={PROGRESS}": "method.loss._target_=research_stack.training.progress.Progress must be DenoisingLoss",
     # a Protocol
     f"data.source={PROGRESS}": "data.source._target_=research_stack.training.progress.Progress must be Source",
     f"model.dim={PROGRESS}": "model.dim._target_=research_stack.training.progress.Progress must be int",

@@ -6,14 +6,18 @@ import ast
 import sys
 
 import pytest
+from omegaconf import OmegaConf
 
 from research_stack.config import check, signatures
-from research_stack.config.annotations import fits
+from research_stack.config.annotations import fits, literals, written
+from research_stack.config.build import build
 from research_stack.config.check_node import check_node
 from research_stack.config.compose import compose
 from research_stack.config.composer import Composer
 from research_stack.config.expressions import CannotSay, Evaluator
 from research_stack.config.hints import UserError
+from research_stack.config.nodes import nodes
+from research_stack.config.signatures import signature
 from research_stack.records import paths
 
 
@@ -183,3 +187,29 @@ def test_every_option_of_every_group_passes(choice, composer):
 
 def test_config_folder_stands_in_package_or_beside_it():
     assert (paths.CONF / "config.yaml").is_file()
+
+
+def test_a_value_outside_a_literal_is_refused_by_the_check_and_by_build_alike():
+    """Every class that a config of ours names; the constructors say nothing of it."""
+    composer, targets = Composer(), set()
+    for group, options in composer.groups().items():
+        for option in options:
+            file = next(folder / group / f"{option}.yaml" for folder in composer.folders)
+            found = OmegaConf.to_container(OmegaConf.load(file), resolve=False)
+            targets |= {node["_target_"] for _, node in nodes(found)}
+    tried, wrong = 0, []
+    for target in sorted(target for target in targets if target.startswith("research_stack.")):
+        known = signature(target)
+        for name, parameter in known.parameters.items():
+            allowed = literals(parameter.annotation)
+            if not allowed or fits("zzqq", parameter.annotation, known.module) is not False:
+                continue
+            tried += 1
+            line = f"a.{name}=zzqq must be one of {', '.join(dict.fromkeys(map(written, allowed)))}"
+            if [p.message for p in check_node("a", {"_target_": target, name: "zzqq"})][:1] != [line]:
+                wrong.append((target, name, "check"))
+            with pytest.raises(ValueError) as caught:
+                build({"_target_": target, name: "zzqq"}, "a")
+            if str(caught.value) != line:
+                wrong.append((target, name, str(caught.value)))
+    assert tried > 20 and wrong == []

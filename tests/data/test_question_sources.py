@@ -598,7 +598,6 @@ def test_nq_that_cannot_be_asked(tmp_path, record, message):
         (HotpotQA, {"limit": 0}, "limit=0 must be"),
         (HotpotQA, {"distractors": -1}, "distractors=-1 must be all, supporting or a number"),
         (HotpotQA, {"distractors": "some"}, "distractors=some must be"),
-        (NaturalQuestions, {"context": "short"}, "context=short must be long or document"),
         (NaturalQuestions, {"limit": 1}, "limit=1"),
     ],
 )

@@ -410,7 +410,6 @@ def test_options_that_cannot_be(make):
         ({"diversity_coef": math.inf}, "diversity_coef=inf must be at most 1000"),
         ({"diversity_start": math.nan}, "diversity_start=nan must lie in"),
         ({"num_generations": 10**18}, "num_generations=1000000000000000000 must be at most 10,000"),
-        ({"estimator": "hard"}, "estimator=hard must be score or soft"),
         ({"diversity_start": 1.0}, r"diversity_start=1.0 must lie in \[0, 1\)"),
         ({"num_generations": 2}, "size=2 must be less than num_generations=2"),
     ):

@@ -212,7 +212,6 @@ def test_a_pair_is_worth_the_same_alone_and_in_any_batch(reward):
     (lambda: Length(low=90, high=80), "low=90 must be at most high=80"),
     (lambda: Length(high=200), "high=200 must be at most max_length=160"),
     (lambda: Length(min_length=-1), "min_length=-1 must not be negative"),
-    (lambda: Length(unit="tokens"), "unit=tokens must be words or characters"),
     (lambda: Repetition(n=0), "n=0 must be at least 1"),
     (lambda: Repetition(n=10**18), f"n={10**18} must be at most 1000"),
     (lambda: Format("("), r"pattern='\(' must be a regular expression: missing \)"),

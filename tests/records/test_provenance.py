@@ -44,6 +44,12 @@ def test_the_command_as_one_would_type_it(argv, expected):
     assert provenance.command_line(argv) == expected
 
 
+@pytest.fixture(autouse=True)
+def no_hydra_job(monkeypatch):
+    """A command that an earlier test gave in this process leaves Hydra's config behind."""
+    monkeypatch.delitem(sys.modules, "hydra.core.hydra_config", raising=False)
+
+
 def test_run_json(tmp_path, monkeypatch):
     monkeypatch.setenv("MY_SECRET_THING", "do-not-keep-me")
     monkeypatch.setenv("SLURM_JOB_ID", "4711")

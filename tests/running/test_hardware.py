@@ -54,9 +54,6 @@ def test_every_node_builds_and_says_when_to_use_it(path):
 
 @pytest.mark.parametrize(("arguments", "line"), [
     ({"devices": 0}, r"devices=0 must"),
-    ({"accelerator": "tpu"}, r"accelerator=tpu must"),
-    ({"precision": "fp8"}, r"precision=fp8 must"),
-    ({"strategy": "ddp_spawn"}, r"strategy=ddp_spawn must"),
     ({"resources": {"partitoin": "x"}}, r"resources.partitoin=x .*partition"),
     ({"resources": {"timeout_min": 10}}, r"resources.timeout_min=10 must be above 10"),
     ({"devices": 2, "resources": {"tasks_per_node": 1}}, r"resources.tasks_per_node=1 must equal devices=2"),

@@ -327,8 +327,6 @@ def test_a_misspelt_optimizer_gets_one_clear_line():
     assert [p.message for p in check_node("optimization", node)] == [
         "optimization.optimizer=moun must be one of adamw, muon; did you mean 'muon'?"
     ]
-    with pytest.raises(ValueError, match="^optimizer=moun must be adamw or muon$"):
-        Optimization(optimizer="moun")
 
 
 class Small(TrainingModule):

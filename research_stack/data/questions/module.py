@@ -83,7 +83,6 @@ class QuestionData(StepData):
             max_context_bytes is None or max_context_bytes >= 1,
             f"max_context_bytes={max_context_bytes} must be at least 1, or null for no limit",
         )
-        require(long in ("refuse", "window", "drop"), f"long={long} must be refuse, window or drop")
         require(
             long == "refuse" or max_context_bytes is not None,
             f"long={long} needs max_context_bytes: without a limit no context is too long",

@@ -66,7 +66,6 @@ class NaturalQuestions(QuestionFiles):
         split: str = "train",
         revision: str | None = None,
     ) -> None:
-        require(context in ("long", "document"), f"context={context} must be long or document")
         require(limit is None or limit > 1, f"limit={limit} must be at least 2, or null for all questions")
         super().__init__(path, name, split, revision, limit, strict)
         self.context, self.unanswerable = context, unanswerable

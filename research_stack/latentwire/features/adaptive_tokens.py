@@ -37,7 +37,6 @@ class AdaptiveTokens(Feature):
         momentum: float = 0.95,
         hold: int = 20,
     ) -> None:
-        require(by in ("schedule", "accuracy"), f"by={by} must be schedule or accuracy")
         require(min_tokens >= 1, f"min_tokens={min_tokens} must be at least 1")
         require(
             max_tokens is None or max_tokens >= min_tokens,

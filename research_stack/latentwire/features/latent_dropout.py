@@ -44,7 +44,6 @@ class LatentDropout(Feature):
         require(0 <= keep_to <= 1, f"keep_to={keep_to} must lie in [0, 1]")
         require(0 <= ramp <= 1, f"ramp={ramp} must lie in [0, 1]: it is a share of the steps")
         require(min_shared >= 1, f"min_shared={min_shared} must be at least 1")
-        require(distribution in ("uniform", "geometric"), f"distribution={distribution} must be uniform or geometric")
         require(0 < ratio < 1, f"ratio={ratio} must lie in (0, 1)")
         super().__init__()
         self.keep_from, self.keep_to, self.ramp, self.min_shared, self.distribution, self.ratio = (

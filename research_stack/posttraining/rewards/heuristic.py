@@ -89,7 +89,6 @@ class Length(Heuristic):
         require(min_length <= low, f"min_length={min_length} must be at most low={low}")
         require(low <= high, f"low={low} must be at most high={high}")
         require(high <= max_length, f"high={high} must be at most max_length={max_length}")
-        require(unit in ("words", "characters"), f"unit={unit} must be words or characters")
         self.min_length, self.low, self.high, self.max_length, self.unit = min_length, low, high, max_length, unit
 
     def score(self, prompt: str, completion: str) -> float:
@@ -116,7 +115,6 @@ class Repetition(Heuristic):
     def __init__(self, n: int = 3, unit: Literal["words", "characters"] = "words") -> None:
         require(n >= 1, f"n={n} must be at least 1")
         require(n <= 1000, f"n={n} must be at most 1000")
-        require(unit in ("words", "characters"), f"unit={unit} must be words or characters")
         self.n, self.unit = n, unit
 
     def score(self, prompt: str, completion: str) -> float:

@@ -11,7 +11,6 @@ import numpy as np
 from research_stack.config.build import build
 from research_stack.records.files import read_json
 from research_stack.records.run_folder import RunFolder
-from research_stack.require import require
 
 if TYPE_CHECKING:
     from research_stack.backbones.sentence import SentenceEncoder
@@ -32,7 +31,6 @@ class Learned:
     name = "learned"
 
     def __init__(self, run: str, unit: Literal["standardised", "log"] = "standardised", device: str = "cpu") -> None:
-        require(unit in ("standardised", "log"), f"unit={unit} must be standardised or log")
         self.run, self.unit, self.device = run, unit, device
 
     def check(self) -> None:
