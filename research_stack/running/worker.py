@@ -18,6 +18,7 @@ from research_stack.records.escaping import as_config
 from research_stack.records.redaction import handed
 from research_stack.records.run_folder import Refused, RunFolder, Stopped
 from research_stack.running import outlet
+from research_stack.running.fit import fit
 from research_stack.running.logs import log_file, set_up_logging
 
 log = logging.getLogger(__name__)
