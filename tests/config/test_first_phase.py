@@ -134,9 +134,8 @@ def test_its_folder_depends_on_what_it_is_and_not_on_what_follows(tmp_path, monk
 
 
 # ------------------------------------------------------------------------------------------------ one-line mistakes
-@pytest.mark.parametrize(
-    "phrase, parts",
-    [
+def test_a_mistake_is_one_line_before_anything_is_trained(tmp_path_factory):
+    for phrase, parts in (
         ("sftt", ["init_from=sftt is neither the folder of a run nor an experiment", "did you mean 'sft'"]),
         ("'polychromc trainer=smoke'", ["init_from=polychromc trainer=smoke is neither", "did you mean 'polychromic'"]),
         ("' '", ["is neither the folder of a run nor an experiment", "grpo", "sft"]),
@@ -157,14 +156,14 @@ def test_its_folder_depends_on_what_it_is_and_not_on_what_follows(tmp_path, monk
         ("'sft data/tokenizer=bpe'", ["data.tokenizer is ByteBPE there, Bytes here"]),
         ("minigpt", ["that run's model is another one"]),
         ("./nowhere", ["init_from=./nowhere is no run folder (no such folder)"]),
-    ],
-)
-def test_a_mistake_is_one_line_before_anything_is_trained(phrase, parts, tmp_path, monkeypatch):
-    monkeypatch.chdir(tmp_path)
-    message = refused(phrase.strip("'"))
-    for part in parts:
-        assert part in message, message
-    assert not list(tmp_path.iterdir())
+    ):
+        with pytest.MonkeyPatch.context() as monkeypatch:
+            tmp_path = tmp_path_factory.mktemp("case")
+            monkeypatch.chdir(tmp_path)
+            message = refused(phrase.strip("'"))
+            for part in parts:
+                assert part in message, message
+            assert not list(tmp_path.iterdir())
 
 
 def test_folders_that_are_no_finished_run(here):

@@ -84,21 +84,18 @@ def test_a_task_gets_what_its_parameters_name(table, trained):
     assert run(OmegaConf.create({**cfg, "task": "shout"})).status == "shout"
 
 
-@pytest.mark.parametrize(
-    "table_text, said",
-    [
+def test_a_table_that_cannot_be_read_is_said_in_one_line(table):
+    for table_text, said in (
         ("TASKS = (Task(name='eval', run='a.b', help=''),)", "task=eval stands in two tables: "),
         ("X = 1\nTASKS = (Task(name=X, run='a.b', help=''),)", "tasks.py:2: a task is written Task("),
         ("TASKS = (Task(name='x', run='a.b', hlp=''),)", "tasks.py:1: a task is written Task("),
         ("TASKS = ('x',)", "tasks.py:1: a task is written Task("),
         ("TASKS = (", "tasks.py cannot be read"),
-    ],
-)
-def test_a_table_that_cannot_be_read_is_said_in_one_line(table, table_text, said):
-    (table / "tasks.py").write_text(table_text)
-    with pytest.raises(UserError) as caught:
-        tasks()
-    assert said in str(caught.value) and "\n" not in str(caught.value)
+    ):
+        (table / "tasks.py").write_text(table_text)
+        with pytest.raises(UserError) as caught:
+            tasks()
+        assert said in str(caught.value) and "\n" not in str(caught.value)
 
 
 def test_reading_the_tables_imports_no_torch():

@@ -89,19 +89,16 @@ def test_constants_are_nan_without_a_warning():
     assert single.bias == -1.0 and single.n == 1 and np.isnan([single.r2, single.pearson, single.slope]).all()
 
 
-@pytest.mark.parametrize(
-    "predicted, actual, message",
-    [
+def test_records_that_do_not_fit_are_refused():
+    for predicted, actual, message in (
         ([1.0, 2.0], [1.0], "one shape"),
         ([], [], "n > 0"),
         ([[1.0]], [[1.0]], "one shape"),
         ([1.0, NAN], [1.0, 2.0], "predicted_n: 1 of 2"),
         ([1.0, 2.0], [np.inf, 2.0], "actual_n: 1 of 2"),
-    ],
-)
-def test_records_that_do_not_fit_are_refused(predicted, actual, message):
-    with pytest.raises(ValueError, match=message):
-        agreement(np.array(predicted), np.array(actual))
+    ):
+        with pytest.raises(ValueError, match=message):
+            agreement(np.array(predicted), np.array(actual))
 
 
 # --------------------------------------------------------------------------------------------- noise ceiling
@@ -125,14 +122,14 @@ def test_the_parts_of_the_noise_ceiling_are_unbiased():
     assert np.mean(total) == pytest.approx(((low_i + high_i) / 2).var(ddof=1) + noise.mean())
 
 
-@pytest.mark.parametrize("m", [2, 5])
-def test_the_mean_of_the_law_reaches_the_noise_ceiling(m):
-    rng = np.random.default_rng(m)
-    mean_n = rng.normal(size=40_000)
-    scale_n = np.where(mean_n > 0, 2.0, 0.5)  # noise that differs from row to row: 2.125 on average
-    actual_nm = mean_n[:, None] + scale_n[:, None] * rng.normal(size=(40_000, m))
-    assert noise_ceiling(actual_nm) == pytest.approx(1 / (1 + 2.125), abs=0.015)
-    assert noise_ceiling(actual_nm) == pytest.approx(agreement(mean_n, actual_nm[:, 0]).r2, abs=0.02)
+def test_the_mean_of_the_law_reaches_the_noise_ceiling():
+    for m in (2, 5):
+        rng = np.random.default_rng(m)
+        mean_n = rng.normal(size=40_000)
+        scale_n = np.where(mean_n > 0, 2.0, 0.5)  # noise that differs from row to row: 2.125 on average
+        actual_nm = mean_n[:, None] + scale_n[:, None] * rng.normal(size=(40_000, m))
+        assert noise_ceiling(actual_nm) == pytest.approx(1 / (1 + 2.125), abs=0.015)
+        assert noise_ceiling(actual_nm) == pytest.approx(agreement(mean_n, actual_nm[:, 0]).r2, abs=0.02)
 
 
 def test_noise_ceiling_ends():
@@ -359,19 +356,22 @@ def test_a_curve_on_few_distinct_values(values, knots):
         fit_curve(x_n, y_n, 0)
 
 
-@pytest.mark.parametrize("penalty", [1e-6, 1.0, 30.0])
-def test_ridge_is_least_squares_with_rows_for_the_penalty(penalty, monkeypatch):
-    monkeypatch.setattr(calibration, "ROWS", 17)  # several blocks, the last one short
-    rng = np.random.default_rng(11)
-    features_nD = rng.normal(size=(60, 5)) @ rng.normal(size=(5, 5)) * [1, 10, 1e-3, 1, 1] + [0, 3, 0, 100, -2]
-    y_n = features_nD @ rng.normal(size=5) + rng.normal(size=60) + 5
-    z_nD = (features_nD - features_nD.mean(0)) / features_nD.std(0)
-    rows = np.concatenate([z_nD, np.sqrt(penalty) * np.eye(5)])
-    weight_D = np.linalg.lstsq(rows, np.concatenate([y_n - y_n.mean(), np.zeros(5)]), rcond=None)[0]
-    probe = fit_ridge(features_nD, y_n, penalty)
-    np.testing.assert_allclose(probe.predict(features_nD), y_n.mean() + z_nD @ weight_D, rtol=1e-8)
-    other = features_nD * [1e4, 1, 1, -1, 1] + [5, 0, 0, 0, 1]  # units do not matter
-    np.testing.assert_allclose(fit_ridge(other, y_n, penalty).predict(other), probe.predict(features_nD), rtol=1e-6)
+def test_ridge_is_least_squares_with_rows_for_the_penalty():
+    for penalty in (1e-6, 1.0, 30.0):
+        with pytest.MonkeyPatch.context() as monkeypatch:
+            monkeypatch.setattr(calibration, "ROWS", 17)  # several blocks, the last one short
+            rng = np.random.default_rng(11)
+            features_nD = rng.normal(size=(60, 5)) @ rng.normal(size=(5, 5)) * [1, 10, 1e-3, 1, 1] + [0, 3, 0, 100, -2]
+            y_n = features_nD @ rng.normal(size=5) + rng.normal(size=60) + 5
+            z_nD = (features_nD - features_nD.mean(0)) / features_nD.std(0)
+            rows = np.concatenate([z_nD, np.sqrt(penalty) * np.eye(5)])
+            weight_D = np.linalg.lstsq(rows, np.concatenate([y_n - y_n.mean(), np.zeros(5)]), rcond=None)[0]
+            probe = fit_ridge(features_nD, y_n, penalty)
+            np.testing.assert_allclose(probe.predict(features_nD), y_n.mean() + z_nD @ weight_D, rtol=1e-8)
+            other = features_nD * [1e4, 1, 1, -1, 1] + [5, 0, 0, 0, 1]  # units do not matter
+            np.testing.assert_allclose(
+                fit_ridge(other, y_n, penalty).predict(other), probe.predict(features_nD), rtol=1e-6
+            )
 
 
 def test_ridge_shrinks_as_documented_and_ignores_constants():

@@ -48,17 +48,17 @@ def test_discounts_by_hand():
     assert discounts(np.array([1, 1, 1, 1, 2, 2, 3, 4])).tolist() == [0, 0.5, 1.25, 1.0]
 
 
-@pytest.mark.parametrize("order", [1, 2, 3])
-def test_every_context_gives_a_distribution(order):
-    rng = np.random.default_rng(0)
-    stream = rng.choice([A, B, C, D, END], size=400, p=[0.5, 0.2, 0.15, 0.05, 0.1])
-    model = NGram(order, stream, VOCAB)
-    seen = [NOTHING, A, B, C, D, END]
-    for u in seen:
-        for v in seen:
-            p = model.probabilities(np.full(4, u), np.full(4, v), np.array([A, B, C, D]))
-            assert p.min() > 0
-            assert p.sum() == pytest.approx(1, abs=1e-12)
+def test_every_context_gives_a_distribution():
+    for order in (1, 2, 3):
+        rng = np.random.default_rng(0)
+        stream = rng.choice([A, B, C, D, END], size=400, p=[0.5, 0.2, 0.15, 0.05, 0.1])
+        model = NGram(order, stream, VOCAB)
+        seen = [NOTHING, A, B, C, D, END]
+        for u in seen:
+            for v in seen:
+                p = model.probabilities(np.full(4, u), np.full(4, v), np.array([A, B, C, D]))
+                assert p.min() > 0
+                assert p.sum() == pytest.approx(1, abs=1e-12)
 
 
 def test_only_scored_positions_count_and_separators_are_context():

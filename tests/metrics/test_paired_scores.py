@@ -133,20 +133,17 @@ def test_one_question_has_no_interval():
     assert ratio([1.0], [0.5]).value == 2 and math.isnan(ratio([1.0], [0.5]).high)
 
 
-@pytest.mark.parametrize(
-    "call, said",
-    [
+def test_a_mistake_is_named():
+    for call, said in (
         (lambda: paired([1.0], [1.0, 2.0]), "a_n.*b_n.* must be of one shape"),
         (lambda: paired([], []), "must be of one shape"),
         (lambda: ratio([1.0, math.nan], [1.0, 2.0]), "^a_n: 1 of 2 values are not finite"),
         (lambda: ratio([-1.0], [1.0]), "^a_n=-1.0"),
         (lambda: paired([1.0, 2.0], [1.0, 2.0], [0]), r"^group_n=\(1,\) must"),
         (lambda: sign_flip([1.0], flips=0), "^flips=0 must"),
-    ],
-)
-def test_a_mistake_is_named(call, said):
-    with pytest.raises(ValueError, match=said):
-        call()
+    ):
+        with pytest.raises(ValueError, match=said):
+            call()
 
 
 # ------------------------------------------------------------------------------------------------ several runs

@@ -32,14 +32,17 @@ VECTORS = [  # prediction, gold, SQuAD EM, F1, HotpotQA EM, F1
 
 
 @pytest.mark.exact
-@pytest.mark.parametrize("prediction, gold, em, score, hotpot_em, hotpot_score", VECTORS)
-def test_the_vectors(prediction, gold, em, score, hotpot_em, hotpot_score):
-    for rule in ("squad", "squad_v2"):
-        assert (exact(prediction, [gold], rule), f1(prediction, [gold], rule)) == (em, pytest.approx(score, abs=1e-12))
-    assert (exact(prediction, [gold], "hotpotqa"), f1(prediction, [gold], "hotpotqa")) == (
-        hotpot_em,
-        pytest.approx(hotpot_score, abs=1e-12),
-    )
+def test_the_vectors():
+    for prediction, gold, em, score, hotpot_em, hotpot_score in VECTORS:
+        for rule in ("squad", "squad_v2"):
+            assert (exact(prediction, [gold], rule), f1(prediction, [gold], rule)) == (
+                em,
+                pytest.approx(score, abs=1e-12),
+            )
+        assert (exact(prediction, [gold], "hotpotqa"), f1(prediction, [gold], "hotpotqa")) == (
+            hotpot_em,
+            pytest.approx(hotpot_score, abs=1e-12),
+        )
 
 
 @pytest.mark.exact
@@ -114,19 +117,16 @@ def test_scores_of_several_data_sets():
     assert scores([], []).f1_n.shape == (0,)
 
 
-@pytest.mark.parametrize(
-    "call, said",
-    [
+def test_a_mistake_is_named():
+    for call, said in (
         (lambda: exact("x", []), r"^golds=\[\] must"),
         (lambda: f1("x", "x"), "^golds='x' must"),
         (lambda: f1("x", ["x"], "trivia"), "^rule=trivia must be one of"),
         (lambda: scores(["x"], []), "^predictions=1 must"),
         (lambda: scores(["x"], [["x"]], ["squad", "nq"]), "^predictions=1 must"),
-    ],
-)
-def test_a_mistake_is_named(call, said):
-    with pytest.raises(ValueError, match=said):
-        call()
+    ):
+        with pytest.raises(ValueError, match=said):
+            call()
 
 
 # --------------------------------------------------------------------------------------------------- first tokens
@@ -164,17 +164,14 @@ def test_rows_without_a_first_token_have_no_score():
     assert first_token_at(np.array([[-math.inf, 0.0]]), [{0}], (1, 2)).tolist() == [[0, 1]]
 
 
-@pytest.mark.parametrize(
-    "arguments, said",
-    [
+def test_mistakes_of_first_tokens():
+    for arguments, said in (
         ((np.zeros(3), [{0}]), "^logits_BV="),
         ((np.zeros((2, 3)), [{0}]), "^logits_BV="),
         ((np.full((1, 3), np.nan), [{0}]), "^logits_BV=.* NaN"),
         ((np.zeros((1, 3)), [{3}]), r"^gold_ids=\[3\] must lie in 0 .. 2"),
         ((np.zeros((1, 3)), [{-1}]), r"^gold_ids=\[-1\]"),
         ((np.zeros((1, 3)), [{0}], (0, 1)), r"^ks=\(0, 1\) must"),
-    ],
-)
-def test_mistakes_of_first_tokens(arguments, said):
-    with pytest.raises(ValueError, match=said):
-        first_token_at(*arguments)
+    ):
+        with pytest.raises(ValueError, match=said):
+            first_token_at(*arguments)

@@ -98,22 +98,20 @@ def test_hoeffding_bentkus_by_hand():
 
 
 @pytest.mark.exact
-@pytest.mark.parametrize("risk", [0.1, 0.3, 0.5])
-@pytest.mark.parametrize("half", [0.0, 0.05, 0.2, 1.0])
-@pytest.mark.parametrize("n", [5, 30])
-def test_p_values_are_valid_under_the_exact_law(risk, half, n):
+def test_p_values_are_valid_under_the_exact_law():
     """Losses 0, 1/2, 1 of mean `risk`: P(p <= u) <= u at every u, over the exact law of the sum."""
-    middle = half * 2 * min(risk, 1 - risk)
-    law = np.array([1 - middle / 2 - risk, middle, risk - middle / 2])
-    sums = np.ones(1)
-    for _ in range(n):
-        sums = np.convolve(sums, law)
-    p = np.array([p_value(k / 2, n, risk, binary=False) for k in range(2 * n + 1)])
-    assert (np.diff(p) >= -1e-12).all()
-    assert (np.cumsum(sums) <= p + 1e-12).all()
-    if half == 0:
-        exact = [p_value(float(k), n, risk, binary=True) for k in range(n + 1)]
-        np.testing.assert_allclose(np.cumsum(sums[::2]), exact, atol=1e-12)
+    for risk, half, n in itertools.product((0.1, 0.3, 0.5), (0.0, 0.05, 0.2, 1.0), (5, 30)):
+        middle = half * 2 * min(risk, 1 - risk)
+        law = np.array([1 - middle / 2 - risk, middle, risk - middle / 2])
+        sums = np.ones(1)
+        for _ in range(n):
+            sums = np.convolve(sums, law)
+        p = np.array([p_value(k / 2, n, risk, binary=False) for k in range(2 * n + 1)])
+        assert (np.diff(p) >= -1e-12).all()
+        assert (np.cumsum(sums) <= p + 1e-12).all()
+        if half == 0:
+            exact = [p_value(float(k), n, risk, binary=True) for k in range(n + 1)]
+            np.testing.assert_allclose(np.cumsum(sums[::2]), exact, atol=1e-12)
 
 
 @given(st.floats(0.005, 0.9), st.floats(0.01, 0.5), st.integers(0, 5))
@@ -221,21 +219,23 @@ def test_the_guarantee_at_the_edge():
     assert of_mutant / 400 > DELTA + 0.1
 
 
-@pytest.mark.parametrize("binary, split", [(True, True), (True, False), (False, True)])
-def test_the_guarantee_where_the_risk_grows(binary, split):
+def test_the_guarantee_where_the_risk_grows():
     """Scores uniform, E[loss | score] = 0.3 score: the risk of score <= t is 0.15 t, above the limit from t = 2/3
     on.
     """
-    rng, found = np.random.default_rng(3), []
-    for seed in range(RUNS):
-        score_n = rng.random(600)
-        loss_n = (rng.random(600) < 0.3 * score_n) if binary else 0.6 * score_n * rng.random(600)
-        thresholds = None if split else np.linspace(0.01, 1, 60)
-        found.append(learn_then_test(score_n, loss_n.astype(float), RISK, DELTA, thresholds, seed=seed))
-    coverage = np.array([0.0 if t is None else t for t in found])  # of a uniform score it is the threshold itself
-    assert (0.15 * coverage > RISK).mean() <= DELTA + SLACK
-    assert np.median(coverage) > 0.35
-    assert (coverage == 0).mean() < (0.12 if split else 0.4)  # a grid from few points on often ends at its first error
+    for binary, split in ((True, True), (True, False), (False, True)):
+        rng, found = np.random.default_rng(3), []
+        for seed in range(RUNS):
+            score_n = rng.random(600)
+            loss_n = (rng.random(600) < 0.3 * score_n) if binary else 0.6 * score_n * rng.random(600)
+            thresholds = None if split else np.linspace(0.01, 1, 60)
+            found.append(learn_then_test(score_n, loss_n.astype(float), RISK, DELTA, thresholds, seed=seed))
+        coverage = np.array([0.0 if t is None else t for t in found])  # of a uniform score it is the threshold itself
+        assert (0.15 * coverage > RISK).mean() <= DELTA + SLACK
+        assert np.median(coverage) > 0.35
+        assert (coverage == 0).mean() < (
+            0.12 if split else 0.4
+        )  # a grid from few points on often ends at its first error
 
 
 def test_a_grid_chosen_by_the_labels_breaks_the_guarantee():

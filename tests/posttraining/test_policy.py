@@ -1,5 +1,6 @@
 """What post-training methods share: scores of completions, weights of another run, and the proofs of the first step."""
 
+import itertools
 import logging
 from types import SimpleNamespace
 
@@ -35,50 +36,48 @@ def policy(backbone, alone):
 
 # ---------------------------------------------------------------------------------------------------- scores
 @pytest.mark.exact
-@pytest.mark.parametrize("kind", ["own", "pretrained"])
-@pytest.mark.parametrize("temperature", [1.0, 0.6])
-def test_scores_are_the_log_softmax_of_each_text_read_alone(policy, completions, naive_laws, kind, temperature):
-    method, texts = policy(kind), completions()
-    scores, wanted = method.completion_logps(*texts, temperature), naive_laws(method.model, *texts, temperature)
-    assert scores.mask_BT.tolist() == [[place < made for place in range(6)] for made in (4, 6, 1, 3)]
-    for row, (logp, entropy) in enumerate(wanted):
-        torch.testing.assert_close(scores.logp_BT[row, : len(logp)], logp, **CLOSE[kind])
-        torch.testing.assert_close(scores.entropy_BT[row, : len(logp)], entropy, **CLOSE[kind])
-        assert not scores.logp_BT[row, len(logp) :].any() and not scores.entropy_BT[row, len(logp) :].any()
+def test_scores_are_the_log_softmax_of_each_text_read_alone(policy, completions, naive_laws):
+    for kind, temperature in itertools.product(("own", "pretrained"), (1.0, 0.6)):
+        method, texts = policy(kind), completions()
+        scores, wanted = method.completion_logps(*texts, temperature), naive_laws(method.model, *texts, temperature)
+        assert scores.mask_BT.tolist() == [[place < made for place in range(6)] for made in (4, 6, 1, 3)]
+        for row, (logp, entropy) in enumerate(wanted):
+            torch.testing.assert_close(scores.logp_BT[row, : len(logp)], logp, **CLOSE[kind])
+            torch.testing.assert_close(scores.entropy_BT[row, : len(logp)], entropy, **CLOSE[kind])
+            assert not scores.logp_BT[row, len(logp) :].any() and not scores.entropy_BT[row, len(logp) :].any()
 
 
 @pytest.mark.exact
-@pytest.mark.parametrize("kind", ["own", "pretrained"])
-def test_gradients_of_scores_are_those_of_the_full_forward(policy, completions, naive_laws, kind):
-    method, texts = policy(kind), completions()
-    scores, parameters = method.completion_logps(*texts, 0.8), list(method.trainable_parameters().values())
-    up_BT, bend_BT = (
-        torch.randn(scores.mask_BT.shape, generator=torch.Generator().manual_seed(s), dtype=torch.float64)
-        for s in (1, 2)
-    )
-    found = torch.autograd.grad((up_BT * scores.logp_BT + bend_BT * scores.entropy_BT).sum(), parameters)
-    wanted = sum(
-        (up[: len(p)] * p + bend[: len(p)] * h).sum()
-        for (p, h), up, bend in zip(naive_laws(method.model, *texts, 0.8), up_BT, bend_BT, strict=True)
-    )
-    for ours, theirs in zip(found, torch.autograd.grad(wanted, parameters), strict=True):
-        torch.testing.assert_close(
-            ours, theirs, rtol=1e-9 if kind == "own" else 1e-3, atol=1e-10 if kind == "own" else 1e-4
+def test_gradients_of_scores_are_those_of_the_full_forward(policy, completions, naive_laws):
+    for kind in ("own", "pretrained"):
+        method, texts = policy(kind), completions()
+        scores, parameters = method.completion_logps(*texts, 0.8), list(method.trainable_parameters().values())
+        up_BT, bend_BT = (
+            torch.randn(scores.mask_BT.shape, generator=torch.Generator().manual_seed(s), dtype=torch.float64)
+            for s in (1, 2)
         )
-    assert all(bool(grad.any()) for grad in found)
+        found = torch.autograd.grad((up_BT * scores.logp_BT + bend_BT * scores.entropy_BT).sum(), parameters)
+        wanted = sum(
+            (up[: len(p)] * p + bend[: len(p)] * h).sum()
+            for (p, h), up, bend in zip(naive_laws(method.model, *texts, 0.8), up_BT, bend_BT, strict=True)
+        )
+        for ours, theirs in zip(found, torch.autograd.grad(wanted, parameters), strict=True):
+            torch.testing.assert_close(
+                ours, theirs, rtol=1e-9 if kind == "own" else 1e-3, atol=1e-10 if kind == "own" else 1e-4
+            )
+        assert all(bool(grad.any()) for grad in found)
 
 
-@pytest.mark.parametrize("kind", ["own", "pretrained"])
-@pytest.mark.parametrize("garbage", [0, VOCAB.pad, VOCAB.end])
-def test_padding_changes_no_score(policy, completions, kind, garbage):
-    method = policy(kind)
-    short, long = (
-        method.completion_logps(*completions()),
-        method.completion_logps(*completions(padding=5, garbage=garbage)),
-    )
-    torch.testing.assert_close(short.logp_BT, long.logp_BT, **CLOSE[kind])
-    torch.testing.assert_close(short.entropy_BT, long.entropy_BT, **CLOSE[kind])
-    assert torch.equal(short.mask_BT, long.mask_BT)
+def test_padding_changes_no_score(policy, completions):
+    for kind, garbage in itertools.product(("own", "pretrained"), (0, VOCAB.pad, VOCAB.end)):
+        method = policy(kind)
+        short, long = (
+            method.completion_logps(*completions()),
+            method.completion_logps(*completions(padding=5, garbage=garbage)),
+        )
+        torch.testing.assert_close(short.logp_BT, long.logp_BT, **CLOSE[kind])
+        torch.testing.assert_close(short.entropy_BT, long.entropy_BT, **CLOSE[kind])
+        assert torch.equal(short.mask_BT, long.mask_BT)
 
 
 @pytest.mark.exact
@@ -106,19 +105,19 @@ def test_another_model_can_be_asked(policy, backbone, completions):
     assert not torch.allclose(found.logp_BT, method.completion_logps(*texts).logp_BT)
 
 
-@pytest.mark.parametrize("precision", ["bf16", "weights"])
-def test_scores_in_bf16_are_float32_and_near(policy, backbone, completions, precision):
-    method, texts = policy(model=backbone().float()), completions()
-    wanted = method.float().completion_logps(*texts)
-    if precision == "weights":
-        method.model.bfloat16()
-    with torch.autocast("cpu", dtype=torch.bfloat16, enabled=precision == "bf16"):
-        found = method.completion_logps(*texts)
-    found.logp_BT.sum().backward()
-    assert found.logp_BT.dtype == found.entropy_BT.dtype == torch.float32
-    assert (found.logp_BT - wanted.logp_BT).abs().max() < 0.2 and all(
-        bool(torch.isfinite(p.grad).all()) for p in method.parameters()
-    )
+def test_scores_in_bf16_are_float32_and_near(policy, backbone, completions):
+    for precision in ("bf16", "weights"):
+        method, texts = policy(model=backbone().float()), completions()
+        wanted = method.float().completion_logps(*texts)
+        if precision == "weights":
+            method.model.bfloat16()
+        with torch.autocast("cpu", dtype=torch.bfloat16, enabled=precision == "bf16"):
+            found = method.completion_logps(*texts)
+        found.logp_BT.sum().backward()
+        assert found.logp_BT.dtype == found.entropy_BT.dtype == torch.float32
+        assert (found.logp_BT - wanted.logp_BT).abs().max() < 0.2 and all(
+            bool(torch.isfinite(p.grad).all()) for p in method.parameters()
+        )
 
 
 def test_the_reader_predicts_no_special_token_but_the_end(policy):
@@ -159,16 +158,16 @@ def test_a_model_that_sees_both_ways_is_no_policy(backbone):
         Plain(backbone(causal=False), VOCAB, Optimization(), seed=1)
 
 
-@pytest.mark.parametrize("kind, options", [("own", {}), ("pretrained", {}), ("pretrained", {"lora": LoRA(rank=2)})])
-def test_begin_from_takes_the_weights_over(policy, completions, kind, options):
-    first, second, texts = policy(kind, **options), policy(kind, **options), completions()
-    with torch.no_grad():
-        for parameter in first.trainable_parameters().values():
-            parameter.mul_(1.3)
-    state = first.state_dict() | {"reference.norm.weight": torch.zeros(3)}  # of a method that keeps more
-    assert not torch.equal(first.completion_logps(*texts).logp_BT, second.completion_logps(*texts).logp_BT)
-    second.load_initial_weights(state)
-    assert torch.equal(first.completion_logps(*texts).logp_BT, second.completion_logps(*texts).logp_BT)
+def test_begin_from_takes_the_weights_over(policy, completions):
+    for kind, options in (("own", {}), ("pretrained", {}), ("pretrained", {"lora": LoRA(rank=2)})):
+        first, second, texts = policy(kind, **options), policy(kind, **options), completions()
+        with torch.no_grad():
+            for parameter in first.trainable_parameters().values():
+                parameter.mul_(1.3)
+        state = first.state_dict() | {"reference.norm.weight": torch.zeros(3)}  # of a method that keeps more
+        assert not torch.equal(first.completion_logps(*texts).logp_BT, second.completion_logps(*texts).logp_BT)
+        second.load_initial_weights(state)
+        assert torch.equal(first.completion_logps(*texts).logp_BT, second.completion_logps(*texts).logp_BT)
 
 
 def test_begin_from_another_model_is_refused_in_one_line(policy):
@@ -234,14 +233,14 @@ def test_one_weight_that_moves_is_enough(policy):
     method.check_weights_moved()
 
 
-@pytest.mark.parametrize("which", ["policy", "entropy"])
-def test_a_gradient_of_exactly_zero_is_one_line(policy, which):
-    method = policy()
-    method.on_train_start()
-    with pytest.raises(
-        ValueError, match=f"^loss_{which} has a gradient of exactly zero at the first step: it would train nothing$"
-    ):
-        method.check_gradients(sums(method, **{which: 0.0}), {})
+def test_a_gradient_of_exactly_zero_is_one_line(policy):
+    for which in ("policy", "entropy"):
+        method = policy()
+        method.on_train_start()
+        with pytest.raises(
+            ValueError, match=f"^loss_{which} has a gradient of exactly zero at the first step: it would train nothing$"
+        ):
+            method.check_gradients(sums(method, **{which: 0.0}), {})
 
 
 def test_a_term_that_reaches_nothing_is_one_line(policy):

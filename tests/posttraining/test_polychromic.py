@@ -157,44 +157,45 @@ def every_group(count):
 
 
 @pytest.mark.exact
-@pytest.mark.parametrize("objective, gated", [("polychromic", True), ("polychromic", False), ("diversity", False)])
-def test_the_expected_gradient_over_all_groups_is_that_of_the_expected_diversity(make, monkeypatch, objective, gated):
-    method = make(objective=objective, gated=gated, num_generations=3)
-    chosen, found = every_group(3)
-    monkeypatch.setattr(polychromic, "generate_and_score", lambda *a: found)
-    batch = pairs(len(chosen) * 3)
-    rows, denominator = method.prepare(batch, draws(batch))
-    chance = laws(method).detach()[chosen].prod(1)
-    assert float(laws(method).sum().detach()) == pytest.approx(1, abs=1e-12) and float(chance.sum()) == pytest.approx(
-        1, abs=1e-12
-    )
-    assert int(denominator[1]) == len(chosen) * 3
-    rows["advantage"] = rows["advantage"].double() * chance.repeat_interleave(3)
-    ours = gradient(
-        method.loss_sum(rows)[1] / 3, method
-    )  # a batch that holds each group as often as the policy writes it
-    exact = gradient(expected_f(method, gated), method)
-    assert exact.norm() > 0.01
-    torch.testing.assert_close(ours, exact, atol=1e-7, rtol=1e-6)
-    for direction in directions(method, exact):
-        assert float(ours @ direction) == pytest.approx(
-            along(method, direction, lambda: expected_f(method, gated)), abs=1e-7
-        )
+def test_the_expected_gradient_over_all_groups_is_that_of_the_expected_diversity(make):
+    for objective, gated in (("polychromic", True), ("polychromic", False), ("diversity", False)):
+        with pytest.MonkeyPatch.context() as monkeypatch:
+            method = make(objective=objective, gated=gated, num_generations=3)
+            chosen, found = every_group(3)
+            monkeypatch.setattr(polychromic, "generate_and_score", lambda *a: found)
+            batch = pairs(len(chosen) * 3)
+            rows, denominator = method.prepare(batch, draws(batch))
+            chance = laws(method).detach()[chosen].prod(1)
+            assert float(laws(method).sum().detach()) == pytest.approx(1, abs=1e-12) and float(
+                chance.sum()
+            ) == pytest.approx(1, abs=1e-12)
+            assert int(denominator[1]) == len(chosen) * 3
+            rows["advantage"] = rows["advantage"].double() * chance.repeat_interleave(3)
+            ours = gradient(
+                method.loss_sum(rows)[1] / 3, method
+            )  # a batch that holds each group as often as the policy writes it
+            exact = gradient(expected_f(method, gated), method)
+            assert exact.norm() > 0.01
+            torch.testing.assert_close(ours, exact, atol=1e-7, rtol=1e-6)
+            for direction in directions(method, exact):
+                assert float(ours @ direction) == pytest.approx(
+                    along(method, direction, lambda: expected_f(method, gated)), abs=1e-7
+                )
 
 
-@pytest.mark.parametrize("gated", [True, False])
-def test_so_is_the_mean_over_groups_that_the_policy_writes_itself(make, gated):
-    method, batch = make(gated=gated), pairs(400)
-    exact = gradient(expected_f(method, gated), method)
-    found = []
-    for step in range(12):
-        rows, denominator = method.prepare(batch, draws(batch, step))
-        found.append(gradient((method.loss_sum(rows) / denominator)[1], method))
-    for direction in directions(method, exact):
-        values = torch.stack([g @ direction for g in found])
-        assert abs(float(values.mean() - exact @ direction)) < 5 * float(values.std()) / 12**0.5
-    own = torch.stack([g @ (exact / exact.norm()) for g in found])
-    assert float(own.mean()) > 10 * float(own.std()) / 12**0.5, "it points where it should, far beyond chance"
+def test_so_is_the_mean_over_groups_that_the_policy_writes_itself(make):
+    for gated in (True, False):
+        method, batch = make(gated=gated), pairs(400)
+        exact = gradient(expected_f(method, gated), method)
+        found = []
+        for step in range(12):
+            rows, denominator = method.prepare(batch, draws(batch, step))
+            found.append(gradient((method.loss_sum(rows) / denominator)[1], method))
+        for direction in directions(method, exact):
+            values = torch.stack([g @ direction for g in found])
+            assert abs(float(values.mean() - exact @ direction)) < 5 * float(values.std()) / 12**0.5
+        own = torch.stack([g @ (exact / exact.norm()) for g in found])
+        assert float(own.mean()) > 10 * float(own.std()) / 12**0.5, "it points where it should, far beyond chance"
 
 
 def test_gating_changes_it(make):
@@ -226,23 +227,23 @@ def gradients(fit, monkeypatch):
     return of
 
 
-@pytest.mark.parametrize("estimator", ["score", "soft"])
-def test_the_loss_is_cross_entropy_less_weight_times_diversity(make, gradients, estimator):
-    batch, found = pairs(16), {}
-    for weight in (0.25, 1.0):
-        found[weight], row = gradients(make(fresh=True, diversity_coef=weight, estimator=estimator), batch)
-        assert row["train/loss"] == pytest.approx(
-            row["train/loss_reply"] - weight * row["train/loss_diversity"], abs=1e-6
-        )
-        assert (
-            row["train/loss_diversity"] != 0
-            and 0 <= row["train/reward"] <= 1
-            and 0 <= row["train/different_pairs"] <= 1
-        )
-    model = make(fresh=True)
-    plain, row = gradients(SFT(model.model, VOCAB, Optimization(lr=1e-3, clip=None, warmup_steps=0), 1), batch)
-    assert (found[1.0] - plain).norm() > 1e-3
-    torch.testing.assert_close((found[0.25] - plain) * 4, found[1.0] - plain, atol=1e-6, rtol=1e-5)
+def test_the_loss_is_cross_entropy_less_weight_times_diversity(make, gradients):
+    for estimator in ("score", "soft"):
+        batch, found = pairs(16), {}
+        for weight in (0.25, 1.0):
+            found[weight], row = gradients(make(fresh=True, diversity_coef=weight, estimator=estimator), batch)
+            assert row["train/loss"] == pytest.approx(
+                row["train/loss_reply"] - weight * row["train/loss_diversity"], abs=1e-6
+            )
+            assert (
+                row["train/loss_diversity"] != 0
+                and 0 <= row["train/reward"] <= 1
+                and 0 <= row["train/different_pairs"] <= 1
+            )
+        model = make(fresh=True)
+        plain, row = gradients(SFT(model.model, VOCAB, Optimization(lr=1e-3, clip=None, warmup_steps=0), 1), batch)
+        assert (found[1.0] - plain).norm() > 1e-3
+        torch.testing.assert_close((found[0.25] - plain) * 4, found[1.0] - plain, atol=1e-6, rtol=1e-5)
 
 
 def test_ascending_it_raises_what_it_is_the_gradient_of(make):
@@ -255,15 +256,15 @@ def test_ascending_it_raises_what_it_is_the_gradient_of(make):
         assert along(method, down / down.norm(), lambda m=method: expected_f(m, False)) > 1e-3
 
 
-@pytest.mark.parametrize("estimator, pieces", [("score", (2, 3, 4)), ("soft", (2, 4))])
-def test_cut_into_pieces_a_step_has_the_same_gradient(make, gradients, estimator, pieces):
-    batch = pairs(16)
-    whole, row = gradients(make(fresh=True, estimator=estimator), batch)
-    for accumulate in pieces:
-        ours, cut_row = gradients(make(fresh=True, estimator=estimator, accumulate=accumulate), batch)
-        torch.testing.assert_close(ours, whole, atol=1e-7, rtol=1e-5)
-        for name in ("train/loss", "train/loss_reply", "train/loss_diversity", "train/reward"):
-            assert cut_row[name] == pytest.approx(row[name], abs=1e-6)
+def test_cut_into_pieces_a_step_has_the_same_gradient(make, gradients):
+    for estimator, pieces in (("score", (2, 3, 4)), ("soft", (2, 4))):
+        batch = pairs(16)
+        whole, row = gradients(make(fresh=True, estimator=estimator), batch)
+        for accumulate in pieces:
+            ours, cut_row = gradients(make(fresh=True, estimator=estimator, accumulate=accumulate), batch)
+            torch.testing.assert_close(ours, whole, atol=1e-7, rtol=1e-5)
+            for name in ("train/loss", "train/loss_reply", "train/loss_diversity", "train/reward"):
+                assert cut_row[name] == pytest.approx(row[name], abs=1e-6)
 
 
 def test_a_cut_through_a_group_is_refused_where_it_would_count(make):
@@ -357,23 +358,26 @@ def soft_written_out(method, rows, table):
 
 
 @pytest.mark.exact
-@pytest.mark.parametrize("gated", [True, False])
-def test_the_surrogate_and_its_gradient_by_finite_differences(make, gated):
-    method, batch = make(estimator="soft", gated=gated, num_generations=8), pairs(16)
-    rows = method.prepare(batch, draws(batch))[0]
-    assert torch.equal(rows["quality"], torch.ones(16)) != gated
-    rows["quality"] = (
-        torch.tensor([1, 0.5, 0.25, 1, 0, 0.75, 1, 0.5] * 2) if gated else rows["quality"]
-    )  # each counts with its own weight
-    table = method.model.unembedding.detach().clone()
-    value = method.loss_sum(rows)[1]
-    assert float(value) == pytest.approx(float(soft_written_out(method, rows, table)), rel=1e-5) and float(value) > 0.02
-    ours = gradient(value, method)
-    assert ours.norm() > 0.01
-    for direction in directions(method, ours):
-        assert float(ours @ direction) == pytest.approx(
-            along(method, direction, lambda: soft_written_out(method, rows, table)), abs=1e-4 * float(ours.norm())
+def test_the_surrogate_and_its_gradient_by_finite_differences(make):
+    for gated in (True, False):
+        method, batch = make(estimator="soft", gated=gated, num_generations=8), pairs(16)
+        rows = method.prepare(batch, draws(batch))[0]
+        assert torch.equal(rows["quality"], torch.ones(16)) != gated
+        rows["quality"] = (
+            torch.tensor([1, 0.5, 0.25, 1, 0, 0.75, 1, 0.5] * 2) if gated else rows["quality"]
+        )  # each counts with its own weight
+        table = method.model.unembedding.detach().clone()
+        value = method.loss_sum(rows)[1]
+        assert (
+            float(value) == pytest.approx(float(soft_written_out(method, rows, table)), rel=1e-5)
+            and float(value) > 0.02
         )
+        ours = gradient(value, method)
+        assert ours.norm() > 0.01
+        for direction in directions(method, ours):
+            assert float(ours @ direction) == pytest.approx(
+                along(method, direction, lambda: soft_written_out(method, rows, table)), abs=1e-4 * float(ours.norm())
+            )
 
 
 def test_neither_padding_nor_other_groups_change_the_surrogate(make):

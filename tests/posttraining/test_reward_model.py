@@ -166,9 +166,8 @@ def test_dropout_leaves_out_the_units_whose_numbers_are_below_it():
     assert torch.equal(model.train()(x), model.eval()(x)) and not torch.equal(model(x, u), model(x))
 
 
-@pytest.mark.parametrize(
-    "options, message",
-    [
+def test_a_wrong_regressor_is_one_line():
+    for options, message in (
         ({}, "inputs=null: this data gives tokens"),
         ({"inputs": 0}, "inputs=0 must be at least 1"),
         ({"inputs": 4, "hidden": [0]}, r"hidden=\[0\] must be"),
@@ -177,48 +176,46 @@ def test_dropout_leaves_out_the_units_whose_numbers_are_below_it():
             r"hidden=\[1000000000000000000\] must be numbers of units, each at most 1,000,000",
         ),
         ({"inputs": 4, "dropout": 1.0}, r"dropout=1.0 must lie in \[0, 1\)"),
-    ],
-)
-def test_a_wrong_regressor_is_one_line(options, message):
-    with pytest.raises(ValueError, match=message):
-        Regressor(**options)
+    ):
+        with pytest.raises(ValueError, match=message):
+            Regressor(**options)
 
 
 # ----------------------------------------------------------------------------------------------------- the loss
-@pytest.mark.parametrize("loss, delta", [("mse", 1.0), ("huber", 0.4)])
-def test_the_gradient_is_that_of_finite_differences(loss, delta):
-    module, rows = method(loss, dtype=torch.float64, delta=delta), batch(dtype=torch.float64)
-    rows["target"][0] = 9.0  # beyond delta
+def test_the_gradient_is_that_of_finite_differences():
+    for loss, delta in (("mse", 1.0), ("huber", 0.4)):
+        module, rows = method(loss, dtype=torch.float64, delta=delta), batch(dtype=torch.float64)
+        rows["target"][0] = 9.0  # beyond delta
 
-    def value():
+        def value():
+            prepared, denominator = module.prepare(rows, None)
+            return module.loss_sum(prepared) / denominator
+
+        value().backward()
+        for parameter in module.parameters():
+            flat, gradient = parameter.data.view(-1), parameter.grad.view(-1)
+            for at in range(0, len(flat), max(1, len(flat) // 7)):
+                kept, step = flat[at].item(), 1e-6
+                ends = []
+                for sign in (1, -1):
+                    flat[at] = kept + sign * step
+                    ends.append(value().item())
+                flat[at] = kept
+                assert gradient[at].item() == pytest.approx((ends[0] - ends[1]) / (2 * step), rel=1e-6, abs=1e-9)
+        assert all(parameter.grad.abs().max() > 0 for parameter in module.parameters())
+
+
+def test_the_loss_is_the_mean_over_pairs_of_standardised_errors():
+    for loss in ("mse", "huber"):
+        module, rows = method(loss, delta=0.5), batch()
         prepared, denominator = module.prepare(rows, None)
-        return module.loss_sum(prepared) / denominator
-
-    value().backward()
-    for parameter in module.parameters():
-        flat, gradient = parameter.data.view(-1), parameter.grad.view(-1)
-        for at in range(0, len(flat), max(1, len(flat) // 7)):
-            kept, step = flat[at].item(), 1e-6
-            ends = []
-            for sign in (1, -1):
-                flat[at] = kept + sign * step
-                ends.append(value().item())
-            flat[at] = kept
-            assert gradient[at].item() == pytest.approx((ends[0] - ends[1]) / (2 * step), rel=1e-6, abs=1e-9)
-    assert all(parameter.grad.abs().max() > 0 for parameter in module.parameters())
-
-
-@pytest.mark.parametrize("loss", ["mse", "huber"])
-def test_the_loss_is_the_mean_over_pairs_of_standardised_errors(loss):
-    module, rows = method(loss, delta=0.5), batch()
-    prepared, denominator = module.prepare(rows, None)
-    error = (module.model(rows["features"]) - (rows["target"] - 1.2) / 0.7).detach().abs()
-    each = error**2 if loss == "mse" else torch.where(error <= 0.5, error**2 / 2, 0.5 * (error - 0.25))
-    assert denominator == 7 and (module.loss_sum(prepared) / denominator).item() == pytest.approx(
-        each.mean().item(), rel=1e-5
-    )
-    parts = sum(module.loss_sum(piece) for piece in split_batch(prepared, 3))
-    assert parts.item() == pytest.approx(module.loss_sum(prepared).item(), rel=1e-6)
+        error = (module.model(rows["features"]) - (rows["target"] - 1.2) / 0.7).detach().abs()
+        each = error**2 if loss == "mse" else torch.where(error <= 0.5, error**2 / 2, 0.5 * (error - 0.25))
+        assert denominator == 7 and (module.loss_sum(prepared) / denominator).item() == pytest.approx(
+            each.mean().item(), rel=1e-5
+        )
+        parts = sum(module.loss_sum(piece) for piece in split_batch(prepared, 3))
+        assert parts.item() == pytest.approx(module.loss_sum(prepared).item(), rel=1e-6)
 
 
 def test_the_prediction_is_in_the_unit_of_the_target():
@@ -309,20 +306,18 @@ def test_validation_rows_are_spread(tmp_path, data):
     assert len(few) == 5 and set(few.target_N) <= set(data.validation.target_N) and len(set(few.group_N)) > 1
 
 
-@pytest.mark.parametrize(
-    "change, message",
-    [
+def test_a_wrong_pair_is_one_line_that_says_where(tmp_path_factory):
+    for change, message in (
         ({"value": None}, "source: line 8 has no engagement"),
         ({"value": math.nan}, "source: line 8 has the engagement nan"),
         ({"value": -1.0}, "source: line 8 has the engagement -1.0, it must be a finite number of at least 0"),
         ({"prompt": None}, "source: line 8 has no prompt"),
         ({"prompt": " "}, "source: line 8 has no prompt"),
-    ],
-)
-def test_a_wrong_pair_is_one_line_that_says_where(tmp_path, change, message):
-    with pytest.raises(ValueError, match=message) as caught:
-        pairs(tmp_path, Replies(change=change))
-    assert "\n" not in str(caught.value)
+    ):
+        tmp_path = tmp_path_factory.mktemp("case")
+        with pytest.raises(ValueError, match=message) as caught:
+            pairs(tmp_path, Replies(change=change))
+        assert "\n" not in str(caught.value)
 
 
 def test_nothing_to_learn_is_one_line(tmp_path):
@@ -661,21 +656,22 @@ def test_an_encoder_that_has_changed_or_is_gone_is_one_line(tmp_path, folder_of_
 
 
 # ------------------------------------------------------------------------------------------------------- configs
-@pytest.mark.parametrize(
-    "overrides", [[], ["trainer=smoke"], ["model.hidden=[64,64]", "method.loss=huber", "data.path=replies.jsonl"]]
-)
-def test_the_experiment_composes_and_passes_the_static_check(overrides, tmp_path, monkeypatch):
-    monkeypatch.chdir(tmp_path)
-    Path("replies.jsonl").write_text(
-        "".join(json.dumps({"prompt": f"p{i}", "reply": f"r{i}", "likes": i, "shares": 0}) + "\n" for i in range(9))
-    )
-    cfg = compose(["experiment=reward", *overrides])
-    assert cfg.trainer.max_steps == (20 if "trainer=smoke" in overrides else 300)
+def test_the_experiment_composes_and_passes_the_static_check(tmp_path_factory):
+    for overrides in ([], ["trainer=smoke"], ["model.hidden=[64,64]", "method.loss=huber", "data.path=replies.jsonl"]):
+        with pytest.MonkeyPatch.context() as monkeypatch:
+            tmp_path = tmp_path_factory.mktemp("case")
+            monkeypatch.chdir(tmp_path)
+            Path("replies.jsonl").write_text(
+                "".join(
+                    json.dumps({"prompt": f"p{i}", "reply": f"r{i}", "likes": i, "shares": 0}) + "\n" for i in range(9)
+                )
+            )
+            cfg = compose(["experiment=reward", *overrides])
+            assert cfg.trainer.max_steps == (20 if "trainer=smoke" in overrides else 300)
 
 
-@pytest.mark.parametrize(
-    "override, message",
-    [
+def test_a_mistake_in_the_config_comes_before_the_run():
+    for override, message in (
         ("method.loss=mae", "method.loss=mae must be one of mse, huber"),
         ("model.dropout=1.5", r"model.dropout=1.5 must lie in \[0, 1\)"),
         (f"eval.reward.bins={10**18}", "eval.reward.bins=1000000000000000000 must be at most 10,000"),
@@ -684,8 +680,6 @@ def test_the_experiment_composes_and_passes_the_static_check(overrides, tmp_path
         ("eval.reward.bins=1", "eval.reward.bins=1 must be at least 2"),
         ("data.validation_fraction=0", "data.validation_fraction=0 must lie between 0 and 1"),
         ("data.source.noise=-1", r"data.source.noise=-1 must lie in \[0, 10\]"),
-    ],
-)
-def test_a_mistake_in_the_config_comes_before_the_run(override, message):
-    with pytest.raises(ValueError, match=message):
-        compose(["experiment=reward", override])
+    ):
+        with pytest.raises(ValueError, match=message):
+            compose(["experiment=reward", override])

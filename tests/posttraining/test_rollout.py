@@ -96,19 +96,19 @@ def p_value(drawn, expected):
 
 
 @pytest.mark.exact
-@pytest.mark.parametrize(("temperature", "top_p"), [(1.0, 1.0), (0.5, 1.0), (2.0, 1.0), (1.0, 0.7), (1.5, 0.6)])
 @torch.no_grad()
-def test_completions_have_the_law_of_the_model(model, temperature, top_p):
-    count, length = 6000, 3
-    found = Rollouts(length, temperature, top_p)(
-        model, VOCAB, BIAS, PROMPTS[:2], uniforms(2, count, length, str(temperature), str(top_p))
-    )
-    drawn, other = texts(found), law(model, PROMPTS[0].tolist(), length, 1.0 if temperature != 1 else 0.5, 1.0)
-    for row, prompt in enumerate(PROMPTS[:2]):
-        expected = law(model, prompt.tolist(), length, temperature, top_p)
-        assert sum(expected.values()) == pytest.approx(1) and len({len(text) for text, _ in expected}) > 1
-        assert p_value(drawn[row * count : (row + 1) * count], expected) > 1e-3
-    assert p_value([text for text in drawn[:count] if text in other], other) < 1e-6, "the test tells laws apart"
+def test_completions_have_the_law_of_the_model(model):
+    for temperature, top_p in ((1.0, 1.0), (0.5, 1.0), (2.0, 1.0), (1.0, 0.7), (1.5, 0.6)):
+        count, length = 6000, 3
+        found = Rollouts(length, temperature, top_p)(
+            model, VOCAB, BIAS, PROMPTS[:2], uniforms(2, count, length, str(temperature), str(top_p))
+        )
+        drawn, other = texts(found), law(model, PROMPTS[0].tolist(), length, 1.0 if temperature != 1 else 0.5, 1.0)
+        for row, prompt in enumerate(PROMPTS[:2]):
+            expected = law(model, prompt.tolist(), length, temperature, top_p)
+            assert sum(expected.values()) == pytest.approx(1) and len({len(text) for text, _ in expected}) > 1
+            assert p_value(drawn[row * count : (row + 1) * count], expected) > 1e-3
+        assert p_value([text for text in drawn[:count] if text in other], other) < 1e-6, "the test tells laws apart"
 
 
 def test_special_tokens_are_never_drawn_and_a_completion_ends_once(model):
@@ -135,17 +135,21 @@ def test_completions_are_without_prompt_end_and_padding(model):
 # The same numbers give the same texts -----------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("stay", [0.0, 0.75, 1.0])
-def test_texts_do_not_depend_on_the_batch(model, stay, monkeypatch):
-    u_PNT, how = uniforms(4, 20, 8), Rollouts(8)
-    together = texts(how(model, VOCAB, BIAS, PROMPTS, u_PNT))
-    monkeypatch.setattr(module, "STAY", stay)  # texts that have ended leave at once, in steps, or never
-    assert texts(how(model, VOCAB, BIAS, PROMPTS, u_PNT)) == together
-    for row, prompt in enumerate(PROMPTS):
-        assert texts(how(model, VOCAB, BIAS, [prompt], u_PNT[row : row + 1])) == together[row * 20 : (row + 1) * 20]
-        one = texts(how(model, VOCAB, BIAS, [prompt], u_PNT[row : row + 1, 3:4]))
-        assert one == together[row * 20 + 3 : row * 20 + 4]
-    assert len(set(together)) > 40, "the texts differ, so that a mistaken order would show"
+def test_texts_do_not_depend_on_the_batch(model):
+    for stay in (0.0, 0.75, 1.0):
+        with pytest.MonkeyPatch.context() as monkeypatch:
+            u_PNT, how = uniforms(4, 20, 8), Rollouts(8)
+            together = texts(how(model, VOCAB, BIAS, PROMPTS, u_PNT))
+            monkeypatch.setattr(module, "STAY", stay)  # texts that have ended leave at once, in steps, or never
+            assert texts(how(model, VOCAB, BIAS, PROMPTS, u_PNT)) == together
+            for row, prompt in enumerate(PROMPTS):
+                assert (
+                    texts(how(model, VOCAB, BIAS, [prompt], u_PNT[row : row + 1]))
+                    == together[row * 20 : (row + 1) * 20]
+                )
+                one = texts(how(model, VOCAB, BIAS, [prompt], u_PNT[row : row + 1, 3:4]))
+                assert one == together[row * 20 + 3 : row * 20 + 4]
+            assert len(set(together)) > 40, "the texts differ, so that a mistaken order would show"
 
 
 def test_a_later_number_does_not_change_what_is_before_it(model):
@@ -193,9 +197,8 @@ def test_what_does_not_fit_is_one_line(model):
         Rollouts(2)(model, VOCAB, BIAS, [PROMPTS[0], PROMPTS[0][:0]], uniforms(2, 2, 2))
 
 
-@pytest.mark.parametrize(
-    ("arguments", "line"),
-    [
+def test_arguments_are_checked():
+    for arguments, line in (
         ({"max_completion_length": 10**18}, f"max_completion_length={10**18} must be at most"),
         ({"temperature": math.nan}, "temperature=nan must be above 0"),
         ({"temperature": math.inf}, "temperature=inf must be at least 1e-06 and at most"),
@@ -205,11 +208,9 @@ def test_what_does_not_fit_is_one_line(model):
         ({"temperature": 0.0}, "temperature=0.0 must be"),
         ({"top_p": 0.0}, "top_p=0.0 must"),
         ({"top_p": 1.1}, "top_p=1.1 must"),
-    ],
-)
-def test_arguments_are_checked(arguments, line):
-    with pytest.raises(ValueError, match=f"^{line}"):
-        Rollouts(**arguments)
+    ):
+        with pytest.raises(ValueError, match=f"^{line}"):
+            Rollouts(**arguments)
 
 
 # Rows -------------------------------------------------------------------------------------------------------------

@@ -108,24 +108,34 @@ def test_groups_whose_rewards_are_all_equal():
 
 
 # ------------------------------------------------------------------------------------------------------- prompts
-@pytest.mark.parametrize("pack", [False, True], ids=["alone", "packed"])
-def test_different_prompts_come_once_in_their_order(tmp_path, pack):
-    data = TokenData(
-        Expressions(high=12, answers=4), Bytes(), 28 if pack else 14, batch_size=4, cache_dir=str(tmp_path), pack=pack
-    )
-    data.prepare()
-    texts = [data.codec.decode(prompt.tolist()) for prompt in unique_prompts(data.train)]
-    first = [data.codec.decode(prompt.tolist()) for prompt in prompts_of(batch_of(data.train.take(slice(None))))]
-    assert (
-        texts == list(dict.fromkeys(first))
-        and len(texts) == len(set(texts))
-        and all(text.endswith("=") and text.count("=") == 1 for text in texts)
-    )
-    if not pack:
-        assert len(texts) + len(unique_prompts(data.validation)) == 12
-        few = [data.codec.decode(prompt.tolist()) for prompt in unique_prompts(data.train, 4)]
-        assert few == [texts[place * len(texts) // 4] for place in range(4)] and len(set(few)) == 4
-        assert [len(unique_prompts(data.train, most)) for most in (1, len(texts), 1000)] == [1, len(texts), len(texts)]
+def test_different_prompts_come_once_in_their_order(tmp_path_factory):
+    for pack in (False, True):
+        tmp_path = tmp_path_factory.mktemp("case")
+        data = TokenData(
+            Expressions(high=12, answers=4),
+            Bytes(),
+            28 if pack else 14,
+            batch_size=4,
+            cache_dir=str(tmp_path),
+            pack=pack,
+        )
+        data.prepare()
+        texts = [data.codec.decode(prompt.tolist()) for prompt in unique_prompts(data.train)]
+        first = [data.codec.decode(prompt.tolist()) for prompt in prompts_of(batch_of(data.train.take(slice(None))))]
+        assert (
+            texts == list(dict.fromkeys(first))
+            and len(texts) == len(set(texts))
+            and all(text.endswith("=") and text.count("=") == 1 for text in texts)
+        )
+        if not pack:
+            assert len(texts) + len(unique_prompts(data.validation)) == 12
+            few = [data.codec.decode(prompt.tolist()) for prompt in unique_prompts(data.train, 4)]
+            assert few == [texts[place * len(texts) // 4] for place in range(4)] and len(set(few)) == 4
+            assert [len(unique_prompts(data.train, most)) for most in (1, len(texts), 1000)] == [
+                1,
+                len(texts),
+                len(texts),
+            ]
 
 
 def test_rows_without_a_prompt_have_none():

@@ -59,55 +59,57 @@ def mean_over_groups(advantage, N):
 
 
 @pytest.mark.exact
-@pytest.mark.parametrize("objective, diversity", CASES)
-@pytest.mark.parametrize("N, n", [(4, 2), (4, 3), (5, 3)])
-def test_the_advantage_gives_the_gradient_of_the_set_objective(objective, diversity, N, n):
-    expected = exact_gradient(objective, diversity, n)
-    assert expected.abs().max() > 1e-3
-    found = n / (N - n) * mean_over_groups(SetMarginal(objective, n, diversity=diversity), N)
-    torch.testing.assert_close(found, expected, atol=1e-12, rtol=0)
-    # scale=unbiased is made for the mean over completions.
-    unbiased = mean_over_groups(SetMarginal(objective, n, diversity=diversity, scale="unbiased"), N) / N
-    torch.testing.assert_close(unbiased, expected, atol=1e-12, rtol=0)
+def test_the_advantage_gives_the_gradient_of_the_set_objective():
+    for (objective, diversity), (N, n) in itertools.product(CASES, ((4, 2), (4, 3), (5, 3))):
+        expected = exact_gradient(objective, diversity, n)
+        assert expected.abs().max() > 1e-3
+        found = n / (N - n) * mean_over_groups(SetMarginal(objective, n, diversity=diversity), N)
+        torch.testing.assert_close(found, expected, atol=1e-12, rtol=0)
+        # scale=unbiased is made for the mean over completions.
+        unbiased = mean_over_groups(SetMarginal(objective, n, diversity=diversity, scale="unbiased"), N) / N
+        torch.testing.assert_close(unbiased, expected, atol=1e-12, rtol=0)
 
 
 @pytest.mark.exact
-@pytest.mark.parametrize("objective", VECTORS)
-def test_the_vectors(objective):
-    expected = torch.tensor(VECTORS[objective], dtype=torch.float64)
-    torch.testing.assert_close(
-        2 / (4 - 2) * mean_over_groups(SetMarginal(objective, 2), 4), expected, atol=5e-9, rtol=0
-    )
-    torch.testing.assert_close(exact_gradient(objective, "unique", 2), expected, atol=5e-9, rtol=0)
-
-
-@pytest.mark.exact
-@pytest.mark.parametrize("objective, diversity", CASES)
-def test_the_expectation_by_finite_differences(objective, diversity):
-    step = 1e-5 * torch.eye(3, dtype=torch.float64)
-    differences = [
-        (expected_f(THETA + h, objective, diversity, 2) - expected_f(THETA - h, objective, diversity, 2)) / 2e-5
-        for h in step
-    ]
-    found = mean_over_groups(SetMarginal(objective, 2, diversity=diversity), 4)
-    torch.testing.assert_close(found, torch.stack(differences), atol=1e-9, rtol=0)
-
-
-@pytest.mark.exact
-@pytest.mark.parametrize("objective, diversity", CASES)
-def test_enumerated_subsets_give_it_too(objective, diversity):
-    def enumerated(reward_PN, answer_id_PN, distance_PNN):
-        index_PKn = all_subsets(4, 2).expand(len(reward_PN), -1, -1)
-        return marginal(
-            set_values(objective, index_PKn, reward_PN, answer_id_PN if diversity == "unique" else None, distance_PNN),
-            index_PKn,
-            4,
-            sampled=False,
+def test_the_vectors():
+    for objective in VECTORS:
+        expected = torch.tensor(VECTORS[objective], dtype=torch.float64)
+        torch.testing.assert_close(
+            2 / (4 - 2) * mean_over_groups(SetMarginal(objective, 2), 4), expected, atol=5e-9, rtol=0
         )
+        torch.testing.assert_close(exact_gradient(objective, "unique", 2), expected, atol=5e-9, rtol=0)
 
-    torch.testing.assert_close(
-        mean_over_groups(enumerated, 4), exact_gradient(objective, diversity, 2), atol=1e-12, rtol=0
-    )
+
+@pytest.mark.exact
+def test_the_expectation_by_finite_differences():
+    for objective, diversity in CASES:
+        step = 1e-5 * torch.eye(3, dtype=torch.float64)
+        differences = [
+            (expected_f(THETA + h, objective, diversity, 2) - expected_f(THETA - h, objective, diversity, 2)) / 2e-5
+            for h in step
+        ]
+        found = mean_over_groups(SetMarginal(objective, 2, diversity=diversity), 4)
+        torch.testing.assert_close(found, torch.stack(differences), atol=1e-9, rtol=0)
+
+
+@pytest.mark.exact
+def test_enumerated_subsets_give_it_too():
+    for objective, diversity in CASES:
+
+        def enumerated(reward_PN, answer_id_PN, distance_PNN):
+            index_PKn = all_subsets(4, 2).expand(len(reward_PN), -1, -1)
+            return marginal(
+                set_values(
+                    objective, index_PKn, reward_PN, answer_id_PN if diversity == "unique" else None, distance_PNN
+                ),
+                index_PKn,
+                4,
+                sampled=False,
+            )
+
+        torch.testing.assert_close(
+            mean_over_groups(enumerated, 4), exact_gradient(objective, diversity, 2), atol=1e-12, rtol=0
+        )
 
 
 @pytest.mark.exact

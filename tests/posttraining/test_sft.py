@@ -1,5 +1,7 @@
 """Supervised fine-tuning: the loss is the cross entropy of the replies, each read alone, whatever row it stands in."""
 
+import itertools
+
 import pytest
 import torch
 
@@ -85,19 +87,18 @@ def written_out(method, rows):
 
 
 @pytest.mark.exact
-@pytest.mark.parametrize("kind", KINDS)
-@pytest.mark.parametrize("pack", [False, True], ids=["alone", "packed"])
-def test_loss_and_gradients_are_those_of_the_replies_read_alone(data, sft, kind, pack):
-    d, apart = data(pack, 48 if pack else 16), data(length=16)
-    method = sft(kind, d.vocab)
-    wanted, found = written_out(method, apart.train), summed(method, batch_of(d.train.take(slice(None))))
-    assert len(d.train) < len(apart.train) / 2 if pack else len(d.train) == len(apart.train)
-    close = {"rtol": 0, "atol": 1e-9} if kind in ("own", "learned") else {"rtol": 1e-4, "atol": 2e-4}
-    torch.testing.assert_close(found[0].double(), wanted[0], **close)
-    assert int(found[1]) == wanted[1]
-    for ours, theirs in zip(found[2], wanted[2], strict=True):
-        torch.testing.assert_close(ours, theirs, **close)
-    assert sum(bool(grad.any()) for grad in found[2]) == len(found[2])
+def test_loss_and_gradients_are_those_of_the_replies_read_alone(data, sft):
+    for kind, pack in itertools.product(KINDS, (False, True)):
+        d, apart = data(pack, 48 if pack else 16), data(length=16)
+        method = sft(kind, d.vocab)
+        wanted, found = written_out(method, apart.train), summed(method, batch_of(d.train.take(slice(None))))
+        assert len(d.train) < len(apart.train) / 2 if pack else len(d.train) == len(apart.train)
+        close = {"rtol": 0, "atol": 1e-9} if kind in ("own", "learned") else {"rtol": 1e-4, "atol": 2e-4}
+        torch.testing.assert_close(found[0].double(), wanted[0], **close)
+        assert int(found[1]) == wanted[1]
+        for ours, theirs in zip(found[2], wanted[2], strict=True):
+            torch.testing.assert_close(ours, theirs, **close)
+        assert sum(bool(grad.any()) for grad in found[2]) == len(found[2])
 
 
 @pytest.mark.exact
@@ -115,38 +116,38 @@ def test_the_end_is_learned_and_a_reply_that_was_cut_off_has_none(data, sft):
     assert int(count) == int((d.train.spans[:, 1] - d.train.spans[:, 0]).sum())
 
 
-@pytest.mark.parametrize("kind", ["own", "learned", "pretrained"])
-def test_no_pair_of_a_row_sees_another(data, sft, kind):
-    d = data(True, 48)
-    method, batch = sft(kind, d.vocab), batch_of(d.train.take(slice(0, 1)))
-    assert int(batch["seq_idx"].max()) >= 3
+def test_no_pair_of_a_row_sees_another(data, sft):
+    for kind in ("own", "learned", "pretrained"):
+        d = data(True, 48)
+        method, batch = sft(kind, d.vocab), batch_of(d.train.take(slice(0, 1)))
+        assert int(batch["seq_idx"].max()) >= 3
 
-    def reply_of(batch, sample):
-        rows = method.prepare(batch, Draws(1, "corruption", 0, total=1))[0]
-        rows["counts"] = rows["counts"] & (batch["seq_idx"][:, 1:] == sample)
-        return float(method.reply(rows).detach())
+        def reply_of(batch, sample):
+            rows = method.prepare(batch, Draws(1, "corruption", 0, total=1))[0]
+            rows["counts"] = rows["counts"] & (batch["seq_idx"][:, 1:] == sample)
+            return float(method.reply(rows).detach())
 
-    other = {
-        **batch,
-        "tokens": torch.where(
-            (batch["seq_idx"] == 1) & batch["attention_mask"], (batch["tokens"] + 3) % 200, batch["tokens"]
-        ),
-    }
-    found = [(reply_of(batch, sample), reply_of(other, sample)) for sample in range(4)]
-    assert found[1][0] != found[1][1]
-    assert [a for a, _ in found[2:]] == pytest.approx(
-        [b for _, b in found[2:]], abs=1e-9 if kind != "pretrained" else 1e-5
-    ) and found[0][0] == pytest.approx(found[0][1], abs=1e-9)
+        other = {
+            **batch,
+            "tokens": torch.where(
+                (batch["seq_idx"] == 1) & batch["attention_mask"], (batch["tokens"] + 3) % 200, batch["tokens"]
+            ),
+        }
+        found = [(reply_of(batch, sample), reply_of(other, sample)) for sample in range(4)]
+        assert found[1][0] != found[1][1]
+        assert [a for a, _ in found[2:]] == pytest.approx(
+            [b for _, b in found[2:]], abs=1e-9 if kind != "pretrained" else 1e-5
+        ) and found[0][0] == pytest.approx(found[0][1], abs=1e-9)
 
 
 @pytest.mark.exact
-@pytest.mark.parametrize("pack", [False, True], ids=["alone", "packed"])
-def test_pieces_add_up_to_the_batch(data, sft, pack):
-    d = data(pack, 24)
-    method, batch = sft("own", d.vocab), batch_of(d.train.take(slice(0, 7)))
-    rows = method.prepare(batch, Draws(1, "corruption", 0, total=7))[0]
-    whole, pieces = method.loss_sum(rows), [method.loss_sum(piece) for piece in split_batch(rows, 3)]
-    torch.testing.assert_close(sum(pieces), whole, rtol=0, atol=1e-10)
+def test_pieces_add_up_to_the_batch(data, sft):
+    for pack in (False, True):
+        d = data(pack, 24)
+        method, batch = sft("own", d.vocab), batch_of(d.train.take(slice(0, 7)))
+        rows = method.prepare(batch, Draws(1, "corruption", 0, total=7))[0]
+        whole, pieces = method.loss_sum(rows), [method.loss_sum(piece) for piece in split_batch(rows, 3)]
+        torch.testing.assert_close(sum(pieces), whole, rtol=0, atol=1e-10)
 
 
 def test_a_piece_of_prompts_alone_is_no_false_alarm_at_the_first_step(data, sft):

@@ -4,6 +4,7 @@ whole.
 
 from __future__ import annotations
 
+import itertools
 from types import SimpleNamespace
 
 import pytest
@@ -47,24 +48,24 @@ def spied(model, shapes):
 
 
 @pytest.mark.exact
-@pytest.mark.parametrize("positions", ["rotary", "learned"])
-@pytest.mark.parametrize(
-    "prompts", [PROMPTS, PROMPTS[:1], [PROMPTS[0], PROMPTS[3], PROMPTS[0]], [[1, 2, 3], [1, 2, 4]]]
-)
-@pytest.mark.parametrize("cut", [slice(None), slice(2, 9), slice(5, 6)])
-def test_hidden_states_and_gradients_are_those_of_whole_texts(prompts, cut, positions):
-    model, shapes = backbone(positions=positions), []
-    rows = [tensor[cut] for tensor in texts(prompts, 6)]
-    weight_nD = torch.randn(int(rows[2].sum()), 16, generator=generator(0, "weight"), dtype=torch.float64)
-    found, whole = hidden_before(spied(model, shapes), *rows), by_hand(model, *rows)
-    torch.testing.assert_close(found, whole, rtol=1e-9, atol=1e-11)
-    grads = [
-        torch.autograd.grad((hidden * weight_nD).sum(), list(model.parameters()), allow_unused=True)
-        for hidden in (found, whole)
-    ]
-    for name, ours, theirs in zip(dict(model.named_parameters()), *grads, strict=True):
-        torch.testing.assert_close(ours, theirs, rtol=1e-8, atol=1e-10, msg=name)
-    assert len(shapes) == (2 if len(rows[0]) > 1 else 1)
+def test_hidden_states_and_gradients_are_those_of_whole_texts():
+    for positions, prompts, cut in itertools.product(
+        ("rotary", "learned"),
+        (PROMPTS, PROMPTS[:1], [PROMPTS[0], PROMPTS[3], PROMPTS[0]], [[1, 2, 3], [1, 2, 4]]),
+        (slice(None), slice(2, 9), slice(5, 6)),
+    ):
+        model, shapes = backbone(positions=positions), []
+        rows = [tensor[cut] for tensor in texts(prompts, 6)]
+        weight_nD = torch.randn(int(rows[2].sum()), 16, generator=generator(0, "weight"), dtype=torch.float64)
+        found, whole = hidden_before(spied(model, shapes), *rows), by_hand(model, *rows)
+        torch.testing.assert_close(found, whole, rtol=1e-9, atol=1e-11)
+        grads = [
+            torch.autograd.grad((hidden * weight_nD).sum(), list(model.parameters()), allow_unused=True)
+            for hidden in (found, whole)
+        ]
+        for name, ours, theirs in zip(dict(model.named_parameters()), *grads, strict=True):
+            torch.testing.assert_close(ours, theirs, rtol=1e-8, atol=1e-10, msg=name)
+        assert len(shapes) == (2 if len(rows[0]) > 1 else 1)
 
 
 def test_a_prompt_is_read_once():
