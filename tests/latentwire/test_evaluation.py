@@ -330,6 +330,9 @@ def test_the_tables_hold_what_the_report_reads(measured, method):
             found.paired["qa_facts", name, "latent-text_bytes"].ratio.value, rel=1e-4
         )
         assert metrics[f"{name}/collapse"] == pytest.approx(difference.value, abs=1e-6)
+        bits = message_information(facts().sources.values(), "qa_facts", metrics[f"{name}/exact_latent"])
+        assert bits > 0 and metrics[f"{name}/information_bits"] == pytest.approx(bits)
+        assert metrics[f"{name}/information_share"] == pytest.approx(bits / (8 * 14)), "of the bits of a message"
         assert {comparison for _, reader, comparison in found.paired if reader == name} == {
             "latent-text_bytes",
             "latent-text_bytes_tail",

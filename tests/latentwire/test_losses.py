@@ -6,6 +6,7 @@ import copy
 import math
 from types import SimpleNamespace
 
+import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
@@ -14,7 +15,7 @@ from tiny_wires import ROOM, facts, folders, llama
 from research_stack.backbones.pretrained import LoRA
 from research_stack.config.check_node import check_node
 from research_stack.latentwire import distillation
-from research_stack.latentwire.distillation import KD, config_hash
+from research_stack.latentwire.distillation import KD, Difficulty, config_hash
 from research_stack.latentwire.encoder import ByteEncoder
 from research_stack.latentwire.features.base import AdapterOutput
 from research_stack.latentwire.losses import AnswerTokens, FirstToken, LossInputs, unique_contexts
@@ -279,6 +280,17 @@ def test_hard_rows_count_more_and_the_weights_are_one_on_average(distilled):
     assert torch.equal(hard.difficulty.now_R2, noted)
     method.train()
     del method.losses["hard"]
+
+
+def test_the_difficulty_is_the_mean_of_the_first_hundred_steps_and_then_a_running_one():
+    difficulty, rng = Difficulty(2), np.random.default_rng(0)
+    hard = rng.random(150).tolist()
+    for value in hard:
+        difficulty.update(torch.tensor([[3 * value, 3.0], [0.0, 0.0]]))
+    expected = sum(hard[:100]) / 100
+    for value in hard[100:]:
+        expected += 0.01 * (value - expected)
+    assert difficulty.mean_R.tolist() == pytest.approx([expected, 0], abs=1e-5) and int(difficulty.steps) == 150
 
 
 def one_row(read, row):

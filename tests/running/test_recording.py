@@ -518,6 +518,7 @@ def test_what_would_keep_or_learn_nothing_is_refused_in_one_line(tmp_path, monke
     assert "trainer.limit_train_batches=3 would see the same 3 batches over and over" in refused(
         trainer__limit_train_batches=3
     )
+    assert "limit_train_batches=1 would see the same 1 batches" in refused(trainer__limit_train_batches=1)  # 1.0 is all
     without = cfg.copy()
     del without.callbacks.checkpoints
     with pytest.raises(ValueError, match="callbacks: none of them keeps a checkpoint"):

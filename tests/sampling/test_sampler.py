@@ -103,6 +103,18 @@ def test_only_positions_that_may_be_written_get_logits():
     assert [int(asked["where"].sum()) for asked in remasking.asked] == [6, 6]
 
 
+def test_a_committer_that_judges_tokens_in_place_rewrites_only_where_the_selector_looks():
+    class Ranking(PerStep):
+        ranks_visible = True
+
+    def changes_its_mind(z_BL, t_B):
+        return wants(*[(3 if bool((z_BL == M).all()) else 7, 0.9)] * 4).expand(len(z_BL), -1, -1)
+
+    for visible, expected in ((False, [3, 3, 7, 7]), (True, [7, 7, 7, 7])):
+        sampler = Sampler(Masks(), Temperature(0.0), Confidence(visible), Ranking(2), Steps(), steps=3)
+        assert sampler.sample(Told(changes_its_mind), length=4).tokens_BL.tolist() == [expected]
+
+
 def test_rows_that_are_done_leave_the_batch_and_shrink_the_columns():
     """One row settles at once, the other after two steps: the model sees two rows, then one, without its padding."""
     table = wants(*[(3, 0.95)] * 12)

@@ -11,7 +11,7 @@ from research_stack.sampling.committers import PerStep, Schedule, Threshold
 from research_stack.sampling.inits import FromPrompt, Masks, RandomTokens
 from research_stack.sampling.sampler import Sampler
 from research_stack.sampling.selectors import AnyPosition, Confidence
-from research_stack.sampling.stoppers import Budget, Confident, FixedPoint, Steps
+from research_stack.sampling.stoppers import Budget, Confident, FixedPoint, SelfAccuracy, Steps
 
 
 def test_fixed_point_counts_idle_steps():
@@ -26,6 +26,23 @@ def test_confident_looks_at_every_token_of_the_block():
     confidence = torch.tensor([[0.9, 0.95, 0.0], [0.9, 0.89, 1.0], [0.1, 0.1, 0.1]], dtype=torch.float64)
     before = state([[3, 3, 3]] * 3, inside_BG=inside, confidence_BG=confidence, idle_B=torch.tensor([0, 0, 1]))
     assert Confident(threshold=0.9).is_done(before).tolist() == [True, False, True]
+
+
+@pytest.mark.parametrize("patience", [0, 1, 3])
+def test_self_accuracy_may_stand_still_for_as_many_steps_as_it_says(patience):
+    """Of four tokens each step mends one, and then the denoiser wants others: self-accuracy is 1/4 from the first step
+    on.
+    """
+
+    def other(z_BL, t_B):
+        return torch.stack([wants(*[(7 if token == 3 else 3, 0.8) for token in row]) for row in z_BL.tolist()])
+
+    stopper = SelfAccuracy(patience)
+    sampler = Sampler(FromPrompt(), Temperature(0.0), AnyPosition(), PerStep(1), stopper, steps=12)
+    trace = sampler.sample(Told(other), prompts=[[3]], length=4, record=True)
+    assert trace.calls_B.tolist() == [1 + patience + 1]
+    changed = (trace.history[1:] != trace.history[:-1]).any(2)[:, 0]
+    assert changed.tolist() == [True] * (1 + patience) + [False], "the last step is not written"
 
 
 @pytest.mark.parametrize(
