@@ -209,19 +209,19 @@ class FakeRun:
 @pytest.fixture
 def fake_run(monkeypatch):
     """Runs that train nothing, and a sweep report that is a line of text."""
-    fake, report = FakeRun(), types.ModuleType("sweep_report")
+    fake, report = FakeRun(), types.ModuleType("sweep_page")
 
-    def write_sweep_report(folder, table):
+    def write_sweep_report(folder, table, differences=()):
         (Path(folder) / "report.html").write_text(f"{len(table.points)} points")
         return Path(folder) / "report.html"
 
     report.write_sweep_report, report.as_markdown, report.as_text = (
         write_sweep_report,
-        lambda table: "",
+        lambda table, differences=(): "",
         lambda table, width: table.as_text(width),
     )
     monkeypatch.setattr(jobs, "run", fake)
-    monkeypatch.setitem(sys.modules, "research_stack.reporting.sweep_report", report)
+    monkeypatch.setitem(sys.modules, "research_stack.reporting.sweep_page", report)
     return fake
 
 
