@@ -93,7 +93,7 @@ def tasks() -> dict[str, Task]:
 def find_task(name: Any) -> Task:
     """The task of that name; UserError with the nearest one if there is none."""
     known = tasks()
-    if name in known:
+    if isinstance(name, str) and name in known:
         return known[name]
     near = did_you_mean(str(name), list(known)) if nearest(str(name), known) else ""
     raise UserError(f"task={name} must be one of {', '.join(known)}{near}")

@@ -101,3 +101,9 @@ def test_a_table_that_cannot_be_read_is_said_in_one_line(table):
 def test_reading_the_tables_imports_no_torch():
     code = "import sys; from research_stack.config.tasks import tasks; tasks(); print('torch' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True).stdout == "False\n"
+
+
+def test_a_task_that_is_no_name_is_refused_in_one_line():
+    for value in ([], {"a": 1}, None, 3):
+        with pytest.raises(UserError, match="must be one of train, eval"):
+            find_task(value)
