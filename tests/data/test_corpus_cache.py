@@ -138,7 +138,7 @@ def test_a_full_disk_is_one_clear_line_and_leaves_nothing(tmp_path):
     """A limit on file size makes write() fail as a full disk does."""
     script = f"""
 import resource
-from research_stack.data.cache import Cache
+from research_stack.data.cache import FolderCache
 from research_stack.data.packing import split, pack
 from research_stack.data.sources.embedded import PythonDocs
 from research_stack.data.tokenizers import Bytes

@@ -112,7 +112,7 @@ def test_every_advantage_goes_with_every_reward_and_every_loss(accepted):
         for method, advantage, reward in pairs
     ]
     points += [
-        ["experiment=grpo", f"method.loss.kind={kind}", "method.loss.epsilon_high=5.0"]
+        ["experiment=grpo", f"method.loss.loss_type={kind}", "method.loss.epsilon_high=5.0"]
         for kind in ("grpo", "dapo", "bnpo", "dr_grpo", "gspo", "cispo")
     ]
     assert accepted(points) == {}

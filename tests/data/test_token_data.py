@@ -382,7 +382,6 @@ def test_a_wrong_order_or_overlap_is_refused():
         ({"overlap": 2}, "overlap=2 needs order=contiguous"),
         ({"order": "contiguous", "overlap": 128}, "overlap=128 must be at least 0 and below sequence_length=128"),
         ({"order": "contiguous", "overlap": -1}, "overlap=-1 must be at least 0"),
-        ({"order": "sorted"}, "order=sorted must be shuffled or contiguous"),
     ):
         with pytest.raises(ValueError, match=f"^{line}"):
             TokenData(PythonDocs(), Bytes(), **options)

@@ -420,18 +420,13 @@ def test_minigpt_is_lookahead_without_a_confidence_loss():
 def test_a_wrong_option_is_named():
     for options, opening in (
         ({"alpha": -0.1}, "alpha=-0.1"),
-        ({"lookahead": "all"}, "lookahead=all"),
-        ({"head": "linear"}, "head=linear"),
         ({"max_gradient_ratio": 0.0}, "max_gradient_ratio=0.0"),
         ({"max_gradient_ratio": -1.0}, "max_gradient_ratio=-1.0"),
-        ({"target": "own_real"}, "target=own_real"),
-        ({"previous": "last"}, "previous=last"),
         ({"passes": 0}, "passes=0"),
         ({"dropout": 1.5}, "dropout=1.5"),
         ({"dropout": -0.1}, "dropout=-0.1"),
         ({"fraction": 0.0}, "fraction=0.0"),
         ({"fraction": 1.1}, "fraction=1.1"),
-        ({"kernel": "fast"}, "kernel=fast"),
         ({"lookahead": "last", "fraction": 0.5}, "fraction=0.5 with lookahead=last"),
         ({"lookahead": "last", "target": "real"}, "target=real with lookahead=last"),
         ({"horizon": 1}, "horizon=1"),
