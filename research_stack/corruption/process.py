@@ -124,8 +124,13 @@ class Process(ABC):
 class Absorbing(Process):
     """Masks only: keep = 1 - t, mask = t."""
 
-    has_masks = True
-    has_uniform = False
+    @property
+    def has_masks(self) -> bool:
+        return True
+
+    @property
+    def has_uniform(self) -> bool:
+        return False
 
     def coefficients(self, t: Tensor, rest: Tensor | None = None) -> Coefficients:
         return Coefficients(1 - t if rest is None else rest, t, torch.zeros_like(t))
@@ -145,8 +150,13 @@ class Absorbing(Process):
 class Uniform(Process):
     """Substitutions only: keep = 1 - t, uniform = t."""
 
-    has_masks = False
-    has_uniform = True
+    @property
+    def has_masks(self) -> bool:
+        return False
+
+    @property
+    def has_uniform(self) -> bool:
+        return True
 
     def coefficients(self, t: Tensor, rest: Tensor | None = None) -> Coefficients:
         return Coefficients(1 - t if rest is None else rest, torch.zeros_like(t), t)

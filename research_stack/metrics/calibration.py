@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from typing import NamedTuple
 
 import numpy as np
+from numpy.typing import ArrayLike
 from scipy.stats import rankdata
 
 from research_stack.metrics.interval import EXPLAINED, Estimate, from_left_out, per_token
@@ -20,7 +21,7 @@ from research_stack.metrics.interval import EXPLAINED, Estimate, from_left_out, 
 ROWS = 8192  # rows of features that are held in float64 at a time
 
 
-def columns(**named: np.ndarray) -> list[np.ndarray]:
+def columns(**named: ArrayLike) -> list[np.ndarray]:
     """The arrays as float64 (n,). Raises ValueError unless all are of one length n > 0 and finite."""
     arrays = {name: np.asarray(values, dtype=np.float64) for name, values in named.items()}
     shapes = {name: values.shape for name, values in arrays.items()}
@@ -58,9 +59,9 @@ def agreement(predicted_n: np.ndarray, actual_n: np.ndarray) -> Agreement:
     """
     predicted_n, actual_n = columns(predicted_n=predicted_n, actual_n=actual_n)
     p_n, a_n = _centred(predicted_n), _centred(actual_n)
-    slope = _ratio(p_n @ a_n, p_n @ p_n)
+    slope = _ratio(float(p_n @ a_n), float(p_n @ p_n))
     return Agreement(
-        r2=1 - _ratio(np.square(predicted_n - actual_n).sum(), a_n @ a_n),
+        r2=1 - _ratio(np.square(predicted_n - actual_n).sum(), float(a_n @ a_n)),
         pearson=_correlation(p_n, a_n),
         spearman=_correlation(_centred(rankdata(predicted_n)), _centred(rankdata(actual_n))),
         slope=slope,
@@ -82,7 +83,7 @@ def _ratio(above: float, below: float) -> float:
 
 def _correlation(x_n: np.ndarray, y_n: np.ndarray) -> float:
     """Of centred values; rounding may not take it past 1."""
-    return float(np.clip(_ratio(x_n @ y_n, np.sqrt(x_n @ x_n) * np.sqrt(y_n @ y_n)), -1, 1))
+    return float(np.clip(_ratio(float(x_n @ y_n), float(np.sqrt(x_n @ x_n) * np.sqrt(y_n @ y_n))), -1, 1))
 
 
 def noise_ceiling(actual_nm: np.ndarray) -> float:

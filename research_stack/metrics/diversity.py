@@ -86,7 +86,7 @@ def units_of(text: Text, unit: Unit = "word") -> list[Hashable]:
     require(
         isinstance(text, str) != (unit == "token"), f"unit={unit} must fit the texts, which are {type(text).__name__}"
     )
-    return text.split() if unit == "word" else list(text)
+    return list(text.split() if isinstance(text, str) and unit == "word" else text)
 
 
 def ngrams(units: Sequence[Hashable], n: int) -> Counter[tuple[Hashable, ...]]:

@@ -191,7 +191,7 @@ def from_left_out(value: float, without_g: np.ndarray, size_g: np.ndarray, scale
     if groups < 2:
         return np.nan, np.nan
     to, back = scale
-    middle, moved_g = to(np.float64(value)), to(np.asarray(without_g, dtype=np.float64))
+    middle, moved_g = to(np.asarray(value, dtype=np.float64)), to(np.asarray(without_g, dtype=np.float64))
     error = np.sqrt((groups - 1) / groups * np.square(moved_g - moved_g.mean()).sum())
     half_width = t_quantile(degrees_of_freedom(size_g)) * error
     low, high = sorted((float(back(middle - half_width)), float(back(middle + half_width))))

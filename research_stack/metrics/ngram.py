@@ -90,16 +90,16 @@ class NGram:
             raise ValueError(f"order={order} must be 1, 2 or 3")
         tokens_n = np.asarray(tokens_n, dtype=np.int64)
         real_n = np.isin(tokens_n, vocab.real)
-        target_n = real_n if target_n is None else target_n & real_n
+        wanted_n = real_n if target_n is None else target_n & real_n
         u, v = contexts(tokens_n, vocab.end)
         if order > 1:
-            target_n = target_n & ((v if order == 2 else u) != NOTHING)
-        if not target_n.any():
+            wanted_n = wanted_n & ((v if order == 2 else u) != NOTHING)
+        if not wanted_n.any():
             raise ValueError(
                 f"tokens_n={len(tokens_n)} tokens: an n-gram model needs at least one real token to learn from"
             )
         self.order, self.vocab, self.base = order, vocab, vocab.size + 1
-        self.orders = self._count(u[target_n], v[target_n], tokens_n[target_n])
+        self.orders = self._count(u[wanted_n], v[wanted_n], tokens_n[wanted_n])
 
     def _count(self, u: np.ndarray, v: np.ndarray, w: np.ndarray) -> list[Order]:
         """Orders 1 to `order`: raw counts at the top, below it distinct predecessors."""

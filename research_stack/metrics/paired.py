@@ -11,7 +11,7 @@ from __future__ import annotations
 import math
 import statistics
 from collections.abc import Callable, Hashable, Mapping, Sequence
-from typing import NamedTuple, TypeVar
+from typing import Any, NamedTuple, Protocol, TypeVar
 
 import numpy as np
 from numpy.typing import ArrayLike
@@ -24,7 +24,14 @@ FLIPS = 9999  # random sign flips where there are too many to try all
 MOST_GROUPS = 16  # up to which all 2^g sign flips are tried
 BLOCK = 1 << 20  # signs that are held at a time
 
-Key = TypeVar("Key", bound=Hashable)  # of a question; keys of one call can be sorted
+
+class Sortable(Hashable, Protocol):
+    """What a dictionary can hold and `sorted` can put in order."""
+
+    def __lt__(self, other: Any, /) -> bool: ...
+
+
+Key = TypeVar("Key", bound=Sortable)  # of a question
 
 
 class Comparison(NamedTuple):

@@ -201,7 +201,7 @@ def selection(score_Pn: Sequence[ArrayLike], quality_Pn: Sequence[ArrayLike], k:
     values = {
         "picked": np.array([picked(score_n, quality_n, k) for score_n, quality_n in pairs]),
         "oracle": np.array([picked(quality_n, quality_n, k) for _, quality_n in pairs]),
-        "random": np.array([float(np.mean(quality_n)) for _, quality_n in pairs]),
+        "random": np.array([float(np.asarray(quality_n).mean()) for _, quality_n in pairs]),
     }
     values["regret"] = values["oracle"] - values["picked"]
     return {name: over_prompts(values_P) for name, values_P in values.items()}

@@ -16,7 +16,7 @@ import unicodedata
 from collections import Counter
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass
-from typing import Literal, get_args
+from typing import Literal, cast, get_args
 
 import numpy as np
 from numpy.typing import ArrayLike
@@ -94,12 +94,13 @@ def scores(
     """Scores of n answers. rules: one for all, or one for each. Raises ValueError for other numbers of golds or
     rules than of answers.
     """
-    rules = [rules] * len(predictions) if isinstance(rules, str) else rules
+    # A str is a sequence too, of str: the type checker does not see that the one here is a rule.
+    each: Sequence[Rule] = [cast("Rule", rules) for _ in predictions] if isinstance(rules, str) else rules
     require(
-        len(golds) == len(predictions) == len(rules),
-        f"predictions={len(predictions)} must be as many as golds={len(golds)} and rules={len(rules)}",
+        len(golds) == len(predictions) == len(each),
+        f"predictions={len(predictions)} must be as many as golds={len(golds)} and rules={len(each)}",
     )
-    rows = list(zip(predictions, golds, rules, strict=True))
+    rows = list(zip(predictions, golds, each, strict=True))
     return AnswerScores(
         np.array([exact(*row) for row in rows], dtype=np.float64),
         np.array([f1(*row) for row in rows], dtype=np.float64),

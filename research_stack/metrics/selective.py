@@ -148,7 +148,7 @@ def learn_then_test(
     for threshold, n in zip(thresholds, accepted_T, strict=True):
         if n < least:
             continue
-        if p_value(sums[n], int(n), risk, binary) > delta:
+        if p_value(float(sums[n]), int(n), risk, binary) > delta:
             break
         passed = float(threshold)
     return passed
