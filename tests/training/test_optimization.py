@@ -76,9 +76,7 @@ def test_what_a_dry_run_says_of_the_memory_is_what_a_step_keeps(algorithm, ema):
     assert sum(value.numel() for value in moments) == (2 if algorithm == "adamw" else 1) * matrices + 2 * others
 
 
-@pytest.mark.parametrize(
-    "bad", [{"lr": 0}, {"final_ratio": 2}, {"clip": 0}, {"accumulate": 0}, {"ema": 1.0}]
-)
+@pytest.mark.parametrize("bad", [{"lr": 0}, {"final_ratio": 2}, {"clip": 0}, {"accumulate": 0}, {"ema": 1.0}])
 def test_a_bad_value_is_named(bad):
     with pytest.raises(ValueError, match=next(iter(bad))):
         Optimization(**bad)
