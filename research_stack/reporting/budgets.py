@@ -20,6 +20,7 @@ from research_stack.reporting.html import Node, el
 from research_stack.reporting.stability import GENERIC, MAX_SETTINGS, training_curves
 from research_stack.reporting.sweep_axes import color_of, label_of
 
+THIRD = 290.0  # width of a chart of which three stand side by side, points
 STEEP = 0.2  # share of a run in which the loss falls too fast to be shown in full
 
 
@@ -171,6 +172,7 @@ def _chart(table: SweepTable, panel: BudgetPanel) -> Chart:
         panel.y,
         f"{panel.words}, {panel.title.lower()}, {len(lines)} settings",
         name=f"loss_{panel.title.lower().replace(' ', '_')}",
-        title=panel.title,
+        title=f"{panel.key} {panel.title.lower()}",
+        width=THIRD,
         file_legend=[(line.color, line.title, False) for line in lines],
     )

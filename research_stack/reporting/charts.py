@@ -1,8 +1,9 @@
 """Charts, each drawn once with matplotlib and written three ways: inline SVG for the page, PNG and PDF for a paper.
 
 In the SVG text is text and colours are the variables of the page's style sheet, so a chart follows light and dark; it
-is 430 units wide, about its size in CSS pixels, so that its text has the size of text. The files beside it carry title
-and legend inside, in the light colours of the same style sheet. The numbers behind a chart are a CSV table.
+is drawn as wide as it stands on the page, 430 CSS pixels or what a narrower column has, so that its text has the size
+of text. The files beside it carry title and legend inside, in the light colours of the same style sheet. The numbers
+behind a chart are a CSV table.
 """
 
 from __future__ import annotations
@@ -100,7 +101,7 @@ class Chart:
     """A picture with its words: a node of the page, and the files figures/<name>.png and .pdf.
 
     - name: of its files, without an ending. title, note: above it, in bold and plain. alt: for those who cannot see it.
-    - draw: puts it on the axes. height, left, right: of the picture and its margins, points.
+    - draw: puts it on the axes. width, height, left, right: of the picture and its margins, points.
     - legend: (colour, text, whether it is a dot), below it. file_legend: that of the files alone, where the page has
       one for several charts.
     - rows: the numbers behind it, header first, for tables/figure_<name>.csv; empty where `table` says which table of
@@ -120,6 +121,7 @@ class Chart:
     rows: Sequence[Sequence[Any]] = ()
     table: str = ""
     file_legend: Legend = ()
+    width: float = WIDTH
 
     def __html__(self) -> Html:
         """The figure as it stands in a page."""
@@ -137,9 +139,9 @@ class Chart:
         """The picture without title and legend, drawn once."""
         from matplotlib.figure import Figure
 
-        figure = Figure(figsize=(WIDTH / 72, self.height / 72), facecolor="none")
-        wide, high = WIDTH - self.left - self.right, self.height - self.top - BOTTOM
-        axes = figure.add_axes((self.left / WIDTH, BOTTOM / self.height, wide / WIDTH, high / self.height))
+        figure = Figure(figsize=(self.width / 72, self.height / 72), facecolor="none")
+        wide, high = self.width - self.left - self.right, self.height - self.top - BOTTOM
+        axes = figure.add_axes((self.left / self.width, BOTTOM / self.height, wide / self.width, high / self.height))
         dress(axes)
         self.draw(axes)
         return figure
@@ -171,18 +173,18 @@ class Chart:
         from matplotlib.lines import Line2D
 
         figure, legend = self.figure, self.legend or self.file_legend
-        columns = 1 if any(len(text) > 34 for _, text, _ in legend) else 2
+        columns = 1 if any(len(text) > self.width / 12.6 for _, text, _ in legend) else 2
         above, below = 30.0, 17.0 * math.ceil(len(legend) / columns) + (8 if legend else 0)
         total = self.height + above + below
         boxes = [(axes, axes.get_position()) for axes in figure.axes]
-        figure.set_size_inches(WIDTH / 72, total / 72)
+        figure.set_size_inches(self.width / 72, total / 72)
         for axes, box in boxes:
             low, high = (below + edge * self.height for edge in (box.y0, box.y1))
             axes.set_position((box.x0, low / total, box.width, (high - low) / total))
-        figure.text(10 / WIDTH, 1 - 14 / total, clean(self.title), weight="bold", fontsize=FONT, va="center")
+        figure.text(10 / self.width, 1 - 14 / total, clean(self.title), weight="bold", fontsize=FONT, va="center")
         if self.note:
             figure.text(
-                10 / WIDTH, 1 - 28 / total, clean(self.note), fontsize=9.5, va="center", color=rgb("var(--soft)")
+                10 / self.width, 1 - 28 / total, clean(self.note), fontsize=9.5, va="center", color=rgb("var(--soft)")
             )
         if legend:
             marks = [
@@ -357,11 +359,12 @@ def line_chart(
     height: float = HEIGHT,
     table: str = "",
     file_legend: Legend = (),
+    width: float = WIDTH,
 ) -> Chart:
     """Lines, points, bands and bars over two axes.
 
     - alt: tells what it shows to those who cannot see it. name: of its files. title, note, legend,
-      file_legend: its words.
+      file_legend: its words. width, height: points.
     - table: the run's table that holds its numbers; empty for one that is written from the series.
     """
     widest = max((len(text) for text in y.names), default=0)
@@ -369,12 +372,14 @@ def line_chart(
 
     def draw(axes: Axes) -> None:
         scale(axes, "y", y)
-        scale(axes, "x", x, WIDTH - left - RIGHT)
+        scale(axes, "x", x, width - left - RIGHT)
         for index, one in enumerate(lines):
             _draw(axes, one, index)
 
     rows = [] if table else _rows(lines, x, y)
-    return Chart(name, title, draw, alt, note, legend, height, left, rows=rows, table=table, file_legend=file_legend)
+    return Chart(
+        name, title, draw, alt, note, legend, height, left, rows=rows, table=table, file_legend=file_legend, width=width
+    )
 
 
 def _rows(lines: Sequence[Series], x: Axis, y: Axis) -> list[list[Any]]:

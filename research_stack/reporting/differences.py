@@ -83,7 +83,7 @@ def section(found: Sequence[SettingDifference], metrics: Metrics) -> Node:
     """The table; None if no two settings share two seeds."""
     if not found:
         return None
-    lines = scrolled(listing(HEADER, [(cells(one, metrics), one.differs) for one in found], text=(0, 1)))
+    lines = scrolled(listing(HEADER, [(cells(one, metrics), one.differs) for one in found], text=(0, 1)), wrap=True)
     shown = lines if len(found) <= MAX_ROWS else folded(f"{len(found)} comparisons", lines)
     return [el("h2", "Differences, seed by seed"), shown, note(f"{words(found)} Bold: the interval leaves out zero.")]
 
