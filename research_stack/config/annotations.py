@@ -101,8 +101,9 @@ def misfit(
     for arm in arms(annotation):
         if alias := _alias(arm, where):
             return misfit(path, value, alias[1], alias[0])
-        of_mapping = isinstance(arm, ast.Subscript) and _last(arm.value) in MAPPINGS
-        if of_mapping and isinstance(value, Mapping) and not is_node(value):
+        if not isinstance(arm, ast.Subscript) or _last(arm.value) not in MAPPINGS:
+            continue
+        if isinstance(value, Mapping) and not is_node(value):
             inner = _items(arm)[-1]
             wrong = next((k for k, v in value.items() if fits(v, inner, where) is False), None)
             if wrong is not None:
@@ -113,7 +114,8 @@ def misfit(
 def _alias(annotation: ast.expr, where: Module | None) -> tuple[Module, ast.expr] | None:
     """(module, expression) of a name that stands for another annotation."""
     found = inheritance.definition(annotation.id, where) if where and isinstance(annotation, ast.Name) else None
-    return found if found is not None and isinstance(found[1], ast.BinOp | ast.Subscript) else None
+    source, bound = found or (None, None)
+    return (source, bound) if source is not None and isinstance(bound, ast.BinOp | ast.Subscript) else None
 
 
 def _either(answers: list[bool | None]) -> bool | None:

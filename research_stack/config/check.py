@@ -28,7 +28,7 @@ from research_stack.config.check_node import (
 from research_stack.config.composer import Composed, Composer
 from research_stack.config.hints import UserError, did_you_mean, one_line
 from research_stack.config.nodes import is_node, nodes
-from research_stack.config.signatures import UnknownTarget, resolve, signature
+from research_stack.config.signatures import UnknownTarget, assigned, resolve, signature
 from research_stack.config.tasks import Task, find_task
 from research_stack.config.why import Origins, saved_at
 from research_stack.records import paths
@@ -173,18 +173,11 @@ def _named_conflicts(node: Any) -> Sequence[str]:
         found = resolve(str(node["_target_"])) if isinstance(node, Mapping) and "_target_" in node else None
     except UnknownTarget:  # it is told of as such
         return ()
-    for statement in found.node.body if found is not None and isinstance(found.node, ast.ClassDef) else ():
-        targets = (
-            statement.targets
-            if isinstance(statement, ast.Assign)
-            else [statement.target]
-            if isinstance(statement, ast.AnnAssign)
-            else []
-        )
-        if [ast.unparse(target) for target in targets] == ["conflicts"] and statement.value is not None:
-            value = literal_value(statement.value)
-            return [str(name) for name in value] if isinstance(value, list | tuple) else ()
-    return ()
+    if found is None or not isinstance(found.node, ast.ClassDef):
+        return ()
+    expression = next(assigned(found.node.body, "conflicts"), None)
+    value = literal_value(expression) if expression is not None else ()
+    return [str(name) for name in value] if isinstance(value, list | tuple) else ()
 
 
 def check_inputs(cfg: Any, config: Mapping[str, Any], seen: set[str]) -> Problem | None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
-from typing import Any
+from typing import Any, TypeGuard
 
 
 def nodes(config: Any, path: str = "") -> Iterator[tuple[str, Mapping[str, Any]]]:
@@ -18,7 +18,7 @@ def nodes(config: Any, path: str = "") -> Iterator[tuple[str, Mapping[str, Any]]
             yield from nodes(value, f"{path}.{index}")
 
 
-def is_node(value: Any) -> bool:
+def is_node(value: Any) -> TypeGuard[Mapping[str, Any]]:
     """Whether the value is a node, which a constructor turns into an object."""
     return isinstance(value, Mapping) and "_target_" in value
 

@@ -16,7 +16,14 @@ from research_stack.config.hints import UserError
 from research_stack.config.smoke import shrink
 from research_stack.config.tasks import find_task, tasks
 from research_stack.records import provenance, redaction
-from research_stack.records.config_hash import MAX_STEPS, differences, extension, is_hashed, is_movable_path
+from research_stack.records.config_hash import (
+    MAX_STEPS,
+    differences,
+    extension,
+    is_hashed,
+    is_movable_path,
+    plain_config,
+)
 from research_stack.records.escaping import as_config, escaped
 from research_stack.records.paths import key_of, known_runs, shown
 from research_stack.records.run_folder import RunFolder, is_run
@@ -106,8 +113,8 @@ def _of_resuming(key: str) -> bool:
 
 def _with_nodes(saved: DictConfig, cfg: DictConfig, overrides: Iterable[str]) -> DictConfig:
     """The saved config with what these overrides set in the new one: whole nodes for groups, else single keys."""
-    merged = OmegaConf.create(OmegaConf.to_container(saved))
-    resolved = as_config(OmegaConf.to_container(cfg, resolve=True))
+    merged = saved.copy()
+    resolved = as_config(plain_config(cfg))
     own = [key for key in ("run", "task", "dry_run", "prompt", "format") if key in resolved]
     for key in (*own, *map(key_of, overrides)):
         key = "hardware" if key == "launcher" else key

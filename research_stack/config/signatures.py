@@ -349,8 +349,9 @@ def _base(where: Module, base: ast.expr) -> Found | None:
         found = attribute(where, name.id)
     except UnknownTarget:
         return None
-    same = isinstance(found, Found) and found.module.name.split(".")[0] == where.name.split(".")[0]
-    return found if same and isinstance(found.node, ast.ClassDef) else None
+    if not isinstance(found, Found) or not isinstance(found.node, ast.ClassDef):
+        return None
+    return found if found.module.name.split(".")[0] == where.name.split(".")[0] else None
 
 
 def _of_dataclass(found: Found, name: str) -> Signature:
@@ -399,19 +400,20 @@ def class_attribute(target: str, name: str) -> Any:
     """
     found = resolve(target)
     while found is not None and isinstance(found.node, ast.ClassDef):
-        for statement in found.node.body:
-            targets = (
-                statement.targets
-                if isinstance(statement, ast.Assign)
-                else [statement.target]
-                if isinstance(statement, ast.AnnAssign)
-                else []
-            )
-            if [ast.unparse(t) for t in targets] == [name] and statement.value is not None:
-                return _literal(statement.value)
+        for expression in assigned(found.node.body, name):
+            return _literal(expression)
         parents = [parent for base in found.node.bases if (parent := _base(found.module, base)) is not None]
         found = parents[0] if parents else None
     return None
+
+
+def assigned(body: Sequence[ast.stmt], name: str) -> Iterator[ast.expr]:
+    """The expressions that statements of a body bind to this name alone."""
+    for statement in body:
+        if isinstance(statement, ast.Assign | ast.AnnAssign) and statement.value is not None:
+            targets = statement.targets if isinstance(statement, ast.Assign) else [statement.target]
+            if [ast.unparse(target) for target in targets] == [name]:
+                yield statement.value
 
 
 def _literal(node: ast.expr) -> Any:

@@ -133,12 +133,8 @@ def read_tasks(file: Path) -> Iterator[Task]:
         tree = ast.parse(file.read_text(encoding="utf-8"))
     except (SyntaxError, UnicodeDecodeError) as error:
         raise UserError(f"{shown(file)} cannot be read: {error}") from error
-    for statement in tree.body:
-        targets = [statement.target] if isinstance(statement, ast.AnnAssign) else getattr(statement, "targets", [])
-        if [ast.unparse(target) for target in targets] != ["TASKS"]:
-            continue
-        rows = statement.value.elts if isinstance(statement.value, ast.Tuple | ast.List) else [statement.value]
-        for row in rows:
+    for table in signatures.assigned(tree.body, "TASKS"):
+        for row in table.elts if isinstance(table, ast.Tuple | ast.List) else [table]:
             try:
                 yield _task(row)
             except (TypeError, ValueError) as error:

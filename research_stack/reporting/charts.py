@@ -421,7 +421,7 @@ def _draw(axes: Axes, one: Series, index: int) -> None:
         for point, length in zip(points, bars, strict=False):
             if length:
                 below, above = length if isinstance(length, tuple) else (length, length)
-                bar = {"xerr" if across else "yerr": [[below], [above]]}
+                bar: dict[str, Any] = {"xerr" if across else "yerr": [[below], [above]]}
                 axes.errorbar(*point, **bar, fmt="none", ecolor=color, elinewidth=1.6, capsize=3.5, zorder=order)
     if one.dots and points:
         (dots,) = axes.plot(*zip(*points, strict=True), "o", color=color, markersize=2 * one.dots, zorder=order + 0.5)
@@ -460,7 +460,8 @@ def _arrows(axes: Axes, points: Sequence[Point], color: str, order: float, spaci
         share = 1.0 if last else 0.5
         tip = a + (b - a) * share
         tip, start = (
-            axes.transData.inverted().transform(p * axes.figure.dpi / 72) for p in (tip, tip - (b - a) / length)
+            tuple[float, float](axes.transData.inverted().transform(p * axes.figure.dpi / 72))
+            for p in (tip, tip - (b - a) / length)
         )
         head = {"arrowstyle": "-|>,head_length=.45,head_width=.2", "color": color, "lw": 0, "shrinkA": 0, "shrinkB": 0}
         axes.annotate("", tip, start, arrowprops=head, zorder=order)

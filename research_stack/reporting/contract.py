@@ -22,7 +22,7 @@ import importlib
 import importlib.util
 import re
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from importlib.machinery import ModuleSpec
 from typing import Literal
 
@@ -221,7 +221,7 @@ class Metrics:
         for pattern, key in self._patterns:
             if match := pattern.fullmatch(name):
                 metric = self.declared[key]
-                return Metric(**(vars(metric) | {"label": metric.label.format(*match.groups())}))
+                return replace(metric, label=metric.label.format(*match.groups()))
         return None
 
     def of(self, name: str) -> Metric:

@@ -45,7 +45,7 @@ class SettingDifference:
 
 def csv(found: Sequence[SettingDifference]) -> str:
     """The differences as a table for differences.csv."""
-    return as_csv([field.name for field in fields(SettingDifference)], map(astuple, found))
+    return as_csv([field.name for field in fields(SettingDifference)], (astuple(one) for one in found))
 
 
 def cells(one: SettingDifference, metrics: Metrics) -> list[str]:

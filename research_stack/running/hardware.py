@@ -176,11 +176,9 @@ class Hardware:
 
     def plugins(self) -> list[Any]:
         """Who started this process, said explicitly: Lightning must neither guess nor start processes itself."""
-        from lightning.fabric.plugins.environments import (
-            LightningEnvironment,
-            SLURMEnvironment,
-            TorchElasticEnvironment,
-        )
+        from lightning.fabric.plugins.environments.lightning import LightningEnvironment
+        from lightning.fabric.plugins.environments.slurm import SLURMEnvironment
+        from lightning.fabric.plugins.environments.torchelastic import TorchElasticEnvironment
 
         if under_torchrun():
             return [TorchElasticEnvironment()]

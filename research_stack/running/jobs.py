@@ -6,10 +6,11 @@ import logging
 import sys
 import traceback
 from pathlib import Path
+from typing import Any, cast
 
 from hydra.core.hydra_config import HydraConfig
 from hydra.types import RunMode
-from omegaconf import DictConfig, OmegaConf
+from omegaconf import DictConfig, ListConfig, OmegaConf
 
 from research_stack.config import packages
 from research_stack.config.composer import Composed, config_folders
@@ -23,9 +24,16 @@ from research_stack.running.ranks import is_helper_rank
 from research_stack.running.run import run
 
 log = logging.getLogger(__name__)
+
+
+def _unresolved(config: DictConfig | ListConfig) -> Any:
+    """A part of Hydra's config as plain values; a `${` in a name or a prompt is no reference."""
+    return OmegaConf.to_container(config)
+
+
 #: Overrides that hand the naming of points, and nothing of logging or config files, to us. A cluster job resolves
 #: the name too: it imports this module to find `job`.
-OmegaConf.register_new_resolver("point_name", lambda typed: point_name(OmegaConf.to_container(typed)), replace=True)
+OmegaConf.register_new_resolver("point_name", lambda typed: point_name(_unresolved(typed)), replace=True)
 HYDRA = ("hydra.output_subdir=null", "hydra/job_logging=none", "hydra/hydra_logging=none")
 typed: list[str] = []  # sys.argv as it was before ours joined Hydra's; what a run records as its command
 POINTS = "hydra.sweep.subdir='${point_name:${hydra.overrides.task}}'"
@@ -37,13 +45,13 @@ class Escape(BaseException):
 
 def job(cfg: DictConfig) -> Result:
     """Run one composed config in the folder Hydra made for it."""
-    hydra = HydraConfig.get()
+    hydra = cast(DictConfig, HydraConfig.get())  # annotated as its schema
     sys.argv = typed or sys.argv
     packages.search_working_directory()  # in a cluster job too
     set_up_logging()
-    folder = Path(shown(OmegaConf.to_container(hydra.runtime)["output_dir"]))  # a `${` in a name is no reference
+    folder = Path(shown(_unresolved(hydra.runtime)["output_dir"]))
     try:
-        composed = effective(Composed(tuple(OmegaConf.to_container(hydra.overrides.task)), cfg, hydra))
+        composed = effective(Composed(tuple(_unresolved(hydra.overrides.task)), cfg, hydra))
         with config_folders(*_folders(hydra)):
             return (point if hydra.mode == RunMode.MULTIRUN else execute)(composed.cfg, folder)
     except Exception as error:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING, cast
 
 from omegaconf import DictConfig
 
@@ -14,6 +15,9 @@ from research_stack.records.run_folder import RunFolder
 from research_stack.running.assemble import assemble
 from research_stack.running.recording import refuse_other_data
 from research_stack.training.checkpoint import load_checkpoint
+
+if TYPE_CHECKING:
+    from research_stack.evaluation.context import CorruptedDenoiser
 
 
 def load(folder: str | Path, overrides: Sequence[str] = ()) -> Context:
@@ -44,7 +48,8 @@ def open_run(cfg: DictConfig, run_folder: RunFolder, codec_alone: bool = False) 
         ) from error
     device = parts.hardware.device()
     return Context(
-        method=parts.method.eval().to(device),
+        # Each evaluation has said before training that it suits the method (`Evaluation.unsuited`).
+        method=cast("CorruptedDenoiser", parts.method.eval().to(device)),
         data=parts.data,
         sampler=build(cfg.sampler, "sampler"),
         folder=run_folder.path,

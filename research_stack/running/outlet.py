@@ -11,6 +11,7 @@ import errno
 import io
 import os
 import sys
+from typing import TextIO
 
 NOBODY = (errno.EPIPE, errno.EIO)  # no reader any more; the terminal was closed
 
@@ -43,14 +44,20 @@ def open_streams() -> None:
     sys.stdout, sys.stderr = _stream(1, sys.stdout, by_line=False), _stream(2, sys.stderr, by_line=True)
 
 
-def _stream(descriptor: int, old: io.TextIOWrapper | None, by_line: bool) -> io.TextIOWrapper:
+def _stream(descriptor: int, old: TextIO | None, by_line: bool) -> io.TextIOWrapper:
     outlet = Outlet(descriptor)
-    options = {"line_buffering": by_line or outlet.isatty(), "write_through": False}
+    encoding, line_buffering, write_through = "utf-8", by_line or outlet.isatty(), False
     if old is not None:
+        assert isinstance(old, io.TextIOWrapper), "standard output and error as Python opens them"
         old.flush()
-        options = {"line_buffering": old.line_buffering, "write_through": old.write_through}
-    encoding = old.encoding if old is not None else "utf-8"
-    return io.TextIOWrapper(io.BufferedWriter(outlet), encoding=encoding, errors="backslashreplace", **options)
+        encoding, line_buffering, write_through = old.encoding, old.line_buffering, old.write_through
+    return io.TextIOWrapper(
+        io.BufferedWriter(outlet),
+        encoding=encoding,
+        errors="backslashreplace",
+        line_buffering=line_buffering,
+        write_through=write_through,
+    )
 
 
 def exit_code(code: int) -> int:
