@@ -152,7 +152,7 @@ def test_the_page_of_a_comparison(compare, tmp_path):
     text = render(tmp_path / "out", table)
     for words in (
         "Validation loss over each budget",
-        "Over compute",
+        "val/loss_lm over compute",
         "Calibration, risk and coverage",
         "Lookahead: confidence head, AURC",
         "MiniGPT: entropy, AURC",
