@@ -6,10 +6,11 @@ of a cache.
 
 from __future__ import annotations
 
+from collections.abc import Iterator, Mapping
 from contextlib import AbstractContextManager
-from typing import Protocol, Self
+from typing import Any, Protocol, Self
 
-from torch import Tensor
+from torch import Tensor, nn
 
 
 class CausalCache(Protocol):
@@ -29,7 +30,7 @@ class CausalCache(Protocol):
 
 class CausalBackbone(Protocol):
     """A model in which each token sees itself and what is before it; `unembedding` makes logits of its hidden
-    states.
+    states. It is an `nn.Module`: what is called of one stands at the end.
     """
 
     max_length: int
@@ -80,4 +81,38 @@ class CausalBackbone(Protocol):
         """Of one forward pass, for a token of a text of `length`: 2 per weight of a matrix (of the unembedding, if
         `logits`), and attention.
         """
+        ...
+
+    # Of nn.Module ----------------------------------------------------------------------------------------------------
+
+    training: bool
+    """Whether it is in training mode."""
+
+    @property
+    def blocks(self) -> nn.ModuleList:
+        """Its transformer blocks."""
+        ...
+
+    def parameters(self) -> Iterator[nn.Parameter]:
+        """As `nn.Module.parameters`."""
+        ...
+
+    def state_dict(self) -> dict[str, Any]:
+        """As `nn.Module.state_dict`."""
+        ...
+
+    def load_state_dict(self, state_dict: Mapping[str, Any]) -> Any:
+        """As `nn.Module.load_state_dict`."""
+        ...
+
+    def train(self, mode: bool = True) -> Self:
+        """As `nn.Module.train`."""
+        ...
+
+    def eval(self) -> Self:
+        """As `nn.Module.eval`."""
+        ...
+
+    def requires_grad_(self, requires_grad: bool = True) -> Self:
+        """As `nn.Module.requires_grad_`."""
         ...

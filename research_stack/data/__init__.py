@@ -26,7 +26,7 @@ _HOMES = {
     "Vocabulary": "vocabulary",
     "TokenData": "module",
 }
-__all__ = sorted(_HOMES)
+__all__ = sorted(_HOMES)  # pyright: ignore[reportUnsupportedDunderAll]  # it reads no computed list
 
 
 def __getattr__(name: str) -> Any:

@@ -15,7 +15,7 @@ from __future__ import annotations
 
 from abc import abstractmethod
 from collections.abc import Iterator
-from typing import Protocol, Self
+from typing import TYPE_CHECKING, Protocol, Self
 
 import numpy as np
 import torch
@@ -23,6 +23,9 @@ from torch import Tensor
 from torch.utils.data import IterableDataset, get_worker_info
 
 from research_stack.streams import generator
+
+if TYPE_CHECKING:
+    from research_stack.data.packing import PackedRows
 
 Batch = dict[str, Tensor]
 
@@ -61,14 +64,13 @@ def batch_of(rows: Rows) -> Batch:
 class StepBatches(IterableDataset):
     """Endless steps' batches of one rank, from `start_step` on; what a step holds, `batch` says.
 
-    - rows: the N training rows.
     - batch_size: B, over all devices.
     - rank, world: this device's share is rows rank*B/world : (rank+1)*B/world of each batch.
     - repeat: so many steps one after another see the same batch: step s that of number s // repeat.
     """
 
-    def __init__(self, rows: Rows, batch_size: int, start_step: int, rank: int, world: int, repeat: int = 1) -> None:
-        self.rows, self.batch_size, self.start_step, self.repeat = rows, batch_size, start_step, repeat
+    def __init__(self, batch_size: int, start_step: int, rank: int, world: int, repeat: int = 1) -> None:
+        self.batch_size, self.start_step, self.repeat = batch_size, start_step, repeat
         share = batch_size // world
         self.share = slice(rank * share, (rank + 1) * share)
 
@@ -85,13 +87,16 @@ class StepBatches(IterableDataset):
 
 
 class TrainBatches(StepBatches):
-    """The rows of each epoch in an order of its own, from the stream (seed, "order", epoch)."""
+    """The rows of each epoch in an order of its own, from the stream (seed, "order", epoch).
+
+    - rows: the N training rows.
+    """
 
     def __init__(
         self, rows: Rows, batch_size: int, seed: int, start_step: int, rank: int, world: int, repeat: int = 1
     ) -> None:
-        super().__init__(rows, batch_size, start_step, rank, world, repeat)
-        self.seed = seed
+        super().__init__(batch_size, start_step, rank, world, repeat)
+        self.rows, self.seed = rows, seed
         self._orders: dict[int, np.ndarray] = {}
 
     def order(self, epoch: int) -> np.ndarray:
@@ -118,15 +123,16 @@ class ContiguousBatches(StepBatches):
     The windows of a stretch begin L - overlap tokens apart. After the last that fits, all rows begin again at the
     first.
 
-    - overlap: tokens that a window has in common with the one before it, in [0, L).
+    - rows: the N training rows. overlap: tokens that a window has in common with the one before it, in [0, L).
 
     Raises ValueError in one line for pairs, and for a text that does not hold B windows.
     """
 
     def __init__(
-        self, rows: Rows, batch_size: int, overlap: int, start_step: int = 0, rank: int = 0, world: int = 1
+        self, rows: PackedRows, batch_size: int, overlap: int, start_step: int = 0, rank: int = 0, world: int = 1
     ) -> None:
-        super().__init__(rows, batch_size, start_step, rank, world)
+        super().__init__(batch_size, start_step, rank, world)
+        self.rows = rows
         if not rows.plain:
             raise ValueError(
                 "order=contiguous needs plain text: the rows of this corpus are prompt and response pairs; use"

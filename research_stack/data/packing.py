@@ -24,7 +24,7 @@ from pathlib import Path
 
 import numpy as np
 
-from research_stack.data.sources.base import Document, Source
+from research_stack.data.sources.base import Document, HasDocuments, Source
 from research_stack.data.tokenizers import Codec
 from research_stack.data.vocabulary import Vocabulary
 
@@ -52,7 +52,7 @@ def _rank(text: str) -> float:
     return int.from_bytes(hashlib.sha256(text.encode()).digest()[:8], "big") / 2**64
 
 
-def split(source: Source, validation_fraction: float) -> np.ndarray:
+def split(source: HasDocuments, validation_fraction: float) -> np.ndarray:
     """(documents,) uint8: the side of each document, DUPLICATE for exact copies and for blank texts.
 
     A prompt with the text "" stands for itself and is kept; a prompt with a text of blanks is not.
@@ -77,7 +77,7 @@ def split(source: Source, validation_fraction: float) -> np.ndarray:
     return result
 
 
-def _ranked(source: Source, alike: Callable[[Document], str]) -> tuple[np.ndarray, np.ndarray]:
+def _ranked(source: HasDocuments, alike: Callable[[Document], str]) -> tuple[np.ndarray, np.ndarray]:
     """((documents,) bool: neither blank nor a copy; (documents,) the rank of each, equal where documents are alike)."""
     fresh, ranks, seen = bytearray(), [], set()
     for document in source.documents():
@@ -122,8 +122,8 @@ class RowWriter:
         """Append one document: the ids of its text and, for a pair, of its prompt."""
         alone = prompt is not None and document.text == ""
         self.counts.documents += 1
-        self.counts.bytes += len((document.prompt if alone else document.text).encode())
-        self.counts.tokens += len(prompt if alone else text)
+        self.counts.bytes += len((document.text or document.prompt or "").encode())
+        self.counts.tokens += len(prompt if prompt is not None and alone else text)
         if prompt is None:
             self.pending += [*self._begun(text), self.vocab.end]
             self._cut()

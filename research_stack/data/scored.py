@@ -310,5 +310,6 @@ def _pair(document: Document, places: dict[str, int], groups: dict[str, int]) ->
         )
     if not (math.isfinite(value) and value >= 0):
         raise ValueError(f"source: {where} has the engagement {value}, it must be a finite number of at least 0")
+    assert document.prompt is not None  # `ByPrompt` has checked it
     prompt, reply = (places.setdefault(text, len(places)) for text in (document.prompt, document.text))
     return prompt, reply, math.log1p(value), groups.setdefault(document.group, len(groups)), len(document.text)

@@ -35,7 +35,8 @@ class PretrainedCodec:
             f"add_bos={add_bos} needs a tokenizer with a bos token, and this one has none",
         )
         self.tokenizer = tokenizer
-        self.begin: tuple[int, ...] = (tokenizer.bos_token_id,) if add_bos else ()
+        bos: int | None = tokenizer.bos_token_id
+        self.begin: tuple[int, ...] = (bos,) if add_bos and bos is not None else ()
         self._add("mask_token", "<|mask|>")
         self._add("pad_token", "<|pad|>")
         if tokenizer.eos_token_id is None and tokenizer.sep_token_id is None:

@@ -11,7 +11,7 @@ Shapes: P prompts, N answers to each.
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Hashable, Mapping, Sequence
+from collections.abc import Callable, Hashable, Mapping, Sequence, Sized
 from dataclasses import dataclass, field
 from itertools import combinations
 from typing import TYPE_CHECKING, Any, Literal
@@ -128,13 +128,8 @@ class AnswerMetrics:
             f"ks={ks} must lie in 1 .. num_generations={num_generations}",
         )
         reward.check()
-        self.reward, self.rollouts, self.num_generations, self.ks, self.unit = (
-            reward,
-            rollouts,
-            num_generations,
-            list(ks),
-            unit,
-        )
+        self.reward, self.rollouts, self.num_generations, self.ks = reward, rollouts, num_generations, list(ks)
+        self.unit: Literal["word", "char"] = unit
         self.encoder, self.preference = encoder, preference
 
     def __call__(self, policy: Policy, codec: Codec, prompts: Sequence[Tensor], seed: int) -> Measurement:
@@ -235,6 +230,6 @@ class AnswerMetrics:
         return float(np.mean(pass_at_k(self.num_generations, [times[wanted] for wanted in self.preference.wanted], k)))
 
 
-def _each(measure: Callable[[Any], float], groups: Sequence[Sequence], min_texts: int = 2) -> np.ndarray:
+def _each(measure: Callable[[Any], float], groups: Sequence[Sized], min_texts: int = 2) -> np.ndarray:
     """(P,): the measure of each group; NaN where it has fewer than `min_texts`."""
     return np.array([float(measure(group)) if len(group) >= min_texts else np.nan for group in groups])

@@ -68,14 +68,15 @@ class DiversityDynamics(Callback):
         if trainer.global_step % self.every == 0 or trainer.global_step == trainer.max_steps:
             self._measure(trainer, pl_module)
 
-    def _measure(self, trainer: Trainer, policy: Policy) -> None:
+    def _measure(self, trainer: Trainer, policy: LightningModule) -> None:
         """One more point; every device could measure, the first one does, of weights that all have put together."""
+        assert isinstance(policy, Policy)
         with policy.writing():
             if trainer.is_global_zero:
                 self._point(trainer, policy)
 
     def _point(self, trainer: Trainer, policy: Policy) -> None:
-        data: TokenData = trainer.datamodule  # type: ignore[attr-defined]
+        data: TokenData = trainer.datamodule  # pyright: ignore[reportAttributeAccessIssue]  # set by a connector
         if self._asked is None:
             self._asked = unique_prompts(
                 data.validation if self.prompts == "held_out" else data.train, self.max_prompts
@@ -108,7 +109,8 @@ def averaged(trainer: Trainer, module: LightningModule) -> Iterator[None]:
     """Hold the average of the weights, where one is kept, as validation does: it is what is saved and what a next phase
     begins with.
     """
-    keepers = [callback for callback in trainer.callbacks if isinstance(callback, WeightAveraging)]
+    callbacks: list[Callback] = trainer.callbacks  # pyright: ignore[reportAttributeAccessIssue]  # set by a connector
+    keepers = [callback for callback in callbacks if isinstance(callback, WeightAveraging)]
     for keeper in keepers:
         keeper.on_validation_epoch_start(trainer, module)
     try:

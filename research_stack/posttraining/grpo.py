@@ -171,9 +171,8 @@ class GRPO(Policy):
         self._sums: dict[str, Tensor] = {}
         self._warned = -WARN_EVERY
 
-    def _frozen(self) -> nn.Module:
-        frozen = copy.deepcopy(self.model)
-        return frozen.requires_grad_(False).eval()  # type: ignore[attr-defined]
+    def _frozen(self) -> CausalBackbone:
+        return copy.deepcopy(self.model).requires_grad_(False).eval()
 
     def train(self, mode: bool = True) -> GRPO:
         """The reference stays in eval mode."""
@@ -335,7 +334,7 @@ class GRPO(Policy):
             if self.beta:
                 with self.model.without_adapters() if self.reference_source == "adapters" else nullcontext():
                     found["ref_logp"] = self._logps(rows, self.reference).logp_BT
-        if begins:
+        if begins and own_BT is not None:
             furthest = float(k3(found["ref_logp"], own_BT).max())
             require(
                 furthest <= MAX_REFERENCE_K3,
@@ -343,9 +342,9 @@ class GRPO(Policy):
                 " token's k3 is"
                 f" {furthest:.3g}; reference=copy is the policy that the run begins with",
             )
-        return found if self.steps_per_batch == 1 else {**found, "old_logp": own_BT}
+        return found if self.steps_per_batch == 1 or own_BT is None else {**found, "old_logp": own_BT}
 
-    def _logps(self, rows: Batch, model: nn.Module | None = None) -> CompletionLogps:
+    def _logps(self, rows: Batch, model: CausalBackbone | None = None) -> CompletionLogps:
         return self.completion_logps(
             rows["tokens"], rows["prompt_length"], rows["completion_length"], self.rollouts.temperature, model
         )
@@ -510,11 +509,12 @@ class GRPO(Policy):
             f"hardware.devices={world} must be {len(every)}: the run stopped between two steps on completions that"
             f" {len(every)} devices hold",
         )
-        self.rows, self._numbers = every[self.global_rank]
+        rows, self._numbers = every[self.global_rank]
         require(
-            "mini_batch" in self.rows,
+            "mini_batch" in rows,
             "run: it stopped between two steps on completions of an earlier version; train it anew with run=new",
         )
+        self.rows = rows
 
     def on_train_start(self) -> None:
         """Completions that were loaded follow the model to its device."""

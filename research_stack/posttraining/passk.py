@@ -47,6 +47,7 @@ class PassK:
     def __call__(self, context: Context) -> dict[str, float]:
         """The means over prompts; those of held-out prompts begin with `held_out_`."""
         policy, data = context.method, context.data
+        assert isinstance(policy, Policy)
         sides = {
             "trained": unique_prompts(data.train, self.max_prompts),
             "held_out": unique_prompts(data.validation, self.max_prompts),

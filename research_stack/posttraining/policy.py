@@ -99,7 +99,7 @@ class Policy(TrainingModule):
         prompt_length_B: Tensor,
         completion_length_B: Tensor,
         temperature: float = 1.0,
-        model: nn.Module | None = None,
+        model: CausalBackbone | None = None,
     ) -> CompletionLogps:
         """Log-probabilities of the completions under the live graph, from the ids as they were generated.
 

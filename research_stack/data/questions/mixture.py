@@ -60,8 +60,7 @@ class MixedBatches(StepBatches):
         world: int,
         repeat: int = 1,
     ) -> None:
-        # no rows of its own: they lie in the parts
-        super().__init__(None, batch_size, start_step, rank, world, repeat)
+        super().__init__(batch_size, start_step, rank, world, repeat)
         self.parts, self.seed = parts, seed
         self.epochs = [
             TrainBatches(part, 1, seed_of(seed, "source", name), 0, 0, 1)

@@ -10,7 +10,7 @@ import sys
 from collections.abc import Iterator
 from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from research_stack.data.questions.files import QuestionFiles, require_context, rows_of, shown, text_of
 from research_stack.data.questions.question import Question
@@ -60,7 +60,7 @@ class Squad(QuestionFiles):
         return _official(file, articles, str(content.get("version", "")), self.odd)
 
     @cached_property
-    def version(self) -> str:
+    def version(self) -> Literal["squad", "squad_v2"]:
         """squad_v2 when the data say so or leave a question unanswered, else squad."""
         alike = Squad(
             self.path, strict=False, name=self.name, split=self.split, revision=self.revision
@@ -89,7 +89,7 @@ class Squad(QuestionFiles):
             tuple(dict.fromkeys(text for text, _ in golds)) or ("",),
             self.version,
             f"squad:{title or context}",
-            context.find(answer) if golds and start is None else start,
+            context.find(answer) if start is None else start,
         )
 
 

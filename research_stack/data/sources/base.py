@@ -31,15 +31,19 @@ class Document:
     value: float | None = None
 
 
-class Source(Protocol):
-    """A corpus. The order of its documents is always the same."""
-
-    def check(self) -> None:
-        """Raise ValueError or OSError with one line when the corpus cannot be read; takes well under a second."""
+class HasDocuments(Protocol):
+    """What holds documents. Their order is always the same."""
 
     def documents(self) -> Iterator[Document]:
         """Every document, in order; may be called several times."""
         ...
+
+
+class Source(HasDocuments, Protocol):
+    """A corpus."""
+
+    def check(self) -> None:
+        """Raise ValueError or OSError with one line when the corpus cannot be read; takes well under a second."""
 
     def fingerprint(self) -> str:
         """A text that changes whenever the documents may have changed."""

@@ -65,6 +65,7 @@ class Hub:
     def _data(self) -> Any:
         """The `datasets.Dataset`. Raises ValueError or OSError in one line."""
         import datasets
+        from datasets.exceptions import DatasetsError
 
         place = expanded(self.path)
         try:
@@ -76,12 +77,12 @@ class Hub:
                 loaded = datasets.load_dataset(self.path, self.name, revision=self.revision)
         except ConnectionError as error:
             raise OSError(f"path={self.path} cannot be had from the hub: {_first_line(error)}") from error
-        except (FileNotFoundError, ValueError, RuntimeError, datasets.exceptions.DatasetsError) as error:
+        except (FileNotFoundError, ValueError, RuntimeError, DatasetsError) as error:
             raise ValueError(f"path={self.path} cannot be loaded: {_first_line(error)}") from error
         if isinstance(loaded, datasets.Dataset):
             return loaded
         if self.split not in loaded:
-            raise ValueError(f"source.split={self.split} is not among the splits {', '.join(loaded)}")
+            raise ValueError(f"source.split={self.split} is not among the splits {', '.join(map(str, loaded))}")
         return loaded[self.split]
 
     def documents(self) -> Iterator[Document]:

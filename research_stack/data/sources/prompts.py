@@ -67,7 +67,7 @@ class Prompts(RecordFiles):
 
     def _records(self, file: Path) -> Iterator[Located]:
         if file.suffix.lower() != ".txt":
-            return records_of(file, self.odd, [self.field] + [self.group_field] * (self.group_field is not None))
+            return records_of(file, self.odd, [name for name in (self.field, self.group_field) if name is not None])
         if self.group_field is not None:
             raise ValueError(
                 f"group_field={self.group_field} must be null for {file}: the lines of a text file have no fields"

@@ -107,7 +107,7 @@ class Text:
                 for i, t in enumerate(stretches(lines, self.document_chars), 1)
                 if t.strip()
             )
-        fields = [self.field] + [self.prompt_field] * (self.prompt_field is not None)
+        fields = [name for name in (self.field, self.prompt_field) if name is not None]
         return self._documents(records_of(file, self.odd, fields))
 
     def _documents(self, records: Iterable[Located]) -> Iterator[Document]:
