@@ -29,7 +29,7 @@ class AtomicCheckpointIO(TorchCheckpointIO):
             # Given a name, torch would keep the file open, and its space taken, for as long as the error is handled.
             with atomic_path(path) as temporary, open(temporary, "wb") as file:
                 summed = HashingFile(file)
-                torch.save(checkpoint, summed)
+                torch.save(checkpoint, summed)  # pyright: ignore[reportArgumentType]  write and flush are enough
                 seal(file, summed.digest.hexdigest())
         except RuntimeError as error:  # torch's zip writer reports a full disk as RuntimeError
             raise OSError(
@@ -49,9 +49,11 @@ def load_checkpoint(path: str | Path) -> dict[str, Any]:
     Raises ValueError that names the file when it is truncated or damaged, be it in a single bit, FileNotFoundError when
     there is none.
     """
+    loaded: dict[str, Any] = {}
     try:
         broken = damage(Path(path))
-        loaded = torch.load(path, map_location="cpu", weights_only=True) if broken is None else None
+        if broken is None:
+            loaded = torch.load(path, map_location="cpu", weights_only=True)
     except FileNotFoundError as error:
         raise FileNotFoundError(f"{path}: there is no such checkpoint") from error
     except Exception as error:  # torch raises many types on a damaged file
@@ -132,4 +134,7 @@ def validation_follows(trainer: Trainer) -> bool:
     """Whether this step's validation comes next. A checkpoint before it would lose it: a resumed run starts behind
     it.
     """
-    return trainer.enable_validation and trainer.global_step % trainer.val_check_batch == 0
+    if not trainer.enable_validation:
+        return False
+    assert trainer.val_check_batch is not None  # validation goes by steps, not by time
+    return trainer.global_step % trainer.val_check_batch == 0

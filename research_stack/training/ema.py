@@ -18,7 +18,8 @@ class Ema(WeightAveraging):
         @torch.no_grad()
         def update(averaged: list[Tensor], current: list[Tensor], count: Tensor | int) -> None:
             n = float(count)
-            torch._foreach_lerp_(averaged, current, 1 - min(decay, (1 + n) / (10 + n)))
+            share = 1 - min(decay, (1 + n) / (10 + n))
+            torch._foreach_lerp_(averaged, current, share)  # pyright: ignore[reportPrivateImportUsage]  not in the stubs
 
         # Buffers are constants here (some of them -inf, which an average would turn into nan).
         super().__init__(use_buffers=False, multi_avg_fn=update)

@@ -9,13 +9,15 @@ from typing import Any
 
 import torch
 from lightning.pytorch import LightningModule, Trainer
-from lightning.pytorch.callbacks import Callback, Checkpoint, EarlyStopping, Timer
+from lightning.pytorch.callbacks import Callback, Checkpoint, Timer
 from lightning.pytorch.callbacks.early_stopping import EarlyStoppingReason
 from torch import Tensor
+from torch.optim.lr_scheduler import LambdaLR
 
 from research_stack.records.files import read_jsonl
 from research_stack.records.run_folder import RunFolder, Stopped
 from research_stack.training.checkpoint import validation_follows
+from research_stack.training.sharding import local
 
 log = logging.getLogger(__name__)
 
@@ -25,8 +27,14 @@ BITS = {1: torch.int8, 2: torch.int16, 4: torch.int32, 8: torch.int64}
 
 def stopped_early(trainer: Trainer) -> bool:
     """Whether an early-stopping callback has ended the training."""
-    stoppers = [callback for callback in trainer.callbacks if isinstance(callback, EarlyStopping)]
-    return any(stopper.stopping_reason != EarlyStoppingReason.NOT_STOPPED for stopper in stoppers)
+    return any(
+        stopper.stopping_reason != EarlyStoppingReason.NOT_STOPPED for stopper in trainer.early_stopping_callbacks
+    )
+
+
+def _timers(trainer: Trainer) -> list[Timer]:
+    callbacks = trainer.callbacks  # pyright: ignore[reportAttributeAccessIssue]  set by a part of the trainer
+    return [callback for callback in callbacks if isinstance(callback, Timer)]
 
 
 def has_ended(checkpoint: Mapping[str, Any], max_steps: int) -> bool:
@@ -48,7 +56,7 @@ class EndOfTraining(Checkpoint):  # after all other callbacks
 
     def on_load_checkpoint(self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]) -> None:
         """Forget the time of earlier parts: else a run whose time was used up could not go on."""
-        timers = {callback.state_key for callback in trainer.callbacks if isinstance(callback, Timer)}
+        timers = {timer.state_key for timer in _timers(trainer)}
         states = checkpoint.get("callbacks", {})
         checkpoint["callbacks"] = {key: state for key, state in states.items() if key not in timers}
 
@@ -69,7 +77,7 @@ class EndOfTraining(Checkpoint):  # after all other callbacks
         if not trainer.should_stop or stopped_early(trainer) or not max(1, trainer.min_steps or 0) <= step < last:
             return
         trainer.save_checkpoint(Path(trainer.default_root_dir) / "checkpoints" / "last.ckpt")
-        left = [callback.time_remaining() for callback in trainer.callbacks if isinstance(callback, Timer)]
+        left = [timer.time_remaining() for timer in _timers(trainer)]
         timed = any(seconds is not None and seconds <= 0 for seconds in left)
         why = "its time (trainer.max_time) is used up" if timed else "a callback asked for it"
         raise Stopped(f"training was stopped at step {step} of {last}: {why}")
@@ -97,8 +105,8 @@ class MonitorCheck(Callback):
     """
 
     def __init__(self, callbacks: Mapping[str, Callback]) -> None:
-        having = {name: callback.monitor for name, callback in callbacks.items() if hasattr(callback, "monitor")}
-        self.monitored = {name: monitor for name, monitor in having.items() if monitor is not None}
+        found = {name: getattr(callback, "monitor", None) for name, callback in callbacks.items()}
+        self.monitored = {name: monitor for name, monitor in found.items() if monitor is not None}
 
     def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Look once."""
@@ -131,6 +139,7 @@ class Learning(Callback):
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Compare."""
         steps = trainer.global_step - self._first
+        assert self._before is not None  # training has begun
         if trainer.is_global_zero and steps and torch.equal(digest(pl_module), self._before):
             found = trainer.callback_metrics
             norm, rate = (float(found.get(f"train/{name}", torch.nan)) for name in ("grad_norm", "lr"))
@@ -145,8 +154,7 @@ class Learning(Callback):
 
 def digest(module: LightningModule) -> Tensor:
     """(P,) int64: of each trained parameter, or this device's part of it, the sum of its bits read as whole numbers."""
-    parts = [p.detach() for p in module.parameters() if p.requires_grad]
-    parts = [p.to_local() if isinstance(p, torch.distributed.tensor.DTensor) else p for p in parts]
+    parts = [local(p.detach()) for p in module.parameters() if p.requires_grad]
     sums = [p.view(BITS[p.element_size()]).sum(dtype=torch.int64) for p in parts]
     return torch.stack(sums) if sums else torch.zeros(0)
 
@@ -167,6 +175,7 @@ class Longer(Callback):
         """Set the rates of the next step, which the checkpoint has by the old schedule, and say so."""
         (config,) = trainer.lr_scheduler_configs
         scheduler, step = config.scheduler, trainer.global_step
+        assert isinstance(scheduler, LambdaLR)
         old = scheduler.get_last_lr()[0]
         scheduler.last_epoch = step - 1
         scheduler.step()

@@ -126,7 +126,8 @@ class RowBeforeCheckpoint(Callback):
         self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
         """Log this step's `train/...` values."""
-        if trainer.log_every_n_steps and trainer.global_step % trainer.log_every_n_steps == 0:
+        every = trainer.log_every_n_steps  # pyright: ignore[reportAttributeAccessIssue]  set by a part of the trainer
+        if every and trainer.global_step % every == 0:
             values = {name: float(v) for name, v in trainer.callback_metrics.items() if name.startswith("train/")}
             self.logger.log_metrics(values, step=trainer.global_step - 1)
 
@@ -156,6 +157,7 @@ class Wandb(WandbLogger):
         offline: bool | None = None,
     ) -> None:
         import wandb
+        from wandb.errors import UsageError
 
         if Wandb._open is not None:  # an earlier run of this process ended before its training did
             Wandb._open.finalize("failed")
@@ -175,7 +177,7 @@ class Wandb(WandbLogger):
         )
         try:
             wandb.Settings(project=project, run_group=group, run_tags=tuple(tags))
-        except (wandb.errors.UsageError, ValueError) as error:
+        except (UsageError, ValueError) as error:
             said = " ".join(str(error).split())
             what = f"project={project}, group={group}, tags={list(tags)}"
             raise ValueError(f"{what}: wandb refuses them ({said})") from error

@@ -25,13 +25,15 @@ from __future__ import annotations
 import contextlib
 import logging
 from abc import abstractmethod
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from typing import TYPE_CHECKING, Any
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from typing import TYPE_CHECKING, Any, Protocol, cast
 
 import torch
 from lightning import LightningModule
+from lightning.pytorch.core.optimizer import LightningOptimizer
 from torch import Tensor, nn
 from torch.distributed.fsdp import FSDPModule
+from torch.optim.lr_scheduler import LambdaLR
 
 from research_stack.data.batches import Batch
 from research_stack.streams import Draws, seed_of
@@ -47,6 +49,19 @@ log = logging.getLogger(__name__)
 
 class NotFinite(ValueError):
     """The loss or the gradient became NaN or infinite."""
+
+
+class Blocks(Protocol):
+    """What a step asks of the `model` of a method that does not say itself what its blocks and its costs are."""
+
+    @property
+    def blocks(self) -> Iterable[nn.Module]:
+        """Its parts that are called one after another."""
+        ...
+
+    def flops_per_token(self, length: int) -> float:
+        """Of one forward pass, for a token of a row of `length`."""
+        ...
 
 
 class TrainingModule(LightningModule):
@@ -149,14 +164,14 @@ class TrainingModule(LightningModule):
 
     def training_flops(self, length: int) -> float:
         """Of one token of a row of `length` in training: forward and backward, which costs twice the forward."""
-        return 3 * self.model.flops_per_token(length)
+        return 3 * cast("Blocks", self.model).flops_per_token(length)
 
     def blocks(self) -> Sequence[nn.Module]:
         """The parts of the model that are called one after another.
 
         Under fsdp each is gathered only while it computes; where compilation is asked for, each is compiled.
         """
-        return list(self.model.blocks)
+        return list(cast("Blocks", self.model).blocks)
 
     # The step ------------------------------------------------------------------------------------------------------
 
@@ -196,7 +211,12 @@ class TrainingModule(LightningModule):
         """AdamW and its schedule over `trainer.max_steps`."""
         optimizer = self.optimization.optimizer(self, self.optimizer_groups())
         factor = self.optimization.factor(int(self.trainer.max_steps))
-        return {"optimizer": optimizer, "lr_scheduler": torch.optim.lr_scheduler.LambdaLR(optimizer, factor)}
+        return {"optimizer": optimizer, "lr_scheduler": LambdaLR(optimizer, factor)}
+
+    def _optimizer(self) -> LightningOptimizer:
+        optimizer = self.optimizers()
+        assert isinstance(optimizer, LightningOptimizer)  # one, that of `configure_optimizers`
+        return optimizer
 
     def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
         """One optimizer step; returns the batch's loss over all devices, without gradient."""
@@ -210,10 +230,11 @@ class TrainingModule(LightningModule):
         means = self.total_over_devices(means)
         loss = (means * weights).sum()
         self._stop_unless_finite(loss, means, norm, step)
-        optimizer = self.optimizers()
+        optimizer = self._optimizer()
         optimizer.step()
         optimizer.zero_grad(set_to_none=True)
         scheduler = self.lr_schedulers()
+        assert isinstance(scheduler, LambdaLR)  # that of `configure_optimizers`
         numbers = {
             "loss": loss,
             **self._named(means),
@@ -266,8 +287,9 @@ class TrainingModule(LightningModule):
                     raise
                 self._use_more_micro_batches(rows, error)
             # Here the error is gone, and with it the tensors that its frames held.
-            self.optimizers().zero_grad(set_to_none=True)
+            self._optimizer().zero_grad(set_to_none=True)
             self.reset_step()
+            assert before is not None  # several devices do not begin again
             before.restore()
             self._seed_dropout()
             if self.device.type == "cuda":

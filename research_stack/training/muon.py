@@ -30,8 +30,8 @@ def hidden_matrices(module: nn.Module) -> list[nn.Parameter]:
     are never taken.
     """
     tables = {id(p) for m in module.modules() if isinstance(m, nn.Embedding) for p in m.parameters()}
-    heads = [m.get_output_embeddings() for m in module.modules() if hasattr(m, "get_output_embeddings")]
-    tables |= {id(p) for head in heads if head is not None for p in head.parameters()}
+    heads = [find() for m in module.modules() if callable(find := getattr(m, "get_output_embeddings", None))]
+    tables |= {id(p) for head in heads if isinstance(head, nn.Module) for p in head.parameters()}
     held = {id(p): p for m in module.modules() if isinstance(m, nn.Linear) for p in m.parameters(recurse=False)}
     return [p for key, p in held.items() if key not in tables and p.requires_grad and p.ndim == 2 and min(p.shape) > 1]
 
@@ -60,11 +60,11 @@ class Muon(torch.optim.Muon):
         for group in self.param_groups:
             for parameter in group["params"]:
                 if parameter.grad is not None:
-                    self._update(parameter, group)
+                    self._update(parameter, parameter.grad, group)
         return loss
 
-    def _update(self, parameter: nn.Parameter, group: dict[str, Any]) -> None:
-        gradient, state, momentum = parameter.grad, self.state[parameter], group["momentum"]
+    def _update(self, parameter: nn.Parameter, gradient: Tensor, group: dict[str, Any]) -> None:
+        state, momentum = self.state[parameter], group["momentum"]
         if "momentum_buffer" not in state:
             state["momentum_buffer"] = torch.zeros_like(gradient)
         average = state["momentum_buffer"].lerp_(gradient, 1 - momentum)

@@ -6,7 +6,8 @@ import logging
 from collections.abc import Callable
 from typing import Any
 
-from lightning.pytorch.loggers.logger import DummyExperiment, Logger
+from lightning.fabric.loggers.logger import _DummyExperiment as DummyExperiment
+from lightning.pytorch.loggers.logger import Logger
 
 log = logging.getLogger(__name__)
 
@@ -82,7 +83,7 @@ class GuardedLogger(Logger):
     def experiment(self) -> Any:
         """The service's own object; one that does nothing where there is none."""
         nothing = DummyExperiment()
-        return self._ask(lambda inner: inner.experiment if hasattr(inner, "experiment") else nothing, nothing)
+        return self._ask(lambda inner: getattr(inner, "experiment", nothing), nothing)
 
     def log_metrics(self, metrics: dict[str, float], step: int | None = None) -> None:
         """Hand on."""

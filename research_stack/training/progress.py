@@ -5,12 +5,23 @@ from __future__ import annotations
 import logging
 import sys
 import time
-from typing import Any
+from typing import Any, Protocol, runtime_checkable
 
 from lightning.pytorch import Callback, LightningModule, Trainer
 from tqdm import tqdm
 
 log = logging.getLogger(__name__)
+
+
+@runtime_checkable
+class Counting(Protocol):
+    """A method that says how much it has worked on, and what that counts."""
+
+    counted: str
+
+    def tokens_of(self, batch: Any) -> int:
+        """How much this device has worked on in the last step."""
+        ...
 
 
 class Progress(Callback):
@@ -35,6 +46,7 @@ class Progress(Callback):
         self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
         """Advance the bar, or write a line where one is due."""
+        assert isinstance(pl_module, Counting)
         self._tokens += pl_module.tokens_of(batch) * trainer.world_size
         self._counted = pl_module.counted
         now = time.monotonic()

@@ -37,7 +37,8 @@ def shard(module: LightningModule, blocks: Sequence[nn.Module]) -> None:
     """Cut the weights of the module over all devices: its blocks, each by itself, and the rest of what is trained."""
     if isinstance(module, FSDPModule):
         return
-    mesh = module.device_mesh["data_parallel"]  # type: ignore[index]
+    assert module.device_mesh is not None  # that of `Sharded`
+    mesh = module.device_mesh["data_parallel"]
     inside = {parameter for block in blocks for parameter in block.parameters()}
     for block in blocks:
         fully_shard(block, mesh=mesh)
@@ -54,8 +55,8 @@ def gathered(module: nn.Module) -> Iterator[None]:
     Every device must enter it. It does nothing where nothing is cut, and inside itself.
     """
     cut = [part for part in module.modules() if isinstance(part, FSDPModule)]
-    apart = [part for part in cut if not _is_whole(part)] if isinstance(module, FSDPModule) else []
-    if not apart:
+    apart = [part for part in cut if not _is_whole(part)]
+    if not (isinstance(module, FSDPModule) and apart):
         yield
         return
     module(_nothing)  # the parts learn of one another in the first call of the whole
@@ -114,9 +115,13 @@ class Sharded(ModelParallelStrategy):
         """The optimizer's state comes from the checkpoint like all else."""
         return True
 
+    def _module(self) -> LightningModule:
+        assert self.lightning_module is not None  # the trainer has connected it
+        return self.lightning_module
+
     def lightning_module_state_dict(self) -> dict[str, Any]:
         """Whole tensors; every device must ask."""
-        return {name: full_tensor(tensor) for name, tensor in self.lightning_module.state_dict().items()}
+        return {name: full_tensor(tensor) for name, tensor in self._module().state_dict().items()}
 
     def optimizer_state(self, optimizer: Optimizer) -> dict[str, Any]:
         """As the optimizer of one process would give it; every device must ask."""
@@ -134,12 +139,12 @@ class Sharded(ModelParallelStrategy):
 
     def load_model_state_dict(self, checkpoint: Mapping[str, Any], strict: bool = True) -> None:
         """Each device keeps its part."""
-        own = dict(self.lightning_module.named_parameters())
+        own = dict(self._module().named_parameters())
         state = {
             name: as_cut(tensor, own[name]) if name in own else tensor
             for name, tensor in checkpoint["state_dict"].items()
         }
-        self.lightning_module.load_state_dict(state, strict=strict)
+        self._module().load_state_dict(state, strict=strict)
 
     def load_optimizer_state_dict(self, checkpoint: Mapping[str, Any]) -> None:
         """Each device keeps its part."""
