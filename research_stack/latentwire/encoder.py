@@ -62,6 +62,7 @@ class HashedGrams(nn.Module):
         """
         padded = F.pad(bytes_BN + 1, (n - 1, 0))
         mixed = sum(padded[:, i : i + bytes_BN.shape[1]] * MULTIPLIERS[i] for i in range(n))
+        assert isinstance(mixed, Tensor)
         mixed = mixed ^ (mixed >> 15)
         return (mixed * MULTIPLIERS[0] >> 7) % self.buckets
 

@@ -117,7 +117,9 @@ class LatentWireEvaluation:
         """
         method, data = context.method, context.data
         assert isinstance(method, LatentWire) and isinstance(data, QuestionData)
-        questions = chosen([data.questions[i] for i in data.validation], self.max_questions)
+        validation = data.validation
+        assert isinstance(validation, np.ndarray)
+        questions = chosen([data.questions[i] for i in validation], self.max_questions)
         found = self._answers(method, questions, context.seed)
         scores = ScoreTables(questions, found, method, context.seed)
         warn_few(scores.group_n, "groups of questions")

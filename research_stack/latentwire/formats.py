@@ -212,11 +212,11 @@ def format_of(code: int, extra: int | None = None) -> WireFormat:
     if code in FLOATS:
         return FloatFormat(FLOATS[code])  # type: ignore[arg-type]
     require(code in GROUPED or code == UNEVEN, f"code={code} must be one of 0 .. {max(FLOATS)}")
+    assert extra is not None  # both kinds are followed by a byte
     if code in GROUPED:
         require(extra < 128 + len(LARGE_GROUP_SIZES), f"extra={extra} must be a size of group")
         return GroupedFormat(GROUPED[code], extra + 1 if extra < 128 else LARGE_GROUP_SIZES[extra - 128])  # type: ignore[arg-type]
     found = FSQFormat(extra + 1) if extra else None
-    require(
-        found is not None and found.code == UNEVEN, f"extra={extra} must be a number of levels that is no power of two"
-    )
+    if found is None or found.code != UNEVEN:
+        raise ValueError(f"extra={extra} must be a number of levels that is no power of two")
     return found

@@ -23,7 +23,7 @@ from research_stack.latentwire.features.lora import plain
 from research_stack.latentwire.module import LatentWire
 from research_stack.latentwire.path_names import LATENT, LONG, TEXT
 from research_stack.latentwire.reader import FrozenReader
-from research_stack.latentwire.receiver import Prefilled, forward_cached, prefill_latents, prefill_text
+from research_stack.latentwire.receiver import Prefilled, filled_layers, forward_cached, prefill_latents, prefill_text
 from research_stack.latentwire.text_baselines import head
 from research_stack.metrics.crossover import always_below_from, at_place
 from research_stack.require import require
@@ -223,9 +223,7 @@ def now(device: torch.device) -> float:
 def cache_bytes(prefilled: Prefilled) -> int:
     """Of all keys and values that the reader holds."""
     return sum(
-        part.numel() * part.element_size()
-        for layer in prefilled.cache.held.layers
-        for part in (layer.keys, layer.values)
+        part.numel() * part.element_size() for _, *keys_values in filled_layers(prefilled.cache) for part in keys_values
     )
 
 

@@ -31,6 +31,7 @@ from research_stack.latentwire.features.base import AdapterOutput, Feature, Para
 from research_stack.latentwire.features.listing import feature_lines, feature_rows, refuse_other_features
 from research_stack.latentwire.late_readers import state_with_late_readers
 from research_stack.latentwire.losses import LatentWireLoss, LossInputs, unique_contexts
+from research_stack.latentwire.module_dict import TypedModuleDict
 from research_stack.latentwire.quantize import Quantizer
 from research_stack.latentwire.reader import FrozenReader, padded
 from research_stack.latentwire.receiver import Condition, Prefilled, forward_cached, prefill_latents
@@ -128,7 +129,7 @@ class LatentWire(TrainingModule):
         self.model, self.quantizer, self.readers, self.questions = (
             model,
             quantizer.bind(latent_dim),
-            nn.ModuleDict(readers),
+            TypedModuleDict(readers),
             questions,
         )
         self.num_latents, self.num_private, self.latent_dim, self.loss_tokens, self.adapter_dim = (
@@ -148,7 +149,7 @@ class LatentWire(TrainingModule):
             self.questions_of_context.setdefault(questions[number].context, []).append(number)
         self.pooling = Pooling(model.dim, self.num_shared + num_private * len(readers), latent_dim, pooling_heads, seed)
         self.length_head = make_length_head(latent_dim, seed) if length_hint else None
-        self.adapters = nn.ModuleDict(
+        self.adapters = TypedModuleDict(
             {
                 name: Adapter(
                     reader,
@@ -167,7 +168,7 @@ class LatentWire(TrainingModule):
         )
         for part in (model, self.pooling) if not train_encoder else ():
             part.requires_grad_(False)
-        self.features = nn.ModuleDict(chosen)
+        self.features = TypedModuleDict(chosen)
         for name, feature in chosen.items():
             try:
                 feature.build_modules(self)
@@ -474,6 +475,7 @@ class LatentWire(TrainingModule):
             means = means + part.detach()
         self.manual_backward(latents_CMd, leaf_CMd.grad)
         if self.train_encoder:
+            assert raw_CMd.grad is not None  # a leaf, and the quantiser has just passed its gradient on
             for part, gradient in zip(parts, raw_CMd.grad.split([len(part[0]) for part in parts]), strict=True):
                 self.manual_backward(self(self.raw, *part), gradient)
         return means
@@ -483,9 +485,8 @@ class LatentWire(TrainingModule):
         answer_mask_BA, target_BA = rows[f"answer_mask.{name}"], rows[f"target.{name}"]
         own_BMd = self.quantizer(raw_BMd[:, index_M]) if latents_BMd is None else latents_BMd[:, index_M]
         hint_B, found = None, {}
-        if self.length_head is not None:
+        if (logits_BH := self.predicted_hint(own_BMd)) is not None:
             length_B = answer_mask_BA.sum(1).clamp_max(HINTS - 1)
-            logits_BH = self.predicted_hint(own_BMd)
             found["hint"], hint_B = F.cross_entropy(logits_BH, length_B, reduction="sum"), logits_BH.argmax(-1)
         sent = self.adapt(name, own_BMd, index_M, hint_B, bytes_BN=rows["bytes"], mask_BN=rows["mask"])
         logits_BAV = self.answer_logits(name, self.prefill(name, sent), rows)

@@ -124,6 +124,9 @@ class FSQ(Quantizer):
     - sync: several devices normalise by the batch of all of them, as one device would; otherwise each by its own part.
     """
 
+    mean_d: Tensor  #: running statistics, from `bind` on
+    variance_d: Tensor
+
     def __init__(
         self, levels: int = 16, normalize: bool = True, momentum: float = 0.1, eps: float = 1e-5, sync: bool = True
     ) -> None:
@@ -192,6 +195,8 @@ class Grouped(Quantizer):
       (always all of a message). Where shared and private latents go out in one message, a group that holds both ties
       them together: take a divisor of d.
     """
+
+    format: FloatFormat | GroupedFormat
 
     def __init__(self, bits: Literal[4, 6, 8, 16, 32] = 4, group_size: int = 32) -> None:
         require(

@@ -92,7 +92,9 @@ class FrozenReader(nn.Module):
     @property
     def embeddings(self) -> nn.Embedding:
         """The table of input embeddings."""
-        return self.model.own.get_input_embeddings()
+        found = self.model.own.get_input_embeddings()
+        assert isinstance(found, nn.Embedding)
+        return found
 
     def blocks(self) -> nn.ModuleList:
         """Its decoder layers, the first one first."""

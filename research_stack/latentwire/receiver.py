@@ -17,6 +17,7 @@ from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor, nn
+from transformers.cache_utils import DynamicLayer
 
 from research_stack.backbones.pretrained import PretrainedCache
 from research_stack.latentwire.reader import FrozenReader, padded
@@ -57,7 +58,7 @@ def prefill_latents(reader: FrozenReader, condition: Condition, rows: int) -> Pr
     """The begin tokens, and behind them the latents of `rows` rows."""
     cache, start = _bos_cache(reader, rows), len(reader.bos_ids)
     if condition.prefix is not None:
-        like = cache.held.layers[0].keys
+        _, like, _ = next(filled_layers(cache))
         for layer, (keys, values) in enumerate(condition.prefix):
             cache.held.update(keys.to(like), values.to(like), layer)
     elif condition.vectors_BPD is not None:
@@ -70,12 +71,19 @@ def prefill_latents(reader: FrozenReader, condition: Condition, rows: int) -> Pr
             cache,
         )
     if condition.deltas is not None:
-        for layer, (keys, values) in zip(cache.held.layers, condition.deltas, strict=True):
-            layer.keys = torch.cat((layer.keys[:, :, :start], layer.keys[:, :, start:] + keys.to(layer.keys)), dim=2)
+        for (layer, held_keys, held_values), (keys, values) in zip(filled_layers(cache), condition.deltas, strict=True):
+            layer.keys = torch.cat((held_keys[:, :, :start], held_keys[:, :, start:] + keys.to(held_keys)), dim=2)
             layer.values = torch.cat(
-                (layer.values[:, :, :start], layer.values[:, :, start:] + values.to(layer.values)), dim=2
+                (held_values[:, :, :start], held_values[:, :, start:] + values.to(held_values)), dim=2
             )
     return Prefilled(cache, torch.ones(rows, cache.length, dtype=torch.bool, device=reader.device), condition.changes)
+
+
+def filled_layers(cache: PretrainedCache) -> Iterator[tuple[DynamicLayer, Tensor, Tensor]]:
+    """Each layer of a cache into which something was read, with its keys and values (B, K, P, E)."""
+    for layer in cache.held.layers:
+        assert isinstance(layer, DynamicLayer) and layer.keys is not None and layer.values is not None
+        yield layer, layer.keys, layer.values
 
 
 def prefill_text(reader: FrozenReader, texts: Sequence[Sequence[int]]) -> Prefilled:

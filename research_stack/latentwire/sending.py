@@ -11,6 +11,7 @@ from typing import BinaryIO
 
 from research_stack.config.hints import did_you_mean
 from research_stack.evaluation.context import Context
+from research_stack.latentwire.encoder import ByteEncoder
 from research_stack.latentwire.module import LatentWire
 from research_stack.latentwire.receiver import greedy
 from research_stack.records import terminal
@@ -41,6 +42,7 @@ def given(context: Context, verb: str, stream: BinaryIO) -> bytes:
     method = context.method
     what, limit = "message must have at most {} bytes", MESSAGE
     if verb == "send" and isinstance(method, LatentWire):
+        assert isinstance(method.model, ByteEncoder)
         what, limit = "model.max_length={} is less than the bytes of the context", method.model.max_length
     end = 2 if verb == "send" else 0  # a line break behind a context is left out
     read = stream.read(limit + end + 1)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeGuard
 
 from lightning.pytorch import Callback, LightningModule, Trainer
 
@@ -59,8 +59,9 @@ class StageHandoff(Callback):
 
     def _hand_over(self, trainer: Trainer, method: LightningModule) -> None:
         """Write both files if a stage ends at this step."""
-        step = trainer.global_step
-        ends = method.curriculum.ends(int(trainer.max_steps)) if _has_stages(method) else []
+        if not _has_stages(method):
+            return
+        step, ends = trainer.global_step, method.curriculum.ends(int(trainer.max_steps))
         if step not in ends or step == self._handed_over_at:
             return
         self._handed_over_at = step
@@ -82,7 +83,7 @@ class StageHandoff(Callback):
             )
 
 
-def _has_stages(method: LightningModule) -> bool:
+def _has_stages(method: LightningModule) -> TypeGuard[LatentWire]:
     return isinstance(method, LatentWire) and len(method.curriculum) > 0
 
 

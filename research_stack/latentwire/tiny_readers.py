@@ -27,7 +27,7 @@ from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast,
 from transformers.utils import logging as hub_logging
 
 from research_stack.backbones.as_llama import llama_weights
-from research_stack.backbones.transformer import Transformer
+from research_stack.backbones.transformer import Block, Transformer
 from research_stack.data.cache import FolderCache
 from research_stack.data.questions.fact_world import ContextDistribution, GeneratedContext
 from research_stack.data.questions.facts import Facts
@@ -260,14 +260,15 @@ def _loss(model: Transformer, tokens_BL: Tensor, weights_BL: Tensor) -> Tensor:
 @torch.no_grad()
 def saved(model: Transformer, tokenizer: PreTrainedTokenizerFast, qwen: bool) -> LlamaForCausalLM | Qwen3ForCausalLM:
     """The model as one of the two architectures, with the same logits."""
-    attention = model.blocks[0].attention
+    block = model.blocks[0]
+    assert isinstance(block, Block)
     sizes = {
         "vocab_size": len(tokenizer),
         "hidden_size": model.dim,
         "intermediate_size": model.ffn_dim,
         "num_hidden_layers": model.layers,
-        "num_attention_heads": attention.heads,
-        "num_key_value_heads": attention.kv_heads,
+        "num_attention_heads": block.attention.heads,
+        "num_key_value_heads": block.attention.kv_heads,
         "head_dim": model.head_dim,
         "max_position_embeddings": LONGEST,
         "rms_norm_eps": torch.finfo(torch.float32).eps,

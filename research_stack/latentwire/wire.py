@@ -246,8 +246,9 @@ def messages(quantizer: Quantizer, z_BMd: Tensor, salt: bytes = b"", hints: Sequ
     codes_BN, scales_BG = (part.cpu().numpy() for part in quantizer.codes(z_BMd))
     told = [None] * len(z_BMd) if hints is None else hints
     rows = zip(codes_BN, scales_BG, told, strict=True)
+    _, num_latents, latent_dim = z_BMd.shape
     return [
-        encode(Message(codes_N, scales_G, *z_BMd.shape[1:], quantizer.format, length_hint), salt)
+        encode(Message(codes_N, scales_G, num_latents, latent_dim, quantizer.format, length_hint), salt)
         for codes_N, scales_G, length_hint in rows
     ]
 

@@ -27,6 +27,10 @@ class AdaptiveTokens(Feature):
       the batch).
     """
 
+    now: Tensor
+    running_R: Tensor
+    since: Tensor
+
     def __init__(
         self,
         by: Literal["schedule", "accuracy"] = "schedule",

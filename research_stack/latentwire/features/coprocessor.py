@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from research_stack.latentwire.features.base import AdapterOutput, Feature
 from research_stack.latentwire.features.deep_prefix import keys_values_of
+from research_stack.latentwire.module_dict import TypedModuleDict
 from research_stack.latentwire.reader import FrozenReader
 from research_stack.latentwire.receiver import Condition
 from research_stack.require import require
@@ -37,7 +38,7 @@ class Coprocessor(Feature):
 
     def build_modules(self, method: LatentWire) -> None:
         """A linear map for each reader."""
-        self.maps = nn.ModuleDict(
+        self.maps = TypedModuleDict(
             {name: _Deltas(name, reader, method, self.texts) for name, reader in method.readers.items()}
         )
 
@@ -52,6 +53,8 @@ class Coprocessor(Feature):
 
 class _Deltas(nn.Module):
     """States (B, P, H) to what is added to the keys and values of one reader."""
+
+    deviation: Tensor
 
     def __init__(self, name: str, reader: FrozenReader, method: LatentWire, texts: int) -> None:
         super().__init__()

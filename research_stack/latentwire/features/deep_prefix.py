@@ -10,8 +10,9 @@ import torch
 from torch import Tensor, nn
 
 from research_stack.latentwire.features.base import AdapterOutput, Feature, ParameterGroup
+from research_stack.latentwire.module_dict import TypedModuleDict
 from research_stack.latentwire.reader import FrozenReader
-from research_stack.latentwire.receiver import Condition, prefill_text
+from research_stack.latentwire.receiver import Condition, filled_layers, prefill_text
 from research_stack.require import require
 from research_stack.streams import generator
 
@@ -43,13 +44,13 @@ class DeepPrefix(Feature):
 
     def build_modules(self, method: LatentWire) -> None:
         """A linear map, a mean and a deviation for each reader."""
-        self.maps = nn.ModuleDict({name: _Prefix(reader, method, self) for name, reader in method.readers.items()})
+        self.maps = TypedModuleDict({name: _Prefix(reader, method, self) for name, reader in method.readers.items()})
 
     def on_optimizer_build(self) -> list[ParameterGroup]:
         """The maps; and, without weight decay, means and gates, which do not start near 0."""
         kept = [p for own in self.maps.values() for p in (own.mean, own.gate)]
         return [
-            ParameterGroup("weights", [own.out.weight for own in self.maps.values()]),
+            ParameterGroup("weights", [p for own in self.maps.values() for p in own.out.parameters()]),
             ParameterGroup("starts", kept, decay=False),
         ]
 
@@ -62,6 +63,8 @@ class DeepPrefix(Feature):
 
 class _Prefix(nn.Module):
     """States (B, P, H) to the keys and values of one reader."""
+
+    deviation: Tensor
 
     def __init__(self, reader: FrozenReader, method: LatentWire, feature: DeepPrefix) -> None:
         super().__init__()
@@ -103,8 +106,8 @@ def keys_values_of(reader: FrozenReader, texts: list[str], positions: int) -> tu
         torch.arange(width, device=reader.device) >= width - lengths_B1
     )  # padding stands on the left, and the begin tokens before the text
     kept = [
-        torch.stack((layer.keys, layer.values)).permute(1, 3, 0, 2, 4)[text_BP].float()
-        for layer in given.cache.held.layers
+        torch.stack((keys, values)).permute(1, 3, 0, 2, 4)[text_BP].float()
+        for _, keys, values in filled_layers(given.cache)
     ]
     stacked = torch.stack(kept)  # (layers, n, 2, K, E)
     return stacked.mean(1).cpu(), stacked.std(1, correction=0).clamp_min(1e-4).cpu()

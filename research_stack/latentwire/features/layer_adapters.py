@@ -19,6 +19,7 @@ from torch import Tensor, nn
 
 from research_stack.latentwire.features.base import AdapterOutput, Feature
 from research_stack.latentwire.features.cross_attention import CrossAttention
+from research_stack.latentwire.module_dict import TypedModuleDict
 from research_stack.latentwire.receiver import Change, Condition
 from research_stack.require import require
 from research_stack.streams import generator
@@ -45,9 +46,9 @@ class LayerAdapters(Feature):
     def build_modules(self, method: LatentWire) -> None:
         """An adapter for each reader and depth."""
         self.layers = {name: chosen_layers(self.depths, reader.num_layers) for name, reader in method.readers.items()}
-        self.maps = nn.ModuleDict(
+        self.maps = TypedModuleDict(
             {
-                name: nn.ModuleDict(
+                name: TypedModuleDict(
                     {
                         str(layer): _Gated(
                             self,

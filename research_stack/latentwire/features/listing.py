@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
 from research_stack.latentwire.features.base import Feature
+from research_stack.latentwire.module_dict import TypedModuleDict
 
 if TYPE_CHECKING:
     from research_stack.latentwire.module import LatentWire
@@ -47,7 +48,7 @@ def feature_lines(rows: list[dict[str, Any]]) -> list[str]:
     ]
 
 
-def refuse_other_features(state: Mapping[str, Any], features: Mapping[str, Feature]) -> None:
+def refuse_other_features(state: Mapping[str, Any], features: TypedModuleDict[Feature]) -> None:
     """Raise ValueError that names the features whose weights the state dict of a method lacks, or has too many."""
     theirs = {key.split(".")[1] for key in state if key.startswith("features.")}
     ours = {name for name, feature in features.items() if feature.state_dict()}

@@ -16,7 +16,7 @@ from research_stack.latentwire.report.tables import (
     Score,
     SpeedSummary,
 )
-from research_stack.reporting.run_files import RunFiles, Table, reals
+from research_stack.reporting.run_files import RunFiles, Table, real, reals
 
 SCORES = tuple(f"{name}{end}" for name in ("f1", "em") for end in ("", "_low", "_high"))
 
@@ -56,7 +56,7 @@ def _paired(table: Table) -> dict[tuple[str, str, str], PairedScore]:
     found = {}
     for row in table:
         difference, ratio = reals(row, "difference", "low", "high"), reals(row, "ratio", "ratio_low", "ratio_high")
-        one = PairedScore(Score(*difference), *reals(row, "p"), Score(*ratio))
+        one = PairedScore(Score(*difference), real(row.get("p")), Score(*ratio))
         if math.isfinite(one.difference.value):
             found[row.get("dataset", ""), row.get("reader", ""), row.get("comparison", "")] = one
     return found

@@ -111,7 +111,13 @@ def _overrides(folder: Path) -> dict[str, str]:
         found = json.loads(RunFolder(folder).run_json.read_text(encoding="utf-8")).get("overrides")
     except (OSError, ValueError, AttributeError):
         return {}
-    return dict(str(one).lstrip("+").partition("=")[::2] for one in found) if isinstance(found, list) else {}
+    return _by_key(found) if isinstance(found, list) else {}
+
+
+def _by_key(overrides: Sequence[object]) -> dict[str, str]:
+    """{key: value} of overrides `key=value`."""
+    parts = (str(one).lstrip("+").partition("=") for one in overrides)
+    return {key: value for key, _, value in parts}
 
 
 def swept(folder: Path) -> dict[str, list[str]]:
@@ -126,7 +132,7 @@ def swept(folder: Path) -> dict[str, list[str]]:
     params = sweeper.get("params") if isinstance(sweeper, dict) else None
     task = overrides.get("task") if isinstance(overrides, dict) else None
     found = {str(name): str(value) for name, value in params.items()} if isinstance(params, dict) else {}
-    found |= dict(str(one).lstrip("+").partition("=")[::2] for one in task) if isinstance(task, list) else {}
+    found |= _by_key(task) if isinstance(task, list) else {}
     return {name: values for name, text in found.items() if len(values := choices(text)) > 1}
 
 
