@@ -3,14 +3,31 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 from research_stack.reporting.charts import Chart, Series, axis_of, line_chart
+from research_stack.reporting.contract import Metric, Report
 from research_stack.reporting.curves import Point, even, quantile, series, smooth, thin
 from research_stack.reporting.elements import note
 from research_stack.reporting.html import Node, el
 from research_stack.reporting.run_files import RunFiles
+
+
+def loss_report(unit: Callable[[RunFiles], str], words: Callable[[RunFiles], str], measured_by: str) -> Report:
+    """The report of a method whose training is one loss: its curves, its last value, and what measures the result.
+
+    - unit, words: of a run, as for `training`. measured_by: as in `Report`.
+    """
+    return Report(
+        metrics={
+            "train/loss": Metric("training loss", better="lower"),
+            "val/loss": Metric("validation loss", better="lower"),
+        },
+        training=lambda run: training(run, unit(run), words(run)),
+        progress=lambda run: last_loss(run, unit(run)),
+        measured_by=measured_by,
+    )
 
 
 def training(run: RunFiles, unit: str = "", words: str = "") -> Node:

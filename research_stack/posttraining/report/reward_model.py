@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-from research_stack.reporting import training_curves
-from research_stack.reporting.contract import Metric, Report
-from research_stack.reporting.html import Node
 from research_stack.reporting.run_files import RunFiles
+from research_stack.reporting.training_curves import loss_report
 
 
 def unit(run: RunFiles) -> str:
@@ -21,22 +19,4 @@ def words(run: RunFiles) -> str:
     return f"The loss is the error of the predicted engagement, in {unit(run)}{mean}. Dots are held-out pairs."
 
 
-def training(run: RunFiles) -> Node:
-    """Curves of the loss and the gradient norm."""
-    return training_curves.training(run, unit(run), words(run))
-
-
-def progress(run: RunFiles) -> str:
-    """The last training loss."""
-    return training_curves.last_loss(run, unit(run))
-
-
-REPORT = Report(
-    metrics={
-        "train/loss": Metric("training loss", better="lower"),
-        "val/loss": Metric("validation loss", better="lower"),
-    },
-    training=training,
-    progress=progress,
-    measured_by="reward",
-)
+REPORT = loss_report(unit, words, measured_by="reward")
