@@ -226,7 +226,7 @@ def _input_problem(cfg: Any, path: str, node: Mapping[str, Any], text: str) -> P
 def _origin(cfg: Any, key: str) -> str:
     """The key that a key copies by interpolation (`path: ${data.path}`), or itself.
 
-    In a saved config, which has no interpolations, the shortest that names the same place.
+    In a saved config, which has no interpolations, the shortest that names the same file.
     """
     value = raw(cfg, key)
     if link := re.fullmatch(r"\$\{([\w.]+)\}", str(value)):
@@ -281,12 +281,12 @@ def _told(problems: Sequence[Problem], point: Composed, composer: Composer, numb
         typed = [key_of(o) for o in point.overrides]
         named = first.named_in(typed)
         if point.saved is not None and not named:
-            place = saved_at(point.saved, first.key)
+            source = saved_at(point.saved, first.key)
         else:
-            place = Origins(composer, point.overrides).where(named or first.key)
+            source = Origins(composer, point.overrides).where(named or first.key)
     except (HydraException, OSError):
-        place = ""
-    notes = [place] if place else []
+        source = ""
+    notes = [source] if source else []
     if point.saved is not None and not named and is_movable_path(first.key):
         notes.append(f"if it has moved, say where it is: {first.key}=...")
     notes += [f"point {number} of {count}: {' '.join(point.overrides)}"] if count > 1 else []

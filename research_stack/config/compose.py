@@ -13,7 +13,7 @@ from omegaconf import DictConfig
 from research_stack.config.check import check_points
 from research_stack.config.composer import Composed, Composer
 from research_stack.config.first_phase import check_init_from
-from research_stack.config.quoting import quoted, with_places
+from research_stack.config.quoting import quoted, with_settable_paths
 from research_stack.config.saved_run import effective
 from research_stack.config.tasks import with_task_keys
 
@@ -41,7 +41,7 @@ def for_run(folder: str | Path, overrides: Sequence[str] = (), task: str = "eval
     """
     composer = Composer()
     composed = effective(
-        composer.compose(with_task_keys([*with_places(overrides), f"run={quoted(folder)}", f"task={task}"]))
+        composer.compose(with_task_keys([*with_settable_paths(overrides), f"run={quoted(folder)}", f"task={task}"]))
     )
     preflight([composed], composer)
     return composed.cfg

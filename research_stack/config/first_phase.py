@@ -74,16 +74,16 @@ def check_init_from(cfg: DictConfig, composer: Composer | None = None) -> None:
                 f" {short(ours)} here"
             )
         return
-    place = RunFolder(expanded(cfg.init_from))
-    if not is_run(place.path):
-        why = "no such folder" if not place.path.exists() else "has no config.yaml and run.json"
+    run_folder = RunFolder(expanded(cfg.init_from))
+    if not is_run(run_folder.path):
+        why = "no such folder" if not run_folder.path.exists() else "has no config.yaml and run.json"
         near = nearest(str(cfg.init_from), [paths.shown(path) for path in paths.known_runs()], cutoff=0.0)
         raise UserError(
             f"init_from={cfg.init_from} is no run folder ({why}){f'; did you mean {near[0]}?' if near else ''}"
         )
-    if not (place.checkpoints / "last.ckpt").is_file():
-        raise UserError(f"init_from={cfg.init_from} has no checkpoint in {paths.shown(place.checkpoints)}")
-    refuse_other_model(cfg, place.read_config(), SAME_FUNCTION)
+    if not (run_folder.checkpoints / "last.ckpt").is_file():
+        raise UserError(f"init_from={cfg.init_from} has no checkpoint in {paths.shown(run_folder.checkpoints)}")
+    refuse_other_model(cfg, run_folder.read_config(), SAME_FUNCTION)
 
 
 def has_begun(cfg: DictConfig) -> bool:

@@ -19,28 +19,28 @@ from research_stack.records.paths import expanded, shown
 from research_stack.records.run_folder import RunFolder
 
 
-def moved(config: dict[str, Any], places: Mapping[str, Any], folder: RunFolder) -> dict[str, Any]:
-    """The plain config of a saved run with the places that the command gives again, its relative paths as found from
+def moved(config: dict[str, Any], new_paths: Mapping[str, Any], folder: RunFolder) -> dict[str, Any]:
+    """The plain config of a saved run with the paths that the command gives again, its relative paths as found from
     here.
 
-    - places: {dotted key: value}. What held the same place in the same node changes too: a source copies `data.path`.
+    - new_paths: {dotted key: value}. What held the same path in the same node changes too: a source copies `data.path`.
 
-    Raises UserError for a place that the run does not have.
+    Raises UserError for a path that the run does not have.
     """
     leaves = flatten(config)
-    for key, value in places.items():
+    for key, value in new_paths.items():
         if key not in leaves:
-            near = did_you_mean(key, own, "its places") if (own := sorted(filter(is_movable_path, leaves))) else ""
-            raise UserError(f"{key}={value} is no place of that run{near} ({shown(folder.config_yaml)})")
-    told = {(key.split(".")[0], to_json(leaves[key])): value for key, value in places.items()}
-    told |= {
-        ("data", old): value for (node, old), value in list(told.items()) if node == "model"
+            near = did_you_mean(key, own, "its paths") if (own := sorted(filter(is_movable_path, leaves))) else ""
+            raise UserError(f"{key}={value} is no path of that run{near} ({shown(folder.config_yaml)})")
+    moved_to = {(key.split(".")[0], to_json(leaves[key])): value for key, value in new_paths.items()}
+    moved_to |= {
+        ("data", old): value for (node, old), value in list(moved_to.items()) if node == "model"
     }  # a tokenizer of the model's folder
     cwd = _started_in(folder)
     for key, value in leaves.items():
         if is_path(key, value):
-            _set(config, key, told.get((key.split(".")[0], to_json(value)), _found(value, cwd)))
-    for key, value in places.items():
+            _set(config, key, moved_to.get((key.split(".")[0], to_json(value)), _found(value, cwd)))
+    for key, value in new_paths.items():
         _set(config, key, value)
     return config
 
@@ -67,7 +67,7 @@ def _matches(pattern: Path) -> Iterator[str]:
 
 
 def _set(config: dict[str, Any], key: str, value: Any) -> None:
-    """Set a dotted key; numbers are places in lists."""
+    """Set a dotted key; numbers are indices of lists."""
     *above, last = key.split(".")
     node: Any = config
     for part in above:

@@ -54,8 +54,8 @@ def search_working_directory() -> None:
 def module_folders() -> list[str]:
     """Where the packages opted into lie, for processes of other working directories and paths."""
     specs = (find_spec(name) for name in packages() if name != OWN)
-    places = ((spec.submodule_search_locations or [spec.origin])[0] for spec in specs if spec)
-    return list(dict.fromkeys(str(Path(place).parent) for place in places if place))
+    locations = ((spec.submodule_search_locations or [spec.origin])[0] for spec in specs if spec)
+    return list(dict.fromkeys(str(Path(location).parent) for location in locations if location))
 
 
 def conf_folders() -> list[Path]:

@@ -37,11 +37,11 @@ def as_text(overrides: Sequence[str], multirun: bool) -> list[str]:
 
         overrides = with_task_keys(overrides)
     words = [_written(override, multirun) for override in overrides]
-    return with_places(words) if _of_a_run(words) else words
+    return with_settable_paths(words) if _of_a_run(words) else words
 
 
-def with_places(overrides: Sequence[str]) -> list[str]:
-    """The overrides of a command about a saved run: its places (`data.path=...`) are set whatever is composed."""
+def with_settable_paths(overrides: Sequence[str]) -> list[str]:
+    """The overrides of a command about a saved run: its paths (`data.path=...`) are set whatever is composed."""
     return [f"++{o.lstrip('+')}" if is_movable_path(key_of(o)) and not o.startswith("~") else o for o in overrides]
 
 

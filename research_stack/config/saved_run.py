@@ -68,9 +68,9 @@ def of_saved_run(cfg: DictConfig, overrides: Sequence[str]) -> DictConfig:
     """
     folder = run_folder(str(cfg.run))
     said = [o for o in overrides if not is_hydra(o)]
-    places = {key_of(o): OmegaConf.select(cfg, key_of(o)) for o in said if is_movable_path(key_of(o))}
-    moved = moved_paths.moved(folder.read_config(), places, folder)
-    saved, said = _given_again(moved, cfg, [o for o in said if key_of(o) not in places])
+    new_paths = {key_of(o): OmegaConf.select(cfg, key_of(o)) for o in said if is_movable_path(key_of(o))}
+    moved = moved_paths.moved(folder.read_config(), new_paths, folder)
+    saved, said = _given_again(moved, cfg, [o for o in said if key_of(o) not in new_paths])
     named = {key_of(o).split(".")[0].split("/")[0]: o for o in said}
     task = find_task(cfg.task)
     if task.needs_run:

@@ -24,7 +24,7 @@ PLAIN_BASES = {"object", "ABC", "Protocol", "Generic", "abc.ABC", "typing.Protoc
 
 
 class UnknownTarget(ValueError):
-    """The name does not exist; `names` are those that do in the same place."""
+    """The name does not exist; `names` are those that do in the same module."""
 
     def __init__(self, target: str, names: list[str]) -> None:
         super().__init__(target)

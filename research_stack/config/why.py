@@ -23,7 +23,7 @@ COMMAND_LINE = "command line"
 
 
 @dataclass(frozen=True)
-class Place:
+class Origin:
     """One setting of a key: `where` is file:line or the command line."""
 
     key: str
@@ -81,7 +81,7 @@ def defaults_of(path: Path) -> tuple[tuple[str, str, bool, int], ...]:
 
 
 class Origins:
-    """The places that set the keys of one composition."""
+    """Where the keys of one composition are set."""
 
     def __init__(self, composer: Composer, overrides: Sequence[str]) -> None:
         self.composer, self.overrides = composer, list(overrides)
@@ -108,23 +108,23 @@ class Origins:
         name = config_path if config_path.endswith(".yaml") else f"{config_path}.yaml"
         return next((folder / name for folder in self.composer.folders if (folder / name).is_file()), None)
 
-    def of(self, key: str) -> list[Place]:
-        """Every place that sets the key, the winner last; a key that is a group is set by defaults lists."""
+    def of(self, key: str) -> list[Origin]:
+        """Every setting of the key, the winner last; a key that is a group is set by defaults lists."""
         if key in self.composer.groups():
             return self._of_group(key)
         return self._of_key(key)
 
-    def _of_key(self, key: str) -> list[Place]:
+    def _of_key(self, key: str) -> list[Origin]:
         found = []
         for path, package in self.files:
             for line in lines_of(path):
                 full = f"{package}.{line.key}" if package else line.key
                 if full == key or (not line.value and full.startswith(key + ".")) or _inside(key, full, line.value):
-                    found.append(Place(full, f"{shown(path)}:{line.number}", line.value))
+                    found.append(Origin(full, f"{shown(path)}:{line.number}", line.value))
         exact = [p for p in found if p.value]
         return (exact or found[:0] or [p for p in found if p.key == key]) + self._of_command(key)
 
-    def _of_command(self, key: str) -> list[Place]:
+    def _of_command(self, key: str) -> list[Origin]:
         found = []
         for override in self.overrides:
             name, _, value = override.partition("=")
@@ -133,10 +133,10 @@ class Origins:
                 or key.startswith(key_of(override) + ".")
                 and key_of(override) not in self.composer.groups()
             ):
-                found.append(Place(key, COMMAND_LINE, f"{name}={value}" if value else override))
+                found.append(Origin(key, COMMAND_LINE, f"{name}={value}" if value else override))
         return found
 
-    def _of_group(self, group: str) -> list[Place]:
+    def _of_group(self, group: str) -> list[Origin]:
         found = []
         seen = list(dict.fromkeys(path for path, _ in self.files))
         primary = self._file(self.composer.config_name)
@@ -145,7 +145,7 @@ class Origins:
                 parent = self._parent(path)
                 absolute = name.lstrip("/") if name.startswith("/") or not parent else f"{parent}/{name}"
                 if absolute == group:
-                    found.append((is_override, Place(group, f"{shown(path)}:{number}", option)))
+                    found.append((is_override, Origin(group, f"{shown(path)}:{number}", option)))
         choice = self._composition.overrides.known_choices.get(group)
         found.sort(key=lambda pair: (pair[0], pair[1].value == choice))
         return [p for _, p in found] + self._of_command(group)
@@ -156,7 +156,7 @@ class Origins:
         return "" if parent == "." else parent
 
     def where(self, key: str) -> str:
-        """The place that decided the key, or the nearest node above it; "" if nothing does."""
+        """What set the key last, or the nearest node above it; "" if nothing does."""
         parts = key.split(".")
         for length in range(len(parts), 0, -1):
             name = ".".join(parts[:length])
@@ -180,26 +180,26 @@ def _inside(key: str, full: str, value: str) -> bool:
 
 
 def report(key: str, overrides: Sequence[str], composer: Composer) -> str:
-    """The answer of `research-stack why KEY`: one line per place, the last one marked; UserError for unknown keys."""
+    """The answer of `research-stack why KEY`: one line per setting, the last one marked; UserError for unknown keys."""
     from omegaconf import OmegaConf
 
     from research_stack.config.hints import UserError, did_you_mean
     from research_stack.records.config_hash import flatten
 
     cfg = composer.compose(overrides).cfg
-    places = Origins(composer, overrides).of(key)
-    if not places:
+    origins = Origins(composer, overrides).of(key)
+    if not origins:
         keys = list(flatten(OmegaConf.to_container(cfg)))
         inner = {".".join(k.split(".")[:n]) for k in keys for n in range(1, k.count(".") + 1)}
         raise UserError(f"why {key}: nothing sets that key{did_you_mean(key, [*keys, *inner, *composer.groups()])}")
-    width = max(len(p.where) for p in places)
-    rows = [f"{p.where:<{width}}  {p.value or _named(p, key)}" for p in places]
+    width = max(len(p.where) for p in origins)
+    rows = [f"{p.where:<{width}}  {p.value or _named(p, key)}" for p in origins]
     rows[-1] += "   <- wins"
     known = OmegaConf.select(cfg, key)
-    if re.search(r"\$\{", places[-1].value):
+    if re.search(r"\$\{", origins[-1].value):
         rows.append(f"{'':<{width}}  = {known}")
     return "\n".join(rows)
 
 
-def _named(place: Place, key: str) -> str:
-    return f"{place.key.removeprefix(key + '.')}: ..." if place.key != key else f"{place.key}: ..."
+def _named(origin: Origin, key: str) -> str:
+    return f"{origin.key.removeprefix(key + '.')}: ..." if origin.key != key else f"{origin.key}: ..."

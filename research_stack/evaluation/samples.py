@@ -72,20 +72,22 @@ class Samples:
 
     def __call__(self, context: Context) -> dict[str, float]:
         """`<sampler>/<metric>` for every sampler."""
-        place, rows, metrics = RunFolder(context.folder), [], {}
+        run_folder, rows, metrics = RunFolder(context.folder), [], {}
         for name, sampler in self.samplers.items():
             trace, prompts = self.trace(context, sampler)
             found = measure(trace, context.data.vocab.mask)
             metrics |= {f"{name}/{key}": value for key, value in found.items()}
             rows += describe(trace, prompts, context, name)
-            write_film(place.films / f"{name}.json", film(trace, context.data.codec, name, rows[-len(trace.tokens_BL)]))
+            write_film(
+                run_folder.films / f"{name}.json", film(trace, context.data.codec, name, rows[-len(trace.tokens_BL)])
+            )
             log.info(
                 "%s: %.1f model calls a text, %.1f %% of the tokens changed after they were filled",
                 name,
                 found["calls"],
                 100 * found["changed"],
             )
-        write_samples(place, rows, self.samplers)
+        write_samples(run_folder, rows, self.samplers)
         return metrics
 
     def decode(self, context: Context, name: str, sampler: Sampler) -> list[dict[str, Any]]:
@@ -171,10 +173,10 @@ def describe(trace: Trace, prompts: Sequence[str], context: Context, name: str) 
     ]
 
 
-def write_samples(place: RunFolder, rows: Sequence[Mapping[str, Any]], names: Container[str]) -> None:
+def write_samples(run_folder: RunFolder, rows: Sequence[Mapping[str, Any]], names: Container[str]) -> None:
     """Put rows into samples.jsonl, before those of decoders that are not among the names; of these the old ones go."""
-    kept = [row for row in read_jsonl(place.samples_jsonl) if row["sampler"] not in names]
-    atomic_write(place.samples_jsonl, "".join(to_json(row) + "\n" for row in [*rows, *kept]))
+    kept = [row for row in read_jsonl(run_folder.samples_jsonl) if row["sampler"] not in names]
+    atomic_write(run_folder.samples_jsonl, "".join(to_json(row) + "\n" for row in [*rows, *kept]))
 
 
 def film(trace: Trace, codec: Codec, name: str, row: Mapping[str, Any], b: int = 0) -> dict[str, Any]:

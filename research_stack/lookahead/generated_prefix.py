@@ -4,7 +4,7 @@ of it.
     real text          P prompt tokens | G real tokens              | S real tokens, which are scored
     generated prefix   P prompt tokens | G tokens the decoder writes | the same S real tokens, which are scored
 
-The own tokens stand where the real ones were, so that the scored tokens keep their places. A decoder whose choices lead
+The own tokens take the positions of the real ones, so that the scored tokens keep theirs. A decoder whose choices lead
 the model astray pays for it here; one that only plays safe shows in repetition, distinct_2 and entropy.
 """
 

@@ -99,9 +99,9 @@ class TwoHot(Scalar):
 
     def losses(self, raw_xN: Tensor, future_x: Tensor) -> Tensor:
         """(...) cross entropy against the two centres around the target (those beyond TOP count as TOP)."""
-        place_x = future_x.detach().clamp(0, TOP) * ((BINS - 1) / TOP)
-        low_x = place_x.floor().clamp_max(BINS - 2).long()
-        log_p_xN, upper_x = raw_xN.log_softmax(-1), place_x - low_x
+        position_x = future_x.detach().clamp(0, TOP) * ((BINS - 1) / TOP)
+        low_x = position_x.floor().clamp_max(BINS - 2).long()
+        log_p_xN, upper_x = raw_xN.log_softmax(-1), position_x - low_x
         low, high = (log_p_xN.gather(-1, (low_x + step).unsqueeze(-1)).squeeze(-1) for step in (0, 1))
         return -(1 - upper_x) * low - upper_x * high
 

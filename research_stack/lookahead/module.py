@@ -171,11 +171,11 @@ class MiniGPT(TrainingModule):
         - confidence_Bn: predicted at the token before each, in nats, which the branch reads if its prefix did; None
           for a model that has none. keep_B: 0 at sequences that read zeros; None: all read theirs.
         """
-        places = slice(depth, depth + own_Bn.shape[1]) if branches.at_Bn is None else branches.at_Bn + depth
+        positions = slice(depth, depth + own_Bn.shape[1]) if branches.at_Bn is None else branches.at_Bn + depth
         previous_Bn = None if confidence_Bn is None else self.normalised(confidence_Bn) * self.reads_confidence
         if previous_Bn is not None and keep_B is not None:
             previous_Bn = previous_Bn * keep_B.unsqueeze(1)
-        hidden_BnD = self.model.forward_at(own_Bn, places, branches, self.condition(previous_Bn))
+        hidden_BnD = self.model.forward_at(own_Bn, positions, branches, self.condition(previous_Bn))
         return hidden_BnD, self.confidence(hidden_BnD)
 
     @torch.no_grad()

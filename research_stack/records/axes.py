@@ -74,7 +74,7 @@ def _dependent(
 
 
 def partition_of(column: Sequence[Any]) -> tuple[int, ...]:
-    """The number of the distinct value at each place: [.3, .5, .3] -> (0, 1, 0)."""
+    """The number of the distinct value at each position: [.3, .5, .3] -> (0, 1, 0)."""
     texts = [json.dumps(canonical(value), sort_keys=True, default=str) for value in column]
     order = {text: index for index, text in enumerate(dict.fromkeys(texts))}
     return tuple(order[text] for text in texts)

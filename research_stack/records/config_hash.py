@@ -45,7 +45,7 @@ MAX_STEPS = "trainer.max_steps"  # the one hashed key that a run which has begun
 # Last parts of keys that say where something lies, not what it is: `data.path`, `model.path`, `data.source.template`,
 # ...
 PATH_KEYS = ("path", "template", "squad", "hotpotqa", "nq", "run")
-# The nodes whose places are judged by a fingerprint when they are opened (corpus, tokenizer, frozen models). Their
+# The nodes whose paths are judged by a fingerprint when they are opened (corpus, tokenizer, frozen models). Their
 # texts count in the hash, since they name points and first phases, but not where a folder's own config is compared.
 FINGERPRINTED = ("data.", "model.", "method.readers.")
 
@@ -132,7 +132,7 @@ def config_hash(config: Any) -> str:
 def differing_keys(old: Any, new: Any) -> list[tuple[str, Any, Any]]:
     """(dotted key, old value, new value) where two configs differ in what changes the numbers, sorted by key.
 
-    That something lies in another place does not count.
+    That something lies in another folder does not count.
     """
     a, b = hashed_keys(old), hashed_keys(new)
     pairs = ((key, a.get(key, ABSENT), b.get(key, ABSENT)) for key in sorted(a.keys() | b.keys()))

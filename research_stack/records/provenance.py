@@ -190,7 +190,7 @@ def begin(
     the result of a part that had ended well before it was made longer. What it knows of its data, its model and the
     weights it began with stays, to be compared with what it goes on with; code that has changed is told in the log.
     """
-    place, argv = RunFolder(folder), list(sys.argv if argv is None else argv)
+    run_folder, argv = RunFolder(folder), list(sys.argv if argv is None else argv)
     plain = plain_config(config)
     git, difference = code()
     facts = {
@@ -210,16 +210,16 @@ def begin(
         "started": now(),
         "data": None,
     }
-    if place.run_json.is_file():
-        old = read_json(place.run_json)
-        facts["earlier"] = _earlier(place, old)
+    if run_folder.run_json.is_file():
+        old = read_json(run_folder.run_json)
+        facts["earlier"] = _earlier(run_folder, old)
         if resumed:
             facts |= {key: old[key] for key in KEPT if old.get(key) is not None}
             _tell_changes(old, facts)
-    facts["config"] = _leaves(place)
+    facts["config"] = _leaves(run_folder)
     if difference:
-        facts["git"]["diff"] = _keep(place.path / "diff.patch", difference)
-    write_json(place.run_json, facts)
+        facts["git"]["diff"] = _keep(run_folder.path / "diff.patch", difference)
+    write_json(run_folder.run_json, facts)
     return facts
 
 
@@ -232,38 +232,38 @@ def _keep(path: Path, difference: str) -> str | None:
     return path.name
 
 
-def _earlier(place: RunFolder, old: Mapping[str, Any]) -> list[dict[str, Any]]:
+def _earlier(run_folder: RunFolder, old: Mapping[str, Any]) -> list[dict[str, Any]]:
     part = {key: old.get(key) for key in ("command", "started", "slurm")}
     part |= {"sha": (old.get("git") or {}).get("sha"), "host": (old.get("machine") or {}).get("host")}
-    if place.result_json.is_file() and (result := read_json(place.result_json)).get("status") == "ok":
+    if run_folder.result_json.is_file() and (result := read_json(run_folder.result_json)).get("status") == "ok":
         part["result"] = result
     return [*old.get("earlier", []), part]
 
 
-def _leaves(place: RunFolder) -> dict[str, Any]:
+def _leaves(run_folder: RunFolder) -> dict[str, Any]:
     """What config.yaml says of the numbers, as JSON keeps it; {} without one."""
-    leaves = hashed_keys(place.read_config()) if place.config_yaml.is_file() else {}
+    leaves = hashed_keys(run_folder.read_config()) if run_folder.config_yaml.is_file() else {}
     return {key: canonical(value) for key, value in leaves.items()}
 
 
-def refuse_edited(place: RunFolder) -> None:
+def refuse_edited(run_folder: RunFolder) -> None:
     """Raise Refused when config.yaml is not the one the run was started with: it does not say how it was trained.
 
     One that makes the run longer is no other: it is written first, and a kill may leave it so.
     """
-    known = read_json(place.run_json).get("config") if place.run_json.is_file() else None
-    found = place.read_config() if known else {}
+    known = read_json(run_folder.run_json).get("config") if run_folder.run_json.is_file() else None
+    found = run_folder.read_config() if known else {}
     if known and (said := differences(known, found)) and extension(known, found) is None:
         raise Refused(
-            f"{place.config_yaml} has been edited since its run was started ({said}): bring the old "
+            f"{run_folder.config_yaml} has been edited since its run was started ({said}): bring the old "
             "one back, or train the new one in a folder of its own"
         )
 
 
-def tell_changes(place: RunFolder) -> None:
+def tell_changes(run_folder: RunFolder) -> None:
     """Say in the log when code or libraries are not those that the run was last trained with."""
-    if place.run_json.is_file():
-        _tell_changes(read_json(place.run_json), {"git": code()[0], "versions": versions()})
+    if run_folder.run_json.is_file():
+        _tell_changes(read_json(run_folder.run_json), {"git": code()[0], "versions": versions()})
 
 
 def _tell_changes(old: Mapping[str, Any], new: Mapping[str, Any]) -> None:
@@ -285,8 +285,8 @@ def _commit(git: Mapping[str, Any]) -> str:
 
 def add(folder: str | os.PathLike[str], facts: Mapping[str, Any]) -> None:
     """Add facts that are known later (the data's fingerprint, the model's size, the device) to run.json."""
-    place = RunFolder(folder)
-    write_json(place.run_json, {**read_json(place.run_json), **facts})
+    run_folder = RunFolder(folder)
+    write_json(run_folder.run_json, {**read_json(run_folder.run_json), **facts})
 
 
 # ------------------------------------------------------------------------------------------------ history
@@ -318,11 +318,11 @@ def history(
 
     A history that cannot be written is reported in the log and does not take the run down with it.
     """
-    place, plain = RunFolder(folder), plain_config(config)
-    started = read_json(place.run_json) if place.run_json.is_file() else {}
-    result = read_json(place.result_json) if place.result_json.is_file() else {}
+    run_folder, plain = RunFolder(folder), plain_config(config)
+    started = read_json(run_folder.run_json) if run_folder.run_json.is_file() else {}
+    result = read_json(run_folder.result_json) if run_folder.result_json.is_file() else {}
     line = {
-        "folder": str(place.path),
+        "folder": str(run_folder.path),
         "task": task,
         "name": plain.get("name"),
         "status": result.get("status"),

@@ -199,15 +199,15 @@ def _why_none(run: str, names: Sequence[str]) -> str:
 
 def read_point(folder: Path) -> Point:
     """A run's config and result; what cannot be read becomes a point with status `missing` and the reason."""
-    place = RunFolder(folder)
+    run_folder = RunFolder(folder)
     try:
-        plain = place.read_config()
+        plain = run_folder.read_config()
     except ValueError as error:
         return Point(folder, {}, None, None, "missing", {}, error=str(error))
     config = settings_of(plain)
     seed, name = plain.get("seed"), plain.get("name")
     try:
-        result, kept = place.load_result(), read_json(place.result_json)
+        result, kept = run_folder.load_result(), read_json(run_folder.result_json)
     except ValueError as error:
         return Point(folder, config, seed, name, "missing", {}, error=str(error))
     finished, measured = kept.get("finished"), kept.get("measured")
@@ -216,7 +216,7 @@ def read_point(folder: Path) -> Point:
         config = settings_of(plain)
     numbers = {k: float(v) for k, v in result.metrics.items() if isinstance(v, int | float)}
     numbers |= {"seconds": result.seconds}
-    choices, classes = _choices(place, plain), class_names(plain)
+    choices, classes = _choices(run_folder, plain), class_names(plain)
     return Point(folder, config, seed, name, result.status, numbers, finished or "", result.error, choices, classes)
 
 
@@ -225,8 +225,8 @@ def settings_of(plain: Mapping[str, Any]) -> dict[str, Any]:
     return {k: v for k, v in hashed_keys(plain).items() if k.rpartition(".")[2] != "seed"}
 
 
-def _choices(place: RunFolder, plain: Mapping[str, Any]) -> dict[str, str]:
-    overrides = read_json(place.run_json).get("overrides", []) if place.run_json.is_file() else []
+def _choices(run_folder: RunFolder, plain: Mapping[str, Any]) -> dict[str, str]:
+    overrides = read_json(run_folder.run_json).get("overrides", []) if run_folder.run_json.is_file() else []
     pairs = (override.lstrip("+").partition("=") for override in overrides)
     return {group: choice for group, _, choice in pairs if isinstance(plain.get(group), Mapping) or group == PRESET}
 
@@ -318,8 +318,8 @@ def show_mean(mean: float | None, error: float | None = None) -> str:
         return f"{mean:.4g}"
     if error == 0:
         return f"{mean:.4g} ± 0"
-    places = max(0, 1 - math.floor(math.log10(error)))
-    return f"{mean:.{places}f} ± {error:.{places}f}" if places < 8 else f"{mean:.4g} ± {error:.1e}"
+    decimals = max(0, 1 - math.floor(math.log10(error)))
+    return f"{mean:.{decimals}f} ± {error:.{decimals}f}" if decimals < 8 else f"{mean:.4g} ± {error:.1e}"
 
 
 def _cell(row: Row, metric: str) -> str:

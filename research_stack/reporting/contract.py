@@ -178,11 +178,11 @@ def report_of(target: str) -> Report | None:
     package, _, module = target.rpartition(".")[0].rpartition(".")
     if target.partition(".")[0] not in packages():
         return None
-    places = (f"{package}.report.{module}", f"{package}.{module}_report", f"{package}.report")
-    for place in places if package else (f"{module}_report",):
-        if _exists(place) and (report := vars(importlib.import_module(place)).get("REPORT")) is not None:
+    modules = (f"{package}.report.{module}", f"{package}.{module}_report", f"{package}.report")
+    for found in modules if package else (f"{module}_report",):
+        if _exists(found) and (report := vars(importlib.import_module(found)).get("REPORT")) is not None:
             if not isinstance(report, Report):
-                raise TypeError(f"{place}.REPORT must be a Report, not {type(report).__name__}")
+                raise TypeError(f"{found}.REPORT must be a Report, not {type(report).__name__}")
             return report
     return None
 

@@ -59,41 +59,41 @@ def even(points: Sequence[Point], limit: int = 200) -> list[Point]:
     return [points[round(i * (len(points) - 1) / (limit - 1))] for i in range(limit)]
 
 
-def interpolate(points: Sequence[Point], places: Iterable[float]) -> list[float]:
-    """The heights of the straight lines between points (rising in x) at places within their range; the ends' heights
+def interpolate(points: Sequence[Point], at: Iterable[float]) -> list[float]:
+    """The heights of the straight lines between points (rising in x) at these x within their range; the ends' heights
     beyond it.
     """
     found, xs = [], [x for x, _ in points]
-    for place in places:
-        right = min(max(bisect.bisect_left(xs, place), 1), len(points) - 1)
+    for x in at:
+        right = min(max(bisect.bisect_left(xs, x), 1), len(points) - 1)
         (x0, y0), (x1, y1) = points[max(right - 1, 0)], points[right]
-        share = (place - x0) / (x1 - x0) if x1 > x0 else 1.0
+        share = (x - x0) / (x1 - x0) if x1 > x0 else 1.0
         found.append(y0 + min(1.0, max(0.0, share)) * (y1 - y0))
     return found
 
 
 def averaged(curves: Iterable[Sequence[Point]], limit: int = 200) -> tuple[list[Point], Band | None]:
-    """The mean of curves whose points lie at different places, and (lowest, highest) of several.
+    """The mean of curves whose points lie at different x, and (lowest, highest) of several.
 
-    All are interpolated at all their places that lie where every curve is known, thinned evenly to `limit`.
+    All are interpolated at all their x that lie where every curve is known, thinned evenly to `limit`.
     """
     known = [sorted(curve) for curve in curves if curve]
     if not known:
         return [], None
     first, last = max(curve[0][0] for curve in known), min(curve[-1][0] for curve in known)
-    places = [
+    common = [
         x
         for x, _ in even(
             [(x, 0.0) for x in sorted({x for curve in known for x, _ in curve}) if first <= x <= last], limit
         )
     ]
-    heights = list(zip(*(interpolate(curve, places) for curve in known), strict=True))
-    mean = [(x, sum(ys) / len(ys)) for x, ys in zip(places, heights, strict=True)]
+    heights = list(zip(*(interpolate(curve, common) for curve in known), strict=True))
+    mean = [(x, sum(ys) / len(ys)) for x, ys in zip(common, heights, strict=True)]
     if len(known) < 2:
         return mean, None
     return mean, (
-        [(x, min(ys)) for x, ys in zip(places, heights, strict=True)],
-        [(x, max(ys)) for x, ys in zip(places, heights, strict=True)],
+        [(x, min(ys)) for x, ys in zip(common, heights, strict=True)],
+        [(x, max(ys)) for x, ys in zip(common, heights, strict=True)],
     )
 
 

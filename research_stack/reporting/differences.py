@@ -50,8 +50,8 @@ def csv(found: Sequence[SettingDifference]) -> str:
 
 def cells(one: SettingDifference, metrics: Metrics) -> list[str]:
     """A comparison under HEADER."""
-    places = max(0, 1 - math.floor(math.log10(one.error))) if one.error > 0 else 0
-    form = f"{{:.{places}f}}" if 0 < one.error and places < 8 else "{:.4g}"
+    decimals = max(0, 1 - math.floor(math.log10(one.error))) if one.error > 0 else 0
+    form = f"{{:.{decimals}f}}" if 0 < one.error and decimals < 8 else "{:.4g}"
     return [
         metrics.of(one.metric).label,
         " − ".join(f"({name})" if "→" in name else name for name in (one.first, one.second)),

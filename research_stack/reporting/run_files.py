@@ -119,8 +119,8 @@ def begun_from(run: Mapping[str, Any], folder: Path) -> Path | None:
     if not run.get("init_from"):
         return None
     written = expanded(str(run["init_from"]))
-    places = [Path(str(run.get("cwd") or ".")), *folder.resolve().parents, Path.cwd()]
-    return next((place / written for place in places if (place / written).is_dir()), written)
+    bases = [Path(str(run.get("cwd") or ".")), *folder.resolve().parents, Path.cwd()]
+    return next((base / written for base in bases if (base / written).is_dir()), written)
 
 
 def _earlier(found: RunFiles) -> list[RunFiles]:

@@ -79,7 +79,7 @@ class Grid:
         """The row of a setting; None if it has no result."""
         return self.cells.get((self.columns.index(column), self.lines.index(line)))
 
-    def place(self, column: Any, line: Any = None) -> float:
+    def position(self, column: Any, line: Any = None) -> float:
         """Where a column lies on the x axis; the lines of a column of names lie beside each other."""
         if self.numeric:
             return float(column)

@@ -34,9 +34,9 @@ def named(table: SweepTable) -> SweepTable:
         folders = list(known)
         values = [[repr(known[folder][axis]) for axis in below] for folder in folders]
         if below and partition_of(values) == partition_of([choices[folder] for folder in folders]):
-            place = axes.index(below[0])
+            index = axes.index(below[0])
             hidden = [key for axis in below for key in (axis, *collapsed.pop(axis, []))]
-            axes = [group if i == place else axis for i, axis in enumerate(axes) if axis not in below or i == place]
+            axes = [group if i == index else axis for i, axis in enumerate(axes) if axis not in below or i == index]
             collapsed[group] = hidden
             known = {
                 folder: {axis: choices[folder] if axis == group else known[folder][axis] for axis in axes}

@@ -229,7 +229,7 @@ def plot(table: SweepTable, grid: Grid, name: str, metrics: Metrics) -> Chart:
     drawn, ends = [], []
     for index, line in enumerate(grid.lines):
         pairs = [
-            (grid.place(x, line), row)
+            (grid.position(x, line), row)
             for x in grid.columns
             if (row := grid.at(x, line)) is not None and _finite(row.mean(name))
         ]

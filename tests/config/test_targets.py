@@ -145,10 +145,10 @@ def test_values_of_a_node_are_text(monkeypatch):
 
 def test_a_saved_config_is_read_as_it_was_written_and_its_interpolations_are_refused(tmp_path, monkeypatch):
     monkeypatch.setenv("SOME_VARIABLE", "leaked")
-    place = RunFolder(tmp_path)
+    run_folder = RunFolder(tmp_path)
     kept = {"name": "a", "prompt": "${oc.env:SOME_VARIABLE}", "deep": [{"x": r"\${y}"}, "plain", None, 1.5]}
-    place.write_config(kept)
-    assert place.read_config() == kept and config_hash(place.read_config()) == config_hash(kept)
+    run_folder.write_config(kept)
+    assert run_folder.read_config() == kept and config_hash(run_folder.read_config()) == config_hash(kept)
     for line, number in {
         "  x: ${oc.env:SOME_VARIABLE}": 3,
         "  x: ${name}": 3,
@@ -158,9 +158,9 @@ def test_a_saved_config_is_read_as_it_was_written_and_its_interpolations_are_ref
         "  x: >\n    a\n    b ${name}": 3,
         "  ${name}: 1": 3,
     }.items():
-        place.config_yaml.write_text(f"name: a\nmodel:\n{line}\n")
+        run_folder.config_yaml.write_text(f"name: a\nmodel:\n{line}\n")
         with pytest.raises(ValueError, match=rf"config.yaml:{number}: .* is an interpolation") as error:
-            place.read_config()
+            run_folder.read_config()
         assert "leaked" not in str(error.value)
 
 
@@ -257,15 +257,15 @@ def foreign(tmp_path, monkeypatch):
     def sent(key, value):
         config = as_config(kept)
         OmegaConf.update(config, key, value, force_add=True)
-        place = RunFolder(tmp_path / "theirs")
-        atomic_write(place.config_yaml, OmegaConf.to_yaml(config))
-        write_json(place.run_json, {})
-        place.start(config_hash(config))
-        place.finish({}, 3)
-        place.checkpoints.mkdir(exist_ok=True)
-        with zipfile.ZipFile(place.checkpoints / "last.ckpt", "w") as archive:
+        run_folder = RunFolder(tmp_path / "theirs")
+        atomic_write(run_folder.config_yaml, OmegaConf.to_yaml(config))
+        write_json(run_folder.run_json, {})
+        run_folder.start(config_hash(config))
+        run_folder.finish({}, 3)
+        run_folder.checkpoints.mkdir(exist_ok=True)
+        with zipfile.ZipFile(run_folder.checkpoints / "last.ckpt", "w") as archive:
             archive.writestr("archive/data.pkl", b"")
-        return place.path
+        return run_folder.path
 
     return sent, tmp_path / "made"
 

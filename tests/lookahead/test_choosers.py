@@ -42,7 +42,7 @@ close = {"rtol": 0, "atol": 1e-12}
 @pytest.mark.exact
 @torch.inference_mode()
 def test_reading_with_the_cache_is_recomputing():
-    """In pieces of every size, through separators, and after texts have left or changed places."""
+    """In pieces of every size, through separators, and after texts have left or changed rows."""
     for kind in KINDS:
         method = model(**KINDS[kind])
         texts = torch.tensor([random_text(11, seed) for seed in range(3)])
@@ -51,15 +51,15 @@ def test_reading_with_the_cache_is_recomputing():
         for length in (4, 1, 1, 2, 3):
             prediction = read.read(texts[rows, at : at + length])
             at += length
-            for place, b in enumerate(rows):
+            for row, b in enumerate(rows):
                 logits_V, confidence = predict_next(method, texts[b, :at].tolist())
-                assert torch.allclose(prediction.logits_BV[place], logits_V, **close)
+                assert torch.allclose(prediction.logits_BV[row], logits_V, **close)
                 if method.__class__ is MiniGPT:
                     assert prediction.confidence_B is None and prediction.zscore_B is None and not read.predicts_loss
                     continue
-                assert float(prediction.confidence_B[place]) == pytest.approx(confidence, abs=1e-12)
+                assert float(prediction.confidence_B[row]) == pytest.approx(confidence, abs=1e-12)
                 zscore = (confidence - 1.8) / math.sqrt(0.5)
-                assert float(prediction.zscore_B[place]) == pytest.approx(
+                assert float(prediction.zscore_B[row]) == pytest.approx(
                     zscore, abs=1e-6
                 )  # the deviation is a float32 buffer's square root
             if at == 5:

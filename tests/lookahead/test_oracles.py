@@ -483,10 +483,12 @@ def test_the_rollout_feeds_back_what_the_model_then_says():
 def one_place_on(monkeypatch, module):
     through = Transformer.forward_at
 
-    def mutant(self, tokens, places, attention_fn, condition=None):
+    def mutant(self, tokens, positions, attention_fn, condition=None):
         if isinstance(attention_fn, Branches):
-            places = slice(places.start + 1, places.stop + 1) if isinstance(places, slice) else places + 1
-        return through(self, tokens, places, attention_fn, condition)
+            positions = (
+                slice(positions.start + 1, positions.stop + 1) if isinstance(positions, slice) else positions + 1
+            )
+        return through(self, tokens, positions, attention_fn, condition)
 
     monkeypatch.setattr(Transformer, "forward_at", mutant)
 
@@ -693,9 +695,9 @@ def test_a_graph_in_the_second_pass_reaches_nothing():
 def test_only_the_pass_over_the_real_tokens_keeps_a_graph(monkeypatch):
     passes, through = [], Transformer.forward_at
 
-    def noted(self, tokens, places, attention_fn, condition=None):
+    def noted(self, tokens, positions, attention_fn, condition=None):
         passes.append((type(attention_fn).__name__, torch.is_grad_enabled()))
-        return through(self, tokens, places, attention_fn, condition)
+        return through(self, tokens, positions, attention_fn, condition)
 
     monkeypatch.setattr(Transformer, "forward_at", noted)
     module = lookahead(passes=2, horizon=3)

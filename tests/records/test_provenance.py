@@ -121,10 +121,10 @@ def test_an_installed_package_has_no_commit(checkout, monkeypatch):
 
 
 def finish(folder, history, index):
-    place = RunFolder(folder)
-    place.start("abc")
-    place.finish({"bound": float(index)}, 5)
-    provenance.history(place, CONFIG | {"seed": index}, path=history)
+    run_folder = RunFolder(folder)
+    run_folder.start("abc")
+    run_folder.finish({"bound": float(index)}, 5)
+    provenance.history(run_folder, CONFIG | {"seed": index}, path=history)
 
 
 def ten_runs(tmp_path, writer):
@@ -146,16 +146,16 @@ def test_the_history_takes_several_writers(tmp_path):
 def test_a_line_of_the_history(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(sys, "argv", ["research-stack", "seed=3", "data.token=hush"])
-    place = RunFolder(tmp_path / "run")
-    provenance.begin(place, CONFIG)
-    place.start("abc")
-    place.fail(ValueError("bad"), 2)
-    provenance.history(place, CONFIG)
+    run_folder = RunFolder(tmp_path / "run")
+    provenance.begin(run_folder, CONFIG)
+    run_folder.start("abc")
+    run_folder.fail(ValueError("bad"), 2)
+    provenance.history(run_folder, CONFIG)
     (line,) = read_jsonl(tmp_path / "outputs" / "history.jsonl")
     assert (line["status"], line["error"], line["steps"], line["task"]) == ("failed", "ValueError: bad", 2, "train")
     assert line["choices"] == {"corruption": "Hybrid", "eval": "likelihood,samples"}
     assert line["overrides"] == ["seed=3", "data.token=***"] and line["hash"] == config_hash(CONFIG)
-    assert line["folder"] == str(place.path) and line["started"] <= line["finished"]
+    assert line["folder"] == str(run_folder.path) and line["started"] <= line["finished"]
     assert provenance.search_history("FAILED", "hybrid") == [line]
     assert provenance.search_history("failed", "absorbing") == []
 

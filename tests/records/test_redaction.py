@@ -1,4 +1,4 @@
-"""No secret reaches a file: a run with one in every place is searched to the last byte, the inside of its checkpoints
+"""No secret reaches a file: a run with one in every field is searched to the last byte, the inside of its checkpoints
 included."""
 
 from __future__ import annotations
@@ -124,9 +124,9 @@ def test_a_masked_config_is_the_same_run_and_asks_for_what_it_lacks(tmp_path, mo
         "nested": [{"token": "t", "n": 3}],
         "list": ["a", {"password": ["x", "y"]}],
     }
-    place = RunFolder(tmp_path)
-    place.write_config(config)
-    read = place.read_config()
+    run_folder = RunFolder(tmp_path)
+    run_folder.write_config(config)
+    read = run_folder.read_config()
     assert (
         read["data"]["path"] == f"https://me:{MASKED}@host/x"
         and read["logger"]["api_key"] == MASKED
@@ -199,8 +199,8 @@ def every_file(root):
 
 
 def test_no_file_of_a_run_holds_a_secret(leaky_run):
-    _, place = leaky_run
-    found = dict(every_file(place.path)) | dict(every_file(place.path.parent / "outputs"))
+    _, run_folder = leaky_run
+    found = dict(every_file(run_folder.path)) | dict(every_file(run_folder.path.parent / "outputs"))
     names = {str(name) for name in found}
     assert {
         "config.yaml",
@@ -224,17 +224,17 @@ def test_no_file_of_a_run_holds_a_secret(leaky_run):
         ] == []
     assert (
         b"given: " in found[next(n for n in found if str(n) == "run.log")]
-        and "cannot reach" in place.load_result().error
+        and "cannot reach" in run_folder.load_result().error
     )
 
 
 def test_a_masked_run_is_measured_when_what_it_lacks_is_not_needed_or_given(leaky_run):
-    cfg, place = leaky_run
-    assert place.load_result().hash == config_hash(cfg) == config_hash(place.read_config())
-    again = for_run(place.path, ["++callbacks.leaks.api_key='given again'"])  # callbacks are not needed to measure
+    cfg, run_folder = leaky_run
+    assert run_folder.load_result().hash == config_hash(cfg) == config_hash(run_folder.read_config())
+    again = for_run(run_folder.path, ["++callbacks.leaks.api_key='given again'"])  # callbacks are not needed to measure
     assert again.callbacks.leaks.api_key == "given again" and again.callbacks.leaks.url == f"https://me:{MASKED}@host/x"
     with pytest.raises(ValueError, match=r"callbacks\.leaks\.texts\.0=.* give it again"):
-        run(compose(f"run={place.path}", "trainer.max_steps=4"), place.path)
+        run(compose(f"run={run_folder.path}", "trainer.max_steps=4"), run_folder.path)
 
 
 def test_what_goes_to_standard_error_is_masked(monkeypatch, capsys):

@@ -294,41 +294,41 @@ def test_differing_keys():
 
 # ----------------------------------------------------------------------------------------------- folders
 def test_the_life_of_a_run(tmp_path):
-    place = RunFolder(tmp_path / "run")
-    assert not is_run(place)
-    with place.lock():
-        place.write_config(OmegaConf.create({"a": 1e-5, "b": "${a}", "c": [1, "x"], "d": None}))
-        place.start("abc")
-        assert Result.load(place.path).status == "running" and is_run(place)
-        done = place.finish({"eval/bound": 5.25, "eval/odd": math.nan}, steps=7)
-    assert place.read_config() == {"a": 1e-5, "b": 1e-5, "c": [1, "x"], "d": None}
+    run_folder = RunFolder(tmp_path / "run")
+    assert not is_run(run_folder)
+    with run_folder.lock():
+        run_folder.write_config(OmegaConf.create({"a": 1e-5, "b": "${a}", "c": [1, "x"], "d": None}))
+        run_folder.start("abc")
+        assert Result.load(run_folder.path).status == "running" and is_run(run_folder)
+        done = run_folder.finish({"eval/bound": 5.25, "eval/odd": math.nan}, steps=7)
+    assert run_folder.read_config() == {"a": 1e-5, "b": 1e-5, "c": [1, "x"], "d": None}
     assert (done.status, done.steps, done.hash, done.error) == ("ok", 7, "abc", None)
     assert done.metrics["eval/bound"] == 5.25 and math.isnan(done.metrics["eval/odd"])
-    assert Result.load(place).metrics["eval/bound"] == 5.25
-    assert place.merge_metrics({"eval/bound": 5.0, "new": 1}).metrics["eval/bound"] == 5.0
-    value = read_json(place.result_json)
+    assert Result.load(run_folder).metrics["eval/bound"] == 5.25
+    assert run_folder.merge_metrics({"eval/bound": 5.0, "new": 1}).metrics["eval/bound"] == 5.0
+    value = read_json(run_folder.result_json)
     assert value["status"] == "ok" and value["metrics"]["new"] == 1 and value["started"] <= value["finished"]
 
 
 def test_failed_and_interrupted(tmp_path):
-    place = RunFolder(tmp_path)
-    place.start("abc")
-    failed = place.fail(ValueError("lr=9 must\nbe small"), steps=3)
+    run_folder = RunFolder(tmp_path)
+    run_folder.start("abc")
+    failed = run_folder.fail(ValueError("lr=9 must\nbe small"), steps=3)
     assert (failed.status, failed.error, failed.steps) == ("failed", "ValueError: lr=9 must be small", 3)
-    place.start("abc", resumed=True)
-    assert (place.interrupted(4).status, Result.load(place).error) == ("interrupted", None)
+    run_folder.start("abc", resumed=True)
+    assert (run_folder.interrupted(4).status, Result.load(run_folder).error) == ("interrupted", None)
 
 
 def test_a_resumed_run_counts_its_time_on(tmp_path):
-    place = RunFolder(tmp_path)
-    place.start("abc")
-    started = read_json(place.result_json)["started"]
-    append_jsonl(place.metrics_jsonl, {"step": 1, "time": 100.0})  # then killed
+    run_folder = RunFolder(tmp_path)
+    run_folder.start("abc")
+    started = read_json(run_folder.result_json)["started"]
+    append_jsonl(run_folder.metrics_jsonl, {"step": 1, "time": 100.0})  # then killed
     time.sleep(0.02)
     again = RunFolder(tmp_path)
     again.start("abc", resumed=True)
     assert 100 < again.finish({}, 2).seconds < 101
-    assert read_json(place.result_json)["started"] == started
+    assert read_json(run_folder.result_json)["started"] == started
     fresh = RunFolder(tmp_path)
     fresh.start("abc")
     assert fresh.finish({}, 2).seconds < 1
@@ -353,9 +353,9 @@ def test_evaluations_at_the_same_time_lose_nothing(tmp_path):
 HOLD = """
 import sys, time
 from research_stack.records.run_folder import RunFolder
-place = RunFolder(sys.argv[1])
-with place.lock():
-    place.start("abc")
+run_folder = RunFolder(sys.argv[1])
+with run_folder.lock():
+    run_folder.start("abc")
     print("held", flush=True)
     time.sleep(60)
 """
@@ -365,19 +365,22 @@ def test_two_processes_never_share_a_folder_and_a_kill_frees_it(tmp_path):
     holder = subprocess.Popen([sys.executable, "-c", HOLD, str(tmp_path)], stdout=subprocess.PIPE, text=True)
     try:
         assert holder.stdout.readline() == "held\n"
-        place = RunFolder(tmp_path)
-        assert place.is_live() and place.load_result().status == "running"
-        with pytest.raises(OSError, match=rf"run={tmp_path} is in use by pid {holder.pid} on host \S+$"), place.lock():
+        run_folder = RunFolder(tmp_path)
+        assert run_folder.is_live() and run_folder.load_result().status == "running"
+        with (
+            pytest.raises(OSError, match=rf"run={tmp_path} is in use by pid {holder.pid} on host \S+$"),
+            run_folder.lock(),
+        ):
             pass
     finally:
         holder.send_signal(signal.SIGKILL)
         holder.wait()
-    assert not place.is_live() and place.load_result().status == "interrupted"
-    with place.lock():
-        assert place.is_live()
+    assert not run_folder.is_live() and run_folder.load_result().status == "interrupted"
+    with run_folder.lock():
+        assert run_folder.is_live()
         with pytest.raises(OSError, match=f"pid {os.getpid()}"), RunFolder(tmp_path).lock():
             pass
-    assert not place.is_live()
+    assert not run_folder.is_live()
 
 
 def open_files(pid):
@@ -386,15 +389,15 @@ def open_files(pid):
 
 @pytest.mark.skipif(not os.path.isdir("/proc/self/fd"), reason="looks into /proc")
 def test_a_forked_child_does_not_keep_the_lock(tmp_path):
-    place = RunFolder(tmp_path)
-    with place.lock():
+    run_folder = RunFolder(tmp_path)
+    with run_folder.lock():
         child = multiprocessing.get_context("fork").Process(target=time.sleep, args=(30,))
         child.start()
         try:
             deadline = time.monotonic() + 5  # the child may not have run yet
             while open_files(child.pid) & {str(tmp_path / ".lock")} and time.monotonic() < deadline:
                 time.sleep(0.01)
-            assert not open_files(child.pid) & {str(tmp_path / ".lock")} and place.is_live()
+            assert not open_files(child.pid) & {str(tmp_path / ".lock")} and run_folder.is_live()
             assert open_files(os.getpid()) & {str(tmp_path / ".lock")}
         finally:
             child.kill()
@@ -402,10 +405,10 @@ def test_a_forked_child_does_not_keep_the_lock(tmp_path):
 
 
 def test_a_lock_is_freed_by_an_error(tmp_path):
-    place = RunFolder(tmp_path)
-    with pytest.raises(RuntimeError), place.lock():
+    run_folder = RunFolder(tmp_path)
+    with pytest.raises(RuntimeError), run_folder.lock():
         raise RuntimeError
-    assert not place.is_live()
+    assert not run_folder.is_live()
 
 
 def test_old_temporary_files_are_cleared(tmp_path):

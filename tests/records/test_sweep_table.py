@@ -26,7 +26,7 @@ SAMPLERS = {
 
 
 def make(folder, seed=1, metrics=None, status="ok", error="boom", name="flowlm", **nodes):
-    place = RunFolder(folder)
+    run_folder = RunFolder(folder)
     config = {
         "name": name,
         "seed": seed,
@@ -35,12 +35,12 @@ def make(folder, seed=1, metrics=None, status="ok", error="boom", name="flowlm",
         "hardware": {"threads": 1},
         **nodes,
     }
-    place.write_config(config)
-    place.start(config_hash(config))
+    run_folder.write_config(config)
+    run_folder.start(config_hash(config))
     if status == "ok":
-        place.finish(metrics or {"bound": 5.0}, steps=3)
+        run_folder.finish(metrics or {"bound": 5.0}, steps=3)
     elif status == "failed":
-        place.fail(error, steps=1)
+        run_folder.fail(error, steps=1)
     return folder
 
 

@@ -39,11 +39,11 @@ def fake_film(name, length=64, steps=24, seed=0, edits=True, text=None):
     for step in range(steps + 1):
         states = [0 if token == 0 else 1 for token in tokens]
         if step:
-            for place in order[(step - 1) * length // steps : step * length // steps]:
-                tokens[place], states[place] = rng.randrange(1, len(pieces)), 2
+            for position in order[(step - 1) * length // steps : step * length // steps]:
+                tokens[position], states[position] = rng.randrange(1, len(pieces)), 2
             filled = [i for i, token in enumerate(tokens) if token and states[i] == 1]
-            for place in rng.sample(filled, min(len(filled), 2)) if edits else ():
-                tokens[place], states[place] = rng.randrange(1, len(pieces)), 3
+            for position in rng.sample(filled, min(len(filled), 2)) if edits else ():
+                tokens[position], states[position] = rng.randrange(1, len(pieces)), 3
         frames.append({"tokens": list(tokens), "states": list(states)})
     text = "".join(pieces[token] for token in tokens)
     return {"sampler": name, "prompt": "", "text": text, "calls": steps, "steps": steps, "seed": 1,

@@ -64,7 +64,7 @@ def test_axes_get_short_names(sweep):
     assert "method.advantage.objective" in table.collapsed["method.advantage"]
     assert label_of(table.rows[0], table) == "polychromic → group"
     assert all(table.settings[folder] == row.settings for row in table.rows for folder in row.points)
-    assert grid_of(table).place("max", "sft") - grid_of(table).place("max", "polychromic") == pytest.approx(0.12)
+    assert grid_of(table).position("max", "sft") - grid_of(table).position("max", "polychromic") == pytest.approx(0.12)
 
 
 def test_names_that_would_not_tell_apart_stay(tmp_path, policy_folder):

@@ -34,11 +34,11 @@ def test_texts_of_a_table_are_no_formulas_and_are_read_back():
 
 def test_the_table_of_a_sweep_holds_no_formula(tmp_path):
     for number, word in enumerate(("=cmd|x", "@b")):
-        place = RunFolder(tmp_path / str(number))
-        place.write_config({"name": "x", "seed": 1, "model": {"word": word}})
-        (place.path / "run.json").write_text("{}")
-        place.start("h")
-        place.fail("=HYPERLINK(1)")
+        run_folder = RunFolder(tmp_path / str(number))
+        run_folder.write_config({"name": "x", "seed": 1, "model": {"word": word}})
+        (run_folder.path / "run.json").write_text("{}")
+        run_folder.start("h")
+        run_folder.fail("=HYPERLINK(1)")
     text = sweep_table.as_csv(sweep_table.collect([tmp_path / "0", tmp_path / "1"]), tmp_path)
     rows = list(csv.DictReader(io.StringIO(text)))
     assert [row["model.word"] for row in rows] == ["'=cmd|x", "'@b"] and {row["error"] for row in rows} == {
@@ -102,22 +102,22 @@ def test_a_lock_is_a_plain_file(tmp_path, monkeypatch):
             and not (tmp_path / "made-by-nobody").exists()
         )
         for name, hold in {
-            ".lock": lambda place: place.lock(),
-            ".result.lock": lambda place: place._result_lock(),
+            ".lock": lambda run_folder: run_folder.lock(),
+            ".result.lock": lambda run_folder: run_folder._result_lock(),
         }.items():
-            place = RunFolder(tmp_path / f"run-{kind}{name}")
-            place.path.mkdir()
-            (root / "f00.lock").rename(place.path / name)
-            with pytest.raises(OSError, match="cannot be written.*must be a plain file"), hold(place):
+            run_folder = RunFolder(tmp_path / f"run-{kind}{name}")
+            run_folder.path.mkdir()
+            (root / "f00.lock").rename(run_folder.path / name)
+            with pytest.raises(OSError, match="cannot be written.*must be a plain file"), hold(run_folder):
                 pass
-            (place.path / name).rename(root / "f00.lock")
+            (run_folder.path / name).rename(root / "f00.lock")
         assert victim.read_text() == "precious"
-    place = RunFolder(tmp_path / "own")
-    place.path.mkdir()
-    (place.path / ".lock").write_text("precious")
-    with pytest.raises(OSError, match="must be a lock, and holds something else"), place.lock():
+    run_folder = RunFolder(tmp_path / "own")
+    run_folder.path.mkdir()
+    (run_folder.path / ".lock").write_text("precious")
+    with pytest.raises(OSError, match="must be a lock, and holds something else"), run_folder.lock():
         pass
-    assert (place.path / ".lock").read_text() == "precious"
+    assert (run_folder.path / ".lock").read_text() == "precious"
     with RunFolder(tmp_path / "plain").lock():
         assert (tmp_path / "plain" / ".lock").read_text().startswith("pid ")
 

@@ -193,8 +193,8 @@ def test_one_that_ends_while_another_looks_is_ok_and_is_not_made_again(whole, tm
     ended = read_json(folder / "result.json")
     write_json(folder / "result.json", ended | {"status": "running"})
 
-    def lets_go(place):
-        write_json(place.result_json, ended)
+    def lets_go(run_folder):
+        write_json(run_folder.result_json, ended)
         return False
 
     monkeypatch.setattr(RunFolder, "is_live", lets_go)
@@ -287,13 +287,13 @@ def test_evaluations_of_one_run_take_turns_and_texts_are_kept_before_they_are_sh
     cfg, alone = whole
     folder = tmp_path / "run"
     shutil.copytree(alone, folder)
-    place, began = RunFolder(folder), time.monotonic()
-    assert recording.measuring(place) < 1
+    run_folder, began = RunFolder(folder), time.monotonic()
+    assert recording.measuring(run_folder) < 1
     lock = RunFolder(folder).lock()
     lock.__enter__()
-    assert recording.measuring(place) == float("inf")
+    assert recording.measuring(run_folder) == float("inf")
     threading.Timer(1.0, lambda: lock.__exit__(None, None, None)).start()
-    with place.lock(recording.measuring(place)):
+    with run_folder.lock(recording.measuring(run_folder)):
         assert time.monotonic() - began >= 1
     sampled = compose([f"run={folder}", "task=sample", "prompt=ab"])
     monkeypatch.setattr(Samples, "decode", lambda *a, **k: [{"sampler": "x", "prompt": "ab", "text": "é"}])

@@ -31,10 +31,10 @@ STOP = "+trainer.max_time={milliseconds: 1}"  # after the first step
 @pytest.fixture(scope="module")
 def trained(tmp_path_factory):
     """{way: {experiment: folder}}: all trained, those of two processes within one pair of them."""
-    place = tmp_path_factory.mktemp("devices")
-    found = devices.prepare(place, devices.EXPERIMENTS, devices.ONE | devices.TWO, STEPS)
+    folder = tmp_path_factory.mktemp("devices")
+    found = devices.prepare(folder, devices.EXPERIMENTS, devices.ONE | devices.TWO, STEPS)
     stopped = devices.prepare(
-        place, RESUMED, {"stopped": [*devices.TWO["fsdp"], STOP]}, STEPS, ["trainer.val_check_interval=1"]
+        folder, RESUMED, {"stopped": [*devices.TWO["fsdp"], STOP]}, STEPS, ["trainer.val_check_interval=1"]
     )
     threads = torch.get_num_threads()
     devices.train([folder for way in devices.ONE for folder in found[way].values()])

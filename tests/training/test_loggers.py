@@ -63,9 +63,9 @@ def fit(folder, loggers, steps=6, module=None, callbacks=(), **arguments):
 
 @pytest.fixture
 def folder(tmp_path):
-    place = RunFolder(tmp_path / "run")
-    place.write_config({"name": "line", "seed": 1, "method": {"_target_": "research_stack.x", "lr": 0.1}})
-    return place
+    run_folder = RunFolder(tmp_path / "run")
+    run_folder.write_config({"name": "line", "seed": 1, "method": {"_target_": "research_stack.x", "lr": 0.1}})
+    return run_folder
 
 
 def numbers(rows):
@@ -155,16 +155,16 @@ def test_two_wandb_runs_of_one_process_stay_apart(tmp_path, monkeypatch):
     ids, seen, begin = [], [], wandb.init
     monkeypatch.setattr(wandb, "init", lambda **options: [seen.append(sys.argv[1:]), begin(**options)][1])
     for seed, fail_at in ((1, 2), (2, None)):  # the first one fails
-        place = RunFolder(tmp_path / f"seed={seed}")
-        place.write_config({"name": "a sweep/point", "seed": seed})
-        logger = Wandb(place)
+        run_folder = RunFolder(tmp_path / f"seed={seed}")
+        run_folder.write_config({"name": "a sweep/point", "seed": seed})
+        logger = Wandb(run_folder)
         ids.append(logger.version)
         try:
-            fit(place.path, [logger], steps=3, module=Line(fail_at))
+            fit(run_folder.path, [logger], steps=3, module=Line(fail_at))
         except RuntimeError:
             assert fail_at is not None
         assert wandb.run is None  # finished
-        runs = list((place.path / "wandb").glob("offline-run-*"))
+        runs = list((run_folder.path / "wandb").glob("offline-run-*"))
         assert len(runs) == 1 and runs[0].name.endswith(logger.version)
         content = b"".join(file.read_bytes() for file in runs[0].rglob("*") if file.is_file())
         assert b"hidden-9" not in content and sys.argv[1].endswith("hidden-9")
@@ -232,7 +232,7 @@ def test_a_service_that_fails_anywhere_is_one_warning_and_loses_no_number(tmp_pa
             return services[-1]
 
         fit(folder, [JsonlLogger(folder), GuardedLogger("logger.service", make)], steps=3)
-        rows, whole = (read_jsonl(place / "metrics.jsonl") for place in (folder, tmp_path / "whole"))
+        rows, whole = (read_jsonl(run_folder / "metrics.jsonl") for run_folder in (folder, tmp_path / "whole"))
         assert numbers(rows) == numbers(whole)
         warnings = [record.getMessage() for record in caplog.records if "left out" in record.getMessage()]
         assert len(warnings) == (where != "failed"), "the trainer ends well: nothing was asked to fail"

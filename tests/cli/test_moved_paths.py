@@ -58,7 +58,7 @@ def test_data_that_has_moved_may_be_said_again(moved, fake_run, command, tmp_pat
         cfg = fake_run.calls[-1][0]
         assert code == 0 and cfg.data.path == cfg.data.source.path == str(corpus) and cfg.seed == 4, err
     code, _, err = command("task=eval", f"run={run}", "model.path=x")
-    assert code == 2 and "model.path=x is no place of that run; did you mean 'data." in err
+    assert code == 2 and "model.path=x is no path of that run; did you mean 'data." in err
     code, _, err = command("data=text", f"data.path={corpus}", "seed=4", f"run={run}")  # the whole command again
     assert code == 0, err
     code, _, err = command("data=text", f"data.path={corpus}", "seed=5", "model.dim=4", f"run={run}")
