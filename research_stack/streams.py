@@ -41,7 +41,7 @@ class Draws:
         self.total, self.rows, self.device = total, rows or slice(0, total), device
 
     def whole(self) -> Draws:
-        """The same stream, from where it stands, for all rows of the whole batch."""
+        """The same stream, from its current state, for all rows of the whole batch."""
         every = copy.copy(self)
         every.rows = slice(0, self.total)
         return every

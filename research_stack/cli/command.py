@@ -1,4 +1,4 @@
-"""A command line taken apart: Hydra's flags and the overrides."""
+"""A command line parsed: Hydra's flags and the overrides."""
 
 from __future__ import annotations
 

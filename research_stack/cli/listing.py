@@ -11,7 +11,7 @@ from research_stack.config.hints import UserError, did_you_mean
 from research_stack.records import paths
 
 SENTENCE = re.compile(r"(?<! al)\.(?:\s|$)")  # its end, which that of "et al." is not
-LEAST = 30  # columns for what stands at the right; where fewer are left it goes on a line of its own
+LEAST = 30  # columns for the right-hand column; where fewer are left it goes on a line of its own
 
 
 def columns(rows: Iterable[tuple[str, str]], width: int, indent: str = "  ") -> str:

@@ -57,7 +57,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def answered(arguments: Sequence[str]) -> int:
-    """The exit code of a command; mistakes are told in one line."""
+    """The exit code of a command; mistakes are reported in one line."""
     packages.search_working_directory()
     for argument in arguments:
         redaction.redact_override(argument)  # what it holds is masked from here on

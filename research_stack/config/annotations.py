@@ -1,7 +1,7 @@
 """Whether a value of a config fits the annotation of a parameter, read from the source.
 
 Scalars, Literal, None, unions, classes, lists, tuples and mappings of them are understood; anything else cannot be
-told and passes. bool is not int; an int will do for a float; a float is finite; a class is what a node makes.
+judged and passes. bool is not int; an int will do for a float; a float is finite; a class is what a node makes.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ MAPPINGS = {"dict", "Dict", "Mapping", "MutableMapping"}
 
 
 def fits(value: Any, annotation: ast.expr | None, where: Module | None, depth: int = 0) -> bool | None:
-    """Whether the value is of the annotated type; None if the annotation says nothing that can be told."""
+    """Whether the value is of the annotated type; None if the annotation says nothing that can be judged."""
     if annotation is None or depth > 8:
         return None
     if isinstance(annotation, ast.Constant):
@@ -48,7 +48,7 @@ def fits(value: Any, annotation: ast.expr | None, where: Module | None, depth: i
     if alias := _alias(annotation, where):
         return fits(value, alias[1], alias[0], depth + 1)
     wanted = inheritance.class_of(annotation, where)
-    return inheritance.stands_for(value, wanted) if wanted is not None else None
+    return inheritance.fits_class(value, wanted) if wanted is not None else None
 
 
 def arms(annotation: ast.expr | None) -> list[ast.expr]:
@@ -112,7 +112,7 @@ def misfit(
 
 
 def _alias(annotation: ast.expr, where: Module | None) -> tuple[Module, ast.expr] | None:
-    """(module, expression) of a name that stands for another annotation."""
+    """(module, expression) of a name that is bound to another annotation."""
     found = inheritance.definition(annotation.id, where) if where and isinstance(annotation, ast.Name) else None
     source, bound = found or (None, None)
     return (source, bound) if source is not None and isinstance(bound, ast.BinOp | ast.Subscript) else None

@@ -28,11 +28,11 @@ def plain(node: Any) -> Any:
 
 
 def build(node: Any, path: str, /, **arguments: Any) -> Any:
-    """Instantiate the config node that stands at `path`, with further constructor arguments from code.
+    """Instantiate the config node at `path`, with further constructor arguments from code.
 
     - node: a mapping with `_target_`; nested nodes are built first. Values arrive as plain Python, since a
       checkpoint whose hyperparameters hold a DictConfig cannot be loaded with `weights_only=True`.
-    - path: where the node stands in the config; error messages of constructors get it put in front.
+    - path: the node's dotted key in the config; error messages of constructors get it put in front.
     - arguments: objects the config cannot hold (the vocabulary, the model, ...). They win over the node's keys.
 
     Raises ValueError when a target is none a config may name (`research_stack.config.targets`), or a constructor

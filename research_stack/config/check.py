@@ -44,7 +44,7 @@ WITHOUT_TORCH = (
 
 
 def check(cfg: DictConfig | Mapping[str, Any]) -> list[Problem]:
-    """Every mistake that can be told from the config and the sources alone."""
+    """Every mistake that can be found from the config and the sources alone."""
     config = _resolved(cfg)
     of_nodes = (p for path, node in nodes(config) for p in check_node(path, node))
     found = [*_unresolved(cfg), *_top(cfg, config), *_conflicts(config), *of_nodes, *_trainer(config)]
@@ -62,7 +62,7 @@ def _first_of_each(problems: Iterable[Problem]) -> list[Problem]:
 
 
 def _resolved(cfg: Any) -> dict[str, Any]:
-    """The config as plain Python; Unresolved for an interpolation that leads nowhere."""
+    """The config as plain Python; Unresolved for an interpolation of a key that does not exist."""
     if not OmegaConf.is_config(cfg):
         return dict(cfg)
     try:
@@ -73,7 +73,7 @@ def _resolved(cfg: Any) -> dict[str, Any]:
 
 
 class Unresolved(UserError):
-    """An interpolation that leads nowhere."""
+    """An interpolation of a key that does not exist."""
 
     def __init__(self, key: str, message: str) -> None:
         super().__init__(message)
@@ -168,10 +168,10 @@ def _conflicts(config: Any, path: str = "") -> Iterator[Problem]:
 
 
 def _named_conflicts(node: Any) -> Sequence[str]:
-    """The class attribute `conflicts` of a node's target, as it stands in the source."""
+    """The class attribute `conflicts` of a node's target, as the source writes it."""
     try:
         found = resolve(str(node["_target_"])) if isinstance(node, Mapping) and "_target_" in node else None
-    except UnknownTarget:  # it is told of as such
+    except UnknownTarget:  # reported as such
         return ()
     if found is None or not isinstance(found.node, ast.ClassDef):
         return ()
@@ -242,7 +242,7 @@ def check_points(points: Sequence[Composed], composer: Composer) -> None:
     for number, point in enumerate(points, start=1):
         problems = _problems(point, done, seen)
         if problems:
-            raise UserError(_told(problems, point, composer, number, len(points)))
+            raise UserError(_described(problems, point, composer, number, len(points)))
 
 
 def _problems(point: Composed, done: set[str], seen: set[str]) -> list[Problem]:
@@ -275,7 +275,7 @@ def _reads_no_corpus(config: Mapping[str, Any]) -> bool:
     return prompted and RunFolder(str(config["run"])).tokenizer.is_dir()
 
 
-def _told(problems: Sequence[Problem], point: Composed, composer: Composer, number: int, count: int) -> str:
+def _described(problems: Sequence[Problem], point: Composed, composer: Composer, number: int, count: int) -> str:
     first = problems[0]
     try:
         typed = [key_of(o) for o in point.overrides]

@@ -1,7 +1,7 @@
 """Check one node of a config against the constructor that will get it, without importing it.
 
 Keys must be parameters, values must fit simple annotations, and the `require(...)` conditions at the top of a
-constructor must hold. What cannot be told from the source passes: it is judged when the object is built. So an
+constructor must hold. What cannot be judged from the source passes: it is judged when the object is built. So an
 error here is always a true one, and it comes in milliseconds instead of after `import torch`.
 """
 

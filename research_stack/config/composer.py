@@ -39,7 +39,7 @@ from research_stack.records.config_hash import flatten
 from research_stack.records.paths import key_of, shown
 
 CONFIG = "config"
-#: Keys without which no command can be told what to do.
+#: Keys without which no command says what to do.
 OF_EVERY_CONFIG = ("name", "task", "seed", "run", "runs", "prompt", "dry_run")
 
 

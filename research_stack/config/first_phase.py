@@ -115,9 +115,7 @@ def short(value: Any) -> str:
 
 
 def first_phase_folder(cfg: DictConfig) -> RunFolder:
-    """The folder of the first phase; for an experiment the one that its config leads to, whether it has been trained or
-    not.
-    """
+    """The folder of the first phase; for an experiment that of its config, trained or not."""
     if names_folder(cfg.init_from):
         return RunFolder(expanded(cfg.init_from))
     phase = first_phase_config(cfg)

@@ -1,4 +1,4 @@
-"""Mistakes on the command line and in YAML files, each told in one line with the nearest valid choice."""
+"""Mistakes on the command line and in YAML files, each reported in one line with the nearest valid choice."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 
 
 class UserError(ValueError):
-    """A mistake of the user's, told in one line; the command ends with exit code 2 and no traceback."""
+    """A mistake of the user's, reported in one line; the command ends with exit code 2 and no traceback."""
 
 
 def nearest(word: str, known: Iterable[str], count: int = 3, cutoff: float = 0.6) -> list[str]:
@@ -135,7 +135,7 @@ def grammar(override: str, message: str, composer: Composer) -> str:
     reason = one_line(message.split("\nSee https")[0])
     key, _, value = override.partition("=")
     quoted = (
-        f"; to take the value as it stands, quote it: '{key}=\"{value}\"'"
+        f"; to take the value as it is, quote it: '{key}=\"{value}\"'"
         if value and not re.search(r"[\"']", value)
         else ""
     )
@@ -277,9 +277,9 @@ def without(override: str, composer: Composer, overrides: Sequence[str]) -> Any:
     from hydra.errors import HydraException
 
     rest = [o for o in overrides if o != override and "," not in o]
-    for tried in (rest, [o for o in rest if o.partition("=")[0].partition("@")[0] in composer.groups()]):
+    for candidate in (rest, [o for o in rest if o.partition("=")[0].partition("@")[0] in composer.groups()]):
         try:
-            return composer.load(tried)
+            return composer.load(candidate)
         except HydraException:
             continue
     return composer.default if composer.default is not None else {}

@@ -1,4 +1,4 @@
-"""Whether an object of one class can stand where another is annotated, told from the sources alone.
+"""Whether an object of one class can be passed where another is annotated, judged from the sources alone.
 
 True and False are certain; None is whatever a base class, a decorator or a name that cannot be followed leaves open.
 """
@@ -43,7 +43,7 @@ EMPTY = {"object", "abc.ABC", "typing.Protocol", "typing.Generic", "ABC", "Proto
 
 
 def class_of(annotation: ast.expr, where: Module | None) -> Found | None:
-    """The class that a name in an annotation stands for; None if it is none, or cannot be followed."""
+    """The class that a name in an annotation refers to; None if it is none, or cannot be followed."""
     if where is None or not isinstance(annotation, ast.Name | ast.Attribute):
         return None
     first, *rest = ast.unparse(annotation).split(".")
@@ -74,7 +74,7 @@ def _named(where: Module, name: str) -> Found | Module | None:
         return None
 
 
-def stands_for(value: Any, wanted: Found) -> bool | None:
+def fits_class(value: Any, wanted: Found) -> bool | None:
     """Whether a value of a config can become, or be, an object of the wanted class."""
     if value is None:
         return False

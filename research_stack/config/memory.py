@@ -1,8 +1,8 @@
-"""What a config needs in memory at the very least, told before anything is allocated.
+"""What a config needs in memory at the very least, computed before anything is allocated.
 
 A class that may grow large says so in a static method `least_numbers`: how many float32 numbers its objects, or one
 step with them, keep at once for sure. Its parameters are those of the constructor, or `rows` and `tokens` of a step's
-piece. The one expression it returns is read from the source, as `require` lines are; what cannot be told passes.
+piece. The one expression it returns is read from the source, as `require` lines are; what cannot be computed passes.
 """
 
 from __future__ import annotations
@@ -50,7 +50,7 @@ def mistakes(config: Mapping[str, Any]) -> Iterator[tuple[str, str, tuple[str, .
 
 
 def _bytes(formula: ast.FunctionDef, names: Mapping[str, Any]) -> int:
-    """What the formula comes to, in bytes; 0 where it cannot be told."""
+    """What the formula comes to, in bytes; 0 where it cannot be computed."""
     returned = formula.body[-1]
     assert isinstance(returned, ast.Return) and returned.value is not None
     try:
@@ -70,7 +70,7 @@ def _by_weight(formula: ast.FunctionDef, names: Mapping[str, Any]) -> list[str]:
 
 
 def _keys(path: str, name: str, config: Mapping[str, Any]) -> list[str]:
-    """The keys of the config that a name of a formula stands for, the larger first."""
+    """The keys of the config that a name of a formula means, the larger first."""
     if name not in ("rows", "tokens"):
         return [f"{path}.{name}"] if _value(config, f"{path}.{name}") != "" else []
     found = [f"data.{key}" for key in ("batch_size", "sequence_length")[: 2 if name == "tokens" else 1]]
@@ -156,14 +156,14 @@ def gpu_bytes() -> int | None:
     tool = shutil.which("nvidia-smi")
     if tool is None:
         return None
-    told = subprocess.run(
+    process = subprocess.run(
         [tool, "--query-gpu=memory.total", "--format=csv,noheader,nounits"],
         capture_output=True,
         text=True,
         timeout=20,
         check=False,
     )
-    found = [int(line) for line in told.stdout.split() if line.isdecimal()]
+    found = [int(line) for line in process.stdout.split() if line.isdecimal()]
     return max(found) * 2**20 if found else None
 
 

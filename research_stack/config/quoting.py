@@ -1,6 +1,6 @@
 """Texts of the command line that stand for themselves: prompts, and the folders that the program prints. No torch.
 
-Hydra reads what stands behind `=` by a grammar of its own, in which commas, brackets, quotes, `=` and `${...}` mean
+Hydra reads what follows `=` by a grammar of its own, in which commas, brackets, quotes, `=` and `${...}` mean
 something. A prompt means only itself, and so does the name of a file or folder: both are handed over quoted. With -m a
 comma ends the name of a folder, unless a folder is there whose name goes on behind it.
 """

@@ -61,7 +61,7 @@ def of_saved_run(cfg: DictConfig, overrides: Sequence[str]) -> DictConfig:
     - a task about a finished run (eval, sample, ...): nodes that the task lets the command line set (`Task.settable`)
       replace the saved ones; any other key is refused, but for paths (`data.path=...`) of what has moved.
     - task=train: the run goes on with its own config. A command that says only `run=FOLDER` needs no more, and
-      `trainer.max_steps=N` beside it makes the run longer; one that leads to another config is refused with the keys
+      `trainer.max_steps=N` beside it makes the run longer; one that makes another config is refused with the keys
       that differ, the typed ones first.
 
     Relative paths of the run are those of where it was started. Raises UserError if the folder is no run.

@@ -46,7 +46,7 @@ class Signature:
 
     - open: further keys may be right (**kwargs, or something that could not be followed).
     - body: the statements that run when it is built (of `__init__`, or of a dataclass's `__post_init__`).
-    - fields: whether `self.NAME` in the body stands for the parameter NAME (dataclasses).
+    - fields: whether `self.NAME` in the body is the parameter NAME (dataclasses).
     """
 
     name: str

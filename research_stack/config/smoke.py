@@ -20,7 +20,7 @@ from research_stack.records.paths import key_of, names_folder
 def shrink(cfg: DictConfig, overrides: Sequence[str]) -> None:
     """Make the composed config small, in place: parameters as their classes say, but those that the command line sets.
 
-    Its name is told apart, so that no trial lies among the real runs. The model of a run that begins with the weights
+    Its name is marked, so that no trial lies among the real runs. The model of a run that begins with the weights
     of a given folder keeps its size.
     """
     typed = [key_of(override) for override in overrides]
@@ -38,7 +38,7 @@ def shrink(cfg: DictConfig, overrides: Sequence[str]) -> None:
 
 
 def smaller(value: Any, small: Any) -> Any:
-    """The value for a trial: the smaller of two numbers, else the declared one, since null stands for no limit."""
+    """The value for a trial: the smaller of two numbers, else the declared one, since null means no limit."""
     numbers = [v for v in (value, small) if isinstance(v, int | float) and not isinstance(v, bool)]
     return min(numbers) if len(numbers) == 2 else small
 

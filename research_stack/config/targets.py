@@ -95,7 +95,7 @@ def _outside(target: str, known: tuple[str, ...]) -> str:
 
 
 def imported_from(target: str) -> str | None:
-    """The name that a target leads to where its module only imports it, followed to the end; None where it does not."""
+    """The name that a target refers to where its module only imports it, followed to the end; else None."""
     name, seen = target, set()
     while name not in seen:
         seen.add(name)
@@ -107,7 +107,7 @@ def imported_from(target: str) -> str | None:
 
 
 def _next(name: str) -> str | None:
-    """The name with its first imported or aliased part replaced by what that stands for."""
+    """The name with its first imported or aliased part replaced by what that refers to."""
     parts = name.split(".")
     for count in range(len(parts) - 1, 0, -1):
         where = module(".".join(parts[:count]))

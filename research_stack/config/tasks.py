@@ -113,7 +113,7 @@ def _tasks_of(names: tuple[str, ...]) -> dict[str, Task]:
     for file in (file for name in names for file in _files(name)):
         for task in read_tasks(file):
             if task.name in found:
-                raise UserError(f"task={task.name} stands in two tables: {shown(found[task.name][1])}, {shown(file)}")
+                raise UserError(f"task={task.name} is in two tables: {shown(found[task.name][1])}, {shown(file)}")
             found[task.name] = task, file
     return {name: task for name, (task, _) in found.items()}
 

@@ -51,7 +51,7 @@ def _units(value: Any) -> bool:
 
 
 #: (whether a value will do, what it must be) of a key.
-MEANING: dict[str, tuple[Callable[[Any], bool], str]] = {
+EXPECTED: dict[str, tuple[Callable[[Any], bool], str]] = {
     "max_steps": (_whole(1), f"a whole number of steps, at least 1 and below {MOST_STEPS:,}"),
     "min_steps": (_whole(0), "a whole number of steps"),
     "val_check_interval": (_whole(1), f"a whole number of steps, at least 1 and below {MOST_STEPS:,}"),
@@ -84,6 +84,6 @@ def mistakes(node: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
     for key, instead in SET_ELSEWHERE.items():
         if key in node:
             yield key, f"cannot be set here; set {instead}"
-    for key, (will_do, meaning) in MEANING.items():
+    for key, (will_do, expected) in EXPECTED.items():
         if (node.get(key) is not None or key in REQUIRED) and not will_do(node.get(key)):
-            yield key, f"must be {meaning}"
+            yield key, f"must be {expected}"

@@ -8,10 +8,10 @@ Which one is tight depends on the training loss. One with substitutions asks at 
 without z_i); a model trained with cross entropy there has learned p(x_i given z), and dividing the token's own weight
 out again magnifies its errors by up to N. Its absorbing bound needs no such division.
 
-The bound is one of the model, the chain of infinitely many small steps. A sampler of few steps is another law, which
-it does not bound: tokens written in one step are drawn independently, and a text may be less likely under it than the
-bound says (of the 27 texts of three tokens that a test enumerates, 11 with an ancestral sampler of one step, 3 with
-two, 1 with four and none from 8 steps on).
+The bound is one of the model, the chain of infinitely many small steps. A sampler of few steps has another
+distribution, which it does not bound: tokens written in one step are drawn independently, and a text may be less likely
+under it than the bound says (of the 27 texts of three tokens that a test enumerates, 11 with an ancestral sampler of
+one step, 3 with two, 1 with four and none from 8 steps on).
 """
 
 from __future__ import annotations
@@ -105,13 +105,7 @@ class Likelihood:
     def unsuited(self, method: type) -> str | None:
         """Only a denoiser under a corruption has a bound."""
         fits = hasattr(method, "logits")
-        return (
-            None
-            if fits
-            else (
-                "the bound needs a denoiser, and this method predicts the next token; choose eval=lookahead_calibration"
-            )
-        )
+        return None if fits else "the bound needs a denoiser: choose an evaluation of models of the next token"
 
     def __call__(self, context: Context) -> dict[str, float]:
         """bound, bound_low, bound_high, perplexity, bits_per_byte, unigram, trigram, gain_over_trigram and its

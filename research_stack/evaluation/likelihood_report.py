@@ -14,7 +14,7 @@ from research_stack.reporting.run_files import RunFiles, real, reals
 
 Row = Mapping[str, str]
 INTERVALS = f"The interval, over documents by Student's t and meant for {FEW} of them or more,"
-MEANING = (
+EXPLANATION = (
     " An upper bound holds for any noise process: the model's own -ln p is this or less. It is of the model in"
     " infinitely many small steps. A decoder of few steps draws the tokens of a step independently, greedily or from a"
     " truncated distribution, so the texts it writes have another distribution, which is not bounded."
@@ -49,7 +49,7 @@ def likelihood(run: RunFiles) -> Node:
         el("h2", "Likelihood of held-out text"),
         el("div", chart, class_="charts wide"),
         note(
-            f"{measured}; separators are context only.{MEANING} {INTERVALS} covers the choice of documents and the"
+            f"{measured}; separators are context only.{EXPLANATION} {INTERVALS} covers the choice of documents and the"
             f" noise of the estimate, not a new training run.{few_documents(rows)}"
         ),
         scrolled(listing(header, [(_cells(row), "headline" in row.get("kind", "")) for row in rows], text=(0, 5))),

@@ -2,9 +2,9 @@
 
 Writes samples.jsonl (one line per text) and films/<sampler>.json (the first text step by step).
 
-The bound of `likelihood` is of the model's own law, that of infinitely many small steps. A sampler of few steps draws
-the tokens of a step independently and so has another law: what it writes may be likelier or less likely under it than
-the bound says.
+The bound of `likelihood` is of the model's own distribution, that of infinitely many small steps. A sampler of few
+steps draws the tokens of a step independently and so has another distribution: what it writes may be likelier or less
+likely under it than the bound says.
 """
 
 from __future__ import annotations

@@ -1,6 +1,6 @@
 """Branches: at every position one token of another world, which sees the real tokens before it and itself.
 
-A branch stands at position i + 1 and must attend to the real prefix x_{<=i} and to its own key. All L branches of a
+A branch is at position i + 1 and must attend to the real prefix x_{<=i} and to its own key. All L branches of a
 sequence go through the model in one pass of L queries: the keys and values of the prefix are those of the pass over the
 real tokens, so that only what is new is computed. With the own keys' score s and the prefix's log-sum-exp,
 

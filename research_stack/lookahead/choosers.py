@@ -51,9 +51,9 @@ class BranchAndRank(Chooser):
     cache, and the largest log p / temperature + g - beta c(candidate) is written, c(candidate) being the confidence
     predicted at the candidate.
 
-    With beta=0 that is the first draw: `Temperature(temperature)` in law (though not token by token under one seed),
-    without the pass. With k = V the law is softmax(log p / temperature - beta c). At temperature 0 there is no noise:
-    of the k likeliest tokens the one with the largest log p - beta c.
+    With beta=0 that is the first draw: `Temperature(temperature)` in distribution (though not token by token under one
+    seed), without the pass. With k = V the distribution is softmax(log p / temperature - beta c). At temperature 0
+    there is no noise: of the k likeliest tokens the one with the largest log p - beta c.
     """
 
     candidates: int = 8

@@ -55,7 +55,7 @@ class Written:
 class GeneratedPrefix:
     """The loss behind own tokens, and what texts from each decoder are like.
 
-    - samplers: by name; each continues the same leads from the same streams. One that needs a confidence is left out
+    - samplers: by name; each continues the same prompts from the same streams. One that needs a confidence is left out
       for a model that has none.
     - count: validation rows, spread evenly.
     - prompt_tokens: real tokens before. generated_tokens: those the decoder writes. scored_tokens: real tokens after
@@ -189,13 +189,13 @@ class GeneratedPrefix:
         return Written(nats_B, scored_B, texts, np.zeros(len(rows)))
 
     def _written(self, context: Context, rows: PackedRows, name: str, sampler: Autoregressive) -> Written:
-        """What the decoder writes behind the leads, and how the model goes on from it."""
-        leads = [torch.from_numpy(tokens[: self.prompt_tokens].astype(np.int64)) for tokens in rows.tokens]
+        """What the decoder writes behind the prompts, and how the model goes on from it."""
+        prompts = [torch.from_numpy(tokens[: self.prompt_tokens].astype(np.int64)) for tokens in rows.tokens]
         texts, calls, shown = [], [], []
         for at, _ in batches(rows):
             trace = sampler.sample(
                 method_of(context),
-                leads[at],
+                prompts[at],
                 length=self.text_tokens,
                 seed=context.seed,
                 record=not texts,
@@ -204,7 +204,7 @@ class GeneratedPrefix:
             )
             if not texts:
                 shown = describe(
-                    trace, [context.data.codec.decode(lead.tolist()) for lead in leads[at][:SHOWN]], context, name
+                    trace, [context.data.codec.decode(prompt.tolist()) for prompt in prompts[at][:SHOWN]], context, name
                 )
             texts += [
                 tokens[generated].cpu().numpy()

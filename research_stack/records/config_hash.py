@@ -13,7 +13,7 @@ from typing import Any, cast
 
 from research_stack.records.redaction import masked
 
-ABSENT = "(absent)"  # stands for a key that one of two configs lacks, in `differing_keys`
+ABSENT = "(absent)"  # the value of a key that one of two configs lacks, in `differing_keys`
 
 # Keys that change where, when or how visibly a run happens but not its numbers: left out of the config hash.
 # Of `hardware` only the precision is kept: devices, threads and resources change nothing but rounding.

@@ -1,4 +1,4 @@
-"""Text that OmegaConf takes as it stands: saved configs hold no interpolation, whatever `${...}` their values spell.
+"""Text that OmegaConf takes as it is: saved configs hold no interpolation, whatever `${...}` their values spell.
 
 No torch, no hydra.
 

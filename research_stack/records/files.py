@@ -50,7 +50,7 @@ def _fsync(path: Path) -> None:
 def atomic_path(path: str | os.PathLike[str]) -> Iterator[Path]:
     """A temporary name in the same folder (same suffix) to write to; it takes the place of `path` on leaving.
 
-    After any error the temporary file is gone and the old file stands. An OSError (full disk, no permission)
+    After any error the temporary file is gone and the old file stays. An OSError (full disk, no permission)
     is raised again as one line with the path and the reason. Missing parent folders are made.
     """
     path = Path(path)
@@ -72,7 +72,7 @@ def atomic_path(path: str | os.PathLike[str]) -> Iterator[Path]:
 def atomic_folder(path: str | os.PathLike[str]) -> Iterator[Path]:
     """A temporary folder beside `path` to fill, which takes its place on leaving; an older one of that name goes then.
 
-    After any error the temporary folder is gone and the old one stands. OSError as in `atomic_path`.
+    After any error the temporary folder is gone and the old one stays. OSError as in `atomic_path`.
     """
     path = Path(path)
     temporary, old = (path.with_name(f".tmp-{os.getpid()}-{secrets.token_hex(4)}-{path.name}") for _ in range(2))

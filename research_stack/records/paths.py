@@ -22,7 +22,7 @@ PACKAGE = Path(__file__).resolve().parent.parent
 CONF = next(p for p in (PACKAGE / "conf", PACKAGE.parent / "conf") if p.is_dir())
 OUTPUTS = Path("outputs")
 MULTIRUN = Path("multirun")
-SAFE = r"[A-Za-z0-9_=,+\-][A-Za-z0-9_=,+.\-]*(?<!\.)"  # a text that is a folder name as it stands
+SAFE = r"[A-Za-z0-9_=,+\-][A-Za-z0-9_=,+.\-]*(?<!\.)"  # a text that is a folder name as it is
 HASHED = r"-[0-9a-f]{8}$"  # how the name of any other text ends
 PLAIN = r"[\w.\-]+=([\w+.\-]*|\[[\w+.\-]+(,[\w+.\-]+)+\])"  # an override whose text can be told from its name
 LONGEST = 120  # characters of a folder name: file systems allow 255 bytes, terminals less

@@ -65,7 +65,7 @@ SLURM_NAMES = (
 )
 
 
-# ------------------------------------------------------------------------------------------------ pieces
+# ------------------------------------------------------------------------------------------------ parts
 def command_line(argv: Sequence[str]) -> str:
     """The command as one would type it in a shell, secrets masked; `python -m` and the console script read the same."""
     return " ".join(["research-stack" if _is_ours(argv[0]) else shlex.quote(argv[0]), *map(_typed, argv[1:])])
@@ -188,7 +188,7 @@ def begin(
 
     A resumed run keeps the records of its earlier parts under "earlier": command, commit, host and start of each, and
     the result of a part that had ended well before it was made longer. What it knows of its data, its model and the
-    weights it began with stays, to be compared with what it goes on with; code that has changed is told in the log.
+    weights it began with stays, to be compared with what it goes on with; code that has changed is logged.
     """
     run_folder, argv = RunFolder(folder), list(sys.argv if argv is None else argv)
     plain = plain_config(config)

@@ -27,8 +27,8 @@ from urllib.parse import quote, quote_plus
 from research_stack.records.terminal import visible
 
 MASK = "***"
-MASKED = "***masked***"  # in a saved config, where it must be told from text
-SHORTEST = 8  # characters of a value that is looked for in other texts: a shorter one stands in many by chance
+MASKED = "***masked***"  # in a saved config, where it must differ from any text
+SHORTEST = 8  # characters of a value that is looked for in other texts: a shorter one occurs in many by chance
 HANDED = "RESEARCH_STACK_SECRETS"  # in the environment of the processes of a run: what its config.yaml lacks
 
 # Words of a name, as in HF_TOKEN, api_key, wandbApiKey, that say it holds a secret; those that take it back; and
@@ -177,7 +177,7 @@ def _remember(secrets: Iterator[str] | Sequence[str]) -> None:
 
 def masked(config: Mapping[str, Any]) -> dict[str, Any]:
     """The plain config with its secrets masked; from now on they are masked in other texts too."""
-    _masked(config, "")  # what stands further down may be repeated further up
+    _masked(config, "")  # what comes further down may be repeated further up
     return _masked(config, "")
 
 

@@ -1,7 +1,7 @@
 """A run folder on disk: the names of its files, its lock, and the status and metrics of the run. No torch, no hydra.
 
 Everything a run leaves behind is a file that is either whole or absent (see `files`). JSON has no NaN: a metric that
-is not finite stands as null in result.json and is read as NaN.
+is not finite is null in result.json and is read as NaN.
 """
 
 from __future__ import annotations

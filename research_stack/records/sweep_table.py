@@ -25,6 +25,7 @@ from research_stack.records.axes import PRESET, find_axes, shortest
 from research_stack.records.config_hash import ABSENT, canonical, class_names, hashed_keys
 from research_stack.records.files import atomic_write, read_json, to_json
 from research_stack.records.run_folder import RunFolder, is_run
+from research_stack.records.seeds import standard_error
 
 log = logging.getLogger(__name__)
 
@@ -75,12 +76,7 @@ class Row:
 
     def standard_error(self, metric: str) -> float | None:
         """sd / sqrt(n) with the sd of a sample (n - 1); None for fewer than two seeds."""
-        values = self.values.get(metric, [])
-        if len(values) < 2:
-            return None
-        if not all(map(math.isfinite, values)):
-            return math.nan
-        return statistics.stdev(values) / math.sqrt(len(values))
+        return standard_error(self.values.get(metric, []))
 
 
 @dataclass(frozen=True)
@@ -167,7 +163,7 @@ class SweepTable:
 def expand(runs: Sequence[str | os.PathLike[str]]) -> list[Path]:
     """The run folders that `runs` names: each a run, a folder above runs (a sweep), or a pattern with `*`.
 
-    Raises ValueError in one line for a name that leads to no run. Each run comes once, in natural order.
+    Raises ValueError in one line for a name of no run. Each run comes once, in natural order.
     """
     found: dict[Path, None] = {}
     for given in runs:
@@ -292,8 +288,8 @@ def _natural(value: Any) -> tuple[Any, ...]:
         return (1, float(value))
     if isinstance(value, list | tuple):
         return (2, tuple(_natural(item) for item in value))
-    pieces = re.split(r"(\d+(?:\.\d+)?)", os.fspath(value) if isinstance(value, os.PathLike) else str(value))
-    return (3, tuple((0, float(piece), "") if index % 2 else (1, 0.0, piece) for index, piece in enumerate(pieces)))
+    parts = re.split(r"(\d+(?:\.\d+)?)", os.fspath(value) if isinstance(value, os.PathLike) else str(value))
+    return (3, tuple((0, float(part), "") if index % 2 else (1, 0.0, part) for index, part in enumerate(parts)))
 
 
 # ---------------------------------------------------------------------------------------------------- text

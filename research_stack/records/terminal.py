@@ -1,4 +1,4 @@
-"""Text on a terminal: what a model or a file says cannot move the cursor, change colours or hide what stands before it.
+"""Text on a terminal: what a model or a file says cannot move the cursor, change colours or hide what comes before it.
 No torch."""
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ _CONTROL = re.compile("[\x00-\x08\x0b-\x1f\x7f-\x9f\u200e\u200f\u202a-\u202e\u20
 
 
 def visible(text: str) -> str:
-    """The text with control characters as escapes: `\\x1b[2J` stands there and does nothing."""
+    """The text with control characters as escapes: `\\x1b[2J` is printed and does nothing."""
     return _CONTROL.sub(lambda found: found[0].encode("unicode_escape").decode(), text)
 
 

@@ -1,7 +1,7 @@
 """Charts, each drawn once with matplotlib and written three ways: inline SVG for the page, PNG and PDF for a paper.
 
 In the SVG text is text and colours are the variables of the page's style sheet, so a chart follows light and dark; it
-is drawn as wide as it stands on the page, 430 CSS pixels or what a narrower column has, so that its text has the size
+is drawn as wide as it is on the page, 430 CSS pixels or what a narrower column has, so that its text has the size
 of text. The files beside it carry title and legend inside, in the light colours of the same style sheet. The numbers
 behind a chart are a CSV table.
 """
@@ -124,7 +124,7 @@ class Chart:
     width: float = WIDTH
 
     def __html__(self) -> Html:
-        """The figure as it stands in a page."""
+        """The figure as a page shows it."""
         caption = el("figcaption", self.title, el("small", f" {self.note}") if self.note else None)
         return join(el("figure", caption, self.svg, keys(self.legend) if self.legend else None, self._links()))
 
@@ -259,7 +259,7 @@ def _long(color: str) -> str:
 
 @functools.cache
 def _variables() -> Mapping[str, str]:
-    """{#rrggbb: the variable that it stands for}; of several variables of one colour the first."""
+    """{#rrggbb: the variable it is drawn from}; of several variables of one colour the first."""
     found: dict[str, str] = {}
     for name, value in palette().items():
         found.setdefault(value, name)

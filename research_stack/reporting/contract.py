@@ -122,7 +122,7 @@ class SweepReport:
 class Report:
     """What a run shows of a class that its config names. Each function may say that it has nothing to show.
 
-    - metrics: {name in result.json: what it is}; a star stands for any text but a slash ("samples/*/entropy").
+    - metrics: {name in result.json: what it is}; a star matches any text but a slash ("samples/*/entropy").
     - results: sections of the page, above the training curves; details: those below them.
     - training: the section of the training curves, in place of the generic one.
     - verdict: the sentence the run came to; empty for none. progress: that of a run without results.

@@ -1,4 +1,4 @@
-"""report.html of a run: one page that stands alone, made from the folder's files and nothing else."""
+"""report.html of a run: one page that needs no other file, made from the folder's files and nothing else."""
 
 from __future__ import annotations
 

@@ -124,7 +124,7 @@ def begun_from(run: Mapping[str, Any], folder: Path) -> Path | None:
 
 
 def _earlier(found: RunFiles) -> list[RunFiles]:
-    """The phases before a run; one that is gone or that leads back to itself ends the search and is named."""
+    """The phases before a run; one that is gone or that refers back to itself ends the search and is named."""
     phases: list[RunFiles] = []
     seen = {found.folder.resolve()}
     at = begun_from(found.run, found.folder)
@@ -132,7 +132,7 @@ def _earlier(found: RunFiles) -> list[RunFiles]:
         if not at.is_dir() or at.resolve() in seen:
             found.problems.append(
                 f"{at}, whose weights the run began with,"
-                f" {'leads back to itself' if at.is_dir() else 'is no longer there'}: that phase is not shown"
+                f" {'refers back to itself' if at.is_dir() else 'is no longer there'}: that phase is not shown"
             )
             break
         seen.add(at.resolve())

@@ -11,6 +11,7 @@ from typing import Any
 
 from research_stack.records.files import read_jsonl
 from research_stack.records.run_folder import RunFolder
+from research_stack.records.seeds import mean_of_finite, standard_error
 from research_stack.records.sweep_table import Row, SweepTable, show_mean
 from research_stack.reporting.budgets import flops_of, run_facts
 from research_stack.reporting.curves import is_number, number
@@ -78,7 +79,7 @@ def section(table: SweepTable) -> Node:
     """The table, a row for each setting; None if no run logged two rows with their times."""
     configs = {point.folder: point.config for point in table.points}
     found = [(row, [speed_of(folder, configs.get(folder, {})) for folder in row.points]) for row in table.rows]
-    paces = [_mean([run.seconds for run in runs]) for _, runs in found]
+    paces = [mean_of_finite(run.seconds for run in runs) for _, runs in found]
     fastest = min((pace for pace in paces if math.isfinite(pace) and pace > 0), default=math.nan)
     if not math.isfinite(fastest):
         return None
@@ -108,22 +109,16 @@ def section(table: SweepTable) -> Node:
 
 def _cells(row: Row, runs: Sequence[Speed], pace: float, fastest: float) -> list[str]:
     paces = [run.seconds for run in runs if math.isfinite(run.seconds)]
-    error = statistics.stdev(paces) / math.sqrt(len(paces)) if len(paces) > 1 else None
-    rate = _mean([run.tokens / run.seconds for run in runs if run.seconds > 0])
-    parameters, flops = _mean([run.parameters for run in runs]), _mean([run.flops for run in runs])
+    rate = mean_of_finite(run.tokens / run.seconds for run in runs if run.seconds > 0)
+    parameters, flops = mean_of_finite(run.parameters for run in runs), mean_of_finite(run.flops for run in runs)
     return [
-        show_mean(pace, error) if paces else "-",
+        show_mean(pace, standard_error(paces)) if paces else "-",
         f"{pace / fastest:.2f} ×" if paces else "-",
         f"{rate:,.0f}" if math.isfinite(rate) else "-",
         short(parameters),
         short(flops),
         show_mean(row.mean("seconds"), row.standard_error("seconds")),
     ]
-
-
-def _mean(values: Sequence[float]) -> float:
-    finite = [value for value in values if math.isfinite(value)]
-    return statistics.fmean(finite) if finite else math.nan
 
 
 def short(value: float) -> str:

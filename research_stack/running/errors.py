@@ -1,4 +1,4 @@
-"""Which errors are mistakes of the user's, told in one line, and which are bugs, whose traceback is kept."""
+"""Which errors are mistakes of the user's, reported in one line, and which are bugs, whose traceback is kept."""
 
 from __future__ import annotations
 

@@ -25,7 +25,7 @@ if TYPE_CHECKING:
     from research_stack.running.hardware import Hardware
 
 INTERRUPTS = (signal.SIGINT, signal.SIGTERM)
-# what saving a checkpoint may take once told to stop; also how long a hung rank is waited for when another fails
+# what saving a checkpoint may take once asked to stop; also how long a hung rank is waited for when another fails
 SAVE_SECONDS = 120
 HANDED_ON = {"Mistake": ValueError, "Stopped": Stopped, "Refused": Refused}  # by the names that a rank records
 
@@ -113,7 +113,7 @@ def launch(folder: Path, hardware: Hardware, secrets: Mapping[str, str]) -> None
 def _raise_for(rank: int, exitcode: int, message: str) -> None:
     """The rank's own error in this process."""
     kind, _, text = message.partition(": ")
-    if exitcode in (128 + s for s in INTERRUPTS):  # the rank itself was told to stop
+    if exitcode in (128 + s for s in INTERRUPTS):  # the rank itself was asked to stop
         raise SystemExit(exitcode)
     if kind in HANDED_ON:
         raise HANDED_ON[kind](text)

@@ -42,7 +42,7 @@ END_SECONDS = 120  # how long other ranks wait for the requeue to end them; subm
 
 
 class Preemption(Checkpoint):  # after all other callbacks, and given last after the one that keeps best.ckpt
-    """Saves `last.ckpt` on every rank when the run is told to stop, then lets it be requeued or leaves.
+    """Saves `last.ckpt` on every rank when the run is asked to stop, then lets it be requeued or leaves.
 
     - folder: the run's folder; the trainer's root folder must be the same, or a job would resume from another's
       checkpoint.

@@ -43,7 +43,7 @@ def main(folder: str) -> int:
     try:
         with _logging(Path(folder), rank=int(os.environ["RANK"])):
             fit(as_config(handed(RunFolder(folder).read_config())), Path(folder))
-    except SystemExit as stop:  # told to stop, by research_stack.running.preemption
+    except SystemExit as stop:  # asked to stop, by research_stack.running.preemption
         return int(stop.code or 0)
     except (Stopped, Refused) as error:
         get_error_handler().record_exception(error)

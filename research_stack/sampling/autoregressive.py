@@ -59,7 +59,7 @@ class Autoregressive:
             if fits
             else (
                 f"sampler=Autoregressive writes from left to right, and {model.__name__} is no model of the next token;"
-                " sampler=llada, flowlm or another that fills masks fits it"
+                " sampler=llada or another that fills masks fits it"
             )
         )
 
@@ -95,7 +95,7 @@ class Autoregressive:
         require(
             not self.lacks_confidence(read),
             f"sampler.chooser={kind} needs a predicted future loss, which {type(model).__name__} does not give; "
-            "sampler=gpt, gpt_min_p or gpt_entropy fits it, or a run of experiment=lookahead",
+            "sampler=gpt, gpt_min_p or gpt_entropy fits it, or a run whose method predicts one",
         )
         ids = prompt_ids(prompts, count, device)
         check_fit(model, model.vocab, ids, length)

@@ -97,7 +97,7 @@ def _stretch(states: Sequence[Sequence[str]], widths: Sequence[int], budget: int
 
 
 def as_table(film: Mapping[str, Any]) -> Element:
-    """The film as a table: positions are columns, so that a change stands below what it replaced."""
+    """The film as a table: positions are columns, so that a change is below what it replaced."""
     shown = window(film)
     body = []
     for index, (step, row) in enumerate(zip(shown.steps, shown.rows, strict=True)):

@@ -86,7 +86,7 @@ def test_a_task_gets_what_its_parameters_name(table, trained):
 
 def test_a_table_that_cannot_be_read_is_said_in_one_line(table):
     for table_text, said in (
-        ("TASKS = (Task(name='eval', run='a.b', help=''),)", "task=eval stands in two tables: "),
+        ("TASKS = (Task(name='eval', run='a.b', help=''),)", "task=eval is in two tables: "),
         ("X = 1\nTASKS = (Task(name=X, run='a.b', help=''),)", "tasks.py:2: a task is written Task("),
         ("TASKS = (Task(name='x', run='a.b', hlp=''),)", "tasks.py:1: a task is written Task("),
         ("TASKS = ('x',)", "tasks.py:1: a task is written Task("),

@@ -299,7 +299,7 @@ def test_abstaining_always_and_never():
 def test_a_model_without_a_head_is_refused_in_one_line():
     for chooser in (ConfidenceTemperature(), BranchAndRank(), Abstain(2.0, Temperature())):
         name = type(chooser).__name__
-        needed = "a predicted future loss, which MiniGPT does not give; sampler=gpt.*lookahead$"
+        needed = "a predicted future loss, which MiniGPT does not give; sampler=gpt.*predicts one$"
         message = f"^sampler.chooser={name} needs {needed}"
         with pytest.raises(ValueError, match=message):
             Autoregressive(chooser).sample(model(MiniGPT), length=3)

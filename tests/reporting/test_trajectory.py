@@ -175,7 +175,7 @@ def test_phases_that_go_round_in_circles(tmp_path, policy_folder):
     policy_folder(tmp_path / "a", init_from="b")
     policy_folder(tmp_path / "b", init_from="a")
     run = read(tmp_path / "b")
-    assert len(run.earlier) == 1 and any("leads back to itself" in problem for problem in run.problems)
+    assert len(run.earlier) == 1 and any("refers back to itself" in problem for problem in run.problems)
 
 
 def test_runs_that_were_moved_together_find_each_other(two_phases, tmp_path):

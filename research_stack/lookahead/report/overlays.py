@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import math
-import statistics
 from collections.abc import Sequence
 
 from research_stack.lookahead.report.future_loss import CONTROL, HEAD
 from research_stack.lookahead.report.selective import RiskCurve, area, chart_name, coverage_axis, risk_curves
 from research_stack.records.run_folder import RunFolder
+from research_stack.records.seeds import mean_and_range, mean_of_finite
 from research_stack.records.sweep_table import Row, SweepTable
 from research_stack.reporting.charts import Chart, Series, axis_of, line_chart
 from research_stack.reporting.curves import averaged
@@ -59,10 +58,7 @@ def mean_bins(seeds: Sequence[Sequence[DiagramBin]]) -> list[DiagramBin]:
     if len(seeds) == 1:
         return list(seeds[0])
     groups = [([b.predicted for b in group], [b.actual for b in group]) for group in zip(*seeds, strict=True)]
-    return [
-        DiagramBin(statistics.fmean(predicted), statistics.fmean(actual), min(actual), max(actual))
-        for predicted, actual in groups
-    ]
+    return [DiagramBin(mean_and_range(predicted)[0], *mean_and_range(actual)) for predicted, actual in groups]
 
 
 def _risks(table: SweepTable, rows: Sequence[Row]) -> list[Chart]:
@@ -86,7 +82,11 @@ def _risk_chart(loss: str, lines: Sequence[tuple[str, str, list[RiskCurve]]]) ->
     for label, color, curves in lines:
         mean, band = averaged(curve.points for curve in curves)
         whole = RiskCurve(
-            curves[0].score, loss, mean, _mean([c.aurc for c in curves]), _mean([c.excess for c in curves])
+            curves[0].score,
+            loss,
+            mean,
+            mean_of_finite(c.aurc for c in curves),
+            mean_of_finite(c.excess for c in curves),
         )
         drawn.append(Series(mean, color=color, band=band, title=label))
         entries.append((color, f"{label}: {whole.score}{area(whole).replace(':', ',', 1)}", False))
@@ -101,8 +101,3 @@ def _risk_chart(loss: str, lines: Sequence[tuple[str, str, list[RiskCurve]]]) ->
         note="mean nats of the tokens kept",
         legend=entries,
     )
-
-
-def _mean(values: Sequence[float]) -> float:
-    known = [value for value in values if math.isfinite(value)]
-    return statistics.fmean(known) if known else math.nan

@@ -5,7 +5,6 @@ over each other.
 from __future__ import annotations
 
 import math
-import statistics
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import NamedTuple
@@ -13,6 +12,7 @@ from typing import NamedTuple
 from research_stack.posttraining.report.names import PREFIX, label, largest, parts, passes
 from research_stack.posttraining.report.sweep import PolicySetting, cells, columns, head, is_phase, lines, note
 from research_stack.posttraining.report.trajectory import MetricAtStep, Panel, Phase, panels, scaled, trajectory
+from research_stack.records.seeds import mean_and_range
 from research_stack.records.sweep_table import SweepTable
 from research_stack.reporting.charts import COLORS, Axis, Chart, Legend, Series, axis_of, keys, line_chart
 from research_stack.reporting.contract import FewColumns
@@ -104,9 +104,8 @@ def _mean(phases: Sequence[Phase]) -> Phase:
 
 
 def _over_seeds(step: float, of: Sequence[MetricAtStep]) -> MetricAtStep:
-    values = [m.value for m in of]
-    ends = (min(values), max(values)) if len(values) > 1 else (math.nan, math.nan)
-    return MetricAtStep(step, statistics.fmean(values), *ends)
+    mean, low, high = mean_and_range([m.value for m in of])
+    return MetricAtStep(step, mean, *((low, high) if len(of) > 1 else (math.nan, math.nan)))
 
 
 class PhaseCurve(NamedTuple):
