@@ -103,7 +103,10 @@ def _best_of_all(table: SweepTable, metrics: Metrics) -> str:
     runs = f"{sum(row.n for row in table.rows)} runs."
     name = next((name for name in plotted(table, metrics) if metrics.of(name).better is not None), None)
     if name is None:
-        return runs
+        same = next((one for one in table.constant if metrics.of(one).better is not None), None)
+        if same is None:
+            return runs
+        return f"{runs[:-1]}, and {metrics.of(same).label} is {show_mean(table.constant[same])} in all of them."
     metric = metrics.of(name)
     known = [row for row in table.rows if _finite(row.mean(name))]
     ranked = sorted(known, key=lambda row: row.mean(name) or 0.0, reverse=metric.better == "higher")

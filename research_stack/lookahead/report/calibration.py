@@ -80,7 +80,7 @@ METRICS = {
     ),
     "accuracy": Metric("accuracy of the likeliest token", better="higher", form="{:.1%}"),
     "ece": Metric("calibration error (ECE)", better="lower", form=NUMBER),
-    "ece_equal_mass": Metric("calibration error (ECE), equal mass", form=NUMBER),
+    "ece_equal_mass": Metric("calibration error (ECE), equal mass", better="lower", form=NUMBER),
     "brier": Metric("Brier score", better="lower", form=NUMBER),
     "r2_entropy": Metric("R² of an entropy fit", form=NUMBER),
     "r2_probe": Metric("R² of a linear probe", form=NUMBER),
