@@ -25,6 +25,23 @@ def same_draws():
         sys.modules["torch"].manual_seed(0)
 
 
+@pytest.fixture(autouse=True)
+def few_figures(request, monkeypatch):
+    """Figures are half of a run of a few steps: files are written only by tests that are marked `figures`, and charts
+    are drawn into pages only there and by tests of pages.
+    """
+    if request.node.get_closest_marker("figures"):
+        return
+    from research_stack.reporting.charts import Chart
+    from research_stack.reporting.html import Html
+    from research_stack.sampling.film import Picture
+
+    for kind in (Chart, Picture):
+        monkeypatch.setattr(kind, "write", lambda self, folder: [])
+    if request.path.parent.name != "reporting" and "page" not in request.path.name:
+        monkeypatch.setattr(Chart, "svg", Html("<svg></svg>"))
+
+
 def pytest_configure(config):
     """Give each process of pytest-xdist a core of its own.
 

@@ -8,6 +8,7 @@ error here is always a true one, and it comes in milliseconds instead of after `
 from __future__ import annotations
 
 import ast
+import functools
 import math
 import re
 from collections.abc import Iterator, Mapping, Sequence
@@ -217,6 +218,7 @@ def literal_value(node: ast.expr | None) -> Any:
         return Opaque
 
 
+@functools.cache  # of statements that parsing keeps: the hundredth point of a sweep asks of the same ones
 def _condition(statement: ast.stmt) -> tuple[ast.expr | None, ast.expr | None]:
     """(what must hold, message) of a statement, (None, None) if it is no check."""
     if isinstance(statement, ast.Expr) and isinstance(call := statement.value, ast.Call):
@@ -229,7 +231,8 @@ def _condition(statement: ast.stmt) -> tuple[ast.expr | None, ast.expr | None]:
     return None, None
 
 
-def _assigned(statement: ast.stmt) -> set[str]:
+@functools.cache
+def _assigned(statement: ast.stmt) -> frozenset[str]:
     """Names that hold something else after the statement; `self.x` counts as x only in dataclasses."""
     found = set()
     for node in ast.walk(statement):
@@ -239,7 +242,7 @@ def _assigned(statement: ast.stmt) -> set[str]:
             found.add(node.attr if ast.unparse(node.value) == "self" and not isinstance(statement, ast.Assign) else "")
         elif isinstance(node, ast.Call) and ast.unparse(node.func) == "object.__setattr__" and len(node.args) == 3:
             found.add(node.args[1].value if isinstance(node.args[1], ast.Constant) else "")
-    return found
+    return frozenset(found)
 
 
 def _violation(path: str, test: ast.expr, message: ast.expr | None, evaluate: Evaluator, known: Signature) -> Problem:

@@ -265,6 +265,7 @@ def test_every_term_of_the_loss_is_drawn(tmp_path):
 # Files ---------------------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.figures
 def test_the_page_and_its_files(tmp_path):
     folder = runs.make_wire(tmp_path / "run")
     page = write_report(folder).read_text()

@@ -170,6 +170,7 @@ def test_the_headline_counts(table_of):
     assert "the best, features=[deep_prefix], changes F1 by +0." in text
 
 
+@pytest.mark.figures
 def test_a_sweep_is_compared_with_its_baseline(table_of, tmp_path):
     table = table_of(shifts={"[]": 0.0, "[deep_prefix]": 0.2})
     assert sweep_page.verdict(table, Metrics(reports_of_sweep(table))).startswith(
@@ -237,6 +238,7 @@ def sized(tmp_path):
     return make
 
 
+@pytest.mark.figures
 def test_each_size_is_a_point_and_the_first_one_the_main(sized, tmp_path):
     table = sized(CURVE)
     data = sweep_sizes.sizes(table)

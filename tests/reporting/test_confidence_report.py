@@ -30,6 +30,7 @@ def text_of(folder, write=False):
     return text
 
 
+@pytest.mark.figures
 def test_a_run_with_a_head_shows_everything(tmp_path, lookahead_folder):
     folder = lookahead_folder(tmp_path / "run")
     text = text_of(folder, write=True)

@@ -147,6 +147,7 @@ def test_bins_are_averaged_over_seeds():
     assert mean_bins([[], one]) == one
 
 
+@pytest.mark.figures
 def test_the_page_of_a_comparison(compare, tmp_path):
     table = compare()
     text = render(tmp_path / "out", table)

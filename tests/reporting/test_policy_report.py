@@ -121,6 +121,7 @@ def test_hostile_answers_do_nothing(tmp_path, policy_folder):
     assert "<img" not in text and "&lt;img src=x" in text and "x" * 100 not in text
 
 
+@pytest.mark.figures
 def test_a_hostile_name_is_text_in_figures(tmp_path, policy_folder):
     folder = policy_folder(tmp_path / "run")
     (folder / "config.yaml").write_text(
@@ -161,6 +162,7 @@ def test_other_runs_have_none_of_this(tmp_path, run_folder):
     assert passk.answers(run) is None and training.training(run) is None and passk.verdict(run) == ""
 
 
+@pytest.mark.figures
 def test_figures_and_summary(two_phases):
     write_report(two_phases[1])
     assert {"training_reward.png", "passk.pdf", "dynamics_plane.png", "dynamics_pass.png"} <= {
@@ -243,6 +245,7 @@ def reward_folder(tmp_path, run_folder):
     return folder
 
 
+@pytest.mark.figures
 def test_a_reward_model_is_reported(reward_folder):
     text = write_report(reward_folder).read_text()
     run = read(reward_folder)

@@ -72,6 +72,7 @@ def test_intervals_over_few_documents_say_so(tmp_path, run_folder):
         assert (words in summary(folder)) is (words in " ".join(page_of(folder)[1].text)) is told
 
 
+@pytest.mark.figures
 def test_a_finished_run_shows_everything(tmp_path, run_folder):
     text, page = page_of(run_folder(tmp_path / "run"))
     shown = " ".join(page.text)

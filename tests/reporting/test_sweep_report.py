@@ -66,6 +66,7 @@ GRID = {
 }
 
 
+@pytest.mark.figures
 def test_one_numeric_axis(sweep, tmp_path):
     table = sweep(LR)
     text = write_sweep_report(tmp_path, table).read_text()

@@ -86,6 +86,7 @@ def test_the_plane_and_the_panels(two_phases):
     )
 
 
+@pytest.mark.figures
 def test_page_and_figure(two_phases):
     text = write_report(two_phases[1]).read_text()
     assert "Quality and diversity while training" in text and "optimizer step, SFT | GRPO" in text

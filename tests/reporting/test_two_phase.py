@@ -127,6 +127,7 @@ def test_one_seed_has_no_error_and_a_shared_phase_counts_once(sweep):
     ] == "43"
 
 
+@pytest.mark.figures
 def test_markdown_and_page(sweep, tmp_path):
     table = named(sweep())
     text = as_markdown(table, seed_differences(table))

