@@ -8,6 +8,8 @@ import subprocess
 import sys
 from pathlib import Path
 
+import pytest
+
 from research_stack.cli.command import Command
 from research_stack.config.check import check
 from research_stack.config.composer import Composer
@@ -25,6 +27,7 @@ def blocks(text, heading):
     return {path: f"# {path}\n{content}" for path, content in found}
 
 
+@pytest.mark.slow
 def test_the_recipe_for_a_corruption_leaves_the_tests_green_and_trains(tmp_path):
     files = blocks((ROOT / "CONTRIBUTING.md").read_text(), RECIPE)
     assert sorted(files) == ["conf/corruption/growing.yaml", "research_stack/corruption/growing.py"]

@@ -85,20 +85,18 @@ def test_every_folder_that_is_printed_can_be_pasted_back(trained, fake_run, comm
                 (copy / path.relative_to(places[0])).parent.mkdir(exist_ok=True)
                 (copy / path.relative_to(places[0])).write_bytes(path.read_bytes())
         places.append(copy)
-    for place in places:
+    for index, place in enumerate(places):
         asked = f"./{place}" if str(place) == "null" else place  # null alone means none
         fake_run.calls.clear()
         code, _, err = command("task=eval", f"run={asked}")
         assert code == 0 and fake_run.calls[0][1] == place, err
-        code, _, err = command("task=eval", f"run={asked}", "model.dim=3")
-        assert code == 2 and "cannot be set" in err, err
-        assert (
-            command("-m", "task=eval", f"run={asked}", "seed=1,2")[0] == 0
-            and [f for _, f in fake_run.calls[1:]] == [place] * 2
-        )
-        assert Composer(paths_conf()).compose(Command.parse([f"init_from={asked}"]).overrides).cfg.init_from == str(
-            asked
-        )
+        composed = Composer(paths_conf()).compose(Command.parse([f"init_from={asked}"]).overrides)
+        assert composed.cfg.init_from == str(asked)
+        if index % 4 == 0:
+            code, _, err = command("task=eval", f"run={asked}", "model.dim=3")
+            assert code == 2 and "cannot be set" in err, err
+            assert command("-m", "task=eval", f"run={asked}", "seed=1,2")[0] == 0
+            assert [folder for _, folder in fake_run.calls[1:]] == [place] * 2
     several = [places[0], places[1], trained.parent / "no, such"]
     assert [str(f) for f in folders_of("-m", "task=eval", f"run={','.join(map(str, several[:2]))}")] == [
         str(p) for p in several[:2]
