@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass, field
-from typing import Protocol
+from typing import Any, Protocol, TypeVar
 
 import torch
 import torch.nn.functional as F
@@ -12,6 +13,13 @@ from torch import Tensor
 # Up to so many keys plain products win on a CPU in bf16: at 128 to 256 keys a causal training step through torch's
 # blocked kernel takes 2.5 to 4 times as long; at 512 the scores begin to leave the cache.
 SHORT = 512
+
+Decorated = TypeVar("Decorated", bound=Callable[..., Any])
+
+
+def never_compiled(function: Decorated) -> Decorated:
+    """`torch.compiler.disable`, which hides the signature from type checkers."""
+    return torch.compiler.disable(function)  # pyright: ignore[reportReturnType]
 
 
 class AttentionFunction(Protocol):
@@ -69,7 +77,7 @@ class StandardAttention:
             return self._behind_cache(q_BHLE, k_BKLE, v_BKLE, block)
         return attend(q_BHLE, k_BKLE, v_BKLE, self.mask, self.causal and self.mask is None, self.dropout)
 
-    @torch.compiler.disable  # else each block would be compiled for itself: the cache asks for its number
+    @never_compiled  # else each block would be compiled for itself: the cache asks for its number
     def _behind_cache(self, q_BHLE: Tensor, k_BKLE: Tensor, v_BKLE: Tensor, block: int) -> Tensor:
         assert self.cache is not None
         k_BKSE, v_BKSE = self.cache.extend(block, k_BKLE, v_BKLE)

@@ -35,7 +35,7 @@ class _LinearLoss(Function):
         learning: bool,
     ) -> Tensor:
         accurate = torch.promote_types(hidden_nD.dtype, torch.float32)
-        needed = ctx.needs_input_grad[:2]  # type: ignore[attr-defined]
+        needed = ctx.needs_input_grad[:2]
         of_hidden, of_unembedding = (learning and need for need in needed)
         hidden_grad_nD = torch.empty_like(hidden_nD) if of_hidden else None
         unembedding_grad_VD = torch.zeros_like(unembedding_VD, dtype=accurate) if of_unembedding else None

@@ -19,12 +19,13 @@ from dataclasses import dataclass
 from typing import Any, Literal
 
 import torch
-from peft import LoraConfig, PeftModel, get_peft_model
+from peft import LoraConfig, LoraModel, PeftModel, get_peft_model
 from torch import Tensor, nn
 from transformers import DynamicCache, PreTrainedModel
+from transformers.cache_utils import DynamicLayer
 from transformers.pytorch_utils import Conv1D
 
-from research_stack.backbones.pretrained_loading import cache_name, load, logit_scale, longest, make_room
+from research_stack.backbones.pretrained_loading import cache_name, load, logit_scale, longest, make_room, weight_of
 from research_stack.backbones.pretrained_trial import try_out
 from research_stack.data.vocabulary import Vocabulary
 from research_stack.require import require
@@ -77,6 +78,7 @@ class PretrainedCache:
         chosen = PretrainedCache()
         chosen.held.layers = [copy.copy(layer) for layer in self.held.layers]
         for layer in chosen.held.layers:
+            assert isinstance(layer, DynamicLayer) and layer.keys is not None and layer.values is not None
             layer.keys, layer.values = layer.keys[rows_R], layer.values[rows_R]
         return chosen
 
@@ -104,6 +106,7 @@ class PretrainedCausal(nn.Module):
     """
 
     causal = True
+    _prefix: str  # of the names of a state that is being loaded
 
     def __init__(
         self,
@@ -135,7 +138,7 @@ class PretrainedCausal(nn.Module):
         self.mapped = device_map is not None
         self.path, self.max_length, self.vocab_rows = path, longest(own, path, max_length), vocab_size
         self.checkpoint_blocks, self.quantized = checkpoint_blocks, quantization is not None
-        self.saved_rows = len(own.get_input_embeddings().weight)  # of the model at `path`
+        self.saved_rows = len(weight_of(own.get_input_embeddings()))  # of the model at `path`
         make_room(own, vocab_size)
         self.model: PreTrainedModel | PeftModel = own
         self.scale, self._cache_name = logit_scale(own), cache_name(own)
@@ -172,7 +175,7 @@ class PretrainedCausal(nn.Module):
             own,
             LoraConfig(
                 r=lora.rank,
-                lora_alpha=lora.alpha,
+                lora_alpha=lora.alpha,  # pyright: ignore[reportArgumentType]  only divided by the rank
                 lora_dropout=lora.dropout,
                 target_modules=targets,
                 use_rslora=lora.rslora,
@@ -191,7 +194,9 @@ class PretrainedCausal(nn.Module):
     @property
     def own(self) -> PreTrainedModel:
         """The Hugging Face model; adapters, if any, sit in its linear maps."""
-        return self.model.get_base_model() if isinstance(self.model, PeftModel) else self.model
+        own = self.model.get_base_model() if isinstance(self.model, PeftModel) else self.model
+        assert isinstance(own, PreTrainedModel)
+        return own
 
     @property
     def blocks(self) -> nn.ModuleList:
@@ -204,7 +209,7 @@ class PretrainedCausal(nn.Module):
     @property
     def unembedding(self) -> Tensor:
         """(V, D)."""
-        weight = self.own.get_output_embeddings().weight
+        weight = weight_of(self.own.get_output_embeddings())
         return weight if len(weight) == self.vocab_rows else weight[: self.vocab_rows]
 
     def head(self, hidden_xD: Tensor) -> Tensor:
@@ -269,7 +274,7 @@ class PretrainedCausal(nn.Module):
         mask = attention_mask_BLS.unsqueeze(1)
         if self.own.config._attn_implementation != "eager":
             return mask
-        dtype = self.own.get_input_embeddings().weight.dtype
+        dtype = weight_of(self.own.get_input_embeddings()).dtype
         return torch.zeros(mask.shape, dtype=dtype, device=mask.device).masked_fill(~mask, torch.finfo(dtype).min)
 
     def _apply(self, fn: Callable[..., Any], recurse: bool = True) -> PretrainedCausal:
@@ -288,12 +293,14 @@ class PretrainedCausal(nn.Module):
             return
         self._apart = True
         # PEFT's own context looks at every module first, which takes three times as long
-        self.model.base_model.disable_adapter_layers()
+        adapted = self.model.base_model
+        assert isinstance(adapted, LoraModel)
+        adapted.disable_adapter_layers()
         try:
             yield
         finally:
             self._apart = False
-            self.model.base_model.enable_adapter_layers()
+            adapted.enable_adapter_layers()
 
     def to_transformers(self, vocab: Vocabulary) -> PreTrainedModel | PeftModel:
         """What `save_pretrained` of transformers or PEFT writes.
@@ -314,9 +321,9 @@ class PretrainedCausal(nn.Module):
 
     def parameters_count(self, embeddings: bool = False) -> int:
         """Parameters, by default without embedding and unembedding; a quantised one counts as its packed numbers."""
-        tables = {
-            id(p): p.numel() for p in (self.own.get_input_embeddings().weight, self.own.get_output_embeddings().weight)
-        }
+        own = self.own
+        weights = (weight_of(own.get_input_embeddings()), weight_of(own.get_output_embeddings()))
+        tables = {id(p): p.numel() for p in weights}
         return sum(p.numel() for p in self.parameters()) - (0 if embeddings else sum(tables.values()))
 
     def flops_per_token(self, length: int, logits: bool = True) -> float:

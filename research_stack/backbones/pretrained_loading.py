@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from torch import Tensor, nn
 from transformers import AutoConfig, AutoModelForCausalLM, BitsAndBytesConfig, PreTrainedModel
 from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING
 from transformers.utils import logging as hub_logging
@@ -56,7 +57,7 @@ def load(
         )
     try:
         with without_progress_bars():
-            own, found = AutoModelForCausalLM.from_pretrained(
+            own, found = AutoModelForCausalLM.from_pretrained(  # pyright: ignore[reportGeneralTypeIssues]
                 place,
                 config=config,
                 revision=revision or "main",
@@ -64,7 +65,7 @@ def load(
                 attn_implementation=attention,
                 trust_remote_code=False,
                 use_safetensors=True,
-                output_loading_info=True,
+                output_loading_info=True,  # then it gives a pair, which its annotation leaves out
                 **options,
             )
     except Exception as error:
@@ -122,8 +123,12 @@ def _quantized(quantization: str) -> dict[str, Any]:
     if importlib.util.find_spec("bitsandbytes") is None:
         raise ValueError(f"quantization={quantization} needs the package bitsandbytes, which is not installed")
     require(torch.cuda.is_available(), f"quantization={quantization} needs a CUDA device, and there is none")
-    four = {"bnb_4bit_quant_type": "nf4", "bnb_4bit_use_double_quant": True, "bnb_4bit_compute_dtype": torch.bfloat16}
-    kind = {"load_in_4bit": True, **four} if quantization == "4bit" else {"load_in_8bit": True}
+    four: dict[str, Any] = {
+        "bnb_4bit_quant_type": "nf4",
+        "bnb_4bit_use_double_quant": True,
+        "bnb_4bit_compute_dtype": torch.bfloat16,
+    }
+    kind: dict[str, Any] = {"load_in_4bit": True, **four} if quantization == "4bit" else {"load_in_8bit": True}
     return {
         "quantization_config": BitsAndBytesConfig(**kind),
         "device_map": {"": int(os.environ.get("LOCAL_RANK", "0"))},
@@ -155,18 +160,27 @@ def longest(own: PreTrainedModel, path: str, max_length: int | None) -> int:
     return max_length
 
 
+def weight_of(table: nn.Module | None) -> Tensor:
+    """The weight, (rows, D), of a model's embedding or unembedding."""
+    assert table is not None
+    weight = table.weight
+    assert isinstance(weight, Tensor)
+    return weight
+
+
 def make_room(own: PreTrainedModel, vocab_size: int) -> None:
     """Rows for all ids, the new ones the mean of the old; tables are never cut."""
     table = own.get_input_embeddings()
-    table.padding_idx = None  # a pad token that is the end token too must learn
-    old = table.weight.shape[0]
+    if isinstance(table, nn.Embedding):
+        table.padding_idx = None  # a pad token that is the end token too must learn
+    old = weight_of(table).shape[0]
     if vocab_size <= old:
         return
     own.resize_token_embeddings(vocab_size, mean_resizing=False)
     for grown in {
         id(m): m for m in (own.get_input_embeddings(), own.get_output_embeddings()) if m is not None
     }.values():
-        weight = grown.weight.data
+        weight = weight_of(grown).data
         weight[old:] = weight[:old].float().mean(0).to(weight.dtype)
 
 

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedModel
 
+from research_stack.backbones.pretrained_loading import weight_of
 from research_stack.streams import generator
 
 if TYPE_CHECKING:
@@ -27,7 +28,7 @@ def try_out(model: PretrainedCausal, own: PreTrainedModel) -> None:
     limit = EXACT if model.unembedding.dtype == torch.float32 and not model.quantized else ROUNDED
     lead = f"path={model.path}: {type(own).__name__}"
     length = min(TOKENS, model.max_length)
-    cut, table = length // 2, own.get_input_embeddings().weight
+    cut, table = length // 2, weight_of(own.get_input_embeddings())
     tokens_1L = torch.randint(min(model.vocab_rows, len(table)), (1, length), generator=generator(0, "trial")).to(
         table.device
     )

@@ -42,9 +42,10 @@ class Regressor(nn.Module):
         require(0 <= dropout < 1, f"dropout={dropout} must lie in [0, 1)")
         self.inputs, self.hidden, self.dropout = _given(inputs), list(hidden), dropout
         widths = [self.inputs, *hidden, 1]
-        self.layers = nn.ModuleList(nn.Linear(a, b) for a, b in zip(widths, widths[1:], strict=False))
+        layers = [nn.Linear(a, b) for a, b in zip(widths, widths[1:], strict=False)]
+        self.layers = nn.ModuleList(layers)
         stream = generator(seed, "init")
-        for index, layer in enumerate(self.layers):
+        for index, layer in enumerate(layers):
             gain = 0.1 if index == len(hidden) else math.sqrt(2)
             nn.init.normal_(layer.weight, std=gain / math.sqrt(layer.in_features), generator=stream)
             nn.init.zeros_(layer.bias)
@@ -69,9 +70,11 @@ class Regressor(nn.Module):
         - uniform_BH: of a row, a number in [0, 1) for each hidden unit of all layers: those below `dropout` are left
           out and the rest made larger for it. They belong to the row, whatever stands beside it. None: all stay.
         """
+        first = self.layers[0]
+        assert isinstance(first, nn.Linear)
         parts = [None] * len(self.hidden) if uniform_BH is None else uniform_BH.split(self.hidden, dim=1)
         with torch.autocast(features_BF.device.type, enabled=False):
-            x = F.layer_norm(features_BF.to(self.layers[0].weight.dtype), (self.inputs,))
+            x = F.layer_norm(features_BF.to(first.weight.dtype), (self.inputs,))
             for layer, uniform_BU in zip(self.layers[:-1], parts, strict=True):
                 x = F.gelu(layer(x))
                 x = x if uniform_BU is None else x * (uniform_BU >= self.dropout) / (1 - self.dropout)
@@ -79,7 +82,7 @@ class Regressor(nn.Module):
 
     def flops_per_token(self, length: int = 1) -> float:
         """Of one forward pass of one row: 2 per weight of a matrix."""
-        return 2.0 * sum(layer.weight.numel() for layer in self.layers)
+        return 2.0 * sum(layer.weight.numel() for layer in self.layers if isinstance(layer, nn.Linear))
 
 
 def _given(inputs: int | None) -> int:

@@ -197,6 +197,7 @@ class SentenceEncoder:
 
         self.check()
         if self.path is None:
+            assert self.folder is not None  # that of the package
             _verify(self.folder / "model.safetensors")
         try:
             with _quiet():
@@ -231,7 +232,7 @@ class SentenceEncoder:
         return {"revision": self.revision or "main"} if self.folder is None else {"local_files_only": True}
 
 
-def _json(file: Path) -> dict[str, Any]:
+def _json(file: Path) -> Any:
     try:
         return json.loads(file.read_text(encoding="utf-8"))
     except ValueError as error:
@@ -240,7 +241,7 @@ def _json(file: Path) -> dict[str, Any]:
 
 def _check_pooling(folder: Path) -> None:
     """Refuse an encoder of sentence-transformers that is not made for the mean of its tokens."""
-    modules = _json(folder / "modules.json") if (folder / "modules.json").exists() else []
+    modules: list[dict[str, Any]] = _json(folder / "modules.json") if (folder / "modules.json").exists() else []
     for module in modules:
         kind = str(module.get("type", "")).split(".")[-1]
         require(

@@ -46,14 +46,14 @@ class _TokenLogps(Function):
             (torch.cat(column) for column in zip(*found, strict=True)) if found else (empty_n, empty_n.clone())
         )
         ctx.save_for_backward(hidden_nD, unembedding_VD, token_n, bias_V, entropy_n, kept)
-        ctx.temperature, ctx.parts = temperature, parts  # type: ignore[attr-defined]
+        ctx.temperature, ctx.parts = temperature, parts
         return logp_n, entropy_n
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, grad_logp_n: Tensor, grad_entropy_n: Tensor) -> tuple[Tensor | None, ...]:
         hidden_nD, unembedding_VD, token_n, bias_V, entropy_n, kept = ctx.saved_tensors
-        of_hidden, of_unembedding = ctx.needs_input_grad[:2]  # type: ignore[attr-defined]
+        of_hidden, of_unembedding = ctx.needs_input_grad[:2]
         hidden_grad_nD = torch.empty_like(hidden_nD) if of_hidden else None
         accurate = torch.promote_types(unembedding_VD.dtype, torch.float32)
         unembedding_grad_VD = torch.zeros_like(unembedding_VD, dtype=accurate) if of_unembedding else None

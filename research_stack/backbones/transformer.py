@@ -377,14 +377,15 @@ class Transformer(nn.Module):
 
     def _mask(self, attention_mask_BL: Tensor | None, length: int, start: int) -> Tensor | None:
         """None where attention needs no mask, which is the fast path."""
-        padded = attention_mask_BL is not None and not bool(attention_mask_BL.all())
+        if attention_mask_BL is not None and bool(attention_mask_BL.all()):
+            attention_mask_BL = None
         if not self.causal:
-            return attention_mask_BL[:, None, None, :] if padded else None
-        if not padded and (start == 0 or length == 1):
+            return None if attention_mask_BL is None else attention_mask_BL[:, None, None, :]
+        if attention_mask_BL is None and (start == 0 or length == 1):
             return None
         keys = start + length
         seen = torch.ones(length, keys, dtype=torch.bool, device=self.unembedding.device).tril(start)
-        return seen if not padded else seen & attention_mask_BL[:, None, None, :]
+        return seen if attention_mask_BL is None else seen & attention_mask_BL[:, None, None, :]
 
     def _rope_at(self, position_ids: Positions, device: torch.device, dtype: torch.dtype) -> Rope:
         """cos and sin at the positions, from tables (max_length, 1, E/2) computed in float64 once per device."""

@@ -17,25 +17,17 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any, Literal, TypeVar
+from typing import Any, Literal
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from research_stack.backbones.attention import SHORT, AttentionFunction, causal_bias, repeat_kv
+from research_stack.backbones.attention import SHORT, AttentionFunction, causal_bias, never_compiled, repeat_kv
 
 Kernel = Literal["auto", "lse", "sink", "math", "flex"]
 KERNEL_NAMES = ("auto", "lse", "sink", "math", "flex")
 Pairs = dict[int, tuple[Tensor, Tensor]]  # keys and values (B, K, L, E) of each block
-
-
-Decorated = TypeVar("Decorated", bound=Callable[..., Any])
-
-
-def never_compiled(function: Decorated) -> Decorated:
-    """`torch.compiler.disable`, which hides the signature from type checkers."""
-    return torch.compiler.disable(function)  # type: ignore[return-value]
 
 
 class RecordingAttention:
