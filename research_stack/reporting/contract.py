@@ -129,6 +129,7 @@ class Report:
     - numbers: {label: text} on top of the page.
     - terminal: tables for the terminal; a text between them is a remark on the table above it.
     - measured_by: the option of `eval` that measures a finished run of the class ("likelihood").
+    - samples: whether a run of the class can be sampled from (task=sample).
     - sweep: what a sweep of such runs shows.
     """
 
@@ -141,6 +142,7 @@ class Report:
     numbers: Callable[[RunFiles], Mapping[str, str]] | None = None
     terminal: Callable[[RunFiles], Sequence[Lines | str]] | None = None
     measured_by: str = ""
+    samples: bool = True
     sweep: SweepReport = field(default_factory=SweepReport)
 
 

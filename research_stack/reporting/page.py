@@ -60,7 +60,7 @@ def contents(run: RunFiles) -> Node:
         *(section(run) for report in reports for section in report.results),
         next((part for part in own_training if part is not None), None) or training(run),
         *(section(run) for report in reports for section in report.details),
-        provenance(run, measured_by(run, reports)),
+        provenance(run, measured_by(run, reports), samples=all(report.samples for report in reports)),
     ]
     footer = el("footer", "Made from the files of the run folder; loads nothing from anywhere.")
     return [header(run, reports), [part for part in sections if part is not None], footer]

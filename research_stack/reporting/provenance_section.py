@@ -11,8 +11,12 @@ from research_stack.reporting.html import Element, Node, el
 from research_stack.reporting.run_files import RunFiles
 
 
-def provenance(run: RunFiles, measured_by: str = "") -> Node:
-    """The section; `measured_by` is the option of `eval` that measures such a run, where nothing has measured it."""
+def provenance(run: RunFiles, measured_by: str = "", samples: bool = True) -> Node:
+    """The section.
+
+    - measured_by: the option of `eval` that measures such a run, where nothing has measured it; samples: whether it can
+      be sampled from.
+    """
     run_json, git, machine = run.run, run.run.get("git") or {}, run.run.get("machine") or {}
     data, versions = run_json.get("data") or {}, run_json.get("versions") or {}
     rows: dict[str, Any] = {
@@ -31,7 +35,7 @@ def provenance(run: RunFiles, measured_by: str = "") -> Node:
     return [
         el("h2", "How it was made"),
         facts(rows),
-        _again(run, measured_by),
+        _again(run, measured_by, samples),
         folded("Data", facts(data_rows)) if data else None,
         folded("Versions", facts(versions)) if versions else None,
         folded("All metrics", facts({key: f"{v:.6g}" for key, v in run.metrics.items()})) if run.metrics else None,
@@ -57,7 +61,7 @@ def _machine(machine: Mapping[str, Any]) -> str | None:
     )
 
 
-def _again(run: RunFiles, measured_by: str) -> list[Element]:
+def _again(run: RunFiles, measured_by: str, samples: bool) -> list[Element]:
     """The commands that repeat, resume, measure and sample."""
     folder, command = shlex.quote(str(run.folder)), run.run.get("command") or "research-stack"
     sha = (run.run.get("git") or {}).get("sha")
@@ -66,6 +70,6 @@ def _again(run: RunFiles, measured_by: str) -> list[Element]:
     lines += [
         ("run it again from the start", again),
         ("measure it anew", f"research-stack task=eval run={folder}{f' eval={measured_by}' if measured_by else ''}"),
-        ("sample from it", f"research-stack task=sample run={folder}"),
     ]
+    lines += [("sample from it", f"research-stack task=sample run={folder}")] if samples else []
     return [el("h3", "Again"), el("pre", "\n".join(f"# {what}\n{text}" for what, text in lines))]

@@ -14,10 +14,12 @@ from research_stack.reporting.html import Node, el
 from research_stack.reporting.run_files import RunFiles
 
 
-def loss_report(unit: Callable[[RunFiles], str], words: Callable[[RunFiles], str], measured_by: str) -> Report:
+def loss_report(
+    unit: Callable[[RunFiles], str], words: Callable[[RunFiles], str], measured_by: str, samples: bool = True
+) -> Report:
     """The report of a method whose training is one loss: its curves, its last value, and what measures the result.
 
-    - unit, words: of a run, as for `training`. measured_by: as in `Report`.
+    - unit, words: of a run, as for `training`. measured_by, samples: as in `Report`.
     """
     return Report(
         metrics={
@@ -27,6 +29,7 @@ def loss_report(unit: Callable[[RunFiles], str], words: Callable[[RunFiles], str
         training=lambda run: training(run, unit(run), words(run)),
         progress=lambda run: last_loss(run, unit(run)),
         measured_by=measured_by,
+        samples=samples,
     )
 
 

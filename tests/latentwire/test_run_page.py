@@ -279,6 +279,7 @@ def test_the_page_and_its_files(tmp_path):
     titles = ["Answers from latents", "The message, byte by byte", "Time to the first token", "Examples", "Training"]
     places = [page.index(f">{title}<") for title in titles]
     assert places == sorted(places)
+    assert "task=eval run=" in page and "task=sample" not in page  # it has nothing to sample
 
 
 def test_torn_and_hostile_files_do_no_harm(tmp_path):
