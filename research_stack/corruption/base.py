@@ -3,7 +3,7 @@
 To add one, subclass `Corruption`, implement `rates` (the fractions masked, substituted and chosen-but-kept at a level)
 and write a YAML with its `_target_`. Everything else is shared: levels, protection, position-dependent rates,
 exact counts, substitutes that are never special and never the token they replace, and draws that are a pure
-function of the stream and the row's place in the batch.
+function of the stream and the row's index in the batch.
 """
 
 from __future__ import annotations
@@ -203,7 +203,7 @@ def whole(value: Tensor, rounding: Tensor) -> Tensor:
 
 
 def ranks(key_BL: Tensor) -> Tensor:
-    """The place of each element in its row's ascending order, 0-based."""
+    """The rank of each element in its row's ascending order, 0-based."""
     order_BL = key_BL.argsort(dim=1, stable=True)
     place_BL = torch.arange(key_BL.shape[1], device=key_BL.device).expand_as(order_BL)
     return torch.empty_like(order_BL).scatter_(1, order_BL, place_BL)

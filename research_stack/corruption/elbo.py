@@ -66,7 +66,7 @@ def bound_terms(
     if not process.has_uniform:
         return keep_n * torch.nn.functional.cross_entropy(logits_nV, x_n, reduction="none")
     each_n = (parts.uniform / process.n_real).to(dtype)
-    k_n = process.odds(t_n, rest_n).to(dtype)
+    k_n = process.keep_ratio(t_n, rest_n).to(dtype)
     lse_n, spread_n = _SoftmaxSums.apply(logits_nV, k_n)
     at_x_n = torch.log1p(k_n * log_softmax_at(logits_nV, x_n, lse_n).exp())
     is_mask_n, is_same_n = z_n == mask, z_n == x_n

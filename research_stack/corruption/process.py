@@ -73,7 +73,7 @@ class Process(ABC):
         """w_t(z, x): the rate of jumping into z over q_t(z|x); infinite at t = 0 and 1."""
 
     @abstractmethod
-    def odds(self, t: Tensor, rest: Tensor | None = None) -> Tensor:
+    def keep_ratio(self, t: Tensor, rest: Tensor | None = None) -> Tensor:
         """k = keep / (uniform / N): how much likelier an unchanged token is than any one substitute, minus 1."""
 
     @abstractmethod
@@ -139,7 +139,7 @@ class Absorbing(Process):
         rest = 1 - t if rest is None else rest
         return Weights(1 / (t * rest), torch.zeros_like(t), torch.zeros_like(t))
 
-    def odds(self, t: Tensor, rest: Tensor | None = None) -> Tensor:
+    def keep_ratio(self, t: Tensor, rest: Tensor | None = None) -> Tensor:
         return torch.full_like(t, torch.inf)
 
     def time_of(self, mask: Tensor, replaced: Tensor) -> Tensor:
@@ -166,7 +166,7 @@ class Uniform(Process):
         n = self.n_real
         return Weights(torch.zeros_like(t), 1 / (t * rest), 1 / (n * rest * (rest + t / n)))
 
-    def odds(self, t: Tensor, rest: Tensor | None = None) -> Tensor:
+    def keep_ratio(self, t: Tensor, rest: Tensor | None = None) -> Tensor:
         return self.n_real * (1 - t if rest is None else rest) / t
 
     def time_of(self, mask: Tensor, replaced: Tensor) -> Tensor:
@@ -209,7 +209,7 @@ class Hybrid(Process):
         same = c / (2 * t * self.n_real) / (rest * (rest + c / self.n_real))
         return Weights(1 / (t * rest), 1 / (2 * t * rest), same)
 
-    def odds(self, t: Tensor, rest: Tensor | None = None) -> Tensor:
+    def keep_ratio(self, t: Tensor, rest: Tensor | None = None) -> Tensor:
         rest = 1 - t if rest is None else rest
         return self.n_real * (rest / t).sqrt() / self.scale if self.p_u else torch.full_like(t, torch.inf)
 
@@ -246,7 +246,7 @@ def to_posterior(
     gains ln(1 + k), at a mask nothing changes. Under the absorbing process a visible token is certain.
     Shapes: logits (n, V), token ids z (n,), t (n,), rest = 1 - t where that cancels. Returns new logits, unnormalised.
     """
-    return _shifted(logits_nV, z_n, torch.log1p(process.odds(t_n, rest_n)), vocab)
+    return _shifted(logits_nV, z_n, torch.log1p(process.keep_ratio(t_n, rest_n)), vocab)
 
 
 def to_leave_one_out(
@@ -259,7 +259,7 @@ def to_leave_one_out(
     """
     if not process.has_uniform:
         return logits_nV
-    return _shifted(logits_nV, z_n, -torch.log1p(process.odds(t_n, rest_n)), vocab)
+    return _shifted(logits_nV, z_n, -torch.log1p(process.keep_ratio(t_n, rest_n)), vocab)
 
 
 def _shifted(logits_nV: Tensor, z_n: Tensor, shift_n: Tensor, vocab: Vocabulary) -> Tensor:

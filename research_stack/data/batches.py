@@ -109,8 +109,8 @@ class TrainBatches(StepBatches):
     def indices(self, step: int) -> np.ndarray:
         """(B/world,) the rows of this rank at a step."""
         positions = np.arange(step * self.batch_size, (step + 1) * self.batch_size)[self.share]
-        epochs, places = np.divmod(positions, len(self.rows))
-        return np.concatenate([self.order(int(e))[places[epochs == e]] for e in np.unique(epochs)])
+        epochs, indices = np.divmod(positions, len(self.rows))
+        return np.concatenate([self.order(int(e))[indices[epochs == e]] for e in np.unique(epochs)])
 
     def batch(self, step: int) -> Batch:
         """This rank's B/world rows of a step."""

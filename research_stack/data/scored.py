@@ -165,12 +165,12 @@ class ScoredPairs(StepData):
     def build(self, folder: Path) -> dict[str, Any]:
         source = ByPrompt(self.source)
         sides = split(source, self.validation_fraction)
-        places: dict[str, int] = {}
+        indices: dict[str, int] = {}
         groups: dict[str, int] = {}
         meta: dict[str, Any] = {"duplicates": int((sides == DUPLICATE).sum())}
         documents = enumerate(zip(sides, source.documents(), strict=True))
         pairs = [
-            (int(side), *_pair(document, places, groups), number)
+            (int(side), *_pair(document, indices, groups), number)
             for number, (side, document) in documents
             if side != DUPLICATE
         ]
@@ -190,8 +190,8 @@ class ScoredPairs(StepData):
             )
         if isinstance(self.source, Selective):
             meta["odd"] = self.source.odd.summary()
-        log.info("embedding %d texts", len(places))
-        np.save(folder / "texts.npy", self._embedded(list(places)))
+        log.info("embedding %d texts", len(indices))
+        np.save(folder / "texts.npy", self._embedded(list(indices)))
         return meta
 
     def _embedded(self, texts: list[str]) -> np.ndarray:
@@ -298,8 +298,8 @@ class ByPrompt:
             yield document if document.group else replace(document, group=document.prompt or "")
 
 
-def _pair(document: Document, places: dict[str, int], groups: dict[str, int]) -> tuple[int, int, float, int, int]:
-    """(place of the prompt, place of the reply, target, group, characters of the reply). Raises ValueError in one line
+def _pair(document: Document, indices: dict[str, int], groups: dict[str, int]) -> tuple[int, int, float, int, int]:
+    """(index of the prompt, index of the reply, target, group, characters of the reply). Raises ValueError in one line
     without an engagement.
     """
     value = document.value
@@ -311,5 +311,5 @@ def _pair(document: Document, places: dict[str, int], groups: dict[str, int]) ->
     if not (math.isfinite(value) and value >= 0):
         raise ValueError(f"source: {where} has the engagement {value}, it must be a finite number of at least 0")
     assert document.prompt is not None  # `ByPrompt` has checked it
-    prompt, reply = (places.setdefault(text, len(places)) for text in (document.prompt, document.text))
+    prompt, reply = (indices.setdefault(text, len(indices)) for text in (document.prompt, document.text))
     return prompt, reply, math.log1p(value), groups.setdefault(document.group, len(groups)), len(document.text)

@@ -108,10 +108,10 @@ class Pretrained:
 
     def check(self) -> None:
         """Raise OSError when a path that can only be local is not there or holds no tokenizer."""
-        place = expanded(self.path)
-        if not place.exists() and (place.is_absolute() or self.path.startswith((".", "~")) or self.path.count("/") > 1):
-            raise FileNotFoundError(f"tokenizer.path={self.path} does not exist{nearest(place)}")
-        if place.is_dir() and not any(place.glob("*token*")) and not any(place.glob("*.model")):
+        path = expanded(self.path)
+        if not path.exists() and (path.is_absolute() or self.path.startswith((".", "~")) or self.path.count("/") > 1):
+            raise FileNotFoundError(f"tokenizer.path={self.path} does not exist{nearest(path)}")
+        if path.is_dir() and not any(path.glob("*token*")) and not any(path.glob("*.model")):
             raise FileNotFoundError(
                 f"tokenizer.path={self.path} holds no tokenizer (no tokenizer.json, tokenizer_config.json or *.model)"
             )
@@ -139,13 +139,11 @@ class Pretrained:
 
     def fingerprint(self) -> str:
         """Name and revision; of a local folder the SHA-256 of its tokenizer files."""
-        place = expanded(self.path)
+        path = expanded(self.path)
         digest = hashlib.sha256()
-        for file in sorted(
-            {*place.glob("*token*"), *place.glob("*.model"), *place.glob("vocab*"), *place.glob("merges*")}
-        ):
+        for file in sorted({*path.glob("*token*"), *path.glob("*.model"), *path.glob("vocab*"), *path.glob("merges*")}):
             digest.update(file.name.encode() + b"\0" + file.read_bytes())
         return (
-            f"pretrained-{self.path if not place.exists() else ''}-{self.revision}"
+            f"pretrained-{self.path if not path.exists() else ''}-{self.revision}"
             f"-{digest.hexdigest()[:24]}{'-bos' * self.add_bos}"
         )

@@ -25,7 +25,7 @@ from research_stack.latentwire.path_names import LATENT, LONG, TEXT
 from research_stack.latentwire.reader import FrozenReader
 from research_stack.latentwire.receiver import Prefilled, filled_layers, forward_cached, prefill_latents, prefill_text
 from research_stack.latentwire.text_baselines import head
-from research_stack.metrics.crossover import always_below_from, at_place
+from research_stack.metrics.crossover import always_below_from, value_at
 from research_stack.require import require
 
 log = logging.getLogger(__name__)
@@ -157,15 +157,15 @@ def _compared(latent: Sequence[Mapping[str, Any]], text: Sequence[Mapping[str, A
     num_latents = float(latent[0]["num_latents"])
     beside = max(0.0, min(column(latent, "prefill_tokens")) - num_latents)
     tokens_n = [count - beside for count in column(text, "prefill_tokens")]
-    place = at_place(LONG * num_latents, tokens_n, text_length_n)
+    long_bytes = value_at(LONG * num_latents, tokens_n, text_length_n)
     return {
         "faster_from_bytes": always_below_from(column(both, "context_bytes"), *pairs),
         "faster_somewhere": int(any(own < other for own, other in zip(*pairs, strict=True))),
         "shortest_bytes": text_length_n[0],
         "longest_bytes": text_length_n[-1],
-        "long_context_bytes": place,
-        "latent_ms": at_place(place, length_n, latent_n),
-        "text_ms": at_place(place, text_length_n, text_n),
+        "long_context_bytes": long_bytes,
+        "latent_ms": value_at(long_bytes, length_n, latent_n),
+        "text_ms": value_at(long_bytes, text_length_n, text_n),
     }
 
 

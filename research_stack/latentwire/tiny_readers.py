@@ -43,7 +43,7 @@ log = logging.getLogger(__name__)
 LAYOUT = 2  # raise it when what is trained changes: it is part of the fingerprint
 LONGEST = 1024  # tokens that the readers can read
 TOKENIZER_CONTEXTS = 2000  # the tokenizer learns from
-HELD_OUT = 200  # contexts the finished reader is tried on
+HELD_OUT = 200  # contexts the finished reader is measured on
 CONTEXT_WEIGHT = 0.1  # of a token of context or question in the loss; one of an answer counts 1
 # every so many contexts one is left out, so that a reader has learned to guess: what no context gives is then no babble
 WITHOUT = 16
@@ -156,7 +156,7 @@ def trained(folder: Path, recipe: dict[str, Any], distribution: ContextDistribut
     hub_logging.disable_progress_bar()  # of the shards written
     saved(model, tokenizer, qwen).save_pretrained(folder)
     tokenizer.save_pretrained(folder)
-    text, none = tried(FrozenReader(str(folder), prompt=recipe["prompt"]), held_out)
+    text, none = shares_right(FrozenReader(str(folder), prompt=recipe["prompt"]), held_out)
     log.info(
         "the tiny %s reader answers %.0f %% of new questions from the context, %.0f %% without it; %.0f s",
         recipe["architecture"],
@@ -282,7 +282,7 @@ def saved(model: Transformer, tokenizer: PreTrainedTokenizerFast, qwen: bool) ->
     return own.eval()
 
 
-def tried(reader: FrozenReader, made: list[GeneratedContext]) -> tuple[float, float]:
+def shares_right(reader: FrozenReader, made: list[GeneratedContext]) -> tuple[float, float]:
     """Shares of the first questions that are answered word for word, from the context and without it."""
     prompts, right = [reader.prompt_ids(one.asked[0][0]) for one in made], []
     for texts in ([reader.token_ids(one.context) for one in made], [[] for _ in made]):

@@ -226,8 +226,8 @@ def _checked(bins: int) -> int:
 
 def _equal_mass(values_n: np.ndarray, bins: int) -> np.ndarray:
     """(n,) bin of each value, 0 and up without gaps: by its mean rank, so that equal values meet in one bin."""
-    place_n = (rankdata(values_n) - 0.5) * _checked(bins) // len(values_n)
-    return np.unique(place_n, return_inverse=True)[1]
+    bin_n = (rankdata(values_n) - 0.5) * _checked(bins) // len(values_n)
+    return np.unique(bin_n, return_inverse=True)[1]
 
 
 def _gap(difference_n: np.ndarray, index_n: np.ndarray) -> float:

@@ -64,16 +64,16 @@ class Order:
 
     def interpolate(self, context: np.ndarray, word: np.ndarray, lower: np.ndarray) -> np.ndarray:
         """p(word | context) given that of the order below; contexts never seen hand everything down."""
-        place, seen = _find(self.contexts, context)
-        freed = np.where(seen, self.freed[place], 1.0)
-        place, found = _find(self.keys, context * self.size + word)
-        return np.where(found & seen, self.share[place], 0.0) + freed * lower
+        index, seen = _find(self.contexts, context)
+        freed = np.where(seen, self.freed[index], 1.0)
+        index, found = _find(self.keys, context * self.size + word)
+        return np.where(found & seen, self.share[index], 0.0) + freed * lower
 
 
 def _find(sorted_keys: np.ndarray, keys: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """(place of each key, whether it is there)."""
-    place = np.minimum(np.searchsorted(sorted_keys, keys), len(sorted_keys) - 1)
-    return place, sorted_keys[place] == keys
+    """(index of each key, whether it is there)."""
+    index = np.minimum(np.searchsorted(sorted_keys, keys), len(sorted_keys) - 1)
+    return index, sorted_keys[index] == keys
 
 
 class NGram:
@@ -112,8 +112,8 @@ class NGram:
                 # After a separator the one predecessor is the separator: its own count says more.
                 start = (context == (self.vocab.end + 1) * (base + 1)) & (order == 3)
                 shorter = (context % base if order == 3 else 0) * base + word
-                keys, place = np.unique(shorter, return_inverse=True)
-                counts = np.bincount(place, weights=np.where(start, counts, 1)).astype(np.int64)
+                keys, index = np.unique(shorter, return_inverse=True)
+                counts = np.bincount(index, weights=np.where(start, counts, 1)).astype(np.int64)
         return orders[::-1]
 
     def _context(self, u: np.ndarray, v: np.ndarray, order: int) -> np.ndarray:

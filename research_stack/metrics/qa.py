@@ -129,12 +129,12 @@ def first_token_at(
     require(not np.isnan(logits_BV).any(), f"logits_BV={logits_BV.shape} must not have NaN")
     require(min(ks, default=0) >= 1, f"ks={tuple(ks)} must be at least 1 each")
     places_B = np.array(
-        [_place(logits_V, ids) for logits_V, ids in zip(logits_BV, gold_ids, strict=True)], dtype=np.float64
+        [_rank(logits_V, ids) for logits_V, ids in zip(logits_BV, gold_ids, strict=True)], dtype=np.float64
     )
     return np.where(np.isnan(places_B)[:, None], np.nan, places_B[:, None] < np.array(ks))
 
 
-def _place(logits_V: np.ndarray, ids: Collection[int]) -> float:
+def _rank(logits_V: np.ndarray, ids: Collection[int]) -> float:
     """How many tokens come before the first of `ids`; NaN without any."""
     require(all(0 <= i < len(logits_V) for i in ids), f"gold_ids={sorted(ids)} must lie in 0 .. {len(logits_V) - 1}")
     if not ids:

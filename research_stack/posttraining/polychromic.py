@@ -9,7 +9,7 @@ diversity computed from sampled texts is a plain number without a gradient. Two 
 - `score`: the score function. grad E[f] = E[sum_i A_i grad ln p(y_i)] up to the factor that the advantage's scale says,
   with A_i the set-marginal advantage of f (`advantages.SetMarginal`). Unbiased.
 - `soft`: a differentiable surrogate. Each token of a completion is replaced by the mean embedding under the policy's
-  law at its place; f is the mean cosine distance of the completions' mean embeddings. The prefixes are held fixed, so
+  law there; f is the mean cosine distance of the completions' mean embeddings. The prefixes are held fixed, so
   its gradient is not that of E[f].
 
 Shapes: B pairs of the batch, P prompts of them with N completions each (B = P N), L columns, T most tokens of a
@@ -215,7 +215,7 @@ class PolychromicSFT(SFT):
         return total
 
     def soft_embeddings(self, rows: Batch) -> Tensor:
-        """(B, D): mean over a completion's places of the mean (constant) embedding under the policy's law there."""
+        """(B, D): mean over a completion's positions of the mean (constant) embedding under the policy's law there."""
         row_n, step_n, column_n = completion_columns(rows["own_prompt_length"], rows["own_completion_length"])
         hidden_BLD = self.model.read(rows["own_tokens"][:, :-1])
         exact = torch.promote_types(self.model.unembedding.dtype, torch.float32)

@@ -184,8 +184,8 @@ class _Writing:
                     going_n[stay],
                 )
                 before_n = None if before_n is None else before_n[stay]
-            places, seen = self._behind(before_n, width + step, len(token_n))
-            hidden_nD = self.model.read(token_n.unsqueeze(1), places, seen, cache)[:, 0]
+            positions, seen = self._behind(before_n, width + step, len(token_n))
+            hidden_nD = self.model.read(token_n.unsqueeze(1), positions, seen, cache)[:, 0]
         raise AssertionError("the last step returns")
 
     def _read_prompts(self, tokens_PW: Tensor) -> tuple[Tensor | None, Tensor | None]:

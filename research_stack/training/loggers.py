@@ -161,12 +161,12 @@ class Wandb(WandbLogger):
 
         if Wandb._open is not None:  # an earlier run of this process ended before its training did
             Wandb._open.finalize("failed")
-        place = RunFolder(folder)
-        config = place.read_config()
+        run_folder = RunFolder(folder)
+        config = run_folder.read_config()
         identity = re.sub(
             r"[^\w-]+",
             "-",
-            f"{config.get('name')}-{config_hash(config)}-{hashlib.sha256(str(place.path.resolve()).encode()).hexdigest()[:6]}",
+            f"{config.get('name')}-{config_hash(config)}-{hashlib.sha256(str(run_folder.path.resolve()).encode()).hexdigest()[:6]}",
         )
         mode = os.environ.get("WANDB_MODE") if offline is None else None
         if mode is None:
@@ -182,8 +182,8 @@ class Wandb(WandbLogger):
             what = f"project={project}, group={group}, tags={list(tags)}"
             raise ValueError(f"{what}: wandb refuses them ({said})") from error
         super().__init__(
-            name=f"{config.get('name')} {place.path.name}",
-            save_dir=place.path,
+            name=f"{config.get('name')} {run_folder.path.name}",
+            save_dir=run_folder.path,
             project=project,
             id=identity,
             config=config,

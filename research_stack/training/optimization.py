@@ -97,8 +97,8 @@ class Optimization:
         """
         trained = [p for p in module.parameters() if p.requires_grad]
         embeddings = {id(p) for m in module.modules() if isinstance(m, nn.Embedding) for p in m.parameters()}
-        spared = embeddings | {id(p) for group in groups or () if not group.decay for p in group.parameters}
-        decayed = {id(p) for p in trained if p.ndim >= 2 and id(p) not in spared}
+        no_decay = embeddings | {id(p) for group in groups or () if not group.decay for p in group.parameters}
+        decayed = {id(p) for p in trained if p.ndim >= 2 and id(p) not in no_decay}
         hidden = hidden_matrices(module) if self.algorithm == "muon" else []
         if self.algorithm == "muon" and not hidden:
             raise ValueError(
@@ -190,12 +190,12 @@ def require_each_once(module: nn.Module, groups: Sequence[ParameterGroup]) -> No
     require(len(set(names)) == len(names), f"groups={names} must have different names")
     for group in groups:
         require(group.factor > 0, f"factor={group.factor} of group {group.name} must be positive")
-    places: dict[int, list[str]] = {}
+    groups_of: dict[int, list[str]] = {}
     for group in groups:
         for parameter in group.parameters:
-            places.setdefault(id(parameter), []).append(group.name)
+            groups_of.setdefault(id(parameter), []).append(group.name)
     for name, parameter in module.named_parameters():
-        where = places.get(id(parameter), [])
+        where = groups_of.get(id(parameter), [])
         if parameter.requires_grad and len(where) != 1:
             raise ValueError(
                 f"groups={names} must hold each trained parameter once: {name} is in"

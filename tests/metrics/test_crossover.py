@@ -4,7 +4,7 @@ import math
 
 import pytest
 
-from research_stack.metrics.crossover import always_below_from, at_place
+from research_stack.metrics.crossover import always_below_from, value_at
 
 
 def test_from_where_on_a_curve_is_below_another():
@@ -20,7 +20,7 @@ def test_from_where_on_a_curve_is_below_another():
 
 
 def test_between_points_a_curve_is_straight_and_beyond_them_unknown():
-    assert at_place(128, (40, 80, 160, 200), (2, 4, 8, 10)) == pytest.approx(6.4)
-    assert at_place(40, (40, 80), (2, 4)) == 2 and at_place(80, (40, 80), (2, 4)) == 4
-    for place, places in ((300, (40, 80)), (39, (40, 80)), (40, (40,))):
-        assert math.isnan(at_place(place, places, range(len(places))))
+    assert value_at(128, (40, 80, 160, 200), (2, 4, 8, 10)) == pytest.approx(6.4)
+    assert value_at(40, (40, 80), (2, 4)) == 2 and value_at(80, (40, 80), (2, 4)) == 4
+    for x, xs in ((300, (40, 80)), (39, (40, 80)), (40, (40,))):
+        assert math.isnan(value_at(x, xs, range(len(xs))))

@@ -140,12 +140,12 @@ class QuestionFiles(ABC):
         """What reads a data set of the hub, or one that `save_to_disk` wrote; None where the path names files."""
         if not isinstance(self.path, str):
             return None
-        place = expanded(self.path)
-        saved = (place / "dataset_dict.json").exists() or (place / "state.json").exists()
+        path = expanded(self.path)
+        saved = (path / "dataset_dict.json").exists() or (path / "state.json").exists()
         files = (
-            place.exists()
+            path.exists()
             or is_pattern(self.path)
-            or place.is_absolute()
+            or path.is_absolute()
             or self.path.startswith((".", "~"))
             or self.path.endswith(SUFFIXES)
         )

@@ -133,7 +133,7 @@ def _require_answer(context: str, answer: str, start: int | None, where: str) ->
     if stands and answer.strip():
         return
     found = context.find(answer) if answer.strip() else -1
-    place = "" if start is None else f" at answer_start={start}"
+    at_start = "" if start is None else f" at answer_start={start}"
     there = (
         ""
         if start is None
@@ -151,7 +151,7 @@ def _require_answer(context: str, answer: str, start: int | None, where: str) ->
         else " (it is blank)"
     )
     raise Unfit(
-        f"path={where}: the answer {shown(answer)} does not stand in its context{place}{there}{elsewhere}; set"
+        f"path={where}: the answer {shown(answer)} does not stand in its context{at_start}{there}{elsewhere}; set"
         " strict=false to leave such questions out",
         "answer not in its context",
     )

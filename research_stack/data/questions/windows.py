@@ -25,7 +25,7 @@ def window(question: Question, most: int) -> Question | None:
 
     The window begins at a sentence where one that begins near enough has the answer within reach, else at a word, else
     at the answer; it ends with the last sentence that fits, else with the last word, else at the last whole character.
-    Without a place of the answer any beginning will do.
+    Without a position of the answer any beginning will do.
     """
     text = question.context.encode()
     if len(text) <= most:

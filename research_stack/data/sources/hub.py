@@ -45,21 +45,21 @@ class Hub:
 
     def check(self) -> None:
         """Raise FileNotFoundError when a path that can only be local does not exist; a name is looked up later."""
-        place = expanded(self.path)
-        if place.exists():
-            if place.is_file() and place.suffix not in BUILDERS:
+        path = expanded(self.path)
+        if path.exists():
+            if path.is_file() and path.suffix not in BUILDERS:
                 raise ValueError(
-                    f"path={self.path} has the unknown suffix '{place.suffix}'; known: {' '.join(BUILDERS)}"
+                    f"path={self.path} has the unknown suffix '{path.suffix}'; known: {' '.join(BUILDERS)}"
                 )
-            if place.is_dir() and not any(place.iterdir()):
+            if path.is_dir() and not any(path.iterdir()):
                 raise ValueError(f"path={self.path} is an empty folder")
         elif (
-            place.is_absolute()
+            path.is_absolute()
             or self.path.startswith((".", "~"))
             or self.path.count("/") > 1
-            or place.suffix in BUILDERS
+            or path.suffix in BUILDERS
         ):
-            raise FileNotFoundError(f"path={self.path} does not exist{nearest(place)}")
+            raise FileNotFoundError(f"path={self.path} does not exist{nearest(path)}")
 
     @cached_property
     def _data(self) -> Any:
@@ -67,12 +67,12 @@ class Hub:
         import datasets
         from datasets.exceptions import DatasetsError
 
-        place = expanded(self.path)
+        path = expanded(self.path)
         try:
-            if (place / "dataset_dict.json").exists() or (place / "state.json").exists():
-                loaded = datasets.load_from_disk(str(place))
-            elif place.is_file():
-                loaded = datasets.load_dataset(BUILDERS[place.suffix], data_files={self.split: str(place)})
+            if (path / "dataset_dict.json").exists() or (path / "state.json").exists():
+                loaded = datasets.load_from_disk(str(path))
+            elif path.is_file():
+                loaded = datasets.load_dataset(BUILDERS[path.suffix], data_files={self.split: str(path)})
             else:
                 loaded = datasets.load_dataset(self.path, self.name, revision=self.revision)
         except ConnectionError as error:

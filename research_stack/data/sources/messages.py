@@ -91,15 +91,19 @@ class OfTokenizer:
 
     def check(self) -> None:
         """Raise OSError or ValueError when the folder is not there or holds no chat template; loads nothing."""
-        place = expanded(self.path)
-        if not place.is_dir():
+        folder = expanded(self.path)
+        if not folder.is_dir():
             raise FileNotFoundError(
                 f"template={self.path} must be plain, chatml or the folder of a tokenizer, and there is no such"
-                f" folder{nearest(place)}"
+                f" folder{nearest(folder)}"
             )
-        config = place / "tokenizer_config.json"
+        config = folder / "tokenizer_config.json"
         named = config.exists() and '"chat_template"' in config.read_text(errors="replace")
-        if not named and not any(place.glob("chat_template.*")) and not (place / "additional_chat_templates").is_dir():
+        if (
+            not named
+            and not any(folder.glob("chat_template.*"))
+            and not (folder / "additional_chat_templates").is_dir()
+        ):
             raise ValueError(
                 f"template={self.path} has no chat template (neither chat_template.jinja nor a chat_template in"
                 " tokenizer_config.json)"
@@ -146,13 +150,13 @@ class OfTokenizer:
 
     def fingerprint(self) -> str:
         """SHA-256 of the folder's tokenizer and template files."""
-        place, digest = expanded(self.path), hashlib.sha256()
+        folder, digest = expanded(self.path), hashlib.sha256()
         for file in sorted(
             f
             for f in {
-                *place.glob("*token*"),
-                *place.rglob("chat_template*"),
-                *place.glob("additional_chat_templates/*"),
+                *folder.glob("*token*"),
+                *folder.rglob("chat_template*"),
+                *folder.glob("additional_chat_templates/*"),
             }
             if f.is_file()
         ):
@@ -295,9 +299,9 @@ def _content(turn: dict[str, Any], field: str, where: str) -> str:
         return pick(turn, field, where)
     texts = []
     for number, part in enumerate(parts, 1):
-        place = f"{where} field '{field}' part {number}"
+        at = f"{where} field '{field}' part {number}"
         if not isinstance(part, dict) or part.get("type", "text") != "text":
             kind = part.get("type") if isinstance(part, dict) else type(part).__name__
-            raise ValueError(f"path={place} is of the kind {kind!r:.60}; only text is read")
-        texts.append(pick(part, "text", place))
+            raise ValueError(f"path={at} is of the kind {kind!r:.60}; only text is read")
+        texts.append(pick(part, "text", at))
     return "".join(texts)

@@ -1,4 +1,4 @@
-"""Files found, lines decoded and records parsed, in one place for all sources. No torch.
+"""Files found, lines decoded and records parsed, in one module for all sources. No torch.
 
 An odd record is one that a source cannot use: no JSON, no UTF-8, a missing field, a value of another type, nested
 beyond reason.
@@ -144,28 +144,28 @@ def find_files(path: str, suffixes: Sequence[str]) -> list[Path]:
     Raises FileNotFoundError when nothing is there, or where a link leads nowhere; ValueError when nothing there has
     such a suffix.
     """
-    place, known = expanded(path), " ".join(suffixes)
-    if is_pattern(str(place)):
-        found = set(_matched(str(place)))
+    root, known = expanded(path), " ".join(suffixes)
+    if is_pattern(str(root)):
+        found = set(_matched(str(root)))
         files = _with_suffix(found, suffixes)
         if not files:
             raise FileNotFoundError(
                 f"path={path} matches no file that ends in {known} (it matches {len(found)} in all)"
             )
         return files
-    if place.is_dir():
+    if root.is_dir():
         files = _with_suffix(
-            (Path(folder, name) for folder, names in _folders(place) for name in names if not name.startswith(".")),
+            (Path(folder, name) for folder, names in _folders(root) for name in names if not name.startswith(".")),
             suffixes,
         )
         if not files:
             raise ValueError(f"path={path} is a folder without a file that ends in {known}")
         return files
-    if not place.exists():
-        raise FileNotFoundError(f"path={path} does not exist{nearest(place)}")
-    if not place.name.lower().endswith(tuple(suffixes)):
-        raise ValueError(f"path={path} has the unknown suffix '{place.suffix}'; known: {known}")
-    return [place]
+    if not root.exists():
+        raise FileNotFoundError(f"path={path} does not exist{nearest(root)}")
+    if not root.name.lower().endswith(tuple(suffixes)):
+        raise ValueError(f"path={path} has the unknown suffix '{root.suffix}'; known: {known}")
+    return [root]
 
 
 def find_all(path: str | list[str] | None, suffixes: Sequence[str]) -> list[Path]:

@@ -84,7 +84,7 @@ class Gist(Feature):
 
 
 class Reconstruction(Feature):
-    """The context's first bytes, all at once, each from its place and the latents: cross entropy in nats, the mean over
+    """The context's first bytes, all at once, each from position and latents: cross entropy in nats, the mean over
     a row's bytes.
 
     The best answer that knows nothing of the context, how often each byte comes, costs their entropy, logged as
@@ -108,7 +108,7 @@ class Reconstruction(Feature):
         self.chance = self.accuracy = torch.zeros(())
 
     def build_modules(self, method: LatentWire) -> None:
-        """Vectors of latents and places, and the decoder."""
+        """Vectors of latents and positions, and the decoder."""
         stream, width = generator(method.seed, "reconstruction"), self.width
         self.enter, self.out = nn.Linear(method.latent_dim, width), nn.Linear(width, 256)
         self.latent_MW, self.position_NW = (

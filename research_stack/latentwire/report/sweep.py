@@ -157,12 +157,12 @@ def differences_chart(table: SweepTable, found: Sequence[Setting], reader: str) 
     x = axis_of([0.0, *ends], "F1 less that of the baseline", margin=0.08)
     y = Axis(0.0, len(shown) + 0.7, names=("",))  # a tick without a name, at the bottom
     drawn = [Series([(0.0, y.low), (0.0, y.high)], color="var(--faint)", width=1.3, dashed=True, title="the baseline")]
-    for place, (label, one) in enumerate(shown):
+    for row, (label, one) in enumerate(shown):
         color = {1: "var(--ok)", -1: "var(--bad)", 0: "var(--c5)"}[one.sign]
         half = max(one.high - one.value, one.value - one.low) if math.isfinite(one.low) else None
         drawn.append(
             Series(
-                [(one.value, len(shown) - place - 0.2)],
+                [(one.value, len(shown) - row - 0.2)],
                 color=color,
                 line=False,
                 dots=4,

@@ -84,7 +84,7 @@ def _validated(name: str, values: Any, prompts: Sequence[str], completions: Sequ
 def _failing_pair(
     reward: Reward, prompts: Sequence[str], completions: Sequence[str], error: Exception
 ) -> tuple[int, Exception]:
-    """(place, error) of the first pair on which the reward fails alone; the first pair and the batch's error if none
+    """(index, error) of the first pair on which the reward fails alone; the first pair and the batch's error if none
     does.
     """
     for at in range(len(prompts)):

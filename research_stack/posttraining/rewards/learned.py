@@ -52,9 +52,11 @@ class Learned:
             return np.zeros(0)
         method, encoder = self._loaded
         texts = list(dict.fromkeys([*prompts, *completions]))  # prompts of a group repeat
-        places = {text: at for at, text in enumerate(texts)}
+        indices = {text: at for at, text in enumerate(texts)}
         texts_UD = encoder.embed(texts)
-        pair_n2 = np.array([[places[prompt], places[text]] for prompt, text in zip(prompts, completions, strict=True)])
+        pair_n2 = np.array(
+            [[indices[prompt], indices[text]] for prompt, text in zip(prompts, completions, strict=True)]
+        )
         features_nF = torch.from_numpy(texts_UD[pair_n2].reshape(len(pair_n2), -1)).to(self.device)
         with torch.no_grad():
             values_n = method.model(features_nF) if self.unit == "standardised" else method.predict(features_nF)
