@@ -84,8 +84,8 @@ class Gist(Feature):
 
 
 class Reconstruction(Feature):
-    """The context's first bytes, all at once, each from position and latents: cross entropy in nats, the mean over
-    a row's bytes.
+    """The context's first bytes, all at once, each from its position and the latents: cross entropy in nats, the mean
+    over a row's bytes.
 
     The best answer that knows nothing of the context, how often each byte comes, costs their entropy, logged as
     `chance`.
