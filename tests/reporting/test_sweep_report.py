@@ -2,6 +2,7 @@
 
 import copy
 import re
+from dataclasses import replace
 
 import pytest
 from sweep_pages import metrics, plotted, render, verdict
@@ -131,6 +132,12 @@ def test_it_stands_alone(sweep, tmp_path):
     loads = r"url\((?!#)|@import|https?://|<(img|link|iframe)|\bsrc=|\bhref=\"(?!(tables|figures)/|#)"
     assert not re.search(loads, text)
     assert len(text) < 1_000_000
+
+
+def test_settings_that_are_all_equal_are_said_to_be(sweep):
+    table = sweep({"a": ({"optimization.lr": 0.1}, 5.0), "b": ({"optimization.lr": 0.2}, 5.0)}, seeds=(1,))
+    equal = replace(table, metrics=["seconds"], constant={"likelihood/bound": 5.01})  # what differs is the time alone
+    assert verdict(equal) == "2 runs, and bound is 5.01 in all of them."
 
 
 def test_within_two_standard_errors_is_said(sweep):
